@@ -1,0 +1,160 @@
+"""Files that appear whole or not at all, and know what they were made from.
+
+Every artefact is written aside as `NAME.part`, synced and renamed; a run that is killed leaves
+either the finished file or nothing that a reader would take for it. Tables carry the hash of
+their inputs in their metadata, so that a resumed run knows whether a file is still good.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cropi.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MADE_FROM = b"cropi.made_from"
+
+
+def fingerprint(*parts: object) -> str:
+    """Return a short hash of JSON-able values; equal values give equal hashes on any machine."""
+    text = json.dumps(parts, sort_keys=True, default=str, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_hash(path: Path) -> str:
+    """Return a short content hash of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def folder_hash(folder: Path, patterns: tuple[str, ...]) -> str:
+    """Return a short hash over the names and contents of the files that match."""
+    files = sorted({f for p in patterns for f in folder.glob(p)})
+    return fingerprint([(f.name, file_hash(f)) for f in files])
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Yield a path to write to; on success it is synced and renamed to `path`.
+
+    Raises InputError if the place cannot be written.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        with part.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        part.unlink(missing_ok=True) if not part.is_dir() else None
+
+
+def unwritable(path: Path, error: OSError) -> InputError:
+    """Return the error for a place that cannot be written."""
+    reason = error.strerror or str(error)
+    return InputError(
+        f"cannot write {path}: {reason}; choose a directory that exists and that you may write to, "
+        "with space left on its disk"
+    )
+
+
+@contextmanager
+def folder_written_aside(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill; on success it takes the name `folder` in one rename."""
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    yield part
+    for file in part.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically."""
+    with written_aside(path) as part:
+        part.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write a JSONL file atomically."""
+    with written_aside(path) as part:
+        part.write_text("".join(json.dumps(r, ensure_ascii=False, default=str) + "\n" for r in rows))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a JSONL file; a missing file has no lines."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+
+
+def write_table(path: Path, table: pa.Table, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a Parquet file atomically, `metadata` added to the schema's."""
+    import pyarrow.parquet as pq
+
+    known = dict(table.schema.metadata or {})
+    known.update({k.encode(): v.encode() for k, v in (metadata or {}).items()})
+    with written_aside(path) as part:
+        pq.write_table(table.replace_schema_metadata(known), part, compression="zstd")
+
+
+def read_table(path: Path) -> pa.Table:
+    """Read a Parquet file.
+
+    Raises InputError if it is missing, empty or not Parquet.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    require_file(path)
+    try:
+        return pq.read_table(path, partitioning=None)
+    except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} is not a readable Parquet file: {reason}") from error
+
+
+def require_file(path: Path) -> None:
+    """Raise InputError unless `path` is a file with something in it."""
+    if not path.is_file():
+        raise InputError(f"{path} does not exist or is no file; give the path of an existing file")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty (0 bytes); give a file with at least one row")
+
+
+def table_metadata(table: pa.Table) -> dict[str, str]:
+    """Return the table's metadata that cropi wrote, decoded."""
+    found = table.schema.metadata or {}
+    return {k.decode(): v.decode() for k, v in found.items() if k.startswith(b"cropi.")}
+
+
+def is_current(path: Path, made_from: str) -> bool:
+    """Whether a Parquet artefact exists and was made from the inputs with this fingerprint."""
+    import pyarrow.parquet as pq
+
+    if not path.exists():
+        return False
+    metadata = pq.read_schema(path).metadata or {}
+    return bool(metadata.get(MADE_FROM, b"").decode() == made_from)

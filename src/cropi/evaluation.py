@@ -1,0 +1,165 @@
+"""Evaluation: pass@1 and pass@k of a policy on any number of sets, in one generation pass.
+
+A curve needs an evaluation every few steps, so the prompts are encoded once (`EvaluationSets`) and
+all sets share their batches. A response that could not be judged is no wrong answer: it leaves the
+mean and is counted by status.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import comb
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cropi.errors import InputError
+from cropi.prompts.encoding import encode_all
+from cropi.rollouts.collect import Judge, judge_completions
+from cropi.rollouts.engine import Completion, RolloutEngine, require_context
+from cropi.rollouts.statistics import as_passes
+from cropi.schema import EvaluationResult, Prompt, Sampling
+from cropi.verifiers.base import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSets:
+    """Named sets of prompts with their token ids, ready to be evaluated again and again."""
+
+    names: list[str]
+    prompts: list[list[Prompt]]
+    encoded: list[list[list[int]]]
+    tokenizer: Any
+
+    @classmethod
+    def prepare(
+        cls,
+        tokenizer: Any,
+        sets: Mapping[str, Sequence[Prompt]],
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> EvaluationSets:
+        """Encode every prompt once.
+
+        Raises InputError if a set has no prompts.
+        """
+        for name, prompts in sets.items():
+            if not prompts:
+                raise InputError(f"evaluation set {name} has no prompts; give it some or remove it")
+        encoded = [encode_all(tokenizer, prompts, template_kwargs) for prompts in sets.values()]
+        return cls(list(sets), [list(prompts) for prompts in sets.values()], encoded, tokenizer)
+
+    def evaluate(
+        self,
+        engine: RolloutEngine,
+        judge: Judge,
+        sampling: Sampling,
+        samples: int,
+        k: Sequence[int],
+        seed: int,
+        threshold: float | None = None,
+    ) -> list[EvaluationResult]:
+        """Return one result a set; see the function `evaluate`."""
+        _require_samples(samples, k)
+        prompts = [prompt for group in self.prompts for prompt in group]
+        encoded = [ids for group in self.encoded for ids in group]
+        named = [(prompt.prompt_id, ids) for prompt, ids in zip(prompts, encoded, strict=True)]
+        require_context(named, sampling.max_new_tokens, engine.context)
+        sampled = engine.generate(encoded, sampling, samples, seed)
+        judged = judge_completions(judge, self.tokenizer, prompts, sampled)
+        results, start = [], 0
+        for name, members in zip(self.names, self.prompts, strict=True):
+            place = slice(start, start + len(members))
+            results.append(_result(name, judged[place], k, threshold))
+            start += len(members)
+        return results
+
+
+def evaluate(
+    engine: RolloutEngine,
+    tokenizer: Any,
+    sets: Mapping[str, Sequence[Prompt]],
+    judge: Judge,
+    sampling: Sampling,
+    samples: int,
+    k: Sequence[int],
+    seed: int,
+    template_kwargs: Mapping[str, Any] | None = None,
+    threshold: float | None = None,
+) -> list[EvaluationResult]:
+    """Evaluate a policy on every set.
+
+    `pass_at[k]` is the mean over prompts of the unbiased estimate from `samples` responses; with
+    graded rewards and no `threshold`, of the expected best of k. Timeouts and errors are counted
+    in `statuses` and leave the mean; a prompt with fewer than k judged responses leaves pass@k,
+    which is NaN if none is left. `tokens` counts sampled tokens.
+
+    Args:
+        engine: samples from the policy.
+        tokenizer: the policy's.
+        sets: prompts by the name of their set.
+        judge: rewards the responses' texts.
+        sampling: a temperature of 0 is greedy decoding, which is worth one sample.
+        samples: responses for each prompt.
+        k: the k of pass@k, each at most `samples`.
+        seed: of the sampling.
+        template_kwargs: arguments of the chat template.
+        threshold: the reward at which a response passes; default: rewards are graded.
+
+    Raises:
+        InputError: a set is empty, a k exceeds `samples`, or a prompt exceeds the context.
+    """
+    prepared = EvaluationSets.prepare(tokenizer, sets, template_kwargs)
+    return prepared.evaluate(engine, judge, sampling, samples, k, seed, threshold)
+
+
+def best_of(rewards: NDArray[np.float64], k: int) -> float:
+    """Return the unbiased estimate of the expected best reward among k responses.
+
+    With r_1 <= ... <= r_n it is sum_i r_i C(i-1, k-1) / C(n, k): the share of k-subsets in which
+    r_i is the best. For rewards of 0 and 1 that is pass@k, 1 - C(n-c, k) / C(n, k) with c passes
+    (Chen et al., arXiv 2107.03374, eq. 1); for k = 1 it is the mean. NaN if n < k.
+    """
+    n = len(rewards)
+    if n < k:
+        return float("nan")
+    ordered, subsets = np.sort(rewards).tolist(), comb(n, k)
+    # Exact integers first: the binomials overflow floats long before their ratio does.
+    return float(sum(r * (comb(i, k - 1) / subsets) for i, r in enumerate(ordered) if r))
+
+
+def _require_samples(samples: int, k: Sequence[int]) -> None:
+    """Raise InputError unless pass@k can be estimated for every k."""
+    if not k or min(k) < 1 or max(k) > samples:
+        raise InputError(
+            f"evaluation k {list(k)} needs values between 1 and samples ({samples}); lower k or "
+            "raise evaluation.samples"
+        )
+
+
+def _result(
+    name: str,
+    judged: Sequence[Sequence[tuple[Completion, str, Verdict]]],
+    k: Sequence[int],
+    threshold: float | None,
+) -> EvaluationResult:
+    """Sum up one set."""
+    rewards = [
+        as_passes(np.array([v.reward for *_, v in group if v.status == "ok"], float), threshold)
+        for group in judged
+    ]
+    return EvaluationResult(
+        set=name,
+        prompts=len(judged),
+        pass_at={each: _mean([best_of(r, each) for r in rewards]) for each in k},
+        tokens=sum(len(completion.ids) for group in judged for completion, *_ in group),
+        statuses=dict(Counter(v.status for group in judged for *_, v in group)),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Return the mean of the values that are there, NaN if none is."""
+    known = [value for value in values if value == value]
+    return float(np.mean(known)) if known else float("nan")

@@ -1,0 +1,125 @@
+"""The off-policy objective of one prompt, as pure tensors (DESIGN section 2).
+
+    J(s) = 1/K sum_k 1/|y_k| sum_t rho_kt A_k,    rho_kt = pi(y_kt | ...) / beta(y_kt | ...)
+
+Nothing here knows of models or batches: log-probs go in, one number a group comes out. The
+gradient follows the paper's first-order surrogate: ratios carry gradient, advantages do not.
+Everything is float64, because the tensors are small and exp() of a log-ratio is not forgiving.
+
+Shape legend: R responses of all groups together, T tokens (padded), G groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cropi.config import ObjectiveConfig
+
+ADVANTAGE_EPSILON = 1e-4
+
+
+@dataclass(frozen=True)
+class ResponseTensors:
+    """What the objective needs of the responses, beside the policy's log-probs.
+
+    `behaviour_RT` float64 log-probs of the sampler, in nats; `mask_RT` bool, true on real tokens;
+    `rewards_R` float64; `group_R` int64, the group each response belongs to, in [0, groups).
+    """
+
+    behaviour_RT: Tensor
+    mask_RT: Tensor
+    rewards_R: Tensor
+    group_R: Tensor
+    groups: int
+
+    @property
+    def lengths_R(self) -> Tensor:
+        """Tokens of each response, as float64."""
+        return self.mask_RT.sum(1).to(torch.float64)
+
+    def group_sum(self, values_R: Tensor) -> Tensor:
+        """Sum a value a response over each group -> [G]."""
+        return values_R.new_zeros(self.groups).index_add(0, self.group_R, values_R)
+
+    def group_mean(self, values_R: Tensor, weights_R: Tensor) -> Tensor:
+        """Weighted mean of a value a response over each group -> [G]."""
+        return self.group_sum(values_R * weights_R) / self.group_sum(weights_R)
+
+
+def advantages(responses: ResponseTensors, weights_R: Tensor, scale_by_std: bool) -> Tensor:
+    """Group-relative advantages A_R = (r - mean) / (std + 1e-4), std with K - 1.
+
+    `weights_R` are ones, or the sequence ratios where mean and std are self-normalised; weights
+    of one give the plain sample mean and std.
+    """
+    mean_G = responses.group_mean(responses.rewards_R, weights_R)
+    centred_R = responses.rewards_R - mean_G[responses.group_R]
+    if not scale_by_std:
+        return centred_R
+    count_G = responses.group_sum(torch.ones_like(centred_R))
+    variance_G = responses.group_mean(centred_R.square(), weights_R)
+    std_G = (variance_G * count_G / (count_G - 1)).sqrt()
+    return centred_R / (std_G[responses.group_R] + ADVANTAGE_EPSILON)
+
+
+def objective(logp_RT: Tensor, responses: ResponseTensors, config: ObjectiveConfig) -> Tensor:
+    """Return J [G] of each group; differentiable in `logp_RT` float64 [R, T].
+
+    `constant_length` must be set where `normalisation` is "constant".
+    """
+    mask_RT = responses.mask_RT.to(logp_RT.dtype)
+    log_ratio_RT = (logp_RT - responses.behaviour_RT) * mask_RT
+    sequence_R = (log_ratio_RT.sum(1) / responses.lengths_R).exp()
+    weights_R = sequence_R.detach() if config.self_normalised else torch.ones_like(sequence_R)
+    advantages_R1 = advantages(responses, weights_R, config.scale_by_std).unsqueeze(1)
+    surrogate_RT = _surrogate(logp_RT, log_ratio_RT, sequence_R, advantages_R1, config)
+    return _normalise((surrogate_RT * mask_RT).sum(1), responses, config)
+
+
+def _surrogate(
+    logp_RT: Tensor,
+    log_ratio_RT: Tensor,
+    sequence_R: Tensor,
+    advantages_R1: Tensor,
+    config: ObjectiveConfig,
+) -> Tensor:
+    """The term of each token, before any averaging."""
+    if config.ratio == "none":
+        return logp_RT * advantages_R1
+    if config.ratio == "token":
+        ratio_RT = log_ratio_RT.exp()
+    else:
+        ratio_RT = sequence_R.unsqueeze(1).expand_as(log_ratio_RT)
+    surrogate_RT = ratio_RT * advantages_R1
+    if config.clip is None:
+        return surrogate_RT
+    clipped_RT = ratio_RT.clamp(1 - config.clip.low, 1 + config.clip.high) * advantages_R1
+    return torch.minimum(surrogate_RT, clipped_RT)
+
+
+def _normalise(sums_R: Tensor, responses: ResponseTensors, config: ObjectiveConfig) -> Tensor:
+    """Average the token sums of the responses within each group."""
+    if config.normalisation == "token":
+        return responses.group_sum(sums_R) / responses.group_sum(responses.lengths_R)
+    if config.normalisation == "constant":
+        assert config.constant_length is not None, "constant normalisation needs its length"
+        means_R = sums_R / config.constant_length
+    else:
+        means_R = sums_R / responses.lengths_R
+    return responses.group_sum(means_R) / responses.group_sum(torch.ones_like(means_R))
+
+
+def token_weights(
+    logp_RT: Tensor, responses: ResponseTensors, config: ObjectiveConfig
+) -> Tensor:
+    """Return dJ/dlogp, float64 [R, T]: the weight of each token's score function.
+
+    The groups' objectives do not share responses, so one backward through their sum serves all.
+    """
+    leaf_RT = logp_RT.detach().to(torch.float64).requires_grad_(True)
+    with torch.enable_grad():
+        (weights_RT,) = torch.autograd.grad(objective(leaf_RT, responses, config).sum(), leaf_RT)
+    return weights_RT

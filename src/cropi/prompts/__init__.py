@@ -1,0 +1,24 @@
+"""Prompts: loaded from anywhere, recognised in any common format, unique, and split cleanly.
+
+`pool.load_prompt_sets` is the way in; `encoding.encode` is the one place that turns a prompt into
+token ids. Importing this package loads neither torch nor pyarrow nor datasets.
+"""
+
+from cropi.prompts.encoding import drop_overlong, encode, encode_all, trl_row
+from cropi.prompts.loaders import load_source
+from cropi.prompts.notes import PromptNotes
+from cropi.prompts.pool import PromptSets, load_prompt_sets
+from cropi.prompts.store import read_prompts, write_prompts
+
+__all__ = [
+    "PromptNotes",
+    "PromptSets",
+    "drop_overlong",
+    "encode",
+    "encode_all",
+    "load_prompt_sets",
+    "load_source",
+    "read_prompts",
+    "trl_row",
+    "write_prompts",
+]

@@ -1,0 +1,110 @@
+"""The one place where a prompt becomes token ids.
+
+Rollouts, gradients, training and evaluation must see the same tokens, and TRL's GRPOTrainer makes
+its own; `encode` gives exactly those: the chat template once for `messages`, never for text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from cropi.errors import InputError
+from cropi.schema import Prompt
+
+if TYPE_CHECKING:
+    from cropi.prompts.pool import PromptSets
+
+
+def encode(
+    tokenizer: Any, prompt: Prompt, template_kwargs: Mapping[str, Any] | None = None
+) -> list[int]:
+    """Return the token ids of a prompt, as TRL's GRPOTrainer would make them.
+
+    Raises InputError if the prompt is a chat and the tokenizer has no chat template.
+    """
+    if prompt.messages is None:
+        return list(tokenizer(prompt.prompt)["input_ids"])
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError(
+            f"prompt {prompt.prompt_id!r} is a chat and the tokenizer of "
+            f"{getattr(tokenizer, 'name_or_path', '') or 'the model'} has no chat template; choose "
+            "an instruct model, or give the prompts as text"
+        )
+    encoded = tokenizer.apply_chat_template(
+        conversation=[dict(m) for m in prompt.messages],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        **(template_kwargs or {}),
+    )
+    return list(encoded["input_ids"])
+
+
+def encode_all(
+    tokenizer: Any, prompts: Sequence[Prompt], template_kwargs: Mapping[str, Any] | None = None
+) -> list[list[int]]:
+    """Return the token ids of every prompt, in order; raises as `encode` does."""
+    return [encode(tokenizer, prompt, template_kwargs) for prompt in prompts]
+
+
+def drop_overlong(
+    tokenizer: Any,
+    sets: PromptSets,
+    max_tokens: int,
+    overlong: Literal["error", "drop"] = "error",
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> PromptSets:
+    """Return the sets without prompts of more than `max_tokens` tokens, counted in the notes.
+
+    Raises InputError if there is such a prompt and `overlong` is "error", or a set becomes empty.
+    """
+    notes = replace(sets.notes, overlong={}, sizes=dict(sets.notes.sizes))
+    kept: dict[str, list[Prompt]] = {}
+    for name, prompts in sets.named().items():
+        lengths = [len(ids) for ids in encode_all(tokenizer, prompts, template_kwargs)]
+        fits = [p for p, n in zip(prompts, lengths, strict=True) if n <= max_tokens]
+        if len(fits) < len(prompts):
+            _refuse(name, prompts, lengths, max_tokens, all_dropped=not fits, overlong=overlong)
+            notes.overlong[name] = len(prompts) - len(fits)
+        kept[name] = fits
+        notes.sizes[name] = len(fits)
+    return replace(
+        sets,
+        pool=kept["pool"],
+        validation={name: kept[f"validation {name}"] for name in sets.validation},
+        test={name: kept[f"test {name}"] for name in sets.test},
+        notes=notes,
+    )
+
+
+def _refuse(
+    name: str,
+    prompts: Sequence[Prompt],
+    lengths: Sequence[int],
+    max_tokens: int,
+    *,
+    all_dropped: bool,
+    overlong: Literal["error", "drop"],
+) -> None:
+    """Raise InputError where overlong prompts may not, or cannot, simply be dropped."""
+    if overlong == "drop" and not all_dropped:
+        return
+    place = next(i for i, n in enumerate(lengths) if n > max_tokens)
+    over = sum(n > max_tokens for n in lengths)
+    mend = "raise prompts.max_tokens or lower rollouts.max_new_tokens"
+    if overlong == "error":
+        mend = f"set prompts.overlong=drop, or {mend}"
+    raise InputError(
+        f"{over} of {len(prompts)} prompts of the set {name} are over {max_tokens} tokens (the "
+        f"first is {prompts[place].prompt_id!r} with {lengths[place]}); {mend}"
+    )
+
+
+def trl_row(prompt: Prompt) -> dict[str, Any]:
+    """Return the prompt as a row of TRL's prompt-only format, with its id to tell it by."""
+    text: Any = prompt.prompt
+    if prompt.messages is not None:
+        text = [dict(m) for m in prompt.messages]
+    return {"prompt": text, "prompt_id": prompt.prompt_id}

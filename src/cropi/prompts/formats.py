@@ -1,0 +1,241 @@
+"""From a row of some dataset to a `Prompt`: our own rows, TRL's, verl's, or columns by name.
+
+Recognition goes by columns alone, in this order: the names given in the config, verl's
+`reward_model`, then the usual names of questions and answers. Whatever the prompt's own fields do
+not hold stays in `extra`, so that a reward function finds every column it had before.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from cropi.config import PromptSource
+from cropi.errors import InputError
+from cropi.prompts.values import as_text, plain
+from cropi.schema import Message, Prompt, content_id
+
+QUESTION_COLUMNS = ("prompt", "messages", "question", "problem")
+ANSWER_COLUMNS = ("answer", "solution", "ground_truth", "target")
+ID_COLUMNS = ("prompt_id", "id")
+
+Row = dict[str, Any]
+
+
+def to_prompt(row: Mapping[str, Any], source: PromptSource, where: str, fallback: str) -> Prompt:
+    """Turn one row into a prompt.
+
+    `where` names file and row in errors; `fallback` is the `source` of a row that names none.
+    Raises InputError if the row holds no question, no answer, or one of the wrong type.
+    """
+    cells = _cells(row, where)
+    question_column, question = _question(cells, source, where)
+    answer = _answer(cells, source, where)
+    text, messages = _shape(question, source, f"{where}, column {question_column!r}")
+    name = _source_name(cells, source, fallback)
+    extra = _extra(cells, question_column, answer, name)
+    prompt_id = _given_id(cells, where)
+    made = Prompt(prompt_id or "", answer, name, text, messages, extra)
+    if prompt_id is not None:
+        return made
+    return Prompt(content_id(made.content, answer, name), answer, name, text, messages, extra)
+
+
+def _cells(row: Mapping[str, Any], where: str) -> Row:
+    """Return the row's cells that hold something, as plain values."""
+    cells: Row = {}
+    for column, value in row.items():
+        try:
+            cell = plain(value)
+        except TypeError as error:
+            raise InputError(
+                f"{where}: column {column!r} holds {error}, which JSON cannot hold; remove it"
+            ) from None
+        if cell is not None:
+            cells[str(column)] = cell
+    return cells
+
+
+def _columns(cells: Row) -> str:
+    return ", ".join(sorted(cells)) or "none"
+
+
+def _question(cells: Row, source: PromptSource, where: str) -> tuple[str, Any]:
+    """Return the question and the column it stands in."""
+    wanted = (source.prompt,) if source.prompt else QUESTION_COLUMNS
+    column = next((c for c in wanted if c in cells), None)
+    if column is None:
+        raise InputError(
+            f"{where} has no question in column {' or '.join(wanted)} (columns found: "
+            f"{_columns(cells)}); fill it, or name the right column with `prompt:` in the config"
+        )
+    return column, cells[column]
+
+
+def _answer(cells: Row, source: PromptSource, where: str) -> str:
+    """Return the answer's text, cut out by `answer_regex` where there is one."""
+    column, value = _raw_answer(cells, source)
+    text = as_text(value).strip() if value is not None else ""
+    if not text:
+        wanted = source.answer or " or ".join((*ANSWER_COLUMNS, "reward_model.ground_truth"))
+        raise InputError(
+            f"{where} has no answer in column {wanted} (columns found: {_columns(cells)}); "
+            "fill it, or name the right column with `answer:` in the config"
+        )
+    if source.answer_regex is None:
+        return text
+    return _cut(source.answer_regex, text, where, column)
+
+
+def _raw_answer(cells: Row, source: PromptSource) -> tuple[str, Any]:
+    if source.answer:
+        return source.answer, cells.get(source.answer)
+    judged = cells.get("reward_model")
+    if isinstance(judged, dict) and judged.get("ground_truth") is not None:
+        return "reward_model", judged["ground_truth"]
+    column = next((c for c in ANSWER_COLUMNS if c in cells), ANSWER_COLUMNS[0])
+    # A reasoning-gym task with many right answers states none: its entry is what judges.
+    return column, cells.get(column, "any" if _judged_by_entry(cells) else None)
+
+
+def _judged_by_entry(cells: Row) -> bool:
+    extra = cells.get("extra")
+    return isinstance(extra, dict) and "reasoning_gym" in extra
+
+
+def _cut(pattern: str, text: str, where: str, column: str) -> str:
+    """Return the first group of the pattern's first match."""
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise InputError(
+            f"answer_regex {pattern!r} is no regular expression ({error}); mend it"
+        ) from None
+    if compiled.groups < 1:
+        raise InputError(
+            f"answer_regex {pattern!r} has no group; put the answer's part in parentheses"
+        )
+    match = compiled.search(text)
+    found = (match.group(1) or "").strip() if match else ""
+    if not found:
+        raise InputError(
+            f"{where}: answer_regex {pattern!r} finds nothing in column {column!r} "
+            f"(value {_short(text)}); mend the regex or the row"
+        )
+    return found
+
+
+def _short(value: Any, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[:limit] + "..."
+
+
+def _shape(
+    question: Any, source: PromptSource, where: str
+) -> tuple[str | None, tuple[Message, ...] | None]:
+    """Return (text, None) or (None, messages), with template, system and chat applied."""
+    if isinstance(question, str):
+        text = _templated(_nonempty(question, where), source)
+        if source.system is None and not source.chat:
+            return text, None
+        if source.chat is False:
+            raise InputError(
+                f"{where}: `system: {_short(source.system)}` makes the prompt a chat and "
+                "`chat: false` forbids it; remove one of them"
+            )
+        return None, (*_system(source), {"role": "user", "content": text})
+    if source.chat is False:
+        raise InputError(f"{where} holds messages, and `chat: false` wants text; remove `chat`")
+    return None, _chat(_messages(question, where), source)
+
+
+def _templated(text: str, source: PromptSource) -> str:
+    return source.template.replace("{prompt}", text) if source.template else text
+
+
+def _system(source: PromptSource) -> tuple[Message, ...]:
+    return ({"role": "system", "content": source.system},) if source.system is not None else ()
+
+
+def _chat(messages: list[Message], source: PromptSource) -> tuple[Message, ...]:
+    """Apply the template to the last message, and let the config's system message lead."""
+    if source.system is not None:
+        messages = [m for m in messages if m["role"] != "system"]
+    *earlier, last = messages
+    templated = {"role": last["role"], "content": _templated(last["content"], source)}
+    return (*_system(source), *earlier, templated)
+
+
+def _messages(value: Any, where: str) -> list[Message]:
+    if not isinstance(value, list) or not value:
+        raise InputError(
+            f"{where} holds {_short(value)}; give text or a list of {{role, content}} messages"
+        )
+    messages = [_message(m, where) for m in value]
+    if messages[-1]["role"] == "assistant":
+        raise InputError(
+            f"{where}: the last message is the assistant's; end the prompt with the user's message"
+        )
+    _nonempty(messages[-1]["content"], where)
+    return messages
+
+
+def _message(value: Any, where: str) -> Message:
+    cells = {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else {}
+    if set(cells) != {"role", "content"} or not all(isinstance(v, str) for v in cells.values()):
+        raise InputError(
+            f"{where} holds the message {_short(value)}; give each one text `role` and one text "
+            "`content`, and nothing else"
+        )
+    return {"role": cells["role"], "content": cells["content"]}
+
+
+def _nonempty(text: str, where: str) -> str:
+    if not text.strip():
+        raise InputError(f"{where} holds an empty prompt; fill it or remove the row")
+    return text
+
+
+def _source_name(cells: Row, source: PromptSource, fallback: str) -> str:
+    """Return the verifier's key; a name in the config is the user's last word."""
+    if source.source is not None:
+        return source.source
+    named = cells.get("data_source", cells.get("source"))
+    return named if isinstance(named, str) and named else fallback
+
+
+def _given_id(cells: Row, where: str) -> str | None:
+    column = next((c for c in ID_COLUMNS if c in cells), None)
+    if column is None:
+        return None
+    value = cells[column]
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise InputError(
+            f"{where}: column {column!r} holds {_short(value)}; give a text or a whole number"
+        )
+    return str(value)
+
+
+def _extra(cells: Row, question_column: str, answer: str, source: str) -> Row:
+    """Return every cell that the prompt's own fields do not hold as it stood.
+
+    `reward_model` stays: besides the answer it holds the style and the answer's own type.
+    """
+    own = {"answer": answer, "source": source, "data_source": source}
+    id_column = next((c for c in ID_COLUMNS if c in cells), None)
+    consumed = {question_column, id_column, "extra"}
+    kept = {c: v for c, v in cells.items() if c not in consumed and own.get(c) != v}
+    return {**_given_extra(cells.get("extra")), **kept}
+
+
+def _given_extra(value: Any) -> Row:
+    """Return the contents of an `extra` column: an object, or its JSON text as we store it."""
+    try:
+        value = json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError:
+        return {"extra": value}
+    if value is None or isinstance(value, dict):
+        return value or {}
+    return {"extra": value}

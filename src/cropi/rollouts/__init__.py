@@ -1,0 +1,22 @@
+"""Rollouts: sampled once, stored with everything that later stages need, never re-tokenised.
+
+`load_engine` finds the sampler, `collect` drives it, `read_rollouts` and `write_rollouts` are the
+store. Importing this package loads neither torch nor transformers.
+"""
+
+from cropi.rollouts.collect import collect
+from cropi.rollouts.engine import Completion, RolloutEngine, load_engine
+from cropi.rollouts.statistics import RolloutStatistics, rollout_statistics
+from cropi.rollouts.store import read_rollouts, read_side_columns, write_rollouts
+
+__all__ = [
+    "Completion",
+    "RolloutEngine",
+    "RolloutStatistics",
+    "collect",
+    "load_engine",
+    "read_rollouts",
+    "read_side_columns",
+    "rollout_statistics",
+    "write_rollouts",
+]

@@ -1,0 +1,206 @@
+"""The data contracts: what a prompt, a rollout, a score and a selection are.
+
+Field names here are public API: they are the columns of every Parquet file that cropi reads or
+writes. This module needs neither torch nor pyarrow, so that the command line can start with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+RewardStatus = Literal["ok", "timeout", "error"]
+FinishReason = Literal["stop", "length"]
+Message = Mapping[str, str]
+
+ROLLOUT_COLUMNS = (
+    "prompt_id",
+    "response_index",
+    "prompt_ids",
+    "response_ids",
+    "logprobs",
+    "text",
+    "finish_reason",
+    "reward",
+    "reward_status",
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "policy_name",
+    "policy_revision",
+    "policy_step",
+    "exact",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One task: what the model reads, what it should answer, and who judges it.
+
+    Exactly one of `prompt` (plain text, never templated) and `messages` (chat, the tokenizer's
+    template applied once) is set. `source` names the verifier; `extra` holds every other column.
+    """
+
+    prompt_id: str
+    answer: str
+    source: str
+    prompt: str | None = None
+    messages: tuple[Message, ...] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert (self.prompt is None) != (self.messages is None), "one of prompt and messages"
+
+    @property
+    def content(self) -> str:
+        """The text of the prompt, for reading, normalised comparison and content hashes."""
+        if self.prompt is not None:
+            return self.prompt
+        return "\n".join(f"{m['role']}: {m['content']}" for m in self.messages or ())
+
+
+def content_id(content: str, answer: str, source: str) -> str:
+    """Return the stable id of a prompt that was given none: a hash of what it says."""
+    text = json.dumps([content, answer, source], ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How responses are drawn; 1.0 / 1.0 / 0 is the model's own distribution.
+
+    `temperature` divides the logits, `top_p` in (0, 1] and `top_k` (0 = off) cut the tail, and
+    the log-probs stored with a response are those of the renormalised distribution. A
+    temperature of 0 means greedy decoding (evaluation only).
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyIdentity:
+    """Which weights sampled a response."""
+
+    name: str
+    revision: str = ""
+    step: int = 0
+
+
+@dataclass(slots=True)
+class Response:
+    """One sampled response: token ids are data, nothing ever re-tokenises `text`.
+
+    `ids` int32 [T] includes the EOS token where it was sampled; `logprobs` float32 [T] are the
+    sampler's, in nats. `reward` is NaN unless `reward_status` is "ok".
+    """
+
+    ids: NDArray[np.int32]
+    logprobs: NDArray[np.float32]
+    text: str = ""
+    finish_reason: FinishReason = "stop"
+    reward: float = float("nan")
+    reward_status: RewardStatus = "ok"
+
+    @property
+    def usable(self) -> bool:
+        """Whether the response counts in its group: judged, and not empty (DESIGN section 2)."""
+        return self.reward_status == "ok" and len(self.ids) > 0
+
+
+@dataclass(slots=True)
+class RolloutGroup:
+    """All responses of one prompt, with the behaviour policy that sampled them."""
+
+    prompt_id: str
+    prompt_ids: NDArray[np.int32]
+    responses: list[Response]
+    sampling: Sampling = field(default_factory=Sampling)
+    policy: PolicyIdentity = field(default_factory=lambda: PolicyIdentity("unknown"))
+    seed: int = 0
+    exact: bool = True
+
+    @property
+    def usable(self) -> list[Response]:
+        """The responses that enter means, advantages and gradients."""
+        return [r for r in self.responses if r.usable]
+
+    @property
+    def rewards(self) -> NDArray[np.float64]:
+        """Rewards [K] of the usable responses."""
+        return np.array([r.reward for r in self.usable], dtype=np.float64)
+
+    @property
+    def informative(self) -> bool:
+        """Whether the group has a gradient: two usable responses or more, rewards not all equal."""
+        rewards = self.rewards
+        return len(rewards) >= 2 and float(rewards.max()) > float(rewards.min())
+
+    @property
+    def tokens(self) -> int:
+        """Sampled tokens in the group."""
+        return sum(len(r.ids) for r in self.responses)
+
+
+@dataclass(slots=True)
+class ScoreTable:
+    """Influence of each informative prompt on each validation set.
+
+    `cosines[name]` is float32 [P], aligned with `prompt_ids` and `norms` (float32 [P], the
+    gradient's L2 norm). `pool_size` counts the whole pool, uninformative prompts included: a
+    selection ratio is a share of it. `skipped` counts prompts without a score by reason.
+    """
+
+    prompt_ids: list[str]
+    cosines: dict[str, NDArray[np.float32]]
+    norms: NDArray[np.float32]
+    pool_size: int
+    skipped: dict[str, int] = field(default_factory=dict)
+    identity: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Selection:
+    """The chosen prompts, best first, with the rank each validation set gave them (0 = none)."""
+
+    prompt_ids: list[str]
+    scores: NDArray[np.float64]
+    ranks: dict[str, NDArray[np.int32]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        assert len(set(self.prompt_ids)) == len(self.prompt_ids), "a prompt was selected twice"
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationResult:
+    """Accuracy of one policy on one set: `pass_at[k]` is the unbiased pass@k over `n` prompts."""
+
+    set: str
+    prompts: int
+    pass_at: Mapping[int, float]
+    tokens: int
+    statuses: Mapping[str, int] = field(default_factory=dict)
+
+
+def derive_seed(seed: int, *path: str | int) -> int:
+    """Return the 31-bit seed of one component, from the run's seed and the component's name.
+
+    Components with different names draw independently, and adding one changes no other.
+    """
+    text = "/".join([str(seed), *map(str, path)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") >> 1
+
+
+def unique(values: Sequence[str]) -> bool:
+    """Whether no value stands twice."""
+    return len(set(values)) == len(values)

@@ -1,0 +1,71 @@
+"""The interface of a selection strategy, and what it may look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cropi.schema import ScoreTable, Selection
+
+Scoring = Literal["stage", "once", "never"]
+
+
+@dataclass(frozen=True)
+class SelectionContext:
+    """What a strategy sees before a stage.
+
+    `prompt_ids` is the whole pool; `pass_rate` and `variance` float64 [n] of the rewards and
+    `informative` bool [n] are aligned with it. `count` is how many to choose, `scores` the
+    influence under the current policy where the strategy asked for it. `seed` is the stage's.
+    """
+
+    prompt_ids: Sequence[str]
+    pass_rate: NDArray[np.float64]
+    variance: NDArray[np.float64]
+    informative: NDArray[np.bool_]
+    count: int
+    stage: int = 0
+    seed: int = 0
+    scores: ScoreTable | None = None
+    fusion_constant: float = 0.0
+
+
+class Strategy(Protocol):
+    """Chooses prompts.
+
+    `scoring` says when influence is needed: before every stage, once (under the first policy,
+    the same scores at every stage), or never.
+    """
+
+    scoring: Scoring
+
+    def select(self, context: SelectionContext) -> Selection:
+        """Return at most `context.count` prompts (the full strategy: all), best first."""
+
+
+def selection_size(ratio: float, pool_size: int) -> int:
+    """n = max(1, floor(ratio * |D|)), |D| the whole pool (DESIGN section 2).
+
+    The tiny slack keeps 0.1 * 5160 from becoming 515 through binary rounding.
+    """
+    return max(1, int(ratio * pool_size + 1e-9))
+
+
+def best_by(
+    context: SelectionContext, score: NDArray[np.float64], allowed: NDArray[np.bool_]
+) -> Selection:
+    """The allowed prompts of highest score; equal scores in an order drawn from the seed."""
+    draw = np.random.default_rng(context.seed).permutation(len(context.prompt_ids))
+    order = np.lexsort((draw, -score))
+    chosen = order[allowed[order]][: context.count]
+    notes = shortfall(len(chosen), context.count, "prompts qualify")
+    return Selection([context.prompt_ids[i] for i in chosen], score[chosen], notes=notes)
+
+
+def shortfall(found: int, wanted: int, what: str) -> list[str]:
+    """A note where fewer prompts were to be had than wanted."""
+    return [f"only {found} of the wanted {wanted} {what}; all were taken"] if found < wanted else []

@@ -1,0 +1,18 @@
+"""The baseline of the paper's claim: train on everything."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cropi.schema import Selection
+from cropi.selection.base import Scoring, SelectionContext
+
+
+class Full:
+    """The whole pool, in its own order; the ratio does not apply."""
+
+    scoring: Scoring = "never"
+
+    def select(self, context: SelectionContext) -> Selection:
+        """Take every prompt."""
+        return Selection(list(context.prompt_ids), np.ones(len(context.prompt_ids)))

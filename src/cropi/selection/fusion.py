@@ -1,0 +1,52 @@
+"""Reciprocal-rank fusion of the validation sets' rankings (DESIGN section 2, the paper's c = 0).
+
+Each set ranks all scored prompts by cosine and keeps its top n; a prompt's fused score is the
+sum of 1 / (c + rank) over the sets in whose top n it is. Ties go by prompt id.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cropi.schema import ScoreTable, Selection
+from cropi.selection.base import shortfall
+
+
+def fuse(scores: ScoreTable, count: int, constant: float = 0.0) -> Selection:
+    """Return the `count` prompts of highest fused score, with each set's rank (from 1; 0 = none)."""
+    ids = np.array(scores.prompt_ids)
+    ranks = {name: _ranks(cosine, ids, count) for name, cosine in scores.cosines.items()}
+    fused = np.zeros(len(ids))
+    for rank in ranks.values():
+        listed = rank > 0
+        fused[listed] += 1.0 / (constant + rank[listed])
+    order = np.lexsort((ids, -fused))
+    chosen = order[fused[order] > 0][:count]
+    return Selection(
+        prompt_ids=[str(i) for i in ids[chosen]],
+        scores=fused[chosen],
+        ranks={name: rank[chosen] for name, rank in ranks.items()},
+        notes=_notes(scores, chosen, count),
+    )
+
+
+def _ranks(cosine: np.ndarray, ids: np.ndarray, count: int) -> np.ndarray:
+    """Rank of each prompt in one set's top `count`, int32 from 1, 0 outside it."""
+    order = np.lexsort((ids, -cosine.astype(np.float64)))[:count]
+    ranks = np.zeros(len(ids), dtype=np.int32)
+    ranks[order] = np.arange(1, len(order) + 1)
+    return ranks
+
+
+def negative_influence(scores: ScoreTable, chosen: np.ndarray) -> int:
+    """How many of the chosen help no validation set: every cosine is below zero."""
+    best = np.max([cosine[chosen] for cosine in scores.cosines.values()], axis=0)
+    return int((best < 0).sum())
+
+
+def _notes(scores: ScoreTable, chosen: np.ndarray, count: int) -> list[str]:
+    notes = shortfall(len(chosen), count, "prompts are informative")
+    negative = negative_influence(scores, chosen) if len(chosen) else 0
+    if negative:
+        notes.append(f"{negative} of the {len(chosen)} selected have negative influence on every set")
+    return notes

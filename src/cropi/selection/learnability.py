@@ -1,0 +1,16 @@
+"""Learnability: prompts whose rewards vary most, p (1 - p) for rewards of 0 and 1."""
+
+from __future__ import annotations
+
+from cropi.schema import Selection
+from cropi.selection.base import Scoring, SelectionContext, best_by
+
+
+class Learnability:
+    """Highest reward variance under the start policy; equal ones in a fresh order a stage."""
+
+    scoring: Scoring = "never"
+
+    def select(self, context: SelectionContext) -> Selection:
+        """Score by variance."""
+        return best_by(context, context.variance, context.informative)

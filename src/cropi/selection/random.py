@@ -1,0 +1,19 @@
+"""The baseline that any method has to beat: a fresh uniform draw a stage."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cropi.schema import Selection
+from cropi.selection.base import Scoring, SelectionContext, best_by
+
+
+class Random:
+    """Uniform over the whole pool, uninformative prompts included."""
+
+    scoring: Scoring = "never"
+
+    def select(self, context: SelectionContext) -> Selection:
+        """Draw without replacement."""
+        count = len(context.prompt_ids)
+        return best_by(context, np.zeros(count), np.ones(count, dtype=bool))

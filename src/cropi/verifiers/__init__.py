@@ -1,0 +1,24 @@
+"""Verifiers: a reward for a response, computed outside the main process, with a deadline.
+
+`Judge` is the way in. Every built-in verifier is one file with one callable; the user's own
+functions come in TRL's or verl's signature. Importing this package loads neither torch nor
+transformers, and the worker process that judges does not either.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from cropi.verifiers.base import Verdict, Verifier
+
+if TYPE_CHECKING:
+    from cropi.verifiers.judge import Judge
+
+__all__ = ["Judge", "Verdict", "Verifier"]
+
+
+def __getattr__(name: str) -> Any:
+    # The worker imports this package too, and starts twice as fast without the judge's config.
+    if name == "Judge":
+        from cropi.verifiers.judge import Judge
+
+        return Judge
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

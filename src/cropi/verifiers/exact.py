@@ -1,0 +1,10 @@
+"""`exact`: the response is the answer, character for character, but for outer whitespace."""
+
+from __future__ import annotations
+
+from cropi.schema import Prompt
+
+
+def verify(prompt: Prompt, completion: str) -> float:
+    """Return 1.0 if the response equals the answer after stripping both, else 0.0."""
+    return float(completion.strip() == prompt.answer.strip())

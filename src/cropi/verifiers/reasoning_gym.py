@@ -1,0 +1,42 @@
+"""`reasoning_gym`: the graded score that a reasoning-gym task gives a response."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from cropi.prompts.gym import open_task, thawed
+from cropi.schema import Prompt
+from cropi.verifiers.answers import last_boxed, last_tagged
+
+
+class ReasoningGymVerifier:
+    """Scores by the task that made the prompt; its entry travels in `extra`."""
+
+    def __init__(self) -> None:
+        # Imported here, so that the import does not count towards a response's deadline.
+        import reasoning_gym  # noqa: F401
+
+        self._tasks: dict[str, Any] = {}
+
+    def __call__(self, prompt: Prompt, completion: str) -> float:
+        """Return the task's score in [0, 1] for the <answer>, the box, or the whole response.
+
+        Raises ValueError if the prompt was not made by a reasoning-gym task.
+        """
+        kept = prompt.extra.get("reasoning_gym")
+        if not isinstance(kept, dict):
+            raise ValueError(
+                f"prompt {prompt.prompt_id!r} has no reasoning-gym entry in its extra column"
+            )
+        stated = last_tagged(completion)
+        stated = last_boxed(completion) if stated is None else stated
+        answer = completion.strip() if stated is None else stated
+        return float(self._task(kept).score_answer(answer, thawed(kept)))
+
+    def _task(self, kept: dict[str, Any]) -> Any:
+        """Return the task's scorer, made once for each set of options."""
+        key = json.dumps([kept["task"], kept["options"]], sort_keys=True)
+        if key not in self._tasks:
+            self._tasks[key] = open_task(kept["task"], 1, 0, kept["options"])
+        return self._tasks[key]

@@ -1,0 +1,158 @@
+"""The user's own reward function, in TRL's or in verl's signature, told apart by its parameters.
+
+TRL:  `f(prompts, completions, completion_ids, **columns) -> list[float | None]`
+verl: `compute_score(data_source, solution_str, ground_truth, extra_info=None) -> float | dict`
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from cropi.errors import InputError
+from cropi.schema import Prompt
+
+SIGNATURES = (
+    "TRL's f(prompts, completions, **columns) -> list[float] or verl's "
+    "compute_score(data_source, solution_str, ground_truth, extra_info=None) -> float"
+)
+
+
+def load_function(spec: str) -> UserVerifier:
+    """Load `file.py:function` or `package.module:function`.
+
+    Raises InputError if it is not there or has neither signature, and whatever importing it raises.
+    """
+    place, _, name = spec.rpartition(":")
+    module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    function: Any = module
+    for part in name.split("."):
+        function = getattr(function, part, None)
+    if not callable(function):
+        known = [n for n, v in vars(module).items() if inspect.isfunction(v) and n[0] != "_"]
+        raise InputError(
+            f"verifier {spec!r}: {place} has no function {name!r}; "
+            f"it has {', '.join(known) or 'none'}"
+        )
+    return UserVerifier(spec, function)
+
+
+def _load_file(path: Path) -> ModuleType:
+    """Import a file under a name of its own; its folder serves its imports, last of all."""
+    name = f"cropi_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.path.append(str(path.parent))
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses and pickles look their module up by name.
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class UserVerifier:
+    """Calls a user's function the way its own trainer would."""
+
+    def __init__(self, spec: str, function: Callable[..., Any]) -> None:
+        self._function = function
+        parameters = inspect.signature(function).parameters
+        self._any_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        self._names = {n for n, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+        is_trl, is_verl = "completions" in self._names, "solution_str" in self._names
+        if is_trl == is_verl or inspect.isclass(function):
+            raise InputError(
+                f"verifier {spec!r} has the parameters ({', '.join(parameters)}), and a reward "
+                f"function is {SIGNATURES}; rename its parameters"
+            )
+        self._call = self._call_trl if is_trl else self._call_verl
+
+    def __call__(self, prompt: Prompt, completion: str) -> float:
+        """Return the function's reward; see `judge_tokens`."""
+        return self.judge_tokens(prompt, completion, None)
+
+    def judge_tokens(
+        self, prompt: Prompt, completion: str, token_ids: Sequence[int] | None
+    ) -> float:
+        """Return the function's reward.
+
+        Raises TypeError on a result that is no number, and whatever the function raises.
+        """
+        return as_number(self._call(prompt, completion, token_ids))
+
+    def _call_trl(self, prompt: Prompt, completion: str, token_ids: Sequence[int] | None) -> Any:
+        """Call with a group of one. Without token ids the argument is absent, never made up."""
+        columns = {"prompt_id": prompt.prompt_id, **prompt.extra}
+        columns |= {"answer": prompt.answer, "source": prompt.source}
+        arguments = {name: [value] for name, value in columns.items()}
+        arguments |= _trl_texts(prompt, completion)
+        if token_ids is not None:
+            arguments["completion_ids"] = [list(token_ids)]
+        rewards = self._result(arguments | _TRL_CALLBACKS)
+        if isinstance(rewards, str | bytes | Mapping) or not hasattr(rewards, "__len__"):
+            raise TypeError(f"the function returned {rewards!r}, not a list with one reward")
+        if len(rewards) != 1:
+            raise TypeError(f"the function returned {len(rewards)} rewards for 1 completion")
+        return rewards[0]
+
+    def _call_verl(self, prompt: Prompt, completion: str, token_ids: Sequence[int] | None) -> Any:
+        judged = prompt.extra.get("reward_model")
+        raw = judged.get("ground_truth") if isinstance(judged, Mapping) else None
+        arguments = {
+            "data_source": prompt.extra.get("data_source", prompt.source),
+            "solution_str": completion,
+            "ground_truth": prompt.answer if raw is None or isinstance(raw, str) else raw,
+            "extra_info": prompt.extra.get("extra_info", dict(prompt.extra)),
+        }
+        result = self._result(arguments)
+        return result.get("score") if isinstance(result, Mapping) else result
+
+    def _result(self, arguments: Mapping[str, Any]) -> Any:
+        """Call with the arguments that the function takes, and await it where it is async."""
+        taken = {k: v for k, v in arguments.items() if self._any_name or k in self._names}
+        result = self._function(**taken)
+        return _awaited(result) if inspect.isawaitable(result) else result
+
+
+def _awaited(result: Awaitable[Any]) -> Any:
+    import asyncio
+
+    async def wait() -> Any:
+        return await result
+
+    return asyncio.run(wait())
+
+
+def _ignore(*_: Any, **__: Any) -> None:
+    """Stand in for TRL's logging callbacks: there is no trainer here to log to."""
+
+
+_TRL_CALLBACKS: dict[str, Any] = {
+    "trainer_state": None,
+    "log_extra": _ignore,
+    "log_metric": _ignore,
+}
+
+
+def _trl_texts(prompt: Prompt, completion: str) -> dict[str, list[Any]]:
+    """Return `prompts` and `completions` as TRL gives them: messages where the prompt is a chat."""
+    if prompt.messages is None:
+        return {"prompts": [prompt.prompt], "completions": [completion]}
+    spoken = [{"role": "assistant", "content": completion}]
+    return {"prompts": [[dict(m) for m in prompt.messages]], "completions": [spoken]}
+
+
+def as_number(value: Any) -> float:
+    """Return a reward as a float. Raises TypeError on None, text and anything without a value."""
+    if value is None or isinstance(value, str | bytes):
+        raise TypeError(f"the function returned {value!r}, not a number")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"the function returned {value!r}, not a number") from None

@@ -1,0 +1,166 @@
+"""A collection loses nothing: not to a kill, not to a judge that fails, not to reordering."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cropi.artifacts import file_hash, table_metadata
+from cropi.artifacts import read_table as read_parquet
+from cropi.errors import InputError
+from cropi.models import Policy
+from cropi.rollouts.collect import collect
+from cropi.rollouts.engine import Completion
+from cropi.rollouts.store import read_rollouts
+from cropi.rollouts.transformers_engine import TransformersEngine
+from cropi.schema import PolicyIdentity, Prompt, Sampling
+from cropi.verifiers.base import Verdict
+
+TEXTS = ["a1+2=", "c:", "s321=", "b12-9=", "x1*2=", "m1,2=", "g1?2="]
+SAMPLING = Sampling(temperature=1.2, max_new_tokens=6)
+
+
+def prompts() -> list[Prompt]:
+    return [Prompt(f"id {text}", "3", "exact", prompt=text) for text in TEXTS]
+
+
+class LengthJudge:
+    """Rewards by the text alone; what starts with a digit times out."""
+
+    def judge(
+        self,
+        items: Sequence[tuple[Prompt, str]],
+        token_ids: Sequence[Sequence[int]] | None = None,
+    ) -> list[Verdict]:
+        assert token_ids is not None and len(token_ids) == len(items)
+        return [
+            Verdict(0.0, "timeout") if text[:1].isdigit() else Verdict(len(text) / 8, "ok")
+            for _, text in items
+        ]
+
+
+@dataclass
+class Watched:
+    """An engine that counts its calls and is killed before the one numbered `dies_at`."""
+
+    engine: TransformersEngine
+    dies_at: int = 1000
+    calls: list[int] = field(default_factory=list)
+
+    @property
+    def context(self) -> int:
+        return self.engine.context
+
+    def generate(
+        self, prompt_ids: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
+    ) -> list[list[Completion]]:
+        if len(self.calls) == self.dies_at:
+            raise KeyboardInterrupt
+        self.calls.append(len(prompt_ids))
+        return self.engine.generate(prompt_ids, sampling, n, seed)
+
+
+def run(policy: Policy, out: Path, engine: Any = None, **changes: Any) -> Path:
+    arguments: dict[str, Any] = {
+        "engine": engine or TransformersEngine(policy, 8),
+        "tokenizer": policy.tokenizer,
+        "prompts": prompts(),
+        "judge": LengthJudge(),
+        "sampling": SAMPLING,
+        "responses": 4,
+        "seed": 5,
+        "out": out,
+        "identity": PolicyIdentity("tiny", "r1", 2),
+        "made_from": "inputs 1",
+        "chunk": 2,
+    }
+    return collect(**{**arguments, **changes})
+
+
+def test_killed_after_chunk_two_and_resumed_gives_the_same_bytes(
+    policy: Policy, tmp_path: Path
+) -> None:
+    whole = run(policy, tmp_path / "whole.parquet")
+    out = tmp_path / "killed.parquet"
+    with pytest.raises(KeyboardInterrupt):
+        run(policy, out, Watched(TransformersEngine(policy, 8), dies_at=2))
+    assert not out.exists()
+    engine = Watched(TransformersEngine(policy, 8))
+    run(policy, out, engine)
+    assert engine.calls == [2, 1], "two of four chunks were already there"
+    assert file_hash(out) == file_hash(whole)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["killed.parquet", "whole.parquet"]
+
+
+def test_groups_stand_in_the_prompts_order_with_all_that_was_sampled(
+    policy: Policy, tmp_path: Path
+) -> None:
+    out = run(policy, tmp_path / "r.parquet")
+    groups = read_rollouts(out)
+    assert [g.prompt_id for g in groups] == [p.prompt_id for p in prompts()]
+    for group, text in zip(groups, TEXTS, strict=True):
+        assert group.prompt_ids.tolist() == policy.tokenizer(text)["input_ids"]
+        assert (group.sampling, group.seed) == (SAMPLING, 5)
+        assert group.policy == PolicyIdentity("tiny", "r1", 2)
+        assert len(group.responses) == 4
+        for response in group.responses:
+            decoded = policy.tokenizer.decode(response.ids, skip_special_tokens=True)
+            assert response.text == decoded
+            assert (response.reward_status == "timeout") == decoded[:1].isdigit()
+            assert np.isnan(response.reward) == (response.reward_status == "timeout")
+    assert table_metadata(read_parquet(out))["cropi.made_from"] == "inputs 1"
+
+
+def test_a_finished_file_is_kept_and_one_made_from_something_else_is_replaced(
+    policy: Policy, tmp_path: Path
+) -> None:
+    out = run(policy, tmp_path / "r.parquet")
+    engine = Watched(TransformersEngine(policy, 8))
+    run(policy, out, engine)
+    assert engine.calls == []
+    run(policy, out, engine, made_from="inputs 2", seed=6)
+    assert engine.calls == [2, 2, 2, 1]
+
+
+def test_parts_made_from_something_else_are_not_used(policy: Policy, tmp_path: Path) -> None:
+    out = tmp_path / "r.parquet"
+    with pytest.raises(KeyboardInterrupt):
+        run(policy, out, Watched(TransformersEngine(policy, 8), dies_at=2), seed=1, made_from="old")
+    engine = Watched(TransformersEngine(policy, 8))
+    run(policy, out, engine)
+    assert engine.calls == [2, 2, 2, 1]
+    assert file_hash(out) == file_hash(run(policy, tmp_path / "fresh.parquet"))
+
+
+def test_progress_counts_prompts_and_includes_what_was_there(
+    policy: Policy, tmp_path: Path
+) -> None:
+    seen: list[tuple[int, int]] = []
+    run(policy, tmp_path / "r.parquet", progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(2, 7), (4, 7), (6, 7), (7, 7)]
+
+
+def test_bad_prompts_and_places_are_refused_before_anything_is_sampled(
+    policy: Policy, tmp_path: Path
+) -> None:
+    engine = Watched(TransformersEngine(policy, 8))
+    long = [Prompt("long", "", "exact", prompt="1" * 43)]
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"prompts": long}, "prompt long has 43 tokens, .* context of 48"),
+        ({"prompts": prompts()[:2] * 2}, "stands twice"),
+        ({"prompts": []}, "no prompts"),
+        ({"prompts": [Prompt("blank", "", "exact", prompt="")]}, "prompt blank has no tokens"),
+    ]
+    for changes, message in cases:
+        with pytest.raises(InputError, match=message):
+            run(policy, tmp_path / "r.parquet", engine, **changes)
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(InputError, match="cannot write"):
+        run(policy, blocked / "r.parquet", engine)
+    assert engine.calls == []
