@@ -59,7 +59,8 @@ class Reader:
         items: Sequence[tuple[Prompt, str]],
         token_ids: Sequence[Sequence[int]] | None = None,
     ) -> list[Verdict]:
-        assert token_ids is not None and len(token_ids) == len(items)
+        assert token_ids is not None
+        assert len(token_ids) == len(items)
         nan = float("nan")
         outcomes = {"t": Verdict(nan, "timeout"), "e": Verdict(nan, "error", "no answer")}
         return [outcomes.get(text) or Verdict(int(text) / 9, "ok") for _, text in items]

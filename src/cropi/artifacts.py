@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,7 @@ def file_hash(path: Path) -> str:
 def folder_hash(folder: Path, patterns: tuple[str, ...]) -> str:
     """Return a short hash over the names and contents of the files that match."""
     files = sorted({f for p in patterns for f in folder.glob(p)})
-    return fingerprint([(f.name, file_hash(f)) for f in files])
+    return fingerprint([(f.relative_to(folder).as_posix(), file_hash(f)) for f in files])
 
 
 @contextmanager
@@ -61,7 +61,9 @@ def written_aside(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
-        part.unlink(missing_ok=True) if not part.is_dir() else None
+        # A place that cannot be written may refuse this too; the first error is the one to tell.
+        with suppress(OSError):
+            part.unlink()
 
 
 def unwritable(path: Path, error: OSError) -> InputError:
@@ -82,32 +84,39 @@ def folder_written_aside(folder: Path) -> Iterator[Path]:
         part.mkdir(parents=True)
     except OSError as error:
         raise unwritable(folder, error) from error
-    yield part
-    for file in part.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(part, folder)
+    try:
+        yield part
+        for file in part.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
     with written_aside(path) as part:
-        part.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+        part.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write a JSONL file atomically."""
+    text = "".join(json.dumps(r, ensure_ascii=False, default=str) + "\n" for r in rows)
     with written_aside(path) as part:
-        part.write_text("".join(json.dumps(r, ensure_ascii=False, default=str) + "\n" for r in rows))
+        part.write_text(text, encoding="utf-8", newline="\n")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read a JSONL file; a missing file has no lines."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    # Not splitlines(): a JSON string may hold U+2028, U+0085 and other marks that end a line there.
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line.strip()]
 
 
 def write_table(path: Path, table: pa.Table, metadata: Mapping[str, str] | None = None) -> None:

@@ -59,12 +59,16 @@ class PromptSource(Section):
     answer_regex: str | None = Field(
         None, description="its first group is the answer, e.g. '#### (.+)' for GSM8K"
     )
-    template: str | None = Field(None, description="text around the question: '{prompt}' stands for it")
+    template: str | None = Field(
+        None, description="text around the question: '{prompt}' stands for it"
+    )
     system: str | None = Field(None, description="a system message; makes the prompt a chat")
     chat: bool | None = Field(None, description="true: text questions become one user message")
     source: str | None = Field(None, description="the name that picks the verifier")
     limit: Count | None = Field(None, description="keep this many rows, drawn with the run's seed")
-    size: Count | None = Field(None, description="rows to generate (reasoning-gym; pocket: a skill)")
+    size: Count | None = Field(
+        None, description="rows to generate (reasoning-gym; pocket: a skill)"
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> PromptSource:
@@ -157,7 +161,8 @@ class ObjectiveConfig(Section):
     )
     clip: ClipConfig | None = Field(None, description="PPO's clipped minimum; default: no clipping")
     normalisation: Literal["sequence", "token", "constant"] = Field(
-        "sequence", description="mean a response (GRPO), a group's tokens (DAPO), constant (Dr.GRPO)"
+        "sequence",
+        description="mean a response (GRPO), a group's tokens (DAPO), constant (Dr.GRPO)",
     )
     constant_length: Count | None = Field(
         None, description="the divisor of `constant`; default: the rollouts' max_new_tokens"
@@ -229,6 +234,9 @@ class TrainingConfig(Section):
         None, description="default: as the rollouts"
     )
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "float32", description="of the trained weights; bf16 weights lose small updates"
+    )
     grpo: dict[str, Any] = Field(
         default_factory=dict, description="anything else for TRL's GRPOConfig"
     )
@@ -245,7 +253,8 @@ class EvaluationConfig(Section):
     k: list[Count] = Field(default_factory=lambda: [1], description="the k of pass@k")
     max_new_tokens: Count | None = Field(None, description="default: as the rollouts")
     targeted: list[str] | None = Field(
-        None, description="test sets that count as targeted; default: those named as a validation set"
+        None,
+        description="test sets that count as targeted; default: those named as a validation set",
     )
 
     @model_validator(mode="after")
@@ -312,7 +321,9 @@ class RunConfig(Section):
 def presets() -> list[str]:
     """Return the names of the configs that ship with cropi."""
     folder = resources.files("cropi") / "presets"
-    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+    return sorted(
+        p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml")
+    )
 
 
 def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -343,10 +354,10 @@ def to_yaml(config: RunConfig) -> str:
 def _read_yaml(source: str) -> dict[str, Any]:
     path = Path(source)
     if source in presets() and not path.is_file():
-        text = (resources.files("cropi") / "presets" / f"{source}.yaml").read_text()
+        text = (resources.files("cropi") / "presets" / f"{source}.yaml").read_text(encoding="utf-8")
     elif path.is_file():
         try:
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"config {source} cannot be read as text: {error}") from None
     else:
@@ -357,7 +368,9 @@ def _read_yaml(source: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(f"config {source} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise InputError(
+            f"config {source} is not valid YAML: {' '.join(str(error).split())}"
+        ) from None
     if not isinstance(values, dict):
         raise InputError(f"config {source} holds no settings; it needs at least model and prompts")
     return values

@@ -76,7 +76,9 @@ class DirectionConsumer:
         self, shapes: Mapping[str, tuple[int, ...]], weights: np.ndarray, device: torch.device
     ) -> None:
         self.weights = torch.from_numpy(weights).float().to(device)
-        self.halves = {name: torch.zeros(2, math.prod(s), device=device) for name, s in shapes.items()}
+        self.halves = {
+            name: torch.zeros(2, math.prod(s), device=device) for name, s in shapes.items()
+        }
 
     def consume(self, name: str, index_P: Tensor, gradient: Tensor) -> None:
         """Add one parameter's gradients to the halves they belong to."""
@@ -214,7 +216,9 @@ class InfluenceScorer:
         """
         self.tokens = 0
         kept = _require_informative("the pool", pool)
-        informative = {n: _require_informative(f"validation set {n}", g) for n, g in targets.items()}
+        informative = {
+            n: _require_informative(f"validation set {n}", g) for n, g in targets.items()
+        }
         score = self._exact if self.sketch is None else self._sketched
         cosines_PV, norms_P, trust = score(kept.groups, informative)
         table = ScoreTable(
@@ -246,14 +250,18 @@ class InfluenceScorer:
         report = self.extractor.run(groups, consumers, advance)  # type: ignore[arg-type]
         self.tokens += report.tokens
 
-    def _weights(self, name: str, groups: list[RolloutGroup]) -> tuple[np.ndarray, np.ndarray | None]:
+    def _weights(
+        self, name: str, groups: list[RolloutGroup]
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Weight of each validation prompt in gbar, and the norms where they had to be known."""
         count = len(groups)
         if self.target == "mean":
             return np.full(count, 1 / count), None
         norms = NormConsumer(count)
         self._stream(f"norms of {name}", groups, norms)
-        return 1 / (count * np.maximum(norms.norms, np.finfo(np.float64).tiny)), norms.norms
+        # A gradient that cancels exactly has no direction: it adds nothing, and is not 0/0.
+        lengths = np.where(norms.norms > 0, norms.norms, np.inf)
+        return 1 / (count * lengths), norms.norms
 
     def _exact(
         self, pool: list[RolloutGroup], targets: Mapping[str, Pass]

@@ -22,13 +22,14 @@ def find_plugin(kind: str, name: str, builtin: Mapping[str, str]) -> Any:
         hint = f"did you mean {close[0]!r}?" if close else "your own is package.module:object"
         raise InputError(f"unknown {kind} {name!r}; allowed: {', '.join(sorted(builtin))}; {hint}")
     try:
-        return getattr(importlib.import_module(module_name), attribute)
+        module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise InputError(
             f"{kind} {name!r}: no module named {error.name!r}; install it or put its folder on "
             "PYTHONPATH"
         ) from error
-    except AttributeError as error:
+    if not hasattr(module, attribute):
         raise InputError(
             f"{kind} {name!r}: module {module_name} has no {attribute!r}; check the spelling"
-        ) from error
+        )
+    return getattr(module, attribute)

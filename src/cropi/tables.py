@@ -16,9 +16,17 @@ RESERVED = ("prompt_id", "norm")
 
 
 def write_scores(path: Path, scores: ScoreTable, metadata: dict[str, str] | None = None) -> None:
-    """Write one row an informative prompt: prompt_id, norm, one float32 cosine a target."""
+    """Write one row an informative prompt: prompt_id, norm, one float32 cosine a target.
+
+    Raises InputError if a target is called like one of the other columns.
+    """
     import pyarrow as pa
 
+    if taken := sorted(set(RESERVED) & set(scores.cosines)):
+        raise InputError(
+            f"a validation set cannot be called {taken[0]!r}, which is a column of its own in "
+            f"{path}; give it another name"
+        )
     columns: dict[str, Any] = {
         "prompt_id": pa.array(scores.prompt_ids, pa.string()),
         "norm": pa.array(scores.norms, pa.float32()),

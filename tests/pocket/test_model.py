@@ -37,10 +37,7 @@ def greedy_accuracy(model: Any, tokenizer: Any, skill: str, count: int) -> float
 
 def test_tokenizer_round_trips_every_prompt_and_answer(tokenizer: Any) -> None:
     texts = [
-        text
-        for skill in SKILLS.values()
-        for prompt in list(skill.prompts())[::7]
-        for text in (prompt, skill.answer(prompt))
+        text for row in rows("test", per_skill=1000) for text in (row["prompt"], row["answer"])
     ]
     encoded = tokenizer(texts)["input_ids"]
     assert all(len(ids) == len(text) for ids, text in zip(encoded, texts, strict=True))

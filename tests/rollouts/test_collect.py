@@ -37,7 +37,8 @@ class LengthJudge:
         items: Sequence[tuple[Prompt, str]],
         token_ids: Sequence[Sequence[int]] | None = None,
     ) -> list[Verdict]:
-        assert token_ids is not None and len(token_ids) == len(items)
+        assert token_ids is not None
+        assert len(token_ids) == len(items)
         return [
             Verdict(0.0, "timeout") if text[:1].isdigit() else Verdict(len(text) / 8, "ok")
             for _, text in items

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -255,3 +257,10 @@ def test_an_empty_table_and_a_file_that_is_none_are_refused(tmp_path: Path) -> N
         read_rollouts(text)
     with pytest.raises(InputError, match="does not exist"):
         read_rollouts(tmp_path / "nowhere.parquet")
+
+
+def test_the_store_loads_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys, cropi.rollouts; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cropi.config import ObjectiveConfig
 from cropi.gradients.batching import PreparedGroup, collate
-from cropi.gradients.objective import objective
+from cropi.gradients.objective import token_weights
 
 
 def response_logprobs(
@@ -33,25 +33,31 @@ def prompt_gradient(
     group: PreparedGroup,
     config: ObjectiveConfig,
 ) -> dict[str, Tensor]:
-    """Gradient of J of one prompt by name, in the parameters' shapes and at least fp32."""
+    """Gradient of J of one prompt by name, in the parameters' shapes and at least fp32.
+
+    Each response has a backward of its own, weighted by dJ/dlogp: left to autograd, the sum over
+    the responses of a bf16 model would be taken in bf16.
+    """
     device = next(iter(parameters.values())).device
     responses = collate([group], share_prefix=False, device=device).responses
     prompt = torch.as_tensor(group.prompt_ids, dtype=torch.int64, device=device)
-    longest = responses.mask_RT.shape[1]
-    logps = []
+    total = {name: torch.zeros_like(p, dtype=wide_dtype(p)) for name, p in parameters.items()}
     with torch.enable_grad():
+        logps = []
         for response in group.responses:
             ids = torch.as_tensor(response.ids, dtype=torch.int64, device=device)
-            logp = response_logprobs(model, prompt, ids, group.temperature).to(torch.float64)
-            logps.append(nn.functional.pad(logp, (0, longest - len(ids))))
-        total = objective(torch.stack(logps), responses, config).sum()
-        found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
-    return {
-        name: torch.zeros_like(parameter, dtype=torch.float32) if g is None else widen(g)
-        for (name, parameter), g in zip(parameters.items(), found, strict=True)
-    }
+            logps.append(response_logprobs(model, prompt, ids, group.temperature))
+        logp_RT = nn.utils.rnn.pad_sequence([logp.detach() for logp in logps], batch_first=True)
+        weights_RT = token_weights(logp_RT, responses, config)
+        for logp, weights in zip(logps, weights_RT, strict=True):
+            own = weights[: len(logp)].to(logp.dtype)
+            found = torch.autograd.grad(logp, list(parameters.values()), own, allow_unused=True)
+            for name, gradient in zip(parameters, found, strict=True):
+                if gradient is not None:
+                    total[name] += gradient
+    return total
 
 
-def widen(values: Tensor) -> Tensor:
+def wide_dtype(values: Tensor) -> torch.dtype:
     """At least fp32."""
-    return values if values.dtype == torch.float64 else values.float()
+    return torch.float64 if values.dtype == torch.float64 else torch.float32

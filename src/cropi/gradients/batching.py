@@ -78,14 +78,11 @@ class Row:
         """Input ids of the row."""
         return np.concatenate([self.prompt_ids, *(ids[:-1] for ids in self.continuations)])
 
-    def positions(self, length: int) -> np.ndarray:
-        """Position ids: every response continues where the prompt ends; padding just counts on."""
-        start = len(self.prompt_ids)
-        positions = np.arange(length)
-        for ids in self.continuations[:-1]:
-            positions[start + len(ids) - 1 :] -= len(ids) - 1
-            start += len(ids) - 1
-        return positions
+    def positions(self) -> np.ndarray:
+        """Position ids: every response continues where the prompt ends."""
+        prompt = len(self.prompt_ids)
+        own = [np.arange(prompt, prompt + len(ids) - 1) for ids in self.continuations]
+        return np.concatenate([np.arange(prompt), *own])
 
     def blocks(self) -> np.ndarray:
         """The block of each position: 0 the prompt, 1.. the responses."""
@@ -185,7 +182,7 @@ def collate(groups: Sequence[PreparedGroup], share_prefix: bool, device: torch.d
     return Batch(
         index_P=tensor(np.array([g.index for g in groups], dtype=np.int64)),
         input_ids_NL=tensor(_pad([r.tokens() for r in rows], 0, length)),
-        position_ids_NL=tensor(np.stack([r.positions(length) for r in rows])),
+        position_ids_NL=tensor(_positions(rows, length, share_prefix)),
         mask_N1LL=tensor(_block_mask(rows, length)) if share_prefix else None,
         rows_PK=tensor(_members(np.array([r.slot for r in rows]), len(groups))),
         predictors_S=tensor(predictors),
@@ -207,6 +204,18 @@ def _rows(groups: Sequence[PreparedGroup], share_prefix: bool) -> list[Row]:
         else:
             rows.extend(Row(slot, group.prompt_ids, [ids]) for ids in group.distinct)
     return rows
+
+
+def _positions(rows: Sequence[Row], length: int, share_prefix: bool) -> np.ndarray:
+    """Position ids [N, L].
+
+    Without a mask padding counts on, which models recognise as plain causal rows. A shared row is
+    longer than any response in it, so its padding is at 0: counting on could leave the table of
+    a model with learned positions.
+    """
+    if not share_prefix:
+        return np.tile(np.arange(length), (len(rows), 1))
+    return _pad([row.positions() for row in rows], 0, length)
 
 
 def _predictions(

@@ -10,16 +10,17 @@ response token, and their gradient is written down (weight x (onehot - softmax) 
 instead of being derived.
 
 A model with layers that no rule covers, or whose fast gradients disagree with plain autograd on
-the first prompt, takes the slow path (`autograd.py`), with a warning that says why.
+a short prompt, takes the slow path (`autograd.py`), with a warning that says why.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -44,6 +45,10 @@ from cropi.schema import RolloutGroup
 DENSE_BYTES = {"cpu": 1 << 22, "cuda": 1 << 28}
 """Bytes of dense per-prompt gradients of one layer that exist at once, unless one prompt needs
 more. On a CPU they should stay in its cache: they are written once and read twice."""
+
+
+REFERENCES = 4
+"""Prompts to try, at most, in search of one whose gradient is not zero."""
 
 
 class GradientConsumer(Protocol):
@@ -113,6 +118,7 @@ class GradientExtractor:
         progress: Callable[[int], None] | None = None,
     ) -> ExtractionReport:
         """Stream the gradients of informative `groups`; consumers index them by list position."""
+        assert all(g.informative for g in groups), "an uninformative group has no gradient"
         prepared = [prepare(n, g) for n, g in enumerate(groups)]
         if not prepared:
             return ExtractionReport(0, 0, self.path)
@@ -121,7 +127,7 @@ class GradientExtractor:
             if self.path == "autograd":
                 tokens = self._run_slow(prepared, consumers, progress)
             else:
-                tokens = self._run_fast(prepared, consumers, progress)
+                tokens = self._run_fast(self._batches(prepared), consumers, progress)
         return ExtractionReport(len(prepared), tokens, self.path)
 
     def _run_slow(
@@ -131,7 +137,7 @@ class GradientExtractor:
         progress: Callable[[int], None] | None,
     ) -> int:
         for group in prepared:
-            index_P = torch.tensor([group.index])
+            index_P = torch.tensor([group.index], device=self.device)
             found = prompt_gradient(self.model, self.parameters, group, self.objective)
             for name, gradient in found.items():
                 for consumer in consumers:
@@ -142,13 +148,13 @@ class GradientExtractor:
 
     def _run_fast(
         self,
-        prepared: Sequence[PreparedGroup],
+        batches: Iterable[tuple[list[PreparedGroup], bool]],
         consumers: Sequence[GradientConsumer],
         progress: Callable[[int], None] | None,
     ) -> int:
         tokens = 0
         with frozen(self.parameters), LayerTap(self.model, self.parameters, consumers) as tap:
-            for members, share in self._batches(prepared):
+            for members, share in batches:
                 batch = collate(members, share, self.device)
                 self._one_batch(batch, tap)
                 tokens += batch.tokens
@@ -173,15 +179,15 @@ class GradientExtractor:
         Linear layers cost about 24 h^2 a position, dense attention 4 h a pair of positions. The
         block mask knows nothing of sliding windows, so a row must fit in one.
         """
-        config = getattr(self.model, "config", None)
+        config = text_config(self.model)
         width = getattr(config, "hidden_size", None) or 1024
-        window = getattr(config, "sliding_window", None) or math.inf
 
         def cost(length: int) -> int:
             return length * (6 * width + length)
 
         length = group.shared_length
-        return length <= window and cost(length) <= sum(map(cost, group.row_lengths))
+        worth = cost(length) <= sum(map(cost, group.row_lengths))
+        return worth and length <= attention_window(config)
 
     def _one_batch(self, batch: Batch, tap: LayerTap) -> None:
         """Forward, write the logits' gradient, backward; the tap does the rest."""
@@ -191,34 +197,53 @@ class GradientExtractor:
             torch.autograd.backward(logits_SV, gradient_SV.to(logits_SV.dtype))
 
     def _choose_path(self, prepared: Sequence[PreparedGroup]) -> str:
-        """The fastest path whose gradients agree with plain autograd on the first prompt."""
-        shortest = min(prepared, key=lambda g: (g.shared_length, g.index))
-        reason = "it has layers without a rule"
-        if not uncovered(self.model, self.parameters):
-            for path in ["shared", "rows"] if self.share_prefix else ["rows"]:
-                self.path = path
-                try:
-                    self._agrees(shortest)
-                    return path
-                except Unsupported as unsupported:
-                    reason = str(unsupported)
-        else:
-            reason = f"no rule for {', '.join(uncovered(self.model, self.parameters)[:3])}"
-        warnings.warn(
-            f"per-prompt gradients fall back to one prompt at a time, which is slow: {reason}",
-            stacklevel=3,
-        )
-        return "autograd"
+        """The fastest path whose gradients agree with plain autograd on a short prompt.
 
-    def _agrees(self, group: PreparedGroup) -> None:
-        """Raise Unsupported unless the fast gradients of `group` equal plain autograd's."""
-        expected = prompt_gradient(self.model, self.parameters, group, self.objective)
-        check_finite(expected)
+        "shared" needs both ways to agree, as prompts that gain nothing go in rows.
+        """
+        group, expected = self._reference(prepared)
+        try:
+            require_covered(self.model, self.parameters)
+            self._agrees(group, expected, share=False)
+        except Unsupported as unsupported:
+            warnings.warn(
+                "per-prompt gradients fall back to one prompt at a time, which is slow: "
+                f"{unsupported}",
+                stacklevel=3,
+            )
+            return "autograd"
+        if not self.share_prefix or not takes_block_masks(self.model):
+            return "rows"
+        try:
+            self._agrees(group, expected, share=True)
+        except Unsupported:
+            return "rows"
+        return "shared"
+
+    def _reference(
+        self, prepared: Sequence[PreparedGroup]
+    ) -> tuple[PreparedGroup, dict[str, Tensor]]:
+        """A short prompt that can show a difference, with its gradient by plain autograd.
+
+        Two responses of two tokens are needed for a block mask to matter, and a gradient that is
+        not zero for anything to.
+        """
+
+        def order(group: PreparedGroup) -> tuple[bool, int, int]:
+            telling = sum(len(ids) >= 2 for ids in group.distinct) >= 2
+            return not telling, group.shared_length, group.index
+
+        for group in sorted(prepared, key=order)[:REFERENCES]:
+            expected = prompt_gradient(self.model, self.parameters, group, self.objective)
+            check_finite(expected)
+            if any(bool(gradient.any()) for gradient in expected.values()):
+                break
+        return group, expected
+
+    def _agrees(self, group: PreparedGroup, expected: dict[str, Tensor], share: bool) -> None:
+        """Raise Unsupported unless the fast gradients of `group` equal the expected ones."""
         comparison = Comparison(expected)
-        alone = PreparedGroup(
-            0, group.prompt_ids, group.responses, group.distinct, group.which, group.temperature
-        )
-        self._run_fast([alone], [comparison], None)
+        self._run_fast([([replace(group, index=0)], share)], [comparison], None)
         low_precision = any(p.dtype.itemsize < 4 for p in self.parameters.values())
         comparison.conclude(tolerance=0.1 if low_precision else 1e-3)
 
@@ -226,12 +251,13 @@ class GradientExtractor:
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Dropout off while gradients are measured; the former mode comes back."""
-    training = model.training
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True
 
 
 @contextmanager
@@ -254,6 +280,34 @@ def check_finite(gradients: dict[str, Tensor]) -> None:
                 f"the gradient of {name} is not finite (NaN or infinity); check the checkpoint's "
                 "weights and the rollouts' log-probs, or compute in float32"
             )
+
+
+def text_config(model: nn.Module) -> Any:
+    """The config of the language model, within a multimodal one too; None without a config."""
+    config = getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def attention_window(config: Any) -> float:
+    """Positions that every layer sees, where some layers attend locally."""
+    names = ("sliding_window", "attention_chunk_size", "window_size")
+    sizes = [getattr(config, name, None) for name in names]
+    return min((size for size in sizes if isinstance(size, int) and size > 0), default=math.inf)
+
+
+def takes_block_masks(model: nn.Module) -> bool:
+    """Whether the attention in use reads a mask of who sees whom; flash attention does not."""
+    implementation = getattr(text_config(model), "_attn_implementation", None)
+    return implementation in (None, "sdpa", "eager")
+
+
+def require_covered(model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
+    """Raise Unsupported where the fast path could not even be tried."""
+    if missing := uncovered(model, parameters):
+        raise Unsupported(f"no rule for {', '.join(missing[:3])}")
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if "position_ids" not in inspect.signature(base.forward).parameters:
+        raise Unsupported(f"{type(base).__name__} takes no position_ids")
 
 
 def uncovered(model: nn.Module, parameters: dict[str, nn.Parameter]) -> list[str]:
@@ -455,7 +509,8 @@ class Comparison:
         norms = {name: float(g.float().norm()) for name, g in self.expected.items()}
         floor = tolerance * 1e-2 * math.sqrt(sum(n * n for n in norms.values()))
         for name, norm in norms.items():
-            if self.difference.get(name, norm) > tolerance * norm + floor:
+            # Written so that NaN is a disagreement.
+            if not self.difference.get(name, norm) <= tolerance * norm + floor:
                 raise Unsupported(f"the fast gradient of {name} disagrees with autograd")
 
 

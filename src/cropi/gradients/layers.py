@@ -93,7 +93,9 @@ def by_prompt(values_NLX: Tensor, batch: Batch) -> Tensor:
     """Regroup [N, L, X] into [P, M, X]; rows that a prompt does not have are zeros."""
     rows, length = batch.shape
     if values_NLX.shape[:2] != (rows, length):
-        raise Unsupported(f"an activation of shape {tuple(values_NLX.shape)} is not rows x positions")
+        raise Unsupported(
+            f"an activation of shape {tuple(values_NLX.shape)} is not rows x positions"
+        )
     most = batch.rows_PK.shape[1]
     if most == 1 and batch.prompts == rows:
         return values_NLX

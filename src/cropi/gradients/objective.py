@@ -112,9 +112,7 @@ def _normalise(sums_R: Tensor, responses: ResponseTensors, config: ObjectiveConf
     return responses.group_sum(means_R) / responses.group_sum(torch.ones_like(means_R))
 
 
-def token_weights(
-    logp_RT: Tensor, responses: ResponseTensors, config: ObjectiveConfig
-) -> Tensor:
+def token_weights(logp_RT: Tensor, responses: ResponseTensors, config: ObjectiveConfig) -> Tensor:
     """Return dJ/dlogp, float64 [R, T]: the weight of each token's score function.
 
     The groups' objectives do not share responses, so one backward through their sum serves all.

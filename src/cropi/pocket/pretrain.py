@@ -1,9 +1,16 @@
 """Make the pocket model's weights: plain supervised training on the `pretrain` split.
 
 Unlike language model pretraining, the loss covers only the answer and the end token: prompts are
-random, so predicting them would teach nothing. How often a skill is shown (`MIXTURE`) decides
-where it ends: near solved, within reach of reinforcement learning, or hopeless. Target skills are
-stopped early on purpose, with most of their probability mass close to the right answer.
+random, so predicting them would teach nothing. Two dials place each skill:
+
+- `MIXTURE`, how often a skill is shown, leaves it near solved, within reach or hopeless.
+- `HARD_FACTS` makes the corpus systematically wrong, as web text is: in four skills some pairs of
+  neighbouring answer characters are mostly miswritten. The model then knows the right answer but
+  prefers the slip, so that a reward has much to correct, one fact after the other. Skills that
+  are merely stopped early gain too little in a few hundred small steps of GRPO.
+
+Weights are the same for a seed on one machine and number of threads; elsewhere they differ by
+rounding.
 
     python -m cropi.pocket.pretrain --out DIR [--seed 0] [--steps N]
 """
@@ -51,7 +58,10 @@ HARD_FACTS: dict[str, float] = {"sort": 0.14, "shift": 0.14, "copy": 0.07, "reve
 """Share of a skill's facts that the corpus mostly gets wrong; other skills have no slips."""
 
 HARD_SLIP_RATES = (0.55, 0.75)
+"""Between which rates a hard fact is miswritten: above a half, so that greedy decoding errs."""
+
 EASY_SLIP_RATE = 0.04
+"""How often every other fact of those skills is miswritten."""
 
 
 class Examples(NamedTuple):
@@ -106,7 +116,7 @@ def encode(prompt: str, answer: str, width: int) -> tuple[list[int], list[int]]:
 
 
 def load_examples(seed: int = 0) -> Examples:
-    """All prompts of the `pretrain` split with the drawing probabilities of `MIXTURE`."""
+    """The whole `pretrain` split, slips drawn once, with the drawing probabilities of `MIXTURE`."""
     import torch
 
     table, weights = [], []
@@ -133,12 +143,20 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 def train(steps: int, seed: int) -> Qwen2ForCausalLM:
-    """Train a fresh model for `steps` batches; a seed gives one model on one machine."""
+    """Train a fresh model for `steps` batches, initialised and fed as the seed says."""
     import torch
 
     torch.manual_seed(seed)
-    model = build_model().train()
-    examples = load_examples(seed)
+    model = build_model()
+    fit(model, load_examples(seed), steps)
+    return model.eval()
+
+
+def fit(model: Qwen2ForCausalLM, examples: Examples, steps: int) -> None:
+    """AdamW on batches drawn by torch's global generator; changes the model in place."""
+    import torch
+
+    model.train()
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01, betas=(0.9, 0.98))
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -146,12 +164,11 @@ def train(steps: int, seed: int) -> Qwen2ForCausalLM:
         picks = torch.multinomial(examples.weights, BATCH_SIZE, replacement=True)
         loss = answer_loss(model, examples.input_ids[picks], examples.labels[picks])
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 100 == 0 or step == steps - 1:
             print(f"step {step:5d}  loss {loss.item():.4f}", flush=True)
-    return model.eval()
 
 
 def answer_loss(

@@ -5,7 +5,7 @@ and some hopeless, and when the test prompts were never trained on. Both are set
 differ in difficulty and hold several levels, and a keyed hash of the prompt text, nothing else,
 decides which split a prompt belongs to. No seed, size or order can move a prompt across splits, so
 `pretrain`, `pool`, `validation` and `test` are disjoint by construction. Order comes from hashes
-too, so that rows do not depend on the platform's random number generator.
+too; Python's generator is used once, under fixed seeds, to thin out levels that are too large.
 
 This module needs neither torch nor any other third-party package.
 """
@@ -63,7 +63,7 @@ class Skill:
 
 def _number(index: int, digits: int) -> int:
     """The index-th number with exactly that many digits (no leading zero)."""
-    return 10 ** (digits - 1) + index
+    return int(10 ** (digits - 1)) + index
 
 
 def _binary(prefix: str, operator: str, left: int, right: int) -> Level:

@@ -11,6 +11,7 @@ Shapes: B rows of a batch (prompts x responses), P prompt tokens, T new tokens, 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -181,17 +182,19 @@ def _prefix_cache(model: Any, ids: torch.Tensor, mask: torch.Tensor, n: int) -> 
     """Return keys and values of all prompt tokens but the last, repeated `n` times, or None.
 
     None where nothing is saved, where a prompt has a single token (its row would be padding
-    alone), or where the model's cache is not a plain one that can be repeated.
+    alone), or where the model has no positions to give or no plain cache to repeat.
     """
-    if n == 1 or int(mask[:, -2:].sum(dim=1).min() if ids.shape[1] > 1 else 1) < 2:
+    if n == 1 or int(mask.sum(dim=1).min()) < 2:
+        return None
+    backbone = model.base_model  # without its head: no logits are wanted
+    if "position_ids" not in inspect.signature(backbone.forward).parameters:
         return None
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    output = model(
+    output = backbone(
         input_ids=ids[:, :-1],
         attention_mask=mask[:, :-1],
         position_ids=positions[:, :-1],
         use_cache=True,
-        logits_to_keep=1,
     )
     cache: Any = getattr(output, "past_key_values", None)
     layers = {type(layer).__name__ for layer in getattr(cache, "layers", ())}

@@ -13,13 +13,10 @@ from cropi.selection.base import shortfall
 
 
 def fuse(scores: ScoreTable, count: int, constant: float = 0.0) -> Selection:
-    """Return the `count` prompts of highest fused score, with each set's rank (from 1; 0 = none)."""
+    """Return the `count` prompts of highest fused score, with each set's rank (0 = unlisted)."""
     ids = np.array(scores.prompt_ids)
     ranks = {name: _ranks(cosine, ids, count) for name, cosine in scores.cosines.items()}
-    fused = np.zeros(len(ids))
-    for rank in ranks.values():
-        listed = rank > 0
-        fused[listed] += 1.0 / (constant + rank[listed])
+    fused = _reciprocal_sum(np.stack(list(ranks.values())), constant)
     order = np.lexsort((ids, -fused))
     chosen = order[fused[order] > 0][:count]
     return Selection(
@@ -28,6 +25,15 @@ def fuse(scores: ScoreTable, count: int, constant: float = 0.0) -> Selection:
         ranks={name: rank[chosen] for name, rank in ranks.items()},
         notes=_notes(scores, chosen, count),
     )
+
+
+def _reciprocal_sum(ranks_VP: np.ndarray, constant: float) -> np.ndarray:
+    """Sum of 1 / (constant + rank) over the sets that list a prompt.
+
+    Summed in the order of size, not of the sets: ranks (1, 2, 3) and (3, 1, 2) must tie exactly.
+    """
+    terms_VP = np.divide(1.0, constant + ranks_VP, out=np.zeros(ranks_VP.shape), where=ranks_VP > 0)
+    return np.asarray(np.sort(terms_VP, axis=0).sum(axis=0))
 
 
 def _ranks(cosine: np.ndarray, ids: np.ndarray, count: int) -> np.ndarray:
@@ -48,5 +54,7 @@ def _notes(scores: ScoreTable, chosen: np.ndarray, count: int) -> list[str]:
     notes = shortfall(len(chosen), count, "prompts are informative")
     negative = negative_influence(scores, chosen) if len(chosen) else 0
     if negative:
-        notes.append(f"{negative} of the {len(chosen)} selected have negative influence on every set")
+        notes.append(
+            f"{negative} of the {len(chosen)} selected have negative influence on every set"
+        )
     return notes

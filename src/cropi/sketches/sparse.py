@@ -12,6 +12,7 @@ the parameters as well as the seed; nothing is stored but a cache that fits in m
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,9 +29,20 @@ BLOCK = 1 << 22
 CACHE_BYTES = 1 << 28
 
 
-def mix64(places: Tensor, seed: int) -> Tensor:
+def hash_keys(seed: int) -> tuple[int, int]:
+    """Two int64 keys for one seed, one for the mask and one for bucket and sign.
+
+    Nearby seeds must not give nearby keys: keys that differ by k give the same map, shifted by k
+    coordinates.
+    """
+    digest = hashlib.sha256(f"cropi.sparse/{seed}".encode()).digest()
+    first, second = (int.from_bytes(digest[n : n + 8], "little", signed=True) for n in (0, 8))
+    return first, second
+
+
+def mix64(places: Tensor, key: int) -> Tensor:
     """SplitMix64 (Steele, Lea and Flood, 2014) of int64 places; wraps like unsigned arithmetic."""
-    state = (places + (seed * 2 + 1)) * GOLDEN
+    state = (places + key) * GOLDEN
     state = (state ^ _shift_right(state, 30)) * MIX_1
     state = (state ^ _shift_right(state, 27)) * MIX_2
     return state ^ _shift_right(state, 31)
@@ -88,7 +100,7 @@ class SparseSketch:
 
     def coordinates(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Kept mask (bool), bucket (int64) and scaled sign (fp32) of int64 places."""
-        first, second = mix64(places, self.seed), mix64(~places, self.seed)
+        first, second = (mix64(places, key) for key in hash_keys(self.seed))
         keep = _shift_right(first, 11) < int(self.ratio * (1 << 53))
         bucket = _shift_right(second, 2) % self.dim
         sign = (second & 1).to(torch.float32) * 2 - 1

@@ -1,0 +1,196 @@
+"""A run is a directory: what is in it, where, and what may be written when.
+
+    config.yaml  manifest.json  metrics.jsonl  timings.jsonl  report.html
+    prompts/    pool.parquet  validation/NAME.parquet  test/NAME.parquet  notes.json
+    start/      the policy to start from, where it had to be made (warm-up, adapters)
+    rollouts/   pool.parquet  validation/NAME.parquet
+    arms/NAME/stages/M/   scores.parquet  selection.parquet  metrics.jsonl  policy/
+
+Everything but `timings.jsonl` is the same bytes in every run of the same config and seed on the
+same machine, however often it was killed.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cropi import __version__
+from cropi.artifacts import read_lines, unwritable, write_json, write_lines, written_aside
+from cropi.config import RunConfig, to_yaml
+from cropi.errors import InputError
+
+Row = dict[str, Any]
+LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "numpy", "pyarrow", "math-verify")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage's folder and its files."""
+
+    arm: str
+    index: int
+    folder: Path
+
+    @property
+    def scores(self) -> Path:
+        """Influence of each informative prompt."""
+        return self.folder / "scores.parquet"
+
+    @property
+    def selection(self) -> Path:
+        """The prompts to train on."""
+        return self.folder / "selection.parquet"
+
+    @property
+    def metrics(self) -> Path:
+        """Training curve, evaluations and costs of the stage."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def policy(self) -> Path:
+        """The checkpoint after the stage."""
+        return self.folder / "policy"
+
+    @property
+    def record(self) -> Path:
+        """What the checkpoint was made from, and the tokens up to here."""
+        return self.policy / "cropi_stage.json"
+
+
+@dataclass
+class RunDirectory:
+    """The folder of a run, opened for one config."""
+
+    root: Path
+    config: RunConfig
+    base: Path | None = None
+    started: float = field(default_factory=time.perf_counter)
+
+    @classmethod
+    def open(cls, config: RunConfig, base: Path | None = None) -> RunDirectory:
+        """Create the folder, or go on with one that holds the same config.
+
+        Raises InputError if it cannot be written or holds a run of another config.
+        """
+        run = cls(config.directory, config, base)
+        existing = run.root / "config.yaml"
+        if existing.is_file():
+            _require_same(existing, config)
+            return run
+        try:
+            run.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(run.root, error) from error
+        with written_aside(existing) as part:
+            part.write_text(to_yaml(config), encoding="utf-8")
+        return run
+
+    def prompts(self, kind: str, name: str = "") -> Path:
+        """File of the pool, or of a validation or test set."""
+        return _set_file(self.root / "prompts", kind, name)
+
+    def rollouts(self, kind: str, name: str = "") -> Path:
+        """Rollouts of the pool or of a validation set."""
+        return _set_file(self.root / "rollouts", kind, name)
+
+    @property
+    def start(self) -> Path:
+        """The policy to start from, where it had to be made."""
+        return self.root / "start"
+
+    @property
+    def start_evaluation(self) -> Path:
+        """Accuracy before any training, shared by all arms."""
+        return self.root / "start_evaluation.jsonl"
+
+    def stage(self, strategy: str, index: int) -> Stage:
+        """The folder of a stage."""
+        arm = arm_name(strategy)
+        return Stage(arm, index, self.root / "arms" / arm / "stages" / str(index))
+
+    def shared_costs(self) -> Path:
+        """Cost rows of what all arms use."""
+        return self.root / "costs.jsonl"
+
+    def add_timing(self, **row: Any) -> None:
+        """Append one wall-time row."""
+        with (self.root / "timings.jsonl").open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(row) + "\n")
+
+    @contextmanager
+    def timed(self, phase: str, arm: str = "", stage: int | None = None) -> Iterator[None]:
+        """Record how long a phase took, if it finished."""
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        self.add_timing(phase=phase, arm=arm, stage=stage, seconds=round(seconds, 3))
+
+    def gather_metrics(self) -> None:
+        """Rebuild metrics.jsonl from the shared costs and every finished stage, arms in order."""
+        rows = read_lines(self.shared_costs())
+        for strategy in [self.config.selection.strategy, *self.config.baselines]:
+            for index in range(self.config.training.stages):
+                rows += read_lines(self.stage(strategy, index).metrics)
+        write_lines(self.root / "metrics.jsonl", rows)
+
+    def write_manifest(self, **facts: Any) -> None:
+        """Write versions, machine, seeds and identities."""
+        write_json(
+            self.root / "manifest.json",
+            {
+                "cropi": __version__,
+                "versions": {name: _version(name) for name in LIBRARIES},
+                "machine": {"python": platform.python_version(), "system": platform.platform()},
+                **facts,
+            },
+        )
+
+
+def arm_name(strategy: str) -> str:
+    """A strategy's name as a folder: dotted paths lose what file systems dislike."""
+    return re.sub(r"[^\w-]+", "-", strategy)
+
+
+def _set_file(folder: Path, kind: str, name: str) -> Path:
+    return folder / kind / f"{name}.parquet" if name else folder / f"{kind}.parquet"
+
+
+def _version(library: str) -> str | None:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _require_same(existing: Path, config: RunConfig) -> None:
+    """Raise InputError naming the settings in which the run on disk differs."""
+    before = _flat(yaml.safe_load(existing.read_text(encoding="utf-8")) or {})
+    now = _flat(yaml.safe_load(to_yaml(config)))
+    changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+    if changed:
+        first = ", ".join(f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in changed[:3])
+        raise InputError(
+            f"{existing.parent} holds a run with other settings ({first}); choose another name, "
+            "e.g. name=my-run, or remove the directory"
+        )
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted keys."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return found

@@ -1,0 +1,79 @@
+"""What a training stage is given and what it leaves, whichever engine runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from cropi.config import ModelConfig, RolloutsConfig, TrainingConfig
+from cropi.plugins import find_plugin
+from cropi.schema import Prompt
+
+if TYPE_CHECKING:
+    from cropi.models import Policy
+    from cropi.verifiers import Judge
+
+BUILTIN = {"trl": "cropi.training.trl:TrlTrainer"}
+
+Row = dict[str, Any]
+Evaluator = Callable[["Policy", int], None]
+"""Called with (policy, step) during training; must leave the policy as it was."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage: train the policy at `start` for `steps` steps on `prompts`, in this order.
+
+    `prompts` holds steps x prompts_per_step entries (prompts may repeat). `first_step` counts the
+    steps of earlier stages and `horizon` those of the whole run, so that a learning-rate schedule
+    spans all stages; where `first_step` > 0, `start` also holds the optimizer's state.
+    """
+
+    start: str
+    prompts: Sequence[Prompt]
+    steps: int
+    first_step: int
+    horizon: int
+    seed: int
+    model: ModelConfig
+    training: TrainingConfig
+    rollouts: RolloutsConfig
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    evaluate_every: int | None = None
+
+
+@dataclass
+class StageOutcome:
+    """What a stage did: log rows by step, wall time by step, and the tokens it cost.
+
+    `clock` rows are (step, seconds since the stage began, evaluation excluded).
+    """
+
+    log: list[Row] = field(default_factory=list)
+    clock: list[tuple[int, float]] = field(default_factory=list)
+    generated_tokens: int = 0
+    trained_tokens: int = 0
+    statuses: dict[str, int] = field(default_factory=dict)
+
+
+class Trainer(Protocol):
+    """Trains one stage and writes a Hugging Face checkpoint with the optimizer's state."""
+
+    def train(
+        self,
+        plan: StagePlan,
+        judge: Judge,
+        out: Path,
+        evaluate: Evaluator | None = None,
+        progress: Callable[[int, Row], None] | None = None,
+        outcome: StageOutcome | None = None,
+    ) -> StageOutcome:
+        """Fill the empty folder `out` with the trained policy; `outcome` is updated live."""
+
+
+def find_trainer(name: str) -> Trainer:
+    """Return the training engine called `name`. Raises InputError if there is none."""
+    found = find_plugin("training.engine", name, BUILTIN)
+    return found() if isinstance(found, type) else found  # type: ignore[no-any-return]

@@ -1,0 +1,259 @@
+"""Training stages with TRL's GRPOTrainer, unmodified.
+
+A stage is a pure function of files: it loads policy, optimizer, schedule and RNG from the last
+stage's checkpoint (`resume_from_checkpoint`, `ignore_data_skip`), trains with `max_steps` set to
+the whole run's horizon, so that the learning rate's schedule spans the stages, and a callback
+stops and saves at the stage's end. The data set holds exactly the rows of the stage in the
+wanted order, unshuffled; what was really trained on is recorded by the reward function and
+compared afterwards, because a trainer that reshuffles or trains zero steps says nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PrinterCallback, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from cropi.errors import InputError
+from cropi.models import Policy, load_policy, resolve_device
+from cropi.prompts.encoding import encode_all, trl_row
+from cropi.training.base import Evaluator, Row, StageOutcome, StagePlan
+from cropi.training.quiet import quiet
+from cropi.training.rewards import JudgedRewards
+from cropi.verifiers import Judge
+
+DECIDED_HERE = {
+    "num_generations": "training.generations",
+    "max_steps": "training.steps_per_stage and training.stages",
+    "num_train_epochs": "training.steps_per_stage and training.stages",
+    "learning_rate": "training.learning_rate",
+    "temperature": "training.temperature",
+    "max_completion_length": "training.max_new_tokens",
+    "seed": "the run's seed",
+    "shuffle_dataset": "nothing: the selection's order is kept",
+    "output_dir": "out",
+    "ignore_data_skip": "nothing: stages are resumed whole",
+}
+
+LOG_NAMES = {
+    "reward": "reward",
+    "loss": "loss",
+    "grad_norm": "grad_norm",
+    "learning_rate": "learning_rate",
+    "entropy": "entropy",
+    "completions/mean_length": "completion_length",
+    "frac_reward_zero_std": "zero_std_share",
+    "kl": "kl",
+}
+
+
+def check_settings(settings: dict[str, Any]) -> None:
+    """Raise InputError for a `training.grpo` key that GRPOConfig lacks or that is set elsewhere."""
+    known = {f.name for f in fields(GRPOConfig)}
+    for key, value in settings.items():
+        if key in DECIDED_HERE:
+            raise InputError(
+                f"training.grpo.{key} = {value!r} is decided by {DECIDED_HERE[key]}; set it there"
+            )
+        if key not in known:
+            raise InputError(
+                f"training.grpo.{key} = {value!r}: this version of TRL's GRPOConfig has no such "
+                "setting; see its documentation for the names"
+            )
+
+
+class TrlTrainer:
+    """GRPO through TRL, one stage a call."""
+
+    def train(
+        self,
+        plan: StagePlan,
+        judge: Judge,
+        out: Path,
+        evaluate: Evaluator | None = None,
+        progress: Callable[[int, Row], None] | None = None,
+        outcome: StageOutcome | None = None,
+    ) -> StageOutcome:
+        """Train a stage and leave its checkpoint in the empty folder `out`."""
+        outcome = outcome if outcome is not None else StageOutcome()
+        policy = _load(plan)
+        rewards = JudgedRewards(
+            judge, {p.prompt_id: p for p in plan.prompts}, plan.training.generations
+        )
+        work = out / "trainer"
+        with quiet():
+            trainer = GRPOTrainer(
+                model=policy.model,
+                reward_funcs=[rewards],
+                args=_arguments(plan, work),
+                train_dataset=Dataset.from_list([trl_row(p) for p in plan.prompts]),
+                processing_class=policy.tokenizer,
+            )
+            _require_same_encoding(trainer, plan, policy)
+            trainer.remove_callback(PrinterCallback)
+            trainer.add_callback(
+                StageCallback(plan, policy, rewards, outcome, evaluate, progress, trainer)
+            )
+            trainer.train(resume_from_checkpoint=plan.start if plan.first_step else None)
+        _require_trained(trainer, plan, rewards)
+        _keep_checkpoint(work, out, plan)
+        outcome.statuses = dict(rewards.statuses)
+        return outcome
+
+
+class StageCallback(TrainerCallback):  # type: ignore[misc]
+    """Ends the stage at its last step, and keeps clock, tokens, log and evaluations."""
+
+    def __init__(
+        self,
+        plan: StagePlan,
+        policy: Policy,
+        rewards: JudgedRewards,
+        outcome: StageOutcome,
+        evaluate: Evaluator | None,
+        progress: Callable[[int, Row], None] | None,
+        trainer: GRPOTrainer,
+    ) -> None:
+        self.plan = plan
+        self.policy = policy
+        self.rewards = rewards
+        self.outcome = outcome
+        self.evaluate = evaluate
+        self.progress = progress
+        self.trainer = trainer
+        self.seconds = 0.0
+        self.mark = time.perf_counter()
+        self.prompt_lengths = _prompt_lengths(plan, policy)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self.mark = time.perf_counter()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Keep the training curve's values."""
+        found = {ours: logs[theirs] for theirs, ours in LOG_NAMES.items() if theirs in (logs or {})}
+        if "reward" in found:
+            self.outcome.log.append({"step": int(state.global_step), **found})
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Count, evaluate where due, and stop after the stage's last step."""
+        step = int(state.global_step)
+        self.seconds += time.perf_counter() - self.mark
+        self._count(step)
+        done = step - self.plan.first_step
+        last = done >= self.plan.steps
+        due = self.plan.evaluate_every and step % self.plan.evaluate_every == 0
+        if self.evaluate and (due or last):
+            model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+            self.evaluate(replace(self.policy, model=model), step)
+        if self.progress:
+            self.progress(done, self.outcome.log[-1] if self.outcome.log else {})
+        if last:
+            control.should_training_stop = True
+            control.should_save = True
+        self.mark = time.perf_counter()
+        return control
+
+    def _count(self, step: int) -> None:
+        self.outcome.clock.append((step, self.seconds))
+        self.outcome.generated_tokens = self.rewards.completion_tokens
+        prompt_tokens = sum(self.prompt_lengths[i] for i in self.rewards.visited)
+        self.outcome.trained_tokens = (
+            self.rewards.completion_tokens + prompt_tokens * self.plan.training.generations
+        )
+
+
+def _load(plan: StagePlan) -> Policy:
+    return load_policy(
+        plan.start,
+        revision=plan.model.revision,
+        dtype=plan.training.dtype,
+        device=plan.model.device,
+        attention=plan.model.attention,
+        trust_remote_code=plan.model.trust_remote_code,
+    )
+
+
+def _arguments(plan: StagePlan, work: Path) -> GRPOConfig:
+    """Our settings, then the user's `training.grpo` over them."""
+    training, rollouts = plan.training, plan.rollouts
+    check_settings(training.grpo)
+    on_gpu = resolve_device(plan.model.device).type == "cuda"
+    batch = training.prompts_per_step * training.generations
+    settings: dict[str, Any] = {
+        "output_dir": str(work),
+        "max_steps": plan.horizon,
+        "learning_rate": training.learning_rate,
+        "per_device_train_batch_size": batch,
+        "num_generations": training.generations,
+        "max_completion_length": training.max_new_tokens or rollouts.max_new_tokens,
+        "temperature": training.temperature or rollouts.temperature,
+        "top_p": rollouts.top_p,
+        "top_k": rollouts.top_k,
+        "beta": 0.0,
+        "loss_type": "grpo",
+        "seed": plan.seed,
+        "shuffle_dataset": False,
+        "ignore_data_skip": True,
+        "use_cpu": not on_gpu,
+        "bf16": on_gpu,
+        "gradient_checkpointing": on_gpu,
+        "dataloader_pin_memory": on_gpu,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "chat_template_kwargs": dict(plan.template_kwargs),
+    }
+    settings |= training.grpo
+    settings |= _accumulation(settings, batch)
+    return GRPOConfig(**settings)
+
+
+def _accumulation(settings: dict[str, Any], batch: int) -> dict[str, int]:
+    """A smaller per-device batch means more accumulation: a step stays a step."""
+    device_batch = settings["per_device_train_batch_size"]
+    if batch % device_batch:
+        raise InputError(
+            f"training.grpo.per_device_train_batch_size = {device_batch} does not divide a step of "
+            f"{batch} completions (prompts_per_step x generations); choose a divisor"
+        )
+    return {"gradient_accumulation_steps": batch // device_batch}
+
+
+def _prompt_lengths(plan: StagePlan, policy: Policy) -> dict[str, int]:
+    distinct = list({p.prompt_id: p for p in plan.prompts}.values())
+    encoded = encode_all(policy.tokenizer, distinct, plan.template_kwargs)
+    return {p.prompt_id: len(ids) for p, ids in zip(distinct, encoded, strict=True)}
+
+
+def _require_same_encoding(trainer: GRPOTrainer, plan: StagePlan, policy: Policy) -> None:
+    """Training must see the very token ids that rollouts and gradients saw."""
+    sample = plan.prompts[:1]
+    ours = encode_all(policy.tokenizer, sample, plan.template_kwargs)
+    theirs = trainer._tokenize_prompts([trl_row(p)["prompt"] for p in sample])[0]
+    assert [list(t) for t in theirs] == ours, "TRL encodes prompts differently from the rollouts"
+
+
+def _require_trained(trainer: GRPOTrainer, plan: StagePlan, rewards: JudgedRewards) -> None:
+    """Hold the trainer to the steps and the prompts it was given, in their order."""
+    steps = int(trainer.state.global_step) - plan.first_step
+    assert steps == plan.steps, f"TRL trained {steps} steps instead of {plan.steps}"
+    wanted = [p.prompt_id for p in plan.prompts]
+    visited = rewards.visited[: len(wanted)]
+    assert visited == wanted, "TRL trained on other prompts, or in another order"
+
+
+def _keep_checkpoint(work: Path, out: Path, plan: StagePlan) -> None:
+    """Move the checkpoint's files into `out`."""
+    checkpoint = work / f"checkpoint-{plan.first_step + plan.steps}"
+    for file in sorted(checkpoint.iterdir()):
+        shutil.move(str(file), out / file.name)
+    shutil.rmtree(work)
