@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -27,6 +27,9 @@ class Section(BaseModel):
     """A part of the config: immutable, and strict about its keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+SectionType = TypeVar("SectionType", bound=Section)
 
 
 class ModelConfig(Section):
@@ -76,7 +79,7 @@ class PromptSource(Section):
         if len(origins) != 1:
             found = " and ".join(origins) or "none"
             raise ValueError(
-                f"a prompt source needs exactly one of path, hub, reasoning_gym, pocket; got {found}"
+                f"a prompt source needs one of path, hub, reasoning_gym, pocket; got {found}"
             )
         if self.template is not None and "{prompt}" not in self.template:
             raise ValueError(f"template {self.template!r} lacks '{{prompt}}'; add it")
@@ -113,7 +116,7 @@ class VerifiersConfig(Section):
 
     default: str | list[RewardTerm] = Field(
         "math",
-        description="math, exact, numeric, choice, reasoning_gym, file.py:function or package.module:function",
+        description="math, exact, numeric, choice, reasoning_gym, file.py:name or a dotted path",
     )
     sources: dict[str, str | list[RewardTerm]] = Field(
         default_factory=dict, description="source pattern (* and ? allowed) -> verifier"
@@ -192,7 +195,7 @@ class SelectionConfig(Section):
 
     strategy: str = Field(
         "cropi",
-        description="cropi, influence, random, pass_rate, learnability, full or package.module:object",
+        description="cropi, influence, random, pass_rate, learnability, full or a dotted path",
     )
     ratio: Fraction = Field(0.1, description="share of the whole pool")
     fusion_constant: Annotated[float, Field(ge=0)] = Field(
@@ -265,7 +268,7 @@ class EvaluationConfig(Section):
             )
         if self.samples > 1 and self.temperature == 0:
             raise ValueError(
-                f"{self.samples} greedy samples are all the same; set evaluation.temperature above 0"
+                f"{self.samples} greedy samples are all alike; set evaluation.temperature above 0"
             )
         return self
 
@@ -312,8 +315,8 @@ class RunConfig(Section):
         needs_target = {"cropi", "influence"} & {self.selection.strategy, *self.baselines}
         if needs_target and not self.prompts.validation:
             raise ValueError(
-                f"strategy {sorted(needs_target)} steers by validation sets, and prompts.validation "
-                "is empty; add one, or choose another selection.strategy"
+                f"strategy {sorted(needs_target)} steers by validation sets, and "
+                "prompts.validation is empty; add one, or choose another selection.strategy"
             )
         return self
 
@@ -343,6 +346,40 @@ def validate(values: dict[str, Any], origin: str) -> RunConfig:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise InputError(_explain(error, origin)) from None
+
+
+def build_section(
+    kind: type[SectionType], values: dict[str, Any], overrides: Sequence[str] = ()
+) -> SectionType:
+    """Validate one section given as plain values and `a.b=c` overrides.
+
+    Raises InputError naming the key, the value and the mend.
+    """
+    known = dict(values)
+    for override in overrides:
+        _apply(known, override)
+    try:
+        return kind.model_validate(known)
+    except ValidationError as error:
+        raise InputError(_explain(error, "settings", kind)) from None
+
+
+def check_files(config: RunConfig, base: Path | None = None) -> None:
+    """Raise InputError for a prompt file that is not there, relative to here or to `base`."""
+    sets = config.prompts
+    sources = [*sets.pool, *config.warmup.prompts]
+    sources += [
+        s for named in (sets.validation, sets.test) for found in named.values() for s in found
+    ]
+    for source in sources:
+        if source.path is None:
+            continue
+        places = [Path(source.path), *([base / source.path] if base else [])]
+        if not any(place.is_file() for place in places):
+            raise InputError(
+                f"prompts file {source.path} does not exist (looked in {Path.cwd()}"
+                f"{f' and {base}' if base else ''}); correct the path"
+            )
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -397,16 +434,17 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise InputError(f"override {override!r}: {text!r} is not valid YAML") from None
 
 
-def _explain(error: ValidationError, origin: str) -> str:
-    problems = [_explain_one(e) for e in error.errors()[:5]]
-    return f"config {origin}: " + "; ".join(problems)
+def _explain(error: ValidationError, origin: str, kind: type[Section] = RunConfig) -> str:
+    problems = [_explain_one(e, kind) for e in error.errors()[:5]]
+    subject = f"config {origin}" if kind is RunConfig else origin
+    return f"{subject}: " + "; ".join(problems)
 
 
-def _explain_one(problem: Any) -> str:
+def _explain_one(problem: Any, kind: type[Section]) -> str:
     location = tuple(str(p) for p in problem["loc"] if not str(p).startswith("function-"))
     key = ".".join(location) or "config"
     if problem["type"] == "extra_forbidden":
-        allowed = _keys_at(location[:-1])
+        allowed = _keys_at(location[:-1], kind)
         close = difflib.get_close_matches(location[-1], allowed, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(allowed)}"
         return f"unknown key {key} (value {problem['input']!r}); {hint}"
@@ -418,9 +456,9 @@ def _explain_one(problem: Any) -> str:
     return f"{key} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def _keys_at(location: Sequence[str]) -> list[str]:
-    """Return the keys allowed in the section at `location`."""
-    model: Any = RunConfig
+def _keys_at(location: Sequence[str], kind: type[Section]) -> list[str]:
+    """Return the keys allowed in the section at `location` below `kind`."""
+    model: Any = kind
     for name in location:
         fields = getattr(model, "model_fields", {})
         if name in fields:

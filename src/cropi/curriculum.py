@@ -16,7 +16,17 @@ from cropi.config import RunConfig
 from cropi.progress import Narrator
 from cropi.run_directory import RunDirectory
 from cropi.selection import find_strategy
-from cropi.stages import Workshop
+from cropi.steps import (
+    Session,
+    collect_rollouts,
+    evaluate_start,
+    load_prompts,
+    prepare_start,
+    score,
+    select,
+    train,
+    write_report,
+)
 
 
 def run(config: RunConfig, base: Path | None = None, narrator: Narrator | None = None) -> Path:
@@ -26,24 +36,24 @@ def run(config: RunConfig, base: Path | None = None, narrator: Narrator | None =
     InputError for anything in the config, the prompts or the model that cannot be used.
     """
     directory = RunDirectory.open(config, base)
-    with Workshop(directory, narrator or Narrator()) as shop:
-        shop.load_prompts()
-        start = shop.prepare_start()
-        shop.evaluate_start(start)
-        shop.collect_rollouts(start)
-        for strategy in [config.selection.strategy, *config.baselines]:
-            train_curriculum(shop, strategy, start)
-        shop.write_report()
+    with Session(directory, narrator or Narrator()) as session:
+        load_prompts(session)
+        start = prepare_start(session)
+        evaluate_start(session, start)
+        collect_rollouts(session, start)
+        for name in [config.selection.strategy, *config.baselines]:
+            train_curriculum(session, name, start)
+        write_report(session)
     return directory.root
 
 
-def train_curriculum(shop: Workshop, strategy_name: str, start: str) -> str:
-    """Train one strategy through all stages; return the path of its last policy."""
-    strategy = find_strategy(strategy_name)
+def train_curriculum(session: Session, name: str, start: str) -> str:
+    """Train the strategy called `name` through all stages; return its last policy's path."""
+    strategy = find_strategy(name)
     policy = start
-    for index in range(shop.config.training.stages):
-        stage = shop.directory.stage(strategy_name, index)
-        scores = shop.score(stage, strategy, policy)
-        selection = shop.select(stage, strategy, scores)
-        policy = shop.train(stage, selection, policy)
+    for index in range(session.config.training.stages):
+        stage = session.directory.stage(name, index)
+        scores = score(session, stage, strategy, policy)
+        selection = select(session, stage, strategy, scores)
+        policy = train(session, stage, selection, policy)
     return policy

@@ -37,7 +37,10 @@ def block_dots(gradient_PC: Tensor, directions_VC: Tensor) -> Tensor:
     total = torch.zeros(
         len(directions_VC), len(gradient_PC), dtype=torch.float64, device=gradient_PC.device
     )
-    for g, d in zip(gradient_PC.split(BLOCK, 1), directions_VC.split(BLOCK, 1), strict=True):
+    pairs = zip(
+        torch.split(gradient_PC, BLOCK, 1), torch.split(directions_VC, BLOCK, 1), strict=True
+    )
+    for g, d in pairs:
         total += (d @ g.T).double()
     return total.T
 
@@ -45,7 +48,7 @@ def block_dots(gradient_PC: Tensor, directions_VC: Tensor) -> Tensor:
 def block_squares(gradient_PC: Tensor) -> Tensor:
     """Squared norms [P], summed like `block_dots`."""
     total = torch.zeros(len(gradient_PC), dtype=torch.float64, device=gradient_PC.device)
-    for g in gradient_PC.split(BLOCK, 1):
+    for g in torch.split(gradient_PC, BLOCK, 1):
         total += torch.linalg.vector_norm(g, dim=1).double().square()
     return total
 

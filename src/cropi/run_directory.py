@@ -18,7 +18,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -63,9 +63,27 @@ class Stage:
         return self.folder / "policy"
 
     @property
+    def influence_facts(self) -> Path:
+        """What scoring cost, and how far each target direction can be trusted."""
+        return self.folder / "influence.json"
+
+    @property
     def record(self) -> Path:
         """What the checkpoint was made from, and the tokens up to here."""
         return self.policy / "cropi_stage.json"
+
+    @property
+    def title(self) -> str:
+        """How the stage is called before people, who count from 1."""
+        return f"{self.arm} {self.index + 1}"
+
+    def sibling(self, index: int) -> Stage:
+        """Another stage of the same arm."""
+        return Stage(self.arm, index, self.folder.parent / str(index))
+
+    def recorded(self) -> Row:
+        """The record of a finished stage; empty if it is not finished."""
+        return dict(json.loads(self.record.read_text())) if self.record.exists() else {}
 
 
 @dataclass
@@ -75,7 +93,6 @@ class RunDirectory:
     root: Path
     config: RunConfig
     base: Path | None = None
-    started: float = field(default_factory=time.perf_counter)
 
     @classmethod
     def open(cls, config: RunConfig, base: Path | None = None) -> RunDirectory:
@@ -119,6 +136,7 @@ class RunDirectory:
         arm = arm_name(strategy)
         return Stage(arm, index, self.root / "arms" / arm / "stages" / str(index))
 
+    @property
     def shared_costs(self) -> Path:
         """Cost rows of what all arms use."""
         return self.root / "costs.jsonl"
@@ -138,7 +156,7 @@ class RunDirectory:
 
     def gather_metrics(self) -> None:
         """Rebuild metrics.jsonl from the shared costs and every finished stage, arms in order."""
-        rows = read_lines(self.shared_costs())
+        rows = read_lines(self.shared_costs)
         for strategy in [self.config.selection.strategy, *self.config.baselines]:
             for index in range(self.config.training.stages):
                 rows += read_lines(self.stage(strategy, index).metrics)

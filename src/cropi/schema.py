@@ -170,11 +170,15 @@ class ScoreTable:
 
 @dataclass(slots=True)
 class Selection:
-    """The chosen prompts, best first, with the rank each validation set gave them (0 = none)."""
+    """The chosen prompts, best first, with the rank each validation set gave them (0 = none).
+
+    `negative` counts those whose influence on every validation set is below zero.
+    """
 
     prompt_ids: list[str]
     scores: NDArray[np.float64]
     ranks: dict[str, NDArray[np.int32]] = field(default_factory=dict)
+    negative: int = 0
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:

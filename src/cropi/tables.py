@@ -90,7 +90,13 @@ def write_selection(
     }
     columns |= {f"rank_{n}": pa.array(r, pa.int32()) for n, r in selection.ranks.items()}
     write_table(
-        path, pa.table(columns), {"cropi.notes": json.dumps(selection.notes), **(metadata or {})}
+        path,
+        pa.table(columns),
+        {
+            "cropi.notes": json.dumps(selection.notes),
+            "cropi.negative": str(selection.negative),
+            **(metadata or {}),
+        },
     )
 
 
@@ -113,4 +119,6 @@ def read_selection(path: Path) -> Selection:
         for n in table.column_names
         if n.startswith("rank_")
     }
-    return Selection(ids, scores, ranks, json.loads(table_metadata(table).get("cropi.notes", "[]")))
+    about = table_metadata(table)
+    notes = json.loads(about.get("cropi.notes", "[]"))
+    return Selection(ids, scores, ranks, int(about.get("cropi.negative", 0)), notes)

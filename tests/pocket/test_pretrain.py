@@ -25,7 +25,9 @@ def test_loss_covers_the_answer_and_the_end_only() -> None:
 
 @pytest.fixture(scope="module")
 def examples() -> pretrain.Examples:
-    return pretrain.load_examples()
+    with pytest.MonkeyPatch.context() as patch:  # the full split takes seconds to encode
+        patch.setattr(pretrain, "available", lambda split, skill: 200)
+        return pretrain.load_examples()
 
 
 def test_examples_follow_the_mixture(examples: pretrain.Examples) -> None:

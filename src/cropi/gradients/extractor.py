@@ -451,7 +451,7 @@ class LayerTap:
                 with torch.no_grad():
                     self._collect(module, rule(module, seen, gradient, batch))
 
-            output.register_hook(settle)
+            output.register_hook(settle)  # type: ignore[no-untyped-call]
 
         return record
 

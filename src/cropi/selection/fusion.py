@@ -19,11 +19,13 @@ def fuse(scores: ScoreTable, count: int, constant: float = 0.0) -> Selection:
     fused = _reciprocal_sum(np.stack(list(ranks.values())), constant)
     order = np.lexsort((ids, -fused))
     chosen = order[fused[order] > 0][:count]
+    negative = negative_influence(scores, chosen)
     return Selection(
         prompt_ids=[str(i) for i in ids[chosen]],
         scores=fused[chosen],
         ranks={name: rank[chosen] for name, rank in ranks.items()},
-        notes=_notes(scores, chosen, count),
+        negative=negative,
+        notes=_notes(len(chosen), negative, count),
     )
 
 
@@ -50,11 +52,8 @@ def negative_influence(scores: ScoreTable, chosen: np.ndarray) -> int:
     return int((best < 0).sum())
 
 
-def _notes(scores: ScoreTable, chosen: np.ndarray, count: int) -> list[str]:
-    notes = shortfall(len(chosen), count, "prompts are informative")
-    negative = negative_influence(scores, chosen) if len(chosen) else 0
+def _notes(chosen: int, negative: int, count: int) -> list[str]:
+    notes = shortfall(chosen, count, "prompts are informative")
     if negative:
-        notes.append(
-            f"{negative} of the {len(chosen)} selected have negative influence on every set"
-        )
+        notes.append(f"{negative} of the {chosen} selected have negative influence on every set")
     return notes

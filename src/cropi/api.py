@@ -1,0 +1,276 @@
+"""The steps of the method as plain functions, for notebooks and for people with their own loop.
+
+Everything takes and returns the data contracts of `cropi.schema`; files are optional. The command
+line's single steps are these functions with printing around them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cropi.artifacts import fingerprint, folder_written_aside
+from cropi.config import (
+    EvaluationConfig,
+    InfluenceConfig,
+    ModelConfig,
+    PromptSource,
+    RolloutsConfig,
+    RunConfig,
+    TrainingConfig,
+    VerifiersConfig,
+    load_config,
+)
+from cropi.curriculum import run
+from cropi.errors import InputError
+from cropi.evaluation import evaluate as evaluate_sets
+from cropi.influence import Influence, Progress
+from cropi.models import Policy, load_policy
+from cropi.prompts import load_source
+from cropi.rollouts import collect, load_engine, read_rollouts, rollout_statistics
+from cropi.schema import EvaluationResult, Prompt, RolloutGroup, Sampling, ScoreTable, Selection
+from cropi.scoring import make_scorer
+from cropi.selection import SelectionContext, find_strategy
+from cropi.selection.base import selection_size
+from cropi.training import StageOutcome, StagePlan, find_trainer, stage_order
+from cropi.training.base import Row
+from cropi.verifiers import Judge
+
+__all__ = [
+    "InputError",
+    "RunConfig",
+    "evaluate",
+    "load_config",
+    "load_policy",
+    "load_prompts",
+    "read_rollouts",
+    "rollout",
+    "run",
+    "score",
+    "select",
+    "train",
+]
+
+AnyPath = str | Path
+
+
+def load_prompts(path: AnyPath, seed: int = 0, **columns: Any) -> list[Prompt]:
+    """Read prompts from a JSONL, JSON or Parquet file; `columns` as in the config's sources."""
+    return load_source(PromptSource(path=str(path), **columns), seed)
+
+
+def rollout(
+    policy: Policy | AnyPath,
+    prompts: Sequence[Prompt],
+    out: AnyPath,
+    *,
+    verifier: str | VerifiersConfig = "math",
+    settings: RolloutsConfig | None = None,
+    seed: int = 0,
+    progress: Any = None,
+) -> list[RolloutGroup]:
+    """Sample and judge responses, store them in the Parquet file `out`, and return them.
+
+    A call that was killed goes on where it stopped.
+    """
+    settings = settings or RolloutsConfig()
+    loaded = _policy(policy)
+    engine = load_engine(settings.engine, loaded, settings.batch_size)
+    verifiers = _verifiers(verifier)
+    with Judge(verifiers) as judge:
+        judge.check(prompts)
+        path = collect(
+            engine,
+            loaded.tokenizer,
+            prompts,
+            judge,
+            settings.sampling,
+            settings.responses,
+            seed,
+            Path(out),
+            loaded.identity,
+            fingerprint(
+                loaded.identity,
+                settings.model_dump(),
+                verifiers.model_dump(),
+                seed,
+                [(p.prompt_id, p.content, p.answer) for p in prompts],
+            ),
+            progress=progress,
+        )
+    return read_rollouts(path)
+
+
+def score(
+    policy: Policy | AnyPath,
+    pool: Sequence[RolloutGroup] | AnyPath,
+    targets: Mapping[str, Sequence[RolloutGroup] | AnyPath],
+    *,
+    settings: InfluenceConfig | None = None,
+    seed: int = 0,
+    constant_length: int = 512,
+    progress: Progress | None = None,
+) -> Influence:
+    """Influence of each informative pool prompt on each target, under `policy`.
+
+    `constant_length` is the divisor of `normalisation="constant"`. Raises InputError if the pool
+    or a target has no informative prompt, or gradients are not finite.
+    """
+    if not targets:
+        raise InputError("score needs at least one target: give NAME and its rollouts")
+    groups = _groups(pool)
+    target_groups = {name: _groups(found) for name, found in targets.items()}
+    model = _policy(policy).model
+    scorer = make_scorer(model, settings or InfluenceConfig(), seed, progress, constant_length)
+    return scorer.score(groups, target_groups)
+
+
+def select(
+    scores: ScoreTable | Influence | None = None,
+    *,
+    ratio: float = 0.1,
+    strategy: str = "cropi",
+    rollouts: Sequence[RolloutGroup] | AnyPath | None = None,
+    seed: int = 0,
+    stage: int = 0,
+    fusion_constant: float = 0.0,
+    threshold: float | None = None,
+) -> Selection:
+    """Choose prompts by `strategy`; `rollouts` are needed by those that look at pass rates.
+
+    `ratio` in (0, 1] is a share of the whole pool, uninformative prompts included.
+    """
+    if not 0 < ratio <= 1:
+        raise InputError(
+            f"ratio {ratio} selects nothing sensible; give a share in (0, 1], e.g. 0.1"
+        )
+    chosen = find_strategy(strategy)
+    table = scores.table if isinstance(scores, Influence) else scores
+    if chosen.scoring != "never" and table is None:
+        raise InputError(f"strategy {strategy} needs scores; make them with `cropi score`")
+    if chosen.scoring == "never" and rollouts is None:
+        raise InputError(f"strategy {strategy} needs the pool's rollouts; give rollouts")
+    groups = _groups(rollouts) if rollouts is not None else []
+    statistics = rollout_statistics(groups, threshold)
+    pool_size = len(groups) or (table.pool_size if table else 0)
+    context = SelectionContext(
+        prompt_ids=statistics.prompt_ids,
+        pass_rate=statistics.pass_rates,
+        variance=statistics.variances,
+        informative=statistics.informative,
+        count=selection_size(ratio, pool_size),
+        stage=stage,
+        seed=seed,
+        scores=table,
+        fusion_constant=fusion_constant,
+    )
+    return chosen.select(context)
+
+
+def train(
+    policy: AnyPath,
+    prompts: Sequence[Prompt],
+    selection: Selection | Sequence[str],
+    out: AnyPath,
+    *,
+    steps: int,
+    verifier: str | VerifiersConfig = "math",
+    settings: TrainingConfig | None = None,
+    rollouts: RolloutsConfig | None = None,
+    model: ModelConfig | None = None,
+    carry_optimizer: bool = False,
+    horizon: int | None = None,
+    seed: int = 0,
+    progress: Any = None,
+) -> StageOutcome:
+    """Train one GRPO stage on the selected prompts and write the checkpoint folder `out`.
+
+    `carry_optimizer` goes on with the optimizer, schedule and step count stored at `policy` by an
+    earlier stage; `horizon` is the step at which a decaying learning rate ends (default: the end
+    of this stage).
+    """
+    settings = settings or TrainingConfig()
+    ids = selection.prompt_ids if isinstance(selection, Selection) else list(selection)
+    by_id = {p.prompt_id: p for p in prompts}
+    missing = [i for i in ids if i not in by_id]
+    if missing:
+        raise InputError(
+            f"the selection names {len(missing)} prompts that the prompts lack, first "
+            f"{missing[0]!r}; give the prompts that were scored"
+        )
+    if not ids:
+        raise InputError("the selection is empty; select at least one prompt")
+    first_step = _steps_done(Path(policy)) if carry_optimizer else 0
+    order = stage_order(ids, steps * settings.prompts_per_step, seed)
+    plan = StagePlan(
+        start=str(policy),
+        prompts=[by_id[i] for i in order],
+        steps=steps,
+        first_step=first_step,
+        horizon=horizon or first_step + steps,
+        seed=seed,
+        model=model or ModelConfig(path=str(policy)),
+        training=settings,
+        rollouts=rollouts or RolloutsConfig(),
+    )
+    with Judge(_verifiers(verifier)) as judge, folder_written_aside(Path(out)) as part:
+        judge.check(plan.prompts)
+        return find_trainer(settings.engine).train(plan, judge, part, None, progress)
+
+
+def evaluate(
+    policy: Policy | AnyPath,
+    sets: Mapping[str, Sequence[Prompt]],
+    *,
+    verifier: str | VerifiersConfig = "math",
+    settings: EvaluationConfig | None = None,
+    max_new_tokens: int = 512,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> list[EvaluationResult]:
+    """Accuracy of a policy on named sets of prompts."""
+    settings = settings or EvaluationConfig()
+    loaded = _policy(policy)
+    verifiers = _verifiers(verifier)
+    sampling = Sampling(
+        settings.temperature, settings.top_p, 0, settings.max_new_tokens or max_new_tokens
+    )
+    with Judge(verifiers) as judge:
+        judge.check([p for prompts in sets.values() for p in prompts])
+        return evaluate_sets(
+            load_engine("transformers", loaded, batch_size),
+            loaded.tokenizer,
+            sets,
+            judge,
+            sampling,
+            settings.samples,
+            settings.k,
+            seed,
+            threshold=verifiers.threshold,
+        )
+
+
+def _policy(policy: Policy | AnyPath) -> Policy:
+    return policy if isinstance(policy, Policy) else load_policy(policy)
+
+
+def _groups(groups: Sequence[RolloutGroup] | AnyPath) -> Sequence[RolloutGroup]:
+    return read_rollouts(Path(groups)) if isinstance(groups, str | Path) else groups
+
+
+def _verifiers(verifier: str | VerifiersConfig) -> VerifiersConfig:
+    return VerifiersConfig(default=verifier) if isinstance(verifier, str) else verifier
+
+
+def _steps_done(policy: Path) -> int:
+    """Optimizer steps behind a checkpoint. Raises InputError if it holds no optimizer state."""
+    state = policy / "trainer_state.json"
+    if not state.is_file() or not (policy / "optimizer.pt").is_file():
+        raise InputError(
+            f"{policy} holds no optimizer state to carry on (trainer_state.json, optimizer.pt); "
+            "give a checkpoint that a training stage wrote, or start with a fresh optimizer"
+        )
+    row: Row = json.loads(state.read_text())
+    return int(row["global_step"])

@@ -1,0 +1,27 @@
+"""The steps of a run, in the order in which `curriculum.py` takes them.
+
+Each step leaves a file that knows what it was made from, and returns at once where that file is
+current; that is all there is to resuming.
+"""
+
+from cropi.steps.evaluation import evaluate_start
+from cropi.steps.influence import score
+from cropi.steps.prompts import load_prompts
+from cropi.steps.report import write_report
+from cropi.steps.rollouts import collect_rollouts
+from cropi.steps.selection import select
+from cropi.steps.session import Session
+from cropi.steps.start import prepare_start
+from cropi.steps.training import train
+
+__all__ = [
+    "Session",
+    "collect_rollouts",
+    "evaluate_start",
+    "load_prompts",
+    "prepare_start",
+    "score",
+    "select",
+    "train",
+    "write_report",
+]

@@ -1,0 +1,73 @@
+"""Accuracy on the test sets: once for the start policy, then at the training steps that are due."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cropi.artifacts import write_lines
+from cropi.evaluation import EvaluationSets
+from cropi.models import Policy
+from cropi.rollouts import load_engine
+from cropi.run_directory import Row
+from cropi.schema import Sampling
+from cropi.steps.session import Session
+
+
+def evaluate_start(session: Session, start: str) -> None:
+    """Measure the start policy once, for all arms."""
+    directory = session.directory
+    if directory.start_evaluation.exists() or not session.sets.test:
+        return
+    with directory.timed("evaluation"), session.narrator.phase("start accuracy") as bar:
+        rows = evaluate(session, session.load(start), step=0)
+        write_lines(directory.start_evaluation, rows)
+        bar.note = accuracy_note(rows)
+
+
+def evaluate(session: Session, policy: Policy, step: int) -> list[Row]:
+    """Evaluate every test set; return metrics rows without their place in an arm."""
+    config, rollouts = session.config.evaluation, session.config.rollouts
+    new_tokens = config.max_new_tokens or rollouts.max_new_tokens
+    results = _prepared(session, policy).evaluate(
+        load_engine(rollouts.engine, policy, rollouts.batch_size),
+        session.judge,
+        Sampling(config.temperature, config.top_p, 0, new_tokens),
+        config.samples,
+        config.k,
+        session.seed("evaluation"),
+        session.config.verifiers.threshold,
+    )
+    targeted = set(session.config.targeted)
+    return [
+        {
+            "kind": "evaluation",
+            "step": step,
+            "set": result.set,
+            "targeted": result.set in targeted,
+            "prompts": result.prompts,
+            "pass_at": {str(k): value for k, value in result.pass_at.items()},
+            "statuses": dict(result.statuses),
+            "generated_tokens": 0,
+            "trained_tokens": 0,
+        }
+        for result in results
+    ]
+
+
+def accuracy_note(rows: list[Row]) -> str:
+    """Mean accuracy over targeted and untargeted sets, as text."""
+    parts = []
+    for label, wanted in (("targeted", True), ("untargeted", False)):
+        values = [next(iter(r["pass_at"].values())) for r in rows if r["targeted"] is wanted]
+        if values:
+            parts.append(f"{label} {np.mean(values):.1%}")
+    return "  ".join(parts)
+
+
+def _prepared(session: Session, policy: Policy) -> EvaluationSets:
+    """The test sets, encoded once a run: every policy of a run has the same tokenizer."""
+    if session.evaluation_sets is None:
+        session.evaluation_sets = EvaluationSets.prepare(
+            policy.tokenizer, session.sets.test, session.config.prompts.chat_template_kwargs
+        )
+    return session.evaluation_sets

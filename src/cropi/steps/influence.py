@@ -1,0 +1,66 @@
+"""Step 4, before every stage: influence of each pool prompt under the current policy."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from cropi.artifacts import file_hash, fingerprint, is_current, write_json
+from cropi.influence import Influence
+from cropi.run_directory import Stage
+from cropi.schema import ScoreTable
+from cropi.scoring import make_scorer
+from cropi.selection import Strategy
+from cropi.steps.session import Session
+from cropi.tables import read_scores, write_scores
+
+
+def score(session: Session, stage: Stage, strategy: Strategy, policy: str) -> ScoreTable | None:
+    """Return the scores that `strategy` asked for, from file where they are current."""
+    if strategy.scoring == "never":
+        return None
+    if strategy.scoring == "once" and stage.index > 0:
+        return read_scores(stage.sibling(0).scores)
+    made_from = _made_from(session, policy)
+    if not is_current(stage.scores, made_from):
+        with session.directory.timed("scoring", stage.arm, stage.index):
+            influence = _influence(session, f"{stage.title} influence", policy)
+        write_json(stage.influence_facts, _facts(influence))
+        write_scores(stage.scores, influence.table, {"cropi.made_from": made_from})
+    return read_scores(stage.scores)
+
+
+def _influence(session: Session, title: str, policy: str) -> Influence:
+    config = session.config
+    targets = {name: session.rollouts("validation", name) for name in session.sets.validation}
+    with session.narrator.phase(title) as bar:
+        scorer = make_scorer(
+            session.load(policy).model,
+            config.influence,
+            session.seed("sketch"),
+            lambda phase, done, total: bar.update(done, total, note=phase),
+            config.rollouts.max_new_tokens,
+        )
+        influence = scorer.score(session.rollouts("pool"), targets)
+        bar.note = f"{len(influence.table.prompt_ids):,} prompts, {influence.tokens:,} tokens"
+    for note in influence.notes:
+        session.narrator.warn(note)
+    return influence
+
+
+def _facts(influence: Influence) -> dict[str, object]:
+    return {
+        "tokens": influence.tokens,
+        "targets": {name: dataclasses.asdict(t) for name, t in influence.trust.items()},
+        "notes": influence.notes,
+    }
+
+
+def _made_from(session: Session, policy: str) -> str:
+    files = [session.directory.rollouts("pool")]
+    files += [session.directory.rollouts("validation", n) for n in session.sets.validation]
+    return fingerprint(
+        session.policy_key(policy),
+        [file_hash(f) for f in files],
+        session.config.influence.model_dump(),
+        session.seed("sketch"),
+    )

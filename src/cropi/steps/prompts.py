@@ -1,0 +1,60 @@
+"""Step 1: load every set, settle duplicates, overlap and length, and try the verifiers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from cropi.artifacts import fingerprint, write_json
+from cropi.models import Policy
+from cropi.prompts import PromptSets, drop_overlong, load_prompt_sets, write_prompts
+from cropi.steps.session import Session
+
+SEEDED = ("prompts", "warmup", "sketch", "order", "evaluation")
+
+
+def load_prompts(session: Session) -> None:
+    """Load pool, validation and test sets into the session, and write them down."""
+    directory, config = session.directory, session.config
+    with directory.timed("prompts"), session.narrator.phase("prompts") as bar:
+        policy = session.load(config.model.path)
+        sets = load_prompt_sets(config.prompts, session.seed("prompts"), directory.base)
+        session.sets = drop_overlong(
+            policy.tokenizer,
+            sets,
+            config.prompts.max_tokens or policy.context - config.rollouts.max_new_tokens,
+            config.prompts.overlong,
+            config.prompts.chat_template_kwargs,
+        )
+        session.judge.check([p for found in session.sets.named().values() for p in found])
+        _write(session)
+        _write_manifest(session, policy)
+        bar.note = _counted(session.sets)
+    for line in session.sets.notes.lines():
+        session.narrator.warn(line)
+
+
+def _counted(sets: PromptSets) -> str:
+    validation = sum(map(len, sets.validation.values()))
+    test = sum(map(len, sets.test.values()))
+    return f"{len(sets.pool):,} in the pool, {validation:,} validation, {test:,} test"
+
+
+def _write(session: Session) -> None:
+    directory, sets = session.directory, session.sets
+    write_prompts(directory.prompts("pool"), sets.pool)
+    for kind, named in (("validation", sets.validation), ("test", sets.test)):
+        for name, prompts in named.items():
+            write_prompts(directory.prompts(kind, name), prompts)
+    notes = {**sets.notes.as_dict(), "lines": sets.notes.lines()}
+    write_json(directory.root / "prompts" / "notes.json", notes)
+
+
+def _write_manifest(session: Session, policy: Policy) -> None:
+    session.directory.write_manifest(
+        model={**dataclasses.asdict(policy.identity), "parameters": session.parameters},
+        seeds={"run": session.config.seed, **{name: session.seed(name) for name in SEEDED}},
+        prompts={
+            name: fingerprint([(p.prompt_id, p.content, p.answer) for p in prompts])
+            for name, prompts in session.sets.named().items()
+        },
+    )

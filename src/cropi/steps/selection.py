@@ -1,0 +1,51 @@
+"""Step 5, before every stage: choose the prompts to train on."""
+
+from __future__ import annotations
+
+from cropi.artifacts import file_hash, fingerprint, is_current
+from cropi.rollouts import rollout_statistics
+from cropi.run_directory import Stage
+from cropi.schema import ScoreTable, Selection
+from cropi.selection import SelectionContext, Strategy
+from cropi.selection.base import selection_size
+from cropi.steps.session import Session
+from cropi.tables import read_selection, write_selection
+
+
+def select(
+    session: Session, stage: Stage, strategy: Strategy, scores: ScoreTable | None
+) -> Selection:
+    """Return the stage's selection, from file where it is current."""
+    made_from = fingerprint(
+        file_hash(session.directory.rollouts("pool")),
+        file_hash(stage.scores) if stage.scores.exists() else None,
+        session.config.selection.model_dump(),
+        session.config.verifiers.threshold,
+        stage.arm,
+        stage.index,
+        session.config.seed,
+    )
+    if not is_current(stage.selection, made_from):
+        selection = strategy.select(_context(session, stage, scores))
+        known = {p.prompt_id for p in session.sets.pool}
+        assert known.issuperset(selection.prompt_ids), "a strategy selected unknown prompts"
+        write_selection(stage.selection, selection, {"cropi.made_from": made_from})
+        for note in selection.notes:
+            session.narrator.warn(f"{stage.arm}: {note}")
+    return read_selection(stage.selection)
+
+
+def _context(session: Session, stage: Stage, scores: ScoreTable | None) -> SelectionContext:
+    config = session.config
+    statistics = rollout_statistics(session.rollouts("pool"), config.verifiers.threshold)
+    return SelectionContext(
+        prompt_ids=statistics.prompt_ids,
+        pass_rate=statistics.pass_rates,
+        variance=statistics.variances,
+        informative=statistics.informative,
+        count=selection_size(config.selection.ratio, len(statistics.prompt_ids)),
+        stage=stage.index,
+        seed=session.seed("selection", stage.arm, stage.index),
+        scores=scores,
+        fusion_constant=config.selection.fusion_constant,
+    )

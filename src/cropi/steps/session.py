@@ -1,0 +1,83 @@
+"""What the steps of one run share: config, directory, prompts, judge, and what was read already."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from cropi.artifacts import fingerprint
+from cropi.config import RunConfig
+from cropi.evaluation import EvaluationSets
+from cropi.models import Policy, load_policy
+from cropi.progress import Narrator
+from cropi.prompts import PromptSets
+from cropi.rollouts import read_rollouts
+from cropi.run_directory import RunDirectory
+from cropi.schema import RolloutGroup, derive_seed
+from cropi.training.start import RECORD
+from cropi.verifiers import Judge
+
+
+@dataclass
+class Session:
+    """An open run; a context manager, for the judge owns worker processes."""
+
+    directory: RunDirectory
+    narrator: Narrator
+    sets: PromptSets = field(default_factory=lambda: PromptSets(pool=[]))
+    parameters: int = 0
+    evaluation_sets: EvaluationSets | None = None
+    _groups: dict[Path, list[RolloutGroup]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.judge = Judge(self.config.verifiers, self.directory.base)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.judge.close()
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's config."""
+        return self.directory.config
+
+    def seed(self, *component: str | int) -> int:
+        """The seed of one component of this run."""
+        return derive_seed(self.config.seed, *component)
+
+    def load(self, path: str) -> Policy:
+        """Load a policy as the config's model section says."""
+        model = self.config.model
+        policy = load_policy(
+            path,
+            revision=model.revision if path == model.path else None,
+            dtype=model.dtype,
+            device=model.device,
+            attention=model.attention,
+            trust_remote_code=model.trust_remote_code,
+        )
+        self.parameters = sum(p.numel() for p in policy.model.parameters())
+        return policy
+
+    def policy_key(self, policy: str) -> str:
+        """What identifies a policy: what it was made from, or the config's start model."""
+        record = Path(policy) / RECORD
+        if record.exists():
+            return str(json.loads(record.read_text())["made_from"])
+        return fingerprint(policy, self.config.model.model_dump())
+
+    def rollouts(self, kind: str, name: str = "") -> list[RolloutGroup]:
+        """Rollouts of the pool or of a validation set, read once."""
+        path = self.directory.rollouts(kind, name)
+        if path not in self._groups:
+            self._groups[path] = read_rollouts(path)
+        return self._groups[path]

@@ -1,0 +1,191 @@
+"""Step 6: train a stage on its selection, evaluate on the way, and write down what it cost."""
+
+from __future__ import annotations
+
+import gc
+import json
+from typing import Any
+
+from cropi.artifacts import fingerprint, folder_written_aside, read_lines, write_json, write_lines
+from cropi.costs import cost_row
+from cropi.models import Policy
+from cropi.run_directory import Row, Stage
+from cropi.schema import Selection
+from cropi.steps.evaluation import accuracy_note, evaluate
+from cropi.steps.session import Session
+from cropi.tables import read_selection
+from cropi.training import StageOutcome, StagePlan, find_trainer, stage_order
+
+
+def train(session: Session, stage: Stage, selection: Selection, policy: str) -> str:
+    """Train from `policy` unless that was done; return the path of the stage's policy."""
+    plan = _plan(session, stage, selection, policy)
+    made_from = fingerprint(
+        session.policy_key(policy),
+        [p.prompt_id for p in plan.prompts],
+        session.config.training.model_dump(),
+        session.config.evaluation.model_dump(),
+        plan.seed,
+    )
+    if stage.recorded().get("made_from") != made_from:
+        gc.collect()  # scoring's model should be gone before training needs the memory
+        StageRun(session, stage, plan, selection).run(made_from)
+    return str(stage.policy)
+
+
+class StageRun:
+    """One stage while it trains: its rows grow with every evaluation."""
+
+    def __init__(
+        self, session: Session, stage: Stage, plan: StagePlan, selection: Selection
+    ) -> None:
+        self.session = session
+        self.stage = stage
+        self.plan = plan
+        self.selection = selection
+        self.outcome = StageOutcome()
+        self.where: Row = {"arm": stage.arm, "stage": stage.index}
+        self.before = _tokens_before(stage)
+        self.rows: list[Row] = self._start_rows()
+        self.accuracy = ""
+
+    def run(self, made_from: str) -> None:
+        """Train, then publish metrics and policy; the policy's folder appears last."""
+        directory, stage = self.session.directory, self.stage
+        with (
+            directory.timed("training", stage.arm, stage.index),
+            self.session.narrator.phase(f"{stage.title} GRPO", self.plan.steps) as bar,
+            folder_written_aside(stage.policy) as part,
+        ):
+            find_trainer(self.session.config.training.engine).train(
+                self.plan,
+                self.session.judge,
+                part,
+                self._evaluate if self.session.sets.test else None,
+                lambda done, row: bar.update(done, note=self._note(row)),
+                self.outcome,
+            )
+            bar.note = self.accuracy
+            self.rows += self._closing_rows()
+            record = {"made_from": made_from, **self.where, **self._tokens()}
+            write_json(part / stage.record.name, record)
+            write_lines(stage.metrics, self.rows)
+        self._write_clock()
+        directory.gather_metrics()
+
+    def _evaluate(self, policy: Policy, step: int) -> None:
+        with self.session.directory.timed("evaluation", self.stage.arm, self.stage.index):
+            found = evaluate(self.session, policy, step)
+        self.rows += [{**row, **self.where, **self._tokens()} for row in found]
+        self.accuracy = accuracy_note(found)
+
+    def _note(self, row: Row) -> str:
+        reward = f"reward {row['reward']:.2f}" if "reward" in row else ""
+        return f"{reward}  {self.accuracy}"
+
+    def _tokens(self) -> dict[str, int]:
+        """Tokens of the arm up to here, rollouts and scoring left out."""
+        return {
+            "generated_tokens": self.before["generated_tokens"] + self.outcome.generated_tokens,
+            "trained_tokens": self.before["trained_tokens"] + self.outcome.trained_tokens,
+        }
+
+    def _start_rows(self) -> list[Row]:
+        """A curve begins with the start policy."""
+        if self.stage.index > 0:
+            return []
+        start = read_lines(self.session.directory.start_evaluation)
+        return [{**row, **self.where} for row in start]
+
+    def _closing_rows(self) -> list[Row]:
+        facts = _facts(self.stage)
+        stage_row: Row = {
+            "kind": "stage",
+            **self.where,
+            "steps": self.plan.steps,
+            "selected": len(self.selection.prompt_ids),
+            "negative": self.selection.negative,
+            "notes": [*self.selection.notes, *facts.get("notes", [])],
+            "targets": facts.get("targets", {}),
+            "reward_statuses": self.outcome.statuses,
+        }
+        log = [{"kind": "train", **self.where, **row} for row in self.outcome.log]
+        return [*log, stage_row, *self._costs(facts.get("tokens", 0))]
+
+    def _costs(self, scoring: int) -> list[Row]:
+        size, trained = self.session.parameters, self.outcome.trained_tokens
+        rows = [
+            cost_row(
+                "training",
+                size,
+                self.where,
+                generated=self.outcome.generated_tokens,
+                forward=trained,
+                backward=trained,
+            )
+        ]
+        if scoring:
+            rows.append(cost_row("scoring", size, self.where, forward=scoring, backward=scoring))
+        return rows
+
+    def _write_clock(self) -> None:
+        """Training seconds since the arm began, a row a step."""
+        timings = read_lines(self.session.directory.root / "timings.jsonl")
+        earlier = [
+            row["seconds"]
+            for row in timings
+            if row["phase"] == "clock"
+            and row["arm"] == self.stage.arm
+            and row["stage"] < self.stage.index
+        ]
+        start = max(earlier, default=0.0)
+        for step, seconds in self.outcome.clock:
+            self.session.directory.add_timing(
+                phase="clock", **self.where, step=step, seconds=round(start + seconds, 3)
+            )
+
+
+def _plan(session: Session, stage: Stage, selection: Selection, policy: str) -> StagePlan:
+    config, training = session.config, session.config.training
+    visits = training.steps_per_stage * training.prompts_per_step
+    visited = visits * _stages_on_same(stage, selection)
+    order = stage_order(selection.prompt_ids, visits, session.seed("order"), visited)
+    by_id = {p.prompt_id: p for p in session.sets.pool}
+    return StagePlan(
+        start=policy,
+        prompts=[by_id[i] for i in order],
+        steps=training.steps_per_stage,
+        first_step=stage.index * training.steps_per_stage,
+        horizon=training.stages * training.steps_per_stage,
+        seed=session.seed("training", stage.index),
+        model=config.model,
+        training=training,
+        rollouts=config.rollouts,
+        template_kwargs=config.prompts.chat_template_kwargs,
+        evaluate_every=config.evaluation.every,
+    )
+
+
+def _stages_on_same(stage: Stage, selection: Selection) -> int:
+    """How many stages right before this one trained on exactly these prompts."""
+    wanted, count = set(selection.prompt_ids), 0
+    for index in range(stage.index - 1, -1, -1):
+        if set(read_selection(stage.sibling(index).selection).prompt_ids) != wanted:
+            break
+        count += 1
+    return count
+
+
+def _tokens_before(stage: Stage) -> dict[str, int]:
+    names = ("generated_tokens", "trained_tokens")
+    if stage.index == 0:
+        return dict.fromkeys(names, 0)
+    record = stage.sibling(stage.index - 1).recorded()
+    return {name: int(record[name]) for name in names}
+
+
+def _facts(stage: Stage) -> dict[str, Any]:
+    """What scoring said of this stage; empty where it was not scored."""
+    if not stage.influence_facts.exists():
+        return {}
+    return dict(json.loads(stage.influence_facts.read_text()))

@@ -1,0 +1,131 @@
+"""The slow, obvious gradient: DESIGN section 2 written down with plain loops in float64.
+
+One prompt, one response, one token at a time, with autograd on `model.double()`. It shares no
+code with `cropi.gradients`, reads only the data contracts, and is allowed to take its time.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cropi.schema import Response, RolloutGroup
+
+
+@dataclass(frozen=True)
+class Method:
+    """The options of the objective, by the names of the config."""
+
+    ratio: str = "token"
+    clip: tuple[float, float] | None = None
+    normalisation: str = "sequence"
+    constant_length: int | None = None
+    scale_by_std: bool = True
+    self_normalised: bool = False
+
+
+def oracle_gradient(
+    model: nn.Module, group: RolloutGroup, method: Method | None = None
+) -> dict[str, Tensor]:
+    """Gradient of J of one prompt by parameter name, float64, zeros for unused parameters."""
+    double = copy.deepcopy(model).double().eval()
+    parameters = {n: p for n, p in double.named_parameters() if p.requires_grad}
+    total = oracle_objective(double, group, method or Method())
+    found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(parameter) if gradient is None else gradient
+        for (name, parameter), gradient in zip(parameters.items(), found, strict=True)
+    }
+
+
+def oracle_objective(model: nn.Module, group: RolloutGroup, method: Method) -> Tensor:
+    """J of one prompt, with graph."""
+    usable = [r for r in group.responses if r.reward_status == "ok" and len(r.ids) > 0]
+    logps = [token_logprobs(model, group, response) for response in usable]
+    advantages = oracle_advantages(usable, logps, method)
+    sums = []
+    for response, logp, advantage in zip(usable, logps, advantages, strict=True):
+        terms = token_terms(response, logp, advantage, method)
+        sums.append(sum(terms[1:], start=terms[0]))
+    lengths = [len(response.ids) for response in usable]
+    if method.normalisation == "token":
+        return sum(sums[1:], start=sums[0]) / sum(lengths)
+    if method.normalisation == "constant":
+        lengths = [method.constant_length] * len(usable)
+    means = [total / length for total, length in zip(sums, lengths, strict=True)]
+    return sum(means[1:], start=means[0]) / len(means)
+
+
+def token_logprobs(model: nn.Module, group: RolloutGroup, response: Response) -> list[Tensor]:
+    """Log pi(y_t | s, y_<t) of each token at the rollouts' temperature, a list of scalars."""
+    prompt, ids = group.prompt_ids.tolist(), response.ids.tolist()
+    sequence = torch.tensor([prompt + ids])
+    logits = model(input_ids=sequence, use_cache=False).logits[0]
+    found = []
+    for t, token in enumerate(ids):
+        scaled = logits[len(prompt) + t - 1] / group.sampling.temperature
+        found.append(scaled[token] - torch.logsumexp(scaled, 0))
+    return found
+
+
+def oracle_advantages(
+    usable: list[Response], logps: list[list[Tensor]], method: Method
+) -> list[float]:
+    """(r - mean) / (sample std + 1e-4), numbers without a graph."""
+    rewards = [response.reward for response in usable]
+    count = len(rewards)
+    weights = [1.0] * count
+    if method.self_normalised:
+        weights = [
+            float(sequence_ratio(response, logp).detach())
+            for response, logp in zip(usable, logps, strict=True)
+        ]
+    mean = sum(w * r for w, r in zip(weights, rewards, strict=True)) / sum(weights)
+    if not method.scale_by_std:
+        return [r - mean for r in rewards]
+    squares = sum(w * (r - mean) ** 2 for w, r in zip(weights, rewards, strict=True))
+    std = math.sqrt(squares / sum(weights) * count / (count - 1))
+    return [(r - mean) / (std + 1e-4) for r in rewards]
+
+
+def sequence_ratio(response: Response, logp: list[Tensor]) -> Tensor:
+    """GSPO's ratio: exp of the mean log-ratio over the response."""
+    total = torch.zeros((), dtype=torch.float64)
+    for own, behaviour in zip(logp, response.logprobs.tolist(), strict=True):
+        total = total + (own - behaviour)
+    return torch.exp(total / len(logp))
+
+
+def token_terms(
+    response: Response, logp: list[Tensor], advantage: float, method: Method
+) -> list[Tensor]:
+    """rho_t A of each token, clipped where asked; log pi A without ratio."""
+    whole = sequence_ratio(response, logp)
+    terms = []
+    for own, behaviour in zip(logp, response.logprobs.tolist(), strict=True):
+        if method.ratio == "none":
+            terms.append(own * advantage)
+            continue
+        ratio = whole if method.ratio == "sequence" else torch.exp(own - behaviour)
+        terms.append(clipped(ratio, advantage, method))
+    return terms
+
+
+def clipped(ratio: Tensor, advantage: float, method: Method) -> Tensor:
+    """PPO's min(rho A, clip(rho) A), written as the two cases in which the clip acts."""
+    if method.clip is not None:
+        low, high = 1 - method.clip[0], 1 + method.clip[1]
+        if advantage > 0 and ratio.item() > high:
+            return 0 * ratio + high * advantage
+        if advantage < 0 and ratio.item() < low:
+            return 0 * ratio + low * advantage
+    return ratio * advantage
+
+
+def flatten(gradient: dict[str, Tensor]) -> Tensor:
+    """The gradient as one float64 vector, parameters in the model's order."""
+    return torch.cat([g.double().flatten() for g in gradient.values()])
