@@ -1,8 +1,6 @@
-"""Lets tests of upper floors use the gradient oracle and its tiny models."""
+"""Settings of all tests."""
 
-from __future__ import annotations
+import os
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent / "gradients"))
+# Before torch is imported: spinning threads starve everything else on a small machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

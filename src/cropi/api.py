@@ -1,17 +1,21 @@
 """The steps of the method as plain functions, for notebooks and for people with their own loop.
 
 Everything takes and returns the data contracts of `cropi.schema`; files are optional. The command
-line's single steps are these functions with printing around them.
+line's single steps are these functions with printing around them. Importing this module loads no
+torch: selecting needs none.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
-from cropi.artifacts import fingerprint, folder_written_aside
+from cropi.artifacts import fingerprint, folder_written_aside, require_writable
 from cropi.config import (
     EvaluationConfig,
     InfluenceConfig,
@@ -23,20 +27,20 @@ from cropi.config import (
     VerifiersConfig,
     load_config,
 )
-from cropi.curriculum import run
 from cropi.errors import InputError
-from cropi.evaluation import evaluate as evaluate_sets
-from cropi.influence import Influence, Progress
-from cropi.models import Policy, load_policy
 from cropi.prompts import load_source
 from cropi.rollouts import collect, load_engine, read_rollouts, rollout_statistics
 from cropi.schema import EvaluationResult, Prompt, RolloutGroup, Sampling, ScoreTable, Selection
-from cropi.scoring import make_scorer
 from cropi.selection import SelectionContext, find_strategy
-from cropi.selection.base import selection_size
+from cropi.selection.base import require_some, selection_size
 from cropi.training import StageOutcome, StagePlan, find_trainer, stage_order
 from cropi.training.base import Row
 from cropi.verifiers import Judge
+
+if TYPE_CHECKING:
+    from cropi.influence import Influence, Progress
+    from cropi.models import Policy
+    from cropi.progress import Narrator
 
 __all__ = [
     "InputError",
@@ -54,6 +58,20 @@ __all__ = [
 ]
 
 AnyPath = str | Path
+
+
+def run(config: RunConfig, base: Path | None = None, narrator: Narrator | None = None) -> Path:
+    """Run the curriculum, its baselines and the report; see `cropi.curriculum.run`."""
+    from cropi.curriculum import run as run_curriculum
+
+    return run_curriculum(config, base, narrator)
+
+
+def load_policy(path: AnyPath, **options: Any) -> Policy:
+    """Load a policy by path, hub id, `pocket` or `smollm2`; see `cropi.models.load_policy`."""
+    from cropi.models import load_policy as load
+
+    return load(path, **options)
 
 
 def load_prompts(path: AnyPath, seed: int = 0, **columns: Any) -> list[Prompt]:
@@ -76,6 +94,7 @@ def rollout(
     A call that was killed goes on where it stopped.
     """
     settings = settings or RolloutsConfig()
+    require_writable(Path(out))
     loaded = _policy(policy)
     engine = load_engine(settings.engine, loaded, settings.batch_size)
     verifiers = _verifiers(verifier)
@@ -118,6 +137,8 @@ def score(
     `constant_length` is the divisor of `normalisation="constant"`. Raises InputError if the pool
     or a target has no informative prompt, or gradients are not finite.
     """
+    from cropi.scoring import make_scorer
+
     if not targets:
         raise InputError("score needs at least one target: give NAME and its rollouts")
     groups = _groups(pool)
@@ -147,7 +168,7 @@ def select(
             f"ratio {ratio} selects nothing sensible; give a share in (0, 1], e.g. 0.1"
         )
     chosen = find_strategy(strategy)
-    table = scores.table if isinstance(scores, Influence) else scores
+    table = scores if scores is None or isinstance(scores, ScoreTable) else scores.table
     if chosen.scoring != "never" and table is None:
         raise InputError(f"strategy {strategy} needs scores; make them with `cropi score`")
     if chosen.scoring == "never" and rollouts is None:
@@ -166,7 +187,9 @@ def select(
         scores=table,
         fusion_constant=fusion_constant,
     )
-    return chosen.select(context)
+    selection = chosen.select(context)
+    require_some(selection, f"strategy {strategy}")
+    return selection
 
 
 def train(
@@ -189,9 +212,11 @@ def train(
 
     `carry_optimizer` goes on with the optimizer, schedule and step count stored at `policy` by an
     earlier stage; `horizon` is the step at which a decaying learning rate ends (default: the end
-    of this stage).
+    of this stage). With `settings.lora` and no adapter at `policy`, a fresh one is trained. Raises
+    InputError before any work if `out` holds something that no stage wrote.
     """
     settings = settings or TrainingConfig()
+    _require_replaceable(Path(out))
     ids = selection.prompt_ids if isinstance(selection, Selection) else list(selection)
     by_id = {p.prompt_id: p for p in prompts}
     missing = [i for i in ids if i not in by_id]
@@ -209,15 +234,22 @@ def train(
         prompts=[by_id[i] for i in order],
         steps=steps,
         first_step=first_step,
-        horizon=horizon or first_step + steps,
+        horizon=_horizon(horizon, first_step + steps),
         seed=seed,
         model=model or ModelConfig(path=str(policy)),
         training=settings,
         rollouts=rollouts or RolloutsConfig(),
     )
-    with Judge(_verifiers(verifier)) as judge, folder_written_aside(Path(out)) as part:
+    trainer = find_trainer(settings.engine)
+    trainer.check(plan)
+    with ExitStack() as stack:
+        judge = stack.enter_context(Judge(_verifiers(verifier)))
+        part = stack.enter_context(folder_written_aside(Path(out)))
         judge.check(plan.prompts)
-        return find_trainer(settings.engine).train(plan, judge, part, None, progress)
+        if settings.lora is not None and not (Path(policy) / "adapter_config.json").is_file():
+            plan = replace(plan, start=stack.enter_context(TemporaryDirectory()))
+            _write_adapters(str(policy), plan)
+        return trainer.train(plan, judge, part, None, progress)
 
 
 def evaluate(
@@ -231,6 +263,8 @@ def evaluate(
     seed: int = 0,
 ) -> list[EvaluationResult]:
     """Accuracy of a policy on named sets of prompts."""
+    from cropi.evaluation import evaluate as evaluate_sets
+
     settings = settings or EvaluationConfig()
     loaded = _policy(policy)
     verifiers = _verifiers(verifier)
@@ -253,7 +287,7 @@ def evaluate(
 
 
 def _policy(policy: Policy | AnyPath) -> Policy:
-    return policy if isinstance(policy, Policy) else load_policy(policy)
+    return load_policy(policy) if isinstance(policy, str | Path) else policy
 
 
 def _groups(groups: Sequence[RolloutGroup] | AnyPath) -> Sequence[RolloutGroup]:
@@ -262,6 +296,30 @@ def _groups(groups: Sequence[RolloutGroup] | AnyPath) -> Sequence[RolloutGroup]:
 
 def _verifiers(verifier: str | VerifiersConfig) -> VerifiersConfig:
     return VerifiersConfig(default=verifier) if isinstance(verifier, str) else verifier
+
+
+def _require_replaceable(out: Path) -> None:
+    """Raise InputError if `out` is a folder with something in it that is no stage's checkpoint."""
+    if out.is_dir() and any(out.iterdir()) and not (out / "trainer_state.json").is_file():
+        raise InputError(
+            f"{out} holds files that are no training stage's, and a checkpoint replaces its whole "
+            "directory; give a new path"
+        )
+
+
+def _horizon(horizon: int | None, last_step: int) -> int:
+    if horizon is not None and horizon < last_step:
+        raise InputError(
+            f"horizon {horizon} comes before step {last_step}, where this stage ends; give that "
+            "step or a later one"
+        )
+    return horizon or last_step
+
+
+def _write_adapters(policy: str, plan: StagePlan) -> None:
+    from cropi.training.start import write_adapters
+
+    write_adapters(policy, plan.model, plan.training, Path(plan.start), plan.seed)
 
 
 def _steps_done(policy: Path) -> int:

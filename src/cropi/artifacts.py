@@ -7,6 +7,7 @@ their inputs in their metadata, so that a resumed run knows whether a file is st
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MADE_FROM = b"cropi.made_from"
+DISK_ERRORS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+)
+"""What a full, read-only, forbidden or broken disk answers to a write."""
 
 
 def fingerprint(*parts: object) -> str:
@@ -75,9 +80,27 @@ def unwritable(path: Path, error: OSError) -> InputError:
     )
 
 
+def require_writable(path: Path) -> None:
+    """Raise InputError unless the file `path` could be written: asked before expensive work."""
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a directory; give the path of a file")
+    probe = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
 @contextmanager
 def folder_written_aside(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill; on success it takes the name `folder` in one rename."""
+    """Yield an empty folder to fill; on success it takes the name `folder` in one rename.
+
+    Raises InputError if the place cannot be written: before the work that fills it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"cannot write {folder}: it is a file; give the path of a directory")
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -92,6 +115,10 @@ def folder_written_aside(folder: Path) -> Iterator[Path]:
                     os.fsync(handle.fileno())
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(part, folder)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise unwritable(folder, error) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -140,7 +167,7 @@ def read_table(path: Path) -> pa.Table:
     require_file(path)
     try:
         return pq.read_table(path, partitioning=None)
-    except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path} is not a readable Parquet file: {reason}") from error
 
@@ -160,10 +187,17 @@ def table_metadata(table: pa.Table) -> dict[str, str]:
 
 
 def is_current(path: Path, made_from: str) -> bool:
-    """Whether a Parquet artefact exists and was made from the inputs with this fingerprint."""
+    """Whether a Parquet artefact exists and was made from the inputs with this fingerprint.
+
+    A damaged file is not current: it is made again.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     if not path.exists():
         return False
-    metadata = pq.read_schema(path).metadata or {}
-    return bool(metadata.get(MADE_FROM, b"").decode() == made_from)
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (pa.ArrowException, OSError):
+        return False
+    return bool(metadata.get(MADE_FROM) == made_from.encode())

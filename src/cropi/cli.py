@@ -6,13 +6,15 @@ defect and keeps its traceback.
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from cropi.artifacts import DISK_ERRORS, unwritable
 from cropi.errors import InputError
 
 if TYPE_CHECKING:
@@ -54,17 +56,33 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16")]
 
 
+INTERRUPTED = 130
+
+
 def main() -> None:
     """Run the command line."""
+    # Idle threads that spin, OpenMP's default, made generation 10 to 30 times slower as soon as
+    # anything else (our verifier's process, say) wanted a core. It must be set before torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.showwarning = _show_warning
     try:
         app()
     except InputError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on from what is finished", err=True)
-        sys.exit(130)
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        _fail(str(unwritable(Path(error.filename or "a file"), error)))
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # typer has caught the KeyboardInterrupt
+            typer.echo("interrupted; the same command goes on from what is finished", err=True)
+        raise
+
+
+def _fail(message: str) -> NoReturn:
+    """Say in one line what is wrong with the input, and end."""
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    sys.exit(2)
 
 
 @app.command()
@@ -112,6 +130,7 @@ def rollout(
         cropi rollout --policy Qwen/Qwen2.5-1.5B-Instruct --prompts pool.jsonl --out pool.parquet
     """
     from cropi import api
+    from cropi.artifacts import require_writable
     from cropi.config import RolloutsConfig
 
     settings = _section(
@@ -123,6 +142,7 @@ def rollout(
         top_k=top_k,
         batch_size=batch_size,
     )
+    require_writable(out)
     rows = _prompts(prompts, seed)
     with _narrator().phase("rollouts", len(rows)) as bar:
         groups = api.rollout(
@@ -165,18 +185,15 @@ def score(
         cropi score ... --method sparse --ratio 0.15 --dim 8192 objective.ratio=sequence
     """
     from cropi import api
-    from cropi.artifacts import unwritable
+    from cropi.artifacts import require_writable
     from cropi.config import InfluenceConfig
     from cropi.tables import write_scores
 
     chosen = _section(InfluenceConfig, settings, method=method, sparse_ratio=ratio, dim=dim)
     targets = _named_files(target, "target")
+    require_writable(out)
     groups = api.read_rollouts(rollouts)
     target_groups = {name: api.read_rollouts(path) for name, path in targets.items()}
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(out, error) from error
     loaded = api.load_policy(policy, dtype=dtype, device=device)
     with _narrator().phase("influence", len(groups)) as bar:
         influence = api.score(
@@ -216,8 +233,10 @@ def select(
         cropi select --scores scores.parquet --ratio 0.1 --out selection.parquet
     """
     from cropi import api
+    from cropi.artifacts import require_writable
     from cropi.tables import read_scores, write_selection
 
+    require_writable(out)
     selection = api.select(
         read_scores(scores) if scores else None,
         ratio=ratio,
@@ -309,10 +328,12 @@ def evaluate(
     import dataclasses
 
     from cropi import api
-    from cropi.artifacts import write_json
+    from cropi.artifacts import require_writable, write_json
     from cropi.config import EvaluationConfig
 
     settings = _section(EvaluationConfig, samples=samples, temperature=temperature, k=k or [1])
+    if out is not None:
+        require_writable(out)
     named = {n: _prompts(path, seed) for n, path in _named_files(sets, "set").items()}
     results = api.evaluate(
         api.load_policy(policy, dtype=dtype, device=device),
@@ -409,9 +430,14 @@ def _named_files(values: list[str], what: str) -> dict[str, Path]:
 
 
 def _console() -> Console:
+    """Today's stdout, kept while libraries are silenced by redirecting it; wide where it is a log.
+
+    A file or a pipe has no width, and the 80 columns that rich assumes would fold our tables.
+    """
     from rich.console import Console
 
-    return Console()
+    console = Console(file=sys.stdout)
+    return console if console.is_terminal else Console(file=sys.stdout, width=160)
 
 
 def _narrator() -> Any:

@@ -8,6 +8,7 @@ section mirrors the method, the field's docstring cites DESIGN section 2 or the 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -298,6 +299,11 @@ class RunConfig(Section):
         return Path(self.out) / self.name
 
     @property
+    def strategies(self) -> list[str]:
+        """The run's arms: the strategy, then its baselines."""
+        return [self.selection.strategy, *self.baselines]
+
+    @property
     def targeted(self) -> list[str]:
         """The test sets that the validation sets aim at."""
         if self.evaluation.targeted is not None:
@@ -312,13 +318,25 @@ class RunConfig(Section):
                 f"evaluation.targeted names {sorted(unknown)}, which prompts.test lacks; "
                 f"it has {sorted(self.prompts.test)}"
             )
-        needs_target = {"cropi", "influence"} & {self.selection.strategy, *self.baselines}
+        arms = [arm_name(name) for name in self.strategies]
+        if len(set(arms)) < len(arms):
+            twice = next(name for name in self.baselines if arms.count(arm_name(name)) > 1)
+            raise ValueError(
+                f"baselines {self.baselines} beside selection.strategy {self.selection.strategy!r} "
+                f"name {twice!r} twice; name every strategy once"
+            )
+        needs_target = {"cropi", "influence"} & set(self.strategies)
         if needs_target and not self.prompts.validation:
             raise ValueError(
                 f"strategy {sorted(needs_target)} steers by validation sets, and "
                 "prompts.validation is empty; add one, or choose another selection.strategy"
             )
         return self
+
+
+def arm_name(strategy: str) -> str:
+    """A strategy's name as a folder: dotted paths lose what file systems dislike."""
+    return re.sub(r"[^\w-]+", "-", strategy)
 
 
 def presets() -> list[str]:

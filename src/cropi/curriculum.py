@@ -18,6 +18,7 @@ from cropi.run_directory import RunDirectory
 from cropi.selection import find_strategy
 from cropi.steps import (
     Session,
+    check_settings,
     collect_rollouts,
     evaluate_start,
     load_prompts,
@@ -35,13 +36,15 @@ def run(config: RunConfig, base: Path | None = None, narrator: Narrator | None =
     `base` is where relative paths in the config start, beside the current directory. Raises
     InputError for anything in the config, the prompts or the model that cannot be used.
     """
+    narrator = narrator or Narrator()
+    check_settings(config, base, narrator)
     directory = RunDirectory.open(config, base)
-    with Session(directory, narrator or Narrator()) as session:
+    with Session(directory, narrator) as session:
         load_prompts(session)
         start = prepare_start(session)
         evaluate_start(session, start)
         collect_rollouts(session, start)
-        for name in [config.selection.strategy, *config.baselines]:
+        for name in config.strategies:
             train_curriculum(session, name, start)
         write_report(session)
     return directory.root

@@ -17,7 +17,7 @@ def find_plugin(kind: str, name: str, builtin: Mapping[str, str]) -> Any:
     """
     path = builtin.get(name, name)
     module_name, colon, attribute = path.partition(":")
-    if not colon or not attribute:
+    if not module_name.replace(".", "_").isidentifier() or not colon or not attribute:
         close = difflib.get_close_matches(name, builtin, n=1)
         hint = f"did you mean {close[0]!r}?" if close else "your own is package.module:object"
         raise InputError(f"unknown {kind} {name!r}; allowed: {', '.join(sorted(builtin))}; {hint}")

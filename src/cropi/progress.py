@@ -36,7 +36,8 @@ class Narrator:
     def say(self, text: str, style: str = "") -> None:
         """Print one line; the text is shown as it is, markup in it is not interpreted."""
         if self.console is not None:
-            self.console.print(text, style=style, markup=False, highlight=False)
+            # Not wrapped: a terminal wraps by itself, and a log wants one line a sentence.
+            self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Print a line that deserves attention."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import platform
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ import yaml
 
 from cropi import __version__
 from cropi.artifacts import read_lines, unwritable, write_json, write_lines, written_aside
-from cropi.config import RunConfig, to_yaml
+from cropi.config import RunConfig, arm_name, to_yaml
 from cropi.errors import InputError
 
 Row = dict[str, Any]
@@ -74,8 +73,8 @@ class Stage:
 
     @property
     def title(self) -> str:
-        """How the stage is called before people, who count from 1."""
-        return f"{self.arm} {self.index + 1}"
+        """How the stage is called before people."""
+        return f"{self.arm} stage {self.index}"
 
     def sibling(self, index: int) -> Stage:
         """Another stage of the same arm."""
@@ -93,6 +92,7 @@ class RunDirectory:
     root: Path
     config: RunConfig
     base: Path | None = None
+    _timed: float = 0.0
 
     @classmethod
     def open(cls, config: RunConfig, base: Path | None = None) -> RunDirectory:
@@ -102,9 +102,9 @@ class RunDirectory:
         """
         run = cls(config.directory, config, base)
         existing = run.root / "config.yaml"
-        if existing.is_file():
+        # Before there is a manifest nothing has been made: settings may still be mended.
+        if existing.is_file() and run.manifest.is_file():
             _require_same(existing, config)
-            return run
         try:
             run.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -112,6 +112,11 @@ class RunDirectory:
         with written_aside(existing) as part:
             part.write_text(to_yaml(config), encoding="utf-8")
         return run
+
+    @property
+    def manifest(self) -> Path:
+        """Versions, machine, seeds and identities."""
+        return self.root / "manifest.json"
 
     def prompts(self, kind: str, name: str = "") -> Path:
         """File of the pool, or of a validation or test set."""
@@ -143,29 +148,53 @@ class RunDirectory:
 
     def add_timing(self, **row: Any) -> None:
         """Append one wall-time row."""
-        with (self.root / "timings.jsonl").open("a", encoding="utf-8") as handle:
+        with self.timings.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(row) + "\n")
+
+    @property
+    def timings(self) -> Path:
+        """Wall times, the one file that is appended to."""
+        return self.root / "timings.jsonl"
+
+    def clock(self, arm: str) -> list[Row]:
+        """Rows of an arm's training clock; a line that a kill or a full disk cut is left out."""
+        text = self.timings.read_text(encoding="utf-8") if self.timings.exists() else ""
+        rows = [row for row in map(_row, text.split("\n")) if row.get("phase") == "clock"]
+        return [row for row in rows if row["arm"] == arm]
 
     @contextmanager
     def timed(self, phase: str, arm: str = "", stage: int | None = None) -> Iterator[None]:
-        """Record how long a phase took, if it finished."""
-        start = time.perf_counter()
+        """Record how long a phase took, if it finished; a phase inside it counts for itself."""
+        start, inner = time.perf_counter(), self._timed
         yield
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - start - (self._timed - inner)
+        self._timed += seconds
         self.add_timing(phase=phase, arm=arm, stage=stage, seconds=round(seconds, 3))
 
     def gather_metrics(self) -> None:
         """Rebuild metrics.jsonl from the shared costs and every finished stage, arms in order."""
         rows = read_lines(self.shared_costs)
-        for strategy in [self.config.selection.strategy, *self.config.baselines]:
+        for strategy in self.config.strategies:
             for index in range(self.config.training.stages):
                 rows += read_lines(self.stage(strategy, index).metrics)
         write_lines(self.root / "metrics.jsonl", rows)
 
+    def require_same_inputs(self, **facts: Any) -> None:
+        """Raise InputError if what the run began with has changed since: two runs would mix."""
+        if not self.manifest.is_file():
+            return
+        before, now = _flat(json.loads(self.manifest.read_text(encoding="utf-8"))), _flat(facts)
+        changed = [key for key in now if before.get(key) != now[key]]
+        if changed:
+            raise InputError(
+                f"{self.root} was begun with other inputs than those of now ({', '.join(changed)} "
+                "differ); choose another name, e.g. name=my-run, or bring the old ones back"
+            )
+
     def write_manifest(self, **facts: Any) -> None:
         """Write versions, machine, seeds and identities."""
         write_json(
-            self.root / "manifest.json",
+            self.manifest,
             {
                 "cropi": __version__,
                 "versions": {name: _version(name) for name in LIBRARIES},
@@ -175,9 +204,12 @@ class RunDirectory:
         )
 
 
-def arm_name(strategy: str) -> str:
-    """A strategy's name as a folder: dotted paths lose what file systems dislike."""
-    return re.sub(r"[^\w-]+", "-", strategy)
+def _row(line: str) -> Row:
+    """A line of JSON; empty where it is none."""
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError):
+        return {}
 
 
 def _set_file(folder: Path, kind: str, name: str) -> Path:
@@ -193,7 +225,10 @@ def _version(library: str) -> str | None:
 
 def _require_same(existing: Path, config: RunConfig) -> None:
     """Raise InputError naming the settings in which the run on disk differs."""
-    before = _flat(yaml.safe_load(existing.read_text(encoding="utf-8")) or {})
+    try:
+        before = _flat(yaml.safe_load(existing.read_text(encoding="utf-8")) or {})
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise InputError(f"{existing} is damaged; remove it if the run is this one's") from None
     now = _flat(yaml.safe_load(to_yaml(config)))
     changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
     if changed:

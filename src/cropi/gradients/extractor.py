@@ -47,6 +47,11 @@ DENSE_BYTES = {"cpu": 1 << 22, "cuda": 1 << 28}
 more. On a CPU they should stay in its cache: they are written once and read twice."""
 
 
+STRICT, LOOSE = (1e-3, 1e-3), (0.4, 0.15)
+"""Shares by which the fast gradient of (one parameter, all together) may differ from autograd's, in
+fp32 and below. In bf16 two right ways to compute differ by this much: 0.24 and 0.06 were seen on
+SmolLM2-135M; a use of a weight that was missed is off by about 1."""
+
 REFERENCES = 4
 """Prompts to try, at most, in search of one whose gradient is not zero."""
 
@@ -245,7 +250,7 @@ class GradientExtractor:
         comparison = Comparison(expected)
         self._run_fast([([replace(group, index=0)], share)], [comparison], None)
         low_precision = any(p.dtype.itemsize < 4 for p in self.parameters.values())
-        comparison.conclude(tolerance=0.1 if low_precision else 1e-3)
+        comparison.conclude(*(LOOSE if low_precision else STRICT))
 
 
 @contextmanager
@@ -501,17 +506,21 @@ class Comparison:
         """Note how far one parameter's gradient is from the expected one."""
         self.difference[name] = float((gradient[0] - self.expected[name].float()).norm())
 
-    def conclude(self, tolerance: float) -> None:
-        """Raise Unsupported where a parameter is off by more than `tolerance` of its norm.
+    def conclude(self, one: float, whole: float) -> None:
+        """Raise Unsupported where gradients differ by more than a share of their norms.
 
-        Gradients that are tiny beside the whole are held to the whole's rounding instead.
+        `one` is the share allowed for a single parameter, `whole` for all together. Gradients
+        that are tiny beside the whole are held to the whole's rounding instead.
         """
         norms = {name: float(g.float().norm()) for name, g in self.expected.items()}
-        floor = tolerance * 1e-2 * math.sqrt(sum(n * n for n in norms.values()))
+        off = {name: self.difference.get(name, norm) for name, norm in norms.items()}
+        total = math.hypot(*norms.values())
         for name, norm in norms.items():
             # Written so that NaN is a disagreement.
-            if not self.difference.get(name, norm) <= tolerance * norm + floor:
+            if not off[name] <= one * norm + 1e-2 * whole * total:
                 raise Unsupported(f"the fast gradient of {name} disagrees with autograd")
+        if not math.hypot(*off.values()) <= whole * total:
+            raise Unsupported("the fast gradient disagrees with autograd")
 
 
 __all__ = [

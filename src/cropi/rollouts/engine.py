@@ -64,6 +64,12 @@ def load_engine(name: str, policy: Policy, batch_size: int) -> RolloutEngine:
     return cast(RolloutEngine, _factory(name)(policy, batch_size))
 
 
+def require_engine(name: str) -> None:
+    """Raise InputError if `name` is neither known nor an importable `package.module:object`."""
+    if name not in ENGINES:
+        _factory(name)
+
+
 def require_context(
     named_prompts: Sequence[tuple[str, Sequence[int]]], new_tokens: int, context: int
 ) -> None:
@@ -89,7 +95,7 @@ def _factory(name: str) -> Callable[..., Any]:
         )
     try:
         found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError) as error:
         raise InputError(
             f"rollout engine {name!r} cannot be imported: {error}; give the path of an importable "
             "factory as package.module:object"

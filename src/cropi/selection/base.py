@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cropi.errors import InputError
 from cropi.schema import ScoreTable, Selection
 
 Scoring = Literal["stage", "once", "never"]
@@ -53,6 +54,15 @@ def selection_size(ratio: float, pool_size: int) -> int:
     The tiny slack keeps 0.1 * 5160 from becoming 515 through binary rounding.
     """
     return max(1, int(ratio * pool_size + 1e-9))
+
+
+def require_some(selection: Selection, who: str) -> None:
+    """Raise InputError if nothing was selected."""
+    if not selection.prompt_ids:
+        raise InputError(
+            f"{who} selected no prompt at all; the pool has none that qualifies: add prompts, "
+            "sample more responses, or choose another strategy"
+        )
 
 
 def best_by(

@@ -11,11 +11,13 @@ from cropi.steps.report import write_report
 from cropi.steps.rollouts import collect_rollouts
 from cropi.steps.selection import select
 from cropi.steps.session import Session
+from cropi.steps.settings import check_settings
 from cropi.steps.start import prepare_start
 from cropi.steps.training import train
 
 __all__ = [
     "Session",
+    "check_settings",
     "collect_rollouts",
     "evaluate_start",
     "load_prompts",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cropi.artifacts import write_lines
+from cropi.costs import cost_row
 from cropi.evaluation import EvaluationSets
 from cropi.models import Policy
 from cropi.rollouts import load_engine
@@ -28,7 +29,12 @@ def evaluate(session: Session, policy: Policy, step: int) -> list[Row]:
     """Evaluate every test set; return metrics rows without their place in an arm."""
     config, rollouts = session.config.evaluation, session.config.rollouts
     new_tokens = config.max_new_tokens or rollouts.max_new_tokens
-    results = _prepared(session, policy).evaluate(
+    prepared = _prepared(session, policy)
+    lengths = {
+        name: sum(map(len, encoded))
+        for name, encoded in zip(prepared.names, prepared.encoded, strict=True)
+    }
+    results = prepared.evaluate(
         load_engine(rollouts.engine, policy, rollouts.batch_size),
         session.judge,
         Sampling(config.temperature, config.top_p, 0, new_tokens),
@@ -47,11 +53,24 @@ def evaluate(session: Session, policy: Policy, step: int) -> list[Row]:
             "prompts": result.prompts,
             "pass_at": {str(k): value for k, value in result.pass_at.items()},
             "statuses": dict(result.statuses),
+            "sampled_tokens": result.tokens,
+            "prompt_tokens": lengths[result.set] * config.samples,
             "generated_tokens": 0,
             "trained_tokens": 0,
         }
         for result in results
     ]
+
+
+def evaluation_cost(session: Session, rows: list[Row], where: Row) -> Row:
+    """The cost row of evaluations: what was sampled, and each prompt's prefill."""
+    return cost_row(
+        "evaluation",
+        session.parameters,
+        where,
+        generated=sum(row["sampled_tokens"] for row in rows),
+        forward=sum(row["prompt_tokens"] for row in rows),
+    )
 
 
 def accuracy_note(rows: list[Row]) -> str:

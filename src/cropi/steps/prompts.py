@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from cropi.artifacts import fingerprint, write_json
 from cropi.models import Policy
@@ -26,8 +27,12 @@ def load_prompts(session: Session) -> None:
             config.prompts.chat_template_kwargs,
         )
         session.judge.check([p for found in session.sets.named().values() for p in found])
+        inputs = _inputs(session, policy)
+        directory.require_same_inputs(**inputs)
         _write(session)
-        _write_manifest(session, policy)
+        directory.write_manifest(
+            seeds={"run": config.seed, **{name: session.seed(name) for name in SEEDED}}, **inputs
+        )
         bar.note = _counted(session.sets)
     for line in session.sets.notes.lines():
         session.narrator.warn(line)
@@ -49,12 +54,12 @@ def _write(session: Session) -> None:
     write_json(directory.root / "prompts" / "notes.json", notes)
 
 
-def _write_manifest(session: Session, policy: Policy) -> None:
-    session.directory.write_manifest(
-        model={**dataclasses.asdict(policy.identity), "parameters": session.parameters},
-        seeds={"run": session.config.seed, **{name: session.seed(name) for name in SEEDED}},
-        prompts={
-            name: fingerprint([(p.prompt_id, p.content, p.answer) for p in prompts])
+def _inputs(session: Session, policy: Policy) -> dict[str, Any]:
+    """What the run is made from beside its settings: model and prompts, by content."""
+    return {
+        "model": {**dataclasses.asdict(policy.identity), "parameters": session.parameters},
+        "prompts": {
+            name: fingerprint([(p.prompt_id, p.content, p.answer, p.source) for p in prompts])
             for name, prompts in session.sets.named().items()
         },
-    )
+    }

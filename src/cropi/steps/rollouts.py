@@ -7,11 +7,12 @@ from collections import Counter
 
 import numpy as np
 
-from cropi.artifacts import fingerprint, is_current, write_lines
+from cropi.artifacts import fingerprint, is_current, read_lines, write_lines
 from cropi.costs import cost_row
 from cropi.models import Policy
 from cropi.rollouts import RolloutEngine, collect, load_engine
 from cropi.schema import Prompt
+from cropi.steps.evaluation import evaluation_cost
 from cropi.steps.session import Session
 
 
@@ -96,12 +97,14 @@ def _collect(
 
 
 def _write_cost(session: Session) -> None:
-    """All arms share the rollouts' cost: sampled tokens, and each prompt's prefill."""
+    """What all arms share: rollouts (sampled tokens, each prompt's prefill), first evaluation."""
     groups = [g for c in _collections(session) for g in session.rollouts(c.kind, c.name)]
     generated = sum(g.tokens for g in groups)
     prefill = sum(len(g.prompt_ids) for g in groups)
     row = cost_row("rollouts", session.parameters, {}, generated=generated, forward=prefill)
-    write_lines(session.directory.shared_costs, [row])
+    evaluated = read_lines(session.directory.start_evaluation)
+    others = [evaluation_cost(session, evaluated, {})] if evaluated else []
+    write_lines(session.directory.shared_costs, [row, *others])
     session.directory.gather_metrics()
 
 

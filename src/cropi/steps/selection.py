@@ -7,7 +7,7 @@ from cropi.rollouts import rollout_statistics
 from cropi.run_directory import Stage
 from cropi.schema import ScoreTable, Selection
 from cropi.selection import SelectionContext, Strategy
-from cropi.selection.base import selection_size
+from cropi.selection.base import require_some, selection_size
 from cropi.steps.session import Session
 from cropi.tables import read_selection, write_selection
 
@@ -27,6 +27,7 @@ def select(
     )
     if not is_current(stage.selection, made_from):
         selection = strategy.select(_context(session, stage, scores))
+        require_some(selection, stage.title)
         known = {p.prompt_id for p in session.sets.pool}
         assert known.issuperset(selection.prompt_ids), "a strategy selected unknown prompts"
         write_selection(stage.selection, selection, {"cropi.made_from": made_from})

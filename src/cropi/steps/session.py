@@ -22,7 +22,10 @@ from cropi.verifiers import Judge
 
 @dataclass
 class Session:
-    """An open run; a context manager, for the judge owns worker processes."""
+    """An open run; a context manager, for the judge owns worker processes.
+
+    `parameters` are those of the config's model, adapters left out; costs are counted with them.
+    """
 
     directory: RunDirectory
     narrator: Narrator
@@ -65,7 +68,8 @@ class Session:
             attention=model.attention,
             trust_remote_code=model.trust_remote_code,
         )
-        self.parameters = sum(p.numel() for p in policy.model.parameters())
+        # The config's model is always loaded first, so that a resumed run counts the same.
+        self.parameters = self.parameters or sum(p.numel() for p in policy.model.parameters())
         return policy
 
     def policy_key(self, policy: str) -> str:

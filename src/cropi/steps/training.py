@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import time
 from typing import Any
 
 from cropi.artifacts import fingerprint, folder_written_aside, read_lines, write_json, write_lines
@@ -11,7 +12,7 @@ from cropi.costs import cost_row
 from cropi.models import Policy
 from cropi.run_directory import Row, Stage
 from cropi.schema import Selection
-from cropi.steps.evaluation import accuracy_note, evaluate
+from cropi.steps.evaluation import accuracy_note, evaluate, evaluation_cost
 from cropi.steps.session import Session
 from cropi.tables import read_selection
 from cropi.training import StageOutcome, StagePlan, find_trainer, stage_order
@@ -22,7 +23,7 @@ def train(session: Session, stage: Stage, selection: Selection, policy: str) -> 
     plan = _plan(session, stage, selection, policy)
     made_from = fingerprint(
         session.policy_key(policy),
-        [p.prompt_id for p in plan.prompts],
+        [(p.prompt_id, p.answer) for p in plan.prompts],
         session.config.training.model_dump(),
         session.config.evaluation.model_dump(),
         plan.seed,
@@ -47,13 +48,15 @@ class StageRun:
         self.where: Row = {"arm": stage.arm, "stage": stage.index}
         self.before = _tokens_before(stage)
         self.rows: list[Row] = self._start_rows()
+        self.evaluated: list[Row] = []
+        self.evaluation_seconds = 0.0
         self.accuracy = ""
 
     def run(self, made_from: str) -> None:
         """Train, then publish metrics and policy; the policy's folder appears last."""
         directory, stage = self.session.directory, self.stage
+        start = time.perf_counter()
         with (
-            directory.timed("training", stage.arm, stage.index),
             self.session.narrator.phase(f"{stage.title} GRPO", self.plan.steps) as bar,
             folder_written_aside(stage.policy) as part,
         ):
@@ -70,12 +73,17 @@ class StageRun:
             record = {"made_from": made_from, **self.where, **self._tokens()}
             write_json(part / stage.record.name, record)
             write_lines(stage.metrics, self.rows)
+        seconds = time.perf_counter() - start - self.evaluation_seconds
+        directory.add_timing(phase="training", **self.where, seconds=round(seconds, 3))
         self._write_clock()
         directory.gather_metrics()
 
     def _evaluate(self, policy: Policy, step: int) -> None:
+        start = time.perf_counter()
         with self.session.directory.timed("evaluation", self.stage.arm, self.stage.index):
             found = evaluate(self.session, policy, step)
+        self.evaluation_seconds += time.perf_counter() - start
+        self.evaluated += found
         self.rows += [{**row, **self.where, **self._tokens()} for row in found]
         self.accuracy = accuracy_note(found)
 
@@ -126,18 +134,14 @@ class StageRun:
         ]
         if scoring:
             rows.append(cost_row("scoring", size, self.where, forward=scoring, backward=scoring))
+        if self.evaluated:
+            rows.append(evaluation_cost(self.session, self.evaluated, self.where))
         return rows
 
     def _write_clock(self) -> None:
         """Training seconds since the arm began, a row a step."""
-        timings = read_lines(self.session.directory.root / "timings.jsonl")
-        earlier = [
-            row["seconds"]
-            for row in timings
-            if row["phase"] == "clock"
-            and row["arm"] == self.stage.arm
-            and row["stage"] < self.stage.index
-        ]
+        clock = self.session.directory.clock(self.stage.arm)
+        earlier = [row["seconds"] for row in clock if row["stage"] < self.stage.index]
         start = max(earlier, default=0.0)
         for step, seconds in self.outcome.clock:
             self.session.directory.add_timing(
@@ -163,6 +167,7 @@ def _plan(session: Session, stage: Stage, selection: Selection, policy: str) -> 
         rollouts=config.rollouts,
         template_kwargs=config.prompts.chat_template_kwargs,
         evaluate_every=config.evaluation.every,
+        normalisation=config.influence.objective.normalisation,
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cropi.config import ModelConfig, RolloutsConfig, TrainingConfig
+from cropi.errors import InputError
 from cropi.plugins import find_plugin
 from cropi.schema import Prompt
 
@@ -29,6 +30,7 @@ class StagePlan:
     `prompts` holds steps x prompts_per_step entries (prompts may repeat). `first_step` counts the
     steps of earlier stages and `horizon` those of the whole run, so that a learning-rate schedule
     spans all stages; where `first_step` > 0, `start` also holds the optimizer's state.
+    `normalisation` is that of the influence objective, which the trainer's loss should share.
     """
 
     start: str
@@ -42,6 +44,7 @@ class StagePlan:
     rollouts: RolloutsConfig
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     evaluate_every: int | None = None
+    normalisation: str = "sequence"
 
 
 @dataclass
@@ -61,6 +64,12 @@ class StageOutcome:
 class Trainer(Protocol):
     """Trains one stage and writes a Hugging Face checkpoint with the optimizer's state."""
 
+    def check(self, plan: StagePlan) -> list[str]:
+        """Raise InputError for settings that cannot be trained with; return what deserves doubt.
+
+        Asked before any work is done: `plan.prompts` may be empty, and `plan.start` is not read.
+        """
+
     def train(
         self,
         plan: StagePlan,
@@ -76,4 +85,10 @@ class Trainer(Protocol):
 def find_trainer(name: str) -> Trainer:
     """Return the training engine called `name`. Raises InputError if there is none."""
     found = find_plugin("training.engine", name, BUILTIN)
-    return found() if isinstance(found, type) else found  # type: ignore[no-any-return]
+    trainer = found() if isinstance(found, type) else found
+    if not all(callable(getattr(trainer, method, None)) for method in ("check", "train")):
+        raise InputError(
+            f"training.engine {name!r} is no trainer; it needs check(plan) and "
+            "train(plan, judge, out, evaluate, progress, outcome)"
+        )
+    return trainer  # type: ignore[no-any-return]

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from cropi.artifacts import fingerprint, folder_written_aside
-from cropi.config import LoraConfig, RunConfig, WarmupConfig
+from cropi.config import LoraConfig, ModelConfig, RunConfig, TrainingConfig, WarmupConfig
 from cropi.errors import InputError
 from cropi.models import Policy, load_policy, resolve_device
 from cropi.schema import Prompt
+from cropi.training.saving import disk_trouble_told
 
 RECORD = "cropi_stage.json"
 
@@ -34,23 +35,15 @@ def prepare_start(
         config.model.model_dump(),
         config.warmup.model_dump(),
         config.training.lora.model_dump() if config.training.lora else None,
-        [p.prompt_id for p in prompts] if config.warmup.steps else [],
+        [(p.prompt_id, p.content, p.answer) for p in prompts] if config.warmup.steps else [],
         seed,
     )
     said = describe(config)
     record = out / RECORD
     if record.exists() and json.loads(record.read_text())["made_from"] == made_from:
         return said
-    model = config.model
-    policy = load_policy(
-        model.path,
-        revision=model.revision,
-        dtype=config.training.dtype,
-        device=model.device,
-        attention=model.attention,
-        trust_remote_code=model.trust_remote_code,
-    )
-    with folder_written_aside(out) as part:
+    policy = _load(config.model.path, config.model, config.training)
+    with folder_written_aside(out) as part, disk_trouble_told():
         trained = policy.model
         if config.warmup.steps:
             trained = warm_up(policy, prompts, config.warmup, part / "trainer", seed, progress)
@@ -65,6 +58,28 @@ def prepare_start(
         policy.tokenizer.save_pretrained(part)
         (part / RECORD).write_text(json.dumps({"made_from": made_from}))
     return said
+
+
+def write_adapters(
+    policy: str, model: ModelConfig, training: TrainingConfig, out: Path, seed: int
+) -> None:
+    """Write fresh adapters for `policy`, and its tokenizer, to the folder `out`."""
+    assert training.lora is not None
+    loaded = _load(policy, model, training)
+    adapted = with_adapters(loaded.model, training.lora, seed)
+    adapted.save_pretrained(out)
+    loaded.tokenizer.save_pretrained(out)
+
+
+def _load(path: str, model: ModelConfig, training: TrainingConfig) -> Policy:
+    return load_policy(
+        path,
+        revision=model.revision,
+        dtype=training.dtype,
+        device=model.device,
+        attention=model.attention,
+        trust_remote_code=model.trust_remote_code,
+    )
 
 
 def describe(config: RunConfig) -> str:

@@ -27,6 +27,7 @@ from cropi.prompts.encoding import encode_all, trl_row
 from cropi.training.base import Evaluator, Row, StageOutcome, StagePlan
 from cropi.training.quiet import quiet
 from cropi.training.rewards import JudgedRewards
+from cropi.training.saving import disk_trouble_told
 from cropi.verifiers import Judge
 
 DECIDED_HERE = {
@@ -40,7 +41,28 @@ DECIDED_HERE = {
     "shuffle_dataset": "nothing: the selection's order is kept",
     "output_dir": "out",
     "ignore_data_skip": "nothing: stages are resumed whole",
+    "resume_from_checkpoint": "nothing: stages are resumed whole",
+    "gradient_accumulation_steps": "training.grpo.per_device_train_batch_size",
+    "auto_find_batch_size": "training.grpo.per_device_train_batch_size",
+    "steps_per_generation": "training.prompts_per_step: every step samples its own prompts",
+    "generation_batch_size": "training.prompts_per_step: every step samples its own prompts",
+    "num_iterations": "training.prompts_per_step: every step samples its own prompts",
+    "save_strategy": "training.steps_per_stage: a stage is saved at its end",
+    "save_steps": "training.steps_per_stage: a stage is saved at its end",
+    "save_only_model": "nothing: the next stage needs the optimizer",
+    "load_best_model_at_end": "nothing: the next stage goes on from the last step",
+    "eval_strategy": "evaluation.every",
+    "eval_steps": "evaluation.every",
+    "chat_template_kwargs": "prompts.chat_template_kwargs",
+    "reward_weights": "the weights of verifiers",
+    "model_init_kwargs": "model",
+    "trust_remote_code": "model.trust_remote_code",
+    "use_cpu": "model.device",
+    "remove_unused_columns": "nothing: the rewards need every column",
 }
+
+NORMALISATION = {"grpo": "sequence", "bnpo": "token", "dapo": "token", "dr_grpo": "constant"}
+"""The objective's normalisation (DESIGN section 2) that goes with a loss of TRL."""
 
 LOG_NAMES = {
     "reward": "reward",
@@ -69,8 +91,24 @@ def check_settings(settings: dict[str, Any]) -> None:
             )
 
 
+def mismatch(loss_type: str, normalisation: str) -> list[str]:
+    """A sentence where influence is of another objective than the one trained on."""
+    wanted = NORMALISATION.get(loss_type, normalisation)
+    if wanted == normalisation:
+        return []
+    return [
+        f"influence is of another loss than the one trained on: training.grpo.loss_type "
+        f"{loss_type} goes with influence.objective.normalisation={wanted}, not {normalisation}"
+    ]
+
+
 class TrlTrainer:
     """GRPO through TRL, one stage a call."""
+
+    def check(self, plan: StagePlan) -> list[str]:
+        """Raise InputError for settings that TRL or this engine refuses."""
+        arguments = _arguments(plan, Path(plan.start))
+        return mismatch(arguments.loss_type, plan.normalisation)
 
     def train(
         self,
@@ -101,7 +139,8 @@ class TrlTrainer:
             trainer.add_callback(
                 StageCallback(plan, policy, rewards, outcome, evaluate, progress, trainer)
             )
-            trainer.train(resume_from_checkpoint=plan.start if plan.first_step else None)
+            with disk_trouble_told():
+                trainer.train(resume_from_checkpoint=plan.start if plan.first_step else None)
         _require_trained(trainer, plan, rewards)
         _keep_checkpoint(work, out, plan)
         outcome.statuses = dict(rewards.statuses)
@@ -214,16 +253,22 @@ def _arguments(plan: StagePlan, work: Path) -> GRPOConfig:
     }
     settings |= training.grpo
     settings |= _accumulation(settings, batch)
-    return GRPOConfig(**settings)
+    try:
+        return GRPOConfig(**settings)
+    except (ValueError, TypeError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"TRL refuses the settings of training ({reason}); correct training.grpo"
+        ) from error
 
 
 def _accumulation(settings: dict[str, Any], batch: int) -> dict[str, int]:
     """A smaller per-device batch means more accumulation: a step stays a step."""
     device_batch = settings["per_device_train_batch_size"]
-    if batch % device_batch:
+    if not isinstance(device_batch, int) or device_batch < 1 or batch % device_batch:
         raise InputError(
-            f"training.grpo.per_device_train_batch_size = {device_batch} does not divide a step of "
-            f"{batch} completions (prompts_per_step x generations); choose a divisor"
+            f"training.grpo.per_device_train_batch_size = {device_batch!r} does not divide a step "
+            f"of {batch} completions (prompts_per_step x generations); choose a divisor"
         )
     return {"gradient_accumulation_steps": batch // device_batch}
 

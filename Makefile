@@ -1,0 +1,43 @@
+# `make run` does the main job, `make test` proves it; both set up what is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+CONFIG ?= pocket
+
+.PHONY: help setup run test check lint types format bench clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
+
+setup: $(READY)  ## Prepare .venv with the cropi command in it
+
+# torch goes first and alone: the constraint names the CPU build, which needs no CUDA packages.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	$(BIN)/python -m pip install --quiet $$(grep -E '^torch==' constraints.txt)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+run: $(READY)  ## Run the whole curriculum on the embedded default (CONFIG=file.yaml for yours)
+	$(BIN)/cropi run $(CONFIG)
+
+test: $(READY) check  ## Lint, type-check and run all tests
+	$(BIN)/python -m pytest
+
+check: lint types  ## Lint and type-check
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+format: $(READY)  ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove the virtual environment and caches, but no run
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,44 @@
+"""Step 0: everything about the settings that can be known before any work is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cropi.config import RunConfig, check_files
+from cropi.progress import Narrator
+from cropi.rollouts.engine import require_engine
+from cropi.selection import find_strategy
+from cropi.training import StagePlan, find_trainer
+
+
+def check_settings(config: RunConfig, base: Path | None, narrator: Narrator) -> None:
+    """Find every plug-in and try the trainer's settings.
+
+    Raises InputError for a file, strategy, engine or training setting that cannot be used.
+    """
+    with narrator.phase("settings"):
+        check_files(config, base)
+        strategies = [find_strategy(name) for name in config.strategies]
+        require_engine(config.rollouts.engine)
+        doubts = find_trainer(config.training.engine).check(_plan(config))
+    if any(strategy.scoring != "never" for strategy in strategies):
+        for line in doubts:
+            narrator.warn(line)
+
+
+def _plan(config: RunConfig) -> StagePlan:
+    """The first stage, as far as it is known without prompts."""
+    training = config.training
+    return StagePlan(
+        start=config.model.path,
+        prompts=[],
+        steps=training.steps_per_stage,
+        first_step=0,
+        horizon=training.stages * training.steps_per_stage,
+        seed=0,
+        model=config.model,
+        training=training,
+        rollouts=config.rollouts,
+        template_kwargs=config.prompts.chat_template_kwargs,
+        normalisation=config.influence.objective.normalisation,
+    )

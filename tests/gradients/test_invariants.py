@@ -1,0 +1,372 @@
+"""Invariants 2 and 3: what must not change a prompt's gradient, and what must stay as it was."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import warnings
+
+import numpy as np
+import peft
+import pytest
+import torch
+from oracle import flatten, oracle_gradient
+from tiny import (
+    Keep,
+    assert_equal_gradients,
+    changed,
+    gradients,
+    mixed_groups,
+    random_group,
+    random_response,
+    tiny_model,
+)
+from torch import Tensor, nn
+
+from cropi.config import ClipConfig, ObjectiveConfig
+from cropi.errors import InputError
+from cropi.gradients.batching import prepare
+from cropi.gradients.extractor import GradientExtractor
+from cropi.schema import Response, RolloutGroup
+
+
+def direction(gradient: dict[str, Tensor]) -> Tensor:
+    flat = flatten(gradient)
+    return flat / flat.norm()
+
+
+def regrouped(group: RolloutGroup, responses: list[Response]) -> RolloutGroup:
+    return RolloutGroup(group.prompt_id, group.prompt_ids, responses, group.sampling)
+
+
+def test_batch_tokens_and_batch_mates_change_nothing(qwen: nn.Module) -> None:
+    groups = mixed_groups(8)
+    alone = [gradients(qwen, [group])[0] for group in groups]
+    for batch_tokens in (1, 60, 10**6):
+        assert_equal_gradients(gradients(qwen, groups, batch_tokens=batch_tokens), alone, 1e-6)
+
+
+def test_dense_gradients_in_small_pieces_change_nothing(
+    qwen: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = mixed_groups(7)
+    whole = gradients(qwen, groups)
+    monkeypatch.setattr("cropi.gradients.extractor.DENSE_BYTES", {"cpu": 4 * 64 * 32 * 3})
+    assert_equal_gradients(gradients(qwen, groups), whole, 1e-6)
+
+
+def test_shared_prefixes_and_separate_rows_agree(qwen: nn.Module) -> None:
+    groups = mixed_groups(6)
+    shared = gradients(qwen, groups, path="shared", share_prefix=True)
+    rows = gradients(qwen, groups, path="rows", share_prefix=False)
+    assert_equal_gradients(shared, rows, 1e-6)
+
+
+def test_the_order_of_prompts_changes_nothing(qwen: nn.Module) -> None:
+    groups = mixed_groups(6)
+    forward = gradients(qwen, groups, batch_tokens=80)
+    backward = gradients(qwen, groups[::-1], batch_tokens=80)[::-1]
+    assert_equal_gradients(backward, forward, 1e-6)
+
+
+def test_permuting_responses_changes_nothing(qwen: nn.Module) -> None:
+    groups = mixed_groups(5)
+    permuted = [regrouped(g, g.responses[::-1]) for g in groups]
+    assert_equal_gradients(gradients(qwen, permuted), gradients(qwen, groups), 1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"ratio": "none"}, {"self_normalised": True}])
+def test_rewards_shifted_and_scaled_keep_the_direction(qwen: nn.Module, options: dict) -> None:
+    groups = mixed_groups(5)
+    moved = [
+        changed(g, lambda r: dataclasses.replace(r, reward=3.0 * r.reward - 7.0)) for g in groups
+    ]
+    config = ObjectiveConfig(**options)
+    pairs = zip(gradients(qwen, groups, config), gradients(qwen, moved, config), strict=True)
+    for before, after in pairs:
+        assert float(direction(before) @ direction(after)) > 1 - 1e-9
+
+
+def test_merging_equal_responses_equals_not_merging_them(qwen: nn.Module) -> None:
+    (group,) = mixed_groups(1, seed=2)
+    twin = dataclasses.replace(group.responses[0], reward=0.7)
+    # The same tokens under another behaviour log-prob: one row, two different weights.
+    twin.logprobs = twin.logprobs - 0.5
+    doubled = regrouped(group, [*group.responses, twin])
+    prepared = prepare(0, doubled)
+    assert len(prepared.distinct) == len(doubled.responses) - 1
+    assert_equal_gradients(gradients(qwen, [doubled]), [oracle_gradient(qwen, doubled)])
+
+
+def test_responses_with_errors_timeouts_or_no_tokens_leave_the_group(qwen: nn.Module) -> None:
+    rng = np.random.default_rng(1)
+    group = random_group(rng, responses=4)
+    error, timeout, empty = (random_response(rng, n, 1.0) for n in (3, 5, 0))
+    error.reward, error.reward_status = float("nan"), "error"
+    timeout.reward, timeout.reward_status = 0.0, "timeout"
+    first, *rest = group.responses
+    full = regrouped(group, [error, first, timeout, *rest, empty])
+    assert_equal_gradients(gradients(qwen, [full]), gradients(qwen, [group]), 1e-7)
+    assert_equal_gradients(gradients(qwen, [full]), [oracle_gradient(qwen, full)])
+
+
+@pytest.mark.parametrize("name", ["qwen2-tied", "llama-untied", "gemma3"])
+def test_pad_and_eos_ids_within_prompts_and_responses_are_ordinary_tokens(name: str) -> None:
+    model = tiny_model(name)
+    group = random_group(np.random.default_rng(3), prompt=6, responses=3)
+    group.prompt_ids[:] = [0, 0, 5, 1, 0, 7]
+    for response in group.responses:
+        response.ids[0] = 0
+    assert_equal_gradients(gradients(model, [group]), [oracle_gradient(model, group)])
+
+
+def test_one_token_prompts_and_one_token_responses_work(qwen: nn.Module) -> None:
+    groups = [
+        random_group(np.random.default_rng(n), responses=3, prompt=1, longest=1) for n in range(3)
+    ]
+    assert_equal_gradients(gradients(qwen, groups), [oracle_gradient(qwen, g) for g in groups])
+
+
+def test_dropout_in_the_config_has_no_effect(qwen: nn.Module) -> None:
+    dropping = tiny_model("gpt2").train()
+    assert any(isinstance(m, nn.Dropout) and m.p > 0 for m in dropping.modules())
+    groups = mixed_groups(3)
+    expected = [oracle_gradient(dropping, group) for group in groups]
+    assert_equal_gradients(gradients(dropping, groups), expected)
+
+
+def test_only_a_frozen_models_free_parameters_have_gradients(qwen: nn.Module) -> None:
+    for name, parameter in qwen.named_parameters():
+        parameter.requires_grad_("layers.1" in name and "norm" not in name)
+    groups = mixed_groups(4)
+    found = gradients(qwen, groups, path="shared")
+    free = [n for n, p in qwen.named_parameters() if p.requires_grad]
+    assert list(found[0]) == free
+    assert 0 < len(free) < len(list(qwen.named_parameters()))
+    assert_equal_gradients(found, [oracle_gradient(qwen, group) for group in groups])
+
+
+def test_a_bias_or_a_weight_alone_may_be_free(qwen: nn.Module) -> None:
+    for name, parameter in qwen.named_parameters():
+        parameter.requires_grad_(name.endswith(("q_proj.bias", "k_proj.weight")))
+    groups = mixed_groups(3)
+    found = gradients(qwen, groups, path="shared")
+    assert_equal_gradients(found, [oracle_gradient(qwen, group) for group in groups])
+
+
+def adapted(settings: dict) -> nn.Module:
+    model = peft.get_peft_model(tiny_model("qwen2-tied"), peft.LoraConfig(r=3, **settings))
+    torch.manual_seed(4)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.2)
+    return model
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_lora_gradients_are_the_adapters_and_equal_the_oracle(dropout: float) -> None:
+    model = adapted({"target_modules": "all-linear", "lora_dropout": dropout})
+    groups = mixed_groups(4)
+    found = gradients(model, groups, path="shared")
+    assert found[0]
+    assert all("lora_" in name for name in found[0])
+    assert_equal_gradients(found, [oracle_gradient(model, group) for group in groups])
+
+
+def test_lora_on_the_embeddings_falls_back_and_equals_the_oracle() -> None:
+    model = adapted({"target_modules": ["q_proj", "embed_tokens"]})
+    groups = mixed_groups(2)
+    with pytest.warns(UserWarning, match="slow"):
+        found = gradients(model, groups, path="autograd")
+    assert_equal_gradients(found, [oracle_gradient(model, group) for group in groups])
+
+
+def test_bf16_gradients_point_where_fp32_ones_do(qwen: nn.Module) -> None:
+    coarse = copy.deepcopy(qwen).bfloat16()
+    groups = mixed_groups(6)
+    # The weights are the same numbers; only the computation is coarser.
+    fine = gradients(copy.deepcopy(coarse).float(), groups)
+    for path, found in (
+        ("shared", gradients(coarse, groups, path="shared")),
+        ("rows", gradients(coarse, groups, path="rows", share_prefix=False)),
+    ):
+        for a, b in zip(found, fine, strict=True):
+            assert float(direction(a) @ direction(b)) > 0.995, path
+
+
+class TwoMatmuls(nn.Linear):
+    """A layer whose weight is used a second time where no hook sees it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight, self.bias)
+
+
+class HiddenUse(nn.Module):
+    """Wraps attention's output projection and adds a use of its weight that no layer shows."""
+
+    def __init__(self, inner: nn.Linear) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + 0.5 * nn.functional.linear(x.tanh(), self.inner.weight)
+
+
+@pytest.mark.parametrize("kind", [HiddenUse, TwoMatmuls])
+def test_a_model_whose_fast_gradient_would_be_wrong_takes_the_slow_path(
+    qwen: nn.Module, kind: type
+) -> None:
+    attention = qwen.model.layers[0].self_attn
+    if kind is HiddenUse:
+        attention.o_proj = HiddenUse(attention.o_proj)
+    else:
+        attention.o_proj.__class__ = TwoMatmuls
+    groups = mixed_groups(3)
+    with pytest.warns(UserWarning, match="slow"):
+        found = gradients(qwen, groups, path="autograd")
+    assert_equal_gradients(found, [oracle_gradient(qwen, group) for group in groups])
+
+
+def first_prompt_tells_nothing(kind: str) -> RolloutGroup:
+    """A group on which every path agrees: it is the shortest, and is no proof of anything."""
+    rng = np.random.default_rng(5)
+    group = random_group(rng, "vacuous", responses=2, prompt=1, longest=1)
+    if kind == "gradient zero":
+        group.responses[1] = dataclasses.replace(group.responses[0], reward=5.0)
+    return group
+
+
+class IgnoresMask(nn.Module):
+    """Attention that drops the mask it is given, as flash attention does with a block mask."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, attention_mask=None, **kwargs):
+        return self.inner(*args, attention_mask=None, **kwargs)
+
+
+@pytest.mark.parametrize("kind", ["gradient zero", "one token"])
+def test_a_prompt_that_proves_nothing_does_not_vouch_for_the_fast_path(
+    qwen: nn.Module, kind: str
+) -> None:
+    attention = qwen.model.layers[0].self_attn
+    attention.o_proj = HiddenUse(attention.o_proj)
+    groups = [first_prompt_tells_nothing(kind), *mixed_groups(3)]
+    with pytest.warns(UserWarning, match="slow"):
+        gradients(qwen, groups, path="autograd")
+
+
+@pytest.mark.parametrize("kind", ["gradient zero", "one token"])
+def test_a_model_that_ignores_block_masks_goes_in_rows(qwen: nn.Module, kind: str) -> None:
+    for layer in qwen.model.layers:
+        layer.self_attn = IgnoresMask(layer.self_attn)
+    groups = [first_prompt_tells_nothing(kind), *mixed_groups(4)]
+    found = gradients(qwen, groups, path="rows")
+    assert_equal_gradients(found[1:], [oracle_gradient(qwen, group) for group in groups[1:]])
+
+
+def test_nan_in_a_fast_gradient_is_a_disagreement(
+    qwen: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poisoned(*args: object) -> Tensor:
+        return real(*args) * float("nan")
+
+    from cropi.gradients import extractor
+
+    real = extractor.logits_gradient
+    monkeypatch.setattr(extractor, "logits_gradient", poisoned)
+    with pytest.warns(UserWarning, match="disagrees"):
+        gradients(qwen, mixed_groups(2), path="autograd")
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.mlp.up_proj.weight", "model.norm.weight"])
+def test_nan_weights_are_the_users_error(qwen: nn.Module, name: str) -> None:
+    with torch.no_grad():
+        qwen.get_parameter(name)[0] = float("nan")
+    with pytest.raises(InputError, match=r"not finite.*check the checkpoint"):
+        gradients(qwen, mixed_groups(2))
+
+
+def test_a_model_without_trainable_parameters_is_the_users_error(qwen: nn.Module) -> None:
+    qwen.requires_grad_(False)
+    with pytest.raises(InputError, match="no trainable parameter"):
+        GradientExtractor(qwen)
+
+
+def state_of(model: nn.Module) -> tuple:
+    flags = [p.requires_grad for p in model.parameters()]
+    modes = [m.training for m in model.modules()]
+    hooks = [
+        len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks)
+        for m in model.modules()
+    ]
+    return flags, modes, hooks, [p.grad for p in model.parameters()]
+
+
+class Failing:
+    """A consumer that gives up on its third gradient."""
+
+    def __init__(self) -> None:
+        self.left = 3
+
+    def consume(self, name: str, index_P: Tensor, gradient: Tensor) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyError("the consumer's own failure")
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_the_model_is_left_as_it_was_even_after_an_exception(qwen: nn.Module, slow: bool) -> None:
+    qwen.train()
+    qwen.model.layers[1].eval()
+    qwen.model.norm.weight.requires_grad_(False)
+    before = state_of(qwen)
+    if slow:
+        qwen.model.layers[0].self_attn.o_proj.__class__ = TwoMatmuls
+    extractor = GradientExtractor(qwen)
+    groups = mixed_groups(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(KeyError, match="own failure"):
+            extractor.run(groups, [Failing()])
+        assert state_of(qwen) == before
+        keep = Keep(extractor, len(groups))
+        extractor.run(groups, [keep])
+    assert state_of(qwen) == before
+    found = [{n: g[i] for n, g in keep.gradients.items()} for i in range(3)]
+    assert_equal_gradients(found, [oracle_gradient(qwen, group) for group in groups])
+
+
+def test_the_callers_groups_are_not_changed(qwen: nn.Module) -> None:
+    groups = mixed_groups(3)
+    before = copy.deepcopy(groups)
+    gradients(qwen, groups)
+    for a, b in zip(groups, before, strict=True):
+        assert np.array_equal(a.prompt_ids, b.prompt_ids)
+        for x, y in zip(a.responses, b.responses, strict=True):
+            assert np.array_equal(x.ids, y.ids)
+            assert np.array_equal(x.logprobs, y.logprobs)
+
+
+def test_a_group_whose_every_token_is_clipped_has_gradient_zero(qwen: nn.Module) -> None:
+    group = random_group(np.random.default_rng(8), responses=2)
+    worse, better = sorted(group.responses, key=lambda r: r.reward)
+    worse.logprobs[:], better.logprobs[:] = 0.0, -100.0
+    config = ObjectiveConfig(clip=ClipConfig(low=0.01, high=0.01))
+    (found,) = gradients(qwen, [group], config)
+    assert not flatten(found).any()
+
+
+def test_a_run_of_no_prompts_does_nothing(qwen: nn.Module) -> None:
+    report = GradientExtractor(qwen).run([], [])
+    assert (report.prompts, report.tokens) == (0, 0)
+
+
+def test_progress_counts_every_prompt_once(qwen: nn.Module) -> None:
+    extractor = GradientExtractor(qwen, batch_tokens=60)
+    groups, steps = mixed_groups(7), []
+    report = extractor.run(groups, [], steps.append)
+    assert sum(steps) == report.prompts == len(groups)

@@ -1,0 +1,343 @@
+"""Influence: exact scores are cosines of materialised gradients, and nobody is lost on the way."""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parent / "gradients"))
+
+from oracle import flatten, oracle_gradient
+from tiny import changed, mixed_groups, random_group, random_response, tiny_model
+from torch import Tensor, nn
+
+from cropi.config import ObjectiveConfig
+from cropi.errors import InputError
+from cropi.gradients.extractor import GradientExtractor
+from cropi.influence import (
+    DirectionConsumer,
+    InfluenceScorer,
+    TargetTrust,
+    block_dots,
+    block_squares,
+    informative_only,
+)
+from cropi.schema import Response, RolloutGroup
+from cropi.selection import fuse
+from cropi.sketches import SparseSketch
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.set_num_threads(1)
+    return tiny_model("qwen2-tied")
+
+
+@pytest.fixture(scope="module")
+def pool() -> list[RolloutGroup]:
+    return mixed_groups(12, seed=1)
+
+
+@pytest.fixture(scope="module")
+def targets() -> dict[str, list[RolloutGroup]]:
+    return {"algebra": mixed_groups(5, seed=2), "words": mixed_groups(3, seed=3)}
+
+
+def oracle_matrix(model: nn.Module, groups: list[RolloutGroup]) -> Tensor:
+    return torch.stack([flatten(oracle_gradient(model, group)) for group in groups])
+
+
+def oracle_cosines(
+    model: nn.Module, pool: list[RolloutGroup], target: list[RolloutGroup], unit: bool = False
+) -> np.ndarray:
+    gradients = oracle_matrix(model, target)
+    if unit:
+        gradients = gradients / gradients.norm(dim=1, keepdim=True)
+    found = oracle_matrix(model, pool)
+    return torch.cosine_similarity(found, gradients.mean(0)[None], dim=1).numpy()
+
+
+def scorer(model: nn.Module, **settings: object) -> InfluenceScorer:
+    return InfluenceScorer(GradientExtractor(model, ObjectiveConfig(), 100), **settings)
+
+
+@pytest.mark.parametrize("target", ["mean", "unit_mean"])
+def test_exact_influence_is_the_cosine_of_materialised_gradients(
+    model: nn.Module,
+    pool: list[RolloutGroup],
+    targets: dict[str, list[RolloutGroup]],
+    target: str,
+) -> None:
+    table = scorer(model, target=target).score(pool, targets).table
+    assert table.prompt_ids == [group.prompt_id for group in pool]
+    for name, groups in targets.items():
+        expected = oracle_cosines(model, pool, groups, unit=target == "unit_mean")
+        assert table.cosines[name].dtype == np.float32
+        assert np.abs(table.cosines[name] - expected).max() < 1e-5
+    norms = oracle_matrix(model, pool).norm(dim=1).numpy()
+    assert table.norms == pytest.approx(norms, rel=1e-5)
+
+
+def test_a_sketch_of_many_dimensions_comes_close_to_exact(
+    model: nn.Module, pool: list[RolloutGroup], targets: dict[str, list[RolloutGroup]]
+) -> None:
+    exact = scorer(model).score(pool, targets).table
+    errors = []
+    for seed in range(3):
+        sketched = scorer(model)
+        sketched.sketch = SparseSketch(sketched.extractor.shapes, seed, 1.0, 8192)
+        table = sketched.score(pool, targets).table
+        errors += [table.cosines[name] - exact.cosines[name] for name in targets]
+        assert table.norms == pytest.approx(exact.norms, rel=1e-6)
+    assert np.sqrt(np.mean(np.square(errors))) < 2 / math.sqrt(8192)
+
+
+def test_sketched_and_exact_targets_agree_on_unit_means(
+    model: nn.Module, pool: list[RolloutGroup], targets: dict[str, list[RolloutGroup]]
+) -> None:
+    exact = scorer(model, target="unit_mean").score(pool, targets).table
+    sketched = scorer(model, target="unit_mean")
+    sketched.sketch = SparseSketch(sketched.extractor.shapes, 0, 1.0, 1 << 15)
+    table = sketched.score(pool, targets).table
+    for name in targets:
+        assert np.abs(table.cosines[name] - exact.cosines[name]).max() < 0.03
+
+
+def test_the_order_of_prompts_changes_no_cosine(
+    model: nn.Module, pool: list[RolloutGroup], targets: dict[str, list[RolloutGroup]]
+) -> None:
+    one = scorer(model).score(pool, targets).table
+    other = scorer(model).score(pool[::-1], {n: g[::-1] for n, g in targets.items()}).table
+    for name in targets:
+        assert other.cosines[name][::-1] == pytest.approx(one.cosines[name], abs=1e-6)
+
+
+def uninformative(kind: str, name: str) -> RolloutGroup:
+    group = random_group(np.random.default_rng(0), name, responses=3)
+    if kind == "equal":
+        return changed(group, lambda r: Response(r.ids, r.logprobs, reward=1.0))
+    if kind == "single":
+        group.responses = group.responses[:1]
+    for response in group.responses[1:]:
+        response.reward, response.reward_status = float("nan"), "error"
+    return group
+
+
+def test_skipped_prompts_shift_nobody_onto_the_wrong_prompt(
+    model: nn.Module, pool: list[RolloutGroup], targets: dict[str, list[RolloutGroup]]
+) -> None:
+    plain = scorer(model).score(pool, targets).table
+    mixed = list(pool)
+    for place, kind in ((0, "equal"), (3, "errors"), (7, "single"), (11, "equal")):
+        mixed.insert(place, uninformative(kind, f"dull-{place}"))
+    dull_target = [uninformative("equal", "v"), *targets["algebra"]]
+    table = scorer(model).score(mixed, {**targets, "algebra": dull_target}).table
+    assert table.prompt_ids == plain.prompt_ids
+    assert table.pool_size == len(mixed) == len(pool) + 4
+    assert table.skipped == {"rewards all equal": 2, "fewer than two usable responses": 2}
+    for name in targets:
+        assert table.cosines[name] == pytest.approx(plain.cosines[name], abs=1e-6)
+
+
+def test_uninformative_prompts_cost_no_forward_pass(
+    model: nn.Module, pool: list[RolloutGroup], targets: dict[str, list[RolloutGroup]]
+) -> None:
+    dull = [uninformative("equal", f"d{n}") for n in range(4)]
+    plain = scorer(model).score(pool, targets)
+    assert scorer(model).score([*dull, *pool], targets).tokens == plain.tokens > 0
+
+
+def test_every_informative_prompt_is_kept_and_every_other_counted() -> None:
+    groups = [*mixed_groups(3), uninformative("equal", "a"), uninformative("single", "b")]
+    kept = informative_only(groups)
+    assert len(kept.groups) + sum(kept.skipped.values()) == len(groups)
+
+
+@pytest.mark.parametrize("kind", ["equal", "errors", "none"])
+def test_a_target_without_informative_prompts_names_the_set_and_the_mend(
+    model: nn.Module, pool: list[RolloutGroup], kind: str
+) -> None:
+    groups = [] if kind == "none" else [uninformative(kind, "v1"), uninformative(kind, "v2")]
+    message = r"validation set geometry has no informative prompt among \d .*sample more responses"
+    with pytest.raises(InputError, match=message) as caught:
+        scorer(model).score(pool, {"geometry": groups})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pool_without_informative_prompts_says_so(
+    model: nn.Module, targets: dict[str, list[RolloutGroup]]
+) -> None:
+    with pytest.raises(InputError, match="the pool has no informative prompt among 1"):
+        scorer(model).score([uninformative("equal", "a")], targets)
+
+
+def test_targets_whose_gradients_cancel_point_nowhere(
+    model: nn.Module, pool: list[RolloutGroup]
+) -> None:
+    (group,) = mixed_groups(1, seed=4)
+    equal = group.responses[0]
+    group.responses = [Response(equal.ids, equal.logprobs, reward=r) for r in (0.0, 1.0)]
+    with pytest.raises(InputError, match="validation set still sum to zero"):
+        scorer(model).score(pool, {"still": [group]})
+
+
+@pytest.mark.parametrize("sketched", [False, True])
+def test_a_cancelled_gradient_does_not_spoil_a_unit_mean(
+    model: nn.Module, pool: list[RolloutGroup], sketched: bool
+) -> None:
+    still, *others = mixed_groups(4, seed=5)
+    equal = still.responses[0]
+    still.responses = [Response(equal.ids, equal.logprobs, reward=r) for r in (0.0, 1.0)]
+    found = []
+    for groups in ([*others, still], others):
+        one = scorer(model, target="unit_mean")
+        one.sketch = SparseSketch(one.extractor.shapes, 0, 1.0, 512) if sketched else None
+        found.append(one.score(pool, {"v": groups}).table.cosines["v"])
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+
+
+def test_nan_log_probs_are_the_users_error(
+    model: nn.Module, pool: list[RolloutGroup], targets: dict[str, list[RolloutGroup]]
+) -> None:
+    broken = copy.deepcopy(pool)
+    broken[-1].responses[0].logprobs[0] = float("nan")
+    with pytest.raises(InputError, match="1 of 12 gradients are not finite"):
+        scorer(model).score(broken, targets)
+
+
+def test_split_half_and_effective_number_describe_the_target(
+    model: nn.Module, pool: list[RolloutGroup]
+) -> None:
+    groups = mixed_groups(6, seed=6)
+    trust = scorer(model).score(pool, {"v": groups}).trust["v"]
+    gradients = oracle_matrix(model, groups)
+    norms = gradients.norm(dim=1)
+    halves = [gradients[h::2].sum(0) for h in (0, 1)]
+    assert trust.informative == 6
+    expected = torch.cosine_similarity(*halves, dim=0)
+    assert trust.split_half == pytest.approx(float(expected), abs=1e-5)
+    assert trust.effective == pytest.approx(float(norms.sum() ** 2 / (norms**2).sum()), rel=1e-5)
+    assert trust.largest_share == pytest.approx(float(norms.max() / norms.sum()), rel=1e-5)
+    sketched = scorer(model)
+    sketched.sketch = SparseSketch(sketched.extractor.shapes, 0, 1.0, 1 << 15)
+    other = sketched.score(pool, {"v": groups}).trust["v"]
+    assert other.split_half == pytest.approx(trust.split_half, abs=0.05)
+    assert other.effective == pytest.approx(trust.effective, rel=1e-5)
+
+
+def test_unit_means_weigh_every_prompt_alike(model: nn.Module, pool: list[RolloutGroup]) -> None:
+    groups = mixed_groups(5, seed=7)
+    trust = scorer(model, target="unit_mean").score(pool, {"v": groups}).trust["v"]
+    assert trust.effective == pytest.approx(5, rel=1e-6)
+    assert trust.largest_share == pytest.approx(0.2, rel=1e-6)
+
+
+def test_one_loud_prompt_and_disagreeing_halves_are_warned_of() -> None:
+    assert TargetTrust(8, 0.9, 7.0, 0.2).warnings("v") == []
+    (loud,) = TargetTrust(8, 0.9, 1.5, 0.8).warnings("v")
+    assert "80%" in loud
+    assert "unit_mean" in loud
+    (split,) = TargetTrust(8, 0.1, 7.0, 0.2).warnings("v")
+    assert "0.10" in split
+
+
+def test_a_target_of_one_prompt_has_no_second_half(
+    model: nn.Module, pool: list[RolloutGroup]
+) -> None:
+    trust = scorer(model).score(pool, {"v": mixed_groups(1)}).trust["v"]
+    assert math.isnan(trust.split_half)
+
+
+def test_long_sums_are_exact_to_rounding() -> None:
+    """`torch.norm` on a long fp32 vector is 1e-3 off; sums by blocks are not."""
+    values = torch.rand(2, 10_000_000) + 1
+    wide = values.double()
+    assert block_squares(values).tolist() == pytest.approx((wide**2).sum(1).tolist(), rel=1e-6)
+    dots = block_dots(values[:1], values)
+    assert dots[0].tolist() == pytest.approx((wide @ wide[0]).tolist(), rel=1e-6)
+
+
+def test_directions_are_summed_in_fp32_whatever_the_models_dtype(model: nn.Module) -> None:
+    """256 + 1 is 256 in bf16: a sum kept in bf16 would stop growing."""
+    consumer = DirectionConsumer({"w": (2,)}, np.ones(400), torch.device("cpu"))
+    for n in range(400):
+        consumer.consume("w", torch.tensor([n]), torch.full((1, 2), 1.0))
+    assert consumer.direction()["w"].tolist() == [400.0, 400.0]
+    coarse = copy.deepcopy(model).bfloat16()
+    halves = DirectionConsumer(
+        GradientExtractor(coarse).shapes, np.ones(1), torch.device("cpu")
+    ).halves
+    assert {half.dtype for half in halves.values()} == {torch.float32}
+
+
+def test_bf16_cosines_are_close_to_fp32_ones(
+    model: nn.Module, pool: list[RolloutGroup], targets: dict[str, list[RolloutGroup]]
+) -> None:
+    coarse = copy.deepcopy(model).bfloat16()
+    fine = scorer(copy.deepcopy(coarse).float()).score(pool, targets).table
+    table = scorer(coarse).score(pool, targets).table
+    for name in targets:
+        assert np.abs(table.cosines[name] - fine.cosines[name]).max() < 0.02
+
+
+def mixed_pool(count: int) -> list[RolloutGroup]:
+    """Groups of every K, temperature and reward status, some of them uninformative."""
+    groups = mixed_groups(count, seed=8)
+    rng = np.random.default_rng(9)
+    for n, group in enumerate(groups):
+        if n % 3 == 0:
+            lost = random_response(rng, 4, float("nan"))
+            lost.reward_status = ("timeout", "error")[n % 2]
+            group.responses.insert(n % len(group.responses), lost)
+        if n % 4 == 0:
+            group.responses.append(random_response(rng, 0, 1.0))
+        if n % 7 == 0:
+            for response in group.usable:
+                response.reward = 0.5
+    return groups
+
+
+def test_scoring_mixed_groups_in_memory_matches_the_oracle_and_its_top_tenth(
+    model: nn.Module, targets: dict[str, list[RolloutGroup]]
+) -> None:
+    groups = mixed_pool(40)
+    table = scorer(model).score(groups, targets).table
+    scored = [group for group in groups if group.informative]
+    assert table.prompt_ids == [group.prompt_id for group in scored]
+    assert len(scored) < len(groups) == table.pool_size
+    for name, target in targets.items():
+        expected = oracle_cosines(model, scored, target)
+        assert np.abs(table.cosines[name] - expected).max() < 1e-4
+        count = max(1, len(scored) // 10)
+        top = [set(np.argsort(-c)[:count].tolist()) for c in (table.cosines[name], expected)]
+        assert top[0] == top[1]
+    chosen = fuse(table, 4)
+    assert set(chosen.prompt_ids) <= set(table.prompt_ids)
+
+
+def test_the_identity_names_what_defines_the_scores(model: nn.Module) -> None:
+    exact, unit = scorer(model), scorer(model, target="unit_mean")
+    sketched = scorer(model)
+    sketched.sketch = SparseSketch(sketched.extractor.shapes, 3, 0.5, 64)
+    identities = [exact.identity, unit.identity, sketched.identity]
+    assert len({tuple(sorted(i.items())) for i in identities}) == 3
+    assert sketched.identity["seed"] == "3"
+
+
+def test_progress_reaches_every_phases_total(
+    model: nn.Module, pool: list[RolloutGroup], targets: dict[str, list[RolloutGroup]]
+) -> None:
+    seen: dict[str, list[tuple[int, int]]] = {}
+
+    def note(phase: str, done: int, total: int) -> None:
+        seen.setdefault(phase, []).append((done, total))
+
+    scorer(model, progress=note).score(pool, targets)
+    assert set(seen) == {"target algebra", "target words", "pool"}
+    assert all(steps[-1] == (steps[-1][1],) * 2 for steps in seen.values())
