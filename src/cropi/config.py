@@ -176,6 +176,19 @@ class ObjectiveConfig(Section):
         False, description="mean and std of the rewards weighted by the sequence ratio"
     )
 
+    @model_validator(mode="after")
+    def _nothing_inert(self) -> ObjectiveConfig:
+        if self.clip is not None and self.ratio == "none":
+            raise ValueError(
+                "clip needs a ratio to clip; set ratio to token or sequence, or drop it"
+            )
+        if self.constant_length is not None and self.normalisation != "constant":
+            raise ValueError(
+                f"constant_length {self.constant_length} has no effect with normalisation "
+                f"{self.normalisation!r}; set normalisation to constant, or drop it"
+            )
+        return self
+
 
 class InfluenceConfig(Section):
     """How gradients are compared with the validation direction."""

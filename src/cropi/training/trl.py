@@ -107,7 +107,8 @@ class TrlTrainer:
 
     def check(self, plan: StagePlan) -> list[str]:
         """Raise InputError for settings that TRL or this engine refuses."""
-        arguments = _arguments(plan, Path(plan.start))
+        with quiet():
+            arguments = _arguments(plan, Path(plan.start))
         return mismatch(arguments.loss_type, plan.normalisation)
 
     def train(

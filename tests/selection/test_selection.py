@@ -1,0 +1,223 @@
+"""Selection: fusion by hand-made examples, sizes, ties, notes, and the baselines."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cropi.errors import InputError
+from cropi.schema import ScoreTable, Selection
+from cropi.selection import SelectionContext, find_strategy, fuse
+from cropi.selection.base import selection_size
+from cropi.selection.registry import BUILTIN
+
+
+def table(cosines: dict[str, dict[str, float]]) -> ScoreTable:
+    ids = list(next(iter(cosines.values())))
+    columns = {n: np.array([c[i] for i in ids], dtype=np.float32) for n, c in cosines.items()}
+    return ScoreTable(ids, columns, np.ones(len(ids), dtype=np.float32), pool_size=len(ids))
+
+
+TWO_SETS = table(
+    {
+        # ranks in x: a 1, b 2, c 3, d 4, e 5; in y: d 1, b 2, a 3, e 4, c 5
+        "x": {"a": 0.9, "b": 0.8, "c": 0.7, "d": 0.1, "e": 0.0},
+        "y": {"a": 0.3, "b": 0.5, "c": 0.0, "d": 0.6, "e": 0.2},
+    }
+)
+
+
+def test_fusion_with_constant_0_by_hand() -> None:
+    found = fuse(TWO_SETS, 3)
+    # a: 1 + 1/3, d: 1 (fourth in x, out of its top 3), b: 1/2 + 1/2, tie of b and d by id
+    assert found.prompt_ids == ["a", "b", "d"]
+    assert found.scores.tolist() == pytest.approx([4 / 3, 1.0, 1.0])
+    assert found.ranks["x"].tolist() == [1, 2, 0]
+    assert found.ranks["y"].tolist() == [3, 2, 1]
+    assert found.notes == []
+
+
+def test_fusion_with_constant_60_by_hand() -> None:
+    found = fuse(TWO_SETS, 3, constant=60)
+    # b: 1/62 + 1/62 = .032258, a: 1/61 + 1/63 = .032266, d: 1/61 = .016, c: 1/63 = .0159
+    assert found.prompt_ids == ["a", "b", "d"]
+    assert found.scores.tolist() == pytest.approx([1 / 61 + 1 / 63, 2 / 62, 1 / 61])
+
+
+def test_a_prompt_outside_a_sets_top_n_gets_nothing_from_it() -> None:
+    found = fuse(TWO_SETS, 1, constant=60)
+    # Only a (first in x) and d (first in y) are listed; b, good in both, is in neither's top 1.
+    assert found.prompt_ids == ["a"]
+    assert found.scores.tolist() == pytest.approx([1 / 61])
+
+
+@pytest.mark.parametrize("constant", [0.0, 60.0])
+def test_ties_go_by_prompt_id_whatever_the_order_of_rows(constant: float) -> None:
+    cosines = dict.fromkeys("dbca", 0.5)
+    for ids in itertools.permutations(cosines):
+        found = fuse(table({"x": {i: cosines[i] for i in ids}}), 3, constant)
+        assert found.prompt_ids == ["a", "b", "c"]
+
+
+def test_equal_sums_of_ranks_tie_exactly_over_three_sets() -> None:
+    """(1 + 1/2) + 1/3 and (1/3 + 1) + 1/2 differ in the last bit unless summed alike."""
+    orders = {"x": "bca", "y": "abc", "z": "cab"}
+    cosines = {n: {i: 1.0 - o.index(i) / 10 for i in "abc"} for n, o in orders.items()}
+    found = fuse(table(cosines), 3)
+    assert found.prompt_ids == ["a", "b", "c"]
+    assert len(set(found.scores.tolist())) == 1
+
+
+@pytest.mark.parametrize(
+    ("ratio", "pool", "count"),
+    [
+        (0.1, 5160, 516),
+        (0.1, 99, 9),
+        (0.1, 5, 1),
+        (0.1, 0, 1),
+        (0.29, 100, 29),
+        (1.0, 7, 7),
+        (0.001, 10, 1),
+        (0.7, 10, 7),
+        (0.1, 10**6, 10**5),
+    ],
+)
+def test_the_size_is_the_floor_of_the_whole_pool_and_at_least_one(
+    ratio: float, pool: int, count: int
+) -> None:
+    assert selection_size(ratio, pool) == count
+
+
+def test_a_shortfall_takes_all_and_says_so() -> None:
+    found = fuse(TWO_SETS, 9)
+    assert sorted(found.prompt_ids) == list("abcde")
+    assert found.notes == ["only 5 of the wanted 9 prompts are informative; all were taken"]
+
+
+def test_negative_influence_is_counted() -> None:
+    found = fuse(table({"x": {"a": 0.5, "b": -0.1, "c": -0.2}, "y": {"a": -1, "b": -1, "c": 1}}), 3)
+    (note,) = found.notes
+    assert note == "1 of the 3 selected have negative influence on every set"
+
+
+def context(**settings: object) -> SelectionContext:
+    count = 40
+    rate = np.linspace(0, 1, count)
+    values = {
+        "prompt_ids": [f"p{n:02d}" for n in range(count)],
+        "pass_rate": rate,
+        "variance": rate * (1 - rate),
+        "informative": (rate > 0) & (rate < 1),
+        "count": 8,
+    }
+    return SelectionContext(**{**values, **settings})
+
+
+def places(selection: Selection) -> list[int]:
+    return [int(i[1:]) for i in selection.prompt_ids]
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_every_built_in_strategy_chooses_distinct_prompts_of_the_pool(name: str) -> None:
+    ids = context().prompt_ids
+    cosines = {"v": dict(zip(ids, np.linspace(-1, 1, 40).tolist(), strict=True))}
+    given = context(scores=table(cosines))
+    strategy = find_strategy(name)
+    found = strategy.select(given)
+    assert len(found.prompt_ids) == (40 if name == "full" else 8)
+    assert set(found.prompt_ids) <= set(ids)
+    assert strategy.scoring == {"cropi": "stage", "influence": "once"}.get(name, "never")
+    assert strategy.select(given).prompt_ids == found.prompt_ids
+
+
+def test_full_keeps_the_pools_order_and_ignores_the_count() -> None:
+    assert places(find_strategy("full").select(context())) == list(range(40))
+
+
+def test_random_draws_afresh_for_each_seed_from_the_whole_pool() -> None:
+    draws = [places(find_strategy("random").select(context(seed=s))) for s in range(200)]
+    assert draws[0] != draws[1]
+    assert set().union(*draws) == set(range(40))
+
+
+def test_pass_rate_stays_in_its_band_while_it_can() -> None:
+    draws = [find_strategy("pass_rate").select(context(seed=s)) for s in range(20)]
+    rates = context().pass_rate[np.unique([places(d) for d in draws])]
+    assert rates.min() >= 0.25
+    assert rates.max() <= 0.75
+    wide = places(find_strategy("pass_rate").select(context(count=30)))
+    assert sorted(wide) == list(range(5, 35))
+
+
+def test_learnability_takes_the_highest_variance_of_informative_prompts() -> None:
+    found = places(find_strategy("learnability").select(context()))
+    assert sorted(found) == list(range(16, 24))
+    everything = find_strategy("learnability").select(context(count=40))
+    assert len(everything.prompt_ids) == 38
+    assert everything.notes == ["only 38 of the wanted 40 prompts qualify; all were taken"]
+
+
+def test_an_unknown_strategy_names_the_allowed_ones_and_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"unknown selection.strategy 'learnabilty'.*did you mean"):
+        find_strategy("learnabilty")
+    with pytest.raises(InputError, match=r"allowed: cropi, full.*package\.module:object"):
+        find_strategy("zzz")
+
+
+USERS = """
+from cropi.schema import Selection
+
+class LastOnes:
+    scoring = "never"
+
+    def select(self, context):
+        chosen = list(context.prompt_ids)[-context.count:]
+        return Selection(chosen, [1.0] * len(chosen))
+
+ready = LastOnes()
+not_one = 3
+"""
+
+
+@pytest.mark.parametrize("attribute", ["LastOnes", "ready"])
+def test_a_users_strategy_is_found_by_its_dotted_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attribute: str
+) -> None:
+    (tmp_path / "my_strategies.py").write_text(USERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = find_strategy(f"my_strategies:{attribute}").select(context())
+    assert places(found) == list(range(32, 40))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("my_strategies:nothing", "has no 'nothing'; check the spelling"),
+        ("my_strategies:not_one", "is no strategy; it needs select"),
+        ("no_such_module_here:X", "no module named 'no_such_module_here'; install it"),
+    ],
+)
+def test_a_users_strategy_that_is_none_is_an_error_with_its_mend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, message: str
+) -> None:
+    (tmp_path / "my_strategies.py").write_text(USERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=message):
+        find_strategy(path)
+
+
+def test_an_error_inside_a_users_module_keeps_its_own_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_strategy.py").write_text("import math\nmath.no_such_thing\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        find_strategy("broken_strategy:X")
+
+
+def test_a_selection_never_holds_a_prompt_twice() -> None:
+    with pytest.raises(AssertionError, match="selected twice"):
+        Selection(["a", "a"], np.ones(2))

@@ -1,0 +1,206 @@
+"""The config: every mistake is one sentence that names the key, the value and the mend."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cropi.config import RunConfig, load_config, presets, to_yaml, validate
+from cropi.errors import InputError
+
+POOL = [{"pocket": ["all"]}]
+
+
+def minimal() -> dict[str, Any]:
+    return {
+        "model": {"path": "pocket"},
+        "prompts": {"pool": POOL, "validation": {"sort": [{"pocket": ["sort"]}]}},
+    }
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(minimal()), encoding="utf-8")
+    return path
+
+
+def failure(file: Path, *overrides: str) -> str:
+    with pytest.raises(InputError) as caught:
+        load_config(str(file), overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("selection.ration=0.2", ["selection.ration", "0.2", "did you mean 'ratio'?"]),
+        ("influence.objective.klip=1", ["influence.objective.klip", "did you mean 'clip'?"]),
+        ("seeed=1", ["unknown key seeed", "did you mean 'seed'?"]),
+        ("training.lora.rank=4", ["training.lora.rank", "allowed: alpha"]),
+        ("nonsense.zzzzzz=1", ["unknown key nonsense", "allowed: baselines"]),
+        ("selection..ratio=1", ["unknown key selection."]),
+    ],
+)
+def test_an_unknown_key_is_named_and_a_known_one_suggested(
+    file: Path, override: str, parts: list[str]
+) -> None:
+    message = failure(file, override)
+    assert all(part in message for part in parts), message
+
+
+def test_an_unknown_key_in_a_list_of_sources_is_named(file: Path) -> None:
+    message = failure(file, "prompts.pool=[{pocket: [all], sise: 3}]")
+    assert "prompts.pool.0.sise" in message
+    assert "did you mean 'size'?" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("selection.ratio=0", ["selection.ratio = 0", "greater than 0"]),
+        ("selection.ratio=1.5", ["selection.ratio = 1.5", "less than or equal to 1"]),
+        ("selection.ratio=.nan", ["selection.ratio = nan"]),
+        ("selection.ratio=many", ["selection.ratio = 'many'", "number"]),
+        ("rollouts.responses=1", ["rollouts.responses = 1", "greater than or equal to 2"]),
+        ("rollouts.temperature=0", ["rollouts.temperature = 0", "greater than 0"]),
+        ("influence.dim=0", ["influence.dim = 0"]),
+        ("influence.method=sparce", ["influence.method = 'sparce'", "'exact' or 'sparse'"]),
+        ("seed=-1", ["seed = -1"]),
+        ("name=a/b", ["name = 'a/b'"]),
+        ("evaluation.k=[8]", ["evaluation", "pass@8 needs samples >= 8"]),
+        ("evaluation.samples=4", ["4 greedy samples are all", "evaluation.temperature"]),
+        ("prompts.pool=[]", ["prompts.pool"]),
+        ("prompts.pool=[{}]", ["path, hub, reasoning_gym, pocket; got none"]),
+        ("prompts.pool=[{path: a, hub: b}]", ["got path and hub"]),
+        ("prompts.pool=[{path: a, template: Q}]", ["lacks '{prompt}'"]),
+        ("evaluation.targeted=[algebra]", ["evaluation.targeted names ['algebra']"]),
+        ("prompts.validation={}", ["strategy ['cropi'] steers by validation sets"]),
+        ("model=pocket", ["model = 'pocket'"]),
+    ],
+)
+def test_an_impossible_value_is_named_with_its_key(
+    file: Path, override: str, parts: list[str]
+) -> None:
+    message = failure(file, override)
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["ratio=none", "clip.low=0.1"], "clip needs a ratio"),
+        (["constant_length=9"], "constant_length 9 has no effect"),
+    ],
+)
+def test_an_option_without_effect_is_an_error(file: Path, overrides: list[str], part: str) -> None:
+    assert part in failure(file, *(f"influence.objective.{o}" for o in overrides))
+
+
+@pytest.mark.parametrize("key", ["model", "prompts"])
+def test_a_missing_section_is_named(key: str) -> None:
+    values = minimal()
+    del values[key]
+    with pytest.raises(InputError, match=f"{key} is missing; add it"):
+        validate(values, "run.yaml")
+
+
+def test_overrides_are_applied_in_order_and_may_open_sections(file: Path) -> None:
+    overrides = ["selection.ratio=0.2", "selection.ratio=0.3", "training.lora.r=4", "seed=7"]
+    config = load_config(str(file), overrides)
+    assert config.selection.ratio == 0.3
+    assert config.training.lora is not None
+    assert config.training.lora.r == 4
+    assert config.seed == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("selection.ratio", "not of the form key.path=value"),
+        ("=3", "not of the form key.path=value"),
+        ("prompts.pool.path=x", "prompts.pool is a value, not a section"),
+        ("selection.ratio=[", "is not valid YAML"),
+    ],
+)
+def test_an_override_that_cannot_be_applied_is_quoted(file: Path, override: str, part: str) -> None:
+    message = failure(file, override)
+    assert part in message
+    assert override in message
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("", "holds no settings"),
+        ("- a\n- b\n", "holds no settings"),
+        ("model: [", "is not valid YAML"),
+        ("model: {path: pocket\nprompts: 3", "is not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_config_says_so(tmp_path: Path, text: str, part: str) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    assert part in failure(tmp_path / "bad.yaml")
+
+
+def test_a_binary_file_says_so(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\x00\x81")
+    assert "cannot be read as text" in failure(tmp_path / "bad.yaml")
+
+
+def test_a_missing_file_names_the_presets(tmp_path: Path) -> None:
+    message = failure(tmp_path / "nowhere.yaml")
+    assert "is no file and no preset" in message
+    assert all(name in message for name in presets())
+
+
+def test_many_problems_still_make_one_sentence(file: Path) -> None:
+    assert failure(file, "selection.ratio=9", "seed=-1").count("; ") == 1
+
+
+@pytest.mark.parametrize("name", presets())
+def test_a_preset_is_valid_and_survives_a_round_trip(name: str) -> None:
+    config = load_config(name)
+    assert validate(yaml.safe_load(to_yaml(config)), "again") == config
+
+
+def test_a_rich_config_survives_a_round_trip(file: Path) -> None:
+    config = load_config(
+        str(file),
+        [
+            "influence.objective.clip={low: 0.1, high: 0.3}",
+            "training.lora.target_modules=[q_proj, v_proj]",
+            "training.grpo={beta: 0.0, note: 'äöü: \u2028 yes', nothing: null, enabled: true}",
+            "verifiers.sources={'gsm8k*': [{function: math, weight: 0.5}, {function: exact}]}",
+            "evaluation={samples: 4, temperature: 0.7, k: [1, 4]}",
+            "training.learning_rate=1e-6",
+        ],
+    )
+    again = validate(yaml.safe_load(to_yaml(config)), "again")
+    assert again == config
+    assert to_yaml(again) == to_yaml(config)
+    assert config.training.learning_rate == 1e-6
+
+
+def test_a_config_cannot_be_changed_after_validation(file: Path) -> None:
+    config = load_config(str(file))
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3
+    assert isinstance(config, RunConfig)
+
+
+def test_loading_a_config_imports_no_torch(file: Path) -> None:
+    program = (
+        "import sys, cropi, cropi.config; cropi.config.load_config(sys.argv[1]); "
+        "print([m for m in ('torch', 'transformers', 'pyarrow', 'datasets') if m in sys.modules])"
+    )
+    command = [sys.executable, "-c", program, str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,53 @@
+"""Runs that take seconds: the pocket model, a few prompts, two stages of a few steps."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cropi.config import RunConfig, load_config
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "model": {"path": "pocket", "device": "cpu"},
+    "prompts": {
+        "pool": [{"pocket": ["sort", "shift", "add"], "split": "pool", "size": 44}],
+        "validation": {"sort": [{"pocket": ["sort"], "split": "validation", "size": 12}]},
+        "test": {"sort": [{"pocket": ["sort"], "split": "test", "size": 8}]},
+    },
+    "verifiers": {"default": "exact"},
+    "rollouts": {"responses": 8, "max_new_tokens": 8, "batch_size": 512},
+    "selection": {"ratio": 0.1},
+    "training": {
+        "stages": 2,
+        "steps_per_stage": 3,
+        "prompts_per_step": 4,
+        "generations": 4,
+        "learning_rate": 1e-4,
+        "grpo": {"lr_scheduler_type": "linear"},
+    },
+    "evaluation": {"every": 2},
+}
+
+
+def write_config(folder: Path, name: str = "tiny.yaml") -> Path:
+    """Write the tiny config; its runs go to `folder`/runs."""
+    path = folder / name
+    path.write_text(yaml.safe_dump({**TINY, "out": str(folder / "runs")}))
+    return path
+
+
+def tiny_config(folder: Path, *overrides: str) -> RunConfig:
+    return load_config(str(write_config(folder)), overrides)
+
+
+def promised_bytes(run: Path) -> dict[str, str]:
+    """Hash of every file whose bytes a resumed run promises: all but wall times and the page."""
+    files = [f for f in sorted(run.rglob("*")) if f.is_file()]
+    kept = [f for f in files if f.name not in ("timings.jsonl", "report.html")]
+    return {
+        f.relative_to(run).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in kept
+    }
