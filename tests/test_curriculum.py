@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -11,13 +10,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from tiny_runs import promised_bytes, tiny_config, write_config
 
 from cropi.artifacts import read_lines
 from cropi.curriculum import run
 from cropi.errors import InputError
 from cropi.steps import training as training_step
 from cropi.tables import read_selection
+from tiny_runs import promised_bytes, tiny_config, write_config
 
 KILL_POINTS = (
     "rollouts/pool.parquet.parts/000000.parquet",
@@ -57,7 +56,7 @@ def test_a_run_killed_anywhere_ends_with_the_same_bytes(finished: Path, tmp_path
     expected = promised_bytes(finished)
     found = promised_bytes(resumed)
     # The config names the directory of the runs, which differs.
-    assert {n for n in expected if expected[n] != found.get(n)} == {"config.yaml"}
+    assert [n for n in expected if expected[n] != found.get(n)] == ["config.yaml"]
     assert found.keys() == expected.keys()
 
 
@@ -101,12 +100,15 @@ def test_another_config_is_refused_in_the_same_directory(folder: Path, finished:
 
 def test_changed_inputs_are_refused_in_the_same_directory(tmp_path: Path) -> None:
     pool = tmp_path / "pool.jsonl"
-    rows = [f'{{"prompt": "s{a}{b}{c}=", "answer": "1", "id": {n}}}' for n, (a, b, c) in
-            enumerate(((3, 2, 1), (5, 4, 3), (7, 8, 1), (9, 1, 2)))]
+    rows = [f'{{"prompt": "s{n}21=", "answer": "1", "id": {n}}}' for n in range(4)]
     pool.write_text("\n".join(rows))
-    config = tiny_config(tmp_path, f"prompts.pool=[{{path: {pool}}}]", "selection.ratio=2")if 0 else (
-        tiny_config(tmp_path, f"prompts.pool=[{{path: {pool}}}]", "selection.strategy=random",
-                    "training.stages=1", "training.steps_per_stage=1"))
+    config = tiny_config(
+        tmp_path,
+        f"prompts.pool=[{{path: {pool}}}]",
+        "selection.strategy=random",
+        "training.stages=1",
+        "training.steps_per_stage=1",
+    )
     directory = run(config)
     before = promised_bytes(directory)
     pool.write_text("\n".join(rows).replace('"1"', '"2"'))
@@ -221,8 +223,3 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_made(
     made = tmp_path / "runs" / "tiny"
     assert not (made / "rollouts").exists()
     assert not (made / "manifest.json").exists()
-
-
-def test_children_of_a_killed_run_are_gone() -> None:
-    """The kill test leaves no worker behind: workers end with the pipe to their parent."""
-    assert os.getpid()  # see test_judge for the workers' own test

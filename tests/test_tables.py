@@ -94,7 +94,8 @@ def selection() -> Selection:
         ["b", "a"],
         np.array([1.5, 0.5]),
         {"gsm8k": np.array([1, 2], np.int32), "rank_x": np.array([0, 1], np.int32)},
-        ["only 2 of the wanted 3"],
+        negative=1,
+        notes=["only 2 of the wanted 3"],
     )
 
 
@@ -104,7 +105,7 @@ def test_selections_survive_a_round_trip(tmp_path: Path, selection: Selection) -
     assert found.prompt_ids == selection.prompt_ids
     assert found.scores.tolist() == selection.scores.tolist()
     assert {n: r.tolist() for n, r in found.ranks.items()} == {"gsm8k": [1, 2], "rank_x": [0, 1]}
-    assert found.notes == selection.notes
+    assert (found.negative, found.notes) == (1, selection.notes)
 
 
 def test_a_selection_is_read_in_the_order_of_its_ranks(tmp_path: Path) -> None:

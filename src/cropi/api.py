@@ -38,6 +38,8 @@ from cropi.training.base import Row
 from cropi.verifiers import Judge
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from cropi.influence import Influence, Progress
     from cropi.models import Policy
     from cropi.progress import Narrator
@@ -47,6 +49,7 @@ __all__ = [
     "RunConfig",
     "evaluate",
     "load_config",
+    "load_model",
     "load_policy",
     "load_prompts",
     "read_rollouts",
@@ -70,6 +73,13 @@ def run(config: RunConfig, base: Path | None = None, narrator: Narrator | None =
 def load_policy(path: AnyPath, **options: Any) -> Policy:
     """Load a policy by path, hub id, `pocket` or `smollm2`; see `cropi.models.load_policy`."""
     from cropi.models import load_policy as load
+
+    return load(path, **options)
+
+
+def load_model(path: AnyPath, **options: Any) -> Any:
+    """Load a model alone, for scoring; see `cropi.models.load_model`."""
+    from cropi.models import load_model as load
 
     return load(path, **options)
 
@@ -123,7 +133,7 @@ def rollout(
 
 
 def score(
-    policy: Policy | AnyPath,
+    policy: Policy | AnyPath | nn.Module,
     pool: Sequence[RolloutGroup] | AnyPath,
     targets: Mapping[str, Sequence[RolloutGroup] | AnyPath],
     *,
@@ -143,7 +153,7 @@ def score(
         raise InputError("score needs at least one target: give NAME and its rollouts")
     groups = _groups(pool)
     target_groups = {name: _groups(found) for name, found in targets.items()}
-    model = _policy(policy).model
+    model = _model(policy)
     scorer = make_scorer(model, settings or InfluenceConfig(), seed, progress, constant_length)
     return scorer.score(groups, target_groups)
 
@@ -288,6 +298,13 @@ def evaluate(
 
 def _policy(policy: Policy | AnyPath) -> Policy:
     return load_policy(policy) if isinstance(policy, str | Path) else policy
+
+
+def _model(policy: Policy | AnyPath | nn.Module) -> Any:
+    """The model of a policy; a path needs no tokenizer beside it."""
+    if isinstance(policy, str | Path):
+        return load_model(policy)
+    return getattr(policy, "model", policy) if hasattr(policy, "tokenizer") else policy
 
 
 def _groups(groups: Sequence[RolloutGroup] | AnyPath) -> Sequence[RolloutGroup]:

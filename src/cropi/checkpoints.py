@@ -59,8 +59,8 @@ class Source:
     revision: str | None = None
 
 
-def locate(path: str, revision: str | None) -> Source:
-    """Find out what kind of place `path` is."""
+def locate(path: str, revision: str | None, with_tokenizer: bool = True) -> Source:
+    """Find out what kind of place `path` is, and that it holds what is needed."""
     if path == "pocket":
         return Source(path, _pocket_folder())
     if path == "smollm2":
@@ -70,7 +70,7 @@ def locate(path: str, revision: str | None) -> Source:
         raise _unreachable(path)
     place = Path(path).expanduser()
     if place.is_dir():
-        _require_model_files(path, place)
+        _require_model_files(path, place, with_tokenizer)
         return Source(path, str(place))
     if place.is_file():
         if place.suffix != ".gguf":
@@ -104,15 +104,16 @@ def _smollm2_file() -> Path:
     return files[0]
 
 
-def _require_model_files(name: str, folder: Path) -> None:
-    """Raise InputError unless the folder holds a model and its tokenizer, or an adapter."""
+def _require_model_files(name: str, folder: Path, with_tokenizer: bool) -> None:
+    """Raise InputError unless the folder holds a model (and its tokenizer), or an adapter."""
     if (folder / "adapter_config.json").is_file():
         return
     needed = {
         "config.json": ("config.json",),
         "weights (model.safetensors)": _WEIGHTS,
-        "a tokenizer (tokenizer.json)": _TOKENIZERS,
     }
+    if with_tokenizer:
+        needed["a tokenizer (tokenizer.json)"] = _TOKENIZERS
     missing = [what for what, patterns in needed.items() if not _holds(folder, patterns)]
     if missing:
         raise InputError(
@@ -125,10 +126,12 @@ def _holds(folder: Path, patterns: tuple[str, ...]) -> bool:
     return any(any(folder.glob(pattern)) for pattern in patterns)
 
 
-def load_parts(source: Source, options: dict[str, Any]) -> tuple[Any, Any]:
-    """Load model and tokenizer of a source, adapters around their base."""
+def load_parts(
+    source: Source, options: dict[str, Any], with_tokenizer: bool = True
+) -> tuple[Any, Any]:
+    """Load model and tokenizer (or None) of a source, adapters around their base."""
     if not source.hub and not source.gguf and _adapter_config(source).is_file():
-        return _load_adapter(source, options)
+        return _load_adapter(source, options, with_tokenizer)
     where: dict[str, Any] = {"trust_remote_code": options["trust_remote_code"]}
     if source.revision is not None:
         where["revision"] = source.revision
@@ -137,10 +140,13 @@ def load_parts(source: Source, options: dict[str, Any]) -> tuple[Any, Any]:
         _require_gguf(source)
     # Handed on, because reading a GGUF header takes seconds.
     where["config"] = _load_config(source, where)
-    return _load_model(source, {**options, **where}), _load_tokenizer(source, where)
+    model = _load_model(source, {**options, **where})
+    return model, _load_tokenizer(source, where) if with_tokenizer else None
 
 
-def _load_adapter(source: Source, options: dict[str, Any]) -> tuple[Any, Any]:
+def _load_adapter(
+    source: Source, options: dict[str, Any], with_tokenizer: bool
+) -> tuple[Any, Any]:
     """Load a PEFT adapter around its base, and the adapter's tokenizer if it brought one."""
     if importlib.util.find_spec("peft") is None:
         raise InputError(f"adapter {source.name} needs peft; run `pip install 'cropi[lora]'`")
@@ -149,14 +155,17 @@ def _load_adapter(source: Source, options: dict[str, Any]) -> tuple[Any, Any]:
     folder = Path(source.location)
     try:
         base = PeftConfig.from_pretrained(folder).base_model_name_or_path
-        model, tokenizer = load_parts(locate(base or "", None), options)
+        own = with_tokenizer and _holds(folder, _TOKENIZERS)
+        from_base = with_tokenizer and not own
+        found = locate(base or "", None, from_base)
+        model, tokenizer = load_parts(found, options, from_base)
         # is_trainable marks the adapter's weights, so that gradients are over them alone.
         model = PeftModel.from_pretrained(model, folder, is_trainable=True)
     except InputError as error:
         raise InputError(f"base of adapter {source.name}: {error}") from error
     except _LOAD_ERRORS as error:
         raise _unusable(source, "the adapter", error) from error
-    if _holds(folder, _TOKENIZERS):
+    if own:
         tokenizer = _load_tokenizer(source, {"trust_remote_code": options["trust_remote_code"]})
     return model, tokenizer
 

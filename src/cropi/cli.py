@@ -194,10 +194,10 @@ def score(
     require_writable(out)
     groups = api.read_rollouts(rollouts)
     target_groups = {name: api.read_rollouts(path) for name, path in targets.items()}
-    loaded = api.load_policy(policy, dtype=dtype, device=device)
+    model = api.load_model(policy, dtype=dtype, device=device)
     with _narrator().phase("influence", len(groups)) as bar:
         influence = api.score(
-            loaded,
+            model,
             groups,
             target_groups,
             settings=chosen,
@@ -483,12 +483,14 @@ def _print_scores(influence: Influence, out: Path) -> None:
 
 def _print_summary(console: Console, directory: Path) -> None:
     """The run's headline, a short table and the path of the report."""
+    from cropi.progress import Narrator
     from cropi.report import COLUMNS, cells, headline_of, summary_table
 
     console.print()
-    console.print(headline_of(directory), style="bold", markup=False, highlight=False)
+    narrator = Narrator(console)
+    narrator.say(headline_of(directory), style="bold")
     _print_table(list(COLUMNS), [list(cells(row)) for row in summary_table(directory)])
-    console.print(f"report: {directory / 'report.html'}", markup=False, highlight=False)
+    narrator.say(f"report: {directory / 'report.html'}")
 
 
 def _statuses(statuses: Any) -> str:

@@ -102,6 +102,9 @@ class PromptsConfig(Section):
     overlap: Literal["remove", "keep", "error"] = Field(
         "remove", description="pool prompts whose text stands in validation or test"
     )
+    limit: Count | None = Field(
+        None, description="keep this many prompts of every set, drawn with the seed: a trial run"
+    )
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -352,4 +352,5 @@ def _cosines(
             )
     # A prompt whose gradient cancels exactly helps nobody and harms nobody: cosine 0.
     safe_P = np.where(norms_P > 0, norms_P, 1.0)
-    return np.clip(dots_PV / (safe_P[:, None] * np.array(target_norms)[None]), -1.0, 1.0)
+    cosines_PV = dots_PV / (safe_P[:, None] * np.array(target_norms)[None])
+    return np.asarray(np.clip(cosines_PV, -1.0, 1.0))

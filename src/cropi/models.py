@@ -72,12 +72,7 @@ def load_policy(
     """
     target = resolve_device(device)
     source = locate(str(path), revision)
-    options: dict[str, Any] = {
-        "dtype": resolve_dtype(dtype),
-        "trust_remote_code": trust_remote_code,
-    }
-    if attention is not None:
-        options["attn_implementation"] = attention
+    options = _options(dtype, attention, trust_remote_code)
     with _quiet():
         model, tokenizer = load_parts(source, options)
     require_finite(model, source.name)
@@ -87,6 +82,27 @@ def load_policy(
     model.to(target).eval()
     identity = PolicyIdentity(source.name, revision_of(source, model))
     return Policy(model, tokenizer, identity, eos, _context(model))
+
+
+def load_model(path: str | Path, *, dtype: str = "auto", device: str = "auto") -> Any:
+    """Load only the model, in eval mode: scoring reads token ids and needs no tokenizer.
+
+    `path`, `dtype` and `device` are those of `load_policy`, and so are the errors.
+    """
+    target = resolve_device(device)
+    source = locate(str(path), None, with_tokenizer=False)
+    with _quiet():
+        model, _ = load_parts(source, _options(dtype), with_tokenizer=False)
+    require_finite(model, source.name)
+    return model.to(target).eval()
+
+
+def _options(
+    dtype: str, attention: str | None = None, trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """Arguments of from_pretrained."""
+    options = {"dtype": resolve_dtype(dtype), "trust_remote_code": trust_remote_code}
+    return options if attention is None else {**options, "attn_implementation": attention}
 
 
 def resolve_device(device: str) -> torch.device:

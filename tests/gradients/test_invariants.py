@@ -213,6 +213,24 @@ class HiddenUse(nn.Module):
         return self.inner(x) + 0.5 * nn.functional.linear(x.tanh(), self.inner.weight)
 
 
+def test_checking_a_bf16_model_changes_no_bit_of_it(qwen: nn.Module) -> None:
+    coarse = qwen.bfloat16()
+    before = {name: tensor.clone() for name, tensor in coarse.state_dict().items()}
+    gradients(coarse, mixed_groups(2), path="shared")
+    for name, tensor in coarse.state_dict().items():
+        assert tensor.dtype == before[name].dtype
+        assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize("name", ["qwen2-tied", "llama-untied", "gpt-neox"])
+def test_a_missed_use_is_seen_through_the_rounding_of_bf16(name: str) -> None:
+    model = tiny_model(name).bfloat16()
+    module = next(n for n, _ in model.named_modules() if n.endswith(("o_proj", "attention.dense")))
+    model.set_submodule(module, HiddenUse(model.get_submodule(module)))
+    with pytest.warns(UserWarning, match="disagrees"):
+        gradients(model, mixed_groups(3), path="autograd")
+
+
 @pytest.mark.parametrize("kind", [HiddenUse, TwoMatmuls])
 def test_a_model_whose_fast_gradient_would_be_wrong_takes_the_slow_path(
     qwen: nn.Module, kind: type
@@ -288,6 +306,13 @@ def test_nan_weights_are_the_users_error(qwen: nn.Module, name: str) -> None:
         qwen.get_parameter(name)[0] = float("nan")
     with pytest.raises(InputError, match=r"not finite.*check the checkpoint"):
         gradients(qwen, mixed_groups(2))
+
+
+def test_token_ids_of_another_models_vocabulary_are_the_users_error(qwen: nn.Module) -> None:
+    groups = mixed_groups(2)
+    groups[1].usable[-1].ids[0] = 64
+    with pytest.raises(InputError, match="prompt p1 has token id 64, and the model has 64 token"):
+        gradients(qwen, groups)
 
 
 def test_a_model_without_trainable_parameters_is_the_users_error(qwen: nn.Module) -> None:

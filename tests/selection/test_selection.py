@@ -99,6 +99,7 @@ def test_a_shortfall_takes_all_and_says_so() -> None:
 
 def test_negative_influence_is_counted() -> None:
     found = fuse(table({"x": {"a": 0.5, "b": -0.1, "c": -0.2}, "y": {"a": -1, "b": -1, "c": 1}}), 3)
+    assert found.negative == 1
     (note,) = found.notes
     assert note == "1 of the 3 selected have negative influence on every set"
 

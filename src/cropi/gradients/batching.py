@@ -263,7 +263,7 @@ def _block_mask(rows: Sequence[Row], length: int) -> np.ndarray:
     same = block[:, :, None] == block[:, None, :]
     visible = (same | (block[:, None, :] == 0)) & (block[:, :, None] >= 0)
     causal = np.tri(length, dtype=bool)
-    return ((visible & causal) | np.eye(length, dtype=bool))[:, None]
+    return np.asarray((visible & causal) | np.eye(length, dtype=bool))[:, None]
 
 
 def _response_tensors(groups: Sequence[PreparedGroup], device: torch.device) -> ResponseTensors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -63,8 +64,10 @@ def load_prompt_sets(config: PromptsConfig, seed: int, base: Path | None = None)
     texts = {name: texts for name, (_, texts) in loaded.items()}
     notes.shared_ids = _shared_ids(prompts)
     _note_between(texts, notes)
+    prompts[POOL] = _without_overlap(prompts[POOL], texts, notes)
+    prompts = {n: _limited(p, config.limit, derive_seed(seed, n)) for n, p in prompts.items()}
     sets = PromptSets(
-        _without_overlap(prompts[POOL], texts, notes),
+        prompts[POOL],
         {name: prompts[f"validation {name}"] for name in config.validation},
         {name: prompts[f"test {name}"] for name in config.test},
         notes,
@@ -93,6 +96,13 @@ def _load_set(
         notes.disputed[name] = disputed
     exact = {p.prompt_id: texts[p.prompt_id] for p in kept}
     return kept, _Texts(exact, {i: normalised(t) for i, t in exact.items()})
+
+
+def _limited(prompts: list[Prompt], limit: int | None, seed: int) -> list[Prompt]:
+    """Draw `limit` prompts with the seed and keep their order."""
+    if limit is None or limit >= len(prompts):
+        return prompts
+    return [prompts[i] for i in sorted(random.Random(seed).sample(range(len(prompts)), limit))]
 
 
 def _shared_ids(sets: dict[str, list[Prompt]]) -> int:

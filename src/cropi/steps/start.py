@@ -29,5 +29,17 @@ def _warmup_prompts(session: Session) -> list[Prompt]:
     sources = session.config.warmup.prompts
     if not sources:
         return session.sets.pool
-    seed = session.seed("warmup", "prompts")
-    return [p for source in sources for p in load_source(source, seed, session.directory.base)]
+    seed, base = session.seed("warmup", "prompts"), session.directory.base
+    judged = {_question(p) for found in session.sets.judging() for p in found}
+    found = [p for source in sources for p in load_source(source, seed, base)]
+    kept = [p for p in found if _question(p) not in judged]
+    if not kept:
+        raise InputError(
+            f"all {len(found)} of warmup.prompts stand in validation or test too, and imitating "
+            "those would spoil them; give prompts of their own"
+        )
+    return kept
+
+
+def _question(prompt: Prompt) -> str:
+    return normalised(question_text(prompt, None))

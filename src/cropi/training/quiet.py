@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 
+import datasets
 import transformers
 
 
@@ -17,6 +18,8 @@ def quiet() -> Iterator[None]:
     verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    silent = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
     logging.getLogger("trl").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -25,3 +28,5 @@ def quiet() -> Iterator[None]:
         finally:
             transformers.utils.logging.set_verbosity(verbosity)
             transformers.utils.logging.enable_progress_bar()
+            if not silent:
+                datasets.enable_progress_bars()

@@ -18,6 +18,7 @@ from cropi.config import LoraConfig, ModelConfig, RunConfig, TrainingConfig, War
 from cropi.errors import InputError
 from cropi.models import Policy, load_policy, resolve_device
 from cropi.schema import Prompt
+from cropi.training.quiet import quiet
 from cropi.training.saving import disk_trouble_told
 
 RECORD = "cropi_stage.json"
@@ -54,7 +55,8 @@ def prepare_start(
                 trained.name_or_path = str((out / "base").resolve())
         if config.training.lora is not None:
             trained = with_adapters(trained, config.training.lora, seed)
-        trained.save_pretrained(part)
+        with quiet():  # PEFT misses the base, which has its name only once all of this is there
+            trained.save_pretrained(part)
         policy.tokenizer.save_pretrained(part)
         (part / RECORD).write_text(json.dumps({"made_from": made_from}))
     return said
@@ -136,8 +138,6 @@ def warm_up(
     from datasets import Dataset
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
-
-    from cropi.training.quiet import quiet
 
     on_gpu = resolve_device(str(policy.model.device)).type == "cuda"
     rows = [supervised_row(p, config.template) for p in prompts]

@@ -10,6 +10,7 @@ compared afterwards, because a trainer that reshuffles or trains zero steps says
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from cropi.artifacts import write_json
 from cropi.errors import InputError
 from cropi.models import Policy, load_policy, resolve_device
 from cropi.prompts.encoding import encode_all, trl_row
@@ -298,8 +300,16 @@ def _require_trained(trainer: GRPOTrainer, plan: StagePlan, rewards: JudgedRewar
 
 
 def _keep_checkpoint(work: Path, out: Path, plan: StagePlan) -> None:
-    """Move the checkpoint's files into `out`."""
+    """Move the checkpoint's files into `out`, without wall times and paths of this machine.
+
+    A stage that is trained again after a kill must leave the same bytes.
+    """
     checkpoint = work / f"checkpoint-{plan.first_step + plan.steps}"
     for file in sorted(checkpoint.iterdir()):
-        shutil.move(str(file), out / file.name)
+        if file.name != "training_args.bin":  # our config says it all, and this names folders
+            shutil.move(str(file), out / file.name)
     shutil.rmtree(work)
+    state = json.loads((out / "trainer_state.json").read_text(encoding="utf-8"))
+    for row in state["log_history"]:
+        row.pop("step_time", None)
+    write_json(out / "trainer_state.json", state)

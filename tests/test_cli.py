@@ -1,0 +1,460 @@
+"""The command line: one clear sentence and exit code 2 for bad input, and nothing lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from cropi.cli import main
+from cropi.pocket import model_dir, rows
+from cropi.rollouts import write_rollouts
+from cropi.schema import Response, RolloutGroup
+from tiny_runs import write_config
+
+Command = Callable[..., "Outcome"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+    def refused(self, *told: str) -> None:
+        """Exit code 2 and one sentence, which names what is told."""
+        assert self.code == 2, self
+        assert self.err.startswith("error: "), self.err
+        assert self.err.count("\n") == 1, self.err
+        assert "Traceback" not in self.err
+        for part in told:
+            assert part in self.err, (part, self.err)
+
+    def done(self) -> None:
+        assert self.code == 0, self
+
+
+@pytest.fixture
+def cropi(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Call the command line in this process."""
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def call(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["cropi", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        return Outcome(int(stop.value.code or 0), out, err)
+
+    return call
+
+
+def pocket_jsonl(path: Path, split: str = "pool", size: int = 6) -> Path:
+    found = rows(split, ["sort"], size, 0)
+    path.write_text("".join(json.dumps(row) + "\n" for row in found))
+    return path
+
+
+def group(name: str, rewards: list[float], token: int = 2) -> RolloutGroup:
+    """Rollouts of one prompt, made by hand."""
+    ids = np.array([token, 1], dtype=np.int32)
+    return RolloutGroup(
+        name,
+        np.array([30, 5, 6], dtype=np.int32),
+        [
+            Response(ids + np.array([k, 0], np.int32), np.full(2, -0.5, np.float32), "x", reward=r)
+            for k, r in enumerate(rewards)
+        ],
+    )
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Path:
+    path = tmp_path / "pool.parquet"
+    write_rollouts(path, [group("a", [0, 1]), group("b", [1, 0, 0], 7), group("c", [1, 1], 9)])
+    return path
+
+
+@pytest.fixture
+def scores(cropi: Command, tmp_path: Path, pool: Path) -> Path:
+    path = tmp_path / "scores.parquet"
+    cropi(
+        "score", "--policy", "pocket", "--rollouts", pool, "--target", f"v={pool}", "--out", path
+    ).done()
+    return path
+
+
+def test_help_and_config_check_load_no_torch(tmp_path: Path) -> None:
+    script = (
+        "import sys; from cropi.cli import main\n"
+        "for argv in (['--help'], ['run', '--help'], ['config', 'check', sys.argv[1]]):\n"
+        "    sys.argv[1:] = argv\n"
+        "    try: main()\n"
+        "    except SystemExit as stop: assert not stop.code, stop.code\n"
+        "heavy = {'torch', 'transformers', 'trl', 'datasets', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    config = str(write_config(tmp_path))
+    subprocess.run([sys.executable, "-c", script, config], check=True, capture_output=True)
+
+
+def test_select_and_report_load_no_torch(scores: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys; from cropi.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as stop: assert not stop.code, stop.code\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    out = str(tmp_path / "selection.parquet")
+    arguments = ["select", "--scores", str(scores), "--ratio", "0.5", "--out", out]
+    subprocess.run([sys.executable, "-c", script, *arguments], check=True, capture_output=True)
+    assert pq.read_table(out).num_rows == 1
+
+
+def test_score_columns_follow_the_contract(scores: Path) -> None:
+    table = pq.read_table(scores)
+    assert table.column_names == ["prompt_id", "norm", "v"]
+    assert str(table.schema.field("v").type) == "float"
+    assert table.schema.metadata[b"cropi.pool_size"] == b"3"
+    assert table["prompt_id"].to_pylist() == ["a", "b"]
+
+
+@pytest.mark.parametrize("ratio", ["0", "-0.5", "1.5", "nan"])
+def test_a_ratio_that_selects_nothing_is_refused(
+    cropi: Command, scores: Path, tmp_path: Path, ratio: str
+) -> None:
+    out = tmp_path / "s.parquet"
+    cropi("select", "--scores", scores, "--ratio", ratio, "--out", out).refused("ratio")
+    assert not out.exists()
+    config = write_config(tmp_path)
+    cropi("run", config, f"selection.ratio={ratio}").refused("selection.ratio")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("strategy", ["nosuch", "os:path", ":x", "no_such_module:Mine"])
+def test_an_unknown_strategy_is_refused(cropi: Command, scores: Path, strategy: str) -> None:
+    cropi("select", "--scores", scores, "--strategy", strategy).refused(strategy)
+
+
+def test_prompts_that_are_none_are_refused(cropi: Command, tmp_path: Path) -> None:
+    bad = {
+        "empty.jsonl": ("", "is empty"),
+        "blank.jsonl": ("\n\n", "no rows"),
+        "unanswered.jsonl": ('{"prompt": "a", "answer": "1"}\n{"prompt": "b"}\n', "row 2"),
+        "torn.jsonl": ('{"prompt": "a", "ans', "not valid JSON"),
+        "torn.parquet": ("PAR1", "not a readable Parquet"),
+        "notes.txt": ("hello", ".txt"),
+    }
+    out = tmp_path / "r.parquet"
+    for name, (text, told) in bad.items():
+        path = tmp_path / name
+        path.write_text(text)
+        cropi("rollout", "--policy", "pocket", "--prompts", path, "--out", out).refused(told, name)
+        config = write_config(tmp_path)
+        cropi("run", config, f"prompts.pool=[{{path: {path}}}]").refused(told, name)
+    assert not out.exists()
+
+
+def test_an_overlong_prompt_is_refused_or_dropped(cropi: Command, tmp_path: Path) -> None:
+    pool = pocket_jsonl(tmp_path / "pool.jsonl")
+    with pool.open("a") as handle:
+        handle.write(json.dumps({"prompt": "s" + "1" * 70 + "=", "answer": "1"}) + "\n")
+    out = tmp_path / "r.parquet"
+    cropi(
+        "rollout",
+        "--policy",
+        "pocket",
+        "--prompts",
+        pool,
+        "--verifier",
+        "exact",
+        "--out",
+        out,
+        "--max-new-tokens",
+        8,
+    ).refused("72 tokens", "context of 64")
+    config = write_config(tmp_path)
+    short = (
+        "selection.strategy=random",
+        "training.stages=1",
+        "training.steps_per_stage=1",
+        f"prompts.pool=[{{path: {pool}}}]",
+    )
+    cropi("run", config, *short).refused("over 56 tokens", "prompts.overlong=drop")
+    outcome = cropi("run", config, *short, "prompts.overlong=drop")
+    outcome.done()
+    assert "1 prompt of the pool too long" in outcome.out
+
+
+@pytest.mark.parametrize("policy", ["{tmp}", "{tmp}/nowhere", "./no/where", "{tmp}/file"])
+def test_a_directory_that_is_no_model_is_refused(
+    cropi: Command, pool: Path, tmp_path: Path, policy: str
+) -> None:
+    (tmp_path / "file").write_text("hello")
+    path = policy.replace("{tmp}", str(tmp_path))
+    out = tmp_path / "o.parquet"
+    cropi(
+        "score", "--policy", path, "--rollouts", pool, "--target", f"v={pool}", "--out", out
+    ).refused(path)
+    assert not out.exists()
+
+
+def test_nan_weights_are_refused(cropi: Command, pool: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in model_dir().iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    weights = load_file(broken / "model.safetensors")
+    name = sorted(weights)[-1]
+    weights[name] = weights[name].copy()
+    weights[name].flat[0] = np.nan
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    cropi(
+        "score",
+        "--policy",
+        broken,
+        "--rollouts",
+        pool,
+        "--target",
+        f"v={pool}",
+        "--out",
+        tmp_path / "o.parquet",
+    ).refused("NaN", name)
+    cropi("run", write_config(tmp_path), f"model.path={broken}").refused("NaN", name)
+
+
+def test_a_target_without_an_informative_prompt_is_refused(
+    cropi: Command, pool: Path, tmp_path: Path
+) -> None:
+    flat = tmp_path / "flat.parquet"
+    write_rollouts(flat, [group("x", [1, 1]), group("y", [0, 0])])
+    out = tmp_path / "o.parquet"
+    cropi(
+        "score", "--policy", "pocket", "--rollouts", pool, "--target", f"v={flat}", "--out", out
+    ).refused("validation set v", "no informative prompt")
+    cropi(
+        "score", "--policy", "pocket", "--rollouts", flat, "--target", f"v={pool}", "--out", out
+    ).refused("the pool", "no informative prompt")
+    assert not out.exists()
+
+
+def test_a_run_whose_target_teaches_nothing_keeps_its_rollouts(
+    cropi: Command, tmp_path: Path
+) -> None:
+    hopeless = tmp_path / "v.jsonl"
+    hopeless.write_text('{"prompt": "s321=", "answer": "never said"}\n')
+    outcome = cropi(
+        "run", write_config(tmp_path), f"prompts.validation.sort=[{{path: {hopeless}}}]"
+    )
+    outcome.refused("validation set sort", "no informative prompt")
+    assert (tmp_path / "runs/tiny/rollouts/pool.parquet").is_file()
+
+
+def test_rollout_files_that_are_none_are_refused(
+    cropi: Command, pool: Path, tmp_path: Path
+) -> None:
+    table = pq.read_table(pool)
+    files = {
+        "none.parquet": "does not exist",
+        "rows.parquet": "no rows",
+        "torn.parquet": "Parquet",
+        "zero.parquet": "empty",
+        "columns.parquet": "logprobs",
+    }
+    pq.write_table(table.slice(0, 0), tmp_path / "rows.parquet")
+    pq.write_table(table.drop_columns(["logprobs"]), tmp_path / "columns.parquet")
+    (tmp_path / "torn.parquet").write_bytes(pool.read_bytes()[:-20])
+    (tmp_path / "zero.parquet").touch()
+    for name, told in files.items():
+        path = tmp_path / name
+        out = ("--out", tmp_path / "o.parquet")
+        cropi(
+            "score", "--policy", "pocket", "--rollouts", path, "--target", f"v={pool}", *out
+        ).refused(told, name)
+        cropi(
+            "score", "--policy", "pocket", "--rollouts", pool, "--target", f"v={path}", *out
+        ).refused(told, name)
+        cropi("select", "--strategy", "random", "--rollouts", path, *out).refused(told, name)
+
+
+def test_rollouts_of_another_vocabulary_are_refused(
+    cropi: Command, pool: Path, tmp_path: Path
+) -> None:
+    foreign = tmp_path / "foreign.parquet"
+    write_rollouts(foreign, [group("x", [0, 1], token=50_000)])
+    cropi(
+        "score",
+        "--policy",
+        "pocket",
+        "--rollouts",
+        pool,
+        "--target",
+        f"v={foreign}",
+        "--out",
+        tmp_path / "o.parquet",
+    ).refused("5000")
+
+
+@pytest.mark.parametrize("place", ["/proc/x", "{file}/x", "{tmp}"])
+def test_a_place_that_cannot_be_written_is_found_before_the_work(
+    cropi: Command, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("work was done before the output was tried")
+
+    prompts = pocket_jsonl(tmp_path / "prompts.jsonl")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    out = place.replace("{file}", str(prompts)).replace("{tmp}", str(tmp_path / "full"))
+    monkeypatch.setattr("cropi.models.load_policy", forbidden)
+    monkeypatch.setattr("cropi.training.trl.load_policy", forbidden)
+    common = ("--policy", "pocket", "--verifier", "exact")
+    cropi("rollout", *common, "--prompts", prompts, "--out", out).refused(out)
+    cropi(
+        "score", "--policy", "pocket", "--rollouts", pool, "--target", f"v={pool}", "--out", out
+    ).refused(out)
+    cropi("select", "--strategy", "random", "--rollouts", pool, "--out", out).refused(out)
+    cropi("evaluate", *common, "--set", f"s={prompts}", "--out", out).refused(out)
+    chosen = tmp_path / "chosen.parquet"
+    cropi("select", "--strategy", "random", "--rollouts", pool, "--out", chosen).done()
+    ids = pq.read_table(chosen)["prompt_id"].to_pylist()
+    prompts.write_text("".join(json.dumps({"prompt": "s1=", "answer": "1", "id": i}) for i in ids))
+    cropi("train", *common, "--prompts", prompts, "--selection", chosen, "--out", out).refused(out)
+    assert (tmp_path / "full" / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("out", ["/proc/x", "{file}"])
+def test_a_run_directory_that_cannot_be_written_is_refused(
+    cropi: Command, tmp_path: Path, out: str
+) -> None:
+    config = write_config(tmp_path)
+    place = out.replace("{file}", str(config))
+    cropi("run", config, f"out={place}").refused(place)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a: [", "not valid YAML"),
+        ("- 1", "no settings"),
+        ("", "no settings"),
+        ("\xff\xfe", "text"),
+        ("1: 2\nmodel: {path: pocket}\nprompts: {pool: [{path: x}]}", "1 = 1"),
+        ("model: {path: pocket}\nprompts: {pool: []}", "prompts.pool"),
+        ("model: pocket\nprompts: {pool: [{path: x}]}", "model"),
+    ],
+)
+def test_a_config_that_is_none_is_refused(
+    cropi: Command, tmp_path: Path, text: str, told: str
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    for command in (("run",), ("config", "check"), ("config", "show")):
+        cropi(*command, path).refused(told)
+        cropi(*command, tmp_path).refused("no file")
+        cropi(*command, tmp_path / "gone.yaml").refused("no file")
+
+
+def test_a_key_with_a_slip_is_told_with_its_mend(cropi: Command, tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    cropi("run", config, "selection.ration=0.2").refused("selection.ration", "did you mean 'ratio'")
+    cropi("run", config, "ratio").refused("key.path=value")
+    cropi("run", config, "seed.x=1").refused("seed")
+    cropi("run", config, "baselines=[random, random]").refused("random", "twice")
+
+
+def test_a_disk_that_fills_up_is_one_clear_line(
+    cropi: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cropi.run_directory import RunDirectory
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "timings.jsonl")
+
+    monkeypatch.setattr(RunDirectory, "add_timing", full)
+    cropi("run", write_config(tmp_path)).refused("No space left on device", "timings.jsonl")
+
+
+@pytest.mark.parametrize("library", ["torch", "safetensors"])
+def test_a_disk_that_fills_up_while_a_checkpoint_is_saved_loses_nothing_before(
+    cropi: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    from safetensors import SafetensorError
+    from transformers import Trainer
+
+    errors: dict[str, Exception] = {
+        "torch": RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576"),
+        "safetensors": SafetensorError("Error while serializing: I/O error: ... (os error 28)"),
+    }
+
+    def full(*_: object, **__: object) -> None:
+        raise errors[library]
+
+    monkeypatch.setattr(Trainer, "_save_checkpoint", full)
+    cropi("run", write_config(tmp_path)).refused("No space left on device", "policy")
+    stage = tmp_path / "runs/tiny/arms/cropi/stages/0"
+    assert sorted(f.name for f in stage.iterdir()) == [
+        "influence.json",
+        "scores.parquet",
+        "selection.parquet",
+    ]
+
+
+def test_an_interrupt_says_how_to_go_on(
+    cropi: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cropi.curriculum.load_prompts", interrupted)
+    outcome = cropi("run", write_config(tmp_path))
+    assert outcome.code == 130
+    assert "goes on" in outcome.err
+
+
+def test_report_of_no_run_is_refused(cropi: Command, tmp_path: Path) -> None:
+    cropi("report", tmp_path).refused("no run directory")
+    cropi("report", tmp_path / "gone").refused("gone")
+
+
+def test_named_files_must_be_named_once(cropi: Command, pool: Path, tmp_path: Path) -> None:
+    common = ("score", "--policy", "pocket", "--rollouts", pool, "--out", tmp_path / "o.parquet")
+    cropi(*common, "--target", pool).refused("NAME=FILE")
+    cropi(*common, "--target", f"norm={pool}").refused("norm")
+    cropi(*common, "--target", f"v={pool}", "--target", f"v={pool}").refused("'v'")
+
+
+def test_every_command_has_help_with_an_example(cropi: Command) -> None:
+    for name in ("run", "rollout", "score", "select", "train", "evaluate", "report"):
+        outcome = cropi(name, "--help")
+        outcome.done()
+        assert f"cropi {name}" in outcome.out
+        assert "Example" in outcome.out
+
+
+def test_lines_of_a_log_are_not_folded(cropi: Command, tmp_path: Path) -> None:
+    name = "a-rather-long-name-for-a-run-that-someone-may-well-give-to-a-run-of-theirs"
+    outcome = cropi(
+        "run",
+        write_config(tmp_path),
+        f"name={name}",
+        "selection.strategy=random",
+        "training.stages=1",
+        "training.steps_per_stage=1",
+    )
+    outcome.done()
+    report = [line for line in outcome.out.splitlines() if line.startswith("report: ")]
+    assert report == [f"report: {tmp_path / 'runs' / name / 'report.html'}"]
