@@ -204,3 +204,14 @@ def test_loading_a_config_imports_no_torch(file: Path) -> None:
     command = [sys.executable, "-c", program, str(file)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_exponents_are_numbers_with_or_without_a_point() -> None:
+    config = load_config("pocket", ["training.grpo.beta=1e-3", "training.learning_rate=2e-6"])
+    assert config.training.grpo["beta"] == pytest.approx(1e-3)
+    assert config.training.learning_rate == pytest.approx(2e-6)
+
+
+def test_without_test_sets_the_validation_sets_are_the_targeted_ones() -> None:
+    config = load_config("pocket", ["prompts.test={}"])
+    assert config.targeted == list(config.prompts.validation)

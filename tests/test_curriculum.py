@@ -205,6 +205,7 @@ def test_lora_and_warmup_run_two_stages_and_resume(tmp_path: Path) -> None:
         ("training.grpo.num_iterations=2", "training.grpo.num_iterations"),
         ("training.grpo.seed=2", "the run's seed"),
         ("training.grpo.lr_scheduler_type=triangle", "triangle"),
+        ("training.grpo.loss_type=gppo", "loss_type"),
         ("training.grpo.per_device_train_batch_size=3", "divisor"),
         ("training.engine=nosuch", "training.engine"),
         ("rollouts.engine=nosuch", "nosuch"),

@@ -144,9 +144,7 @@ def load_parts(
     return model, _load_tokenizer(source, where) if with_tokenizer else None
 
 
-def _load_adapter(
-    source: Source, options: dict[str, Any], with_tokenizer: bool
-) -> tuple[Any, Any]:
+def _load_adapter(source: Source, options: dict[str, Any], with_tokenizer: bool) -> tuple[Any, Any]:
     """Load a PEFT adapter around its base, and the adapter's tokenizer if it brought one."""
     if importlib.util.find_spec("peft") is None:
         raise InputError(f"adapter {source.name} needs peft; run `pip install 'cropi[lora]'`")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -92,7 +93,10 @@ class PromptsConfig(Section):
 
     pool: list[PromptSource] = Field(min_length=1)
     validation: dict[str, list[PromptSource]] = Field(default_factory=dict)
-    test: dict[str, list[PromptSource]] = Field(default_factory=dict)
+    test: dict[str, list[PromptSource]] = Field(
+        default_factory=dict,
+        description="sets that are evaluated; without any, the validation sets are",
+    )
     overlong: Literal["error", "drop"] = Field(
         "error", description="prompts over max_tokens stop the run, or are dropped and counted"
     )
@@ -293,7 +297,7 @@ class EvaluationConfig(Section):
 class RunConfig(Section):
     """Everything a run needs."""
 
-    name: str = Field("run", pattern=r"^[\w.-]+$")
+    name: str = Field("run", pattern=r"^\w[\w.-]*$")
     out: str = Field("runs", description="the run directory is out/name")
     seed: Annotated[int, Field(ge=0)] = 0
     model: ModelConfig
@@ -321,18 +325,19 @@ class RunConfig(Section):
 
     @property
     def targeted(self) -> list[str]:
-        """The test sets that the validation sets aim at."""
+        """The evaluated sets that the validation sets aim at."""
         if self.evaluation.targeted is not None:
             return self.evaluation.targeted
-        return [name for name in self.prompts.test if name in self.prompts.validation]
+        evaluated = self.prompts.test or self.prompts.validation
+        return [name for name in evaluated if name in self.prompts.validation]
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
-        unknown = set(self.evaluation.targeted or ()) - set(self.prompts.test)
-        if unknown:
+        evaluated = self.prompts.test or self.prompts.validation
+        if unknown := sorted(set(self.evaluation.targeted or ()) - set(evaluated)):
             raise ValueError(
-                f"evaluation.targeted names {sorted(unknown)}, which prompts.test lacks; "
-                f"it has {sorted(self.prompts.test)}"
+                f"evaluation.targeted names {unknown}, which is not evaluated; the evaluated "
+                f"sets are {sorted(evaluated)}"
             )
         arms = [arm_name(name) for name in self.strategies]
         if len(set(arms)) < len(arms):
@@ -422,6 +427,21 @@ def to_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-6 is a number, as in YAML 1.2 and in everybody's head."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _parse_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
 def _read_yaml(source: str) -> dict[str, Any]:
     path = Path(source)
     if source in presets() and not path.is_file():
@@ -437,7 +457,7 @@ def _read_yaml(source: str) -> dict[str, Any]:
             f"{', '.join(presets())}"
         )
     try:
-        values = yaml.safe_load(text)
+        values = _parse_yaml(text)
     except yaml.YAMLError as error:
         raise InputError(
             f"config {source} is not valid YAML: {' '.join(str(error).split())}"
@@ -463,7 +483,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
             raise InputError(f"override {override!r}: {path} is a value, not a section")
         node = child
     try:
-        node[leaf] = yaml.safe_load(text)
+        node[leaf] = _parse_yaml(text)
     except yaml.YAMLError:
         raise InputError(f"override {override!r}: {text!r} is not valid YAML") from None
 

@@ -91,9 +91,10 @@ class DirectionConsumer:
         weights_2P = torch.stack([weights_P * even_P, weights_P * (1 - even_P)])
         self.halves[name].addmm_(weights_2P, flat_PC)
 
-    def direction(self) -> dict[str, Tensor]:
-        """gbar by parameter name, fp32 [coordinates]."""
-        return {name: halves.sum(0) for name, halves in self.halves.items()}
+    def write_direction(self, row: int, directions: Mapping[str, Tensor]) -> None:
+        """Put gbar into row `row` of fp32 `directions` [V, coordinates]."""
+        for name, halves in self.halves.items():
+            torch.sum(halves, 0, out=directions[name][row])
 
     def split_half(self) -> float:
         """Cosine of the two halves; NaN if one is empty or zero."""
@@ -104,12 +105,12 @@ class DirectionConsumer:
 
 
 class DotConsumer:
-    """Keeps each prompt's inner product with each of V directions."""
+    """Keeps each prompt's inner product with V directions, fp32 [V, coordinates] by name."""
 
-    def __init__(self, directions: Sequence[Mapping[str, Tensor]], prompts: int) -> None:
-        names = directions[0] if directions else {}
-        self._directions = {n: torch.stack([d[n] for d in directions]) for n in names}
-        self._dots = torch.zeros(prompts, len(directions), dtype=torch.float64)
+    def __init__(self, directions: Mapping[str, Tensor], prompts: int) -> None:
+        self._directions = directions
+        targets = len(next(iter(directions.values())))
+        self._dots = torch.zeros(prompts, targets, dtype=torch.float64)
 
     def consume(self, name: str, index_P: Tensor, gradient: Tensor) -> None:
         """Add one parameter's inner products."""
@@ -269,18 +270,24 @@ class InfluenceScorer:
     def _exact(
         self, pool: list[RolloutGroup], targets: Mapping[str, Pass]
     ) -> tuple[np.ndarray, np.ndarray, dict[str, TargetTrust]]:
-        directions, trust = [], {}
-        for name, target in targets.items():
+        shapes, device = self.extractor.shapes, self.extractor.device
+        directions = {
+            name: torch.zeros(len(targets), math.prod(shape), device=device)
+            for name, shape in shapes.items()
+        }
+        trust = {}
+        for row, (name, target) in enumerate(targets.items()):
             weights, _ = self._weights(name, target.groups)
-            direction = DirectionConsumer(self.extractor.shapes, weights, self.extractor.device)
+            direction = DirectionConsumer(shapes, weights, device)
             norms = NormConsumer(len(target.groups))
             self._stream(f"target {name}", target.groups, direction, norms)
-            directions.append(direction.direction())
+            direction.write_direction(row, directions)
             trust[name] = _trust(weights * norms.norms, direction.split_half())
+            del direction  # its two halves must not wait beside the next target's
         dots, norms = DotConsumer(directions, len(pool)), NormConsumer(len(pool))
         self._stream("pool", pool, dots, norms)
-        target_norms = [_norm(d) for d in directions]
-        return _cosines(dots.dots, norms.norms, target_norms, list(targets)), norms.norms, trust
+        lengths = _lengths(directions)
+        return _cosines(dots.dots, norms.norms, lengths, list(targets)), norms.norms, trust
 
     def _sketched(
         self, pool: list[RolloutGroup], targets: Mapping[str, Pass]
@@ -327,8 +334,10 @@ def _trust(loudness: np.ndarray, split_half: float) -> TargetTrust:
     return TargetTrust(len(loudness), split_half, effective, largest)
 
 
-def _norm(direction: Mapping[str, Tensor]) -> float:
-    return math.sqrt(sum(float(block_squares(d.unsqueeze(0))) for d in direction.values()))
+def _lengths(directions: Mapping[str, Tensor]) -> list[float]:
+    """L2 norm of each direction, over all parameters."""
+    squares = torch.stack([block_squares(rows) for rows in directions.values()]).sum(0)
+    return [float(value) for value in squares.sqrt()]
 
 
 def _cosines(

@@ -51,7 +51,7 @@ def test_dense_gradients_in_small_pieces_change_nothing(
 ) -> None:
     groups = mixed_groups(7)
     whole = gradients(qwen, groups)
-    monkeypatch.setattr("cropi.gradients.extractor.DENSE_BYTES", {"cpu": 4 * 64 * 32 * 3})
+    monkeypatch.setattr("cropi.gradients.tap.DENSE_BYTES", {"cpu": 4 * 64 * 32 * 3})
     assert_equal_gradients(gradients(qwen, groups), whole, 1e-6)
 
 

@@ -1,1 +1,6 @@
-"""Per-prompt policy gradients of a language model (DESIGN section 2), for use on their own."""
+"""Per-prompt policy gradients.
+
+Read in this order: `objective` (the spec, pure tensors), `batching` (which tokens go together),
+`layers` (one layer's per-prompt gradients), `tap` (hooks), `extractor` (the whole), `agreement`
+(the check against `autograd`, the slow and obvious way).
+"""

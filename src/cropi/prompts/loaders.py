@@ -7,7 +7,7 @@ import json
 import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cropi import artifacts
 from cropi.config import PromptSource
@@ -16,6 +16,7 @@ from cropi.prompts.formats import to_prompt
 from cropi.prompts.gym import load_task
 from cropi.schema import Prompt, derive_seed
 
+Row = TypeVar("Row")
 Rows = list[tuple[int, Mapping[str, Any]]]
 """Rows with their number, from 1, as a reader of the file would count them."""
 
@@ -33,7 +34,7 @@ def load_source(source: PromptSource, seed: int, base: Path | None = None) -> li
         raise InputError(f"{origin} holds no rows; give a source with at least one prompt")
     return [
         to_prompt(row, source, f"{origin} row {number}", fallback)
-        for number, row in _limited(rows, source.limit, seed)
+        for number, row in limited(rows, source.limit, derive_seed(seed, "limit"))
     ]
 
 
@@ -51,11 +52,11 @@ def _read(source: PromptSource, seed: int, base: Path | None) -> tuple[str, str,
     return "pocket", "pocket", _read_pocket(source, seed)
 
 
-def _limited(rows: Rows, limit: int | None, seed: int) -> Rows:
+def limited(rows: list[Row], limit: int | None, seed: int) -> list[Row]:
     """Draw `limit` rows with the seed and keep their order."""
     if limit is None or limit >= len(rows):
         return rows
-    drawn = random.Random(derive_seed(seed, "limit")).sample(range(len(rows)), limit)
+    drawn = random.Random(seed).sample(range(len(rows)), limit)
     return [rows[i] for i in sorted(drawn)]
 
 

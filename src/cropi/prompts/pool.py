@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from cropi.config import PromptsConfig, PromptSource
 from cropi.errors import InputError
-from cropi.prompts.loaders import load_source
+from cropi.prompts.loaders import limited, load_source
 from cropi.prompts.notes import Overlap, PromptNotes
 from cropi.prompts.uniqueness import distinct, normalised, question_text
 from cropi.schema import Prompt, derive_seed
@@ -26,6 +25,10 @@ class PromptSets:
     validation: dict[str, list[Prompt]] = field(default_factory=dict)
     test: dict[str, list[Prompt]] = field(default_factory=dict)
     notes: PromptNotes = field(default_factory=PromptNotes)
+
+    def judging(self) -> list[list[Prompt]]:
+        """Return the validation and test sets, whose questions nothing may be trained on."""
+        return [*self.validation.values(), *self.test.values()]
 
     def named(self) -> dict[str, list[Prompt]]:
         """Return all sets under the names that notes and errors use."""
@@ -59,15 +62,15 @@ def load_prompt_sets(config: PromptsConfig, seed: int, base: Path | None = None)
     sources = {POOL: config.pool}
     sources |= {f"validation {name}": s for name, s in config.validation.items()}
     sources |= {f"test {name}": s for name, s in config.test.items()}
-    loaded = {name: _load_set(name, s, seed, base, notes) for name, s in sources.items()}
+    loaded = {
+        name: _load_set(name, s, seed, base, notes, config.limit) for name, s in sources.items()
+    }
     prompts = {name: prompts for name, (prompts, _) in loaded.items()}
     texts = {name: texts for name, (_, texts) in loaded.items()}
     notes.shared_ids = _shared_ids(prompts)
     _note_between(texts, notes)
-    prompts[POOL] = _without_overlap(prompts[POOL], texts, notes)
-    prompts = {n: _limited(p, config.limit, derive_seed(seed, n)) for n, p in prompts.items()}
     sets = PromptSets(
-        prompts[POOL],
+        _without_overlap(prompts[POOL], texts, notes),
         {name: prompts[f"validation {name}"] for name in config.validation},
         {name: prompts[f"test {name}"] for name in config.test},
         notes,
@@ -77,9 +80,14 @@ def load_prompt_sets(config: PromptsConfig, seed: int, base: Path | None = None)
 
 
 def _load_set(
-    name: str, sources: Sequence[PromptSource], seed: int, base: Path | None, notes: PromptNotes
+    name: str,
+    sources: Sequence[PromptSource],
+    seed: int,
+    base: Path | None,
+    notes: PromptNotes,
+    limit: int | None,
 ) -> tuple[list[Prompt], _Texts]:
-    """Load one set from all its sources, without duplicates."""
+    """Load one set from all its sources, without duplicates, `limit` prompts of it."""
     everything: list[Prompt] = []
     texts: dict[str, str] = {}
     for place, source in enumerate(sources):
@@ -91,18 +99,12 @@ def _load_set(
     kept, duplicates = distinct(everything, f"the set {name}")
     if duplicates:
         notes.duplicates[name] = duplicates
+    kept = limited(kept, limit, derive_seed(seed, "limit", name))
     disputed = sum(n > 1 for n in Counter(p.content for p in kept).values())
     if disputed:
         notes.disputed[name] = disputed
     exact = {p.prompt_id: texts[p.prompt_id] for p in kept}
     return kept, _Texts(exact, {i: normalised(t) for i, t in exact.items()})
-
-
-def _limited(prompts: list[Prompt], limit: int | None, seed: int) -> list[Prompt]:
-    """Draw `limit` prompts with the seed and keep their order."""
-    if limit is None or limit >= len(prompts):
-        return prompts
-    return [prompts[i] for i in sorted(random.Random(seed).sample(range(len(prompts)), limit))]
 
 
 def _shared_ids(sets: dict[str, list[Prompt]]) -> int:

@@ -17,7 +17,7 @@ from cropi.steps.session import Session
 def evaluate_start(session: Session, start: str) -> None:
     """Measure the start policy once, for all arms."""
     directory = session.directory
-    if directory.start_evaluation.exists() or not session.sets.test:
+    if directory.start_evaluation.exists() or not session.evaluated:
         return
     with directory.timed("evaluation"), session.narrator.phase("start accuracy") as bar:
         rows = evaluate(session, session.load(start), step=0)
@@ -26,7 +26,7 @@ def evaluate_start(session: Session, start: str) -> None:
 
 
 def evaluate(session: Session, policy: Policy, step: int) -> list[Row]:
-    """Evaluate every test set; return metrics rows without their place in an arm."""
+    """Evaluate every set that is to be; return metrics rows without their place in an arm."""
     config, rollouts = session.config.evaluation, session.config.rollouts
     new_tokens = config.max_new_tokens or rollouts.max_new_tokens
     prepared = _prepared(session, policy)
@@ -84,9 +84,9 @@ def accuracy_note(rows: list[Row]) -> str:
 
 
 def _prepared(session: Session, policy: Policy) -> EvaluationSets:
-    """The test sets, encoded once a run: every policy of a run has the same tokenizer."""
+    """The evaluated sets, encoded once a run: every policy of a run has the same tokenizer."""
     if session.evaluation_sets is None:
         session.evaluation_sets = EvaluationSets.prepare(
-            policy.tokenizer, session.sets.test, session.config.prompts.chat_template_kwargs
+            policy.tokenizer, session.evaluated, session.config.prompts.chat_template_kwargs
         )
     return session.evaluation_sets

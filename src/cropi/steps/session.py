@@ -15,7 +15,7 @@ from cropi.progress import Narrator
 from cropi.prompts import PromptSets
 from cropi.rollouts import read_rollouts
 from cropi.run_directory import RunDirectory
-from cropi.schema import RolloutGroup, derive_seed
+from cropi.schema import Prompt, RolloutGroup, derive_seed
 from cropi.training.start import RECORD
 from cropi.verifiers import Judge
 
@@ -52,6 +52,11 @@ class Session:
     def config(self) -> RunConfig:
         """The run's config."""
         return self.directory.config
+
+    @property
+    def evaluated(self) -> dict[str, list[Prompt]]:
+        """The sets whose accuracy is measured: the test sets, or the validation sets for want."""
+        return self.sets.test or self.sets.validation
 
     def seed(self, *component: str | int) -> int:
         """The seed of one component of this run."""

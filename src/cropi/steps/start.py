@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from cropi.errors import InputError
 from cropi.prompts import load_source
+from cropi.prompts.uniqueness import normalised, question_text
 from cropi.schema import Prompt
 from cropi.steps.session import Session
 from cropi.training import start

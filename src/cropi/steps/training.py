@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import time
 from typing import Any
 
 from cropi.artifacts import fingerprint, folder_written_aside, read_lines, write_json, write_lines
@@ -49,14 +48,13 @@ class StageRun:
         self.before = _tokens_before(stage)
         self.rows: list[Row] = self._start_rows()
         self.evaluated: list[Row] = []
-        self.evaluation_seconds = 0.0
         self.accuracy = ""
 
     def run(self, made_from: str) -> None:
         """Train, then publish metrics and policy; the policy's folder appears last."""
         directory, stage = self.session.directory, self.stage
-        start = time.perf_counter()
         with (
+            directory.timed("training", stage.arm, stage.index),
             self.session.narrator.phase(f"{stage.title} GRPO", self.plan.steps) as bar,
             folder_written_aside(stage.policy) as part,
         ):
@@ -64,7 +62,7 @@ class StageRun:
                 self.plan,
                 self.session.judge,
                 part,
-                self._evaluate if self.session.sets.test else None,
+                self._evaluate if self.session.evaluated else None,
                 lambda done, row: bar.update(done, note=self._note(row)),
                 self.outcome,
             )
@@ -73,16 +71,12 @@ class StageRun:
             record = {"made_from": made_from, **self.where, **self._tokens()}
             write_json(part / stage.record.name, record)
             write_lines(stage.metrics, self.rows)
-        seconds = time.perf_counter() - start - self.evaluation_seconds
-        directory.add_timing(phase="training", **self.where, seconds=round(seconds, 3))
         self._write_clock()
         directory.gather_metrics()
 
     def _evaluate(self, policy: Policy, step: int) -> None:
-        start = time.perf_counter()
         with self.session.directory.timed("evaluation", self.stage.arm, self.stage.index):
             found = evaluate(self.session, policy, step)
-        self.evaluation_seconds += time.perf_counter() - start
         self.evaluated += found
         self.rows += [{**row, **self.where, **self._tokens()} for row in found]
         self.accuracy = accuracy_note(found)

@@ -80,7 +80,7 @@ LOG_NAMES = {
 
 def check_settings(settings: dict[str, Any]) -> None:
     """Raise InputError for a `training.grpo` key that GRPOConfig lacks or that is set elsewhere."""
-    known = {f.name for f in fields(GRPOConfig)}
+    known = {f.name: f for f in fields(GRPOConfig)}
     for key, value in settings.items():
         if key in DECIDED_HERE:
             raise InputError(
@@ -91,6 +91,10 @@ def check_settings(settings: dict[str, Any]) -> None:
                 f"training.grpo.{key} = {value!r}: this version of TRL's GRPOConfig has no such "
                 "setting; see its documentation for the names"
             )
+    # TRL itself notices an unknown loss at the first step; its help names those it has.
+    loss, told = settings.get("loss_type"), known["loss_type"].metadata.get("help", "")
+    if loss is not None and told and f"'{loss}'" not in told:
+        raise InputError(f"training.grpo.loss_type = {loss!r} is unknown to TRL; {told[:160]}")
 
 
 def mismatch(loss_type: str, normalisation: str) -> list[str]:

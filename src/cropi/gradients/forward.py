@@ -1,0 +1,99 @@
+"""One batch through a model: what it is fed, its logits where they are needed, their gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cropi.config import ObjectiveConfig
+from cropi.errors import InputError
+from cropi.gradients.batching import Batch
+from cropi.gradients.layers import Unsupported
+from cropi.gradients.objective import token_weights
+from cropi.schema import RolloutGroup
+
+
+def forward_logits(model: nn.Module, batch: Batch) -> Tensor:
+    """Logits [S, V] at the predicting positions (the tap narrows the head's input to them)."""
+    inputs: dict[str, Any] = {
+        "input_ids": batch.input_ids_NL,
+        "position_ids": batch.position_ids_NL,
+        "use_cache": False,
+    }
+    if batch.mask_N1LL is not None:
+        dtype = next(model.parameters()).dtype
+        mask = torch.zeros(batch.mask_N1LL.shape, dtype=dtype, device=batch.input_ids_NL.device)
+        mask.masked_fill_(~batch.mask_N1LL, torch.finfo(dtype).min)
+        inputs["attention_mask"] = mask
+    logits = model(**inputs).logits
+    if logits.shape[:2] != (1, len(batch.predictors_S)):
+        raise Unsupported(f"logits of shape {tuple(logits.shape)}: the head is not where expected")
+    return logits[0]  # type: ignore[no-any-return]
+
+
+def logits_gradient(logits_SV: Tensor, batch: Batch, objective: ObjectiveConfig) -> Tensor:
+    """dJ/dlogits [S, V]: sum over predicted tokens of weight (onehot - softmax) / temperature."""
+    scaled_SV = logits_SV.float() / batch.temperature_S.unsqueeze(1)
+    logps_SV = torch.log_softmax(scaled_SV, dim=-1)
+    logp_DT = logps_SV[batch.where_DT, batch.targets_DT]
+    longest = batch.responses.mask_RT.shape[1]
+    logp_RT = logp_DT[batch.which_R, :longest]
+    weights_RT = token_weights(logp_RT, batch.responses, objective)
+    weights_DT = torch.zeros_like(logp_DT, dtype=torch.float64)
+    weights_DT.index_add_(0, batch.which_R, weights_RT)
+    flat_weights = weights_DT.flatten()
+    total_S = flat_weights.new_zeros(len(logits_SV)).index_add(
+        0, batch.where_DT.flatten(), flat_weights
+    )
+    gradient_SV = logps_SV.exp_().mul_(-total_S.float().unsqueeze(1))
+    gradient_SV.index_put_(
+        (batch.where_DT.flatten(), batch.targets_DT.flatten()),
+        flat_weights.float(),
+        accumulate=True,
+    )
+    return gradient_SV / batch.temperature_S.unsqueeze(1)
+
+
+def text_config(model: nn.Module) -> Any:
+    """The config of the language model, within a multimodal one too; None without a config."""
+    config: Any = getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def attention_window(config: Any) -> float:
+    """Positions that every layer sees, where some layers attend locally."""
+    names = ("sliding_window", "attention_chunk_size", "window_size")
+    sizes = [getattr(config, name, None) for name in names]
+    return min((size for size in sizes if isinstance(size, int) and size > 0), default=math.inf)
+
+
+def takes_block_masks(model: nn.Module) -> bool:
+    """Whether the attention in use reads a mask of who sees whom; flash attention does not."""
+    implementation = getattr(text_config(model), "_attn_implementation", None)
+    return implementation in (None, "sdpa", "eager")
+
+
+def require_fitting(model: nn.Module, groups: Sequence[RolloutGroup]) -> None:
+    """Raise InputError naming the first prompt whose rollouts the model cannot have sampled.
+
+    That is a token id without an embedding, or more tokens than the model has positions.
+    """
+    context = getattr(text_config(model), "max_position_embeddings", None) or math.inf
+    known = len(model.get_input_embeddings().weight)  # type: ignore[operator]
+    for group in groups:
+        largest = max(int(ids.max()) for ids in (group.prompt_ids, *(r.ids for r in group.usable)))
+        if largest >= known:
+            raise InputError(
+                f"prompt {group.prompt_id} has token id {largest}, and the model has {known} token "
+                "embeddings; score rollouts with the tokenizer and model family that sampled them"
+            )
+        longest = len(group.prompt_ids) + max(len(r.ids) for r in group.usable)
+        if longest > context:
+            raise InputError(
+                f"prompt {group.prompt_id} and its longest response have {longest} tokens, and the "
+                f"model's context is {context}; drop it, or score with the model that sampled it"
+            )

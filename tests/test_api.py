@@ -1,0 +1,251 @@
+"""The steps alone, on real files: rollouts, influence, selection, training, and once more."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from transformers import AutoModelForCausalLM
+
+import cropi
+from cropi import api
+from cropi.cli import main
+from cropi.config import RolloutsConfig, TrainingConfig
+from cropi.errors import InputError
+from cropi.pocket import rows
+from cropi.rollouts import read_rollouts
+from cropi.schema import ROLLOUT_COLUMNS, ScoreTable, Selection
+from cropi.selection.base import Scoring, SelectionContext
+from cropi.tables import read_scores, read_selection
+
+VERIFIER = """
+def reward(completions, answer, **columns):
+    return [float(c == a) for c, a in zip(completions, answer)]
+"""
+
+
+class Worst:
+    """A user's strategy: the prompts that help least."""
+
+    scoring: Scoring = "stage"
+
+    def select(self, context: SelectionContext) -> Selection:
+        assert context.scores is not None
+        (cosines,) = context.scores.cosines.values()
+        order = np.argsort(cosines)[: context.count]
+        ids = [context.scores.prompt_ids[i] for i in order]
+        return Selection(ids, cosines[order].astype(np.float64))
+
+
+def command(*arguments: object) -> None:
+    """Call the command line in this process; it must succeed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warnings, "showwarning", warnings.showwarning)
+        patch.setattr(sys, "argv", ["cropi", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    assert not stop.value.code
+
+
+def write_rows(path: Path, split: str, skills: list[str], size: int) -> Path:
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows(split, skills, size, 0)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with prompts, a verifier, and the rollouts of pool and validation set."""
+    folder = tmp_path_factory.mktemp("chain")
+    (folder / "judge.py").write_text(VERIFIER)
+    for name, split, skills, size in (
+        ("pool", "pool", ["sort", "shift"], 24),
+        ("val", "validation", ["sort"], 10),
+        ("test", "test", ["sort"], 8),
+    ):
+        write_rows(folder / f"{name}.jsonl", split, skills, size)
+    for name in ("pool", "val"):
+        command(
+            "rollout", "--policy", "pocket", "--prompts", folder / f"{name}.jsonl",
+            "--verifier", f"{folder / 'judge.py'}:reward", "--responses", 6,
+            "--max-new-tokens", 8, "--seed", 3, "--device", "cpu",
+            "--out", folder / f"{name}.parquet",
+        )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scored(work: Path) -> Path:
+    out = work / "scores.parquet"
+    command("score", "--policy", "pocket", "--rollouts", work / "pool.parquet",
+            "--target", f"sort set={work / 'val.parquet'}", "--out", out)  # fmt: skip
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(work: Path, scored: Path) -> Path:
+    """The policy after a first stage of two steps."""
+    command("select", "--scores", scored, "--ratio", 0.2, "--out", work / "selection.parquet")
+    command(*stage_arguments(work, "pocket", work / "one"))
+    return work / "one"
+
+
+def stage_arguments(work: Path, policy: object, out: Path) -> list[object]:
+    return [
+        "train", "--policy", policy, "--prompts", work / "pool.jsonl",
+        "--selection", work / "selection.parquet", "--out", out, "--steps", 2,
+        "--verifier", f"{work / 'judge.py'}:reward", "--max-new-tokens", 8, "--device", "cpu",
+        "--horizon", 4, "prompts_per_step=2", "generations=4", "learning_rate=1e-4",
+    ]  # fmt: skip
+
+
+def test_rollouts_follow_the_contract(work: Path) -> None:
+    table = pq.read_table(work / "pool.parquet")
+    assert tuple(table.column_names) == ROLLOUT_COLUMNS
+    assert table.num_rows == 48 * 6
+    prompts = api.load_prompts(work / "pool.jsonl")
+    assert [g.prompt_id for g in read_rollouts(work / "pool.parquet")] == [
+        p.prompt_id for p in prompts
+    ]
+
+
+def test_one_score_row_an_informative_prompt(work: Path, scored: Path) -> None:
+    table = pq.read_table(scored)
+    informative = [g.prompt_id for g in read_rollouts(work / "pool.parquet") if g.informative]
+    assert table["prompt_id"].to_pylist() == informative
+    assert table.column_names == ["prompt_id", "norm", "sort set"]
+    assert table.schema.metadata[b"cropi.pool_size"] == b"48"
+    assert np.abs(table["sort set"].to_numpy()).max() <= 1
+
+
+def test_sparse_scores_approximate_exact_ones(work: Path, scored: Path) -> None:
+    out = work / "sparse.parquet"
+    command("score", "--policy", "pocket", "--rollouts", work / "pool.parquet",
+            "--target", f"sort set={work / 'val.parquet'}", "--out", out, "--method", "sparse",
+            "--ratio", 1.0, "--dim", 8192, "--seed", 1)  # fmt: skip
+    exact, sparse = read_scores(scored), read_scores(out)
+    assert sparse.prompt_ids == exact.prompt_ids
+    error = np.abs(sparse.cosines["sort set"] - exact.cosines["sort set"])
+    assert error.max() < 6 / np.sqrt(8192)
+    np.testing.assert_allclose(sparse.norms, exact.norms, rtol=1e-4)
+
+
+def test_a_selection_is_the_best_share_of_the_whole_pool(scored: Path, trained: Path) -> None:
+    selection = read_selection(trained.parent / "selection.parquet")
+    scores = read_scores(scored)
+    best = np.argsort(-scores.cosines["sort set"], kind="stable")[: int(0.2 * 48)]
+    assert selection.prompt_ids == [scores.prompt_ids[i] for i in best]
+    assert selection.ranks["sort set"].tolist() == list(range(1, 10))
+
+
+def test_a_second_stage_goes_on_with_optimizer_and_schedule(work: Path, trained: Path) -> None:
+    second = work / "two"
+    command(*stage_arguments(work, trained, second), "--carry-optimizer")
+    state = json.loads((second / "trainer_state.json").read_text())
+    assert state["global_step"] == 4
+    rates = [row["learning_rate"] for row in state["log_history"] if "learning_rate" in row]
+    assert rates == pytest.approx([1e-4, 7.5e-5, 5e-5, 2.5e-5])
+    assert AutoModelForCausalLM.from_pretrained(second) is not None
+
+
+def test_evaluation_writes_what_it_prints(work: Path, trained: Path) -> None:
+    out = work / "accuracy.json"
+    command("evaluate", "--policy", trained, "--set", f"sort={work / 'test.jsonl'}",
+            "--verifier", "exact", "--samples", 2, "--temperature", 1.0, "--k", 1, "--k", 2,
+            "--max-new-tokens", 8, "--out", out)  # fmt: skip
+    (row,) = json.loads(out.read_text())
+    assert (row["set"], row["prompts"], list(row["pass_at"])) == ("sort", 8, ["1", "2"])
+    assert 0 <= row["pass_at"]["1"] <= row["pass_at"]["2"] <= 1
+
+
+def test_an_adapter_is_trained_where_lora_is_asked_for(work: Path, trained: Path) -> None:
+    out = work / "adapter"
+    command(*stage_arguments(work, trained, out), "lora.r=2")
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert (config["r"], config["base_model_name_or_path"]) == (2, str(trained))
+    command("score", "--policy", out, "--rollouts", work / "pool.parquet",
+            "--target", f"v={work / 'val.parquet'}", "--out", work / "adapted.parquet")  # fmt: skip
+
+
+def test_a_strategy_is_found_by_its_dotted_path(scored: Path) -> None:
+    scores = read_scores(scored)
+    selection = api.select(scores, ratio=0.1, strategy=f"{__name__}:Worst")
+    cosines = scores.cosines["sort set"]
+    assert selection.prompt_ids[0] == scores.prompt_ids[int(np.argmin(cosines))]
+
+
+def test_functions_and_commands_agree(work: Path, scored: Path) -> None:
+    influence = api.score("pocket", work / "pool.parquet", {"v": work / "val.parquet"})
+    expected = read_scores(scored).cosines["sort set"]
+    np.testing.assert_array_equal(influence.table.cosines["v"], expected)
+    assert api.select(influence).prompt_ids == api.select(read_scores(scored)).prompt_ids
+
+
+def test_rollouts_that_are_there_are_not_sampled_again(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = api.load_prompts(work / "test.jsonl")
+    settings = RolloutsConfig(responses=2, max_new_tokens=8)
+    out = work / "again.parquet"
+    first = api.rollout("pocket", prompts, out, verifier="exact", settings=settings)
+    before = out.read_bytes()
+    monkeypatch.setattr("cropi.rollouts.transformers_engine.TransformersEngine.generate", None)
+    again = api.rollout("pocket", prompts, out, verifier="exact", settings=settings)
+    assert [g.prompt_id for g in again] == [g.prompt_id for g in first]
+    assert out.read_bytes() == before
+
+
+def test_a_stage_does_not_replace_what_no_stage_wrote(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    prompts = api.load_prompts(work / "pool.jsonl")
+    with pytest.raises(InputError, match="give a new path"):
+        api.train("pocket", prompts, [prompts[0].prompt_id], tmp_path, steps=1)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_training_refuses_what_it_cannot_do(work: Path, trained: Path, tmp_path: Path) -> None:
+    prompts = api.load_prompts(work / "pool.jsonl")
+    ids, out = [prompts[0].prompt_id], tmp_path / "out"
+    with pytest.raises(InputError, match="the prompts lack"):
+        api.train("pocket", prompts, ["gone"], out, steps=1)
+    with pytest.raises(InputError, match="is empty"):
+        api.train("pocket", prompts, [], out, steps=1)
+    with pytest.raises(InputError, match="no optimizer state"):
+        api.train("pocket", prompts, ids, out, steps=1, carry_optimizer=True)
+    with pytest.raises(InputError, match="horizon 2 comes before step 3"):
+        api.train(trained, prompts, ids, out, steps=1, carry_optimizer=True, horizon=2)
+    with pytest.raises(InputError, match=r"training\.grpo\.nosuch"):
+        api.train("pocket", prompts, ids, out, steps=1, settings=TrainingConfig(grpo={"nosuch": 1}))
+    assert not out.exists()
+
+
+def test_a_strategy_that_finds_nothing_is_an_error(work: Path) -> None:
+    solved = [g for g in read_rollouts(work / "pool.parquet") if not g.informative]
+    with pytest.raises(InputError, match="selected no prompt"):
+        api.select(strategy="learnability", rollouts=solved)
+
+
+def test_scores_are_needed_where_a_strategy_looks_at_them() -> None:
+    with pytest.raises(InputError, match="needs scores"):
+        api.select(None)
+    with pytest.raises(InputError, match="rollouts"):
+        api.select(None, strategy="random")
+    with pytest.raises(InputError, match="at least one target"):
+        api.score("pocket", [], {})
+
+
+def test_the_package_offers_every_step_lazily() -> None:
+    for name in cropi.__all__:
+        assert getattr(cropi, name) is not None
+    assert cropi.select is api.select
+    with pytest.raises(AttributeError, match="nosuch"):
+        cropi.nosuch  # noqa: B018
+
+
+def test_a_score_table_selects_like_its_influence() -> None:
+    table = ScoreTable(["a", "b"], {"v": np.float32([0.1, 0.9])}, np.ones(2, np.float32), 10)
+    assert api.select(table, ratio=0.1).prompt_ids == ["b"]

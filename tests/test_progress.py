@@ -1,0 +1,65 @@
+"""What a run says: one short line a phase in a log, a live bar on a terminal, neither left torn."""
+
+from __future__ import annotations
+
+import io
+from contextlib import redirect_stdout
+
+import pytest
+from rich.console import Console
+
+from cropi.progress import Narrator
+
+
+def log() -> tuple[Narrator, io.StringIO]:
+    text = io.StringIO()
+    return Narrator(Console(file=text, width=80)), text
+
+
+def terminal() -> tuple[Narrator, io.StringIO]:
+    text = io.StringIO()
+    return Narrator(Console(file=text, width=80, force_terminal=True)), text
+
+
+def test_a_phase_is_one_line_in_a_log() -> None:
+    narrator, text = log()
+    with narrator.phase("rollouts pool", 10) as bar:
+        for done in range(10):
+            bar.update(done)
+        bar.note = "x" * 100
+    (line,) = text.getvalue().splitlines()
+    assert line.startswith("  rollouts pool")
+    assert line.endswith("x" * 100)
+
+
+def test_text_is_shown_as_it_is() -> None:
+    narrator, text = log()
+    narrator.say("[bold]no markup[/bold] :smile:")
+    narrator.warn("careful")
+    assert text.getvalue() == "[bold]no markup[/bold] :smile:\n  ! careful\n"
+
+
+@pytest.mark.parametrize("kind", [log, terminal])
+def test_a_phase_that_fails_says_nothing_of_success_and_leaves_the_cursor(kind: object) -> None:
+    narrator, text = kind()  # type: ignore[operator]
+    with pytest.raises(ZeroDivisionError), narrator.phase("doomed"):
+        raise ZeroDivisionError
+    said = text.getvalue()
+    assert " s " not in said
+    assert said.count("\x1b[?25l") == said.count("\x1b[?25h")
+
+
+def test_a_library_silenced_by_redirection_does_not_silence_the_narrator() -> None:
+    narrator, text = terminal()
+    with narrator.phase("GRPO", 2) as bar, redirect_stdout(io.StringIO()):
+        bar.update(1, note="half")
+        narrator.say("still here")
+    assert "still here" in text.getvalue()
+
+
+def test_without_a_console_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    narrator = Narrator()
+    narrator.say("hello")
+    with narrator.phase("quiet", 3) as bar:
+        bar.update(3, note="done")
+    assert capsys.readouterr().out == ""

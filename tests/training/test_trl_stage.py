@@ -1,0 +1,178 @@
+"""A stage of TRL trains what it was given, and the next one goes on exactly where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cropi.config import TrainingConfig
+from cropi.errors import InputError
+from cropi.schema import Prompt
+from cropi.training import StageOutcome, StagePlan, find_trainer
+from cropi.training.rewards import JudgedRewards
+from cropi.training.trl import TrlTrainer, check_settings
+from cropi.verifiers import Judge
+
+MakePlan = Callable[..., StagePlan]
+
+
+def train(plan: StagePlan, judge: Judge, out: Path, **kwargs: Any) -> StageOutcome:
+    out.mkdir(parents=True)
+    return TrlTrainer().train(plan, judge, out, **kwargs)
+
+
+def adam_steps(checkpoint: Path) -> set[float]:
+    state = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
+    return {float(row["step"]) for row in state.values()}
+
+
+@pytest.fixture(scope="module")
+def stages(
+    make_plan: MakePlan, judge: Judge, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, StageOutcome]]:
+    """Four steps in one stage, and the same in two stages of two."""
+    folder = tmp_path_factory.mktemp("stages")
+    whole, first, second = folder / "whole", folder / "first", folder / "second"
+    return {
+        "whole": (whole, train(make_plan("pocket", 4), judge, whole)),
+        "first": (first, train(make_plan("pocket", 2), judge, first)),
+        "second": (second, train(make_plan(str(first), 2, first_step=2), judge, second)),
+    }
+
+
+def test_optimizer_and_schedule_are_carried_over(
+    stages: dict[str, tuple[Path, StageOutcome]],
+) -> None:
+    rates = {name: [row["learning_rate"] for row in o.log] for name, (_, o) in stages.items()}
+    assert rates["whole"] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+    assert rates["first"] + rates["second"] == rates["whole"]
+    steps = {name: adam_steps(path) for name, (path, _) in stages.items()}
+    assert steps == {"whole": {4.0}, "first": {2.0}, "second": {4.0}}
+
+
+def test_two_stages_on_the_same_prompts_end_where_one_does(
+    stages: dict[str, tuple[Path, StageOutcome]],
+) -> None:
+    one, two = (stages[n][0] / "model.safetensors" for n in ("whole", "second"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_steps_are_counted_over_all_stages(
+    stages: dict[str, tuple[Path, StageOutcome]],
+) -> None:
+    assert [step for step, _ in stages["second"][1].clock] == [3, 4]
+    assert [row["step"] for row in stages["second"][1].log] == [3, 4]
+
+
+def test_tokens_count_prompts_once_a_generation(
+    stages: dict[str, tuple[Path, StageOutcome]], prompts: list[Prompt]
+) -> None:
+    outcome = stages["whole"][1]
+    prefill = sum(len(p.content) for p in prompts) * 4  # a character a token, four generations
+    assert outcome.generated_tokens > 0
+    assert outcome.trained_tokens == outcome.generated_tokens + prefill
+    assert sum(outcome.statuses.values()) == len(prompts) * 4
+
+
+def test_checkpoints_load_with_from_pretrained(
+    stages: dict[str, tuple[Path, StageOutcome]],
+) -> None:
+    for path, _ in stages.values():
+        model = AutoModelForCausalLM.from_pretrained(path)
+        assert model.dtype == torch.float32
+        assert AutoTokenizer.from_pretrained(path).eos_token_id == 1
+        assert not list(path.glob("trainer/*"))
+
+
+def test_evaluating_changes_nothing_in_training(
+    stages: dict[str, tuple[Path, StageOutcome]], make_plan: MakePlan, judge: Judge, tmp_path: Path
+) -> None:
+    from cropi.rollouts import load_engine
+    from cropi.schema import Sampling
+
+    seen: list[int] = []
+
+    def evaluate(policy: Any, step: int) -> None:
+        seen.append(step)
+        engine = load_engine("transformers", policy, 4)
+        engine.generate([[30, 5, 6]], Sampling(1.0, max_new_tokens=4), 4, step)
+
+    plan = replace(make_plan("pocket", 4), evaluate_every=3)
+    train(plan, judge, tmp_path / "out", evaluate=evaluate)
+    assert seen == [3, 4]
+    bytes_without = (stages["whole"][0] / "model.safetensors").read_bytes()
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == bytes_without
+
+
+def test_smaller_device_batches_are_the_same_steps(
+    make_plan: MakePlan, judge: Judge, tmp_path: Path
+) -> None:
+    plan = make_plan("pocket", 2, per_device_train_batch_size=4)
+    outcome = train(plan, judge, tmp_path / "out")
+    assert [row["step"] for row in outcome.log] == [1, 2]
+    assert adam_steps(tmp_path / "out") == {2.0}
+
+
+def test_a_trainer_that_reorders_prompts_is_found_out(
+    make_plan: MakePlan, judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = JudgedRewards._groups
+    monkeypatch.setattr(JudgedRewards, "_groups", lambda *a: honest(*a)[::-1])
+    with pytest.raises(AssertionError, match="in another order"):
+        train(make_plan("pocket", 2), judge, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"no_such": 1}, "no such"),
+        ({"learning_rate": 1}, r"training\.learning_rate"),
+        ({"num_generations": 2}, r"training\.generations"),
+        ({"steps_per_generation": 2}, "prompts_per_step"),
+        ({"save_strategy": "steps"}, "saved at its end"),
+    ],
+)
+def test_settings_decided_elsewhere_are_refused(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        check_settings(settings)
+
+
+@pytest.mark.parametrize(
+    ("loss", "normalisation", "doubts"),
+    [
+        ("grpo", "sequence", 0),
+        ("grpo", "token", 1),
+        ("dapo", "token", 0),
+        ("bnpo", "sequence", 1),
+        ("dr_grpo", "constant", 0),
+        ("dr_grpo", "sequence", 1),
+        ("sapo", "sequence", 0),
+    ],
+)
+def test_a_loss_that_is_not_the_objective_is_told(
+    make_plan: MakePlan, loss: str, normalisation: str, doubts: int
+) -> None:
+    plan = replace(make_plan("pocket", 2, loss_type=loss), normalisation=normalisation)
+    assert len(TrlTrainer().check(plan)) == doubts
+
+
+def test_every_grpo_setting_reaches_trl(make_plan: MakePlan, tmp_path: Path) -> None:
+    from cropi.training.trl import _arguments
+
+    arguments = _arguments(make_plan("pocket", 2, beta=0.5, epsilon=0.1), tmp_path)
+    assert (arguments.beta, arguments.epsilon) == (0.5, 0.1)
+    assert (arguments.loss_type, arguments.shuffle_dataset) == ("grpo", False)
+
+
+def test_an_engine_that_cannot_train_is_refused() -> None:
+    with pytest.raises(InputError, match=r"training\.engine"):
+        find_trainer("nosuch")
+    with pytest.raises(InputError, match="no trainer"):
+        find_trainer("os:path")
+    assert TrainingConfig().engine == "trl"
