@@ -430,6 +430,22 @@ def test_report_of_no_run_is_refused(cropi: Command, tmp_path: Path) -> None:
     cropi("report", tmp_path / "gone").refused("gone")
 
 
+def test_names_are_shown_as_they_are(cropi: Command, pool: Path, tmp_path: Path) -> None:
+    outcome = cropi(
+        "score",
+        "--policy",
+        "pocket",
+        "--rollouts",
+        pool,
+        "--target",
+        f"[/b] :smile:={pool}",
+        "--out",
+        tmp_path / "o.parquet",
+    )
+    outcome.done()
+    assert "[/b] :smile:" in outcome.out
+
+
 def test_named_files_must_be_named_once(cropi: Command, pool: Path, tmp_path: Path) -> None:
     common = ("score", "--policy", "pocket", "--rollouts", pool, "--out", tmp_path / "o.parquet")
     cropi(*common, "--target", pool).refused("NAME=FILE")

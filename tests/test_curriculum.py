@@ -187,6 +187,8 @@ def test_lora_and_warmup_run_two_stages_and_resume(tmp_path: Path) -> None:
     policies = [directory / f"arms/cropi/stages/{i}/policy" for i in (0, 1)]
     assert all((p / "adapter_model.safetensors").is_file() for p in policies)
     assert not any((p / "model.safetensors").exists() for p in policies)
+    shared = {row["phase"]: row["tokens_backward"] for row in read_lines(directory / "costs.jsonl")}
+    assert 2 * 4 * 5 <= shared["warmup"] <= 2 * 4 * 20
 
     from peft import AutoPeftModelForCausalLM
 

@@ -48,6 +48,4 @@ def promised_bytes(run: Path) -> dict[str, str]:
     """Hash of every file whose bytes a resumed run promises: all but wall times and the page."""
     files = [f for f in sorted(run.rglob("*")) if f.is_file()]
     kept = [f for f in files if f.name not in ("timings.jsonl", "report.html")]
-    return {
-        f.relative_to(run).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in kept
-    }
+    return {f.relative_to(run).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in kept}

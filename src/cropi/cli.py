@@ -102,8 +102,9 @@ def run(config: Config, settings: Settings = None) -> None:
     from cropi.progress import Narrator
 
     console = _console()
-    console.print(f"[bold]cropi[/] {config}  ->  {loaded.directory}", highlight=False)
-    directory = run_curriculum(loaded, base, Narrator(console))
+    narrator = Narrator(console)
+    narrator.say(f"cropi {config}  ->  {loaded.directory}", style="bold")
+    directory = run_curriculum(loaded, base, narrator)
     _print_summary(console, directory)
 
 
@@ -448,12 +449,13 @@ def _narrator() -> Any:
 
 def _print_table(header: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for n, name in enumerate(header):
         table.add_column(name, justify="left" if n == 0 else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # as it is: names may hold what rich would read as markup
     _console().print(table)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path

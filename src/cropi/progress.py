@@ -37,7 +37,9 @@ class Narrator:
         """Print one line; the text is shown as it is, markup in it is not interpreted."""
         if self.console is not None:
             # Not wrapped: a terminal wraps by itself, and a log wants one line a sentence.
-            self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(
+                text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True
+            )
 
     def warn(self, text: str) -> None:
         """Print a line that deserves attention."""
@@ -52,7 +54,7 @@ class Narrator:
             return
         if self.console.is_terminal:
             columns = (
-                TextColumn("  {task.description:<26}"),
+                TextColumn("  {task.description:<26}", markup=False),
                 BarColumn(bar_width=28),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),

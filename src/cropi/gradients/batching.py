@@ -138,29 +138,72 @@ class Batch:
         return rows, length
 
 
-def plan(
-    groups: Sequence[PreparedGroup], batch_tokens: int, share_prefix: bool
-) -> list[list[PreparedGroup]]:
-    """Split prompts into batches of similar row lengths within a budget of padded tokens.
+@dataclass(frozen=True)
+class Budget:
+    """What one batch may hold: padded positions through the model, and padded logit rows.
 
-    Longest first, so that a budget that does not fit in memory fails at once and not after hours.
+    Logits are a vocabulary wide, so where it is large they fill memory long before positions do.
     """
 
-    def size(group: PreparedGroup) -> tuple[int, int]:
-        if share_prefix:
-            return group.shared_length, 1
-        return max(group.row_lengths), len(group.distinct)
+    positions: int
+    predictions: int
 
-    ordered = sorted(groups, key=lambda g: (*size(g), g.index), reverse=True)
+    def holds(self, load: Load) -> bool:
+        """Whether a batch of this load fits."""
+        return (
+            load.length * load.rows <= self.positions
+            and load.predictions * load.prompts <= self.predictions
+        )
+
+
+@dataclass(frozen=True)
+class Load:
+    """Size of a batch: its longest row, rows, prompts, and a prompt's most predictions."""
+
+    length: int = 0
+    rows: int = 0
+    prompts: int = 0
+    predictions: int = 0
+
+    def __add__(self, other: Load) -> Load:
+        return Load(
+            max(self.length, other.length),
+            self.rows + other.rows,
+            self.prompts + other.prompts,
+            max(self.predictions, other.predictions),
+        )
+
+
+def load_of(group: PreparedGroup, share_prefix: bool) -> Load:
+    """The load of one prompt. Responses that share the prompt share its last position's logits."""
+    tokens = sum(len(ids) for ids in group.distinct)
+    count = len(group.distinct)
+    if share_prefix:
+        return Load(group.shared_length, 1, 1, tokens - count + 1)
+    return Load(max(group.row_lengths), count, 1, tokens)
+
+
+def plan(
+    groups: Sequence[PreparedGroup], budget: Budget, share_prefix: bool
+) -> list[list[PreparedGroup]]:
+    """Split prompts into batches of similar row lengths within a budget.
+
+    Longest first, so that a budget that does not fit in memory fails at once and not after hours.
+    A prompt that exceeds the budget by itself is a batch of its own.
+    """
+    loads = {g.index: load_of(g, share_prefix) for g in groups}
+    ordered = sorted(
+        groups, key=lambda g: (loads[g.index].length, loads[g.index].rows, g.index), reverse=True
+    )
     batches: list[list[PreparedGroup]] = []
-    longest = rows = 0
+    total = Load()
     for group in ordered:
-        length, count = size(group)
-        if not batches or max(longest, length) * (rows + count) > batch_tokens:
+        grown = total + loads[group.index]
+        if not batches or not budget.holds(grown):
             batches.append([])
-            longest = rows = 0
+            grown = loads[group.index]
         batches[-1].append(group)
-        longest, rows = max(longest, length), rows + count
+        total = grown
     return batches
 
 

@@ -27,7 +27,7 @@ from cropi.config import ObjectiveConfig
 from cropi.errors import InputError
 from cropi.gradients.agreement import Comparison, in_float32, reference, require_covered
 from cropi.gradients.autograd import prompt_gradient
-from cropi.gradients.batching import Batch, PreparedGroup, collate, plan, prepare
+from cropi.gradients.batching import Batch, Budget, PreparedGroup, collate, plan, prepare
 from cropi.gradients.forward import (
     attention_window,
     forward_logits,
@@ -39,6 +39,9 @@ from cropi.gradients.forward import (
 from cropi.gradients.layers import Unsupported
 from cropi.gradients.tap import GradientConsumer, LayerTap
 from cropi.schema import RolloutGroup
+
+LOGITS_BYTES = {"cpu": 1 << 29, "cuda": 1 << 31}
+"""Most bytes of one fp32 copy of a batch's logits."""
 
 
 @dataclass(frozen=True)
@@ -151,9 +154,15 @@ class GradientExtractor:
         sharing = [g for g in prepared if self.path == "shared" and self._worth_sharing(g)]
         chosen = {g.index for g in sharing}
         alone = [g for g in prepared if g.index not in chosen]
+        budget = Budget(self.batch_tokens, self._most_predictions())
         for groups, share in ((sharing, True), (alone, False)):
-            for members in plan(groups, self.batch_tokens, share):
+            for members in plan(groups, budget, share):
                 yield members, share
+
+    def _most_predictions(self) -> int:
+        """How many rows of logits a batch may have; about five fp32 copies live at once."""
+        vocabulary = len(self.model.get_output_embeddings().weight)  # type: ignore[operator]
+        return max(1, LOGITS_BYTES.get(self.device.type, 1 << 29) // (4 * vocabulary))
 
     def _worth_sharing(self, group: PreparedGroup) -> bool:
         """Whether one long row costs less than a row a response, and the model may see it.

@@ -97,13 +97,15 @@ def _collect(
 
 
 def _write_cost(session: Session) -> None:
-    """What all arms share: rollouts (sampled tokens, each prompt's prefill), first evaluation."""
+    """What all arms share: rollouts (sampled tokens, prefill), warm-up, the first evaluation."""
     groups = [g for c in _collections(session) for g in session.rollouts(c.kind, c.name)]
     generated = sum(g.tokens for g in groups)
     prefill = sum(len(g.prompt_ids) for g in groups)
     row = cost_row("rollouts", session.parameters, {}, generated=generated, forward=prefill)
     evaluated = read_lines(session.directory.start_evaluation)
     others = [evaluation_cost(session, evaluated, {})] if evaluated else []
+    if warmed := session.warmup_tokens():
+        others.append(cost_row("warmup", session.parameters, {}, forward=warmed, backward=warmed))
     write_lines(session.directory.shared_costs, [row, *others])
     session.directory.gather_metrics()
 

@@ -84,6 +84,11 @@ class Session:
             return str(json.loads(record.read_text())["made_from"])
         return fingerprint(policy, self.config.model.model_dump())
 
+    def warmup_tokens(self) -> int:
+        """Tokens of the supervised warm-up, 0 without one."""
+        record = self.directory.start / RECORD
+        return int(json.loads(record.read_text())["tokens"]) if record.exists() else 0
+
     def rollouts(self, kind: str, name: str = "") -> list[RolloutGroup]:
         """Rollouts of the pool or of a validation set, read once."""
         path = self.directory.rollouts(kind, name)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from cropi.config import WarmupConfig
 from cropi.errors import InputError
-from cropi.prompts import load_source
+from cropi.prompts import PromptSets, load_source
 from cropi.prompts.uniqueness import normalised, question_text
 from cropi.schema import Prompt
 from cropi.steps.session import Session
@@ -15,10 +18,12 @@ def prepare_start(session: Session) -> str:
     config, directory = session.config, session.directory
     if not config.warmup.steps and config.training.lora is None:
         return config.model.path
+    seed = session.seed("warmup", "prompts")
+    prompts = warmup_prompts(config.warmup, session.sets, seed, directory.base)
     with directory.timed("warmup"), session.narrator.phase("start policy") as bar:
         start.prepare_start(
             config,
-            _warmup_prompts(session),
+            prompts,
             directory.start,
             session.seed("warmup"),
             lambda done, total: bar.update(done, total),
@@ -27,13 +32,17 @@ def prepare_start(session: Session) -> str:
     return str(directory.start)
 
 
-def _warmup_prompts(session: Session) -> list[Prompt]:
-    sources = session.config.warmup.prompts
-    if not sources:
-        return session.sets.pool
-    seed, base = session.seed("warmup", "prompts"), session.directory.base
-    judged = {_question(p) for found in session.sets.judging() for p in found}
-    found = [p for source in sources for p in load_source(source, seed, base)]
+def warmup_prompts(
+    config: WarmupConfig, sets: PromptSets, seed: int, base: Path | None = None
+) -> list[Prompt]:
+    """Return the prompts to imitate the answers of: the pool, or those of `config.prompts`.
+
+    Raises InputError if all of those are questions of a validation or test set: they are left out.
+    """
+    if not config.prompts:
+        return sets.pool
+    judged = {_question(p) for found in sets.judging() for p in found}
+    found = [p for source in config.prompts for p in load_source(source, seed, base)]
     kept = [p for p in found if _question(p) not in judged]
     if not kept:
         raise InputError(

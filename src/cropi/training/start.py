@@ -45,9 +45,11 @@ def prepare_start(
         return said
     policy = _load(config.model.path, config.model, config.training)
     with folder_written_aside(out) as part, disk_trouble_told():
-        trained = policy.model
+        trained, tokens = policy.model, 0
         if config.warmup.steps:
-            trained = warm_up(policy, prompts, config.warmup, part / "trainer", seed, progress)
+            trained, tokens = warm_up(
+                policy, prompts, config.warmup, part / "trainer", seed, progress
+            )
             if config.training.lora is not None:
                 # An adapter's base must be a checkpoint of its own.
                 trained.save_pretrained(part / "base")
@@ -58,7 +60,7 @@ def prepare_start(
         with quiet():  # PEFT misses the base, which has its name only once all of this is there
             trained.save_pretrained(part)
         policy.tokenizer.save_pretrained(part)
-        (part / RECORD).write_text(json.dumps({"made_from": made_from}))
+        (part / RECORD).write_text(json.dumps({"made_from": made_from, "tokens": tokens}))
     return said
 
 
@@ -131,8 +133,11 @@ def warm_up(
     work: Path,
     seed: int,
     progress: Callable[[int, int], None] | None,
-) -> Any:
-    """Supervised steps with TRL's SFTTrainer, loss on the answers only; return the model."""
+) -> tuple[Any, int]:
+    """Supervised steps with TRL's SFTTrainer, loss on the answers only.
+
+    Return the model and the tokens it was trained on, prompts included.
+    """
     import shutil
 
     from datasets import Dataset
@@ -161,6 +166,7 @@ def warm_up(
                 save_strategy="no",
                 report_to="none",
                 disable_tqdm=True,
+                include_num_input_tokens_seen="non_padding",
             ),
             train_dataset=Dataset.from_list(rows),
             processing_class=policy.tokenizer,
@@ -170,7 +176,7 @@ def warm_up(
             trainer.add_callback(_progress_callback(progress, config.steps))
         trainer.train()
     shutil.rmtree(work, ignore_errors=True)
-    return policy.model
+    return policy.model, int(trainer.state.num_input_tokens_seen)
 
 
 def supervised_row(prompt: Prompt, template: str) -> dict[str, Any]:
