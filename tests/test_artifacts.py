@@ -20,6 +20,7 @@ from cropi.artifacts import (
     is_current,
     read_lines,
     read_table,
+    require_writable,
     table_metadata,
     write_json,
     write_lines,
@@ -211,3 +212,40 @@ def test_a_file_that_is_no_table_is_an_input_error(
     with pytest.raises(InputError, match=message) as caught:
         read_table(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", [b"", b"PAR1 torn", b"PAR1" + bytes(100) + b"PAR1"])
+def test_a_damaged_table_is_not_current(tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "table.parquet"
+    path.write_bytes(damage)
+    assert not is_current(path, "abc")
+
+
+def test_a_place_is_tried_without_leaving_a_trace(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file.json"
+    require_writable(path)
+    assert list(path.parent.iterdir()) == []
+    path.write_text("old")
+    require_writable(path)
+    assert path.read_text() == "old"
+    with pytest.raises(InputError, match="is a directory"):
+        require_writable(tmp_path)
+    with pytest.raises(InputError, match="cannot write"):
+        require_writable(path / "below")
+
+
+def test_a_folder_never_takes_the_place_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "taken"
+    path.write_text("mine")
+    with pytest.raises(InputError, match="it is a file"), folder_written_aside(path):
+        raise AssertionError("work was begun")
+    assert path.read_text() == "mine"
+    assert [f.name for f in tmp_path.iterdir()] == ["taken"]
+
+
+def test_only_a_disk_error_becomes_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No space left"), folder_written_aside(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(ConnectionError), folder_written_aside(tmp_path / "b"):
+        raise ConnectionError("a defect elsewhere")
+    assert list(tmp_path.iterdir()) == []

@@ -315,7 +315,7 @@ class RunConfig(Section):
     @property
     def directory(self) -> Path:
         """Where the run lives."""
-        return Path(self.out) / self.name
+        return Path(self.out).expanduser() / self.name
 
     @property
     def strategies(self) -> list[str]:
@@ -505,7 +505,7 @@ def _explain_one(problem: Any, kind: type[Section]) -> str:
         return f"{key} is missing; add it"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
-        return f"{key}: {message}"
+        return f"{key}: {message}" if location else message
     return f"{key} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
 
 

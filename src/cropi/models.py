@@ -29,6 +29,8 @@ from cropi.schema import PolicyIdentity
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNBOUNDED_CONTEXT = sys.maxsize
+TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
+"""What transformers calls the advice that a prompt exceeds the tokenizer's model_max_length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +200,8 @@ def _settle(model: Any, tokenizer: Any, eos: tuple[int, ...]) -> None:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(eos[0])
     tokenizer.padding_side = "left"
+    # Prompts over the model's length are told of by us, as errors or counted, and not twice.
+    tokenizer.deprecation_warnings[TOO_LONG] = True
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     base.generation_config = neutral_generation_config(tokenizer, eos)
 

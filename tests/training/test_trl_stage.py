@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cropi.config import TrainingConfig
@@ -16,6 +19,7 @@ from cropi.errors import InputError
 from cropi.schema import Prompt
 from cropi.training import StageOutcome, StagePlan, find_trainer
 from cropi.training.rewards import JudgedRewards
+from cropi.training.saving import disk_trouble_told
 from cropi.training.trl import TrlTrainer, check_settings
 from cropi.verifiers import Judge
 
@@ -136,6 +140,7 @@ def test_a_trainer_that_reorders_prompts_is_found_out(
         ({"num_generations": 2}, r"training\.generations"),
         ({"steps_per_generation": 2}, "prompts_per_step"),
         ({"save_strategy": "steps"}, "saved at its end"),
+        ({"loss_type": "gppo"}, "unknown to TRL"),
     ],
 )
 def test_settings_decided_elsewhere_are_refused(settings: dict[str, Any], told: str) -> None:
@@ -160,6 +165,36 @@ def test_a_loss_that_is_not_the_objective_is_told(
 ) -> None:
     plan = replace(make_plan("pocket", 2, loss_type=loss), normalisation=normalisation)
     assert len(TrlTrainer().check(plan)) == doubts
+
+
+def test_a_package_that_trl_would_miss_later_is_missed_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cropi.training.trl.find_spec", lambda _: None)
+    with pytest.raises(InputError, match="needs the package vllm"):
+        check_settings({"use_vllm": True})
+    check_settings({"use_vllm": False})
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos"), errno.ENOSPC),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0"), errno.ENOSPC),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), errno.ENOSPC),
+        (SafetensorError("I/O error: Read-only file system (os error 30)"), errno.EROFS),
+    ],
+)
+def test_a_write_that_failed_is_an_os_error_whoever_wrote(error: Exception, told: int) -> None:
+    with pytest.raises(OSError, match=os.strerror(told)) as caught, disk_trouble_told():
+        raise error
+    assert caught.value.errno == told
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a defect"), SafetensorError("bad header")])
+def test_a_defect_stays_a_defect(error: Exception) -> None:
+    with pytest.raises(type(error)), disk_trouble_told():
+        raise error
 
 
 def test_every_grpo_setting_reaches_trl(make_plan: MakePlan, tmp_path: Path) -> None:

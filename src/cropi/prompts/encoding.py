@@ -25,8 +25,7 @@ def encode(
     Raises InputError if the prompt is a chat and the tokenizer has no chat template.
     """
     if prompt.messages is None:
-        # Not verbose: a prompt over the model's length is told of by us, and once.
-        return list(tokenizer(prompt.prompt, verbose=False)["input_ids"])
+        return list(tokenizer(prompt.prompt)["input_ids"])
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(
             f"prompt {prompt.prompt_id!r} is a chat and the tokenizer of "
@@ -38,7 +37,6 @@ def encode(
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
-        tokenizer_kwargs={"verbose": False},
         **(template_kwargs or {}),
     )
     return list(encoded["input_ids"])

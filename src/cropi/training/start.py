@@ -32,7 +32,9 @@ def prepare_start(
     progress: Callable[[int, int], None] | None = None,
 ) -> str:
     """Write the start policy to `out` unless it is there; return a line that says what it is."""
+    bf16 = config.training.grpo.get("bf16")  # the warm-up computes as GRPO will
     made_from = fingerprint(
+        bf16,
         config.model.model_dump(),
         config.warmup.model_dump(),
         config.training.lora.model_dump() if config.training.lora else None,
@@ -48,7 +50,7 @@ def prepare_start(
         trained, tokens = policy.model, 0
         if config.warmup.steps:
             trained, tokens = warm_up(
-                policy, prompts, config.warmup, part / "trainer", seed, progress
+                policy, prompts, config.warmup, part / "trainer", seed, progress, bf16
             )
             if config.training.lora is not None:
                 # An adapter's base must be a checkpoint of its own.
@@ -132,10 +134,12 @@ def warm_up(
     config: WarmupConfig,
     work: Path,
     seed: int,
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[int, int], None] | None = None,
+    bf16: bool | None = None,
 ) -> tuple[Any, int]:
     """Supervised steps with TRL's SFTTrainer, loss on the answers only.
 
+    `bf16` asks for mixed precision; by default it is used on a GPU only.
     Return the model and the tokens it was trained on, prompts included.
     """
     import shutil
@@ -160,7 +164,7 @@ def warm_up(
                 max_length=None,
                 seed=seed,
                 use_cpu=not on_gpu,
-                bf16=on_gpu,
+                bf16=on_gpu if bf16 is None else bf16,
                 gradient_checkpointing=on_gpu,
                 dataloader_pin_memory=on_gpu,
                 save_strategy="no",

@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,9 @@ DECIDED_HERE = {
     "remove_unused_columns": "nothing: the rewards need every column",
 }
 
+PACKAGES = {"use_vllm": "vllm", "use_liger_kernel": "liger_kernel"}
+"""What TRL asks for only once it trains."""
+
 NORMALISATION = {"grpo": "sequence", "bnpo": "token", "dapo": "token", "dr_grpo": "constant"}
 """The objective's normalisation (DESIGN section 2) that goes with a loss of TRL."""
 
@@ -90,6 +94,12 @@ def check_settings(settings: dict[str, Any]) -> None:
             raise InputError(
                 f"training.grpo.{key} = {value!r}: this version of TRL's GRPOConfig has no such "
                 "setting; see its documentation for the names"
+            )
+    for key, package in PACKAGES.items():
+        if settings.get(key) and find_spec(package) is None:
+            raise InputError(
+                f"training.grpo.{key} = {settings[key]!r} needs the package {package}, which is "
+                "not installed; install it, or leave the setting out"
             )
     # TRL itself notices an unknown loss at the first step; its help names those it has.
     loss, told = settings.get("loss_type"), known["loss_type"].metadata.get("help", "")
