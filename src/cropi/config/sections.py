@@ -1,23 +1,17 @@
-"""The configuration of a run: one YAML file, typed, validated, without inert options.
+"""Every setting, with its type, default and limits.
 
-Loading a config imports no torch. Every error names the key, the value and the mend. Where a
-section mirrors the method, the field's docstring cites DESIGN section 2 or the paper
-(arXiv 2510.26491).
+Where a section mirrors the method, its description cites the paper (arXiv 2510.26491) or the
+variant it stands for. Errors name the key, the value and the mend.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cropi.errors import InputError
 from cropi.schema import Sampling
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -357,174 +351,3 @@ class RunConfig(Section):
 def arm_name(strategy: str) -> str:
     """A strategy's name as a folder: dotted paths lose what file systems dislike."""
     return re.sub(r"[^\w-]+", "-", strategy)
-
-
-def presets() -> list[str]:
-    """Return the names of the configs that ship with cropi."""
-    folder = resources.files("cropi") / "presets"
-    return sorted(
-        p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml")
-    )
-
-
-def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """Load a preset by name or a YAML file by path, apply `a.b=c` overrides, and validate.
-
-    Raises InputError naming the key, the value and the mend.
-    """
-    values = _read_yaml(source)
-    for override in overrides:
-        _apply(values, override)
-    return validate(values, source)
-
-
-def validate(values: dict[str, Any], origin: str) -> RunConfig:
-    """Validate a config given as plain values; `origin` is named in errors."""
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise InputError(_explain(error, origin)) from None
-
-
-def build_section(
-    kind: type[SectionType], values: dict[str, Any], overrides: Sequence[str] = ()
-) -> SectionType:
-    """Validate one section given as plain values and `a.b=c` overrides.
-
-    Raises InputError naming the key, the value and the mend.
-    """
-    known = dict(values)
-    for override in overrides:
-        _apply(known, override)
-    try:
-        return kind.model_validate(known)
-    except ValidationError as error:
-        raise InputError(_explain(error, "settings", kind)) from None
-
-
-def check_files(config: RunConfig, base: Path | None = None) -> None:
-    """Raise InputError for a prompt file that is not there, relative to here or to `base`."""
-    sets = config.prompts
-    sources = [*sets.pool, *config.warmup.prompts]
-    sources += [
-        s for named in (sets.validation, sets.test) for found in named.values() for s in found
-    ]
-    for source in sources:
-        if source.path is None:
-            continue
-        places = [Path(source.path), *([base / source.path] if base else [])]
-        if not any(place.is_file() for place in places):
-            raise InputError(
-                f"prompts file {source.path} does not exist (looked in {Path.cwd()}"
-                f"{f' and {base}' if base else ''}); correct the path"
-            )
-
-
-def to_yaml(config: RunConfig) -> str:
-    """Render a resolved config; loading the text gives the same config."""
-    values = config.model_dump(mode="json", exclude_none=True)
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-6 is a number, as in YAML 1.2 and in everybody's head."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-
-
-def _parse_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)
-
-
-def _read_yaml(source: str) -> dict[str, Any]:
-    path = Path(source)
-    if source in presets() and not path.is_file():
-        text = (resources.files("cropi") / "presets" / f"{source}.yaml").read_text(encoding="utf-8")
-    elif path.is_file():
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"config {source} cannot be read as text: {error}") from None
-    else:
-        raise InputError(
-            f"config {source} is no file and no preset; give the path of a YAML file or one of: "
-            f"{', '.join(presets())}"
-        )
-    try:
-        values = _parse_yaml(text)
-    except yaml.YAMLError as error:
-        raise InputError(
-            f"config {source} is not valid YAML: {' '.join(str(error).split())}"
-        ) from None
-    if not isinstance(values, dict):
-        raise InputError(f"config {source} holds no settings; it needs at least model and prompts")
-    return values
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    """Set one dotted override in place."""
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise InputError(f"override {override!r} is not of the form key.path=value")
-    *parents, leaf = key.split(".")
-    node = values
-    for depth, name in enumerate(parents):
-        child = node.get(name)
-        if child is None:
-            child = node[name] = {}
-        if not isinstance(child, dict):
-            path = ".".join(parents[: depth + 1])
-            raise InputError(f"override {override!r}: {path} is a value, not a section")
-        node = child
-    try:
-        node[leaf] = _parse_yaml(text)
-    except yaml.YAMLError:
-        raise InputError(f"override {override!r}: {text!r} is not valid YAML") from None
-
-
-def _explain(error: ValidationError, origin: str, kind: type[Section] = RunConfig) -> str:
-    problems = [_explain_one(e, kind) for e in error.errors()[:5]]
-    subject = f"config {origin}" if kind is RunConfig else origin
-    return f"{subject}: " + "; ".join(problems)
-
-
-def _explain_one(problem: Any, kind: type[Section]) -> str:
-    location = tuple(str(p) for p in problem["loc"] if not str(p).startswith("function-"))
-    key = ".".join(location) or "config"
-    if problem["type"] == "extra_forbidden":
-        allowed = _keys_at(location[:-1], kind)
-        close = difflib.get_close_matches(location[-1], allowed, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(allowed)}"
-        return f"unknown key {key} (value {problem['input']!r}); {hint}"
-    if problem["type"] == "missing":
-        return f"{key} is missing; add it"
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error":
-        return f"{key}: {message}" if location else message
-    return f"{key} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
-
-
-def _keys_at(location: Sequence[str], kind: type[Section]) -> list[str]:
-    """Return the keys allowed in the section at `location` below `kind`."""
-    model: Any = kind
-    for name in location:
-        fields = getattr(model, "model_fields", {})
-        if name in fields:
-            model = _section_in(fields[name].annotation)
-    return sorted(getattr(model, "model_fields", {}))
-
-
-def _section_in(annotation: Any) -> Any:
-    """Return the Section class inside an annotation such as `list[PromptSource] | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        found = _section_in(argument)
-        if found is not None:
-            return found
-    return None

@@ -1,0 +1,77 @@
+"""The command line. It imports no torch until a command that needs it runs.
+
+An `InputError` becomes one sentence on stderr and exit code 2; anything else that escapes is a
+defect and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import typer
+
+from cropi.artifacts import DISK_ERRORS, unwritable
+from cropi.cli import runs, steps
+from cropi.errors import InputError
+
+app = typer.Typer(
+    name="cropi",
+    help="Train language models with verifiable rewards on a tenth of the data: curriculum RL "
+    "with off-policy influence guidance (arXiv 2510.26491).",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (
+    runs.run,
+    steps.rollout,
+    steps.score,
+    steps.select,
+    steps.train,
+    steps.evaluate,
+    runs.report,
+):
+    app.command()(command)
+app.add_typer(runs.config_app, name="config")
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line."""
+    # Idle threads that spin, OpenMP's default, made generation 10 to 30 times slower as soon as
+    # anything else (our verifier's process, say) wanted a core. It must be set before torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    warnings.showwarning = _show_warning
+    try:
+        app()
+    except InputError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        _fail(str(unwritable(Path(error.filename or "a file"), error)))
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # typer has caught the KeyboardInterrupt
+            typer.echo("interrupted; the same command goes on from what is finished", err=True)
+        raise
+
+
+def _fail(message: str) -> NoReturn:
+    """Say in one line what is wrong with the input, and end."""
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    sys.exit(2)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    typer.echo(f"warning: {message}", err=True)
+
+
+if __name__ == "__main__":
+    main()

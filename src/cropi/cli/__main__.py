@@ -1,0 +1,5 @@
+"""`python -m cropi.cli` is `cropi`."""
+
+from cropi.cli import main
+
+main()

@@ -1,0 +1,67 @@
+"""Commands about whole runs: run, report, config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cropi.cli.options import Config, Settings, load
+from cropi.cli.printing import make_console, print_summary
+
+config_app = typer.Typer(help="Look at a config, or check one.", no_args_is_help=True)
+
+
+def run(config: Config, settings: Settings = None) -> None:
+    """Run a whole curriculum: rollouts, influence, selection, GRPO, evaluation, report.
+
+    A run that was stopped goes on when the same command is given again.
+
+    Examples:
+
+        cropi run pocket
+
+        cropi run my.yaml selection.ratio=0.2 name=wider
+    """
+    loaded, base = load(config, settings)
+    from cropi.curriculum import run as run_curriculum
+    from cropi.progress import Narrator
+
+    console = make_console()
+    narrator = Narrator(console)
+    narrator.say(f"cropi {config}  ->  {loaded.directory}", style="bold")
+    directory = run_curriculum(loaded, base, narrator)
+    print_summary(console, directory)
+
+
+def report(run: Annotated[Path, typer.Argument(help="A run directory")]) -> None:
+    """Draw a run's report again: one HTML file that works offline.
+
+    Example:
+
+        cropi report runs/pocket
+    """
+    from cropi.report import report as draw
+
+    draw(run)
+    print_summary(make_console(), run)
+
+
+@config_app.command("show")
+def config_show(config: Config, settings: Settings = None) -> None:
+    """Print the resolved config: every setting with its value."""
+    from cropi.config import to_yaml
+
+    loaded, _ = load(config, settings)
+    typer.echo(to_yaml(loaded), nl=False)
+
+
+@config_app.command("check")
+def config_check(config: Config, settings: Settings = None) -> None:
+    """Validate a config, and that the files it names are there, without running anything."""
+    from cropi.config import check_files
+
+    loaded, base = load(config, settings)
+    check_files(loaded, base)
+    typer.echo(f"{config} is valid")

@@ -1,0 +1,270 @@
+"""Commands for single steps, for people who bring their own rollouts or their own loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cropi.cli.options import (
+    Device,
+    Dtype,
+    PolicyOption,
+    PromptsOption,
+    Seed,
+    Settings,
+    VerifierOption,
+    named_files,
+    prompts_in,
+    section,
+    selection_in,
+)
+from cropi.cli.printing import make_narrator, not_judged, print_scores, print_table
+from cropi.errors import InputError
+
+
+def rollout(
+    policy: PolicyOption,
+    prompts: PromptsOption,
+    out: Annotated[Path, typer.Option(help="The Parquet file to write")],
+    verifier: VerifierOption = "math",
+    responses: Annotated[int, typer.Option(min=2, help="Responses for each prompt")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    temperature: Annotated[float, typer.Option()] = 1.0,
+    top_p: Annotated[float, typer.Option()] = 1.0,
+    top_k: Annotated[int, typer.Option(help="0: off")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Responses generated at once")] = 256,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+) -> None:
+    """Sample and judge responses of a policy to prompts.
+
+    Example:
+
+        cropi rollout --policy Qwen/Qwen2.5-1.5B-Instruct --prompts pool.jsonl --out pool.parquet
+    """
+    from cropi import api
+    from cropi.artifacts import require_writable
+    from cropi.config import RolloutsConfig
+
+    settings = section(
+        RolloutsConfig,
+        responses=responses,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        batch_size=batch_size,
+    )
+    require_writable(out)
+    rows = prompts_in(prompts, seed)
+    with make_narrator().phase("rollouts", len(rows)) as bar:
+        groups = api.rollout(
+            api.load_policy(policy, dtype=dtype, device=device),
+            rows,
+            out,
+            verifier=verifier,
+            settings=settings,
+            seed=seed,
+            progress=lambda done, total: bar.update(done, total),
+        )
+        informative = sum(g.informative for g in groups)
+        bar.note = f"{len(groups):,} prompts, {informative:,} informative -> {out}"
+
+
+def score(
+    policy: PolicyOption,
+    rollouts: Annotated[Path, typer.Option(help="Rollouts of the pool (Parquet)")],
+    target: Annotated[
+        list[str], typer.Option(help="NAME=FILE: rollouts of a validation set; repeatable")
+    ],
+    out: Annotated[Path, typer.Option(help="The Parquet file to write")],
+    method: Annotated[str, typer.Option(help="exact or sparse")] = "exact",
+    ratio: Annotated[float, typer.Option(help="sparse: share of coordinates kept")] = 0.15,
+    dim: Annotated[int, typer.Option(help="sparse: dimensions of the sketch")] = 8192,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    settings: Settings = None,
+) -> None:
+    """Influence of each pool prompt on each validation set, under a policy.
+
+    Settings are those of the config's influence section.
+
+    Examples:
+
+        cropi score --policy DIR --rollouts pool.parquet --target gsm8k=val.parquet --out s.parquet
+
+        cropi score ... --method sparse --ratio 0.15 --dim 8192 objective.ratio=sequence
+    """
+    from cropi import api
+    from cropi.artifacts import require_writable
+    from cropi.config import InfluenceConfig
+    from cropi.tables import write_scores
+
+    chosen = section(InfluenceConfig, settings, method=method, sparse_ratio=ratio, dim=dim)
+    targets = named_files(target, "target")
+    require_writable(out)
+    groups = api.read_rollouts(rollouts)
+    target_groups = {name: api.read_rollouts(path) for name, path in targets.items()}
+    model = api.load_model(policy, dtype=dtype, device=device)
+    with make_narrator().phase("influence", len(groups)) as bar:
+        influence = api.score(
+            model,
+            groups,
+            target_groups,
+            settings=chosen,
+            seed=seed,
+            constant_length=max((g.sampling.max_new_tokens for g in groups), default=512),
+            progress=lambda phase, done, total: bar.update(done, total, note=phase),
+        )
+        bar.note = f"{influence.tokens:,} tokens"
+    write_scores(out, influence.table)
+    print_scores(influence, out)
+
+
+def select(
+    scores: Annotated[Path | None, typer.Option(help="Scores of the pool (Parquet)")] = None,
+    ratio: Annotated[float, typer.Option(help="Share of the whole pool, in (0, 1]")] = 0.1,
+    out: Annotated[Path, typer.Option(help="The Parquet file to write")] = Path(
+        "selection.parquet"
+    ),
+    strategy: Annotated[
+        str, typer.Option(help="cropi, random, pass_rate, learnability, full or pkg.module:object")
+    ] = "cropi",
+    rollouts: Annotated[
+        Path | None, typer.Option(help="Rollouts of the pool, for strategies that look at them")
+    ] = None,
+    fusion_constant: Annotated[float, typer.Option(help="c in 1/(c + rank)")] = 0.0,
+    seed: Seed = 0,
+) -> None:
+    """Choose the prompts of a stage.
+
+    Example:
+
+        cropi select --scores scores.parquet --ratio 0.1 --out selection.parquet
+    """
+    from cropi import api
+    from cropi.artifacts import require_writable
+    from cropi.tables import read_scores, write_selection
+
+    require_writable(out)
+    selection = api.select(
+        read_scores(scores) if scores else None,
+        ratio=ratio,
+        strategy=strategy,
+        rollouts=rollouts,
+        seed=seed,
+        fusion_constant=fusion_constant,
+    )
+    write_selection(out, selection)
+    narrator = make_narrator()
+    narrator.say(f"  {len(selection.prompt_ids):,} prompts -> {out}")
+    for note in selection.notes:
+        narrator.warn(note)
+
+
+def train(
+    policy: PolicyOption,
+    prompts: PromptsOption,
+    selection: Annotated[Path, typer.Option(help="A selection (Parquet)")],
+    out: Annotated[Path, typer.Option(help="The checkpoint directory to write")],
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps")] = 60,
+    verifier: VerifierOption = "math",
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    carry_optimizer: Annotated[
+        bool, typer.Option(help="Go on with the optimizer stored at --policy")
+    ] = False,
+    horizon: Annotated[
+        int | None, typer.Option(help="Step at which the learning rate's schedule ends")
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    settings: Settings = None,
+) -> None:
+    """Train one GRPO stage on a selection, with TRL.
+
+    Settings are those of the config's training section.
+
+    Example:
+
+        cropi train --policy DIR --prompts pool.jsonl --selection selection.parquet --out next
+
+        cropi train ... --steps 60 learning_rate=1e-6 grpo.beta=0.01
+    """
+    from cropi import api
+    from cropi.config import ModelConfig, RolloutsConfig, TrainingConfig
+
+    chosen = section(TrainingConfig, settings, steps_per_stage=steps, stages=1)
+    if (chosen.steps_per_stage, chosen.stages) != (steps, 1):
+        raise InputError(
+            f"steps_per_stage={chosen.steps_per_stage} stages={chosen.stages}: this command trains "
+            "one stage of --steps; use that option"
+        )
+    with make_narrator().phase("GRPO", steps) as bar:
+        outcome = api.train(
+            policy,
+            prompts_in(prompts, seed),
+            selection_in(selection),
+            out,
+            steps=steps,
+            verifier=verifier,
+            settings=chosen,
+            rollouts=section(RolloutsConfig, max_new_tokens=max_new_tokens),
+            model=section(ModelConfig, path=policy, device=device),
+            carry_optimizer=carry_optimizer,
+            horizon=horizon,
+            seed=seed,
+            progress=lambda done, row: bar.update(done, note=f"reward {row.get('reward', 0):.2f}"),
+        )
+        bar.note = f"{outcome.trained_tokens:,} tokens -> {out}"
+
+
+def evaluate(
+    policy: PolicyOption,
+    sets: Annotated[list[str], typer.Option("--set", help="NAME=FILE of prompts; repeatable")],
+    verifier: VerifierOption = "math",
+    samples: Annotated[int, typer.Option(min=1, help="Responses for each prompt")] = 1,
+    temperature: Annotated[float, typer.Option(help="0: greedy")] = 0.0,
+    k: Annotated[list[int] | None, typer.Option(help="The k of pass@k; repeatable")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    out: Annotated[Path | None, typer.Option(help="Also write the results as JSON")] = None,
+) -> None:
+    """Accuracy of a policy on any number of sets.
+
+    Example:
+
+        cropi evaluate --policy DIR --set gsm8k=test.jsonl --samples 8 --temperature 1 --k 1 --k 8
+    """
+    import dataclasses
+
+    from cropi import api
+    from cropi.artifacts import require_writable, write_json
+    from cropi.config import EvaluationConfig
+
+    settings = section(EvaluationConfig, samples=samples, temperature=temperature, k=k or [1])
+    if out is not None:
+        require_writable(out)
+    named = {n: prompts_in(path, seed) for n, path in named_files(sets, "set").items()}
+    results = api.evaluate(
+        api.load_policy(policy, dtype=dtype, device=device),
+        named,
+        verifier=verifier,
+        settings=settings,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    rows = [
+        [r.set, f"{r.prompts:,}", *(f"{v:.1%}" for v in r.pass_at.values()), not_judged(r.statuses)]
+        for r in results
+    ]
+    print_table(["set", "prompts", *(f"pass@{n}" for n in settings.k), "not judged"], rows)
+    if out is not None:
+        write_json(out, [dataclasses.asdict(r) for r in results])

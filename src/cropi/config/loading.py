@@ -1,0 +1,144 @@
+"""Reading a config: a preset or a YAML file, dotted overrides over it, then validation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from cropi.config.explaining import explain
+from cropi.config.sections import RunConfig, SectionType
+from cropi.errors import InputError
+
+
+def presets() -> list[str]:
+    """Return the names of the configs that ship with cropi."""
+    folder = resources.files("cropi") / "presets"
+    return sorted(
+        p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml")
+    )
+
+
+def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Load a preset by name or a YAML file by path, apply `a.b=c` overrides, and validate.
+
+    Raises InputError naming the key, the value and the mend.
+    """
+    values = _read_yaml(source)
+    for override in overrides:
+        _apply(values, override)
+    return validate(values, source)
+
+
+def validate(values: dict[str, Any], origin: str) -> RunConfig:
+    """Validate a config given as plain values; `origin` is named in errors."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise InputError(explain(error, origin)) from None
+
+
+def build_section(
+    kind: type[SectionType], values: dict[str, Any], overrides: Sequence[str] = ()
+) -> SectionType:
+    """Validate one section given as plain values and `a.b=c` overrides.
+
+    Raises InputError naming the key, the value and the mend.
+    """
+    known = dict(values)
+    for override in overrides:
+        _apply(known, override)
+    try:
+        return kind.model_validate(known)
+    except ValidationError as error:
+        raise InputError(explain(error, "settings", kind)) from None
+
+
+def check_files(config: RunConfig, base: Path | None = None) -> None:
+    """Raise InputError for a prompt file that is not there, relative to here or to `base`."""
+    sets = config.prompts
+    sources = [*sets.pool, *config.warmup.prompts]
+    sources += [
+        s for named in (sets.validation, sets.test) for found in named.values() for s in found
+    ]
+    for source in sources:
+        if source.path is None:
+            continue
+        places = [Path(source.path), *([base / source.path] if base else [])]
+        if not any(place.is_file() for place in places):
+            raise InputError(
+                f"prompts file {source.path} does not exist (looked in {Path.cwd()}"
+                f"{f' and {base}' if base else ''}); correct the path"
+            )
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Render a resolved config; loading the text gives the same config."""
+    values = config.model_dump(mode="json", exclude_none=True)
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-6 is a number, as in YAML 1.2 and in everybody's head."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _parse_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
+def _read_yaml(source: str) -> dict[str, Any]:
+    path = Path(source)
+    if source in presets() and not path.is_file():
+        text = (resources.files("cropi") / "presets" / f"{source}.yaml").read_text(encoding="utf-8")
+    elif path.is_file():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"config {source} cannot be read as text: {error}") from None
+    else:
+        raise InputError(
+            f"config {source} is no file and no preset; give the path of a YAML file or one of: "
+            f"{', '.join(presets())}"
+        )
+    try:
+        values = _parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise InputError(
+            f"config {source} is not valid YAML: {' '.join(str(error).split())}"
+        ) from None
+    if not isinstance(values, dict):
+        raise InputError(f"config {source} holds no settings; it needs at least model and prompts")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Set one dotted override in place."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"override {override!r} is not of the form key.path=value")
+    *parents, leaf = key.split(".")
+    node = values
+    for depth, name in enumerate(parents):
+        child = node.get(name)
+        if child is None:
+            child = node[name] = {}
+        if not isinstance(child, dict):
+            path = ".".join(parents[: depth + 1])
+            raise InputError(f"override {override!r}: {path} is a value, not a section")
+        node = child
+    try:
+        node[leaf] = _parse_yaml(text)
+    except yaml.YAMLError:
+        raise InputError(f"override {override!r}: {text!r} is not valid YAML") from None
