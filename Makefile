@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CONFIG ?= pocket
+TORCH ?= $(shell grep -E '^torch==' constraints.txt)
 
 .PHONY: help setup run test check lint types format bench clean
 
@@ -12,11 +13,12 @@ help:  ## Show this list
 
 setup: $(READY)  ## Prepare .venv with the cropi command in it
 
-# torch goes first and alone: the constraint names the CPU build, which needs no CUDA packages.
+# torch goes first and alone, so that nothing else pulls in another build of it. Another build than
+# pip's default (a CPU-only one, say) is installed with `make setup TORCH=torch==2.13.0+cpu`.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
-	$(BIN)/python -m pip install --quiet $$(grep -E '^torch==' constraints.txt)
+	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	@touch $@
 

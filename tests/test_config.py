@@ -215,3 +215,16 @@ def test_exponents_are_numbers_with_or_without_a_point() -> None:
 def test_without_test_sets_the_validation_sets_are_the_targeted_ones() -> None:
     config = load_config("pocket", ["prompts.test={}"])
     assert config.targeted == list(config.prompts.validation)
+
+
+@pytest.mark.parametrize("key", ["size=5", "subset=foo", "split=test"])
+def test_a_key_that_a_source_would_ignore_is_refused(key: str) -> None:
+    name, value = key.split("=")
+    with pytest.raises(InputError, match=f"{name} means nothing for a source of kind path"):
+        load_config("pocket", [f"prompts.pool=[{{path: one.jsonl, {name}: {value}}}]"])
+
+
+def test_execution_settings_determine_nothing() -> None:
+    settings = load_config("pocket").determining("influence")
+    assert "influence.method" in settings
+    assert "influence.batch_tokens" not in settings

@@ -8,6 +8,7 @@ torch: selecting needs none.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -29,6 +30,7 @@ from cropi.config import (
 )
 from cropi.errors import InputError
 from cropi.prompts import load_source
+from cropi.prompts.uniqueness import distinct
 from cropi.rollouts import collect, load_engine, read_rollouts, rollout_statistics
 from cropi.schema import EvaluationResult, Prompt, RolloutGroup, Sampling, ScoreTable, Selection
 from cropi.selection import SelectionContext, find_strategy
@@ -85,8 +87,16 @@ def load_model(path: AnyPath, **options: Any) -> Any:
 
 
 def load_prompts(path: AnyPath, seed: int = 0, **columns: Any) -> list[Prompt]:
-    """Read prompts from a JSONL, JSON or Parquet file; `columns` as in the config's sources."""
-    return load_source(PromptSource(path=str(path), **columns), seed)
+    """Read prompts from a JSONL, JSON or Parquet file; `columns` as in the config's sources.
+
+    Duplicates by content are left out, with a warning that counts them.
+    """
+    prompts, duplicates = distinct(
+        load_source(PromptSource(path=str(path), **columns), seed), str(path)
+    )
+    if duplicates:
+        warnings.warn(f"{path}: {duplicates} duplicate prompts left out", stacklevel=2)
+    return prompts
 
 
 def rollout(

@@ -123,6 +123,19 @@ def resolve_device(device: str) -> torch.device:
     )
 
 
+def require_one_gpu(device: str) -> None:
+    """Raise InputError unless training would run on the one visible GPU, or on the CPU.
+
+    The trainers of transformers take every visible GPU of a process, and TRL's refuses several.
+    """
+    chosen = resolve_device(device)
+    if chosen.type == "cuda" and (torch.cuda.device_count() > 1 or chosen.index not in (None, 0)):
+        raise InputError(
+            f"model.device={device!r} with {torch.cuda.device_count()} visible GPUs: training uses "
+            f"one; set CUDA_VISIBLE_DEVICES={chosen.index or 0} and leave model.device at auto"
+        )
+
+
 def resolve_dtype(dtype: str) -> torch.dtype | str:
     """Return the torch dtype of that name, or `auto`.
 

@@ -26,7 +26,7 @@ import yaml
 
 from cropi import __version__
 from cropi.artifacts import read_lines, unwritable, write_json, write_lines, written_aside
-from cropi.config import RunConfig, arm_name, to_yaml
+from cropi.config import EXECUTION_ONLY, RunConfig, arm_name, flat, to_yaml
 from cropi.errors import InputError
 
 Row = dict[str, Any]
@@ -183,7 +183,7 @@ class RunDirectory:
         """Raise InputError if what the run began with has changed since: two runs would mix."""
         if not self.manifest.is_file():
             return
-        before, now = _flat(json.loads(self.manifest.read_text(encoding="utf-8"))), _flat(facts)
+        before, now = flat(json.loads(self.manifest.read_text(encoding="utf-8"))), flat(facts)
         changed = [key for key in now if before.get(key) != now[key]]
         if changed:
             raise InputError(
@@ -226,24 +226,16 @@ def _version(library: str) -> str | None:
 def _require_same(existing: Path, config: RunConfig) -> None:
     """Raise InputError naming the settings in which the run on disk differs."""
     try:
-        before = _flat(yaml.safe_load(existing.read_text(encoding="utf-8")) or {})
+        before = flat(yaml.safe_load(existing.read_text(encoding="utf-8")) or {})
     except (yaml.YAMLError, UnicodeDecodeError):
         raise InputError(f"{existing} is damaged; remove it if the run is this one's") from None
-    now = _flat(yaml.safe_load(to_yaml(config)))
-    changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+    now = flat(yaml.safe_load(to_yaml(config)))
+    changed = sorted(
+        k for k in (before.keys() | now.keys()) - EXECUTION_ONLY if before.get(k) != now.get(k)
+    )
     if changed:
         first = ", ".join(f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in changed[:3])
         raise InputError(
             f"{existing.parent} holds a run with other settings ({first}); choose another name, "
             "e.g. name=my-run, or remove the directory"
         )
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys."""
-    if not isinstance(values, dict):
-        return {prefix: values}
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return found

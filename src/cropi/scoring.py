@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
+
+import torch
 
 from cropi.config import InfluenceConfig, ObjectiveConfig
 from cropi.gradients.extractor import GradientExtractor
@@ -22,7 +25,7 @@ def make_scorer(
     `seed` defines the sketch; `constant_length` is Dr.GRPO's divisor where the config has none.
     """
     extractor = GradientExtractor(
-        model,
+        _without_underflow(model),
         _with_length(config.objective, constant_length),
         config.batch_tokens,
         config.share_prefix,
@@ -31,6 +34,14 @@ def make_scorer(
     if config.method == "sparse":
         sketch = SparseSketch(extractor.shapes, seed, config.sparse_ratio, config.dim)
     return InfluenceScorer(extractor, sketch, config.target, progress)
+
+
+def _without_underflow(model: Any) -> Any:
+    """A float16 model is widened: gradients of long responses fall below float16's range."""
+    if any(p.dtype == torch.float16 for p in model.parameters()):
+        warnings.warn("float16 gradients underflow; computing in float32 instead", stacklevel=3)
+        return model.float()
+    return model
 
 
 def _with_length(objective: ObjectiveConfig, length: int) -> ObjectiveConfig:

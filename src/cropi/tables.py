@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,12 @@ def read_scores(path: Path) -> ScoreTable:
         if not np.isfinite(values).all():
             raise InputError(f"{path}: column {name} holds NaN or infinite values; score again")
     norms = table["norm"].to_numpy() if "norm" in table.column_names else np.ones(len(ids))
+    if "cropi.pool_size" not in about:
+        warnings.warn(
+            f"{path} does not say how large the pool is (its metadata lacks cropi.pool_size); the "
+            f"ratio is taken of the {len(ids)} scored prompts",
+            stacklevel=2,
+        )
     return ScoreTable(
         prompt_ids=ids,
         cosines=cosines,

@@ -90,3 +90,18 @@ def test_other_signatures_are_refused_with_both_described(parameters: str) -> No
 def test_a_trl_result_that_is_not_one_number_is_an_error(result: Any) -> None:
     with pytest.raises(TypeError, match="returned"):
         verifier(lambda completions: result)(TEXT, "4")
+
+
+def test_a_term_without_a_say_is_left_out_of_the_sum(tmp_path: Path) -> None:
+    """TRL's None means "not applicable": only where nothing applies is there no verdict."""
+    code = (
+        "def silent(prompts, completions, **columns):\n    return [None]\n\n"
+        "def half(prompts, completions, **columns):\n    return [0.5]\n"
+    )
+    (tmp_path / "r.py").write_text(code)
+    both = [RewardTerm(function=f"{tmp_path}/r.py:{name}") for name in ("silent", "half")]
+    prompt = Prompt("p", "1", "s", prompt="q")
+    with Judge(VerifiersConfig(default=both)) as judge:
+        assert judge.judge([(prompt, "x")])[0].reward == 0.5
+    with Judge(VerifiersConfig(default=both[:1])) as judge:
+        assert judge.judge([(prompt, "x")])[0].status == "error"

@@ -13,6 +13,7 @@ from cropi.config.loading import (
     validate,
 )
 from cropi.config.sections import (
+    EXECUTION_ONLY,
     ClipConfig,
     EvaluationConfig,
     InfluenceConfig,
@@ -30,9 +31,11 @@ from cropi.config.sections import (
     VerifiersConfig,
     WarmupConfig,
     arm_name,
+    flat,
 )
 
 __all__ = [
+    "EXECUTION_ONLY",
     "ClipConfig",
     "EvaluationConfig",
     "InfluenceConfig",
@@ -52,6 +55,7 @@ __all__ = [
     "arm_name",
     "build_section",
     "check_files",
+    "flat",
     "load_config",
     "presets",
     "to_yaml",

@@ -18,6 +18,19 @@ Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
 
 
+EXECUTION_ONLY = frozenset(
+    {
+        "model.device",
+        "verifiers.timeout",
+        "verifiers.workers",
+        "influence.batch_tokens",
+        "training.grpo.per_device_train_batch_size",
+        "training.grpo.gradient_checkpointing",
+    }
+)
+"""Settings that say where and how fast, but not what: a run may go on with others."""
+
+
 class Section(BaseModel):
     """A part of the config: immutable, and strict about its keys."""
 
@@ -35,7 +48,9 @@ class ModelConfig(Section):
     )
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N"
+    )
     attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
     trust_remote_code: bool = False
 
@@ -76,9 +91,28 @@ class PromptSource(Section):
             raise ValueError(
                 f"a prompt source needs one of path, hub, reasoning_gym, pocket; got {found}"
             )
+        self._require_meant(origins[0])
         if self.template is not None and "{prompt}" not in self.template:
             raise ValueError(f"template {self.template!r} lacks '{{prompt}}'; add it")
         return self
+
+    def _require_meant(self, origin: str) -> None:
+        """Raise ValueError for a key that this kind of source would ignore."""
+        meant = {
+            "subset": {"hub"},
+            "split": {"hub", "pocket"},
+            "options": {"reasoning_gym"},
+            "size": {"reasoning_gym", "pocket"},
+        }
+        for key, origins in meant.items():
+            changed = getattr(self, key) != type(self).model_fields[key].get_default(
+                call_default_factory=True
+            )
+            if changed and origin not in origins:
+                raise ValueError(
+                    f"{key} means nothing for a source of kind {origin}, only for "
+                    f"{' and '.join(sorted(origins))}; remove it"
+                )
 
 
 class PromptsConfig(Section):
@@ -316,6 +350,17 @@ class RunConfig(Section):
         """The run's arms: the strategy, then its baselines."""
         return [self.selection.strategy, *self.baselines]
 
+    def determining(self, section: str) -> dict[str, Any]:
+        """The settings of a section that decide results, as dotted keys."""
+        settings = flat(getattr(self, section).model_dump(), section)
+        return {key: value for key, value in settings.items() if key not in EXECUTION_ONLY}
+
+    @property
+    def most_new_tokens(self) -> int:
+        """The longest response that rollouts, training or evaluation may sample."""
+        wanted = (self.training.max_new_tokens, self.evaluation.max_new_tokens)
+        return max(self.rollouts.max_new_tokens, *(n or 0 for n in wanted))
+
     @property
     def targeted(self) -> list[str]:
         """The evaluated sets that the validation sets aim at."""
@@ -346,6 +391,16 @@ class RunConfig(Section):
                 "prompts.validation is empty; add one, or choose another selection.strategy"
             )
         return self
+
+
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted keys."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
 
 
 def arm_name(strategy: str) -> str:

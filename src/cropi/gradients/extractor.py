@@ -141,7 +141,10 @@ class GradientExtractor:
         with frozen(self.parameters), LayerTap(self.model, self.parameters, consumers) as tap:
             for members, share in batches:
                 batch = collate(members, share, self.device)
-                self._one_batch(batch, tap)
+                try:
+                    self._one_batch(batch, tap)
+                except torch.OutOfMemoryError as error:
+                    raise out_of_memory(batch, self.batch_tokens) from error
                 tokens += batch.tokens
                 if progress:
                     progress(batch.prompts)
@@ -185,7 +188,8 @@ class GradientExtractor:
         with torch.enable_grad(), tap.watching(batch):
             logits_SV = forward_logits(self.model, batch)
             gradient_SV = logits_gradient(logits_SV.detach(), batch, self.objective)
-            torch.autograd.backward(logits_SV, gradient_SV.to(logits_SV.dtype))
+            gradient_SV = gradient_SV.to(logits_SV.dtype)  # the fp32 copy goes before backward
+            torch.autograd.backward(logits_SV, gradient_SV)
 
     def _choose_path(
         self, prepared: Sequence[PreparedGroup], tolerance: tuple[float, float]
@@ -224,6 +228,16 @@ class GradientExtractor:
         comparison = Comparison(expected)
         self._run_fast([([replace(group, index=0)], share)], [comparison], None)
         comparison.conclude(*tolerance)
+
+
+def out_of_memory(batch: Batch, batch_tokens: int) -> InputError:
+    """The error for a batch that does not fit on the device."""
+    rows, length = batch.shape
+    return InputError(
+        f"{batch.prompts} prompts in {rows} rows of {length} positions do not fit in the device's "
+        f"memory; lower influence.batch_tokens (now {batch_tokens})"
+        + ("" if batch.prompts > 1 else ", or use LoRA, a smaller dtype or shorter responses")
+    )
 
 
 @contextmanager

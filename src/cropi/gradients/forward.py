@@ -37,8 +37,9 @@ def forward_logits(model: nn.Module, batch: Batch) -> Tensor:
 
 def logits_gradient(logits_SV: Tensor, batch: Batch, objective: ObjectiveConfig) -> Tensor:
     """dJ/dlogits [S, V]: sum over predicted tokens of weight (onehot - softmax) / temperature."""
-    scaled_SV = logits_SV.float() / batch.temperature_S.unsqueeze(1)
-    logps_SV = torch.log_softmax(scaled_SV, dim=-1)
+    temperature_S1 = batch.temperature_S.unsqueeze(1)
+    # Logits are the largest tensors of all: whatever can be done in place is.
+    logps_SV = torch.log_softmax(logits_SV.float() / temperature_S1, dim=-1)
     logp_DT = logps_SV[batch.where_DT, batch.targets_DT]
     longest = batch.responses.mask_RT.shape[1]
     logp_RT = logp_DT[batch.which_R, :longest]
@@ -55,7 +56,7 @@ def logits_gradient(logits_SV: Tensor, batch: Batch, objective: ObjectiveConfig)
         flat_weights.float(),
         accumulate=True,
     )
-    return gradient_SV / batch.temperature_S.unsqueeze(1)
+    return gradient_SV.div_(temperature_S1)
 
 
 def text_config(model: nn.Module) -> Any:

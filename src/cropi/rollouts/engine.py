@@ -6,21 +6,21 @@ called with the policy and the batch size. This module loads neither torch nor t
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cropi.errors import InputError
+from cropi.plugins import find_plugin
 from cropi.schema import FinishReason, Sampling
 
 if TYPE_CHECKING:
     from cropi.models import Policy
 
-ENGINES = ("transformers",)
+BUILTIN = {"transformers": "cropi.rollouts.transformers_engine:TransformersEngine"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +57,13 @@ def load_engine(name: str, policy: Policy, batch_size: int) -> RolloutEngine:
 
     Raises InputError if `name` is neither known nor an importable `package.module:object`.
     """
-    if name == "transformers":
-        from cropi.rollouts.transformers_engine import TransformersEngine
-
-        return TransformersEngine(policy, batch_size)
-    return cast(RolloutEngine, _factory(name)(policy, batch_size))
+    factory = find_plugin("rollouts.engine", name, BUILTIN)
+    return cast(RolloutEngine, factory(policy, batch_size))
 
 
 def require_engine(name: str) -> None:
     """Raise InputError if `name` is neither known nor an importable `package.module:object`."""
-    if name not in ENGINES:
-        _factory(name)
+    find_plugin("rollouts.engine", name, BUILTIN)
 
 
 def require_context(
@@ -81,23 +77,5 @@ def require_context(
             raise InputError(
                 f"prompt {name} has {len(ids)} tokens, and with max_new_tokens {new_tokens} it "
                 f"exceeds the model's context of {context}; shorten it, lower max_new_tokens, or "
-                "drop such prompts with prompts.overlong=drop"
+                "drop it (in a run: prompts.overlong=drop)"
             )
-
-
-def _factory(name: str) -> Callable[..., Any]:
-    """Import the factory named `package.module:object`."""
-    module_name, colon, attribute = name.partition(":")
-    if not (colon and module_name and attribute):
-        raise InputError(
-            f"rollout engine {name!r} is unknown; choose one of {', '.join(ENGINES)} or give "
-            "package.module:object"
-        )
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, TypeError) as error:
-        raise InputError(
-            f"rollout engine {name!r} cannot be imported: {error}; give the path of an importable "
-            "factory as package.module:object"
-        ) from error
-    return cast(Callable[..., Any], found)

@@ -61,6 +61,6 @@ def _made_from(session: Session, policy: str) -> str:
     return fingerprint(
         session.policy_key(policy),
         [file_hash(f) for f in files],
-        session.config.influence.model_dump(),
+        session.config.determining("influence"),
         session.seed("sketch"),
     )

@@ -22,7 +22,7 @@ def load_prompts(session: Session) -> None:
         session.sets = drop_overlong(
             policy.tokenizer,
             sets,
-            config.prompts.max_tokens or policy.context - config.rollouts.max_new_tokens,
+            config.prompts.max_tokens or policy.context - config.most_new_tokens,
             config.prompts.overlong,
             config.prompts.chat_template_kwargs,
         )

@@ -60,7 +60,7 @@ def _made_from(session: Session, collection: Collection, policy_key: str) -> str
         dataclasses.asdict(session.config.rollouts.sampling),
         session.config.rollouts.engine,
         session.config.rollouts.batch_size,
-        session.config.verifiers.model_dump(),
+        session.config.determining("verifiers"),
         session.config.prompts.chat_template_kwargs,
         collection.responses,
         session.seed("rollouts", collection.kind, collection.name),

@@ -82,7 +82,7 @@ class Session:
         record = Path(policy) / RECORD
         if record.exists():
             return str(json.loads(record.read_text())["made_from"])
-        return fingerprint(policy, self.config.model.model_dump())
+        return fingerprint(policy, self.config.determining("model"))
 
     def warmup_tokens(self) -> int:
         """Tokens of the supervised warm-up, 0 without one."""

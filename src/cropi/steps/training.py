@@ -23,8 +23,8 @@ def train(session: Session, stage: Stage, selection: Selection, policy: str) -> 
     made_from = fingerprint(
         session.policy_key(policy),
         [(p.prompt_id, p.answer) for p in plan.prompts],
-        session.config.training.model_dump(),
-        session.config.evaluation.model_dump(),
+        session.config.determining("training"),
+        session.config.determining("evaluation"),
         plan.seed,
     )
     if stage.recorded().get("made_from") != made_from:

@@ -35,8 +35,8 @@ def prepare_start(
     bf16 = config.training.grpo.get("bf16")  # the warm-up computes as GRPO will
     made_from = fingerprint(
         bf16,
-        config.model.model_dump(),
-        config.warmup.model_dump(),
+        config.determining("model"),
+        config.determining("warmup"),
         config.training.lora.model_dump() if config.training.lora else None,
         [(p.prompt_id, p.content, p.answer) for p in prompts] if config.warmup.steps else [],
         seed,

@@ -25,7 +25,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from cropi.artifacts import write_json
 from cropi.errors import InputError
-from cropi.models import Policy, load_policy, resolve_device
+from cropi.models import Policy, load_policy, require_one_gpu, resolve_device
 from cropi.prompts.encoding import encode_all, trl_row
 from cropi.training.base import Evaluator, Row, StageOutcome, StagePlan
 from cropi.training.quiet import quiet
@@ -122,7 +122,8 @@ class TrlTrainer:
     """GRPO through TRL, one stage a call."""
 
     def check(self, plan: StagePlan) -> list[str]:
-        """Raise InputError for settings that TRL or this engine refuses."""
+        """Raise InputError for settings, or a choice of GPUs, that TRL or this engine refuses."""
+        require_one_gpu(plan.model.device)
         with quiet():
             arguments = _arguments(plan, Path(plan.start))
         return mismatch(arguments.loss_type, plan.normalisation)

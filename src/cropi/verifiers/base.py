@@ -23,6 +23,10 @@ class Verifier(Protocol):
         ...
 
 
+class NotApplicableError(TypeError):
+    """The function has no say on this response (TRL's None); in a weighted sum it is left out."""
+
+
 @runtime_checkable
 class TokenVerifier(Protocol):
     """A verifier that also looks at the response's token ids (TRL's `completion_ids`)."""

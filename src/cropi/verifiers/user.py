@@ -17,6 +17,7 @@ from typing import Any
 
 from cropi.errors import InputError
 from cropi.schema import Prompt
+from cropi.verifiers.base import NotApplicableError
 
 SIGNATURES = (
     "TRL's f(prompts, completions, **columns) -> list[float] or verl's "
@@ -149,8 +150,14 @@ def _trl_texts(prompt: Prompt, completion: str) -> dict[str, list[Any]]:
 
 
 def as_number(value: Any) -> float:
-    """Return a reward as a float. Raises TypeError on None, text and anything without a value."""
-    if value is None or isinstance(value, str | bytes):
+    """Return a reward as a float.
+
+    Raises NotApplicableError on None, which is what TRL means by it, and TypeError on text and
+    anything else without a value.
+    """
+    if value is None:
+        raise NotApplicableError("the function returned None, not a number")
+    if isinstance(value, str | bytes):
         raise TypeError(f"the function returned {value!r}, not a number")
     try:
         return float(value)

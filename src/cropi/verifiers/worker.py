@@ -18,7 +18,7 @@ from typing import Any, Literal
 from cropi.errors import InputError
 from cropi.schema import Prompt
 from cropi.verifiers import registry
-from cropi.verifiers.base import Job, TokenVerifier, Verifier
+from cropi.verifiers.base import Job, NotApplicableError, TokenVerifier, Verifier
 from cropi.verifiers.channel import frame, read_message, write_all
 
 LOAD_SECONDS = 120.0
@@ -107,14 +107,18 @@ def _judge_all(
 
 
 def _judged(job: Job, loaded: dict[str, Verifier]) -> Reply:
-    total = 0.0
+    total, applied, unused = 0.0, 0, ""
     for spec, weight in job.terms:
         try:
             reward = _reward(loaded[spec], job.prompt, job.completion, job.token_ids)
+        except NotApplicableError as error:
+            unused = _reason(error, spec if len(job.terms) > 1 else "")
+            continue
         except (Exception, SystemExit) as error:  # noqa: BLE001  (a user's function runs here)
             return "error", math.nan, _reason(error, spec if len(job.terms) > 1 else "")
         total += weight * reward
-    return "ok", total, ""
+        applied += 1
+    return ("ok", total, "") if applied else ("error", math.nan, unused)
 
 
 def _reward(
