@@ -1,12 +1,15 @@
 """User functions in TRL's and verl's signature get what their own trainers would give them."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cropi.config import RewardTerm, VerifiersConfig
 from cropi.errors import InputError
 from cropi.schema import Prompt
+from cropi.verifiers import Judge
 from cropi.verifiers.user import UserVerifier
 
 TEXT = Prompt("p", "4", "sums", prompt="2+2", extra={"level": 3, "solution": "2+2=4"})
