@@ -2,5 +2,5 @@
 
 import os
 
-# Before torch is imported: spinning threads starve everything else on a small machine.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before torch is imported: threads that spin starve everything else on a small machine.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
