@@ -6,11 +6,10 @@ import dataclasses
 from typing import Any
 
 from cropi.artifacts import fingerprint, write_json
+from cropi.config import arm_name
 from cropi.models import Policy
 from cropi.prompts import PromptSets, drop_overlong, load_prompt_sets, write_prompts
 from cropi.steps.session import Session
-
-SEEDED = ("prompts", "warmup", "sketch", "order", "evaluation")
 
 
 def load_prompts(session: Session) -> None:
@@ -30,9 +29,7 @@ def load_prompts(session: Session) -> None:
         inputs = _inputs(session, policy)
         directory.require_same_inputs(**inputs)
         _write(session)
-        directory.write_manifest(
-            seeds={"run": config.seed, **{name: session.seed(name) for name in SEEDED}}, **inputs
-        )
+        directory.write_manifest(seeds=_seeds(session), **inputs)
         bar.note = _counted(session.sets)
     for line in session.sets.notes.lines():
         session.narrator.warn(line)
@@ -63,3 +60,18 @@ def _inputs(session: Session, policy: Policy) -> dict[str, Any]:
             for name, prompts in session.sets.named().items()
         },
     }
+
+
+def _seeds(session: Session) -> dict[str, int]:
+    """The run's seed and every component's, by the path that it is derived with."""
+    config = session.config
+    stages = range(config.training.stages)
+    components: list[tuple[str | int, ...]] = [
+        *(("prompts",), ("warmup",), ("warmup", "prompts"), ("sketch",), ("order",)),
+        ("evaluation",),
+        ("rollouts", "pool", ""),
+        *(("rollouts", "validation", name) for name in config.prompts.validation),
+        *(("training", stage) for stage in stages),
+        *(("selection", arm_name(arm), stage) for arm in config.strategies for stage in stages),
+    ]
+    return {"run": config.seed, **{"/".join(map(str, c)): session.seed(*c) for c in components}}
