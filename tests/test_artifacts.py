@@ -14,7 +14,6 @@ import pytest
 from cropi.artifacts import (
     MADE_FROM,
     file_hash,
-    fingerprint,
     folder_hash,
     folder_written_aside,
     is_current,
@@ -28,6 +27,7 @@ from cropi.artifacts import (
     written_aside,
 )
 from cropi.errors import InputError
+from cropi.schema import fingerprint
 
 # Characters at which str.splitlines ends a line, though JSON does not escape them.
 SEPARATORS = "\u2028 \u2029 \x85 \x0b \x0c \x1c \r"

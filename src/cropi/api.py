@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from cropi.artifacts import fingerprint, folder_written_aside, require_writable
+from cropi.artifacts import folder_written_aside, require_writable
 from cropi.config import (
     EvaluationConfig,
     InfluenceConfig,
@@ -32,7 +32,15 @@ from cropi.errors import InputError
 from cropi.prompts import load_source
 from cropi.prompts.uniqueness import distinct
 from cropi.rollouts import collect, load_engine, read_rollouts, rollout_statistics
-from cropi.schema import EvaluationResult, Prompt, RolloutGroup, Sampling, ScoreTable, Selection
+from cropi.schema import (
+    EvaluationResult,
+    Prompt,
+    RolloutGroup,
+    Sampling,
+    ScoreTable,
+    Selection,
+    fingerprint,
+)
 from cropi.selection import SelectionContext, find_strategy
 from cropi.selection.base import require_some, selection_size
 from cropi.training import StageOutcome, StagePlan, find_trainer, stage_order

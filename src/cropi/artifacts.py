@@ -18,21 +18,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cropi.errors import InputError
+from cropi.schema import fingerprint
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 MADE_FROM = b"cropi.made_from"
+POLICY_RECORD = "cropi_stage.json"
+"""In a policy's folder: what it was made from."""
 DISK_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 )
 """What a full, read-only, forbidden or broken disk answers to a write."""
-
-
-def fingerprint(*parts: object) -> str:
-    """Return a short hash of JSON-able values; equal values give equal hashes on any machine."""
-    text = json.dumps(parts, sort_keys=True, default=str, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def file_hash(path: Path) -> str:

@@ -18,8 +18,9 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from cropi.artifacts import file_hash, fingerprint, folder_hash
+from cropi.artifacts import file_hash, folder_hash
 from cropi.errors import InputError
+from cropi.schema import fingerprint
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 _TOKENIZERS = (

@@ -25,7 +25,14 @@ from typing import Any
 import yaml
 
 from cropi import __version__
-from cropi.artifacts import read_lines, unwritable, write_json, write_lines, written_aside
+from cropi.artifacts import (
+    POLICY_RECORD,
+    read_lines,
+    unwritable,
+    write_json,
+    write_lines,
+    written_aside,
+)
 from cropi.config import EXECUTION_ONLY, RunConfig, arm_name, flat, to_yaml
 from cropi.errors import InputError
 
@@ -69,7 +76,7 @@ class Stage:
     @property
     def record(self) -> Path:
         """What the checkpoint was made from, and the tokens up to here."""
-        return self.policy / "cropi_stage.json"
+        return self.policy / POLICY_RECORD
 
     @property
     def title(self) -> str:

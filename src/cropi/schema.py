@@ -196,6 +196,12 @@ class EvaluationResult:
     statuses: Mapping[str, int] = field(default_factory=dict)
 
 
+def fingerprint(*parts: object) -> str:
+    """Return a short hash of JSON-able values; equal values give equal hashes on any machine."""
+    text = json.dumps(parts, sort_keys=True, default=str, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def derive_seed(seed: int, *path: str | int) -> int:
     """Return the 31-bit seed of one component, from the run's seed and the component's name.
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cropi.artifacts import MADE_FROM, fingerprint, is_current, unwritable
+from cropi.artifacts import MADE_FROM, is_current, unwritable
 from cropi.errors import InputError
 from cropi.prompts.encoding import encode_all
 from cropi.rollouts.engine import Completion, RolloutEngine, require_context
@@ -27,6 +27,7 @@ from cropi.schema import (
     RolloutGroup,
     Sampling,
     derive_seed,
+    fingerprint,
     unique,
 )
 from cropi.verifiers.base import Verdict

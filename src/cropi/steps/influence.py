@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from cropi.artifacts import file_hash, fingerprint, is_current, write_json
+from cropi.artifacts import file_hash, is_current, write_json
 from cropi.influence import Influence
 from cropi.run_directory import Stage
-from cropi.schema import ScoreTable
+from cropi.schema import ScoreTable, fingerprint
 from cropi.scoring import make_scorer
 from cropi.selection import Strategy
 from cropi.steps.session import Session

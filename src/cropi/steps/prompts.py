@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from cropi.artifacts import fingerprint, write_json
+from cropi.artifacts import write_json
 from cropi.config import arm_name
 from cropi.models import Policy
 from cropi.prompts import PromptSets, drop_overlong, load_prompt_sets, write_prompts
+from cropi.schema import fingerprint
 from cropi.steps.session import Session
 
 

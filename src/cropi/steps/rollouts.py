@@ -7,11 +7,11 @@ from collections import Counter
 
 import numpy as np
 
-from cropi.artifacts import fingerprint, is_current, read_lines, write_lines
+from cropi.artifacts import is_current, read_lines, write_lines
 from cropi.costs import cost_row
 from cropi.models import Policy
 from cropi.rollouts import RolloutEngine, collect, load_engine
-from cropi.schema import Prompt
+from cropi.schema import Prompt, fingerprint
 from cropi.steps.evaluation import evaluation_cost
 from cropi.steps.session import Session
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from cropi.artifacts import file_hash, fingerprint, is_current
+from cropi.artifacts import file_hash, is_current
 from cropi.rollouts import rollout_statistics
 from cropi.run_directory import Stage
-from cropi.schema import ScoreTable, Selection
+from cropi.schema import ScoreTable, Selection, fingerprint
 from cropi.selection import SelectionContext, Strategy
 from cropi.selection.base import require_some, selection_size
 from cropi.steps.session import Session

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from cropi.artifacts import fingerprint
+from cropi.artifacts import POLICY_RECORD
 from cropi.config import RunConfig
 from cropi.evaluation import EvaluationSets
 from cropi.models import Policy, load_policy
@@ -15,8 +15,7 @@ from cropi.progress import Narrator
 from cropi.prompts import PromptSets
 from cropi.rollouts import read_rollouts
 from cropi.run_directory import RunDirectory
-from cropi.schema import Prompt, RolloutGroup, derive_seed
-from cropi.training.start import RECORD
+from cropi.schema import Prompt, RolloutGroup, derive_seed, fingerprint
 from cropi.verifiers import Judge
 
 
@@ -79,14 +78,14 @@ class Session:
 
     def policy_key(self, policy: str) -> str:
         """What identifies a policy: what it was made from, or the config's start model."""
-        record = Path(policy) / RECORD
+        record = Path(policy) / POLICY_RECORD
         if record.exists():
             return str(json.loads(record.read_text())["made_from"])
         return fingerprint(policy, self.config.determining("model"))
 
     def warmup_tokens(self) -> int:
         """Tokens of the supervised warm-up, 0 without one."""
-        record = self.directory.start / RECORD
+        record = self.directory.start / POLICY_RECORD
         return int(json.loads(record.read_text())["tokens"]) if record.exists() else 0
 
     def rollouts(self, kind: str, name: str = "") -> list[RolloutGroup]:

@@ -6,11 +6,11 @@ import gc
 import json
 from typing import Any
 
-from cropi.artifacts import fingerprint, folder_written_aside, read_lines, write_json, write_lines
+from cropi.artifacts import folder_written_aside, read_lines, write_json, write_lines
 from cropi.costs import cost_row
 from cropi.models import Policy
 from cropi.run_directory import Row, Stage
-from cropi.schema import Selection
+from cropi.schema import Selection, fingerprint
 from cropi.steps.evaluation import accuracy_note, evaluate, evaluation_cost
 from cropi.steps.session import Session
 from cropi.tables import read_selection

@@ -13,15 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cropi.artifacts import fingerprint, folder_written_aside
+from cropi.artifacts import POLICY_RECORD, folder_written_aside
 from cropi.config import LoraConfig, ModelConfig, RunConfig, TrainingConfig, WarmupConfig
 from cropi.errors import InputError
 from cropi.models import Policy, load_policy, resolve_device
-from cropi.schema import Prompt
+from cropi.schema import Prompt, fingerprint
 from cropi.training.quiet import quiet
 from cropi.training.saving import disk_trouble_told
-
-RECORD = "cropi_stage.json"
 
 
 def prepare_start(
@@ -42,7 +40,7 @@ def prepare_start(
         seed,
     )
     said = describe(config)
-    record = out / RECORD
+    record = out / POLICY_RECORD
     if record.exists() and json.loads(record.read_text())["made_from"] == made_from:
         return said
     policy = _load(config.model.path, config.model, config.training)
@@ -62,7 +60,7 @@ def prepare_start(
         with quiet():  # PEFT misses the base, which has its name only once all of this is there
             trained.save_pretrained(part)
         policy.tokenizer.save_pretrained(part)
-        (part / RECORD).write_text(json.dumps({"made_from": made_from, "tokens": tokens}))
+        (part / POLICY_RECORD).write_text(json.dumps({"made_from": made_from, "tokens": tokens}))
     return said
 
 
