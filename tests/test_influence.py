@@ -21,6 +21,7 @@ from cropi.config import ObjectiveConfig
 from cropi.errors import InputError
 from cropi.gradients.extractor import GradientExtractor
 from cropi.influence import (
+    BLOCK,
     DirectionConsumer,
     InfluenceScorer,
     TargetTrust,
@@ -343,3 +344,13 @@ def test_progress_reaches_every_phases_total(
     scorer(model, progress=note).score(pool, targets)
     assert set(seen) == {"target algebra", "target words", "pool"}
     assert all(steps[-1] == (steps[-1][1],) * 2 for steps in seen.values())
+
+
+@pytest.mark.parametrize("coordinates", [5, BLOCK, 2 * BLOCK + 7])
+def test_blocks_summed_together_or_apart_give_the_same(coordinates: int) -> None:
+    torch.manual_seed(0)
+    gradient, directions = torch.randn(3, coordinates), torch.randn(2, coordinates)
+    apart, together = (block_dots(gradient, directions, together=t) for t in (False, True))
+    assert torch.allclose(apart, together, rtol=1e-5, atol=1e-3)
+    squares = [block_squares(gradient, together=t) for t in (False, True)]
+    assert torch.allclose(*squares, rtol=1e-6)

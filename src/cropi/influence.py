@@ -29,44 +29,58 @@ BLOCK = 1 << 16
 Progress = Callable[[str, int, int], None]
 
 
-def block_dots(gradient_PC: Tensor, directions_VC: Tensor) -> Tensor:
+def pieces(values_XC: Tensor, together: bool) -> list[Tensor]:
+    """Views of BLOCK coordinates: all whole ones as one [n, X, BLOCK] and the rest, or each apart.
+
+    Together is for GPUs, where every kernel costs a launch; apart is for CPUs, whose batched
+    products of few rows are ten times slower than plain ones.
+    """
+    if not together:
+        return list(torch.split(values_XC, BLOCK, 1))
+    whole = values_XC.shape[1] // BLOCK * BLOCK
+    views = [values_XC[:, :whole].view(len(values_XC), -1, BLOCK).transpose(0, 1)] if whole else []
+    return [*views, values_XC[:, whole:]] if whole < values_XC.shape[1] else views
+
+
+def block_dots(gradient_PC: Tensor, directions_VC: Tensor, together: bool | None = None) -> Tensor:
     """Inner products [P, V], fp32 within blocks, float64 across them.
 
     Written as D g^T: with few, contiguous directions this order runs at memory speed.
     """
-    total = torch.zeros(
-        len(directions_VC), len(gradient_PC), dtype=torch.float64, device=gradient_PC.device
-    )
-    pairs = zip(
-        torch.split(gradient_PC, BLOCK, 1), torch.split(directions_VC, BLOCK, 1), strict=True
-    )
+    together = gradient_PC.is_cuda if together is None else together
+    targets, prompts = len(directions_VC), len(gradient_PC)
+    total = torch.zeros(targets, prompts, dtype=torch.float64, device=gradient_PC.device)
+    pairs = zip(pieces(gradient_PC, together), pieces(directions_VC, together), strict=True)
     for g, d in pairs:
-        total += (d @ g.T).double()
+        total += (d @ g.mT).double().reshape(-1, targets, prompts).sum(0)
     return total.T
 
 
-def block_squares(gradient_PC: Tensor) -> Tensor:
+def block_squares(gradient_PC: Tensor, together: bool | None = None) -> Tensor:
     """Squared norms [P], summed like `block_dots`."""
-    total = torch.zeros(len(gradient_PC), dtype=torch.float64, device=gradient_PC.device)
-    for g in torch.split(gradient_PC, BLOCK, 1):
-        total += torch.linalg.vector_norm(g, dim=1).double().square()
+    together = gradient_PC.is_cuda if together is None else together
+    prompts = len(gradient_PC)
+    total = torch.zeros(prompts, dtype=torch.float64, device=gradient_PC.device)
+    for g in pieces(gradient_PC, together):
+        squares = torch.linalg.vector_norm(g, dim=-1).double().square()
+        total += squares.reshape(-1, prompts).sum(0)
     return total
 
 
 class NormConsumer:
     """Keeps the L2 norm of each prompt's gradient."""
 
-    def __init__(self, prompts: int) -> None:
-        self._squares = torch.zeros(prompts, dtype=torch.float64)
+    def __init__(self, prompts: int, device: torch.device) -> None:
+        self._squares = torch.zeros(prompts, dtype=torch.float64, device=device)
 
     def consume(self, name: str, index_P: Tensor, gradient: Tensor) -> None:
         """Add the squares of one parameter."""
-        self._squares.index_add_(0, index_P.cpu(), block_squares(gradient.flatten(1)).cpu())
+        self._squares.index_add_(0, index_P, block_squares(gradient.flatten(1)))
 
     @property
     def norms(self) -> np.ndarray:
         """Norms, float64 [n]."""
-        return self._squares.sqrt().numpy()
+        return self._squares.sqrt().cpu().numpy()
 
 
 class DirectionConsumer:
@@ -109,18 +123,18 @@ class DotConsumer:
 
     def __init__(self, directions: Mapping[str, Tensor], prompts: int) -> None:
         self._directions = directions
-        targets = len(next(iter(directions.values())))
-        self._dots = torch.zeros(prompts, targets, dtype=torch.float64)
+        some = next(iter(directions.values()))
+        self._dots = torch.zeros(prompts, len(some), dtype=torch.float64, device=some.device)
 
     def consume(self, name: str, index_P: Tensor, gradient: Tensor) -> None:
         """Add one parameter's inner products."""
         part = block_dots(gradient.flatten(1), self._directions[name])
-        self._dots.index_add_(0, index_P.cpu(), part.cpu())
+        self._dots.index_add_(0, index_P, part)
 
     @property
     def dots(self) -> np.ndarray:
         """Inner products, float64 [n, V]."""
-        return self._dots.numpy()
+        return self._dots.cpu().numpy()
 
 
 def cosine(dot: float, square_a: float, square_b: float) -> float:
@@ -261,7 +275,7 @@ class InfluenceScorer:
         count = len(groups)
         if self.target == "mean":
             return np.full(count, 1 / count), None
-        norms = NormConsumer(count)
+        norms = NormConsumer(count, self.extractor.device)
         self._stream(f"norms of {name}", groups, norms)
         # A gradient that cancels exactly has no direction: it adds nothing, and is not 0/0.
         lengths = np.where(norms.norms > 0, norms.norms, np.inf)
@@ -279,12 +293,12 @@ class InfluenceScorer:
         for row, (name, target) in enumerate(targets.items()):
             weights, _ = self._weights(name, target.groups)
             direction = DirectionConsumer(shapes, weights, device)
-            norms = NormConsumer(len(target.groups))
+            norms = NormConsumer(len(target.groups), device)
             self._stream(f"target {name}", target.groups, direction, norms)
             direction.write_direction(row, directions)
             trust[name] = _trust(weights * norms.norms, direction.split_half())
             del direction  # its two halves must not wait beside the next target's
-        dots, norms = DotConsumer(directions, len(pool)), NormConsumer(len(pool))
+        dots, norms = DotConsumer(directions, len(pool)), NormConsumer(len(pool), device)
         self._stream("pool", pool, dots, norms)
         lengths = _lengths(directions)
         return _cosines(dots.dots, norms.norms, lengths, list(targets)), norms.norms, trust
@@ -310,7 +324,7 @@ class InfluenceScorer:
         """Sketches float64 [n, dim] and full norms [n]."""
         assert self.sketch is not None
         sketcher = SketchConsumer(self.sketch, len(groups), self.extractor.device)
-        norms = NormConsumer(len(groups))
+        norms = NormConsumer(len(groups), self.extractor.device)
         self._stream(phase, groups, sketcher, norms)
         return sketcher.sketches.double().cpu().numpy(), norms.norms
 
