@@ -1,4 +1,4 @@
-"""The method in one loop (DESIGN section 2, arXiv 2510.26491 algorithm 1).
+"""The method in one loop (docs/method.md, arXiv 2510.26491 algorithm 1).
 
 Rollouts are collected once, from the start policy. Before every stage, influence is computed
 under the *current* policy from those same rollouts; the best prompts are selected; GRPO trains on

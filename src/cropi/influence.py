@@ -1,6 +1,6 @@
 """Influence: how well a prompt's gradient points where the validation sets want to go.
 
-    U(s, V) = cos(P g(s), P gbar_V),    gbar_V = mean over v in V of g(v)        (DESIGN section 2)
+    U(s, V) = cos(P g(s), P gbar_V),    gbar_V = mean over v in V of g(v)        (docs/method.md)
 
 `exact` (P the identity) takes two passes: the target directions, held in memory; then every pool
 prompt's gradient, dotted with each direction, squared for its norm, and dropped. `sparse`

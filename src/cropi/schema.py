@@ -113,7 +113,7 @@ class Response:
 
     @property
     def usable(self) -> bool:
-        """Whether the response counts in its group: judged, and not empty (DESIGN section 2)."""
+        """Whether the response counts in its group: judged, and not empty (docs/method.md)."""
         return self.reward_status == "ok" and len(self.ids) > 0
 
 

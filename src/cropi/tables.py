@@ -1,4 +1,4 @@
-"""Scores and selections as Parquet files (the contracts of DESIGN section 3)."""
+"""Scores and selections as Parquet files (the contracts of docs/method.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The slow, obvious gradient: DESIGN section 2 written down with plain loops in float64.
+"""The slow, obvious gradient: docs/method.md written down with plain loops in float64.
 
 One prompt, one response, one token at a time, with autograd on `model.double()`. It shares no
 code with `cropi.gradients`, reads only the data contracts, and is allowed to take its time.

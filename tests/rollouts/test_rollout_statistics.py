@@ -1,4 +1,4 @@
-"""Statistics count what DESIGN section 2 counts."""
+"""Statistics count what docs/method.md counts."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ class ClipConfig(Section):
 
 
 class ObjectiveConfig(Section):
-    """The off-policy objective whose gradient is the influence (DESIGN section 2)."""
+    """The off-policy objective whose gradient is the influence (docs/method.md)."""
 
     ratio: Literal["token", "sequence", "none"] = Field(
         "token", description="token (paper), sequence (GSPO) or none (REINFORCE)"

@@ -1,4 +1,4 @@
-"""The off-policy objective of one prompt, as pure tensors (DESIGN section 2).
+"""The off-policy objective of one prompt, as pure tensors (docs/method.md).
 
     J(s) = 1/K sum_k 1/|y_k| sum_t rho_kt A_k,    rho_kt = pi(y_kt | ...) / beta(y_kt | ...)
 

@@ -2,7 +2,7 @@
 
 Accuracy is read off the evaluation curve with straight lines between evaluations. "Reached" means
 the first crossing. Every arm pays for what it needs: rollouts and scoring count in the tokens and
-the seconds of the arms whose strategy uses them (DESIGN section 5, invariant 7); what all arms
+the seconds of the arms whose strategy uses them (docs/method.md); what all arms
 share alike (setup, warm-up) and the cost of measuring (evaluation) count for none.
 """
 

@@ -49,7 +49,7 @@ class Group:
 
     @property
     def kind(self) -> Kind:
-        """Whether the group has a gradient, and if not, why (DESIGN section 2)."""
+        """Whether the group has a gradient, and if not, why (docs/method.md)."""
         if self.count < 2:
             return "too few judged"
         if self.greatest > self.least:

@@ -88,7 +88,7 @@ def write_rollouts(
 
 
 def rollout_table(groups: Sequence[RolloutGroup]) -> pa.Table:
-    """Return the flat table of DESIGN section 3, columns in the order of ROLLOUT_COLUMNS."""
+    """Return the flat table of docs/method.md, columns in the order of ROLLOUT_COLUMNS."""
     pairs = [(group, response) for group in groups for response in group.responses]
     places = [place for group in groups for place in range(len(group.responses))]
     responses = [response for _, response in pairs]

@@ -49,7 +49,7 @@ class Strategy(Protocol):
 
 
 def selection_size(ratio: float, pool_size: int) -> int:
-    """n = max(1, floor(ratio * |D|)), |D| the whole pool (DESIGN section 2).
+    """n = max(1, floor(ratio * |D|)), |D| the whole pool (docs/method.md).
 
     The tiny slack keeps 0.1 * 5160 from becoming 515 through binary rounding.
     """

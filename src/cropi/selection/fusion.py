@@ -1,4 +1,4 @@
-"""Reciprocal-rank fusion of the validation sets' rankings (DESIGN section 2, the paper's c = 0).
+"""Reciprocal-rank fusion of the validation sets' rankings (docs/method.md, the paper's c = 0).
 
 Each set ranks all scored prompts by cosine and keeps its top n; a prompt's fused score is the
 sum of 1 / (c + rank) over the sets in whose top n it is. Ties go by prompt id.

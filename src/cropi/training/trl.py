@@ -68,7 +68,7 @@ PACKAGES = {"use_vllm": "vllm", "use_liger_kernel": "liger_kernel"}
 """What TRL asks for only once it trains."""
 
 NORMALISATION = {"grpo": "sequence", "bnpo": "token", "dapo": "token", "dr_grpo": "constant"}
-"""The objective's normalisation (DESIGN section 2) that goes with a loss of TRL."""
+"""The objective's normalisation (docs/method.md) that goes with a loss of TRL."""
 
 LOG_NAMES = {
     "reward": "reward",
