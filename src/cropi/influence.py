@@ -268,18 +268,20 @@ class InfluenceScorer:
         report = self.extractor.run(groups, consumers, advance)  # type: ignore[arg-type]
         self.tokens += report.tokens
 
-    def _weights(
-        self, name: str, groups: list[RolloutGroup]
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Weight of each validation prompt in gbar, and the norms where they had to be known."""
-        count = len(groups)
+    def _weights(self, norms: np.ndarray) -> np.ndarray:
+        """Weight of each validation prompt in gbar, from the norms of their gradients [n]."""
         if self.target == "mean":
-            return np.full(count, 1 / count), None
-        norms = NormConsumer(count, self.extractor.device)
-        self._stream(f"norms of {name}", groups, norms)
+            return np.full(len(norms), 1 / len(norms))
         # A gradient that cancels exactly has no direction: it adds nothing, and is not 0/0.
-        lengths = np.where(norms.norms > 0, norms.norms, np.inf)
-        return 1 / (count * lengths), norms.norms
+        return 1 / (len(norms) * np.where(norms > 0, norms, np.inf))
+
+    def _norms_ahead(self, name: str, groups: list[RolloutGroup]) -> np.ndarray:
+        """Norms [n] that must be known before gradients are summed: a pass of its own, or none."""
+        if self.target == "mean":
+            return np.ones(len(groups))
+        norms = NormConsumer(len(groups), self.extractor.device)
+        self._stream(f"norms of {name}", groups, norms)
+        return norms.norms
 
     def _exact(
         self, pool: list[RolloutGroup], targets: Mapping[str, Pass]
@@ -291,7 +293,7 @@ class InfluenceScorer:
         }
         trust = {}
         for row, (name, target) in enumerate(targets.items()):
-            weights, _ = self._weights(name, target.groups)
+            weights = self._weights(self._norms_ahead(name, target.groups))
             direction = DirectionConsumer(shapes, weights, device)
             norms = NormConsumer(len(target.groups), device)
             self._stream(f"target {name}", target.groups, direction, norms)
@@ -308,8 +310,8 @@ class InfluenceScorer:
     ) -> tuple[np.ndarray, np.ndarray, dict[str, TargetTrust]]:
         means, trust = [], {}
         for name, target in targets.items():
-            weights, _ = self._weights(name, target.groups)
             sketches, norms = self._sketches(f"target {name}", target.groups)
+            weights = self._weights(norms)
             halves = [(weights[h::2, None] * sketches[h::2]).sum(0) for h in (0, 1)]
             means.append(halves[0] + halves[1])
             agreement = cosine(halves[0] @ halves[1], halves[0] @ halves[0], halves[1] @ halves[1])
