@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -17,21 +18,17 @@ from oracle import flatten, oracle_gradient
 from tiny import changed, mixed_groups, random_group, random_response, tiny_model
 from torch import Tensor, nn
 
-from cropi.config import ObjectiveConfig
+from cropi.alignment import TargetTrust
+from cropi.config import ObjectiveConfig, TargetMemory
 from cropi.errors import InputError
+from cropi.gradients.consumers import DirectionConsumer
+from cropi.gradients.directions import Directions
 from cropi.gradients.extractor import GradientExtractor
-from cropi.influence import (
-    BLOCK,
-    DirectionConsumer,
-    InfluenceScorer,
-    TargetTrust,
-    block_dots,
-    block_squares,
-    informative_only,
-)
+from cropi.gradients.sums import BLOCK, block_dots, block_squares
+from cropi.influence import InfluenceScorer, informative_only
 from cropi.schema import Response, RolloutGroup
 from cropi.selection import fuse
-from cropi.sketches import SparseSketch
+from cropi.sketches import SparseSketch, make_sketch
 
 
 @pytest.fixture(scope="module")
@@ -268,15 +265,16 @@ def test_directions_are_summed_in_fp32_whatever_the_models_dtype(model: nn.Modul
     """256 + 1 is 256 in bf16: a sum kept in bf16 would stop growing."""
     consumer = DirectionConsumer({"w": (2,)}, np.ones(400), torch.device("cpu"))
     for n in range(400):
-        consumer.consume("w", torch.tensor([n]), torch.full((1, 2), 1.0))
-    directions = {"w": torch.zeros(1, 2)}
+        consumer.begin(torch.tensor([n]))
+        consumer.consume("w", slice(0, 1), torch.full((1, 1, 2), 1.0))
+    directions = Directions({"w": (2,)}, 1, torch.device("cpu"))
     consumer.write_direction(0, directions)
-    assert directions["w"].tolist() == [[400.0, 400.0]]
+    assert directions.read("w", slice(0, 1)).tolist() == [[[400.0, 400.0]]]
     coarse = copy.deepcopy(model).bfloat16()
     halves = DirectionConsumer(
         GradientExtractor(coarse).shapes, np.ones(1), torch.device("cpu")
     ).halves
-    assert {half.dtype for half in halves.values()} == {torch.float32}
+    assert {half.dtype for half in halves.values.values()} == {torch.float32}
 
 
 def test_bf16_cosines_are_close_to_fp32_ones(
@@ -347,10 +345,54 @@ def test_progress_reaches_every_phases_total(
 
 
 @pytest.mark.parametrize("coordinates", [5, BLOCK, 2 * BLOCK + 7])
-def test_blocks_summed_together_or_apart_give_the_same(coordinates: int) -> None:
+@pytest.mark.parametrize(("prompts", "targets"), [(1, 1), (1, 2), (3, 2), (6, 3)])
+def test_sums_in_blocks_are_the_plain_ones(coordinates: int, prompts: int, targets: int) -> None:
     torch.manual_seed(0)
-    gradient, directions = torch.randn(3, coordinates), torch.randn(2, coordinates)
-    apart, together = (block_dots(gradient, directions, together=t) for t in (False, True))
-    assert torch.allclose(apart, together, rtol=1e-5, atol=1e-3)
-    squares = [block_squares(gradient, together=t) for t in (False, True)]
-    assert torch.allclose(*squares, rtol=1e-6)
+    gradient, directions = torch.randn(prompts, coordinates), torch.randn(targets, coordinates)
+    expected = gradient.double() @ directions.double().T
+    assert torch.allclose(block_dots(gradient, directions), expected, rtol=1e-5, atol=1e-3)
+    assert torch.allclose(block_squares(gradient), gradient.double().square().sum(1), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("memory", "tolerance"), [("fp32", 0), ("offload", 0), ("bf16", 1e-3)])
+def test_directions_held_elsewhere_give_the_same_cosines(
+    model: nn.Module,
+    pool: list[RolloutGroup],
+    targets: dict[str, list[RolloutGroup]],
+    memory: TargetMemory,
+    tolerance: float,
+) -> None:
+    expected = scorer(model).score(pool, targets).table
+    found = scorer(model, target_memory=memory).score(pool, targets).table
+    for name in targets:
+        assert np.abs(found.cosines[name] - expected.cosines[name]).max() <= tolerance
+
+
+def test_an_offloaded_direction_leaves_no_file_behind(tmp_path: Path) -> None:
+    before = set(Path(tempfile.gettempdir()).glob("cropi-directions-*"))
+    directions = Directions({"w": (3, 2)}, 2, torch.device("cpu"), "offload")
+    directions.write("w", 1, torch.ones(3, 2))
+    assert directions.read("w", torch.tensor([2])).tolist() == [[[0, 0]], [[1, 1]]]
+    assert set(Path(tempfile.gettempdir()).glob("cropi-directions-*")) == before
+
+
+def test_a_sketch_that_learns_sees_the_pool_in_any_order_and_no_target(
+    model: nn.Module, pool: list[RolloutGroup], targets: dict[str, list[RolloutGroup]]
+) -> None:
+    def scores(
+        groups: list[RolloutGroup], sets: dict[str, list[RolloutGroup]]
+    ) -> tuple[dict[str, float], str]:
+        shapes = GradientExtractor(model).shapes
+        sketched = scorer(model, sketch=make_sketch("adaptive", shapes, seed=0, dim=512))
+        table = sketched.score(groups, sets).table
+        return dict(zip(table.prompt_ids, table.cosines["algebra"], strict=True)), str(
+            sorted(table.identity.items())
+        )
+
+    ahead, identity = scores(pool, targets)
+    reverse, same = scores(pool[::-1], {"algebra": targets["algebra"]})
+    assert identity == same
+    assert reverse == pytest.approx(ahead, abs=1e-5)
+    exact = scorer(model).score(pool, targets).table
+    for prompt, cosine in zip(exact.prompt_ids, exact.cosines["algebra"], strict=True):
+        assert ahead[prompt] == pytest.approx(cosine, abs=0.15)

@@ -9,179 +9,31 @@ sketches both sides. Nothing here knows of runs, files or command lines.
 
 from __future__ import annotations
 
-import math
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from cropi.alignment import (
+    Influence,
+    Target,
+    TargetTrust,
+    cosine,
+    cosines,
+    target_weights,
+    trust_of,
+)
+from cropi.config import TargetMemory
 from cropi.errors import InputError
+from cropi.gradients.consumers import DirectionConsumer, DotConsumer, NormConsumer, lengths
+from cropi.gradients.directions import Directions
 from cropi.gradients.extractor import GradientExtractor
+from cropi.preconditioning import Preconditioner, PreconditioningConsumer
 from cropi.schema import RolloutGroup, ScoreTable
-from cropi.sketches import Sketch, SketchConsumer
-
-BLOCK = 1 << 16
-"""Coordinates summed in fp32 before the sum goes on in float64."""
+from cropi.sketches import KeptSketches, LearningSketch, Sketch, SketchConsumer
 
 Progress = Callable[[str, int, int], None]
-
-
-def pieces(values_XC: Tensor, together: bool) -> list[Tensor]:
-    """Views of BLOCK coordinates: all whole ones as one [n, X, BLOCK] and the rest, or each apart.
-
-    Together is for GPUs, where every kernel costs a launch; apart is for CPUs, whose batched
-    products of few rows are ten times slower than plain ones.
-    """
-    if not together:
-        return list(torch.split(values_XC, BLOCK, 1))
-    whole = values_XC.shape[1] // BLOCK * BLOCK
-    views = [values_XC[:, :whole].view(len(values_XC), -1, BLOCK).transpose(0, 1)] if whole else []
-    return [*views, values_XC[:, whole:]] if whole < values_XC.shape[1] else views
-
-
-def block_dots(gradient_PC: Tensor, directions_VC: Tensor, together: bool | None = None) -> Tensor:
-    """Inner products [P, V], fp32 within blocks, float64 across them.
-
-    Written as D g^T: with few, contiguous directions this order runs at memory speed.
-    """
-    together = gradient_PC.is_cuda if together is None else together
-    targets, prompts = len(directions_VC), len(gradient_PC)
-    total = torch.zeros(targets, prompts, dtype=torch.float64, device=gradient_PC.device)
-    pairs = zip(pieces(gradient_PC, together), pieces(directions_VC, together), strict=True)
-    for g, d in pairs:
-        total += (d @ g.mT).double().reshape(-1, targets, prompts).sum(0)
-    return total.T
-
-
-def block_squares(gradient_PC: Tensor, together: bool | None = None) -> Tensor:
-    """Squared norms [P], summed like `block_dots`."""
-    together = gradient_PC.is_cuda if together is None else together
-    prompts = len(gradient_PC)
-    total = torch.zeros(prompts, dtype=torch.float64, device=gradient_PC.device)
-    for g in pieces(gradient_PC, together):
-        squares = torch.linalg.vector_norm(g, dim=-1).double().square()
-        total += squares.reshape(-1, prompts).sum(0)
-    return total
-
-
-class NormConsumer:
-    """Keeps the L2 norm of each prompt's gradient."""
-
-    def __init__(self, prompts: int, device: torch.device) -> None:
-        self._squares = torch.zeros(prompts, dtype=torch.float64, device=device)
-
-    def consume(self, name: str, index_P: Tensor, gradient: Tensor) -> None:
-        """Add the squares of one parameter."""
-        self._squares.index_add_(0, index_P, block_squares(gradient.flatten(1)))
-
-    @property
-    def norms(self) -> np.ndarray:
-        """Norms, float64 [n]."""
-        return self._squares.sqrt().cpu().numpy()
-
-
-class DirectionConsumer:
-    """Sums gradients, weighted, into two halves (even and odd prompts): their sum is gbar.
-
-    The halves cost one more copy of the parameters and tell how far the direction can be trusted.
-    """
-
-    def __init__(
-        self, shapes: Mapping[str, tuple[int, ...]], weights: np.ndarray, device: torch.device
-    ) -> None:
-        self.weights = torch.from_numpy(weights).float().to(device)
-        self.halves = {
-            name: torch.zeros(2, math.prod(s), device=device) for name, s in shapes.items()
-        }
-
-    def consume(self, name: str, index_P: Tensor, gradient: Tensor) -> None:
-        """Add one parameter's gradients to the halves they belong to."""
-        flat_PC = gradient.flatten(1)
-        weights_P = self.weights[index_P]
-        even_P = (index_P % 2 == 0).to(weights_P.dtype)
-        weights_2P = torch.stack([weights_P * even_P, weights_P * (1 - even_P)])
-        self.halves[name].addmm_(weights_2P, flat_PC)
-
-    def write_direction(self, row: int, directions: Mapping[str, Tensor]) -> None:
-        """Put gbar into row `row` of fp32 `directions` [V, coordinates]."""
-        for name, halves in self.halves.items():
-            torch.sum(halves, 0, out=directions[name][row])
-
-    def split_half(self) -> float:
-        """Cosine of the two halves; NaN if one is empty or zero."""
-        gram = np.zeros((2, 2))
-        for halves in self.halves.values():
-            gram += block_dots(halves, halves).cpu().numpy()
-        return cosine(gram[0, 1], gram[0, 0], gram[1, 1])
-
-
-class DotConsumer:
-    """Keeps each prompt's inner product with V directions, fp32 [V, coordinates] by name."""
-
-    def __init__(self, directions: Mapping[str, Tensor], prompts: int) -> None:
-        self._directions = directions
-        some = next(iter(directions.values()))
-        self._dots = torch.zeros(prompts, len(some), dtype=torch.float64, device=some.device)
-
-    def consume(self, name: str, index_P: Tensor, gradient: Tensor) -> None:
-        """Add one parameter's inner products."""
-        part = block_dots(gradient.flatten(1), self._directions[name])
-        self._dots.index_add_(0, index_P, part)
-
-    @property
-    def dots(self) -> np.ndarray:
-        """Inner products, float64 [n, V]."""
-        return self._dots.cpu().numpy()
-
-
-def cosine(dot: float, square_a: float, square_b: float) -> float:
-    """Cosine from an inner product and two squared norms; NaN where one is zero."""
-    if square_a <= 0 or square_b <= 0:
-        return math.nan
-    return float(dot / math.sqrt(square_a * square_b))
-
-
-@dataclass(frozen=True)
-class TargetTrust:
-    """How far a target direction can be trusted.
-
-    `split_half` is the cosine between the directions of two halves of the set, `effective` the
-    number of prompts that carry it, (sum n)^2 / sum n^2 over the norms, `largest_share` the
-    largest prompt's norm over the sum.
-    """
-
-    informative: int
-    split_half: float
-    effective: float
-    largest_share: float
-
-    def warnings(self, name: str) -> list[str]:
-        """Sentences about a direction that deserves doubt."""
-        found = []
-        if self.informative >= 4 and self.largest_share > 0.5:
-            found.append(
-                f"validation set {name}: one prompt carries {self.largest_share:.0%} of the "
-                "direction; consider influence.target=unit_mean"
-            )
-        if self.informative >= 8 and self.split_half < 0.2:
-            found.append(
-                f"validation set {name}: its two halves barely agree (cosine "
-                f"{self.split_half:.2f}); more validation prompts or responses would help"
-            )
-        return found
-
-
-@dataclass(frozen=True)
-class Influence:
-    """The scores of a pool, with what they rest on and what they cost."""
-
-    table: ScoreTable
-    trust: dict[str, TargetTrust]
-    tokens: int
-    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -209,19 +61,24 @@ class InfluenceScorer:
     """Scores pools against validation sets under one policy.
 
     `sketch` None means exact. `target` "unit_mean" averages unit gradients, so that one loud
-    prompt does not own the direction.
+    prompt does not own the direction. `target_memory` says where exact directions are held.
+    `preconditioner` turns gbar into the step that Adam would make of it (docs/method.md).
     """
 
     def __init__(
         self,
         extractor: GradientExtractor,
         sketch: Sketch | None = None,
-        target: Literal["mean", "unit_mean"] = "mean",
+        target: Target = "mean",
         progress: Progress | None = None,
+        target_memory: TargetMemory = "fp32",
+        preconditioner: Preconditioner | None = None,
     ) -> None:
         self.extractor = extractor
         self.sketch = sketch
-        self.target = target
+        self.target: Target = target
+        self.target_memory: TargetMemory = target_memory
+        self.preconditioner = preconditioner
         self.progress = progress or (lambda phase, done, total: None)
         self.tokens = 0
 
@@ -233,10 +90,8 @@ class InfluenceScorer:
         Raises InputError if a target set or the pool has no informative prompt.
         """
         self.tokens = 0
-        kept = _require_informative("the pool", pool)
-        informative = {
-            n: _require_informative(f"validation set {n}", g) for n, g in targets.items()
-        }
+        kept = require_informative("the pool", pool)
+        informative = {n: require_informative(f"validation set {n}", g) for n, g in targets.items()}
         score = self._exact if self.sketch is None else self._sketched
         cosines_PV, norms_P, trust = score(kept.groups, informative)
         table = ScoreTable(
@@ -255,7 +110,8 @@ class InfluenceScorer:
         """What defines the scores beside policy and rollouts."""
         method = {"method": "exact"} if self.sketch is None else {"method": "sketch"}
         sketch = {} if self.sketch is None else self.sketch.identity
-        return {**method, **sketch, "target": self.target}
+        adam = {} if self.preconditioner is None else self.preconditioner.identity
+        return {**method, **sketch, **adam, "target": self.target}
 
     def _stream(self, phase: str, groups: Sequence[RolloutGroup], *consumers: object) -> None:
         done = 0
@@ -268,13 +124,6 @@ class InfluenceScorer:
         report = self.extractor.run(groups, consumers, advance)  # type: ignore[arg-type]
         self.tokens += report.tokens
 
-    def _weights(self, norms: np.ndarray) -> np.ndarray:
-        """Weight of each validation prompt in gbar, from the norms of their gradients [n]."""
-        if self.target == "mean":
-            return np.full(len(norms), 1 / len(norms))
-        # A gradient that cancels exactly has no direction: it adds nothing, and is not 0/0.
-        return 1 / (len(norms) * np.where(norms > 0, norms, np.inf))
-
     def _norms_ahead(self, name: str, groups: list[RolloutGroup]) -> np.ndarray:
         """Norms [n] that must be known before gradients are summed: a pass of its own, or none."""
         if self.target == "mean":
@@ -286,52 +135,91 @@ class InfluenceScorer:
     def _exact(
         self, pool: list[RolloutGroup], targets: Mapping[str, Pass]
     ) -> tuple[np.ndarray, np.ndarray, dict[str, TargetTrust]]:
-        shapes, device = self.extractor.shapes, self.extractor.device
-        directions = {
-            name: torch.zeros(len(targets), math.prod(shape), device=device)
-            for name, shape in shapes.items()
-        }
-        trust = {}
-        for row, (name, target) in enumerate(targets.items()):
-            weights = self._weights(self._norms_ahead(name, target.groups))
-            direction = DirectionConsumer(shapes, weights, device)
-            norms = NormConsumer(len(target.groups), device)
-            self._stream(f"target {name}", target.groups, direction, norms)
-            direction.write_direction(row, directions)
-            trust[name] = _trust(weights * norms.norms, direction.split_half())
-            del direction  # its two halves must not wait beside the next target's
-        dots, norms = DotConsumer(directions, len(pool)), NormConsumer(len(pool), device)
+        directions, trust = self.directions({n: t.groups for n, t in targets.items()})
+        dots = DotConsumer(directions, len(pool))
+        norms = NormConsumer(len(pool), self.extractor.device)
         self._stream("pool", pool, dots, norms)
-        lengths = _lengths(directions)
-        return _cosines(dots.dots, norms.norms, lengths, list(targets)), norms.norms, trust
+        found = cosines(dots.dots, norms.norms, lengths(directions), list(targets))
+        return found, norms.norms, trust
+
+    def directions(
+        self, targets: Mapping[str, list[RolloutGroup]]
+    ) -> tuple[Directions, dict[str, TargetTrust]]:
+        """The direction of each target, in their order, from informative groups."""
+        shapes, device = self.extractor.shapes, self.extractor.device
+        directions = Directions(shapes, len(targets), device, self.target_memory)
+        trust = {}
+        for row, (name, groups) in enumerate(targets.items()):
+            weights = target_weights(self._norms_ahead(name, groups), self.target)
+            halves = DirectionConsumer(shapes, weights, device, self.target_memory)
+            norms = NormConsumer(len(groups), device)
+            self._stream(f"target {name}", groups, halves, norms)
+            if self.preconditioner is not None:
+                self.preconditioner.apply(halves.halves.values)
+            halves.write_direction(row, directions)
+            trust[name] = trust_of(weights * norms.norms, halves.split_half())
+            del halves  # they must not wait beside the next target's
+        return directions, trust
 
     def _sketched(
         self, pool: list[RolloutGroup], targets: Mapping[str, Pass]
     ) -> tuple[np.ndarray, np.ndarray, dict[str, TargetTrust]]:
+        self._learn(pool)
         means, trust = [], {}
         for name, target in targets.items():
-            sketches, norms = self._sketches(f"target {name}", target.groups)
-            weights = self._weights(norms)
+            sketches, norms = self._target_sketches(f"target {name}", target.groups)
+            weights = target_weights(norms, self.target)
             halves = [(weights[h::2, None] * sketches[h::2]).sum(0) for h in (0, 1)]
             means.append(halves[0] + halves[1])
             agreement = cosine(halves[0] @ halves[1], halves[0] @ halves[0], halves[1] @ halves[1])
-            trust[name] = _trust(weights * norms, agreement)
+            trust[name] = trust_of(weights * norms, agreement)
         sketches, norms = self._sketches("pool", pool)
         dots = sketches @ np.stack(means, 1)
-        lengths = np.linalg.norm(sketches, axis=1)
+        sketched = np.linalg.norm(sketches, axis=1)
         target_norms = [float(np.linalg.norm(m)) for m in means]
-        return _cosines(dots, lengths, target_norms, list(targets)), norms, trust
+        return cosines(dots, sketched, target_norms, list(targets)), norms, trust
+
+    def _learn(self, pool: list[RolloutGroup]) -> None:
+        """Let a sketch that learns see a sample of the pool."""
+        if isinstance(self.sketch, LearningSketch) and not self.sketch.learnt:
+            sample = sample_of(pool, self.sketch.sample)
+            kept = KeptSketches(len(sample), self.sketch.width)
+            consumer = SketchConsumer(self.sketch, kept, self.extractor.device, wide=True)
+            self._stream("learning the sketch", sample, consumer)
+            self.sketch.learn(kept.sketches)
+
+    def _target_sketches(
+        self, phase: str, groups: list[RolloutGroup]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `_sketches`, of preconditioned gradients where there is a preconditioner."""
+        if self.preconditioner is None:
+            return self._sketches(phase, groups)
+        assert self.sketch is not None
+        kept = KeptSketches(len(groups), self.sketch.dim)
+        sketcher = SketchConsumer(self.sketch, kept, self.extractor.device)
+        norms = NormConsumer(len(groups), self.extractor.device)
+        self._stream(phase, groups, PreconditioningConsumer(sketcher, self.preconditioner), norms)
+        return kept.sketches.double().numpy(), norms.norms
 
     def _sketches(self, phase: str, groups: list[RolloutGroup]) -> tuple[np.ndarray, np.ndarray]:
-        """Sketches float64 [n, dim] and full norms [n]."""
+        """Sketches float64 [n, dim] and the gradients' norms [n]."""
         assert self.sketch is not None
-        sketcher = SketchConsumer(self.sketch, len(groups), self.extractor.device)
-        norms = NormConsumer(len(groups), self.extractor.device)
-        self._stream(phase, groups, sketcher, norms)
-        return sketcher.sketches.double().cpu().numpy(), norms.norms
+        kept = KeptSketches(len(groups), self.sketch.dim)
+        self._stream(phase, groups, SketchConsumer(self.sketch, kept, self.extractor.device))
+        return kept.sketches.double().numpy(), kept.norms.numpy()
 
 
-def _require_informative(what: str, groups: Sequence[RolloutGroup]) -> Pass:
+def sample_of(groups: Sequence[RolloutGroup], count: int) -> list[RolloutGroup]:
+    """A fixed random choice of prompts: those whose ids have the lowest hashes."""
+
+    def place(group: RolloutGroup) -> str:
+        return hashlib.sha256(group.prompt_id.encode()).hexdigest()
+
+    return sorted(groups, key=place)[:count]
+
+
+def require_informative(what: str, groups: Sequence[RolloutGroup]) -> Pass:
+    """Keep the prompts that have a gradient. Raises InputError if `what` has none."""
     kept = informative_only(groups)
     if not kept.groups:
         reasons = ", ".join(f"{n} with {r}" for r, n in kept.skipped.items()) or "no prompt at all"
@@ -341,41 +229,3 @@ def _require_informative(what: str, groups: Sequence[RolloutGroup]) -> Pass:
             "tasks the policy sometimes solves"
         )
     return kept
-
-
-def _trust(loudness: np.ndarray, split_half: float) -> TargetTrust:
-    total, squares = float(loudness.sum()), float((loudness**2).sum())
-    effective = total * total / squares if squares > 0 else 0.0
-    largest = float(loudness.max()) / total if total > 0 else math.nan
-    return TargetTrust(len(loudness), split_half, effective, largest)
-
-
-def _lengths(directions: Mapping[str, Tensor]) -> list[float]:
-    """L2 norm of each direction, over all parameters."""
-    squares = torch.stack([block_squares(rows) for rows in directions.values()]).sum(0)
-    return [float(value) for value in squares.sqrt()]
-
-
-def _cosines(
-    dots_PV: np.ndarray, norms_P: np.ndarray, target_norms: Sequence[float], names: Sequence[str]
-) -> np.ndarray:
-    """Divide inner products by norms.
-
-    Raises InputError where a gradient is not finite or a target direction vanishes.
-    """
-    if not np.isfinite(dots_PV).all() or not np.isfinite(norms_P).all():
-        bad = int((~np.isfinite(dots_PV).all(1) | ~np.isfinite(norms_P)).sum())
-        raise InputError(
-            f"{bad} of {len(norms_P)} gradients are not finite (NaN or infinity); check the "
-            "checkpoint's weights and the rollouts' log-probs, or compute in float32"
-        )
-    for name, norm in zip(names, target_norms, strict=True):
-        if norm == 0:
-            raise InputError(
-                f"the gradients of validation set {name} sum to zero, which points nowhere; add "
-                "prompts to it or sample more responses"
-            )
-    # A prompt whose gradient cancels exactly helps nobody and harms nobody: cosine 0.
-    safe_P = np.where(norms_P > 0, norms_P, 1.0)
-    cosines_PV = dots_PV / (safe_P[:, None] * np.array(target_norms)[None])
-    return np.asarray(np.clip(cosines_PV, -1.0, 1.0))

@@ -23,7 +23,8 @@ from tiny import (
 from torch import nn
 
 from cropi.config import ClipConfig, ObjectiveConfig
-from cropi.gradients.batching import collate, prepare
+from cropi.gradients.batching import prepare
+from cropi.gradients.collation import collate
 from cropi.gradients.objective import advantages, objective, token_weights
 
 STEP = 1e-4

@@ -46,13 +46,60 @@ def test_batch_tokens_and_batch_mates_change_nothing(qwen: nn.Module) -> None:
         assert_equal_gradients(gradients(qwen, groups, batch_tokens=batch_tokens), alone, 1e-6)
 
 
-def test_dense_gradients_in_small_pieces_change_nothing(
-    qwen: nn.Module, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["qwen2-tied", "llama-untied", "gpt2"])
+@pytest.mark.parametrize("share_prefix", [True, False])
+def test_dense_gradients_in_small_tiles_change_nothing(
+    name: str, share_prefix: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    groups = mixed_groups(7)
-    whole = gradients(qwen, groups)
-    monkeypatch.setattr("cropi.gradients.tap.DENSE_BYTES", {"cpu": 4 * 64 * 32 * 3})
-    assert_equal_gradients(gradients(qwen, groups), whole, 1e-6)
+    model, groups = tiny_model(name), mixed_groups(7)
+    whole = gradients(model, groups, share_prefix=share_prefix)
+    for rows in (1, 3):
+        monkeypatch.setattr("cropi.gradients.tap.TILE_BYTES", {"cpu": 4 * 7 * 32 * rows})
+        found = gradients(model, groups, share_prefix=share_prefix)
+        assert_equal_gradients(found, whole, 1e-6)
+
+
+@pytest.mark.parametrize("name", ["qwen2-tied", "gemma2", "gpt-neox"])
+def test_gradient_checkpointing_changes_nothing_but_recomputes(name: str) -> None:
+    model, groups = tiny_model(name), mixed_groups(5)
+    calls = []
+    layer = model.base_model.layers[0]
+    down = getattr(layer.mlp, "down_proj", None) or layer.mlp.dense_4h_to_h
+    down.register_forward_hook(lambda *_: calls.append(1))
+    plain = gradients(model, groups)
+    once = len(calls)
+    before = state_of(model)
+    assert_equal_gradients(gradients(model, groups, checkpointing=True), plain, 1e-6)
+    assert state_of(model) == before
+    assert len(calls) - once > once
+
+
+def test_checkpointing_a_model_that_cannot_is_the_users_error() -> None:
+    model = tiny_model("qwen2-tied")
+    with pytest.raises(InputError, match="gradient_checkpointing"):
+        gradients(WithoutLayers(model), mixed_groups(2), checkpointing=True)
+
+
+def test_layers_that_nobody_asks_for_cost_nothing(qwen: nn.Module) -> None:
+    reached = []
+    for below in (qwen.model.layers[0], qwen.model.layers[1].self_attn):
+        below.register_full_backward_hook(lambda *_: reached.append(1))
+    groups = mixed_groups(3)
+    wanted = ["model.layers.1.mlp.down_proj.weight", "model.norm.*"]
+    found = gradients(qwen, groups, path="shared", patterns=wanted)
+    assert sorted(found[0]) == ["model.layers.1.mlp.down_proj.weight", "model.norm.weight"]
+    expected = [oracle_gradient(qwen, group) for group in groups]
+    assert_equal_gradients(found, [{n: e[n] for n in found[0]} for e in expected])
+    extractor = GradientExtractor(qwen, patterns=wanted)
+    extractor.path = "shared"
+    reached.clear()
+    extractor.run(groups, [Keep(extractor, len(groups))])
+    assert not reached, "backward went below the lowest layer that was asked for"
+
+
+def test_a_pattern_that_matches_nothing_is_the_users_error(qwen: nn.Module) -> None:
+    with pytest.raises(InputError, match=r"model\.layer\.\*.*matches none of the"):
+        GradientExtractor(qwen, patterns=["model.norm.*", "model.layer.*"])
 
 
 def test_shared_prefixes_and_separate_rows_agree(qwen: nn.Module) -> None:
@@ -202,6 +249,16 @@ class TwoMatmuls(nn.Linear):
         return nn.functional.linear(x, self.weight, self.bias)
 
 
+class WithoutLayers(nn.Module):
+    """A model whose layers offer no checkpointing."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.config = model.config
+        self.get_input_embeddings = model.get_input_embeddings
+
+
 class HiddenUse(nn.Module):
     """Wraps attention's output projection and adds a use of its weight that no layer shows."""
 
@@ -278,12 +335,31 @@ def test_a_prompt_that_proves_nothing_does_not_vouch_for_the_fast_path(
 
 
 @pytest.mark.parametrize("kind", ["gradient zero", "one token"])
-def test_a_model_that_ignores_block_masks_goes_in_rows(qwen: nn.Module, kind: str) -> None:
+def test_a_model_that_ignores_block_masks_goes_in_rows(
+    qwen: nn.Module, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cropi.gradients.extractor.takes_our_attention", lambda model: False)
     for layer in qwen.model.layers:
         layer.self_attn = IgnoresMask(layer.self_attn)
     groups = [first_prompt_tells_nothing(kind), *mixed_groups(4)]
     found = gradients(qwen, groups, path="rows")
     assert_equal_gradients(found[1:], [oracle_gradient(qwen, group) for group in groups[1:]])
+
+
+@pytest.mark.parametrize("name", ["qwen2-tied", "gemma", "gpt2"])
+def test_attention_of_ours_needs_no_mask_and_equals_block_masks(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, groups = tiny_model(name), mixed_groups(6)
+    extractor = GradientExtractor(model)
+    keep = Keep(extractor, len(groups))
+    extractor.run(groups, [keep])
+    assert extractor.ours
+    ours = [{n: g[i] for n, g in keep.gradients.items()} for i in range(len(groups))]
+    monkeypatch.setattr("cropi.gradients.attention.PLAIN_SCORES", 0)
+    assert_equal_gradients(gradients(model, groups), ours, 1e-6)
+    monkeypatch.setattr("cropi.gradients.extractor.takes_our_attention", lambda model: False)
+    assert_equal_gradients(gradients(model, groups, path="shared"), ours, 1e-6)
 
 
 def test_nan_in_a_fast_gradient_is_a_disagreement(
@@ -337,10 +413,16 @@ class Failing:
     def __init__(self) -> None:
         self.left = 3
 
-    def consume(self, name: str, index_P: Tensor, gradient: Tensor) -> None:
+    def begin(self, index_P: Tensor) -> None:
+        pass
+
+    def consume(self, name: str, rows: slice | Tensor, gradient_PRI: Tensor) -> None:
         self.left -= 1
         if self.left == 0:
             raise KeyError("the consumer's own failure")
+
+    def finish(self) -> None:
+        pass
 
 
 @pytest.mark.parametrize("slow", [False, True])

@@ -13,6 +13,7 @@ import transformers
 from torch import Tensor, nn
 
 from cropi.config import ObjectiveConfig
+from cropi.gradients.contributions import matrix_shape
 from cropi.gradients.extractor import GradientExtractor
 from cropi.schema import Response, RolloutGroup, Sampling
 
@@ -117,20 +118,30 @@ def mixed_groups(count: int, seed: int = 0, longest: int = 6) -> list[RolloutGro
 
 
 class Keep:
-    """A consumer that keeps every gradient, and insists that each comes once."""
+    """A consumer that keeps every gradient, and insists that each row comes at most once."""
 
     def __init__(self, extractor: GradientExtractor, prompts: int) -> None:
         self.gradients = {
             name: torch.zeros(prompts, *shape) for name, shape in extractor.shapes.items()
         }
-        self.seen: set[tuple[str, int]] = set()
+        self.seen: set[tuple[str, int, int]] = set()
 
-    def consume(self, name: str, index_P: Tensor, gradient: Tensor) -> None:
-        for row, index in enumerate(index_P.tolist()):
-            assert (name, index) not in self.seen, "a gradient came twice"
-            self.seen.add((name, index))
-            assert gradient.dtype == torch.float32
-            self.gradients[name][index] = gradient[row]
+    def begin(self, index_P: Tensor) -> None:
+        self.index_P = index_P
+
+    def consume(self, name: str, rows: slice | Tensor, gradient_PRI: Tensor) -> None:
+        assert gradient_PRI.dtype == torch.float32
+        places = rows.tolist() if isinstance(rows, Tensor) else range(rows.start, rows.stop)
+        for p, index in enumerate(self.index_P.tolist()):
+            came = {(name, index, place) for place in places}
+            assert len(came) == gradient_PRI.shape[1]
+            assert not came & self.seen, "a gradient came twice"
+            self.seen |= came
+            kept = self.gradients[name][index]
+            kept.view(matrix_shape(kept.shape))[rows] = gradient_PRI[p]
+
+    def finish(self) -> None:
+        del self.index_P
 
 
 def gradients(

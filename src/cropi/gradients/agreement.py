@@ -20,6 +20,7 @@ from cropi.config import ObjectiveConfig
 from cropi.errors import InputError
 from cropi.gradients.autograd import prompt_gradient
 from cropi.gradients.batching import PreparedGroup
+from cropi.gradients.contributions import matrix_shape
 from cropi.gradients.forward import takes_block_masks
 from cropi.gradients.layers import Unsupported, rule_for
 
@@ -64,11 +65,26 @@ class Comparison:
     """A consumer that holds the fast gradients of one prompt to the expected ones."""
 
     expected: dict[str, Tensor]
-    difference: dict[str, float] = field(default_factory=dict)
+    found: dict[str, Tensor] = field(default_factory=dict)
 
-    def consume(self, name: str, index_P: Tensor, gradient: Tensor) -> None:
-        """Note how far one parameter's gradient is from the expected one."""
-        self.difference[name] = float((gradient[0] - self.expected[name].float()).norm())
+    def begin(self, index_P: Tensor) -> None:
+        """One prompt comes, once."""
+
+    def consume(self, name: str, rows: slice | Tensor, gradient_PRI: Tensor) -> None:
+        """Keep some rows of one parameter."""
+        if name not in self.found:
+            self.found[name] = gradient_PRI.new_zeros(matrix_shape(self.expected[name].shape))
+        self.found[name][rows] = gradient_PRI[0]
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
+    def _difference(self, name: str) -> float:
+        """Norm of the difference; what never came counts as zero."""
+        expected = self.expected[name].float()
+        if name not in self.found:
+            return float(expected.norm())
+        return float((self.found[name].view_as(expected) - expected).norm())
 
     def conclude(self, one: float, whole: float) -> None:
         """Raise Unsupported where gradients differ by more than a share of their norms.
@@ -77,7 +93,7 @@ class Comparison:
         that are tiny beside the whole are held to the whole's rounding instead.
         """
         norms = {name: float(g.float().norm()) for name, g in self.expected.items()}
-        off = {name: self.difference.get(name, norm) for name, norm in norms.items()}
+        off = {name: self._difference(name) for name in norms}
         total = math.hypot(*norms.values())
         for name, norm in norms.items():
             # Written so that NaN is a disagreement.

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from cropi.config import ObjectiveConfig
-from cropi.gradients.batching import PreparedGroup, collate
+from cropi.gradients.batching import PreparedGroup
+from cropi.gradients.collation import collate
 from cropi.gradients.objective import token_weights
 
 

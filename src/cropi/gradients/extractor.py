@@ -15,9 +15,9 @@ a short prompt, takes the slow path (`autograd.py`), with a warning that says wh
 
 from __future__ import annotations
 
+import fnmatch
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -26,8 +26,10 @@ from torch import Tensor, nn
 from cropi.config import ObjectiveConfig
 from cropi.errors import InputError
 from cropi.gradients.agreement import Comparison, in_float32, reference, require_covered
+from cropi.gradients.attention import PrefixAttention, takes_our_attention
 from cropi.gradients.autograd import prompt_gradient
-from cropi.gradients.batching import Batch, Budget, PreparedGroup, collate, plan, prepare
+from cropi.gradients.batching import Budget, PreparedGroup, plan, prepare
+from cropi.gradients.collation import Batch, collate
 from cropi.gradients.forward import (
     attention_window,
     forward_logits,
@@ -37,7 +39,8 @@ from cropi.gradients.forward import (
     text_config,
 )
 from cropi.gradients.layers import Unsupported
-from cropi.gradients.tap import GradientConsumer, LayerTap
+from cropi.gradients.modes import checkpointed, evaluation_mode, frozen
+from cropi.gradients.tap import GradientConsumer, LayerTap, hand_over
 from cropi.schema import RolloutGroup
 
 LOGITS_BYTES = {"cpu": 1 << 29, "cuda": 1 << 31}
@@ -53,10 +56,11 @@ class ExtractionReport:
     path: str
 
 
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+def trainable(model: nn.Module, patterns: Sequence[str] | None = None) -> dict[str, nn.Parameter]:
     """The parameters whose gradient is the prompt's, by name, tied weights once.
 
-    Raises InputError if nothing is trainable.
+    `patterns` keep the names that match one of them, as in a shell (`model.layers.*.mlp.*`).
+    Raises InputError if nothing is trainable, or a pattern matches nothing.
     """
     found = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not found:
@@ -64,24 +68,45 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
             "the model has no trainable parameter (0 of its tensors require gradients); load it "
             "with trainable weights or adapters"
         )
-    return found
+    if patterns is None:
+        return found
+    for pattern in patterns:
+        if not fnmatch.filter(found, pattern):
+            raise InputError(
+                f"influence.parameters has {pattern!r}, which matches none of the "
+                f"{len(found)} trainable parameters, such as {', '.join(list(found)[:3])}"
+            )
+    return {n: p for n, p in found.items() if any(fnmatch.fnmatchcase(n, g) for g in patterns)}
+
+
+@dataclass(frozen=True, order=True)
+class Route:
+    """How a prompt goes through the model: prefix shared or not, with attention of ours or its."""
+
+    share: bool
+    ours: bool = False
 
 
 @dataclass
 class GradientExtractor:
     """Streams per-prompt gradients of `model` into consumers.
 
-    `share_prefix` computes a prompt once for all its responses where the model allows it.
+    `share_prefix` computes a prompt once for all its responses where the model allows it;
+    `checkpointing` recomputes activations in backward; `patterns` narrow the parameters.
     """
 
     model: nn.Module
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     batch_tokens: int = 16384
     share_prefix: bool = True
+    checkpointing: bool = False
+    patterns: Sequence[str] | None = None
     path: str = field(default="", init=False)
+    ours: bool = field(default=False, init=False)
+    _attention: PrefixAttention = field(default_factory=PrefixAttention, init=False)
 
     def __post_init__(self) -> None:
-        self.parameters = trainable(self.model)
+        self.parameters = trainable(self.model, self.patterns)
 
     @property
     def device(self) -> torch.device:
@@ -105,7 +130,7 @@ class GradientExtractor:
         if not prepared:
             return ExtractionReport(0, 0, self.path)
         require_fitting(self.model, groups)
-        with evaluation_mode(self.model):
+        with evaluation_mode(self.model), checkpointed(self.model, self.checkpointing):
             if not self.path:
                 with in_float32(self.model) as tolerance:
                     self.path = self._choose_path(prepared, tolerance)
@@ -124,25 +149,28 @@ class GradientExtractor:
         for group in prepared:
             index_P = torch.tensor([group.index], device=self.device)
             found = prompt_gradient(self.model, self.parameters, group, self.objective)
-            for name, gradient in found.items():
-                for consumer in consumers:
-                    consumer.consume(name, index_P, gradient.float().unsqueeze(0))
+            for consumer in consumers:
+                consumer.begin(index_P)
+                for name, gradient in found.items():
+                    hand_over(consumer, name, gradient)
+                consumer.finish()
             if progress:
                 progress(1)
         return sum(sum(g.row_lengths[w] for w in g.which) for g in prepared)
 
     def _run_fast(
         self,
-        batches: Iterable[tuple[list[PreparedGroup], bool]],
+        batches: Iterable[tuple[list[PreparedGroup], Route]],
         consumers: Sequence[GradientConsumer],
         progress: Callable[[int], None] | None,
     ) -> int:
         tokens = 0
-        with frozen(self.parameters), LayerTap(self.model, self.parameters, consumers) as tap:
-            for members, share in batches:
-                batch = collate(members, share, self.device)
+        with frozen(self.model), LayerTap(self.model, self.parameters, consumers) as tap:
+            for members, route in batches:
+                batch = collate(members, route.share, self.device, masked=not route.ours)
                 try:
-                    self._one_batch(batch, tap)
+                    with self._attention.installed(self.model, batch if route.ours else None):
+                        self._one_batch(batch, tap)
                 except torch.OutOfMemoryError as error:
                     raise out_of_memory(batch, self.batch_tokens) from error
                 tokens += batch.tokens
@@ -152,56 +180,68 @@ class GradientExtractor:
 
     def _batches(
         self, prepared: Sequence[PreparedGroup]
-    ) -> Iterator[tuple[list[PreparedGroup], bool]]:
-        """Batches of prompts that share their prefix, then of those better off without."""
-        sharing = [g for g in prepared if self.path == "shared" and self._worth_sharing(g)]
-        chosen = {g.index for g in sharing}
-        alone = [g for g in prepared if g.index not in chosen]
+    ) -> Iterator[tuple[list[PreparedGroup], Route]]:
+        """Batches of prompts of one route; all of them go the best they can."""
+        routes: dict[Route, list[PreparedGroup]] = {}
+        for group in prepared:
+            routes.setdefault(self._route(group), []).append(group)
         budget = Budget(self.batch_tokens, self._most_predictions())
-        for groups, share in ((sharing, True), (alone, False)):
-            for members in plan(groups, budget, share):
-                yield members, share
+        for route in sorted(routes, reverse=True):
+            for members in plan(routes[route], budget, route.share):
+                yield members, route
 
-    def _most_predictions(self) -> int:
-        """How many rows of logits a batch may have; about five fp32 copies live at once."""
-        vocabulary = len(self.model.get_output_embeddings().weight)  # type: ignore[operator]
-        return max(1, LOGITS_BYTES.get(self.device.type, 1 << 29) // (4 * vocabulary))
+    def _route(self, group: PreparedGroup) -> Route:
+        """How one prompt goes. Shared prefixes know no sliding windows: they must fit in one."""
+        window = attention_window(text_config(self.model))
+        share = self.path == "shared"
+        if self.ours and max(group.row_lengths) <= window:
+            return Route(share, ours=True)
+        return Route(share and group.shared_length <= window and self._worth_masking(group))
 
-    def _worth_sharing(self, group: PreparedGroup) -> bool:
-        """Whether one long row costs less than a row a response, and the model may see it.
+    def _worth_masking(self, group: PreparedGroup) -> bool:
+        """Whether one long row under a block mask costs less than a row a response.
 
-        Linear layers cost about 24 h^2 a position, dense attention 4 h a pair of positions. The
-        block mask knows nothing of sliding windows, so a row must fit in one.
+        Linear layers cost about 24 h^2 a position, dense attention 4 h a pair of positions.
         """
-        config = text_config(self.model)
-        width = getattr(config, "hidden_size", None) or 1024
+        width = getattr(text_config(self.model), "hidden_size", None) or 1024
 
         def cost(length: int) -> int:
             return length * (6 * width + length)
 
-        length = group.shared_length
-        worth = cost(length) <= sum(map(cost, group.row_lengths))
-        return worth and length <= attention_window(config)
+        return not self.ours and cost(group.shared_length) <= sum(map(cost, group.row_lengths))
+
+    def _most_predictions(self) -> int:
+        """How many rows of logits a batch may have."""
+        vocabulary = len(self.model.get_output_embeddings().weight)  # type: ignore[operator]
+        return max(1, LOGITS_BYTES.get(self.device.type, 1 << 29) // (4 * vocabulary))
 
     def _one_batch(self, batch: Batch, tap: LayerTap) -> None:
         """Forward, write the logits' gradient, backward; the tap does the rest."""
         with torch.enable_grad(), tap.watching(batch):
             logits_SV = forward_logits(self.model, batch)
-            gradient_SV = logits_gradient(logits_SV.detach(), batch, self.objective)
-            gradient_SV = gradient_SV.to(logits_SV.dtype)  # the fp32 copy goes before backward
+            tap.forward_is_done()
+            # Backward needs the logits no more, so their gradient takes their place. A model for
+            # which that is not so fails the comparison with autograd.
+            gradient_SV = logits_gradient(logits_SV.data, batch, self.objective)
             torch.autograd.backward(logits_SV, gradient_SV)
 
     def _choose_path(
         self, prepared: Sequence[PreparedGroup], tolerance: tuple[float, float]
     ) -> str:
-        """The fastest path whose gradients agree with plain autograd on a short prompt.
-
-        "shared" needs both ways to agree, as prompts that gain nothing go in rows.
-        """
+        """The fastest path whose gradients agree with plain autograd on a short prompt."""
         group, expected = reference(self.model, self.parameters, prepared, self.objective)
+
+        def agrees(share: bool, ours: bool) -> bool:
+            try:
+                self._require_agreement(group, expected, tolerance, Route(share, ours))
+            except Unsupported:
+                return False
+            return True
+
         try:
             require_covered(self.model, self.parameters)
-            self._require_agreement(group, expected, tolerance, share=False)
+            # Prompts that cannot go another way go in rows, so those must agree whatever else does.
+            self._require_agreement(group, expected, tolerance, Route(share=False))
         except Unsupported as unsupported:
             warnings.warn(
                 "per-prompt gradients fall back to one prompt at a time, which is slow: "
@@ -209,24 +249,21 @@ class GradientExtractor:
                 stacklevel=3,
             )
             return "autograd"
-        if not self.share_prefix or not takes_block_masks(self.model):
+        self.ours = takes_our_attention(self.model) and agrees(self.share_prefix, ours=True)
+        if not self.share_prefix or not (self.ours or takes_block_masks(self.model)):
             return "rows"
-        try:
-            self._require_agreement(group, expected, tolerance, share=True)
-        except Unsupported:
-            return "rows"
-        return "shared"
+        return "shared" if self.ours or agrees(share=True, ours=False) else "rows"
 
     def _require_agreement(
         self,
         group: PreparedGroup,
         expected: dict[str, Tensor],
         tolerance: tuple[float, float],
-        share: bool,
+        route: Route,
     ) -> None:
         """Raise Unsupported unless the fast gradients of `group` equal the expected ones."""
         comparison = Comparison(expected)
-        self._run_fast([([replace(group, index=0)], share)], [comparison], None)
+        self._run_fast([([replace(group, index=0)], route)], [comparison], None)
         comparison.conclude(*tolerance)
 
 
@@ -238,27 +275,3 @@ def out_of_memory(batch: Batch, batch_tokens: int) -> InputError:
         f"memory; lower influence.batch_tokens (now {batch_tokens})"
         + ("" if batch.prompts > 1 else ", or use LoRA, a smaller dtype or shorter responses")
     )
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off while gradients are measured; the former mode comes back."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def frozen(parameters: dict[str, nn.Parameter]) -> Iterator[None]:
-    """Keep autograd from computing weight gradients; the tap computes them per prompt."""
-    for parameter in parameters.values():
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters.values():
-            parameter.requires_grad_(True)

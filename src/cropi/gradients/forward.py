@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from cropi.config import ObjectiveConfig
 from cropi.errors import InputError
-from cropi.gradients.batching import Batch
+from cropi.gradients.collation import Batch
 from cropi.gradients.layers import Unsupported
 from cropi.gradients.objective import token_weights
 from cropi.schema import RolloutGroup
+
+CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 28}
+"""Bytes of logits that are widened to fp32 at once; on a CPU they should stay in its cache."""
 
 
 def forward_logits(model: nn.Module, batch: Batch) -> Tensor:
@@ -36,27 +39,46 @@ def forward_logits(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def logits_gradient(logits_SV: Tensor, batch: Batch, objective: ObjectiveConfig) -> Tensor:
-    """dJ/dlogits [S, V]: sum over predicted tokens of weight (onehot - softmax) / temperature."""
-    temperature_S1 = batch.temperature_S.unsqueeze(1)
-    # Logits are the largest tensors of all: whatever can be done in place is.
-    logps_SV = torch.log_softmax(logits_SV.float() / temperature_S1, dim=-1)
-    logp_DT = logps_SV[batch.where_DT, batch.targets_DT]
+    """dJ/dlogits [S, V]: sum over predicted tokens of weight (onehot - softmax) / temperature.
+
+    Overwrites `logits_SV`, in its dtype: logits are the largest tensors of all, so fp32 copies
+    exist for a few rows at a time only.
+    """
+    logsumexp_S, logp_DT = _log_probs(logits_SV, batch)
     longest = batch.responses.mask_RT.shape[1]
-    logp_RT = logp_DT[batch.which_R, :longest]
-    weights_RT = token_weights(logp_RT, batch.responses, objective)
+    weights_RT = token_weights(logp_DT[batch.which_R, :longest], batch.responses, objective)
     weights_DT = torch.zeros_like(logp_DT, dtype=torch.float64)
     weights_DT.index_add_(0, batch.which_R, weights_RT)
-    flat_weights = weights_DT.flatten()
-    total_S = flat_weights.new_zeros(len(logits_SV)).index_add(
-        0, batch.where_DT.flatten(), flat_weights
-    )
-    gradient_SV = logps_SV.exp_().mul_(-total_S.float().unsqueeze(1))
-    gradient_SV.index_put_(
-        (batch.where_DT.flatten(), batch.targets_DT.flatten()),
-        flat_weights.float(),
-        accumulate=True,
-    )
-    return gradient_SV.div_(temperature_S1)
+    weights = weights_DT.flatten() / batch.temperature_S[batch.where_DT.flatten()]
+    where, targets = batch.where_DT.flatten(), batch.targets_DT.flatten()
+    total_S = weights.new_zeros(len(logits_SV)).index_add(0, where, weights)
+    for rows in _few_rows(logits_SV):
+        own = ((where >= rows.start) & (where < rows.stop)).nonzero().squeeze(1)
+        scaled = logits_SV[rows].float() / batch.temperature_S[rows, None]
+        gradient = scaled.sub_(logsumexp_S[rows, None]).exp_().mul_(-total_S[rows, None].float())
+        place = (where[own] - rows.start, targets[own])
+        gradient.index_put_(place, weights[own].float(), accumulate=True)
+        logits_SV[rows] = gradient.to(logits_SV.dtype)
+    return logits_SV
+
+
+def _log_probs(logits_SV: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Normalisers fp32 [S] of the logits at the rollouts' temperature; log-probs fp32 [D, T]."""
+    logsumexp_S = torch.empty(len(logits_SV), device=logits_SV.device)
+    for rows in _few_rows(logits_SV):
+        scaled = logits_SV[rows].float() / batch.temperature_S[rows, None]
+        logsumexp_S[rows] = torch.logsumexp(scaled, -1)
+    chosen_DT = logits_SV[batch.where_DT, batch.targets_DT].float()
+    logp_DT = chosen_DT / batch.temperature_S[batch.where_DT] - logsumexp_S[batch.where_DT]
+    return logsumexp_S, logp_DT
+
+
+def _few_rows(logits_SV: Tensor) -> Iterator[slice]:
+    """Slices of rows whose fp32 copy takes at most CHUNK_BYTES."""
+    limit = CHUNK_BYTES.get(logits_SV.device.type, 1 << 28)
+    step = max(1, limit // (4 * logits_SV.shape[1]))
+    for start in range(0, len(logits_SV), step):
+        yield slice(start, min(start + step, len(logits_SV)))
 
 
 def text_config(model: nn.Module) -> Any:

@@ -3,18 +3,16 @@
 For a linear layer the gradient of prompt p is the sum over its tokens of g_t x_t^T: one batched
 matmul over prompts, which costs what the ordinary weight gradient costs. Each rule here turns
 what a layer saw (forward) and the gradient at its output (backward) into one `Contribution` a
-parameter. Contributions are lazy, so that only a few prompts' dense gradients exist at a time,
-and additive, so that a parameter used twice (tied embeddings) is the sum of its uses.
+parameter (`contributions.py`).
 
 A layer without a rule raises `Unsupported`; the extractor then takes the slow, plain path.
 
-Shape legend: N rows, L positions, P prompts, M tokens of a prompt (padded), I in, O out, V vocab.
+Shape legend: N rows, L positions, T = N*L, S predicting positions, P prompts, I in, O out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -22,91 +20,26 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
-from cropi.gradients.batching import Batch
+from cropi.gradients.collation import Batch
+from cropi.gradients.contributions import (
+    Contribution,
+    MatrixContribution,
+    RowsContribution,
+    VectorContribution,
+)
 
 
 class Unsupported(Exception):  # noqa: N818 - not an error of the user's: it picks the slow path
     """A layer or a call pattern that no rule covers."""
 
 
-class Contribution(Protocol):
-    """One use of a parameter: its per-prompt gradients, made on demand."""
-
-    def add_to(self, gradient: Tensor, start: int, first: bool) -> None:
-        """Add the gradients of prompts [start, start + len(gradient)) to fp32 `gradient`.
-
-        `first` means that `gradient` holds nothing yet (not even zeros) and is overwritten.
-        """
-
-
-@dataclass(frozen=True)
-class MatrixContribution:
-    """sum_t left_t right_t^T for each prompt; `left_PMO` and `right_PMI` in the compute dtype."""
-
-    left_PMO: Tensor
-    right_PMI: Tensor
-
-    def add_to(self, gradient: Tensor, start: int, first: bool) -> None:
-        """One batched matmul; its output may be bf16, the sum with other uses is fp32."""
-        part = slice(start, start + len(gradient))
-        left, right = self.left_PMO[part].transpose(1, 2), self.right_PMI[part]
-        if left.dtype == torch.float32:
-            torch.baddbmm(gradient, left, right, beta=0 if first else 1, out=gradient)
-        elif first:
-            gradient.copy_(torch.bmm(left, right))
-        else:
-            gradient.add_(torch.bmm(left, right))
-
-
-@dataclass(frozen=True)
-class VectorContribution:
-    """A small gradient that is simply there: fp32 [P, ...]."""
-
-    values: Tensor
-
-    def add_to(self, gradient: Tensor, start: int, first: bool) -> None:
-        """Add the slice."""
-        values = self.values[start : start + len(gradient)].view_as(gradient)
-        gradient.copy_(values) if first else gradient.add_(values)
-
-
-@dataclass(frozen=True)
-class RowsContribution:
-    """Embedding: token m of prompt p adds `values_PMI` to row `ids_PM`."""
-
-    ids_PM: Tensor
-    values_PMI: Tensor
-
-    def add_to(self, gradient: Tensor, start: int, first: bool) -> None:
-        """Scatter the rows of each prompt into its own matrix."""
-        if first:
-            gradient.zero_()
-        part = slice(start, start + len(gradient))
-        prompts, vocabulary, width = gradient.shape
-        offsets = torch.arange(prompts, device=gradient.device).unsqueeze(1) * vocabulary
-        flat = (self.ids_PM[part] + offsets).flatten()
-        values = self.values_PMI[part].reshape(-1, width).to(gradient.dtype)
-        gradient.view(-1, width).index_add_(0, flat, values)
-
-
-def by_prompt(values_NLX: Tensor, batch: Batch) -> Tensor:
-    """Regroup [N, L, X] into [P, M, X]; rows that a prompt does not have are zeros."""
-    rows, length = batch.shape
-    if values_NLX.shape[:2] != (rows, length):
+def flat_positions(values_NLX: Tensor, batch: Batch) -> Tensor:
+    """View [N, L, X] as [T, X], one vector a position."""
+    if values_NLX.shape[:2] != batch.shape:
         raise Unsupported(
             f"an activation of shape {tuple(values_NLX.shape)} is not rows x positions"
         )
-    most = batch.rows_PK.shape[1]
-    if most == 1 and batch.prompts == rows:
-        return values_NLX
-    padded = torch.cat([values_NLX, torch.zeros_like(values_NLX[:1])])
-    return padded[batch.rows_PK].flatten(1, 2)
-
-
-def by_prompt_predictors(values_SX: Tensor, batch: Batch) -> Tensor:
-    """Regroup [S, X], one row a predicting position, into [P, M, X]."""
-    padded = torch.cat([values_SX, torch.zeros_like(values_SX[:1])])
-    return padded[batch.predictors_PM]
+    return values_NLX.reshape(-1, values_NLX.shape[2])
 
 
 class LayerRule(Protocol):
@@ -122,10 +55,12 @@ def linear_rule(
     module: nn.Module, inputs: Tensor, output_gradient: Tensor, batch: Batch
 ) -> Iterator[tuple[str, Contribution]]:
     """`nn.Linear`: weight [O, I] and bias [O]."""
-    gradient_PMO = by_prompt(output_gradient, batch)
-    yield "weight", MatrixContribution(gradient_PMO, by_prompt(inputs, batch))
+    left_TO = flat_positions(output_gradient, batch)
+    right_TI = flat_positions(inputs, batch)
+    yield "weight", MatrixContribution(left_TO, right_TI, batch.positions)
     if getattr(module, "bias", None) is not None:
-        yield "bias", VectorContribution(gradient_PMO.sum(1, dtype=torch.float32))
+        sums_NO = output_gradient.sum(1, dtype=torch.float32)
+        yield "bias", VectorContribution(sum_by_prompt(sums_NO, batch.slot_N, batch))
 
 
 def conv1d_rule(
@@ -134,7 +69,8 @@ def conv1d_rule(
     """GPT-2's `Conv1D`: a linear layer whose weight is stored as [I, O]."""
     for name, contribution in linear_rule(module, inputs, output_gradient, batch):
         if isinstance(contribution, MatrixContribution):
-            contribution = MatrixContribution(contribution.right_PMI, contribution.left_PMO)
+            left, right = contribution.right_TI, contribution.left_TO
+            contribution = MatrixContribution(left, right, contribution.segments)
         yield name, contribution
 
 
@@ -142,10 +78,10 @@ def head_rule(
     module: nn.Module, inputs: Tensor, output_gradient: Tensor, batch: Batch
 ) -> Iterator[tuple[str, Contribution]]:
     """The output head, which sees only the predicting positions: [1, S, ...]."""
-    gradient_PMO = by_prompt_predictors(output_gradient[0], batch)
-    yield "weight", MatrixContribution(gradient_PMO, by_prompt_predictors(inputs[0], batch))
+    left_SO, right_SI = output_gradient[0], inputs[0]
+    yield "weight", MatrixContribution(left_SO, right_SI, batch.predictions)
     if getattr(module, "bias", None) is not None:
-        yield "bias", VectorContribution(gradient_PMO.sum(1, dtype=torch.float32))
+        yield "bias", VectorContribution(sum_by_prompt(left_SO.float(), batch.slot_S, batch))
 
 
 def embedding_rule(
@@ -161,8 +97,8 @@ def embedding_rule(
     if module.padding_idx is not None:
         keep = inputs.ne(module.padding_idx).unsqueeze(-1)
         output_gradient = output_gradient * keep
-    ids_PM = by_prompt(inputs.unsqueeze(-1), batch).squeeze(-1)
-    yield "weight", RowsContribution(ids_PM, by_prompt(output_gradient, batch))
+    values_TI = flat_positions(output_gradient, batch)
+    yield "weight", RowsContribution(inputs.reshape(-1), values_TI, batch.positions)
 
 
 def elementwise_rule(
@@ -185,13 +121,12 @@ def elementwise_rule(
         ones = {**zeros, name: torch.ones_like(zeros[name])}
         slope = functional_call(module, ones, (wide,)) - base
         per_row = (output_gradient.float() * slope).reshape(rows, -1, inputs.shape[-1]).sum(1)
-        yield name, VectorContribution(by_prompt_rows(per_row, batch))
+        yield name, VectorContribution(sum_by_prompt(per_row, batch.slot_N, batch))
 
 
-def by_prompt_rows(values_NX: Tensor, batch: Batch) -> Tensor:
-    """Sum a value a row over each prompt's rows -> [P, X]."""
-    padded = torch.cat([values_NX, torch.zeros_like(values_NX[:1])])
-    return padded[batch.rows_PK].sum(1)
+def sum_by_prompt(values_XC: Tensor, slot_X: Tensor, batch: Batch) -> Tensor:
+    """Sum fp32 vectors over each prompt's -> [P, C]."""
+    return values_XC.new_zeros(batch.prompts, values_XC.shape[1]).index_add_(0, slot_X, values_XC)
 
 
 def rule_for(module: nn.Module) -> LayerRule | None:

@@ -1,0 +1,65 @@
+"""How a model is set while gradients are measured, and set back afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from cropi.errors import InputError
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Dropout off while gradients are measured; the former mode comes back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Keep autograd from computing weight gradients; the tap computes them per prompt."""
+    free = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in free:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in free:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def checkpointed(model: Any, wanted: bool) -> Iterator[None]:
+    """Recompute each decoder layer's activations in backward instead of keeping them.
+
+    Raises InputError for a model whose layers do not offer it.
+    """
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if wanted and not layers:
+        raise InputError(
+            f"influence.gradient_checkpointing is on, and {type(model).__name__} has no layer that "
+            "supports it; turn it off and lower influence.batch_tokens instead"
+        )
+    before = [(layer, layer.gradient_checkpointing) for layer in layers]
+    for layer in layers if wanted else []:
+        # transformers' own switch would also hook the embeddings, and leave that behind. Only
+        # training layers checkpoint; the flag is the layer's alone: what is within it, dropout for
+        # one, stays in evaluation mode.
+        layer.gradient_checkpointing, layer.training = True, True
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer, on in before if wanted else []:
+            layer.training, layer.gradient_checkpointing = False, on
