@@ -15,7 +15,7 @@ from cropi.artifacts import read_lines
 from cropi.curriculum import run
 from cropi.errors import InputError
 from cropi.steps import training as training_step
-from cropi.tables import read_selection
+from cropi.tables import read_scores, read_selection
 from tiny_runs import promised_bytes, tiny_config, write_config
 
 KILL_POINTS = (
@@ -172,6 +172,19 @@ def test_damaged_files_of_a_run_are_made_again(folder: Path, finished: Path) -> 
         handle.write('{"phase": "clock", "ar')
     run(tiny_config(folder, "baselines=[full]"))
     assert promised_bytes(finished) == before
+
+
+@pytest.mark.parametrize("method", ["exact", "adaptive"])
+def test_directions_follow_adam_from_the_second_stage_on(tmp_path: Path, method: str) -> None:
+    config = tiny_config(
+        tmp_path,
+        "influence.precondition=adam",
+        f"influence.method={method}",
+        "influence.dim=64",
+        "evaluation.every=10",
+    )
+    identities = [read_scores(f).identity for f in sorted(run(config).rglob("scores.parquet"))]
+    assert ["preconditioner" in identity for identity in identities] == [False, True]
 
 
 def test_lora_and_warmup_run_two_stages_and_resume(tmp_path: Path) -> None:

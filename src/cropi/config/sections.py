@@ -224,17 +224,42 @@ class ObjectiveConfig(Section):
         return self
 
 
+TargetMemory = Literal["fp32", "bf16", "offload"]
+
+
 class InfluenceConfig(Section):
     """How gradients are compared with the validation direction."""
 
-    method: Literal["exact", "sparse"] = "exact"
-    sparse_ratio: Fraction = Field(0.15, description="share of coordinates kept (sparse)")
-    dim: Count = Field(8192, description="dimensions of the sketch (sparse)")
+    method: str = Field(
+        "exact",
+        description="exact, or a sketch: adaptive, sparse, factorised, kronecker, or a dotted path",
+    )
+    sparse_ratio: Fraction = Field(
+        0.15, description="share of coordinates kept (sparse, factorised)"
+    )
+    projection: Literal["hash", "rademacher", "gaussian"] = Field(
+        "hash", description="what follows the mask (sparse)"
+    )
+    dim: Count = Field(8192, description="dimensions of the sketch")
     target: Literal["mean", "unit_mean"] = Field(
         "mean", description="mean of the gradients (paper), or of the unit gradients"
     )
+    parameters: list[str] | None = Field(
+        None,
+        description="patterns of parameter names to compare, such as model.layers.*; default: all",
+    )
+    precondition: Literal["none", "adam"] = Field(
+        "none",
+        description="weigh target directions as the policy's saved Adam state weighs steps",
+    )
+    target_memory: TargetMemory = Field(
+        "fp32", description="where target directions are held (exact): fp32, bf16 or offload"
+    )
     batch_tokens: Count = Field(16384, description="padded tokens in one forward pass")
     share_prefix: bool = Field(True, description="compute a prompt once for all its responses")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in backward: a quarter slower, far less memory"
+    )
     objective: ObjectiveConfig = Field(default_factory=lambda: ObjectiveConfig())
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
+from cropi.alignment import Influence
 from cropi.artifacts import file_hash, is_current, write_json
-from cropi.influence import Influence
+from cropi.config import InfluenceConfig
 from cropi.run_directory import Stage
 from cropi.schema import ScoreTable, fingerprint
 from cropi.scoring import make_scorer
@@ -23,28 +25,40 @@ def score(session: Session, stage: Stage, strategy: Strategy, policy: str) -> Sc
     made_from = _made_from(session, policy)
     if not is_current(stage.scores, made_from):
         with session.directory.timed("scoring", stage.arm, stage.index):
-            influence = _influence(session, f"{stage.title} influence", policy)
+            influence = _influence(session, stage, policy)
         write_json(stage.influence_facts, _facts(influence))
         write_scores(stage.scores, influence.table, {"cropi.made_from": made_from})
     return read_scores(stage.scores)
 
 
-def _influence(session: Session, title: str, policy: str) -> Influence:
+def _influence(session: Session, stage: Stage, policy: str) -> Influence:
     config = session.config
     targets = {name: session.rollouts("validation", name) for name in session.sets.validation}
-    with session.narrator.phase(title) as bar:
+    with session.narrator.phase(f"{stage.title} influence") as bar:
         scorer = make_scorer(
             session.load(policy).model,
-            config.influence,
+            _settings(session, stage),
             session.seed("sketch"),
             lambda phase, done, total: bar.update(done, total, note=phase),
             config.rollouts.max_new_tokens,
+            Path(policy),
         )
         influence = scorer.score(session.rollouts("pool"), targets)
         bar.note = f"{len(influence.table.prompt_ids):,} prompts, {influence.tokens:,} tokens"
     for note in influence.notes:
         session.narrator.warn(note)
     return influence
+
+
+def _settings(session: Session, stage: Stage) -> InfluenceConfig:
+    """The config's, but for the first stage's Adam: nothing has been trained yet."""
+    influence = session.config.influence
+    if stage.index > 0 or influence.precondition == "none":
+        return influence
+    session.narrator.warn(
+        "influence.precondition begins with the second stage: the start policy has no Adam state"
+    )
+    return influence.model_copy(update={"precondition": "none"})
 
 
 def _facts(influence: Influence) -> dict[str, object]:

@@ -1,0 +1,37 @@
+"""The checkpoints that our own stages leave give their second moments by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from cropi.models import load_policy
+from cropi.preconditioning import Preconditioner, second_moments
+from cropi.training import StageOutcome, StagePlan, trl
+from cropi.verifiers import Judge
+
+
+def test_a_stage_of_trl_leaves_moments_that_are_found_by_name(
+    make_plan: Callable[..., StagePlan],
+    judge: Judge,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    live = {}
+
+    def watch(trainer: trl.GRPOTrainer, *rest: object) -> None:
+        state = getattr(trainer.optimizer, "optimizer", trainer.optimizer).state
+        live.update({n: state[p]["exp_avg_sq"] for n, p in trainer.model.named_parameters()})
+
+    monkeypatch.setattr(trl, "_require_trained", watch)
+    plan, outcome = make_plan("pocket", 2, weight_decay=0.1), StageOutcome()
+    trl.TrlTrainer().train(plan, judge, tmp_path, outcome=outcome)
+    model = load_policy(str(tmp_path), dtype="float32", device="cpu").model
+    found = second_moments(tmp_path, model)
+    assert set(found) == set(live) == {n for n, _ in model.named_parameters()}
+    assert all(torch.equal(found[name], moment) for name, moment in live.items())
+    assert found.step == 2
+    assert Preconditioner(found).scale(next(iter(found))).isfinite().all()
