@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from sketching import SHAPES, assert_close, flat, project, vectors
 
-from cropi.sketches import SketchConsumer, SparseSketch
+from cropi.sketches import SparseSketch, dense
 from cropi.sketches import sparse as module
-from cropi.sketches.sparse import hash_keys, mix64
+from cropi.sketches.counters import gaussians, mix64
+from cropi.sketches.sparse import hash_keys
 
-SHAPES = {"b.weight": (30, 40), "a.bias": (70,), "c.weight": (9, 11, 5)}
-SIZE = sum(math.prod(shape) for shape in SHAPES.values())
 MASK = (1 << 64) - 1
 
 
@@ -31,36 +31,6 @@ def python_coordinate(place: int, seed: int, ratio: float, dim: int) -> tuple[bo
     first, second = (python_mix64(place, key) for key in hash_keys(seed))
     sign = 1.0 if second & 1 else -1.0
     return (first >> 11) < int(ratio * 2**53), (second >> 2) % dim, sign / math.sqrt(ratio)
-
-
-def vectors(count: int, seed: int = 0) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {n: torch.randn(count, *s, generator=generator) for n, s in SHAPES.items()}
-
-
-def flat(gradients: dict[str, Tensor]) -> Tensor:
-    return torch.cat([g.flatten(1) for g in gradients.values()], 1).double()
-
-
-def project(sketch: SparseSketch, gradients: dict[str, Tensor]) -> Tensor:
-    count = len(next(iter(gradients.values())))
-    out = torch.zeros(count, sketch.dim)
-    for name, gradient in gradients.items():
-        sketch.project(name, gradient, out)
-    return out.double()
-
-
-@pytest.mark.parametrize("ratio", [1.0, 0.3])
-def test_inner_products_are_unbiased(ratio: float) -> None:
-    gradients = vectors(2)
-    gradients = {n: torch.stack([g[0], g[0] + 0.5 * g[1]]) for n, g in gradients.items()}
-    true = flat(gradients) @ flat(gradients).T
-    found = []
-    for seed in range(300):
-        out = project(SparseSketch(SHAPES, seed, ratio, 64), gradients)
-        found.append(out @ out.T)
-    mean, error = torch.stack(found).mean(0), torch.stack(found).std(0) / math.sqrt(300)
-    assert ((mean - true).abs() < 4 * error).all()
 
 
 @pytest.mark.parametrize("dim", [64, 512])
@@ -82,48 +52,31 @@ def test_a_full_mask_keeps_every_coordinate() -> None:
     assert set(sign.tolist()) == {-1.0, 1.0}
 
 
-def test_the_map_depends_on_seed_names_and_shapes_alone() -> None:
-    gradients = vectors(3)
-    expected = project(SparseSketch(SHAPES, 5, 0.5, 128), gradients)
-    reordered = dict(reversed(SHAPES.items()))
-    other_order = {n: gradients[n] for n in ("c.weight", "a.bias", "b.weight")}
-    again = SparseSketch(reordered, 5, 0.5, 128)
-    assert torch.allclose(project(again, other_order), expected, atol=1e-5)
-    assert again.identity == SparseSketch(SHAPES, 5, 0.5, 128).identity
-
-
 @pytest.mark.parametrize(
     "other",
     [
-        SparseSketch(SHAPES, 6, 0.5, 128),
         SparseSketch(SHAPES, 5, 0.25, 128),
         SparseSketch(SHAPES, 5, 0.5, 64),
-        SparseSketch({**SHAPES, "a.bias": (71,)}, 5, 0.5, 128),
-        SparseSketch({**SHAPES, "d.bias": (1,)}, 5, 0.5, 128),
+        SparseSketch(SHAPES, 5, 0.5, 128, "gaussian"),
     ],
 )
-def test_another_map_has_another_identity(other: SparseSketch) -> None:
+def test_another_setting_has_another_identity(other: SparseSketch) -> None:
     assert other.identity != SparseSketch(SHAPES, 5, 0.5, 128).identity
 
 
-def test_blocks_and_the_cache_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ratio", [1.0, 0.5])
+@pytest.mark.parametrize("projection", ["hash", "rademacher"])
+def test_blocks_and_the_cache_change_nothing(
+    ratio: float, projection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gradients = vectors(3)
-    whole = SparseSketch(SHAPES, 5, 0.5, 128)
-    expected = project(whole, gradients)
-    assert torch.equal(project(whole, gradients), expected)
-    monkeypatch.setattr(module, "BLOCK", 17)
-    monkeypatch.setattr(module, "CACHE_BYTES", 500)
-    pieces = SparseSketch(SHAPES, 5, 0.5, 128)
-    for _ in range(2):
-        assert torch.allclose(project(pieces, gradients), expected, atol=1e-5)
-
-
-def test_the_sketch_is_linear_and_prompts_do_not_mix() -> None:
-    gradients = vectors(3)
-    sketch = SparseSketch(SHAPES, 5, 0.5, 128)
-    both = project(sketch, gradients)
-    summed = project(sketch, {n: (g[0] + 2 * g[1])[None] for n, g in gradients.items()})
-    assert torch.allclose(summed[0], both[0] + 2 * both[1], atol=1e-4)
+    expected = project(SparseSketch(SHAPES, 5, ratio, 128, projection), gradients)
+    monkeypatch.setattr(module, "BLOCK", 90)
+    monkeypatch.setattr(module, "CACHE_BYTES", 3000)
+    pieces = SparseSketch(SHAPES, 5, ratio, 128, projection)
+    for rows in (4, 30, 7, 4):
+        assert_close(project(pieces, gradients, rows), expected)
+    assert 0 < pieces._cached_bytes <= 3000
 
 
 @pytest.mark.parametrize("ratio", [0.01, 0.15, 0.5])
@@ -171,23 +124,40 @@ def test_index_arithmetic_is_right_beyond_32_bits(place: int, seed: int) -> None
         assert found == (expected[0], expected[1], pytest.approx(expected[2], rel=1e-6))
 
 
-def test_places_go_on_beyond_32_bits_where_a_model_is_that_large() -> None:
-    shapes = {"a": (2**33, 1), "b": (50,)}
-    sketch = SparseSketch(shapes, 11, 1.0, 97)
-    gradient = torch.arange(1.0, 51.0)[None]
+@pytest.mark.parametrize("listed", [False, True])
+def test_places_go_on_beyond_32_bits_where_a_model_is_that_large(listed: bool) -> None:
+    """Offsets past 2^33, and rows of one parameter past 2^32, tile by tile."""
+    shapes = {"a": (2**33, 1), "b": (2**31, 5)}
+    first_row = 2**31 - 10
+    gradient = torch.arange(1.0, 51.0).view(1, 10, 5)
     found, expected = torch.zeros(1, 97), torch.zeros(97)
-    sketch.project("b", gradient, found)
-    for place, value in enumerate(gradient[0].tolist()):
-        _, bucket, sign = python_coordinate(2**33 + place, 11, 1.0, 97)
+    for start in (0, 3, 6):
+        stop = {0: 3, 3: 6, 6: 10}[start]
+        rows: slice | torch.Tensor = slice(first_row + start, first_row + stop)
+        rows = torch.arange(rows.start, rows.stop) if listed else rows
+        SparseSketch(shapes, 11, 1.0, 97).project("b", rows, gradient[:, start:stop], found)
+    for n, value in enumerate(gradient.flatten().tolist()):
+        _, bucket, sign = python_coordinate(2**33 + first_row * 5 + n, 11, 1.0, 97)
         expected[bucket] += sign * value
-    assert torch.allclose(found[0], expected)
+    assert torch.allclose(found[0], expected, atol=1e-4)
 
 
-def test_the_consumer_adds_parameters_and_keeps_prompts_apart() -> None:
-    gradients = vectors(4)
-    sketch = SparseSketch(SHAPES, 2, 0.5, 32)
-    consumer = SketchConsumer(sketch, 4, torch.device("cpu"))
-    for name, gradient in gradients.items():
-        for part in ([2, 0], [3, 1]):
-            consumer.consume(name, torch.tensor(part), gradient[part])
-    assert torch.allclose(consumer.sketches.double(), project(sketch, gradients), atol=1e-5)
+@pytest.mark.parametrize("entries", [dense.rademacher_entries, dense.gaussian_entries])
+def test_entries_of_dense_projections_are_standard_and_independent(entries: Callable) -> None:
+    """Near and far places alike: what lies beyond 2^32 must not repeat what lies before."""
+    places = torch.cat([torch.arange(300), 2**32 + torch.arange(300)])
+    matrix = entries(places, 500, 3).double()
+    assert matrix.shape == (600, 500)
+    assert abs(float(matrix.mean())) < 5 / 300_000**0.5
+    assert float(matrix.square().mean()) == pytest.approx(1, abs=0.02)
+    rows = torch.corrcoef(matrix) - torch.eye(600)
+    assert float(rows.abs().max()) < 6 / 500**0.5
+    columns = torch.corrcoef(matrix.T) - torch.eye(500)
+    assert float(columns.abs().max()) < 6 / 600**0.5
+
+
+def test_gaussians_have_normal_tails() -> None:
+    values = gaussians(torch.arange(200_000), 12345)
+    for limit, share in ((1.0, 0.3173), (2.0, 0.0455), (3.0, 0.0027)):
+        found = float((values.abs() > limit).double().mean())
+        assert abs(found - share) < 5 * math.sqrt(share / 200_000)

@@ -3,78 +3,100 @@
 Every coordinate has a place in the concatenation of all parameters (names sorted). A 64-bit mix
 of (seed, place) decides whether it is kept, which of the `dim` buckets it adds to, and its sign:
 signed hashing, the sparse Johnson-Lindenstrauss map with one entry a column. Kept coordinates
-are scaled by 1/sqrt(ratio), so inner products are unbiased.
+are scaled by 1/sqrt(ratio), so inner products are unbiased. The dense projections, `rademacher`
+and `gaussian`, are there to compare with: `dim` random numbers for every kept coordinate.
 
 Departures from the paper's released projection: the mask is uniform over *all* coordinates, and
 places are 64-bit, so models of more than 2^32 coordinates do not wrap around. The identity names
 the parameters as well as the seed; nothing is stored but a cache that fits in memory.
+
+Shape legend: P prompts, R rows, I width, W = D buckets, C coordinates, K kept ones.
 """
 
 from __future__ import annotations
 
-import hashlib
+import functools
+import importlib.util
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from cropi.schema import fingerprint
+from cropi.errors import InputError
+from cropi.gradients.contributions import matrix_shape
+from cropi.sketches.base import PlainSketch
+from cropi.sketches.counters import Layout, below, keys, mix64, parameters_identity, shift_right
+from cropi.sketches.dense import DENSE, add_dense
 
-GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
-MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
-MIX_2 = 0x94D049BB133111EB - (1 << 64)
-BLOCK = 1 << 22
+BLOCK = 1 << 16
+"""Coordinates hashed at once: what is computed for them should stay in a CPU's cache."""
+
 CACHE_BYTES = 1 << 28
+"""Memory for blocks that were hashed before; a model of 20M kept coordinates fits."""
 
 
 def hash_keys(seed: int) -> tuple[int, int]:
-    """Two int64 keys for one seed, one for the mask and one for bucket and sign.
-
-    Nearby seeds must not give nearby keys: keys that differ by k give the same map, shifted by k
-    coordinates.
-    """
-    digest = hashlib.sha256(f"cropi.sparse/{seed}".encode()).digest()
-    first, second = (int.from_bytes(digest[n : n + 8], "little", signed=True) for n in (0, 8))
+    """Two int64 keys for one seed, one for the mask and one for bucket and sign."""
+    first, second = keys("sparse", seed, 2)
     return first, second
 
 
-def mix64(places: Tensor, key: int) -> Tensor:
-    """SplitMix64 (Steele, Lea and Flood, 2014) of int64 places; wraps like unsigned arithmetic."""
-    state = (places + key) * GOLDEN
-    state = (state ^ _shift_right(state, 30)) * MIX_1
-    state = (state ^ _shift_right(state, 27)) * MIX_2
-    return state ^ _shift_right(state, 31)
+@dataclass(frozen=True)
+class Block:
+    """Some coordinates: positions kept, int64 [K] or None where all are, and what becomes of them.
 
+    `fate` is (bucket int64 [K], scaled sign fp32 [K]) for hashing, else (place int64 [K],).
+    """
 
-def _shift_right(values: Tensor, bits: int) -> Tensor:
-    """Logical shift of int64: torch's is arithmetic, so the copied sign bits are cleared."""
-    return (values >> bits) & ((1 << (64 - bits)) - 1)
+    kept: Tensor | None
+    fate: tuple[Tensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory it takes."""
+        tensors = self.fate if self.kept is None else (self.kept, *self.fate)
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def cut(self, start: int, stop: int, size: int) -> Block:
+        """The coordinates [start, stop) of the block's `size`, counted from start."""
+        if (start, stop) == (0, size):
+            return self
+        if self.kept is None:
+            return Block(None, tuple(t[start:stop] for t in self.fate))
+        edges = torch.tensor([start, stop], device=self.kept.device)
+        first, last = torch.searchsorted(self.kept, edges).tolist()
+        return Block(self.kept[first:last] - start, tuple(t[first:last] for t in self.fate))
 
 
 @dataclass
-class SparseSketch:
-    """Mask with `ratio`, then signed hashing to `dim` dimensions.
+class SparseSketch(PlainSketch):
+    """Mask with `ratio`, then a projection to `dim` dimensions.
 
-    `shapes` are the parameters' shapes by name.
+    `shapes` are the parameters' shapes by name. Raises InputError for an unknown projection or a
+    ratio that is not within (0, 1].
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     seed: int
     ratio: float = 0.15
     dim: int = 8192
-    _offsets: dict[str, int] = field(init=False)
-    _cache: dict[tuple[str, int], tuple[Tensor, Tensor, Tensor]] = field(
-        init=False, default_factory=dict
+    projection: str = "hash"
+    _layout: Layout = field(init=False, repr=False)
+    _cache: dict[tuple[str, int, torch.device], Block] = field(
+        init=False, repr=False, default_factory=dict
     )
-    _cached_bytes: int = field(init=False, default=0)
+    _cached_bytes: int = field(init=False, repr=False, default=0)
 
     def __post_init__(self) -> None:
-        self._offsets, total = {}, 0
-        for name in sorted(self.shapes):
-            self._offsets[name] = total
-            total += math.prod(self.shapes[name])
+        allowed = ("hash", *DENSE)
+        if self.projection not in allowed:
+            raise InputError(
+                f"unknown projection {self.projection!r}; allowed: {', '.join(allowed)}"
+            )
+        check_ratio(self.ratio)
+        self._layout = Layout(self.shapes, lambda width: width)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -83,42 +105,114 @@ class SparseSketch:
             "sketch": "sparse",
             "seed": str(self.seed),
             "ratio": repr(self.ratio),
+            "projection": self.projection,
             "dim": str(self.dim),
-            "parameters": fingerprint(sorted((n, list(s)) for n, s in self.shapes.items())),
+            "parameters": parameters_identity(self.shapes),
         }
 
-    def project(self, name: str, gradient: Tensor, out_PD: Tensor) -> None:
-        """Add the projection of fp32 `gradient` [P, *shape] to fp32 `out_PD` [P, dim]."""
-        flat_PC = gradient.reshape(len(gradient), -1)
-        for start in range(0, flat_PC.shape[1], BLOCK):
-            end = min(start + BLOCK, flat_PC.shape[1])
-            kept, bucket, sign = self._block(name, start, end, gradient.device)
-            values_PC = flat_PC[:, start:end]
-            if len(kept) < end - start:
-                values_PC = values_PC[:, kept]
-            out_PD.index_add_(1, bucket, values_PC * sign)
+    def project(
+        self, name: str, rows: slice | Tensor, gradient_PRI: Tensor, out_PW: Tensor
+    ) -> None:
+        """Add the sketch of fp32 `gradient_PRI`, some rows of a parameter, to fp32 `out_PW`."""
+        device = gradient_PRI.device
+        if gradient_PRI.is_cuda and self.projection == "hash" and triton_installed():
+            self._add_on_gpu(name, rows, gradient_PRI, out_PW)
+            return
+        if isinstance(rows, Tensor):
+            blocks = self._listed(name, rows, device)
+        else:
+            blocks = self._ranged(name, rows, device)
+        for part, block in blocks:
+            values = gradient_PRI[:, part].flatten(1)
+            self._add(values if block.kept is None else values[:, block.kept], block, out_PW)
 
-    def coordinates(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def coordinates(self, places_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Kept mask (bool), bucket (int64) and scaled sign (fp32) of int64 places."""
-        first, second = (mix64(places, key) for key in hash_keys(self.seed))
-        keep = _shift_right(first, 11) < int(self.ratio * (1 << 53))
-        bucket = _shift_right(second, 2) % self.dim
-        sign = (second & 1).to(torch.float32) * 2 - 1
-        return keep, bucket, sign / math.sqrt(self.ratio)
+        return self._keep(places_C), *self._buckets(places_C)
 
-    def _block(
-        self, name: str, start: int, end: int, device: torch.device
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Positions kept within a block, their buckets and signs; cached while small."""
-        if (name, start) in self._cache:
-            return self._cache[name, start]
-        offset = self._offsets[name]
-        places = torch.arange(offset + start, offset + end, dtype=torch.int64, device=device)
-        keep, bucket, sign = self.coordinates(places)
-        kept = keep.nonzero().squeeze(1)
-        block = (kept, bucket[kept], sign[kept])
-        size = sum(t.numel() * t.element_size() for t in block)
-        if self._cached_bytes + size <= CACHE_BYTES:
-            self._cache[name, start] = block
-            self._cached_bytes += size
+    def _add(self, values_PK: Tensor, block: Block, out_PW: Tensor) -> None:
+        if self.projection == "hash":
+            bucket_K, sign_K = block.fate
+            # With an index expanded from one row torch scatters row by row, three times faster
+            # than `index_add_` with the index itself.
+            out_PW.scatter_add_(1, bucket_K.expand(len(values_PK), -1), values_PK * sign_K)
+        else:
+            scaled = values_PK / math.sqrt(self.ratio)
+            add_dense(scaled, block.fate[0], self.projection, self.seed, out_PW)
+
+    def _add_on_gpu(
+        self, name: str, rows: slice | Tensor, gradient_PRI: Tensor, out_PW: Tensor
+    ) -> None:
+        """One kernel that hashes in registers; the same tiles give the same bits."""
+        from cropi.sketches.triton_hash import add_hashed
+
+        offset, keys_ = self._layout.offsets[name], hash_keys(self.seed)
+        with torch.cuda.device(gradient_PRI.device):
+            add_hashed(gradient_PRI, rows, offset, keys_, self.ratio, out_PW, reproducible=True)
+
+    def _listed(
+        self, name: str, rows_R: Tensor, device: torch.device
+    ) -> Iterator[tuple[slice, Block]]:
+        """Blocks of listed rows: (where they are in the list, block)."""
+        step = self._step(name)
+        for first in range(0, len(rows_R), step):
+            part = slice(first, first + step)
+            yield part, self._hashed(self._layout.places(name, rows_R[part].to(device)))
+
+    def _ranged(
+        self, name: str, rows: slice, device: torch.device
+    ) -> Iterator[tuple[slice, Block]]:
+        """Blocks of a range of rows; they start at the same rows whatever the range."""
+        height, width = matrix_shape(self.shapes[name])
+        step = self._step(name)
+        for first in range(rows.start // step * step, rows.stop, step):
+            last = min(first + step, height)
+            start, stop = max(first, rows.start), min(last, rows.stop)
+            block = self._block(name, first, last, device)
+            edges = ((start - first) * width, (stop - first) * width)
+            part = slice(start - rows.start, stop - rows.start)
+            yield part, block.cut(*edges, (last - first) * width)
+
+    def _step(self, name: str) -> int:
+        return max(1, BLOCK // max(1, self._layout.per_row[name]))
+
+    def _block(self, name: str, first: int, last: int, device: torch.device) -> Block:
+        """The block of rows [first, last), kept while there is memory for it."""
+        if (name, first, device) in self._cache:
+            return self._cache[name, first, device]
+        numbers = torch.arange(first, last, dtype=torch.int64, device=device)
+        block = self._hashed(self._layout.places(name, numbers))
+        if self._cached_bytes + block.nbytes <= CACHE_BYTES:
+            self._cache[name, first, device] = block
+            self._cached_bytes += block.nbytes
         return block
+
+    def _hashed(self, places_RI: Tensor) -> Block:
+        places = places_RI.flatten()
+        kept = None if self.ratio == 1 else self._keep(places).nonzero().squeeze(1)
+        chosen = places if kept is None else places[kept]
+        return Block(kept, self._buckets(chosen) if self.projection == "hash" else (chosen,))
+
+    def _keep(self, places_C: Tensor) -> Tensor:
+        first, _ = hash_keys(self.seed)
+        return shift_right(mix64(places_C, first), 11) < int(self.ratio * (1 << 53))
+
+    def _buckets(self, places_C: Tensor) -> tuple[Tensor, Tensor]:
+        _, second = hash_keys(self.seed)
+        mixed = mix64(places_C, second)
+        sign = (mixed & 1).to(torch.float32).mul_(2).sub_(1)
+        return below(mixed, self.dim), sign.div_(math.sqrt(self.ratio))
+
+
+@functools.cache
+def triton_installed() -> bool:
+    """Whether the kernel can be had; it comes with torch's CUDA builds on Linux."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def check_ratio(ratio: float) -> None:
+    """Raise InputError unless a share of coordinates is within (0, 1]."""
+    if not 0 < ratio <= 1:
+        raise InputError(
+            f"a share of {ratio} of the coordinates cannot be kept; allowed: more than 0, at most 1"
+        )

@@ -1,0 +1,207 @@
+"""A sketch that learns where gradients lie: principal directions kept, the rest hashed.
+
+Per-prompt gradients of one policy fill little of their space. So each is first hashed to many more
+buckets than will be kept (`width`), which costs no more than hashing to few; a sample of the pool's
+wide sketches, each of unit length, gives the principal directions B (orthonormal rows); and what
+is kept of a wide sketch w is
+
+    [ B w,  H (w - B^T B w) ]
+
+with H a signed hashing to the dimensions left. Inner products are unbiased given B, and H errs
+only on the part that B misses. Targets are never seen: what was learnt is a property of the pool,
+its hash is in the identity, and `saved` and `load` carry it to another machine. B is kept in
+fp16 numbers, so that what is used and what is saved are one.
+
+Measured in docs/decisions.md; keeping the heaviest coordinates, or the heaviest buckets, instead
+gains a tenth of that.
+
+Shape legend: P prompts, N prompts of the sample, W width, M directions, D dimensions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cropi.errors import InputError
+from cropi.gradients.contributions import Contribution
+from cropi.gradients.sums import block_dots
+from cropi.sketches.base import Sketch
+from cropi.sketches.counters import keys, lowest, mix64
+from cropi.sketches.sparse import SparseSketch
+
+WIDEST = 1 << 16
+"""Buckets to accumulate in, unless `dim` is so large that FACTOR times it are more."""
+
+FACTOR = 4
+"""Buckets to accumulate in, as a multiple of `dim`, where that is more."""
+
+NEGLIGIBLE = 1e-6
+"""Directions with less than this share of the first one's energy are rounding."""
+
+
+def default_width(dim: int) -> int:
+    """Buckets to accumulate in for `dim` dimensions."""
+    return max(WIDEST, FACTOR * dim)
+
+
+def sample_places(prompts: int, size: int, seed: int) -> Tensor:
+    """Which of so many prompts to learn from: sorted int64, `size` of them or all."""
+    (key,) = keys("adaptive.sample", seed, 1)
+    return lowest(mix64(torch.arange(prompts, dtype=torch.int64), key), size)
+
+
+@dataclass
+class AdaptiveSketch:
+    """`base` compressed to `dim` dimensions, at most `directions` (and dim / 2) of them learnt.
+
+    `sample` is how many prompts are worth learning from.
+    """
+
+    base: Sketch
+    dim: int
+    seed: int
+    directions: int = 256
+    sample: int = 512
+    _basis_MW: Tensor | None = field(init=False, repr=False, default=None)
+    _rest: SparseSketch | None = field(init=False, repr=False, default=None)
+    _hashed_basis_MD: Tensor | None = field(init=False, repr=False, default=None)
+
+    @property
+    def width(self) -> int:
+        """Numbers per prompt while its gradient streams by."""
+        return self.base.width
+
+    @property
+    def learnt(self) -> bool:
+        """Whether it may compress."""
+        return self._basis_MW is not None
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """The base's identity, the settings, and a hash of what was learnt."""
+        return {**self._settings, "learnt": self._fingerprint}
+
+    def project(
+        self, name: str, rows: slice | Tensor, gradient_PRI: Tensor, out_PW: Tensor
+    ) -> None:
+        """Add the wide sketch of some rows of a parameter to fp32 `out_PW`."""
+        self.base.project(name, rows, gradient_PRI, out_PW)
+
+    def takes_factors(self, name: str) -> bool:
+        """As the base likes it."""
+        return self.base.takes_factors(name)
+
+    def project_factors(
+        self, name: str, contributions: Sequence[Contribution], out_PW: Tensor
+    ) -> None:
+        """Add the wide sketch of a parameter's factors."""
+        self.base.project_factors(name, contributions, out_PW)
+
+    def learn(self, wide_NW: Tensor) -> None:
+        """Find the principal directions of fp32 wide sketches [N, W] of pool prompts.
+
+        Zero and infinite ones are left out; raises InputError if that leaves none. The sample's
+        own inner products are decomposed, [N, N] in float64, so cost and memory are the sample's.
+        Other threads and machines round otherwise: learn once, and share what `saved` gives.
+        """
+        lengths_N = torch.linalg.vector_norm(wide_NW, dim=1, dtype=torch.float64)
+        usable_N = lengths_N.isfinite() & (lengths_N > 0)
+        units = wide_NW[usable_N] / lengths_N[usable_N].float().unsqueeze(1)
+        if not len(units):
+            raise InputError(
+                f"{len(wide_NW)} prompts with gradients of zero teach a sketch nothing; use more "
+                "prompts, or a sketch that does not learn, such as sparse"
+            )
+        energies, vectors = torch.linalg.eigh(block_dots(units, units))
+        real = int((energies > NEGLIGIBLE * energies[-1]).sum())
+        count = min(self.directions, self.dim // 2, real)
+        mixing_MN = vectors.flip(1)[:, :count].T.float()
+        # QR, for rows scaled by small energies would not be orthonormal to the last digits.
+        self._take(torch.linalg.qr((mixing_MN @ units).T).Q.T)
+
+    def compress(self, wide_PW: Tensor) -> Tensor:
+        """Finished sketches fp32 [P, D]: the learnt directions, then the hashed rest.
+
+        H is linear, so the rest is hashed without being formed: H w - (H B^T) B w.
+        """
+        assert self._basis_MW is not None, "learn, or load what was learnt, comes first"
+        assert self._rest is not None
+        assert self._hashed_basis_MD is not None
+        learnt_PM = wide_PW @ self._on(wide_PW.device).T
+        rest_PD = wide_PW.new_zeros(len(wide_PW), self._rest.dim)
+        self._rest.project("wide", slice(0, 1), wide_PW.unsqueeze(1), rest_PD)
+        rest_PD.addmm_(learnt_PM, self._hashed_basis_MD, alpha=-1)
+        return torch.cat([learnt_PM, rest_PD], 1)
+
+    def saved(self) -> bytes:
+        """What was learnt, as the content of an .npz file; equal state gives equal bytes."""
+        assert self._basis_MW is not None, "nothing was learnt yet"
+        settings = np.array(json.dumps(self._settings, sort_keys=True))
+        basis = self._basis_MW.half().cpu().numpy()
+        content = io.BytesIO()
+        with zipfile.ZipFile(content, "w") as archive:
+            for name, array in (("settings", settings), ("basis", basis)):
+                member = io.BytesIO()
+                np.save(member, array)
+                # Entries made this way carry no date.
+                archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getvalue())
+        return content.getvalue()
+
+    def load(self, content: bytes) -> None:
+        """Take back what `saved` gave. Raises InputError if it belongs to another sketch."""
+        try:
+            with np.load(io.BytesIO(content)) as archive:
+                settings, basis = json.loads(str(archive["settings"])), archive["basis"]
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"what the sketch learnt is damaged ({type(error).__name__}: {error}); learn again"
+            ) from error
+        if settings != self._settings:
+            off = [
+                f"{key} {settings.get(key)!r} instead of {value!r}"
+                for key, value in self._settings.items()
+                if settings.get(key) != value
+            ]
+            raise InputError(
+                f"what a sketch learnt belongs to another one ({', '.join(off)}); use the same "
+                "model, seed and dimensions, or learn again"
+            )
+        self._take(torch.from_numpy(basis).float())
+
+    @property
+    def _settings(self) -> dict[str, str]:
+        base = {f"base_{key}": value for key, value in self.base.identity.items()}
+        own = {"sketch": "adaptive", "seed": str(self.seed), "dim": str(self.dim)}
+        return {**own, "directions": str(self.directions), **base}
+
+    @property
+    def _fingerprint(self) -> str:
+        if self._basis_MW is None:
+            return "nothing yet"
+        return hashlib.sha256(self._basis_MW.half().cpu().numpy().tobytes()).hexdigest()[:16]
+
+    def _take(self, basis_MW: Tensor) -> None:
+        """Settle on a basis, and on the hashing of what it misses."""
+        self._basis_MW = basis_MW.half().float()
+        directions, width = basis_MW.shape
+        self._rest = SparseSketch({"wide": (width,)}, self.seed, 1.0, self.dim - directions)
+        self._hashed_basis_MD = basis_MW.new_zeros(directions, self._rest.dim)
+        self._rest.project("wide", slice(0, 1), self._basis_MW.unsqueeze(1), self._hashed_basis_MD)
+
+    def _on(self, device: torch.device) -> Tensor:
+        """The basis, moved once to where gradients are."""
+        assert self._basis_MW is not None
+        assert self._hashed_basis_MD is not None
+        if self._basis_MW.device != device:
+            self._basis_MW = self._basis_MW.to(device)
+            self._hashed_basis_MD = self._hashed_basis_MD.to(device)
+        return self._basis_MW

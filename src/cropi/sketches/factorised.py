@@ -1,0 +1,121 @@
+"""A mask that is a product: random rows times random columns of every matrix, then hashing.
+
+The gradient of a linear layer is a sum of outer products, so the kept block of it costs its share
+of the multiplications and the rest is never computed. The price is a mask whose coordinates are
+not independent: one heavy row or column is kept or lost as a whole.
+
+A matrix keeps sqrt(ratio) of its rows and of its columns, a vector `ratio` of its entries, drawn
+without replacement and at least one each; a kept block is scaled by sqrt(all / kept), so inner
+products are unbiased.
+
+Shape legend: P prompts, R rows kept, C columns kept, O rows, I width, W = D buckets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from cropi.gradients.contributions import Contribution, matrix_shape
+from cropi.sketches.base import PlainSketch
+from cropi.sketches.counters import Layout, keys, lowest, mix64, parameters_identity, row_numbers
+from cropi.sketches.sparse import check_ratio
+from cropi.sketches.windowed import WindowedSketch
+
+BLOCK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 28}
+"""Memory of the kept blocks that exist at once."""
+
+
+@dataclass
+class FactorisedSketch(PlainSketch):
+    """Random rows x random columns of each parameter, hashed to `dim` dimensions.
+
+    Raises InputError for a ratio that is not within (0, 1].
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    seed: int
+    ratio: float = 0.15
+    dim: int = 8192
+    _kept: dict[str, tuple[Tensor, Tensor]] = field(init=False, repr=False)
+    _inner: WindowedSketch = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_ratio(self.ratio)
+        self._kept = self._draw()
+        blocks = {name: (len(r), len(c)) for name, (r, c) in self._kept.items()}
+        self._inner = WindowedSketch(blocks, self.seed, self.dim)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Seed, sizes and a hash over names and shapes."""
+        return {
+            "sketch": "factorised",
+            "seed": str(self.seed),
+            "ratio": repr(self.ratio),
+            "dim": str(self.dim),
+            "parameters": parameters_identity(self.shapes),
+        }
+
+    def kept(self, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Rows and columns of a parameter that are kept, int64, sorted."""
+        rows_R, columns_C = (t.to(device) for t in self._kept[name])
+        self._kept[name] = rows_R, columns_C
+        return rows_R, columns_C
+
+    def project(
+        self, name: str, rows: slice | Tensor, gradient_PRI: Tensor, out_PW: Tensor
+    ) -> None:
+        """Add the sketch of fp32 `gradient_PRI`, some rows of a parameter, to fp32 `out_PW`."""
+        rows_R, columns_C = self.kept(name, gradient_PRI.device)
+        numbers = row_numbers(rows, gradient_PRI.device)
+        slots = torch.searchsorted(rows_R, numbers).clamp_(max=len(rows_R) - 1)
+        here = (rows_R[slots] == numbers).nonzero().squeeze(1)
+        if len(here):
+            block = gradient_PRI[:, here][:, :, columns_C]
+            self._inner.project(name, slots[here], block * self._scale(name), out_PW)
+
+    def takes_factors(self, name: str) -> bool:
+        """The block is cheaper from the factors, whatever the parameter."""
+        return True
+
+    def project_factors(
+        self, name: str, contributions: Sequence[Contribution], out_PW: Tensor
+    ) -> None:
+        """Compute the kept block, some rows at a time, and hash it."""
+        rows_R, columns_C = self.kept(name, out_PW.device)
+        limit = BLOCK_BYTES.get(out_PW.device.type, 1 << 28)
+        step = max(1, limit // (4 * max(1, len(out_PW)) * len(columns_C)))
+        for first in range(0, len(rows_R), step):
+            part = slice(first, min(first + step, len(rows_R)))
+            blocks = [c.select(rows_R[part], columns_C) for c in contributions]
+            block = torch.stack(blocks).sum(0) if len(blocks) > 1 else blocks[0]
+            self._inner.project(name, part, block * self._scale(name), out_PW)
+
+    def _scale(self, name: str) -> float:
+        rows_R, columns_C = self._kept[name]
+        height, width = matrix_shape(self.shapes[name])
+        return math.sqrt(height * width / (len(rows_R) * len(columns_C)))
+
+    def _draw(self) -> dict[str, tuple[Tensor, Tensor]]:
+        row_key, column_key = keys("factorised", self.seed)
+        across = Layout(self.shapes, lambda width: width)
+        down = Layout({n: (matrix_shape(s)[0],) for n, s in self.shapes.items()}, lambda n: n)
+        one = torch.zeros(1, dtype=torch.int64)
+        found = {}
+        for name, shape in self.shapes.items():
+            height, _ = matrix_shape(shape)
+            share = self.ratio if height == 1 else math.sqrt(self.ratio)
+            drawn_rows = mix64(down.places(name, one)[0], row_key)
+            drawn_columns = mix64(across.places(name, one)[0], column_key)
+            found[name] = _share(drawn_rows, share), _share(drawn_columns, share)
+        return found
+
+
+def _share(numbers_N: Tensor, share: float) -> Tensor:
+    """Sorted places of a share of the numbers, the lowest; at least one."""
+    return lowest(numbers_N, max(1, round(share * len(numbers_N))))
