@@ -29,6 +29,7 @@ from cropi.config import (
     load_config,
 )
 from cropi.errors import InputError
+from cropi.feature_api import extract_features, score_features
 from cropi.prompts import load_source
 from cropi.prompts.uniqueness import distinct
 from cropi.rollouts import collect, load_engine, read_rollouts, rollout_statistics
@@ -50,7 +51,8 @@ from cropi.verifiers import Judge
 if TYPE_CHECKING:
     from torch import nn
 
-    from cropi.influence import Influence, Progress
+    from cropi.alignment import Influence
+    from cropi.influence import Progress
     from cropi.models import Policy
     from cropi.progress import Narrator
 
@@ -58,6 +60,7 @@ __all__ = [
     "InputError",
     "RunConfig",
     "evaluate",
+    "extract_features",
     "load_config",
     "load_model",
     "load_policy",
@@ -66,6 +69,7 @@ __all__ = [
     "rollout",
     "run",
     "score",
+    "score_features",
     "select",
     "train",
 ]
@@ -158,12 +162,14 @@ def score(
     settings: InfluenceConfig | None = None,
     seed: int = 0,
     constant_length: int = 512,
+    checkpoint: AnyPath | None = None,
     progress: Progress | None = None,
 ) -> Influence:
     """Influence of each informative pool prompt on each target, under `policy`.
 
-    `constant_length` is the divisor of `normalisation="constant"`. Raises InputError if the pool
-    or a target has no informative prompt, or gradients are not finite.
+    `constant_length` is the divisor of `normalisation="constant"`; `checkpoint` the folder whose
+    Adam state `settings.precondition` reads, by default the policy's. Raises InputError if the
+    pool or a target has no informative prompt, or gradients are not finite.
     """
     from cropi.scoring import make_scorer
 
@@ -171,8 +177,12 @@ def score(
         raise InputError("score needs at least one target: give NAME and its rollouts")
     groups = _groups(pool)
     target_groups = {name: _groups(found) for name, found in targets.items()}
-    model = _model(policy)
-    scorer = make_scorer(model, settings or InfluenceConfig(), seed, progress, constant_length)
+    if checkpoint is None and isinstance(policy, str | Path):
+        checkpoint = policy
+    folder = None if checkpoint is None else Path(checkpoint)
+    scorer = make_scorer(
+        _model(policy), settings or InfluenceConfig(), seed, progress, constant_length, folder
+    )
     return scorer.score(groups, target_groups)
 
 

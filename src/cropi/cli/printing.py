@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from cropi.influence import Influence
+    from cropi.alignment import Influence
     from cropi.progress import Narrator
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cropi.cli.features import score_stored
 from cropi.cli.options import (
     Device,
     Dtype,
@@ -75,15 +76,26 @@ def rollout(
 
 
 def score(
-    policy: PolicyOption,
-    rollouts: Annotated[Path, typer.Option(help="Rollouts of the pool (Parquet)")],
+    ctx: typer.Context,
     target: Annotated[
-        list[str], typer.Option(help="NAME=FILE: rollouts of a validation set; repeatable")
+        list[str],
+        typer.Option(
+            "--target",
+            "--targets",
+            help="NAME=FILE: rollouts (or features) of a validation set; repeatable",
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The Parquet file to write")],
-    method: Annotated[str, typer.Option(help="exact or sparse")] = "exact",
+    policy: Annotated[
+        str | None, typer.Option(help="A checkpoint directory, a hub id, pocket or smollm2")
+    ] = None,
+    rollouts: Annotated[Path | None, typer.Option(help="Rollouts of the pool (Parquet)")] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Stored features of the pool, instead of both")
+    ] = None,
+    method: Annotated[str, typer.Option(help="exact, or a sketch such as adaptive")] = "exact",
     ratio: Annotated[float, typer.Option(help="sparse: share of coordinates kept")] = 0.15,
-    dim: Annotated[int, typer.Option(help="sparse: dimensions of the sketch")] = 8192,
+    dim: Annotated[int, typer.Option(help="Dimensions of the sketch")] = 8192,
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -98,7 +110,17 @@ def score(
         cropi score --policy DIR --rollouts pool.parquet --target gsm8k=val.parquet --out s.parquet
 
         cropi score ... --method sparse --ratio 0.15 --dim 8192 objective.ratio=sequence
+
+        cropi score --features pool.features --target gsm8k=val.features --out s.parquet
     """
+    if features is not None:
+        score_stored(ctx, features, target, out, settings)
+        return
+    if policy is None or rollouts is None:
+        raise InputError(
+            "cropi score needs --policy and --rollouts, or --features; give the first two, or "
+            "what `cropi features` wrote"
+        )
     from cropi import api
     from cropi.artifacts import require_writable
     from cropi.config import InfluenceConfig
@@ -118,6 +140,7 @@ def score(
             settings=chosen,
             seed=seed,
             constant_length=max((g.sampling.max_new_tokens for g in groups), default=512),
+            checkpoint=policy,
             progress=lambda phase, done, total: bar.update(done, total, note=phase),
         )
         bar.note = f"{influence.tokens:,} tokens"

@@ -1,0 +1,114 @@
+"""Commands that store features, and score what is stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cropi.cli.options import Device, Dtype, Seed, Settings, named_files, section
+from cropi.cli.printing import make_narrator, print_scores
+from cropi.errors import InputError
+
+Stored = Literal["float16", "float32"]
+TAKEN_WITH_FEATURES = {"features", "target", "out", "settings"}
+"""Options of `cropi score` that mean something where features are given."""
+
+
+def features(
+    rollouts: Annotated[Path, typer.Argument(help="Rollouts (Parquet)")],
+    policy: Annotated[
+        str,
+        typer.Option(
+            "--policy", "--model", help="A checkpoint directory, a hub id, pocket or smollm2"
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The directory to write, or to go on with")],
+    sketch: Annotated[
+        str,
+        typer.Option(
+            help="adaptive, sparse, windowed, factorised, kronecker, or package.module:object"
+        ),
+    ] = "adaptive",
+    dim: Annotated[int, typer.Option(help="Dimensions of the sketch")] = 8192,
+    like: Annotated[
+        Path | None,
+        typer.Option(help="For a target: the pool's features, to be made comparable with"),
+    ] = None,
+    stored: Annotated[Stored, typer.Option(help="float16 or float32")] = "float16",
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    settings: Settings = None,
+) -> None:
+    """Sketch the gradient of each informative prompt, and keep it for `cropi score --features`.
+
+    A call that was stopped goes on when it is given again. Settings are those of the config's
+    influence section.
+
+    Examples:
+
+        cropi features pool.parquet --model DIR --out pool.features
+
+        cropi features val.parquet --model DIR --out val.features --like pool.features
+    """
+    from cropi import api
+    from cropi.config import InfluenceConfig
+    from cropi.features.writing import require_store_place
+
+    chosen = section(InfluenceConfig, settings, method=sketch, dim=dim)
+    require_store_place(out)
+    with make_narrator().phase("features") as bar:
+        found = api.extract_features(
+            policy,
+            rollouts,
+            out,
+            settings=chosen,
+            seed=seed,
+            stored=stored,
+            dtype=dtype,
+            device=device,
+            like=like,
+            progress=lambda done, total: bar.update(done, total),
+        )
+        bar.note = f"{found.tokens:,} tokens"
+    identity = found.store.identity
+    narrator = make_narrator()
+    narrator.say(f"  {len(found.store):,} of {identity.pool_size:,} prompts sketched -> {out}")
+    for reason, count in identity.skipped.items():
+        narrator.say(f"  {count:,} skipped: {reason}")
+
+
+def score_stored(
+    ctx: typer.Context, pool: Path, target: list[str], out: Path, settings: list[str] | None
+) -> None:
+    """Score a store against stores, as `cropi score` does rollouts against rollouts.
+
+    Raises InputError for an option or setting that would change nothing.
+    """
+    from cropi import api
+    from cropi.artifacts import require_writable
+    from cropi.config import InfluenceConfig
+    from cropi.tables import write_scores
+
+    given = [name for name in ctx.params if _was_given(ctx, name)]
+    inert = [f"--{name.replace('_', '-')}" for name in given if name not in TAKEN_WITH_FEATURES]
+    chosen = section(InfluenceConfig, settings)
+    inert += sorted(chosen.model_fields_set - {"target"})
+    if inert:
+        raise InputError(
+            f"{', '.join(inert)} would change nothing with --features, which were made with a "
+            "model and settings of their own; leave it out (the setting target=... may stay)"
+        )
+    targets = named_files(target, "target")
+    require_writable(out)
+    influence = api.score_features(pool, targets, target=chosen.target)
+    write_scores(out, influence.table)
+    print_scores(influence, out)
+
+
+def _was_given(ctx: typer.Context, name: str) -> bool:
+    """Whether the user gave an option, rather than left it at its default."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")

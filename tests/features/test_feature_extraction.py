@@ -1,0 +1,274 @@
+"""From rollouts to features to scores, by command: as scoring directly, kill or no kill."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from fake_stores import contents
+from rollout_files import group, rollouts
+
+from cropi import api
+from cropi.cli import main
+from cropi.config import InfluenceConfig
+from cropi.errors import InputError
+from cropi.features import FeatureStore, score_features
+from cropi.features.extraction import policy_hash, write_features
+from cropi.features.identity import StoreIdentity
+from cropi.gradients.extractor import GradientExtractor
+from cropi.influence import InfluenceScorer
+from cropi.preconditioning import Preconditioner, SecondMoments
+from cropi.rollouts import read_rollouts, write_rollouts
+from cropi.sketches import SparseSketch
+from cropi.tables import read_scores
+
+DIM = 2048
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+    def refused(self, *told: str) -> None:
+        """Exit code 2 and one sentence, which names what is told."""
+        assert self.code == 2, self
+        assert self.err.startswith("error: "), self.err
+        assert self.err.count("\n") == 1, self.err
+        for part in told:
+            assert part in self.err, (part, self.err)
+
+    def done(self) -> None:
+        assert self.code == 0, self
+
+
+@pytest.fixture
+def cropi(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable:
+    """Call the command line in this process."""
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def call(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["cropi", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        return Outcome(int(stop.value.code or 0), out, err)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("rollouts")
+    return {
+        name: rollouts(folder / f"{name}.parquet", prompts, seed)
+        for name, prompts, seed in (("pool", 24, 0), ("v", 8, 1), ("w", 6, 2))
+    }
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five rows a shard, so that few prompts make several."""
+
+    def small(**fields: object) -> StoreIdentity:
+        return StoreIdentity(**fields, rows_per_shard=5)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("cropi.features.extraction.StoreIdentity", small)
+
+
+@pytest.mark.parametrize(
+    ("sketch", "target"), [("sparse", "mean"), ("sparse", "unit_mean"), ("adaptive", "mean")]
+)
+def test_scores_from_features_equal_direct_ones(
+    cropi: Callable,
+    files: dict[str, Path],
+    tmp_path: Path,
+    sketch: str,
+    target: str,
+    small_shards: None,
+) -> None:
+    pool = tmp_path / "pool"
+    for name, path in files.items():
+        cropi(
+            *("features", path, "--model", "pocket", "--out", tmp_path / name),
+            *("--sketch", sketch, "--dim", DIM, "--seed", 3),
+            *(() if name == "pool" else ("--like", pool)),
+        ).done()
+    sets = [x for n in ("v", "w") for x in ("--targets", f"{n}={tmp_path / n}")]
+    out, direct = tmp_path / "stored.parquet", tmp_path / "direct.parquet"
+    cropi("score", "--features", pool, *sets, "--out", out, f"target={target}").done()
+    sets = [x for n in ("v", "w") for x in ("--target", f"{n}={files[n]}")]
+    cropi(
+        *("score", "--policy", "pocket", "--rollouts", files["pool"], *sets, "--out", direct),
+        *("--method", sketch, "--dim", DIM, "--seed", 3, f"target={target}"),
+    ).done()
+    one, other = read_scores(out), read_scores(direct)
+    assert one.prompt_ids == other.prompt_ids
+    assert (
+        (one.pool_size, one.skipped)
+        == (other.pool_size, other.skipped)
+        == (
+            24,
+            {"rewards all equal": 6},
+        )
+    )
+    assert pq.read_table(out).column_names == pq.read_table(direct).column_names
+    assert one.norms == pytest.approx(other.norms, rel=1e-5)
+    for name in ("v", "w"):
+        assert np.abs(one.cosines[name] - other.cosines[name]).max() < 1e-3
+    assert one.identity == {**other.identity, "features": "float16"}
+
+
+def test_trust_from_features_equals_that_of_direct_scoring(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    settings = InfluenceConfig(method="sparse", dim=DIM)
+    stores = {
+        name: api.extract_features("pocket", path, tmp_path / name, settings=settings).store
+        for name, path in files.items()
+    }
+    found = api.score_features(stores["pool"], {"v": stores["v"]}).trust["v"]
+    wanted = api.score("pocket", files["pool"], {"v": files["v"]}, settings=settings).trust["v"]
+    assert found.informative == wanted.informative
+    assert found.split_half == pytest.approx(wanted.split_half, abs=1e-3)
+    assert found.effective == pytest.approx(wanted.effective, rel=1e-5)
+    assert found.largest_share == pytest.approx(wanted.largest_share, rel=1e-5)
+
+
+def test_preconditioned_targets_score_as_directly(files: dict[str, Path], tmp_path: Path) -> None:
+    extractor = GradientExtractor(api.load_model("pocket"))
+    sketch = SparseSketch(extractor.shapes, 0, 1.0, DIM)
+    draws = torch.Generator().manual_seed(0)
+    raw = {n: torch.rand(s, generator=draws) ** 8 for n, s in extractor.shapes.items()}
+    adam = Preconditioner(SecondMoments(raw, dict.fromkeys(raw, 3), 0.999, 1e-8, "abc"))
+
+    def stored(name: str, preconditioner: Preconditioner | None) -> FeatureStore:
+        return write_features(
+            extractor,
+            sketch,
+            read_rollouts(files[name]),
+            tmp_path / f"{name}-{preconditioner is not None}",
+            rollouts=name,
+            settings=InfluenceConfig(),
+            preconditioner=preconditioner,
+        ).store
+
+    pool = stored("pool", None)
+    groups = [read_rollouts(files[name]) for name in ("pool", "v")]
+    for target in ("mean", "unit_mean"):
+        found = score_features(pool, {"v": stored("v", adam)}, target)
+        scorer = InfluenceScorer(extractor, sketch, target, preconditioner=adam)
+        wanted = scorer.score(groups[0], {"v": groups[1]})
+        assert np.abs(found.table.cosines["v"] - wanted.table.cosines["v"]).max() < 1e-3
+        assert found.trust["v"].effective == pytest.approx(wanted.trust["v"].effective, rel=1e-5)
+        assert found.table.identity["moments"] == "abc"
+    with pytest.raises(InputError, match="only a target's may be"):
+        score_features(stored("pool", adam), {"v": stored("v", adam)})
+    with pytest.raises(InputError, match="preconditioned differently"):
+        score_features(pool, {"v": stored("v", adam), "w": stored("w", None)})
+
+
+def test_a_killed_extraction_ends_with_the_same_bytes(
+    files: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    small_shards: None,
+) -> None:
+    settings = InfluenceConfig(method="sparse", dim=DIM)
+
+    def extract(folder: Path, stop_after: int | None = None) -> int:
+        def progress(done: int, total: int) -> None:
+            assert total == 18
+            if stop_after is not None and done > stop_after:
+                raise KeyboardInterrupt
+
+        return api.extract_features(
+            "pocket", files["pool"], folder, settings=settings, progress=progress
+        ).tokens
+
+    tokens = extract(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        extract(tmp_path / "killed", 11)
+    assert 0 < extract(tmp_path / "killed") < tokens
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert extract(tmp_path / "killed") == 0, "a finished store costs no forward pass"
+
+
+def test_features_of_another_policy_or_objective_are_refused(
+    cropi: Callable, files: dict[str, Path], tmp_path: Path
+) -> None:
+    common = ("--sketch", "sparse", "--dim", 64)
+    pool = ("features", files["pool"], "--model", "pocket", "--out", tmp_path / "pool", *common)
+    cropi(*pool).done()
+    cropi(*pool, "--seed", 1).refused("sketch.seed '0', not '1'", str(tmp_path / "pool"))
+    cropi(*pool, "objective.ratio=none").refused("settings.objective.ratio 'token', not 'none'")
+    for name, changes in (("seed", ("--seed", 1)), ("ratio", ("objective.ratio=none",))):
+        other = tmp_path / name
+        cropi("features", files["v"], "--model", "pocket", "--out", other, *common, *changes).done()
+        out = tmp_path / "s.parquet"
+        cropi(
+            "score", "--features", tmp_path / "pool", "--target", f"v={other}", "--out", out
+        ).refused("target v", name)
+        assert not out.exists()
+
+
+def test_options_that_would_change_nothing_are_refused(
+    cropi: Callable, files: dict[str, Path], tmp_path: Path
+) -> None:
+    scoring = ("score", "--features", "nowhere", "--target", "v=there", "--out", tmp_path / "s")
+    cropi(*scoring, "--dim", 64).refused("--dim")
+    cropi(*scoring, "--policy", "pocket", "--seed", 0).refused("--policy, --seed")
+    cropi(*scoring, "objective.ratio=none").refused("objective")
+    cropi(*scoring).refused("nowhere", "no feature store")
+    cropi("score", "--target", "v=there", "--out", tmp_path / "s").refused("--policy", "--features")
+    cropi(
+        "features", files["pool"], "--model", "pocket", "--out", tmp_path / "f", "--sketch", "exact"
+    ).refused("exact")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    cropi("features", files["pool"], "--model", "nowhere", "--out", tmp_path / "full").refused(
+        "no feature store's"
+    )
+
+
+def test_rollouts_without_an_informative_prompt_are_refused(
+    cropi: Callable, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    write_rollouts(tmp_path / "dull.parquet", [group(f"d{n}", rng, dull=True) for n in range(3)])
+    cropi(
+        "features", tmp_path / "dull.parquet", "--model", "pocket", "--out", tmp_path / "f"
+    ).refused("no informative prompt among 3")
+
+
+def test_the_policys_hash_follows_its_weights() -> None:
+    model = api.load_model("pocket")
+    before = policy_hash(model)
+    assert policy_hash(api.load_model("pocket")) == before
+    next(model.parameters()).data[0, 0] += 1e-3
+    assert policy_hash(model) != before
+    assert policy_hash(model.bfloat16()) != before
+
+
+def test_scoring_by_command_loads_no_model(
+    cropi: Callable, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "v"
+    cropi("features", files["v"], "--model", "pocket", "--out", store, "--dim", 64).done()
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("cropi.models.load_model", forbidden)
+    cropi(
+        "score", "--features", store, "--target", f"v={store}", "--out", tmp_path / "s.parquet"
+    ).done()
