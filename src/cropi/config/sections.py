@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cropi.schema import Sampling
 
@@ -224,6 +224,7 @@ class ObjectiveConfig(Section):
         return self
 
 
+METHODS = ("exact", "adaptive", "sparse", "factorised", "kronecker", "windowed")
 TargetMemory = Literal["fp32", "bf16", "offload"]
 
 
@@ -232,7 +233,8 @@ class InfluenceConfig(Section):
 
     method: str = Field(
         "exact",
-        description="exact, or a sketch: adaptive, sparse, factorised, kronecker, or a dotted path",
+        description="exact, or a sketch: adaptive, sparse (the paper's), factorised, kronecker, "
+        "windowed or package.module:object",
     )
     sparse_ratio: Fraction = Field(
         0.15, description="share of coordinates kept (sparse, factorised)"
@@ -255,12 +257,25 @@ class InfluenceConfig(Section):
     target_memory: TargetMemory = Field(
         "fp32", description="where target directions are held (exact): fp32, bf16 or offload"
     )
-    batch_tokens: Count = Field(16384, description="padded tokens in one forward pass")
+    batch_tokens: Count | None = Field(
+        None,
+        description="padded tokens in one forward pass; default: 16384 on a GPU, 4096 on a CPU",
+    )
     share_prefix: bool = Field(True, description="compute a prompt once for all its responses")
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in backward: a quarter slower, far less memory"
     )
     objective: ObjectiveConfig = Field(default_factory=lambda: ObjectiveConfig())
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, method: str) -> str:
+        if method not in METHODS and ":" not in method:
+            allowed = ", ".join(METHODS)
+            raise ValueError(
+                f"{method!r} is no method; allowed: {allowed}, and your own package.module:object"
+            )
+        return method
 
 
 class SelectionConfig(Section):

@@ -28,7 +28,7 @@ from cropi.errors import InputError
 from cropi.gradients.agreement import Comparison, in_float32, reference, require_covered
 from cropi.gradients.attention import PrefixAttention, takes_our_attention
 from cropi.gradients.autograd import prompt_gradient
-from cropi.gradients.batching import Budget, PreparedGroup, plan, prepare
+from cropi.gradients.batching import BATCH_TOKENS, Budget, PreparedGroup, plan, prepare
 from cropi.gradients.collation import Batch, collate
 from cropi.gradients.forward import (
     attention_window,
@@ -43,8 +43,8 @@ from cropi.gradients.modes import checkpointed, evaluation_mode, frozen
 from cropi.gradients.tap import GradientConsumer, LayerTap, hand_over
 from cropi.schema import RolloutGroup
 
-LOGITS_BYTES = {"cpu": 1 << 29, "cuda": 1 << 31}
-"""Most bytes of one fp32 copy of a batch's logits."""
+LOGITS_BYTES = {"cpu": 1 << 29, "cuda": 1 << 33}
+"""Most bytes that a batch's logits would take in fp32; they exist once, in the model's dtype."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class GradientExtractor:
 
     model: nn.Module
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    batch_tokens: int = 16384
+    batch_tokens: int | None = None
     share_prefix: bool = True
     checkpointing: bool = False
     patterns: Sequence[str] | None = None
@@ -107,6 +107,7 @@ class GradientExtractor:
 
     def __post_init__(self) -> None:
         self.parameters = trainable(self.model, self.patterns)
+        self._batch_tokens = self.batch_tokens or BATCH_TOKENS.get(self.device.type, 16384)
 
     @property
     def device(self) -> torch.device:
@@ -172,7 +173,7 @@ class GradientExtractor:
                     with self._attention.installed(self.model, batch if route.ours else None):
                         self._one_batch(batch, tap)
                 except torch.OutOfMemoryError as error:
-                    raise out_of_memory(batch, self.batch_tokens) from error
+                    raise out_of_memory(batch, self._batch_tokens) from error
                 tokens += batch.tokens
                 if progress:
                     progress(batch.prompts)
@@ -185,7 +186,7 @@ class GradientExtractor:
         routes: dict[Route, list[PreparedGroup]] = {}
         for group in prepared:
             routes.setdefault(self._route(group), []).append(group)
-        budget = Budget(self.batch_tokens, self._most_predictions())
+        budget = Budget(self._batch_tokens, self._most_predictions())
         for route in sorted(routes, reverse=True):
             for members in plan(routes[route], budget, route.share):
                 yield members, route
@@ -272,6 +273,7 @@ def out_of_memory(batch: Batch, batch_tokens: int) -> InputError:
     rows, length = batch.shape
     return InputError(
         f"{batch.prompts} prompts in {rows} rows of {length} positions do not fit in the device's "
-        f"memory; lower influence.batch_tokens (now {batch_tokens})"
+        f"memory; lower influence.batch_tokens (now {batch_tokens}), or set "
+        "influence.gradient_checkpointing=true"
         + ("" if batch.prompts > 1 else ", or use LoRA, a smaller dtype or shorter responses")
     )
