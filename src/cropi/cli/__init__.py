@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import typer
 
 from cropi.artifacts import DISK_ERRORS, unwritable
-from cropi.cli import runs, steps
+from cropi.cli import diagnose, features, runs, steps
 from cropi.errors import InputError
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ app = typer.Typer(
 for command in (
     runs.run,
     steps.rollout,
+    features.features,
     steps.score,
     steps.select,
     steps.train,
@@ -38,6 +39,7 @@ for command in (
     runs.report,
 ):
     app.command()(command)
+app.add_typer(diagnose.diagnose_app, name="diagnose")
 app.add_typer(runs.config_app, name="config")
 
 INTERRUPTED = 130

@@ -9,11 +9,11 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import resources
 
-from cropi.report.markup import Charts, Safe, json_text, tag
+from cropi.report.markup import Charts, Safe, joined, json_text, tag
 from cropi.report.reading import RunData
 from cropi.report.sections import (
     accuracy,
@@ -42,21 +42,27 @@ SECTIONS: tuple[tuple[str, str, Body], ...] = (
 
 
 def render(run: RunData) -> str:
-    """Return the page as one HTML document that loads nothing from anywhere."""
+    """Return a run's page as one HTML document."""
     charts = Charts()
     name = str(run.config.get("name") or run.path.resolve().name)
-    top = tag("header", _masthead(run, name), results.body(run, charts), id="top")
-    sections = [
-        tag("section", tag("h2", title), body(run, charts), id=key) for key, title, body in SECTIONS
-    ]
-    main = tag("main", top, *sections)
+    top = joined([_masthead(run, name), results.body(run, charts)])
+    sections = [(key, title, body(run, charts)) for key, title, body in SECTIONS]
+    return document(f"{name} · CROPI report", top, sections, charts)
+
+
+def document(
+    title: str, top: Safe, sections: Sequence[tuple[str, str, Safe]], charts: Charts
+) -> str:
+    """Return one HTML document that loads nothing from anywhere; a section is (id, title, body)."""
+    parts = [tag("section", tag("h2", name), body, id=key) for key, name, body in sections]
+    main = tag("main", tag("header", top, id="top"), *parts)
     scripts = [
         tag("script", json_text(charts.specs), type="application/json", id="charts"),
         tag("script", Safe(packed_plotly()), type="application/octet-stream", id="plotly"),
         tag("script", Safe(_asset("report.js"))),
     ]
-    head = _head(f"{name} · CROPI report")
-    page = tag("html", head, tag("body", _navigation(), main, *scripts), lang="en")
+    navigation = _navigation([(key, name) for key, name, _ in sections])
+    page = tag("html", _head(title), tag("body", navigation, main, *scripts), lang="en")
     return f"<!DOCTYPE html>\n{page}\n"
 
 
@@ -100,8 +106,8 @@ def _setup(run: RunData) -> str:
     return " · ".join(p for p in parts if p)
 
 
-def _navigation() -> Safe:
-    links = [tag("a", title, href=f"#{key}") for key, title, _ in SECTIONS]
+def _navigation(sections: Sequence[tuple[str, str]]) -> Safe:
+    links = [tag("a", title, href=f"#{key}") for key, title in sections]
     return tag("nav", tag("a", "CROPI", href="#top", class_="mark"), *links)
 
 

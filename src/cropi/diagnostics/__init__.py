@@ -1,0 +1,148 @@
+"""Is what influence rests on true here? Stale rollouts, real steps, sketches against exact.
+
+The three functions are `cropi diagnose`'s commands for notebooks: they take rollouts and a model
+as objects or paths, and return plain dataclasses with a `verdict`. `cropi.diagnostics.pages` draws
+them. Importing this package loads no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cropi.errors import InputError
+from cropi.schema import RolloutGroup, ScoreTable
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cropi.config import ObjectiveConfig
+    from cropi.diagnostics.fidelity import FidelityReport
+    from cropi.diagnostics.sketching import FidelitySettings
+    from cropi.diagnostics.staleness import Staleness
+    from cropi.diagnostics.step import StepReport
+    from cropi.influence import Progress
+    from cropi.models import Policy
+
+__all__ = ["diagnose_fidelity", "diagnose_staleness", "diagnose_step"]
+
+AnyPath = str | Path
+
+
+def diagnose_staleness(
+    rollouts: Sequence[RolloutGroup] | AnyPath,
+    model: Policy | AnyPath | nn.Module,
+    *,
+    batch_tokens: int = 16384,
+    progress: Progress | None = None,
+) -> Staleness:
+    """How far `model` has moved from the policy that sampled `rollouts`.
+
+    Every usable response counts, those of uninformative prompts too. Raises InputError if there
+    is none, or the model cannot have sampled them.
+    """
+    from cropi.diagnostics.logprobs import LogprobReader, read_logprobs
+    from cropi.diagnostics.staleness import measure_staleness
+
+    groups = [g for g in _groups(rollouts) if g.usable]
+    if not groups:
+        raise InputError(
+            "no rollout has a usable response (judged, and not empty); give rollouts whose rewards "
+            "were computed"
+        )
+    reader = LogprobReader(_model(model), batch_tokens)
+    advance = _counter("log-probs", len(groups), progress)
+    return measure_staleness(groups, read_logprobs(reader, groups, advance))
+
+
+def diagnose_step(
+    pool: Sequence[RolloutGroup] | AnyPath,
+    validation: Mapping[str, Sequence[RolloutGroup] | AnyPath],
+    model: Policy | AnyPath | nn.Module,
+    *,
+    scores: ScoreTable | AnyPath | None = None,
+    learning_rates: Sequence[float] = (1e-6, 1e-5, 1e-4),
+    prompts: int = 64,
+    repeats: int = 8,
+    singles: int = 30,
+    objective: ObjectiveConfig | None = None,
+    seed: int = 0,
+    batch_tokens: int = 16384,
+    progress: Progress | None = None,
+) -> StepReport:
+    """Whether real gradient steps move each validation objective as influence predicts.
+
+    `scores` of the pool under this very model are computed where they are not given. The model's
+    weights are the same bits afterwards.
+    """
+    from cropi.config import ObjectiveConfig
+    from cropi.diagnostics.stepping import StepSettings, measure_steps
+
+    if not validation:
+        raise InputError("diagnose step needs at least one validation set: give NAME and rollouts")
+    if isinstance(scores, str | Path):
+        from cropi.tables import read_scores
+
+        scores = read_scores(Path(scores))
+    settings = StepSettings(
+        tuple(learning_rates),
+        prompts,
+        repeats,
+        singles,
+        seed,
+        batch_tokens,
+        objective or ObjectiveConfig(),
+    )
+    sets = {name: _groups(groups) for name, groups in validation.items()}
+    return measure_steps(_model(model), _groups(pool), sets, scores, settings, progress)
+
+
+def diagnose_fidelity(
+    pool: Sequence[RolloutGroup] | AnyPath,
+    validation: Mapping[str, Sequence[RolloutGroup] | AnyPath],
+    model: Policy | AnyPath | nn.Module,
+    *,
+    settings: FidelitySettings | None = None,
+    progress: Progress | None = None,
+) -> FidelityReport:
+    """How well each sketch finds what exact influence finds, and what it costs.
+
+    Raises InputError if the pool or a validation set has no informative prompt.
+    """
+    from cropi.diagnostics.sketching import FidelitySettings, measure_fidelity
+
+    if not validation:
+        raise InputError("diagnose fidelity needs at least one validation set: NAME and rollouts")
+    sets = {name: _groups(groups) for name, groups in validation.items()}
+    chosen = settings or FidelitySettings()
+    return measure_fidelity(_model(model), _groups(pool), sets, chosen, progress)
+
+
+def _groups(groups: Sequence[RolloutGroup] | AnyPath) -> Sequence[RolloutGroup]:
+    from cropi.rollouts import read_rollouts
+
+    return read_rollouts(Path(groups)) if isinstance(groups, str | Path) else groups
+
+
+def _model(model: Any) -> Any:
+    """The model of a policy or a path."""
+    if isinstance(model, str | Path):
+        from cropi.models import load_model
+
+        return load_model(model)
+    return getattr(model, "model", model) if hasattr(model, "tokenizer") else model
+
+
+def _counter(phase: str, total: int, progress: Progress | None) -> Any:
+    """A callback that adds up prompts for `progress`; None without one."""
+    if progress is None:
+        return None
+    done = 0
+
+    def advance(prompts: int) -> None:
+        nonlocal done
+        done += prompts
+        progress(phase, done, total)
+
+    return advance

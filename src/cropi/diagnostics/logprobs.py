@@ -1,0 +1,257 @@
+"""Log-probs of stored responses under a policy: forward passes only, prompts shared.
+
+The batches are those of the gradients (`gradients.batching`): a prompt once for all its
+responses where the model's attention allows it, equal responses once, logits only where a
+response token is predicted. As there, the fast way is not trusted but compared with the plain
+one on a short prompt first; what disagrees goes one response at a time.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cropi.config import ObjectiveConfig
+from cropi.gradients.agreement import STRICT, in_float32, require_covered
+from cropi.gradients.attention import PrefixAttention, takes_our_attention
+from cropi.gradients.autograd import response_logprobs
+from cropi.gradients.batching import Budget, PreparedGroup, plan, prepare
+from cropi.gradients.collation import Batch, collate
+from cropi.gradients.extractor import LOGITS_BYTES, out_of_memory
+from cropi.gradients.forward import (
+    attention_window,
+    forward_logits,
+    require_fitting,
+    takes_block_masks,
+    text_config,
+)
+from cropi.gradients.layers import Unsupported
+from cropi.gradients.modes import evaluation_mode
+from cropi.gradients.objective import objective
+from cropi.schema import RolloutGroup
+
+CLOSE, COARSE = 1e-3, 0.25
+"""Nats by which a log-prob may differ between the fast and the plain way: in fp32, and in bf16."""
+
+WIDENED = 1 << 24
+"""Logits in fp32 at once: they are a model's largest tensors, and half of them may be bf16."""
+
+SHARING = ("prefix", "masked")
+"""Ways in which a prompt is computed once for all its responses."""
+
+Advance = Callable[[int], None]
+
+
+@dataclass
+class LogprobReader:
+    """Reads log-probs of stored responses under `model`, many prompts a forward pass.
+
+    `path` is how prompts go, once known: "prefix" (once for all responses, in an attention made
+    for it), "masked" (the same under a block mask), "rows" (a row a response) or "plain".
+    """
+
+    model: nn.Module
+    batch_tokens: int = 16384
+    share_prefix: bool = True
+    path: str = field(default="", init=False)
+    _attention: PrefixAttention = field(default_factory=PrefixAttention, init=False, repr=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def batches(
+        self, groups: Sequence[RolloutGroup], advance: Advance | None = None
+    ) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield batches with the log-probs of their usable responses, float64 [R, T].
+
+        Padding holds 0. Every group needs a usable response; `batch.index_P` are places in
+        `groups`. Raises InputError for rollouts that the model cannot have sampled.
+        """
+        require_fitting(self.model, groups)
+        prepared = [prepare(n, g) for n, g in enumerate(groups)]
+        with torch.inference_mode(), evaluation_mode(self.model):
+            self.path = self.path or self._choose_path(prepared)
+            for members, way in self._plan(prepared):
+                yield self._read(members, way)
+                if advance:
+                    advance(len(members))
+
+    def _read(self, members: Sequence[PreparedGroup], way: str) -> tuple[Batch, Tensor]:
+        batch = collate(members, way in SHARING, self.device, masked=way == "masked")
+        if way == "plain":
+            return batch, plain_logprobs(self.model, members)
+        try:
+            with self._attention.installed(self.model, batch if way == "prefix" else None):
+                return batch, batch_logprobs(self.model, batch)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(batch, self.batch_tokens) from error
+
+    def _plan(self, prepared: Sequence[PreparedGroup]) -> Iterator[tuple[list[PreparedGroup], str]]:
+        """Batches of prompts that go the same way."""
+        if self.path == "plain":
+            yield from (([group], "plain") for group in prepared)
+            return
+        ways: dict[str, list[PreparedGroup]] = {}
+        for group in prepared:
+            ways.setdefault(self._way(group), []).append(group)
+        vocabulary = len(self.model.get_output_embeddings().weight)  # type: ignore[operator]
+        most = LOGITS_BYTES.get(self.device.type, 1 << 29) // (4 * vocabulary)
+        budget = Budget(self.batch_tokens, max(1, most))
+        for way, groups in ways.items():
+            yield from ((members, way) for members in plan(groups, budget, way in SHARING))
+
+    def _way(self, group: PreparedGroup) -> str:
+        """How one prompt goes: sharing knows no sliding windows, so it must fit in one."""
+        config = text_config(self.model)
+        window = attention_window(config)
+        if self.path == "prefix" and max(group.row_lengths) <= window:
+            return "prefix"
+        if (
+            self.path == "masked"
+            and group.shared_length <= window
+            and _worth_masking(config, group)
+        ):
+            return "masked"
+        return "rows"
+
+    def _choose_path(self, prepared: Sequence[PreparedGroup]) -> str:
+        """The fastest path that agrees with the plain one on a short prompt."""
+
+        def order(group: PreparedGroup) -> tuple[bool, int]:
+            telling = sum(len(ids) >= 2 for ids in group.distinct) >= 2
+            return not telling, group.shared_length
+
+        group = min(prepared, key=order)
+        sharing = {"prefix": takes_our_attention, "masked": takes_block_masks}
+        try:
+            require_covered(self.model, {})
+            with in_float32(self.model) as tolerance:
+                close = CLOSE if tolerance == STRICT else COARSE
+                expected = plain_logprobs(self.model, [group])
+                self._require_agreement(group, expected, close, "rows")
+                for way, possible in sharing.items():
+                    if self.share_prefix and possible(self.model):
+                        with suppress(Unsupported):
+                            self._require_agreement(group, expected, close, way)
+                            return way
+        except Unsupported as unsupported:
+            warnings.warn(
+                f"log-probs are read one response at a time, which is slow: {unsupported}",
+                stacklevel=4,
+            )
+            return "plain"
+        return "rows"
+
+    def _require_agreement(
+        self, group: PreparedGroup, expected: Tensor, close: float, way: str
+    ) -> None:
+        _, found = self._read([group], way)
+        # Written so that NaN is a disagreement.
+        if not float((found - expected).abs().max()) <= close:
+            raise Unsupported("batched log-probs disagree with those of one response at a time")
+
+
+def _worth_masking(config: Any, group: PreparedGroup) -> bool:
+    """Whether one long row under a block mask costs less than a row a response.
+
+    Linear layers cost about 24 h^2 a position, dense attention 4 h a pair of positions.
+    """
+    width = getattr(config, "hidden_size", None) or 1024
+
+    def cost(length: int) -> int:
+        return length * (6 * width + length)
+
+    return cost(group.shared_length) <= sum(map(cost, group.row_lengths))
+
+
+def batch_logprobs(model: nn.Module, batch: Batch) -> Tensor:
+    """Log-probs of a batch's usable responses at the rollouts' temperature, float64 [R, T]."""
+    with narrowed(model, batch):
+        logits_SV = forward_logits(model, batch)
+    chosen_DT = logits_SV[batch.where_DT, batch.targets_DT].double()
+    chosen_DT /= batch.temperature_S[batch.where_DT]
+    logp_DT = chosen_DT - normalisers(logits_SV, batch.temperature_S)[batch.where_DT]
+    mask_RT = batch.responses.mask_RT
+    logp_RT = logp_DT[batch.which_R, : mask_RT.shape[1]]
+    return logp_RT.masked_fill(~mask_RT, 0.0)
+
+
+def normalisers(logits_SV: Tensor, temperature_S: Tensor) -> Tensor:
+    """Log of the sum of exp of logits / temperature, float64 [S]; widened a few rows at a time."""
+    rows = max(1, WIDENED // logits_SV.shape[1])
+    parts = zip(torch.split(logits_SV, rows), torch.split(temperature_S, rows), strict=True)
+    return torch.cat([torch.logsumexp(x.float() / t[:, None], 1).double() for x, t in parts])
+
+
+def plain_logprobs(model: nn.Module, groups: Sequence[PreparedGroup]) -> Tensor:
+    """The same, one distinct response at a time."""
+    device = next(model.parameters()).device
+    found = []
+    for group in groups:
+        prompt = torch.as_tensor(group.prompt_ids, dtype=torch.int64, device=device)
+        distinct = [
+            response_logprobs(model, prompt, ids.to(device), group.temperature).double()
+            for ids in map(_int64, group.distinct)
+        ]
+        found += [distinct[which] for which in group.which]
+    return nn.utils.rnn.pad_sequence(found, batch_first=True)
+
+
+def _int64(ids: np.ndarray) -> Tensor:
+    return torch.from_numpy(ids.astype(np.int64))
+
+
+@contextmanager
+def narrowed(model: nn.Module, batch: Batch) -> Iterator[None]:
+    """Let the head see only the positions that predict a response token."""
+
+    def narrow(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        (hidden,) = inputs
+        if hidden.shape[:2] != batch.shape:
+            raise Unsupported(f"the head sees {tuple(hidden.shape)}, not rows x positions")
+        return (hidden.flatten(0, 1)[batch.predictors_S].unsqueeze(0),)
+
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    if head is None:
+        raise Unsupported("the model does not name its output embeddings")
+    handle = head.register_forward_pre_hook(narrow, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def read_logprobs(
+    reader: LogprobReader, groups: Sequence[RolloutGroup], advance: Advance | None = None
+) -> list[list[np.ndarray]]:
+    """Log-probs float64 [T] of each usable response of each group, in the groups' order."""
+    found: list[list[np.ndarray]] = [[] for _ in groups]
+    for batch, logp_RT in reader.batches(groups, advance):
+        owners = batch.index_P[batch.responses.group_R].tolist()
+        lengths = batch.responses.mask_RT.sum(1).tolist()
+        for owner, length, logp in zip(owners, lengths, logp_RT.cpu().numpy(), strict=True):
+            found[owner].append(logp[:length].copy())
+    return found
+
+
+def read_objectives(
+    reader: LogprobReader,
+    groups: Sequence[RolloutGroup],
+    config: ObjectiveConfig,
+    advance: Advance | None = None,
+) -> np.ndarray:
+    """J of each group under the reader's model, float64 [n] (docs/method.md)."""
+    found = np.zeros(len(groups))
+    for batch, logp_RT in reader.batches(groups, advance):
+        values = objective(logp_RT, batch.responses, config)
+        found[batch.index_P.cpu().numpy()] = values.cpu().numpy()
+    return found

@@ -1,0 +1,285 @@
+"""Takes the real steps: gradients of bands, weights moved, objectives read, weights put back.
+
+All in fp32: a step of 1e-6 a weight is lost in bf16's rounding. The weights are the same bits
+afterwards, whatever happened.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cropi.config import ObjectiveConfig
+from cropi.diagnostics.intervals import mean_interval
+from cropi.diagnostics.logprobs import LogprobReader, read_objectives
+from cropi.diagnostics.step import (
+    StepOutcome,
+    StepPlan,
+    StepReport,
+    TargetSteps,
+    plan_steps,
+    require_scored,
+)
+from cropi.errors import InputError
+from cropi.gradients.agreement import STRICT, in_float32
+from cropi.gradients.contributions import matrix_shape
+from cropi.gradients.extractor import GradientExtractor
+from cropi.influence import InfluenceScorer, Progress
+from cropi.schema import RolloutGroup, ScoreTable
+
+GRADIENT_BYTES = 1 << 31
+"""Most bytes of bands' gradients held at once, unless one band needs more."""
+BLOCK = 1 << 20
+
+Vector = dict[str, Tensor]
+"""A direction in weight space: flat fp32 tensors by parameter."""
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """How many steps of what length; `repeats` counts random bands, `singles` single prompts."""
+
+    learning_rates: tuple[float, ...] = (1e-6, 1e-5, 1e-4)
+    prompts: int = 64
+    repeats: int = 8
+    singles: int = 30
+    seed: int = 0
+    batch_tokens: int = 16384
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+
+    def __post_init__(self) -> None:
+        if not self.learning_rates or min(self.learning_rates) <= 0:
+            raise InputError(
+                f"learning rates {list(self.learning_rates)} must all be above 0, e.g. 1e-5"
+            )
+        if self.prompts < 1:
+            raise InputError(f"prompts {self.prompts} makes no band; give at least 1")
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates, ascending."""
+        return tuple(sorted(set(self.learning_rates)))
+
+    @property
+    def main(self) -> float:
+        """The middle learning rate, at which single prompts are tried."""
+        return self.rates[len(self.rates) // 2]
+
+
+def measure_steps(
+    model: nn.Module,
+    pool: Sequence[RolloutGroup],
+    validation: Mapping[str, Sequence[RolloutGroup]],
+    scores: ScoreTable | None,
+    settings: StepSettings,
+    progress: Progress | None = None,
+) -> StepReport:
+    """Step on every band and read the validation objectives before and after.
+
+    Raises InputError if scores and pool do not fit each other, a set has no informative prompt,
+    or the model cannot be computed in fp32.
+    """
+    with in_float32(model) as tolerance:
+        if tolerance != STRICT:
+            raise InputError(
+                "a real step needs weights in fp32, and this model is quantised or too large for "
+                "that; give a smaller checkpoint or adapters on one"
+            )
+        trial = Trial(model, pool, validation, settings, progress or (lambda *_: None))
+        return trial.run(scores)
+
+
+class Trial:
+    """One policy's steps; holds gbar_V of each set and its objective before any step."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        pool: Sequence[RolloutGroup],
+        validation: Mapping[str, Sequence[RolloutGroup]],
+        settings: StepSettings,
+        progress: Progress,
+    ) -> None:
+        self.settings, self.progress = settings, progress
+        self.objective = with_length(settings.objective, pool)
+        self.extractor = GradientExtractor(model, self.objective, settings.batch_tokens)
+        self.reader = LogprobReader(model, settings.batch_tokens)
+        self.pool = {g.prompt_id: g for g in pool if g.informative}
+        self.validation = {n: _informative(n, groups) for n, groups in validation.items()}
+        self.size = sum(p.numel() for p in self.extractor.parameters.values())
+
+    def run(self, scores: ScoreTable | None) -> StepReport:
+        """Plan the bands, step on each, report."""
+        settings, names = self.settings, list(self.validation)
+        scores = self._score() if scores is None else scores
+        require_scored(scores, self.pool, names)
+        plans = plan_steps(
+            scores, names, settings.prompts, settings.repeats, settings.singles, settings.seed
+        )
+        size = len(plans[0].members)
+        found = self._outcomes([self.pool[i] for i in scores.prompt_ids], plans)
+        targets = [
+            TargetSteps(
+                name, len(groups), float(self.before[name].mean()), self.norms[name], found[name]
+            )
+            for name, groups in self.validation.items()
+        ]
+        notes = (
+            [f"bands hold {size} prompts instead of {settings.prompts}: {len(self.pool)} scored"]
+            if size < settings.prompts
+            else []
+        )
+        return StepReport(targets, settings.rates, settings.main, size, self.size, notes)
+
+    def _score(self) -> ScoreTable:
+        scorer = InfluenceScorer(self.extractor, progress=self.progress)
+        return scorer.score(list(self.pool.values()), self.validation).table
+
+    def _outcomes(
+        self, groups: Sequence[RolloutGroup], plans: Sequence[StepPlan]
+    ) -> dict[str, list[StepOutcome]]:
+        """Every step's effects, by validation set."""
+        directions = {
+            name: mean_gradients(self.extractor, own, [np.arange(len(own))])[0]
+            for name, own in self.validation.items()
+        }
+        self.norms = {name: norm(direction) for name, direction in directions.items()}
+        self.before = {name: self._objectives(name) for name in directions}
+        found: dict[str, list[StepOutcome]] = {name: [] for name in directions}
+        at_once = max(1, GRADIENT_BYTES // (4 * self.size))
+        for start in range(0, len(plans), at_once):
+            part = plans[start : start + at_once]
+            gradients = mean_gradients(self.extractor, groups, [p.members for p in part])
+            for n, (plan, gradient) in enumerate(zip(part, gradients, strict=True)):
+                for name in self._watching(plan):
+                    found[name] += self._steps(plan, gradient, name, directions[name])
+                self.progress("steps", start + n + 1, len(plans))
+        return found
+
+    def _watching(self, plan: StepPlan) -> list[str]:
+        """The sets on which a band's effect is read."""
+        return list(self.validation) if plan.target is None else [plan.target]
+
+    def _steps(
+        self, plan: StepPlan, gradient: Vector, name: str, direction: Vector
+    ) -> Iterator[StepOutcome]:
+        length = norm(gradient)
+        if length == 0:
+            return
+        slope = inner(direction, gradient) / length
+        rates = (self.settings.main,) if plan.band == "single" else self.settings.rates
+        for rate in rates:
+            eta = rate * math.sqrt(self.size)
+            with moved(self.extractor.parameters, gradient, eta / length):
+                change = self._objectives(name) - self.before[name]
+            yield StepOutcome(
+                plan.band,
+                rate,
+                len(plan.members),
+                slope / self.norms[name] if self.norms[name] else math.nan,
+                eta * slope,
+                float(change.mean()),
+                mean_interval(change),
+            )
+
+    def _objectives(self, name: str) -> np.ndarray:
+        return read_objectives(self.reader, self.validation[name], self.objective)
+
+
+class BandConsumer:
+    """A gradient consumer that keeps the weighted sums of prompts' gradients, one a band.
+
+    Shape legend: B bands, P prompts of the batch, R rows, I width, C = R * I coordinates.
+    """
+
+    def __init__(self, extractor: GradientExtractor, weights_BP: np.ndarray) -> None:
+        device = extractor.device
+        self.weights_BP = torch.from_numpy(weights_BP).float().to(device)
+        self.sums = {
+            name: torch.zeros(len(weights_BP), *matrix_shape(shape), device=device)
+            for name, shape in extractor.shapes.items()
+        }
+
+    def begin(self, index_P: Tensor) -> None:
+        """Look up what the batch's prompts weigh in each band."""
+        self._batch_BP = self.weights_BP[:, index_P]
+
+    def consume(self, name: str, rows: slice | Tensor, gradient_PRI: Tensor) -> None:
+        """Add some rows to the bands they belong to."""
+        sums_BC = self._batch_BP @ gradient_PRI.flatten(1)
+        self.sums[name][:, rows] += sums_BC.view(-1, *gradient_PRI.shape[1:])
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
+
+def mean_gradients(
+    extractor: GradientExtractor,
+    groups: Sequence[RolloutGroup],
+    bands: Sequence[np.ndarray],
+    advance: Callable[[int], None] | None = None,
+) -> list[Vector]:
+    """The mean gradient of each band of places in `groups`; a prompt in several costs once."""
+    members = np.unique(np.concatenate(bands))
+    weights_BP = np.zeros((len(bands), len(members)))
+    for row, band in zip(weights_BP, bands, strict=True):
+        row[np.searchsorted(members, band)] = 1 / len(band)
+    consumer = BandConsumer(extractor, weights_BP)
+    extractor.run([groups[m] for m in members], [consumer], advance)
+    sums = consumer.sums.items()
+    return [{name: sums_BRI[b].flatten() for name, sums_BRI in sums} for b in range(len(bands))]
+
+
+def inner(a: Vector, b: Vector) -> float:
+    """Inner product, float64 throughout, a block at a time."""
+    total = 0.0
+    for name in a:
+        pieces = zip(torch.split(a[name], BLOCK), torch.split(b[name], BLOCK), strict=True)
+        total += sum(float(x.double() @ y.double()) for x, y in pieces)
+    return total
+
+
+def norm(a: Vector) -> float:
+    """L2 norm."""
+    return math.sqrt(inner(a, a))
+
+
+@contextmanager
+def moved(
+    parameters: Mapping[str, nn.Parameter], direction: Vector, scale: float
+) -> Iterator[None]:
+    """Add `scale` times a direction to the weights for a while; the same bits come back."""
+    saved = {name: p.detach().clone() for name, p in parameters.items()}
+    try:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.add_(direction[name].view_as(parameter), alpha=scale)
+        yield
+    finally:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(saved[name])
+
+
+def with_length(objective: ObjectiveConfig, pool: Sequence[RolloutGroup]) -> ObjectiveConfig:
+    """Dr.GRPO's divisor, where the config has none, is the longest that responses could be."""
+    if objective.normalisation != "constant" or objective.constant_length:
+        return objective
+    length = max((g.sampling.max_new_tokens for g in pool), default=512)
+    return objective.model_copy(update={"constant_length": length})
+
+
+def _informative(name: str, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+    kept = [g for g in groups if g.informative]
+    if not kept:
+        raise InputError(
+            f"validation set {name} has no informative prompt among {len(groups)}; add prompts or "
+            "sample more responses"
+        )
+    return kept

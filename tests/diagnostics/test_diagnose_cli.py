@@ -1,0 +1,161 @@
+"""`cropi diagnose` as a user meets it: a table, a verdict, a page that loads nothing, JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cropi.cli import main
+from cropi.rollouts import write_rollouts
+from cropi.schema import Response, RolloutGroup
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def diagnose(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Call `cropi diagnose` in this process; returns exit code, stdout and stderr."""
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["cropi", "diagnose", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return (int(stop.value.code or 0), *capsys.readouterr())
+
+    return call
+
+
+def rollouts(path: Path, prompts: int, seed: int, name: str = "p") -> Path:
+    """Random rollouts in the pocket model's vocabulary."""
+    rng = np.random.default_rng(seed)
+    groups = []
+    for n in range(prompts):
+        responses = [
+            Response(
+                rng.integers(2, 30, 3).astype(np.int32),
+                rng.normal(-2, 0.5, 3).astype(np.float32),
+                "x",
+                reward=float(k % 2),
+            )
+            for k in range(4)
+        ]
+        ids = rng.integers(2, 30, 5).astype(np.int32)
+        groups.append(RolloutGroup(f"{name}<b>{n}", ids, responses))
+    write_rollouts(path, groups)
+    return path
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Path:
+    return rollouts(tmp_path / "pool.parquet", 12, 0)
+
+
+@pytest.fixture
+def validation(tmp_path: Path) -> Path:
+    return rollouts(tmp_path / "val.parquet", 4, 1, "v")
+
+
+def written(out: Path, name: str) -> dict:
+    """The JSON, having looked at the page beside it."""
+    page = (out / f"{name}.html").read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>")
+    assert "default-src 'none'" in page
+    assert "<b>" not in page.split("<body>")[1].split('<script type="application/json"')[0]
+    assert 'class="chart"' in page
+
+    def refuse(text: str) -> None:
+        raise AssertionError(f"{text} is no strict JSON")
+
+    found = json.loads((out / f"{name}.json").read_text(), parse_constant=refuse)
+    assert found["verdict"]
+    return dict(found)
+
+
+def test_staleness_prints_a_verdict_and_writes_page_and_numbers(
+    diagnose: Command, pool: Path, tmp_path: Path
+) -> None:
+    code, out, err = diagnose(
+        "staleness", pool, "--model", "pocket", "--out", tmp_path / "look", "--worst", 3
+    )
+    assert code == 0, err
+    assert "effective share" in out
+    assert "p<b>" in out
+    found = written(tmp_path / "look", "staleness")
+    assert found["level"] in ("fresh", "partly stale", "stale")
+    assert found["verdict"] in out
+    assert len(found["prompts"]) == 12
+    assert set(found["refresh"]) <= {p["prompt_id"] for p in found["prompts"]}
+
+
+def test_step_prints_every_band_and_writes_page_and_numbers(
+    diagnose: Command, pool: Path, validation: Path, tmp_path: Path
+) -> None:
+    small = ("--prompts", 3, "--repeats", 2, "--singles", 4, "--learning-rate", "1e-7,1e-6")
+    arguments = ("--model", "pocket", "--validation", f"v<b>={validation}", *small)
+    code, out, err = diagnose("step", pool, *arguments, "--out", tmp_path / "look")
+    assert code == 0, err
+    for band in ("most influential", "middle", "least influential", "random"):
+        assert band in out
+    found = written(tmp_path / "look", "step")
+    steps = found["targets"][0]["steps"]
+    assert len(steps) == 2 * (3 + 2) + 4
+    assert isinstance(found["as_predicted"], bool)
+
+
+def test_fidelity_recommends_and_writes_page_and_numbers(
+    diagnose: Command, pool: Path, validation: Path, tmp_path: Path
+) -> None:
+    small = ("--sketches", "sparse,windowed", "--dims", "64,128", "--ratios", "1,0.2")
+    arguments = ("--model", "pocket", "--validation", f"v={validation}", *small)
+    few = ("--seeds", 2, "--timed", 2, "--min-precision", 0.01)
+    code, out, err = diagnose("fidelity", pool, *arguments, *few, "--out", tmp_path / "look")
+    assert code == 0, err
+    assert "Use " in out
+    found = written(tmp_path / "look", "fidelity")
+    assert len(found["sketches"]) == 6
+    name, _, dim = str(found["recommended"]).rpartition(", ")
+    assert name in ("sparse 1", "sparse 0.2", "windowed")
+    assert dim in ("64", "128")
+
+
+def test_bad_input_is_one_sentence_before_any_work(
+    diagnose: Command, pool: Path, validation: Path, tmp_path: Path
+) -> None:
+    target = ("--validation", f"v={validation}")
+    cases = [
+        (("staleness", tmp_path / "none.parquet", "--model", "pocket"), "none.parquet"),
+        (("step", pool, "--model", "pocket", "--validation", "nameless"), "NAME=FILE"),
+        (("step", pool, "--model", "pocket", *target, "--learning-rate", "fast"), "fast"),
+        (("step", pool, "--model", "pocket", *target, "--learning-rate", "0"), "above 0"),
+        (("fidelity", pool, "--model", "pocket", *target, "--dims", "1.5"), "whole numbers"),
+        (("fidelity", pool, "--model", "pocket", *target, "--sketches", "no"), "no"),
+        (("staleness", pool, "--model", "pocket", "--out", pool), "pool.parquet"),
+    ]
+    for arguments, told in cases:
+        code, _, err = diagnose(*arguments)
+        assert code == 2, arguments
+        assert err.startswith("error: "), err
+        assert err.count("\n") == 1, err
+        assert told in err, err
+
+
+def test_help_loads_no_torch() -> None:
+    script = (
+        "import sys; from cropi.cli import main\n"
+        "import cropi.diagnostics\n"
+        "sys.argv[1:] = ['diagnose', 'step', '--help']\n"
+        "try: main()\n"
+        "except SystemExit as stop: assert not stop.code, stop.code\n"
+        "heavy = {'torch', 'transformers', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)

@@ -1,0 +1,149 @@
+"""Log-probs read in batches are those of one response at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from tiny import mixed_groups, random_group, random_response, tiny_model
+from torch import nn
+
+from cropi.config import ObjectiveConfig
+from cropi.diagnostics.logprobs import LogprobReader, normalisers, read_logprobs, read_objectives
+from cropi.errors import InputError
+from cropi.gradients.autograd import response_logprobs
+from cropi.gradients.batching import prepare
+from cropi.gradients.collation import collate
+from cropi.gradients.objective import objective
+from cropi.schema import RolloutGroup
+
+
+def obvious(model: nn.Module, group: RolloutGroup) -> list[np.ndarray]:
+    """One response at a time, nothing shared."""
+    prompt = torch.from_numpy(group.prompt_ids.astype(np.int64))
+    with torch.no_grad():
+        return [
+            response_logprobs(
+                model,
+                prompt,
+                torch.from_numpy(r.ids.astype(np.int64)),
+                group.sampling.temperature,
+            ).numpy()
+            for r in group.usable
+        ]
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [("qwen2-tied", "prefix"), ("gpt2", "prefix"), ("gemma2", "masked"), ("mixtral", "prefix")],
+)
+def test_batched_logprobs_equal_those_of_one_response_at_a_time(name: str, path: str) -> None:
+    model = tiny_model(name)
+    groups = mixed_groups(9)
+    reader = LogprobReader(model, batch_tokens=90)
+    found = read_logprobs(reader, groups)
+    assert reader.path == path
+    for group, own in zip(groups, found, strict=True):
+        for a, b in zip(own, obvious(model, group), strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 40, 10_000])
+@pytest.mark.parametrize("share_prefix", [True, False])
+def test_logprobs_do_not_depend_on_batching(batch_tokens: int, share_prefix: bool) -> None:
+    model, groups = tiny_model("qwen2-tied"), mixed_groups(8)
+    expected = read_logprobs(LogprobReader(model), groups)
+    found = read_logprobs(LogprobReader(model, batch_tokens, share_prefix), groups)
+    for a, b in zip(expected, found, strict=True):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_allclose(x, y, atol=2e-5)
+
+
+def test_equal_and_unusable_responses_keep_their_places() -> None:
+    model = tiny_model("qwen2-tied")
+    group = random_group(np.random.default_rng(3), responses=4)
+    first, *others = group.responses
+    failed = dataclasses.replace(first, reward=float("nan"), reward_status="error")
+    group.responses = [first, failed, *others, dataclasses.replace(first, reward=0.5)]
+    (found,) = read_logprobs(LogprobReader(model), [group])
+    assert len(found) == 5
+    for a, b in zip(found, obvious(model, group), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_an_uninformative_prompt_is_read_too() -> None:
+    model = tiny_model("qwen2-tied")
+    group = random_group(np.random.default_rng(3), responses=2)
+    group.responses = [dataclasses.replace(r, reward=1.0) for r in group.responses]
+    assert not group.informative
+    (found,) = read_logprobs(LogprobReader(model), [group])
+    np.testing.assert_allclose(found[1], obvious(model, group)[1], atol=2e-5)
+
+
+def test_a_model_that_batches_wrongly_is_read_one_response_at_a_time() -> None:
+    class Offset(nn.Module):
+        """A head that answers differently when narrowed."""
+
+        def __init__(self, head: nn.Linear) -> None:
+            super().__init__()
+            self.weight = head.weight
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            scale = 1.0 if hidden.shape[1] < 8 else 2.0
+            return scale * nn.functional.linear(hidden, self.weight)
+
+    model = tiny_model("llama-untied")
+    rng = np.random.default_rng(0)
+    groups = [random_group(rng, prompt=3) for _ in range(3)]
+    for group in groups:
+        group.responses = [random_response(rng, 4, float(k)) for k in range(4)]
+    model.lm_head = Offset(model.lm_head)
+    reader = LogprobReader(model)
+    with pytest.warns(UserWarning, match="one response at a time"):
+        found = read_logprobs(reader, groups)
+    assert reader.path == "plain"
+    for group, own in zip(groups, found, strict=True):
+        for a, b in zip(own, obvious(model, group), strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_the_objective_read_is_the_one_the_gradients_come_from() -> None:
+    model, groups = tiny_model("qwen2-tied"), mixed_groups(5)
+    config = ObjectiveConfig(normalisation="token")
+    found = read_objectives(LogprobReader(model, 60), groups, config)
+    for n, group in enumerate(groups):
+        batch = collate([prepare(0, group)], False, torch.device("cpu"))
+        own = [torch.from_numpy(values).double() for values in obvious(model, group)]
+        padded = nn.utils.rnn.pad_sequence(own, batch_first=True)
+        expected = objective(padded, batch.responses, config)
+        assert found[n] == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_rollouts_of_another_vocabulary_are_refused() -> None:
+    group = random_group(np.random.default_rng(0))
+    group.prompt_ids = np.array([1, 99], dtype=np.int32)
+    with pytest.raises(InputError, match="token id 99"):
+        read_logprobs(LogprobReader(tiny_model("qwen2-tied")), [group])
+
+
+def test_reading_leaves_no_trace_on_the_model() -> None:
+    model = tiny_model("qwen2-tied").train()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_logprobs(LogprobReader(model), mixed_groups(3))
+    assert model.training
+    assert not model.get_output_embeddings()._forward_pre_hooks
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
+def test_normalisers_are_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(11, 7)
+    temperature = torch.rand(11) + 0.5
+    expected = torch.logsumexp(logits / temperature[:, None], 1)
+    monkeypatch.setattr("cropi.diagnostics.logprobs.WIDENED", 21)
+    torch.testing.assert_close(normalisers(logits, temperature).float(), expected)
