@@ -38,7 +38,7 @@ def obvious(model: nn.Module, group: RolloutGroup) -> list[np.ndarray]:
 
 @pytest.mark.parametrize(
     ("name", "path"),
-    [("qwen2-tied", "prefix"), ("gpt2", "prefix"), ("gemma2", "masked"), ("mixtral", "prefix")],
+    [("qwen2-tied", "shared"), ("gpt2", "shared"), ("gemma2", "shared"), ("mixtral", "shared")],
 )
 def test_batched_logprobs_equal_those_of_one_response_at_a_time(name: str, path: str) -> None:
     model = tiny_model(name)

@@ -338,7 +338,7 @@ def test_a_prompt_that_proves_nothing_does_not_vouch_for_the_fast_path(
 def test_a_model_that_ignores_block_masks_goes_in_rows(
     qwen: nn.Module, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cropi.gradients.extractor.takes_our_attention", lambda model: False)
+    monkeypatch.setattr("cropi.gradients.routing.takes_our_attention", lambda model: False)
     for layer in qwen.model.layers:
         layer.self_attn = IgnoresMask(layer.self_attn)
     groups = [first_prompt_tells_nothing(kind), *mixed_groups(4)]
@@ -354,11 +354,11 @@ def test_attention_of_ours_needs_no_mask_and_equals_block_masks(
     extractor = GradientExtractor(model)
     keep = Keep(extractor, len(groups))
     extractor.run(groups, [keep])
-    assert extractor.ours
+    assert extractor.router.best.ours
     ours = [{n: g[i] for n, g in keep.gradients.items()} for i in range(len(groups))]
     monkeypatch.setattr("cropi.gradients.attention.PLAIN_SCORES", 0)
     assert_equal_gradients(gradients(model, groups), ours, 1e-6)
-    monkeypatch.setattr("cropi.gradients.extractor.takes_our_attention", lambda model: False)
+    monkeypatch.setattr("cropi.gradients.routing.takes_our_attention", lambda model: False)
     assert_equal_gradients(gradients(model, groups, path="shared"), ours, 1e-6)
 
 

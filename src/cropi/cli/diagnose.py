@@ -47,7 +47,10 @@ PrecisionOption = Annotated[float | None, typer.Option(help="Budget: enough prec
 OutOption = Annotated[
     Path | None, typer.Option(help="A folder for the page and the numbers (.html, .json)")
 ]
-BatchTokens = Annotated[int, typer.Option(min=1, help="Padded tokens in one forward pass")]
+BatchTokens = Annotated[
+    int | None,
+    typer.Option(min=1, help="Padded tokens in one forward pass; default: 16384, 4096 on a CPU"),
+]
 
 
 @diagnose_app.command()
@@ -56,7 +59,7 @@ def staleness(
     model: ModelOption,
     out: OutOption = None,
     worst: Annotated[int, typer.Option(min=0, help="Stalest prompts to print")] = 10,
-    batch_tokens: BatchTokens = 16384,
+    batch_tokens: BatchTokens = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
 ) -> None:
@@ -98,7 +101,7 @@ def step(
     repeats: Annotated[int, typer.Option(min=0, help="Random bands")] = 8,
     singles: Annotated[int, typer.Option(min=0, help="Steps on one prompt alone")] = 30,
     out: OutOption = None,
-    batch_tokens: BatchTokens = 16384,
+    batch_tokens: BatchTokens = None,
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -163,7 +166,7 @@ def fidelity(
     max_bytes: Annotated[float | None, typer.Option(help="Budget: stored bytes a prompt")] = None,
     min_precision: PrecisionOption = None,
     out: OutOption = None,
-    batch_tokens: BatchTokens = 16384,
+    batch_tokens: BatchTokens = None,
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = "auto",

@@ -34,7 +34,7 @@ def diagnose_staleness(
     rollouts: Sequence[RolloutGroup] | AnyPath,
     model: Policy | AnyPath | nn.Module,
     *,
-    batch_tokens: int = 16384,
+    batch_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> Staleness:
     """How far `model` has moved from the policy that sampled `rollouts`.
@@ -68,7 +68,7 @@ def diagnose_step(
     singles: int = 30,
     objective: ObjectiveConfig | None = None,
     seed: int = 0,
-    batch_tokens: int = 16384,
+    batch_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> StepReport:
     """Whether real gradient steps move each validation objective as influence predicts.

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,21 +19,14 @@ from torch import Tensor, nn
 
 from cropi.config import ObjectiveConfig
 from cropi.gradients.agreement import STRICT, in_float32, require_covered
-from cropi.gradients.attention import PrefixAttention, takes_our_attention
 from cropi.gradients.autograd import response_logprobs
-from cropi.gradients.batching import Budget, PreparedGroup, plan, prepare
+from cropi.gradients.batching import PreparedGroup, prepare
 from cropi.gradients.collation import Batch, collate
-from cropi.gradients.extractor import LOGITS_BYTES, out_of_memory
-from cropi.gradients.forward import (
-    attention_window,
-    forward_logits,
-    require_fitting,
-    takes_block_masks,
-    text_config,
-)
+from cropi.gradients.forward import forward_logits, require_fitting
 from cropi.gradients.layers import Unsupported
 from cropi.gradients.modes import evaluation_mode
 from cropi.gradients.objective import objective
+from cropi.gradients.routing import PLAIN, Route, Router
 from cropi.schema import RolloutGroup
 
 CLOSE, COARSE = 1e-3, 0.25
@@ -43,9 +35,6 @@ CLOSE, COARSE = 1e-3, 0.25
 WIDENED = 1 << 24
 """Logits in fp32 at once: they are a model's largest tensors, and half of them may be bf16."""
 
-SHARING = ("prefix", "masked")
-"""Ways in which a prompt is computed once for all its responses."""
-
 Advance = Callable[[int], None]
 
 
@@ -53,20 +42,18 @@ Advance = Callable[[int], None]
 class LogprobReader:
     """Reads log-probs of stored responses under `model`, many prompts a forward pass.
 
-    `path` is how prompts go, once known: "prefix" (once for all responses, in an attention made
-    for it), "masked" (the same under a block mask), "rows" (a row a response) or "plain".
+    `path` is how prompts go, once known: "shared" (a prompt once for all its responses), "rows" (a
+    row a response) or "plain" (one response at a time).
     """
 
     model: nn.Module
-    batch_tokens: int = 16384
+    batch_tokens: int | None = None
     share_prefix: bool = True
     path: str = field(default="", init=False)
-    _attention: PrefixAttention = field(default_factory=PrefixAttention, init=False, repr=False)
+    router: Router = field(init=False, repr=False)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.model.parameters()).device
+    def __post_init__(self) -> None:
+        self.router = Router(self.model, self.batch_tokens, self.share_prefix)
 
     def batches(
         self, groups: Sequence[RolloutGroup], advance: Advance | None = None
@@ -80,48 +67,22 @@ class LogprobReader:
         prepared = [prepare(n, g) for n, g in enumerate(groups)]
         with torch.inference_mode(), evaluation_mode(self.model):
             self.path = self.path or self._choose_path(prepared)
-            for members, way in self._plan(prepared):
-                yield self._read(members, way)
+            if self.path == "plain":
+                found = (self._read_plainly(group) for group in prepared)
+            else:
+                found = (self._read(*each) for each in self.router.batches(prepared))
+            for batch, logp_RT in found:
+                yield batch, logp_RT
                 if advance:
-                    advance(len(members))
+                    advance(batch.prompts)
 
-    def _read(self, members: Sequence[PreparedGroup], way: str) -> tuple[Batch, Tensor]:
-        batch = collate(members, way in SHARING, self.device, masked=way == "masked")
-        if way == "plain":
-            return batch, plain_logprobs(self.model, members)
-        try:
-            with self._attention.installed(self.model, batch if way == "prefix" else None):
-                return batch, batch_logprobs(self.model, batch)
-        except torch.OutOfMemoryError as error:
-            raise out_of_memory(batch, self.batch_tokens) from error
+    def _read(self, members: Sequence[PreparedGroup], route: Route) -> tuple[Batch, Tensor]:
+        with self.router.through(members, route) as batch:
+            return batch, batch_logprobs(self.model, batch)
 
-    def _plan(self, prepared: Sequence[PreparedGroup]) -> Iterator[tuple[list[PreparedGroup], str]]:
-        """Batches of prompts that go the same way."""
-        if self.path == "plain":
-            yield from (([group], "plain") for group in prepared)
-            return
-        ways: dict[str, list[PreparedGroup]] = {}
-        for group in prepared:
-            ways.setdefault(self._way(group), []).append(group)
-        vocabulary = len(self.model.get_output_embeddings().weight)  # type: ignore[operator]
-        most = LOGITS_BYTES.get(self.device.type, 1 << 29) // (4 * vocabulary)
-        budget = Budget(self.batch_tokens, max(1, most))
-        for way, groups in ways.items():
-            yield from ((members, way) for members in plan(groups, budget, way in SHARING))
-
-    def _way(self, group: PreparedGroup) -> str:
-        """How one prompt goes: sharing knows no sliding windows, so it must fit in one."""
-        config = text_config(self.model)
-        window = attention_window(config)
-        if self.path == "prefix" and max(group.row_lengths) <= window:
-            return "prefix"
-        if (
-            self.path == "masked"
-            and group.shared_length <= window
-            and _worth_masking(config, group)
-        ):
-            return "masked"
-        return "rows"
+    def _read_plainly(self, group: PreparedGroup) -> tuple[Batch, Tensor]:
+        batch = collate([group], False, self.router.device)
+        return batch, plain_logprobs(self.model, [group])
 
     def _choose_path(self, prepared: Sequence[PreparedGroup]) -> str:
         """The fastest path that agrees with the plain one on a short prompt."""
@@ -131,46 +92,35 @@ class LogprobReader:
             return not telling, group.shared_length
 
         group = min(prepared, key=order)
-        sharing = {"prefix": takes_our_attention, "masked": takes_block_masks}
-        try:
-            require_covered(self.model, {})
-            with in_float32(self.model) as tolerance:
-                close = CLOSE if tolerance == STRICT else COARSE
-                expected = plain_logprobs(self.model, [group])
-                self._require_agreement(group, expected, close, "rows")
-                for way, possible in sharing.items():
-                    if self.share_prefix and possible(self.model):
-                        with suppress(Unsupported):
-                            self._require_agreement(group, expected, close, way)
-                            return way
-        except Unsupported as unsupported:
-            warnings.warn(
-                f"log-probs are read one response at a time, which is slow: {unsupported}",
-                stacklevel=4,
-            )
-            return "plain"
-        return "rows"
+        with in_float32(self.model) as tolerance:
+            close = CLOSE if tolerance == STRICT else COARSE
+            expected = plain_logprobs(self.model, [group])
+
+            def agrees(route: Route) -> bool:
+                with suppress(Unsupported):
+                    self._require_agreement(group, expected, close, route)
+                    return True
+                return False
+
+            try:
+                require_covered(self.model, {})
+                self._require_agreement(group, expected, close, PLAIN)
+            except Unsupported as unsupported:
+                warnings.warn(
+                    f"log-probs are read one response at a time, which is slow: {unsupported}",
+                    stacklevel=4,
+                )
+                return "plain"
+            self.router.choose(agrees)
+        return "shared" if self.router.best.share else "rows"
 
     def _require_agreement(
-        self, group: PreparedGroup, expected: Tensor, close: float, way: str
+        self, group: PreparedGroup, expected: Tensor, close: float, route: Route
     ) -> None:
-        _, found = self._read([group], way)
+        _, found = self._read([group], route)
         # Written so that NaN is a disagreement.
         if not float((found - expected).abs().max()) <= close:
             raise Unsupported("batched log-probs disagree with those of one response at a time")
-
-
-def _worth_masking(config: Any, group: PreparedGroup) -> bool:
-    """Whether one long row under a block mask costs less than a row a response.
-
-    Linear layers cost about 24 h^2 a position, dense attention 4 h a pair of positions.
-    """
-    width = getattr(config, "hidden_size", None) or 1024
-
-    def cost(length: int) -> int:
-        return length * (6 * width + length)
-
-    return cost(group.shared_length) <= sum(map(cost, group.row_lengths))
 
 
 def batch_logprobs(model: nn.Module, batch: Batch) -> Tensor:

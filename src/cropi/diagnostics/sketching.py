@@ -67,7 +67,7 @@ class FidelitySettings:
     repetitions: int = 3
     share: float = 0.1
     seed: int = 0
-    batch_tokens: int = 16384
+    batch_tokens: int | None = None
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     budget: Budget = field(default_factory=Budget)
 

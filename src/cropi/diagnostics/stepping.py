@@ -50,7 +50,7 @@ class StepSettings:
     repeats: int = 8
     singles: int = 30
     seed: int = 0
-    batch_tokens: int = 16384
+    batch_tokens: int | None = None
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
     def __post_init__(self) -> None:

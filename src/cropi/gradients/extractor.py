@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import fnmatch
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -26,25 +27,15 @@ from torch import Tensor, nn
 from cropi.config import ObjectiveConfig
 from cropi.errors import InputError
 from cropi.gradients.agreement import Comparison, in_float32, reference, require_covered
-from cropi.gradients.attention import PrefixAttention, takes_our_attention
 from cropi.gradients.autograd import prompt_gradient
-from cropi.gradients.batching import BATCH_TOKENS, Budget, PreparedGroup, plan, prepare
-from cropi.gradients.collation import Batch, collate
-from cropi.gradients.forward import (
-    attention_window,
-    forward_logits,
-    logits_gradient,
-    require_fitting,
-    takes_block_masks,
-    text_config,
-)
+from cropi.gradients.batching import PreparedGroup, prepare
+from cropi.gradients.collation import Batch
+from cropi.gradients.forward import forward_logits, logits_gradient, require_fitting
 from cropi.gradients.layers import Unsupported
 from cropi.gradients.modes import checkpointed, evaluation_mode, frozen
+from cropi.gradients.routing import PLAIN, Route, Router
 from cropi.gradients.tap import GradientConsumer, LayerTap, hand_over
 from cropi.schema import RolloutGroup
-
-LOGITS_BYTES = {"cpu": 1 << 29, "cuda": 1 << 33}
-"""Most bytes that a batch's logits would take in fp32; they exist once, in the model's dtype."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +70,6 @@ def trainable(model: nn.Module, patterns: Sequence[str] | None = None) -> dict[s
     return {n: p for n, p in found.items() if any(fnmatch.fnmatchcase(n, g) for g in patterns)}
 
 
-@dataclass(frozen=True, order=True)
-class Route:
-    """How a prompt goes through the model: prefix shared or not, with attention of ours or its."""
-
-    share: bool
-    ours: bool = False
-
-
 @dataclass
 class GradientExtractor:
     """Streams per-prompt gradients of `model` into consumers.
@@ -102,12 +85,11 @@ class GradientExtractor:
     checkpointing: bool = False
     patterns: Sequence[str] | None = None
     path: str = field(default="", init=False)
-    ours: bool = field(default=False, init=False)
-    _attention: PrefixAttention = field(default_factory=PrefixAttention, init=False)
+    router: Router = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.parameters = trainable(self.model, self.patterns)
-        self._batch_tokens = self.batch_tokens or BATCH_TOKENS.get(self.device.type, 16384)
+        self.router = Router(self.model, self.batch_tokens, self.share_prefix)
 
     @property
     def device(self) -> torch.device:
@@ -138,7 +120,7 @@ class GradientExtractor:
             if self.path == "autograd":
                 tokens = self._run_slow(prepared, consumers, progress)
             else:
-                tokens = self._run_fast(self._batches(prepared), consumers, progress)
+                tokens = self._run_fast(self.router.batches(prepared), consumers, progress)
         return ExtractionReport(len(prepared), tokens, self.path)
 
     def _run_slow(
@@ -168,53 +150,12 @@ class GradientExtractor:
         tokens = 0
         with frozen(self.model), LayerTap(self.model, self.parameters, consumers) as tap:
             for members, route in batches:
-                batch = collate(members, route.share, self.device, masked=not route.ours)
-                try:
-                    with self._attention.installed(self.model, batch if route.ours else None):
-                        self._one_batch(batch, tap)
-                except torch.OutOfMemoryError as error:
-                    raise out_of_memory(batch, self._batch_tokens) from error
+                with self.router.through(members, route) as batch:
+                    self._one_batch(batch, tap)
                 tokens += batch.tokens
                 if progress:
                     progress(batch.prompts)
         return tokens
-
-    def _batches(
-        self, prepared: Sequence[PreparedGroup]
-    ) -> Iterator[tuple[list[PreparedGroup], Route]]:
-        """Batches of prompts of one route; all of them go the best they can."""
-        routes: dict[Route, list[PreparedGroup]] = {}
-        for group in prepared:
-            routes.setdefault(self._route(group), []).append(group)
-        budget = Budget(self._batch_tokens, self._most_predictions())
-        for route in sorted(routes, reverse=True):
-            for members in plan(routes[route], budget, route.share):
-                yield members, route
-
-    def _route(self, group: PreparedGroup) -> Route:
-        """How one prompt goes. Shared prefixes know no sliding windows: they must fit in one."""
-        window = attention_window(text_config(self.model))
-        share = self.path == "shared"
-        if self.ours and max(group.row_lengths) <= window:
-            return Route(share, ours=True)
-        return Route(share and group.shared_length <= window and self._worth_masking(group))
-
-    def _worth_masking(self, group: PreparedGroup) -> bool:
-        """Whether one long row under a block mask costs less than a row a response.
-
-        Linear layers cost about 24 h^2 a position, dense attention 4 h a pair of positions.
-        """
-        width = getattr(text_config(self.model), "hidden_size", None) or 1024
-
-        def cost(length: int) -> int:
-            return length * (6 * width + length)
-
-        return not self.ours and cost(group.shared_length) <= sum(map(cost, group.row_lengths))
-
-    def _most_predictions(self) -> int:
-        """How many rows of logits a batch may have."""
-        vocabulary = len(self.model.get_output_embeddings().weight)  # type: ignore[operator]
-        return max(1, LOGITS_BYTES.get(self.device.type, 1 << 29) // (4 * vocabulary))
 
     def _one_batch(self, batch: Batch, tap: LayerTap) -> None:
         """Forward, write the logits' gradient, backward; the tap does the rest."""
@@ -232,17 +173,16 @@ class GradientExtractor:
         """The fastest path whose gradients agree with plain autograd on a short prompt."""
         group, expected = reference(self.model, self.parameters, prepared, self.objective)
 
-        def agrees(share: bool, ours: bool) -> bool:
-            try:
-                self._require_agreement(group, expected, tolerance, Route(share, ours))
-            except Unsupported:
-                return False
-            return True
+        def agrees(route: Route) -> bool:
+            with suppress(Unsupported):
+                self._require_agreement(group, expected, tolerance, route)
+                return True
+            return False
 
         try:
             require_covered(self.model, self.parameters)
-            # Prompts that cannot go another way go in rows, so those must agree whatever else does.
-            self._require_agreement(group, expected, tolerance, Route(share=False))
+            # Prompts that cannot go another way go this one, so it must agree whatever else does.
+            self._require_agreement(group, expected, tolerance, PLAIN)
         except Unsupported as unsupported:
             warnings.warn(
                 "per-prompt gradients fall back to one prompt at a time, which is slow: "
@@ -250,10 +190,8 @@ class GradientExtractor:
                 stacklevel=3,
             )
             return "autograd"
-        self.ours = takes_our_attention(self.model) and agrees(self.share_prefix, ours=True)
-        if not self.share_prefix or not (self.ours or takes_block_masks(self.model)):
-            return "rows"
-        return "shared" if self.ours or agrees(share=True, ours=False) else "rows"
+        self.router.choose(agrees)
+        return "shared" if self.router.best.share else "rows"
 
     def _require_agreement(
         self,
@@ -266,14 +204,3 @@ class GradientExtractor:
         comparison = Comparison(expected)
         self._run_fast([([replace(group, index=0)], route)], [comparison], None)
         comparison.conclude(*tolerance)
-
-
-def out_of_memory(batch: Batch, batch_tokens: int) -> InputError:
-    """The error for a batch that does not fit on the device."""
-    rows, length = batch.shape
-    return InputError(
-        f"{batch.prompts} prompts in {rows} rows of {length} positions do not fit in the device's "
-        f"memory; lower influence.batch_tokens (now {batch_tokens}), or set "
-        "influence.gradient_checkpointing=true"
-        + ("" if batch.prompts > 1 else ", or use LoRA, a smaller dtype or shorter responses")
-    )
