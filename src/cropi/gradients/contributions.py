@@ -30,6 +30,10 @@ def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
     return shape[0], math.prod(shape[1:])
 
 
+SLAB_BYTES = 1 << 25
+"""Bytes of half-precision products that are made at once and widened a tile at a time."""
+
+
 @dataclass
 class Workspace:
     """Buffers that live on: fresh memory costs more than what is computed in it."""
@@ -52,7 +56,8 @@ class Contribution(Protocol):
     def add_rows(self, tile_PRI: Tensor, rows: slice, first: bool, work: Workspace) -> None:
         """Add rows `rows` of each prompt's gradient to fp32 `tile_PRI`.
 
-        `first` means that the tile holds nothing yet (not even zeros) and is overwritten.
+        `first` means that the tile holds nothing yet (not even zeros) and is overwritten. `work` is
+        this contribution's alone until all its rows have been added.
         """
 
     def project(self, left_OA: Tensor, right_IB: Tensor) -> Tensor:
@@ -74,45 +79,58 @@ def segment_products(left_TA: Tensor, right_TB: Tensor, segments: Segments) -> T
     return found
 
 
-@dataclass(frozen=True)
+@dataclass
 class MatrixContribution:
     """sum_t left_t right_t^T for each prompt; `left_TO` and `right_TI` in the compute dtype."""
 
     left_TO: Tensor
     right_TI: Tensor
     segments: Segments
+    _slab: tuple[int, int, Tensor] | None = field(init=False, repr=False, default=None)
 
     def add_rows(self, tile_PRI: Tensor, rows: slice, first: bool, work: Workspace) -> None:
-        """One batched matmul where all prompts have as many tokens, else one a prompt.
-
-        A product may come out in bf16; the sum with other uses is fp32.
-        """
-        stride = self.segments.stride
-        if stride is None:
-            self._add_one_by_one(tile_PRI, rows, first, work)
+        """In fp32 products add to the tile themselves; a bf16 one is made first, then added."""
+        if self.left_TO.dtype == torch.float32:
+            self._multiply(tile_PRI, rows, beta=0 if first else 1)
             return
-        shape = (len(self.segments), stride, -1)
-        left = self.left_TO.view(shape)[:, :, rows].transpose(1, 2)
-        right = self.right_TI.view(shape)
-        if left.dtype == torch.float32:
-            torch.baddbmm(tile_PRI, left, right, beta=0 if first else 1, out=tile_PRI)
-        else:
-            product = work.take(tuple(tile_PRI.shape), left.dtype)
-            torch.bmm(left, right, out=product)
-            tile_PRI.copy_(product) if first else tile_PRI.add_(product)
+        product = self._product(rows, tile_PRI.shape, work)
+        tile_PRI.copy_(product) if first else tile_PRI.add_(product)
 
-    def _add_one_by_one(self, tile_PRI: Tensor, rows: slice, first: bool, work: Workspace) -> None:
-        wide = self.left_TO.dtype == torch.float32
-        for p, (start, stop) in enumerate(
-            zip(self.segments.starts, self.segments.stops, strict=True)
-        ):
-            left, right = self.left_TO[start:stop, rows].T, self.right_TI[start:stop]
-            if wide:
-                torch.addmm(tile_PRI[p], left, right, beta=0 if first else 1, out=tile_PRI[p])
-            else:
-                product = work.take(tuple(tile_PRI.shape[1:]), left.dtype)
-                torch.mm(left, right, out=product)
-                tile_PRI[p].copy_(product) if first else tile_PRI[p].add_(product)
+    def _product(self, rows: slice, shape: torch.Size, work: Workspace) -> Tensor:
+        """Rows of the products [P, R, I], from a slab of more rows than were asked for.
+
+        A product of some rows copies that part of the left factor first, so it had better be many.
+        """
+        if self._slab is None or not self._slab[0] <= rows.start <= rows.stop <= self._slab[1]:
+            dtype = self.left_TO.dtype
+            prompts, least, width = shape
+            height = max(least, SLAB_BYTES // (prompts * width * dtype.itemsize))
+            stop = min(rows.start + height, self.left_TO.shape[1])
+            slab = work.take((prompts, stop - rows.start, width), dtype)
+            self._multiply(slab, slice(rows.start, stop), beta=0)
+            self._slab = rows.start, stop, slab
+        start, _, slab = self._slab
+        return slab[:, rows.start - start : rows.stop - start]
+
+    def _multiply(self, out_PRI: Tensor, rows: slice, beta: int) -> None:
+        """One batched matmul where all prompts have as many tokens, else one a prompt."""
+        stride = self.segments.stride
+        if stride is not None:
+            shape = (len(self.segments), stride, -1)
+            left = self._dense(self.left_TO.view(shape)[:, :, rows]).transpose(1, 2)
+            torch.baddbmm(out_PRI, left, self.right_TI.view(shape), beta=beta, out=out_PRI)
+            return
+        edges = zip(self.segments.starts, self.segments.stops, strict=True)
+        for out, (start, stop) in zip(out_PRI, edges, strict=True):
+            left, right = self._dense(self.left_TO[start:stop, rows]).T, self.right_TI[start:stop]
+            torch.addmm(out, left, right, beta=beta, out=out)
+
+    def _dense(self, left: Tensor) -> Tensor:
+        """A part of the left factor as half-precision products want it.
+
+        They would copy it, transposed, themselves; lines copied as they are cost a third of that.
+        """
+        return left if left.dtype == torch.float32 else left.contiguous()
 
     def project(self, left_OA: Tensor, right_IB: Tensor) -> Tensor:
         """Both factors are projected token by token, then multiplied."""

@@ -54,8 +54,12 @@ def logits_gradient(logits_SV: Tensor, batch: Batch, objective: ObjectiveConfig)
     total_S = weights.new_zeros(len(logits_SV)).index_add(0, where, weights)
     for rows in _few_rows(logits_SV):
         own = ((where >= rows.start) & (where < rows.stop)).nonzero().squeeze(1)
-        scaled = logits_SV[rows].float() / batch.temperature_S[rows, None]
-        gradient = scaled.sub_(logsumexp_S[rows, None]).exp_().mul_(-total_S[rows, None].float())
+        gradient = (
+            _scaled(logits_SV, rows, batch)
+            .sub_(logsumexp_S[rows, None])
+            .exp_()
+            .mul_(-total_S[rows, None].float())
+        )
         place = (where[own] - rows.start, targets[own])
         gradient.index_put_(place, weights[own].float(), accumulate=True)
         logits_SV[rows] = gradient.to(logits_SV.dtype)
@@ -66,11 +70,17 @@ def _log_probs(logits_SV: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Normalisers fp32 [S] of the logits at the rollouts' temperature; log-probs fp32 [D, T]."""
     logsumexp_S = torch.empty(len(logits_SV), device=logits_SV.device)
     for rows in _few_rows(logits_SV):
-        scaled = logits_SV[rows].float() / batch.temperature_S[rows, None]
-        logsumexp_S[rows] = torch.logsumexp(scaled, -1)
+        logsumexp_S[rows] = torch.logsumexp(_scaled(logits_SV, rows, batch), -1)
     chosen_DT = logits_SV[batch.where_DT, batch.targets_DT].float()
     logp_DT = chosen_DT / batch.temperature_S[batch.where_DT] - logsumexp_S[batch.where_DT]
     return logsumexp_S, logp_DT
+
+
+def _scaled(logits_SV: Tensor, rows: slice, batch: Batch) -> Tensor:
+    """An fp32 copy of some rows at the rollouts' temperature."""
+    wide = logits_SV[rows].to(torch.float32, copy=True)
+    temperature = batch.temperature_S[rows, None]
+    return wide if bool((temperature == 1).all()) else wide.div_(temperature)
 
 
 def _few_rows(logits_SV: Tensor) -> Iterator[slice]:

@@ -98,8 +98,9 @@ class LayerTap:
         self.waiting: dict[str, list[Contribution]] = {}
         device = next(iter(parameters.values())).device
         self._anchor = torch.zeros((), device=device, requires_grad=True)
-        self._work = Workspace(device)
+        self._device = device
         self._tiles = Workspace(device)
+        self._work: list[Workspace] = []
         self._hooks = ExitStack()
 
     def __enter__(self) -> LayerTap:
@@ -210,13 +211,15 @@ class LayerTap:
             contributions = [c.within(touched) for c in contributions]  # type: ignore[attr-defined]
             height = len(touched)
         prompts = self.batch.prompts
-        limit = TILE_BYTES.get(self._work.device.type, 1 << 28)
+        limit = TILE_BYTES.get(self._device.type, 1 << 28)
+        missing = len(contributions) - len(self._work)
+        self._work += [Workspace(self._device) for _ in range(missing)]
         step = max(1, limit // (4 * prompts * max(1, width)))
         for start in range(0, height, step):
             rows = slice(start, min(start + step, height))
             tile_PRI = self._tiles.take((prompts, rows.stop - start, width), torch.float32)
             for n, contribution in enumerate(contributions):
-                contribution.add_rows(tile_PRI, rows, n == 0, self._work)
+                contribution.add_rows(tile_PRI, rows, n == 0, self._work[n])
             for consumer in consumers:
                 consumer.consume(name, rows if touched is None else touched[rows], tile_PRI)
 
