@@ -57,8 +57,9 @@ def our_contenders(this: Run, groups: list[RolloutGroup]) -> Contenders:
     targets = {f"target {n}": synthetic(this.model, 1, SMALL, seed=1 + n) for n in range(2)}
     found = {}
     for name, call in ours.passes(this.scorers, targets, groups, this.options.dim).items():
-        exact, default = name.startswith("exact"), name == f"sketch_{ours.DEFAULT_SKETCH}"
-        rounds = this.plan.rounds if exact else this.plan.others if default else this.plan.asides
+        exact = name.startswith("exact")
+        compared = name in (f"sketch_{ours.DEFAULT_SKETCH}", f"sketch_{ours.FACTORED_SKETCH}")
+        rounds = this.plan.rounds if exact else this.plan.others if compared else this.plan.asides
         found[name] = Contender(name, call, rounds, len(groups), may_miss=not exact)
     return found
 

@@ -25,7 +25,10 @@ from cropi.sketches import KeptSketches, LearningSketch, SketchConsumer, make_sk
 Groups = Sequence[RolloutGroup]
 
 DEFAULT_SKETCH = "adaptive"
-SKETCHES = (DEFAULT_SKETCH, "sparse", "kronecker")
+FACTORED_SKETCH = "kronecker"
+"""What is nearest to the peers': both sides of every layer projected, no dense gradient."""
+
+SKETCHES = (DEFAULT_SKETCH, "sparse", FACTORED_SKETCH)
 
 
 def exact_scorer(

@@ -63,7 +63,7 @@ class Plan:
 QUICK = Plan(
     prompts=2,
     rounds=5,
-    others=3,
+    others=2,
     asides=1,
     comfortable=130.0,
     micro_batches=(16,),

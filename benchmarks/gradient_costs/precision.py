@@ -88,7 +88,10 @@ def precisions(this: Run) -> dict[str, Any]:
     pool, targets = pocket_pool(plan.precision_prompts, plan.validation, this.options.cache)
     this.say(f"precision on {len(pool)} informative prompts of the pocket model")
     truth = cosines(ours.exact_scorer(pocket.model, True), pool, targets)
-    methods = {ours.DEFAULT_SKETCH: sorted({this.options.dim, *plan.dims})}
+    methods = {
+        ours.DEFAULT_SKETCH: sorted({this.options.dim, *plan.dims}),
+        ours.FACTORED_SKETCH: [this.options.dim],
+    }
     if not this.options.quick:
         methods["sparse"] = [this.options.dim]
     sketches = ours_precision(pocket.model, pool, targets, truth, methods, plan.seeds)

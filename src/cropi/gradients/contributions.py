@@ -30,7 +30,7 @@ def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
     return shape[0], math.prod(shape[1:])
 
 
-SLAB_BYTES = 1 << 25
+SLAB_BYTES = 1 << 24
 """Bytes of half-precision products that are made at once and widened a tile at a time."""
 
 
