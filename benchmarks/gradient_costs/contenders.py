@@ -24,9 +24,10 @@ Contenders = dict[str, Contender]
 def costs(this: Run) -> dict[str, Any]:
     """Seconds of everybody, with what is needed to read them."""
     groups = synthetic(this.model, this.plan.prompts, this.sizes, seed=0)
-    micro = fastest(this.plan.micro_batches, lambda rows: Floor(this.model, groups, rows).run)
-    this.say(f"the floor has {micro} rows a micro-batch")
-    floor, matmul = Floor(this.model, groups, micro), Matmul(this.setting.device)
+    candidates = [(rows, kind) for rows in this.plan.micro_batches for kind in ("sdpa", "eager")]
+    micro, attention = fastest(candidates, lambda each: Floor(this.model, groups, *each).run)
+    this.say(f"the floor has {micro} rows a micro-batch and {attention} attention")
+    floor, matmul = Floor(this.model, groups, micro, attention), Matmul(this.setting.device)
     playing = {
         "matmul": Contender("matmul", matmul.run, this.plan.rounds),
         "floor": Contender("floor", floor.run, this.plan.rounds, len(groups)),
@@ -41,6 +42,7 @@ def costs(this: Run) -> dict[str, Any]:
     this.model.zero_grad(set_to_none=True)
     return {
         "micro_batch": micro,
+        "floor_attention": attention,
         "profiles": profiles,
         "times": {name: contender.spread for name, contender in playing.items()},
         "flops": {

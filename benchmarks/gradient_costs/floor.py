@@ -11,6 +11,7 @@ Shape legend: N rows, L positions a row (padded), S predicting positions, V voca
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,20 +108,43 @@ def logprobs(model: Any, rows: Rows) -> Tensor:
     return token_logprobs(model, rows)
 
 
-class Floor:
-    """Forward and backward of some groups, gradients accumulated."""
+@contextmanager
+def attending(model: Any, attention: str | None) -> Iterator[None]:
+    """Another of transformers' attention implementations for a while; None: as it is."""
+    before = model.config._attn_implementation
+    if attention is not None:
+        model.set_attn_implementation(attention)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
-    def __init__(self, model: Any, groups: Sequence[RolloutGroup], micro_batch: int) -> None:
+
+class Floor:
+    """Forward and backward of some groups, gradients accumulated.
+
+    `attention` is one of transformers' implementations: on CPUs the plain one beats the default.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        groups: Sequence[RolloutGroup],
+        micro_batch: int,
+        attention: str | None = None,
+    ) -> None:
         self.model = model
+        self.attention = attention
         device = next(iter(model.parameters())).device
         self.parts = list(Rows.of(groups, device).parts(micro_batch))
 
     def run(self) -> None:
         """One pass over all micro-batches; the gradients are dropped before it."""
         self.model.zero_grad(set_to_none=True)
-        for rows in self.parts:
-            ratio_S = (token_logprobs(self.model, rows) - rows.behaviour_S).exp()
-            (ratio_S * rows.weight_S).sum().backward()  # type: ignore[no-untyped-call]
+        with attending(self.model, self.attention):
+            for rows in self.parts:
+                ratio_S = (token_logprobs(self.model, rows) - rows.behaviour_S).exp()
+                (ratio_S * rows.weight_S).sum().backward()  # type: ignore[no-untyped-call]
 
     @property
     def lengths(self) -> list[int]:

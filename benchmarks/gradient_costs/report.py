@@ -125,7 +125,10 @@ def print_times(results: Results) -> None:
     hashing = results["times"]["naive_projection"]["median"]
     print(f"naive projection of one gradient: {hashing:.3f} s on top")
     matmul = results["flops"]["matmul"] / results["times"]["matmul"]["median"]
-    print(f"large matmul: {matmul / 1e9:,.0f} GFLOP/s; the floor reaches {efficiency(results):.0%}")
+    print(
+        f"large matmul: {matmul / 1e9:,.0f} GFLOP/s; the floor, {results['micro_batch']} rows a "
+        f"micro-batch, {results['floor_attention']} attention, reaches {efficiency(results):.0%}"
+    )
     print(f"pool: {results['pool']['kind']}; {results['pool']['informative']} informative prompts "
           f"of {results['pool']['prompts']}")  # fmt: skip
     for name, peer in results["peers"].items():

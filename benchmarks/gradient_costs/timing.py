@@ -9,8 +9,11 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -94,10 +97,9 @@ def ratio(above: Contender, below: Contender) -> dict[str, float]:
     }
 
 
-def fastest(candidates: Sequence[int], make: Callable[[int], Callable[[], object]]) -> int:
+def fastest(candidates: Sequence[T], make: Callable[[T], Callable[[], object]]) -> T:
     """The candidate that runs fastest, each tried once after a warm-up; a lone one just is."""
     if len(candidates) == 1:
         return candidates[0]
     make(candidates[0])()
-    seconds = {candidate: timed(make(candidate)) for candidate in candidates}
-    return min(seconds, key=seconds.__getitem__)
+    return min(candidates, key=lambda candidate: timed(make(candidate)))

@@ -161,6 +161,7 @@ def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
     split = (batch, groups, heads // groups, length)
     packed = query.reshape(batch, groups, -1, width)
     scores = (packed @ key.transpose(2, 3)).view(*split, -1)
-    weights = torch.softmax(scores * scale + mask.unsqueeze(1), -1, dtype=torch.float32)
+    scores = torch.add(mask.unsqueeze(1), scores, alpha=scale)
+    weights = torch.softmax(scores, -1, dtype=torch.float32)
     found: Tensor = weights.to(value.dtype).flatten(2, 3) @ value
     return found.view(batch, heads, length, -1)

@@ -114,13 +114,15 @@ def elementwise_rule(
     if inputs.shape[0] != rows or output_gradient.shape != inputs.shape:
         raise Unsupported(f"a norm over {tuple(inputs.shape)}, whose first axis is not the rows")
     names = [name for name, _ in module.named_parameters(recurse=False)]
+    wide, gradient = inputs.detach().float(), output_gradient.float()
     zeros = {n: torch.zeros_like(module.get_parameter(n), dtype=torch.float32) for n in names}
-    wide = inputs.detach().float()
-    base = functional_call(module, zeros, (wide,))
+    # Most norms give nothing at w = 0, which a probe of random numbers tells without doubt.
+    vanishes = not functional_call(module, zeros, (torch.randn_like(wide[:1, :1]),)).any()
+    base = None if vanishes else functional_call(module, zeros, (wide,))
     for name in names:
-        ones = {**zeros, name: torch.ones_like(zeros[name])}
-        slope = functional_call(module, ones, (wide,)) - base
-        per_row = (output_gradient.float() * slope).reshape(rows, -1, inputs.shape[-1]).sum(1)
+        slope = functional_call(module, {**zeros, name: torch.ones_like(zeros[name])}, (wide,))
+        slope = slope if base is None else slope - base
+        per_row = (gradient * slope).reshape(rows, -1, inputs.shape[-1]).sum(1)
         yield name, VectorContribution(sum_by_prompt(per_row, batch.slot_N, batch))
 
 
