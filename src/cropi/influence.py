@@ -30,8 +30,9 @@ from cropi.gradients.consumers import DirectionConsumer, DotConsumer, NormConsum
 from cropi.gradients.directions import Directions
 from cropi.gradients.extractor import GradientExtractor
 from cropi.preconditioning import Preconditioner, PreconditioningConsumer
-from cropi.schema import RolloutGroup, ScoreTable
+from cropi.schema import RolloutGroup, ScoreTable, fingerprint
 from cropi.sketches import KeptSketches, LearningSketch, Sketch, SketchConsumer
+from cropi.sketches.counters import parameters_identity
 
 Progress = Callable[[str, int, int], None]
 
@@ -108,21 +109,29 @@ class InfluenceScorer:
     @property
     def identity(self) -> dict[str, str]:
         """What defines the scores beside policy and rollouts."""
-        method = {"method": "exact"} if self.sketch is None else {"method": "sketch"}
-        sketch = {} if self.sketch is None else self.sketch.identity
+        if self.sketch is None:
+            method = {"method": "exact", "parameters": parameters_identity(self.extractor.shapes)}
+        else:
+            method = {"method": "sketch", **self.sketch.identity}
         adam = {} if self.preconditioner is None else self.preconditioner.identity
-        return {**method, **sketch, **adam, "target": self.target}
+        objective = fingerprint(self.extractor.objective.model_dump(mode="json"))
+        return {**method, "objective": objective, **adam, "target": self.target}
 
     def _stream(self, phase: str, groups: Sequence[RolloutGroup], *consumers: object) -> None:
+        advance = self._advance(phase, len(groups))
+        report = self.extractor.run(groups, consumers, advance)  # type: ignore[arg-type]
+        self.tokens += report.tokens
+
+    def _advance(self, phase: str, total: int) -> Callable[[int], None]:
+        """Count prompts and say how far a phase is."""
         done = 0
 
         def advance(prompts: int) -> None:
             nonlocal done
             done += prompts
-            self.progress(phase, done, len(groups))
+            self.progress(phase, done, total)
 
-        report = self.extractor.run(groups, consumers, advance)  # type: ignore[arg-type]
-        self.tokens += report.tokens
+        return advance
 
     def _norms_ahead(self, name: str, groups: list[RolloutGroup]) -> np.ndarray:
         """Norms [n] that must be known before gradients are summed: a pass of its own, or none."""
@@ -182,11 +191,8 @@ class InfluenceScorer:
     def _learn(self, pool: list[RolloutGroup]) -> None:
         """Let a sketch that learns see a sample of the pool."""
         if isinstance(self.sketch, LearningSketch) and not self.sketch.learnt:
-            sample = sample_of(pool, self.sketch.sample)
-            kept = KeptSketches(len(sample), self.sketch.width)
-            consumer = SketchConsumer(self.sketch, kept, self.extractor.device, wide=True)
-            self._stream("learning the sketch", sample, consumer)
-            self.sketch.learn(kept.sketches)
+            advance = self._advance("learning the sketch", min(len(pool), self.sketch.sample))
+            self.tokens += learn(self.extractor, self.sketch, pool, advance)
 
     def _target_sketches(
         self, phase: str, groups: list[RolloutGroup]
@@ -207,6 +213,21 @@ class InfluenceScorer:
         kept = KeptSketches(len(groups), self.sketch.dim)
         self._stream(phase, groups, SketchConsumer(self.sketch, kept, self.extractor.device))
         return kept.sketches.double().numpy(), kept.norms.numpy()
+
+
+def learn(
+    extractor: GradientExtractor,
+    sketch: LearningSketch,
+    pool: Sequence[RolloutGroup],
+    advance: Callable[[int], None] | None = None,
+) -> int:
+    """Let a sketch learn from a sample of informative pool prompts; return the tokens it took."""
+    sample = sample_of(pool, sketch.sample)
+    kept = KeptSketches(len(sample), sketch.width)
+    consumer = SketchConsumer(sketch, kept, extractor.device, wide=True)
+    report = extractor.run(sample, [consumer], advance)
+    sketch.learn(kept.sketches)
+    return report.tokens
 
 
 def sample_of(groups: Sequence[RolloutGroup], count: int) -> list[RolloutGroup]:

@@ -477,3 +477,59 @@ def test_progress_counts_every_prompt_once(qwen: nn.Module) -> None:
     groups, steps = mixed_groups(7), []
     report = extractor.run(groups, [], steps.append)
     assert sum(steps) == report.prompts == len(groups)
+
+
+def test_a_runaway_response_beside_short_ones_equals_the_oracle(qwen: nn.Module) -> None:
+    rng = np.random.default_rng(3)
+    group = random_group(rng, responses=5, longest=4)
+    group.responses.append(random_response(rng, 70, 0.5))
+    group.responses.append(random_response(rng, 30, 0.9))
+    assert_equal_gradients(gradients(qwen, [group], path="shared"), [oracle_gradient(qwen, group)])
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_equal_responses_that_were_judged_differently_cancel_exactly(
+    qwen: nn.Module, slow: bool
+) -> None:
+    rng = np.random.default_rng(4)
+    same = random_response(rng, 5, 1.0)
+    wrong = Response(same.ids, same.logprobs, reward=0.0)
+    group = random_group(rng)
+    silent = RolloutGroup("q", group.prompt_ids, [same, wrong, wrong], group.sampling)
+    if slow:
+        qwen.model.layers[0].self_attn.o_proj.__class__ = TwoMatmuls
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = gradients(qwen, [group, silent])
+    assert not any(bool(g.any()) for g in found[1].values())
+
+
+def test_checkpointing_turns_no_dropout_on() -> None:
+    model = tiny_model("opt")
+    for layer in model.model.decoder.layers:
+        layer.dropout = 0.5
+    group = mixed_groups(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = gradients(model, group, checkpointing=True)
+    assert_equal_gradients(found, [oracle_gradient(model, group[0])])
+
+
+class InPlace(nn.Module):
+    """A layer whose output is clamped in place, as OLMo's queries are."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.inner(values).clamp_(-50, 50)
+
+
+def test_a_layer_whose_output_changes_in_place_takes_the_slow_path(qwen: nn.Module) -> None:
+    attention = qwen.model.layers[0].self_attn
+    attention.q_proj = InPlace(attention.q_proj)
+    groups = mixed_groups(2)
+    with pytest.warns(UserWarning, match="slow"):
+        found = gradients(qwen, groups, path="autograd")
+    assert_equal_gradients(found, [oracle_gradient(qwen, group) for group in groups])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cropi.errors import InputError
-from cropi.sketches import AdaptiveSketch, LearningSketch, WindowedSketch, sample_places
+from cropi.sketches import AdaptiveSketch, LearningSketch, WindowedSketch
 
 SHAPES = {"w": (64, 64)}
 WIDTH = 2048
@@ -155,12 +155,3 @@ def test_it_says_that_it_learns() -> None:
     sketch = AdaptiveSketch(WindowedSketch(SHAPES, 0, WIDTH), 128, 0)
     assert isinstance(sketch, LearningSketch)
     assert not isinstance(sketch.base, LearningSketch)
-
-
-def test_a_sample_is_random_sorted_and_the_same_everywhere() -> None:
-    places = sample_places(1000, 100, 3).tolist()
-    assert places == sample_places(1000, 100, 3).tolist() == sorted(set(places))
-    assert len(places) == 100
-    assert places != sample_places(1000, 100, 4).tolist()
-    assert sum(places) / 100 == pytest.approx(500, abs=5 * 289 / 10)
-    assert sample_places(5, 100, 3).tolist() == [0, 1, 2, 3, 4]

@@ -126,7 +126,7 @@ class LogprobReader:
 def batch_logprobs(model: nn.Module, batch: Batch) -> Tensor:
     """Log-probs of a batch's usable responses at the rollouts' temperature, float64 [R, T]."""
     with narrowed(model, batch):
-        logits_SV = forward_logits(model, batch)
+        logits_SV = forward_logits(model, batch)[0]
     chosen_DT = logits_SV[batch.where_DT, batch.targets_DT].double()
     chosen_DT /= batch.temperature_S[batch.where_DT]
     logp_DT = chosen_DT - normalisers(logits_SV, batch.temperature_S)[batch.where_DT]

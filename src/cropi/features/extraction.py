@@ -26,10 +26,10 @@ from cropi.features.writing import SKETCH_FILE, FeatureWriter, content_hash
 from cropi.gradients.consumers import NormConsumer
 from cropi.gradients.extractor import GradientExtractor
 from cropi.gradients.tap import GradientConsumer
-from cropi.influence import Pass, require_informative, sample_of
+from cropi.influence import Pass, learn, require_informative
 from cropi.preconditioning import Preconditioner, PreconditioningConsumer
 from cropi.schema import RolloutGroup
-from cropi.sketches import KeptSketches, LearningSketch, Sketch, SketchConsumer
+from cropi.sketches import LearningSketch, Sketch, SketchConsumer
 
 NOT_GRADIENTS = {
     "method",
@@ -167,18 +167,6 @@ def learnt_before(folder: Path) -> Path | None:
     if not path.is_file() or not (folder / IDENTITY).is_file():
         return None
     return path if file_hash(path) == read_identity(folder).sketch_file else None
-
-
-def learn(
-    extractor: GradientExtractor, sketch: LearningSketch, groups: Sequence[RolloutGroup]
-) -> int:
-    """Let a sketch learn from the prompts that direct scoring takes; return the tokens it took."""
-    sample = sample_of(groups, sketch.sample)
-    kept = KeptSketches(len(sample), sketch.width)
-    consumer = SketchConsumer(sketch, kept, extractor.device, wide=True)
-    report = extractor.run(sample, [consumer])
-    sketch.learn(kept.sketches)
-    return report.tokens
 
 
 def identify(

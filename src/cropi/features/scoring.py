@@ -18,7 +18,7 @@ from cropi.alignment import (
 from cropi.errors import InputError
 from cropi.features.identity import require_comparable
 from cropi.features.store import FeatureStore
-from cropi.schema import ScoreTable
+from cropi.schema import ScoreTable, fingerprint
 
 
 def score_features(
@@ -88,4 +88,12 @@ def score_identity(
 ) -> dict[str, str]:
     """What defines the scores beside policy and rollouts."""
     sketch, dtype = pool.identity.sketch, pool.identity.dtype
-    return {"method": "sketch", **sketch, **preconditioner, "target": target, "features": dtype}
+    objective = fingerprint(pool.identity.settings["objective"])
+    return {
+        "method": "sketch",
+        **sketch,
+        "objective": objective,
+        **preconditioner,
+        "target": target,
+        "features": dtype,
+    }

@@ -36,6 +36,11 @@ MOST_IN_FLOAT32 = 4_000_000_000
 """Parameters above which a half-precision model is not widened for the comparison."""
 
 
+def telling(group: PreparedGroup) -> bool:
+    """Whether a wrong block mask would show in a prompt's gradient."""
+    return sum(len(ids) >= 2 for ids in group.distinct) >= 2
+
+
 def reference(
     model: nn.Module,
     parameters: dict[str, nn.Parameter],
@@ -49,8 +54,7 @@ def reference(
     """
 
     def order(group: PreparedGroup) -> tuple[bool, int, int]:
-        telling = sum(len(ids) >= 2 for ids in group.distinct) >= 2
-        return not telling, group.shared_length, group.index
+        return not telling(group), group.shared_length, group.index
 
     for group in sorted(prepared, key=order)[:REFERENCES]:
         expected = prompt_gradient(model, parameters, group, objective)

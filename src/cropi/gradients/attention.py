@@ -38,19 +38,18 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True)
 class Masks:
-    """Additive masks of a layout in the compute dtype: prompts [1, 1, P, P], responses."""
+    """Additive masks of a layout in the compute dtype: prompts [1, 1, P, P], each block's."""
 
     prompts: Tensor
-    responses: Tensor
+    blocks: list[Tensor]
 
     @classmethod
     def of(cls, layout: Layout, dtype: torch.dtype) -> Masks:
         """Zeros where a position may look, the dtype's lowest number elsewhere."""
         length = layout.prompts_NP.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=layout.prompts_NP.device)
-        return cls(
-            _additive(causal.tril_()[None, None], dtype), _additive(layout.visible_D1RS, dtype)
-        )
+        blocks = [_additive(block.visible, dtype) for block in layout.blocks]
+        return cls(_additive(causal.tril_()[None, None], dtype), blocks)
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
@@ -105,7 +104,8 @@ class PrefixAttention:
         """
         layout = self._layout
         assert layout is not None, "attention without a batch"
-        if unknown := [k for k in ("softcap", "s_aux", "position_bias") if options.get(k)]:
+        known = ("softcap", "s_aux", "position_bias")
+        if unknown := [k for k in known if options.get(k) is not None]:
             raise Unsupported(f"attention with {', '.join(unknown)}")
         if attention_mask is not None or query.shape[2] != layout.positions:
             raise Unsupported("attention over something other than the batch's rows")
@@ -115,9 +115,8 @@ class PrefixAttention:
         flat = [_by_position(x) for x in (query, key, value)]
         heads = query.shape[1]
         found = [_attend(flat, layout.prompts_NP, layout.prompts_NP, self._masks.prompts, scale)]
-        if layout.responses_DR.numel():
-            places = (layout.responses_DR, layout.keys_DS)
-            found.append(_attend(flat, *places, self._masks.responses, scale))
+        for block, mask in zip(layout.blocks, self._masks.blocks, strict=True):
+            found.append(_attend(flat, block.responses_DR, block.keys_DS, mask, scale))
         together = embedding(layout.source_T, torch.cat(found))
         rows = query.shape[0]
         return together.view(rows, layout.positions, heads, -1), None
@@ -138,10 +137,10 @@ def _attend(
     if query.device.type == "cpu" and scores <= PLAIN_SCORES:
         found = _plain(query, key, value, mask, scale)
     else:
-        shared = query.shape[1] != key.shape[1]
-        found = scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, scale=scale, enable_gqa=shared
-        )
+        # With a mask, grouped queries fall back to the slowest kernel; repeated heads do not.
+        groups = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+        found = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     return found.transpose(1, 2).flatten(2).flatten(0, 1)
 
 

@@ -6,15 +6,15 @@ run's first prompt, and what a model takes that the fast path does not cover.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from cropi.config import ObjectiveConfig
 from cropi.gradients.batching import PreparedGroup
-from cropi.gradients.collation import collate
-from cropi.gradients.objective import token_weights
+from cropi.gradients.collation import response_tensors
+from cropi.gradients.objective import sum_over_equals, token_weights
 
 
 def response_logprobs(
@@ -36,27 +36,38 @@ def prompt_gradient(
 ) -> dict[str, Tensor]:
     """Gradient of J of one prompt by name, in the parameters' shapes and at least fp32.
 
-    Each response has a backward of its own, weighted by dJ/dlogp: left to autograd, the sum over
-    the responses of a bf16 model would be taken in bf16.
+    Each distinct response has a forward and a backward of its own, weighted by dJ/dlogp: left to
+    autograd, the sum over the responses of a bf16 model would be taken in bf16, and the graphs of
+    all of them would be held at once.
     """
     device = next(iter(parameters.values())).device
-    responses = collate([group], share_prefix=False, device=device).responses
     prompt = torch.as_tensor(group.prompt_ids, dtype=torch.int64, device=device)
+    distinct = [torch.as_tensor(ids, dtype=torch.int64, device=device) for ids in group.distinct]
+    with torch.no_grad():
+        logps = [response_logprobs(model, prompt, ids, group.temperature) for ids in distinct]
+    weights_DT = distinct_weights(logps, group, config)
     total = {name: torch.zeros_like(p, dtype=wide_dtype(p)) for name, p in parameters.items()}
-    with torch.enable_grad():
-        logps = []
-        for response in group.responses:
-            ids = torch.as_tensor(response.ids, dtype=torch.int64, device=device)
-            logps.append(response_logprobs(model, prompt, ids, group.temperature))
-        logp_RT = nn.utils.rnn.pad_sequence([logp.detach() for logp in logps], batch_first=True)
-        weights_RT = token_weights(logp_RT, responses, config)
-        for logp, weights in zip(logps, weights_RT, strict=True):
-            own = weights[: len(logp)].to(logp.dtype)
+    for ids, weights_T in zip(distinct, weights_DT, strict=True):
+        with torch.enable_grad():
+            logp = response_logprobs(model, prompt, ids, group.temperature)
+            own = weights_T[: len(logp)].to(logp.dtype)
             found = torch.autograd.grad(logp, list(parameters.values()), own, allow_unused=True)
-            for name, gradient in zip(parameters, found, strict=True):
-                if gradient is not None:
-                    total[name] += gradient
+        for name, gradient in zip(parameters, found, strict=True):
+            if gradient is not None:
+                total[name] += gradient
     return total
+
+
+def distinct_weights(
+    logps: Sequence[Tensor], group: PreparedGroup, config: ObjectiveConfig
+) -> Tensor:
+    """dJ/dlogp float64 [D, T] of each distinct response, summed over its equals."""
+    device = logps[0].device
+    responses = response_tensors([group], device)
+    which_R = torch.tensor(group.which, device=device)
+    logp_DT = nn.utils.rnn.pad_sequence(list(logps), batch_first=True)
+    weights_RT = token_weights(logp_DT[which_R], responses, config)
+    return sum_over_equals(weights_RT, which_R, len(logps))
 
 
 def wide_dtype(values: Tensor) -> torch.dtype:

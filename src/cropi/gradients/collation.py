@@ -22,6 +22,9 @@ from torch import Tensor
 from cropi.gradients.batching import PreparedGroup
 from cropi.gradients.objective import ResponseTensors
 
+SHORT = 15
+"""Response positions up to which padding costs less than another call."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -82,19 +85,41 @@ class Segments:
 
 
 @dataclass(frozen=True)
+class ResponseBlock:
+    """Responses of similar length, for attention that knows: at most twice as long as each other.
+
+    `responses_DR` int64 flat positions, padded; `keys_DS` what each looks at: its prompt, then
+    itself; `real_DS` bool, which of those there are.
+    """
+
+    responses_DR: Tensor
+    keys_DS: Tensor
+    real_DS: Tensor
+
+    @property
+    def visible(self) -> Tensor:
+        """Which keys each position may look at -> bool [D, 1, R, S].
+
+        Its prompt, and itself up to where it is; padded positions see the prompt too, so that none
+        sees nothing.
+        """
+        own = self.responses_DR.shape[1]
+        prefix = self.real_DS.shape[1] - own
+        before = torch.ones(own, own + prefix, dtype=torch.bool, device=self.real_DS.device)
+        return self.real_DS[:, None, None, :] & before.tril_(prefix)
+
+
+@dataclass(frozen=True)
 class Layout:
     """Where prompts and responses lie among the flat positions, for attention that knows.
 
-    Shape legend: N rows, L positions, P prompt positions (padded), D responses with positions of
-    their own, R of those (padded), S = P + R, T = N*L. `prompts_NP`, `responses_DR` int64 flat
-    positions; `keys_DS` what a response looks at: its prompt, then itself; `visible_D1RS` bool;
-    `source_T` where each position's result stands in the prompts' [N*P], then the responses'.
+    `prompts_NP` int64 flat positions of each row's prompt, padded; `blocks` the responses that have
+    positions of their own; `source_T` where each position's result stands among the prompts'
+    [N*P], then each block's [D*R].
     """
 
     prompts_NP: Tensor
-    responses_DR: Tensor
-    keys_DS: Tensor
-    visible_D1RS: Tensor
+    blocks: list[ResponseBlock]
     source_T: Tensor
     positions: int
 
@@ -179,7 +204,7 @@ def collate(
         targets_DT=tensor(_pad(targets, 0)),
         which_R=tensor(which),
         temperature_S=tensor(temperature[owner]),
-        responses=_response_tensors(groups, device),
+        responses=response_tensors(groups, device),
         tokens=flat,
     )
 
@@ -240,42 +265,34 @@ def _pad(rows: Sequence[np.ndarray], value: int, length: int | None = None) -> n
 
 def _layout(rows: Sequence[Row], length: int, device: torch.device) -> Layout:
     """Where each row's prompt and responses are. Padding looks at the first position of all."""
-    prompts = [np.arange(len(r.prompt_ids)) + n * length for n, r in enumerate(rows)]
-    own, row_of = [], []
+    prompts_NP = _pad([np.arange(len(r.prompt_ids)) + n * length for n, r in enumerate(rows)], -1)
+    blocks, results = [], [prompts_NP.ravel()]
+    for members in _similar(rows):
+        own = [positions + n * length for n, positions in members]
+        responses_DR = _pad(own, -1)
+        keys_DS = np.concatenate([prompts_NP[[n for n, _ in members]], responses_DR], 1)
+        arrays = (np.maximum(responses_DR, 0), np.maximum(keys_DS, 0), keys_DS >= 0)
+        blocks.append(ResponseBlock(*(torch.from_numpy(a).to(device) for a in arrays)))
+        results.append(responses_DR.ravel())
+    places = np.concatenate(results)
+    source_T = np.zeros(len(rows) * length, dtype=np.int64)
+    source_T[places[places >= 0]] = np.flatnonzero(places >= 0)
+    prompts = torch.from_numpy(np.maximum(prompts_NP, 0)).to(device)
+    return Layout(prompts, blocks, torch.from_numpy(source_T).to(device), length)
+
+
+def _similar(rows: Sequence[Row]) -> list[list[tuple[int, np.ndarray]]]:
+    """(row, positions within it) of responses with positions of their own, by doubling length.
+
+    One runaway response would otherwise pad all others to its length.
+    """
+    found: dict[int, list[tuple[int, np.ndarray]]] = {}
     for n, row in enumerate(rows):
         for positions in row.predictors():
             if len(positions) > 1:
-                own.append(positions[1:] + n * length)
-                row_of.append(n)
-    prompts_NP = _pad(prompts, -1)
-    responses_DR = _pad(own, -1) if own else np.empty((0, 0), dtype=np.int64)
-    keys_DS = np.concatenate([prompts_NP[row_of], responses_DR], 1) if own else responses_DR
-    results = np.concatenate([prompts_NP.ravel(), responses_DR.ravel()])
-    source_T = np.zeros(len(rows) * length, dtype=np.int64)
-    source_T[results[results >= 0]] = np.flatnonzero(results >= 0)
-
-    def tensor(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(device)
-
-    return Layout(
-        prompts_NP=tensor(np.maximum(prompts_NP, 0)),
-        responses_DR=tensor(np.maximum(responses_DR, 0)),
-        keys_DS=tensor(np.maximum(keys_DS, 0)),
-        visible_D1RS=tensor(_visible(keys_DS >= 0, responses_DR.shape[1])),
-        source_T=tensor(source_T),
-        positions=length,
-    )
-
-
-def _visible(real_DS: np.ndarray, own: int) -> np.ndarray:
-    """Which keys each of `own` response positions may look at -> bool [D, 1, R, S].
-
-    Its prompt, and itself up to where it is; padded positions see the prompt too, so that no row
-    is empty.
-    """
-    prefix = real_DS.shape[1] - own
-    causal_RS = np.concatenate([np.ones((own, prefix), bool), np.tri(own, dtype=bool)], 1)
-    return np.asarray(real_DS[:, None, None, :] & causal_RS)
+                doublings = max(SHORT, len(positions) - 1).bit_length()
+                found.setdefault(doublings, []).append((n, positions[1:]))
+    return [found[doublings] for doublings in sorted(found)]
 
 
 def _block_mask(rows: Sequence[Row], length: int) -> np.ndarray:
@@ -289,7 +306,8 @@ def _block_mask(rows: Sequence[Row], length: int) -> np.ndarray:
     return np.asarray((visible & causal) | np.eye(length, dtype=bool))[:, None]
 
 
-def _response_tensors(groups: Sequence[PreparedGroup], device: torch.device) -> ResponseTensors:
+def response_tensors(groups: Sequence[PreparedGroup], device: torch.device) -> ResponseTensors:
+    """What the objective needs of the groups' usable responses, in order."""
     responses = [r for g in groups for r in g.responses]
     longest = max(len(r.ids) for r in responses)
     behaviour = np.zeros((len(responses), longest))

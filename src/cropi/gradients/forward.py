@@ -13,7 +13,7 @@ from cropi.config import ObjectiveConfig
 from cropi.errors import InputError
 from cropi.gradients.collation import Batch
 from cropi.gradients.layers import Unsupported
-from cropi.gradients.objective import token_weights
+from cropi.gradients.objective import sum_over_equals, token_weights
 from cropi.schema import RolloutGroup
 
 CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 28}
@@ -21,7 +21,7 @@ CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 28}
 
 
 def forward_logits(model: nn.Module, batch: Batch) -> Tensor:
-    """Logits [S, V] at the predicting positions (the tap narrows the head's input to them)."""
+    """Logits [1, S, V] at the predicting positions (the tap narrows the head's input to them)."""
     inputs: dict[str, Any] = {
         "input_ids": batch.input_ids_NL,
         "position_ids": batch.position_ids_NL,
@@ -35,7 +35,7 @@ def forward_logits(model: nn.Module, batch: Batch) -> Tensor:
     logits = model(**inputs).logits
     if logits.shape[:2] != (1, len(batch.predictors_S)):
         raise Unsupported(f"logits of shape {tuple(logits.shape)}: the head is not where expected")
-    return logits[0]  # type: ignore[no-any-return]
+    return logits  # type: ignore[no-any-return]
 
 
 def logits_gradient(logits_SV: Tensor, batch: Batch, objective: ObjectiveConfig) -> Tensor:
@@ -47,8 +47,7 @@ def logits_gradient(logits_SV: Tensor, batch: Batch, objective: ObjectiveConfig)
     logsumexp_S, logp_DT = _log_probs(logits_SV, batch)
     longest = batch.responses.mask_RT.shape[1]
     weights_RT = token_weights(logp_DT[batch.which_R, :longest], batch.responses, objective)
-    weights_DT = torch.zeros_like(logp_DT, dtype=torch.float64)
-    weights_DT.index_add_(0, batch.which_R, weights_RT)
+    weights_DT = sum_over_equals(weights_RT, batch.which_R, len(logp_DT))
     weights = weights_DT.flatten() / batch.temperature_S[batch.where_DT.flatten()]
     where, targets = batch.where_DT.flatten(), batch.targets_DT.flatten()
     total_S = weights.new_zeros(len(logits_SV)).index_add(0, where, weights)

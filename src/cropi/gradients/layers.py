@@ -116,8 +116,9 @@ def elementwise_rule(
     names = [name for name, _ in module.named_parameters(recurse=False)]
     wide, gradient = inputs.detach().float(), output_gradient.float()
     zeros = {n: torch.zeros_like(module.get_parameter(n), dtype=torch.float32) for n in names}
-    # Most norms give nothing at w = 0, which a probe of random numbers tells without doubt.
-    vanishes = not functional_call(module, zeros, (torch.randn_like(wide[:1, :1]),)).any()
+    # Most norms give nothing at w = 0, which one vector tells: they treat all vectors alike.
+    probe = torch.linspace(1, 2, wide.shape[-1], device=wide.device).expand(wide[:1, :1].shape)
+    vanishes = not functional_call(module, zeros, (probe,)).any()
     base = None if vanishes else functional_call(module, zeros, (wide,))
     for name in names:
         slope = functional_call(module, {**zeros, name: torch.ones_like(zeros[name])}, (wide,))

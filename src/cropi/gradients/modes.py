@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -51,15 +51,30 @@ def checkpointed(model: Any, wanted: bool) -> Iterator[None]:
             f"influence.gradient_checkpointing is on, and {type(model).__name__} has no layer that "
             "supports it; turn it off and lower influence.batch_tokens instead"
         )
-    before = [(layer, layer.gradient_checkpointing) for layer in layers]
+    before = [dict(vars(layer)) for layer in layers]
     for layer in layers if wanted else []:
-        # transformers' own switch would also hook the embeddings, and leave that behind. Only
-        # training layers checkpoint; the flag is the layer's alone: what is within it, dropout for
-        # one, stays in evaluation mode.
+        # transformers' own switch would also hook the embeddings, and leave that behind.
         layer.gradient_checkpointing, layer.training = True, True
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        layer._gradient_checkpointing_func = partial(_checkpoint_in_evaluation, layer)
     try:
         yield
     finally:
-        for layer, on in before if wanted else []:
-            layer.training, layer.gradient_checkpointing = False, on
+        for layer, attributes in zip(layers, before, strict=True) if wanted else []:
+            layer.training = False
+            for name in ("gradient_checkpointing", "_gradient_checkpointing_func"):
+                vars(layer).pop(name, None)
+                if name in attributes:
+                    setattr(layer, name, attributes[name])
+
+
+def _checkpoint_in_evaluation(layer: nn.Module, forward: Callable[..., Any], *inputs: Any) -> Any:
+    """Checkpoint a layer whose training flag is on for this alone: within, it is in eval mode."""
+
+    def evaluated(*again: Any) -> Any:
+        layer.training = False
+        try:
+            return forward(*again)
+        finally:
+            layer.training = True
+
+    return checkpoint(evaluated, *inputs, use_reentrant=False)

@@ -20,6 +20,9 @@ from cropi.config import ObjectiveConfig
 
 ADVANTAGE_EPSILON = 1e-4
 
+CANCELLED = 1e-12
+"""Share of the weights that went into a sum, below which the sum is float64's rounding."""
+
 
 @dataclass(frozen=True)
 class ResponseTensors:
@@ -121,3 +124,18 @@ def token_weights(logp_RT: Tensor, responses: ResponseTensors, config: Objective
     with torch.enable_grad():
         (weights_RT,) = torch.autograd.grad(objective(leaf_RT, responses, config).sum(), leaf_RT)
     return weights_RT
+
+
+def sum_over_equals(weights_RT: Tensor, which_R: Tensor, distinct: int) -> Tensor:
+    """Add the weights of equal responses -> float64 [distinct, T].
+
+    A judge may reward equal responses differently, and then their weights can cancel. What is left
+    of that is rounding, and would point anywhere; it becomes zero.
+    """
+    shape = (distinct, weights_RT.shape[1])
+    summed_DT, size_DT = (
+        weights_RT.new_zeros(shape).index_add_(0, which_R, values)
+        for values in (weights_RT, weights_RT.abs())
+    )
+    # Written so that NaN stays NaN.
+    return summed_DT.masked_fill(summed_DT.abs() <= CANCELLED * size_DT, 0.0)

@@ -109,9 +109,12 @@ class Router:
 
     def _out_of_memory(self, batch: Batch) -> InputError:
         rows, length = batch.shape
+        mend = (
+            f"lower influence.batch_tokens (now {self.batch_tokens})"
+            if batch.prompts > 1
+            else "use LoRA, a smaller dtype or shorter responses"
+        )
         return InputError(
             f"{batch.prompts} prompts in {rows} rows of {length} positions do not fit in the "
-            f"device's memory; lower influence.batch_tokens (now {self.batch_tokens}), or set "
-            "influence.gradient_checkpointing=true"
-            + ("" if batch.prompts > 1 else ", or use LoRA, a smaller dtype or shorter responses")
+            f"device's memory; {mend}, or set influence.gradient_checkpointing=true"
         )

@@ -1,6 +1,6 @@
 """Sketches: linear projections of gradients to a few thousand dimensions, one file each."""
 
-from cropi.sketches.adaptive import AdaptiveSketch, sample_places
+from cropi.sketches.adaptive import AdaptiveSketch
 from cropi.sketches.base import (
     KeptSketches,
     LearningSketch,
@@ -27,5 +27,4 @@ __all__ = [
     "SparseSketch",
     "WindowedSketch",
     "make_sketch",
-    "sample_places",
 ]

@@ -35,7 +35,6 @@ from cropi.errors import InputError
 from cropi.gradients.contributions import Contribution
 from cropi.gradients.sums import block_dots
 from cropi.sketches.base import Sketch
-from cropi.sketches.counters import keys, lowest, mix64
 from cropi.sketches.sparse import SparseSketch
 
 WIDEST = 1 << 16
@@ -51,12 +50,6 @@ NEGLIGIBLE = 1e-6
 def default_width(dim: int) -> int:
     """Buckets to accumulate in for `dim` dimensions."""
     return max(WIDEST, FACTOR * dim)
-
-
-def sample_places(prompts: int, size: int, seed: int) -> Tensor:
-    """Which of so many prompts to learn from: sorted int64, `size` of them or all."""
-    (key,) = keys("adaptive.sample", seed, 1)
-    return lowest(mix64(torch.arange(prompts, dtype=torch.int64), key), size)
 
 
 @dataclass
