@@ -25,7 +25,8 @@ def costs(this: Run) -> dict[str, Any]:
     """Seconds of everybody, with what is needed to read them."""
     groups = synthetic(this.model, this.plan.prompts, this.sizes, seed=0)
     candidates = [(rows, kind) for rows in this.plan.micro_batches for kind in ("sdpa", "eager")]
-    micro, attention = fastest(candidates, lambda each: Floor(this.model, groups, *each).run)
+    tried = groups[:1] if this.options.quick else groups
+    micro, attention = fastest(candidates, lambda each: Floor(this.model, tried, *each).run)
     this.say(f"the floor has {micro} rows a micro-batch and {attention} attention")
     floor, matmul = Floor(this.model, groups, micro, attention), Matmul(this.setting.device)
     playing = {
