@@ -93,7 +93,11 @@ class Scorers:
 
 
 def passes(
-    scorers: Scorers, targets: Mapping[str, Groups], groups: Groups, dim: int
+    scorers: Scorers,
+    targets: Mapping[str, Groups],
+    groups: Groups,
+    dim: int,
+    sketches: Sequence[str] = SKETCHES,
 ) -> dict[str, Callable[[], object]]:
     """What is timed, by name: each call does all of `groups` once. All are warm afterwards."""
     rows, shared = scorers.rows, scorers.shared
@@ -105,7 +109,7 @@ def passes(
         "exact_shared": lambda: exact_pass(shared, directions, groups),
         "targets": lambda: target_directions(shared, {"pass": groups}),
     }
-    for method in SKETCHES:
+    for method in sketches:
         sketch_pass = timed_sketch(shared.extractor, method, dim)
         sketch_pass(small)
         found[f"sketch_{method}"] = partial(sketch_pass, groups)
