@@ -12,11 +12,12 @@ from tiny import mixed_groups, random_group, random_response, tiny_model
 from torch import nn
 
 from cropi.config import ObjectiveConfig
-from cropi.diagnostics.logprobs import LogprobReader, normalisers, read_logprobs, read_objectives
+from cropi.diagnostics.logprobs import LogprobReader, read_logprobs, read_objectives
 from cropi.errors import InputError
 from cropi.gradients.autograd import response_logprobs
 from cropi.gradients.batching import prepare
 from cropi.gradients.collation import collate
+from cropi.gradients.forward import log_probs
 from cropi.gradients.objective import objective
 from cropi.schema import RolloutGroup
 
@@ -142,8 +143,8 @@ def test_reading_leaves_no_trace_on_the_model() -> None:
 
 
 def test_normalisers_are_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits = torch.randn(11, 7)
-    temperature = torch.rand(11) + 0.5
-    expected = torch.logsumexp(logits / temperature[:, None], 1)
-    monkeypatch.setattr("cropi.diagnostics.logprobs.WIDENED", 21)
-    torch.testing.assert_close(normalisers(logits, temperature).float(), expected)
+    batch = collate([prepare(0, mixed_groups(1)[0])], True, torch.device("cpu"))
+    logits = torch.randn(len(batch.predictors_S), 64)
+    expected = torch.logsumexp(logits / batch.temperature_S[:, None], 1)
+    monkeypatch.setattr("cropi.gradients.forward.CHUNK_BYTES", {"cpu": 3 * 64 * 4})
+    torch.testing.assert_close(log_probs(logits, batch)[0], expected)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,7 +21,7 @@ from cropi.gradients.agreement import STRICT, in_float32, require_covered
 from cropi.gradients.autograd import response_logprobs
 from cropi.gradients.batching import PreparedGroup, prepare
 from cropi.gradients.collation import Batch, collate
-from cropi.gradients.forward import forward_logits, require_fitting
+from cropi.gradients.forward import forward_logits, log_probs, require_fitting
 from cropi.gradients.layers import Unsupported
 from cropi.gradients.modes import evaluation_mode
 from cropi.gradients.objective import objective
@@ -31,9 +30,6 @@ from cropi.schema import RolloutGroup
 
 CLOSE, COARSE = 1e-3, 0.25
 """Nats by which a log-prob may differ between the fast and the plain way: in fp32, and in bf16."""
-
-WIDENED = 1 << 24
-"""Logits in fp32 at once: they are a model's largest tensors, and half of them may be bf16."""
 
 Advance = Callable[[int], None]
 
@@ -96,22 +92,19 @@ class LogprobReader:
             close = CLOSE if tolerance == STRICT else COARSE
             expected = plain_logprobs(self.model, [group])
 
-            def agrees(route: Route) -> bool:
-                with suppress(Unsupported):
-                    self._require_agreement(group, expected, close, route)
-                    return True
-                return False
+            def require_agreement(route: Route) -> None:
+                self._require_agreement(group, expected, close, route)
 
             try:
                 require_covered(self.model, {})
-                self._require_agreement(group, expected, close, PLAIN)
+                require_agreement(PLAIN)
             except Unsupported as unsupported:
                 warnings.warn(
                     f"log-probs are read one response at a time, which is slow: {unsupported}",
                     stacklevel=4,
                 )
                 return "plain"
-            self.router.choose(agrees)
+            self.router.choose(require_agreement)
         return "shared" if self.router.best.share else "rows"
 
     def _require_agreement(
@@ -125,21 +118,10 @@ class LogprobReader:
 
 def batch_logprobs(model: nn.Module, batch: Batch) -> Tensor:
     """Log-probs of a batch's usable responses at the rollouts' temperature, float64 [R, T]."""
-    with narrowed(model, batch):
-        logits_SV = forward_logits(model, batch)[0]
-    chosen_DT = logits_SV[batch.where_DT, batch.targets_DT].double()
-    chosen_DT /= batch.temperature_S[batch.where_DT]
-    logp_DT = chosen_DT - normalisers(logits_SV, batch.temperature_S)[batch.where_DT]
+    _, logp_DT = log_probs(forward_logits(model, batch)[0], batch)
     mask_RT = batch.responses.mask_RT
     logp_RT = logp_DT[batch.which_R, : mask_RT.shape[1]]
     return logp_RT.masked_fill(~mask_RT, 0.0)
-
-
-def normalisers(logits_SV: Tensor, temperature_S: Tensor) -> Tensor:
-    """Log of the sum of exp of logits / temperature, float64 [S]; widened a few rows at a time."""
-    rows = max(1, WIDENED // logits_SV.shape[1])
-    parts = zip(torch.split(logits_SV, rows), torch.split(temperature_S, rows), strict=True)
-    return torch.cat([torch.logsumexp(x.float() / t[:, None], 1).double() for x, t in parts])
 
 
 def plain_logprobs(model: nn.Module, groups: Sequence[PreparedGroup]) -> Tensor:
@@ -158,26 +140,6 @@ def plain_logprobs(model: nn.Module, groups: Sequence[PreparedGroup]) -> Tensor:
 
 def _int64(ids: np.ndarray) -> Tensor:
     return torch.from_numpy(ids.astype(np.int64))
-
-
-@contextmanager
-def narrowed(model: nn.Module, batch: Batch) -> Iterator[None]:
-    """Let the head see only the positions that predict a response token."""
-
-    def narrow(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        (hidden,) = inputs
-        if hidden.shape[:2] != batch.shape:
-            raise Unsupported(f"the head sees {tuple(hidden.shape)}, not rows x positions")
-        return (hidden.flatten(0, 1)[batch.predictors_S].unsqueeze(0),)
-
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    if head is None:
-        raise Unsupported("the model does not name its output embeddings")
-    handle = head.register_forward_pre_hook(narrow, prepend=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def read_logprobs(

@@ -18,7 +18,6 @@ from __future__ import annotations
 import fnmatch
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -176,16 +175,13 @@ class GradientExtractor:
         # Prompts too plain to prove anything do not vouch for those of the next run.
         self._proved = telling(group) and any(bool(e.any()) for e in expected.values())
 
-        def agrees(route: Route) -> bool:
-            with suppress(Unsupported):
-                self._require_agreement(group, expected, tolerance, route)
-                return True
-            return False
+        def require_agreement(route: Route) -> None:
+            self._require_agreement(group, expected, tolerance, route)
 
         try:
             require_covered(self.model, self.parameters)
             # Prompts that cannot go another way go this one, so it must agree whatever else does.
-            self._require_agreement(group, expected, tolerance, PLAIN)
+            require_agreement(PLAIN)
         except Unsupported as unsupported:
             warnings.warn(
                 "per-prompt gradients fall back to one prompt at a time, which is slow: "
@@ -193,7 +189,7 @@ class GradientExtractor:
                 stacklevel=3,
             )
             return "autograd"
-        self.router.choose(agrees)
+        self.router.choose(require_agreement)
         return "shared" if self.router.best.share else "rows"
 
     def _require_agreement(

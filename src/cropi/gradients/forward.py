@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,7 +22,10 @@ CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 28}
 
 
 def forward_logits(model: nn.Module, batch: Batch) -> Tensor:
-    """Logits [1, S, V] at the predicting positions (the tap narrows the head's input to them)."""
+    """Logits [1, S, V] at the predicting positions: the head sees no others.
+
+    Raises Unsupported where the head is not fed rows x positions of hidden states.
+    """
     inputs: dict[str, Any] = {
         "input_ids": batch.input_ids_NL,
         "position_ids": batch.position_ids_NL,
@@ -32,10 +36,31 @@ def forward_logits(model: nn.Module, batch: Batch) -> Tensor:
         mask = torch.zeros(batch.mask_N1LL.shape, dtype=dtype, device=batch.input_ids_NL.device)
         mask.masked_fill_(~batch.mask_N1LL, torch.finfo(dtype).min)
         inputs["attention_mask"] = mask
-    logits = model(**inputs).logits
+    with narrowed(model, batch):
+        logits = model(**inputs).logits
     if logits.shape[:2] != (1, len(batch.predictors_S)):
         raise Unsupported(f"logits of shape {tuple(logits.shape)}: the head is not where expected")
     return logits  # type: ignore[no-any-return]
+
+
+@contextmanager
+def narrowed(model: nn.Module, batch: Batch) -> Iterator[None]:
+    """Let the head see only the positions that predict a response token."""
+
+    def narrow(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        (hidden,) = inputs
+        if hidden.shape[:2] != batch.shape:
+            raise Unsupported(f"the head sees {tuple(hidden.shape)}, not rows x positions")
+        return (hidden.flatten(0, 1)[batch.predictors_S].unsqueeze(0),)
+
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    if head is None:
+        raise Unsupported("the model does not name its output embeddings")
+    handle = head.register_forward_pre_hook(narrow, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def logits_gradient(logits_SV: Tensor, batch: Batch, objective: ObjectiveConfig) -> Tensor:
@@ -44,7 +69,7 @@ def logits_gradient(logits_SV: Tensor, batch: Batch, objective: ObjectiveConfig)
     Overwrites `logits_SV`, in its dtype: logits are the largest tensors of all, so fp32 copies
     exist for a few rows at a time only.
     """
-    logsumexp_S, logp_DT = _log_probs(logits_SV, batch)
+    logsumexp_S, logp_DT = log_probs(logits_SV, batch)
     longest = batch.responses.mask_RT.shape[1]
     weights_RT = token_weights(logp_DT[batch.which_R, :longest], batch.responses, objective)
     weights_DT = sum_over_equals(weights_RT, batch.which_R, len(logp_DT))
@@ -65,14 +90,14 @@ def logits_gradient(logits_SV: Tensor, batch: Batch, objective: ObjectiveConfig)
     return logits_SV
 
 
-def _log_probs(logits_SV: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Normalisers fp32 [S] of the logits at the rollouts' temperature; log-probs fp32 [D, T]."""
+def log_probs(logits_SV: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Normalisers fp32 [S] at the rollouts' temperature; log-probs float64 [D, T], padded."""
     logsumexp_S = torch.empty(len(logits_SV), device=logits_SV.device)
     for rows in _few_rows(logits_SV):
         logsumexp_S[rows] = torch.logsumexp(_scaled(logits_SV, rows, batch), -1)
-    chosen_DT = logits_SV[batch.where_DT, batch.targets_DT].float()
-    logp_DT = chosen_DT / batch.temperature_S[batch.where_DT] - logsumexp_S[batch.where_DT]
-    return logsumexp_S, logp_DT
+    chosen_DT = logits_SV[batch.where_DT, batch.targets_DT].double()
+    temperature_DT = batch.temperature_S[batch.where_DT]
+    return logsumexp_S, chosen_DT / temperature_DT - logsumexp_S[batch.where_DT]
 
 
 def _scaled(logits_SV: Tensor, rows: slice, batch: Batch) -> Tensor:

@@ -8,7 +8,7 @@ its lengths allow; sharing knows no sliding windows, so it must fit in one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from cropi.gradients.attention import PrefixAttention, takes_our_attention
 from cropi.gradients.batching import BATCH_TOKENS, Budget, PreparedGroup, plan
 from cropi.gradients.collation import Batch, collate
 from cropi.gradients.forward import attention_window, takes_block_masks, text_config
+from cropi.gradients.layers import Unsupported
 
 LOGITS_BYTES = {"cpu": 1 << 29, "cuda": 1 << 33}
 """Most bytes that a batch's logits would take in fp32; they exist once, in the model's dtype."""
@@ -49,14 +50,22 @@ class Router:
         self.best = PLAIN
         self._attention = PrefixAttention()
 
-    def choose(self, agrees: Callable[[Route], bool]) -> None:
-        """Settle on the first route, best first, whose results agree with the plain way's."""
+    def choose(self, require_agreement: Callable[[Route], None]) -> None:
+        """Settle on the first route, best first, that `require_agreement` lets pass.
+
+        It raises Unsupported where a route's results differ from the plain way's.
+        """
         routes = []
         if takes_our_attention(self.model):
             routes.append(Route(self.share_prefix, ours=True))
         if self.share_prefix and takes_block_masks(self.model):
             routes.append(Route(share=True, ours=False))
-        self.best = next((route for route in routes if agrees(route)), PLAIN)
+        self.best = PLAIN
+        for route in routes:
+            with suppress(Unsupported):
+                require_agreement(route)
+                self.best = route
+                return
 
     def batches(
         self, prepared: Sequence[PreparedGroup]

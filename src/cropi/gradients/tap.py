@@ -107,7 +107,6 @@ class LayerTap:
         head = self.model.get_output_embeddings()  # type: ignore[operator]
         if head is None or self.model.get_input_embeddings() is None:  # type: ignore[operator]
             raise Unsupported("the model does not name its embeddings")
-        self._watch(head.register_forward_pre_hook(self._narrow, prepend=True))
         for module in self.model.modules():
             rule = rule_for(module)
             wanted = any(id(p) in self.names for p in module.parameters(recurse=False))
@@ -141,15 +140,6 @@ class LayerTap:
     def forward_is_done(self) -> None:
         """From here on layers are called only to recompute what checkpointing dropped."""
         self.counting = False
-
-    def _narrow(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        """Let the head see only the positions that predict a response token."""
-        if self.batch is None:
-            return None
-        (hidden,) = inputs
-        if hidden.shape[:2] != self.batch.shape:
-            raise Unsupported(f"the head sees {tuple(hidden.shape)}, not rows x positions")
-        return (hidden.flatten(0, 1)[self.batch.predictors_S].unsqueeze(0),)
 
     def _recorder(self, rule: LayerRule) -> Callable[..., Tensor | None]:
         def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor | None:
