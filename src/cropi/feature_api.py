@@ -13,6 +13,7 @@ from cropi.artifacts import file_hash
 from cropi.config import InfluenceConfig
 from cropi.errors import InputError
 from cropi.rollouts import read_rollouts
+from cropi.schema import longest_allowed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,7 +52,7 @@ def extract_features(
     chosen = settings or InfluenceConfig(method="adaptive")
     require_store_place(Path(out))
     groups = read_rollouts(Path(rollouts))
-    longest = max((g.sampling.max_new_tokens for g in groups), default=512)
+    longest = longest_allowed(groups)
     folder = Path(policy) if isinstance(policy, str | Path) else None
     model = _model(policy, dtype, device)
     scorer = make_scorer(model, chosen, seed, constant_length=longest, checkpoint=folder)

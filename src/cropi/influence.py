@@ -37,6 +37,18 @@ from cropi.sketches.counters import parameters_identity
 Progress = Callable[[str, int, int], None]
 
 
+def counted(progress: Progress, phase: str, total: int) -> Callable[[int], None]:
+    """A callback that adds up the prompts it is told of, and says how far a phase is."""
+    done = 0
+
+    def advance(prompts: int) -> None:
+        nonlocal done
+        done += prompts
+        progress(phase, done, total)
+
+    return advance
+
+
 @dataclass(frozen=True)
 class Pass:
     """Informative prompts of a set, and what was left out."""
@@ -118,20 +130,9 @@ class InfluenceScorer:
         return {**method, "objective": objective, **adam, "target": self.target}
 
     def _stream(self, phase: str, groups: Sequence[RolloutGroup], *consumers: object) -> None:
-        advance = self._advance(phase, len(groups))
+        advance = counted(self.progress, phase, len(groups))
         report = self.extractor.run(groups, consumers, advance)  # type: ignore[arg-type]
         self.tokens += report.tokens
-
-    def _advance(self, phase: str, total: int) -> Callable[[int], None]:
-        """Count prompts and say how far a phase is."""
-        done = 0
-
-        def advance(prompts: int) -> None:
-            nonlocal done
-            done += prompts
-            self.progress(phase, done, total)
-
-        return advance
 
     def _norms_ahead(self, name: str, groups: list[RolloutGroup]) -> np.ndarray:
         """Norms [n] that must be known before gradients are summed: a pass of its own, or none."""
@@ -191,7 +192,8 @@ class InfluenceScorer:
     def _learn(self, pool: list[RolloutGroup]) -> None:
         """Let a sketch that learns see a sample of the pool."""
         if isinstance(self.sketch, LearningSketch) and not self.sketch.learnt:
-            advance = self._advance("learning the sketch", min(len(pool), self.sketch.sample))
+            size = min(len(pool), self.sketch.sample)
+            advance = counted(self.progress, "learning the sketch", size)
             self.tokens += learn(self.extractor, self.sketch, pool, advance)
 
     def _target_sketches(

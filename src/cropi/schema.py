@@ -214,3 +214,8 @@ def derive_seed(seed: int, *path: str | int) -> int:
 def unique(values: Sequence[str]) -> bool:
     """Whether no value stands twice."""
     return len(set(values)) == len(values)
+
+
+def longest_allowed(groups: Sequence[RolloutGroup]) -> int:
+    """Tokens that a response of these rollouts could have had at most; 512 without rollouts."""
+    return max((group.sampling.max_new_tokens for group in groups), default=512)

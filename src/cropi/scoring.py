@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cropi.config import InfluenceConfig, ObjectiveConfig
+from cropi.config import InfluenceConfig
 from cropi.errors import InputError
 from cropi.gradients.extractor import GradientExtractor
 from cropi.influence import InfluenceScorer, Progress
@@ -32,7 +32,7 @@ def make_scorer(
     """
     extractor = GradientExtractor(
         _without_underflow(model),
-        _with_length(config.objective, constant_length),
+        config.objective.with_length(constant_length),
         config.batch_tokens,
         config.share_prefix,
         config.gradient_checkpointing,
@@ -69,9 +69,3 @@ def _without_underflow(model: Any) -> Any:
         warnings.warn("float16 gradients underflow; computing in float32 instead", stacklevel=3)
         return model.float()
     return model
-
-
-def _with_length(objective: ObjectiveConfig, length: int) -> ObjectiveConfig:
-    if objective.normalisation != "constant" or objective.constant_length:
-        return objective
-    return objective.model_copy(update={"constant_length": length})

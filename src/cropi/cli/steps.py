@@ -124,6 +124,7 @@ def score(
     from cropi import api
     from cropi.artifacts import require_writable
     from cropi.config import InfluenceConfig
+    from cropi.schema import longest_allowed
     from cropi.tables import write_scores
 
     chosen = section(InfluenceConfig, settings, method=method, sparse_ratio=ratio, dim=dim)
@@ -139,7 +140,7 @@ def score(
             target_groups,
             settings=chosen,
             seed=seed,
-            constant_length=max((g.sampling.max_new_tokens for g in groups), default=512),
+            constant_length=longest_allowed(groups),
             checkpoint=policy,
             progress=lambda phase, done, total: bar.update(done, total, note=phase),
         )

@@ -223,6 +223,12 @@ class ObjectiveConfig(Section):
             )
         return self
 
+    def with_length(self, length: int) -> ObjectiveConfig:
+        """The same, dividing by `length` tokens where a constant is asked for and none is set."""
+        if self.normalisation != "constant" or self.constant_length:
+            return self
+        return self.model_copy(update={"constant_length": length})
+
 
 METHODS = ("exact", "adaptive", "sparse", "factorised", "kronecker", "windowed")
 TargetMemory = Literal["fp32", "bf16", "offload"]

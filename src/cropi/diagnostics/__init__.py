@@ -44,6 +44,7 @@ def diagnose_staleness(
     """
     from cropi.diagnostics.logprobs import LogprobReader, read_logprobs
     from cropi.diagnostics.staleness import measure_staleness
+    from cropi.influence import counted
 
     groups = [g for g in _groups(rollouts) if g.usable]
     if not groups:
@@ -52,7 +53,7 @@ def diagnose_staleness(
             "were computed"
         )
     reader = LogprobReader(_model(model), batch_tokens)
-    advance = _counter("log-probs", len(groups), progress)
+    advance = counted(progress, "log-probs", len(groups)) if progress else None
     return measure_staleness(groups, read_logprobs(reader, groups, advance))
 
 
@@ -132,17 +133,3 @@ def _model(model: Any) -> Any:
 
         return load_model(model)
     return getattr(model, "model", model) if hasattr(model, "tokenizer") else model
-
-
-def _counter(phase: str, total: int, progress: Progress | None) -> Any:
-    """A callback that adds up prompts for `progress`; None without one."""
-    if progress is None:
-        return None
-    done = 0
-
-    def advance(prompts: int) -> None:
-        nonlocal done
-        done += prompts
-        progress(phase, done, total)
-
-    return advance

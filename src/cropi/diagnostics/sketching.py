@@ -31,13 +31,12 @@ from cropi.diagnostics.fidelity import (
     summarise,
 )
 from cropi.diagnostics.sinks import Cosine, Drop, Mean, keeper
-from cropi.diagnostics.stepping import with_length
 from cropi.errors import InputError
 from cropi.gradients.consumers import DotConsumer, NormConsumer
 from cropi.gradients.directions import Directions
 from cropi.gradients.extractor import GradientExtractor
 from cropi.influence import InfluenceScorer, Progress, require_informative
-from cropi.schema import RolloutGroup, ScoreTable, derive_seed
+from cropi.schema import RolloutGroup, ScoreTable, derive_seed, longest_allowed
 from cropi.sketches import LearningSketch, Sketch, SketchConsumer, make_sketch
 
 WITH_RATIO = frozenset({"sparse", "factorised"})
@@ -120,7 +119,7 @@ class Measurement:
     ) -> None:
         self.settings, self.progress = settings, progress
         self.specs = settings.specs()
-        objective = with_length(settings.objective, pool)
+        objective = settings.objective.with_length(longest_allowed(pool))
         self.extractor = GradientExtractor(model, objective, settings.batch_tokens)
         self.informative = require_informative("the pool", pool).groups
         self.pool = _sample(self.informative, settings.prompts, settings.seed)

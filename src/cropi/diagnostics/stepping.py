@@ -28,10 +28,10 @@ from cropi.diagnostics.step import (
 )
 from cropi.errors import InputError
 from cropi.gradients.agreement import STRICT, in_float32
-from cropi.gradients.contributions import matrix_shape
+from cropi.gradients.consumers import SumConsumer
 from cropi.gradients.extractor import GradientExtractor
-from cropi.influence import InfluenceScorer, Progress
-from cropi.schema import RolloutGroup, ScoreTable
+from cropi.influence import InfluenceScorer, Progress, require_informative
+from cropi.schema import RolloutGroup, ScoreTable, longest_allowed
 
 GRADIENT_BYTES = 1 << 31
 """Most bytes of bands' gradients held at once, unless one band needs more."""
@@ -107,11 +107,14 @@ class Trial:
         progress: Progress,
     ) -> None:
         self.settings, self.progress = settings, progress
-        self.objective = with_length(settings.objective, pool)
+        self.objective = settings.objective.with_length(longest_allowed(pool))
         self.extractor = GradientExtractor(model, self.objective, settings.batch_tokens)
         self.reader = LogprobReader(model, settings.batch_tokens)
         self.pool = {g.prompt_id: g for g in pool if g.informative}
-        self.validation = {n: _informative(n, groups) for n, groups in validation.items()}
+        self.validation = {
+            n: require_informative(f"validation set {n}", groups).groups
+            for n, groups in validation.items()
+        }
         self.size = sum(p.numel() for p in self.extractor.parameters.values())
 
     def run(self, scores: ScoreTable | None) -> StepReport:
@@ -192,33 +195,6 @@ class Trial:
         return read_objectives(self.reader, self.validation[name], self.objective)
 
 
-class BandConsumer:
-    """A gradient consumer that keeps the weighted sums of prompts' gradients, one a band.
-
-    Shape legend: B bands, P prompts of the batch, R rows, I width, C = R * I coordinates.
-    """
-
-    def __init__(self, extractor: GradientExtractor, weights_BP: np.ndarray) -> None:
-        device = extractor.device
-        self.weights_BP = torch.from_numpy(weights_BP).float().to(device)
-        self.sums = {
-            name: torch.zeros(len(weights_BP), *matrix_shape(shape), device=device)
-            for name, shape in extractor.shapes.items()
-        }
-
-    def begin(self, index_P: Tensor) -> None:
-        """Look up what the batch's prompts weigh in each band."""
-        self._batch_BP = self.weights_BP[:, index_P]
-
-    def consume(self, name: str, rows: slice | Tensor, gradient_PRI: Tensor) -> None:
-        """Add some rows to the bands they belong to."""
-        sums_BC = self._batch_BP @ gradient_PRI.flatten(1)
-        self.sums[name][:, rows] += sums_BC.view(-1, *gradient_PRI.shape[1:])
-
-    def finish(self) -> None:
-        """Nothing is left to do."""
-
-
 def mean_gradients(
     extractor: GradientExtractor,
     groups: Sequence[RolloutGroup],
@@ -230,9 +206,9 @@ def mean_gradients(
     weights_BP = np.zeros((len(bands), len(members)))
     for row, band in zip(weights_BP, bands, strict=True):
         row[np.searchsorted(members, band)] = 1 / len(band)
-    consumer = BandConsumer(extractor, weights_BP)
+    consumer = SumConsumer(extractor.shapes, weights_BP, extractor.device)
     extractor.run([groups[m] for m in members], [consumer], advance)
-    sums = consumer.sums.items()
+    sums = consumer.sums.values.items()
     return [{name: sums_BRI[b].flatten() for name, sums_BRI in sums} for b in range(len(bands))]
 
 
@@ -265,21 +241,3 @@ def moved(
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(saved[name])
-
-
-def with_length(objective: ObjectiveConfig, pool: Sequence[RolloutGroup]) -> ObjectiveConfig:
-    """Dr.GRPO's divisor, where the config has none, is the longest that responses could be."""
-    if objective.normalisation != "constant" or objective.constant_length:
-        return objective
-    length = max((g.sampling.max_new_tokens for g in pool), default=512)
-    return objective.model_copy(update={"constant_length": length})
-
-
-def _informative(name: str, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
-    kept = [g for g in groups if g.informative]
-    if not kept:
-        raise InputError(
-            f"validation set {name} has no informative prompt among {len(groups)}; add prompts or "
-            "sample more responses"
-        )
-    return kept

@@ -41,7 +41,38 @@ class NormConsumer:
         return self._squares.sqrt().cpu().numpy()
 
 
-class DirectionConsumer:
+class SumConsumer:
+    """Sums gradients, weighted, into B directions: `weights_BN` says what each prompt adds to each.
+
+    Sums are kept in fp32, where `memory` says.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        weights_BN: np.ndarray,
+        device: torch.device,
+        memory: TargetMemory = "fp32",
+    ) -> None:
+        self._weights_BN = torch.from_numpy(weights_BN).float().to(device)
+        self.sums = Directions(shapes, len(weights_BN), device, memory)
+
+    def begin(self, index_P: Tensor) -> None:
+        """Look up what the batch's prompts weigh."""
+        self._weights_BP = self._weights_BN[:, index_P]
+
+    def consume(self, name: str, rows: slice | Tensor, gradient_PRI: Tensor) -> None:
+        """Add some rows to the directions they belong to."""
+        sums_BRI = torch.tensordot(self._weights_BP, gradient_PRI, 1)
+        held = self.sums.values[name]
+        where = rows.to(held.device) if isinstance(rows, Tensor) else rows
+        held[:, where] += sums_BRI.to(held.device)
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
+
+class DirectionConsumer(SumConsumer):
     """Sums gradients, weighted, into two halves (even and odd prompts): their sum is gbar.
 
     The halves cost one more copy of the parameters and tell how far the direction can be trusted.
@@ -54,26 +85,15 @@ class DirectionConsumer:
         device: torch.device,
         memory: TargetMemory = "fp32",
     ) -> None:
-        self.weights = torch.from_numpy(weights).float().to(device)
+        even = np.arange(len(weights)) % 2 == 0
         # Sums are kept in fp32 even where the finished direction is not.
         held: TargetMemory = "offload" if memory == "offload" else "fp32"
-        self.halves = Directions(shapes, 2, device, held)
+        super().__init__(shapes, np.stack([weights * even, weights * ~even]), device, held)
 
-    def begin(self, index_P: Tensor) -> None:
-        """Weights of the batch's prompts in the two halves, [2, P]."""
-        weights_P = self.weights[index_P]
-        even_P = (index_P % 2 == 0).to(weights_P.dtype)
-        self._weights_2P = torch.stack([weights_P * even_P, weights_P * (1 - even_P)])
-
-    def consume(self, name: str, rows: slice | Tensor, gradient_PRI: Tensor) -> None:
-        """Add some rows to the halves they belong to."""
-        sums_2RI = torch.tensordot(self._weights_2P, gradient_PRI, 1)
-        held = self.halves.values[name]
-        where = rows.to(held.device) if isinstance(rows, Tensor) else rows
-        held[:, where] += sums_2RI.to(held.device)
-
-    def finish(self) -> None:
-        """Nothing is left to do."""
+    @property
+    def halves(self) -> Directions:
+        """The two sums."""
+        return self.sums
 
     def write_direction(self, row: int, directions: Directions) -> None:
         """Put gbar into direction `row`."""
