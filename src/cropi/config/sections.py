@@ -24,6 +24,7 @@ EXECUTION_ONLY = frozenset(
         "verifiers.timeout",
         "verifiers.workers",
         "influence.batch_tokens",
+        "influence.gradient_checkpointing",
         "training.grpo.per_device_train_batch_size",
         "training.grpo.gradient_checkpointing",
     }
