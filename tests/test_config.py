@@ -228,3 +228,62 @@ def test_execution_settings_determine_nothing() -> None:
     settings = load_config("pocket").determining("influence")
     assert "influence.method" in settings
     assert "influence.batch_tokens" not in settings
+
+
+def write(folder: Path, **files: str) -> Path:
+    """Write YAML files; return the path of the first one."""
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return folder / f"{next(iter(files))}.yaml"
+
+
+def test_extending_a_preset_merges_sections_and_replaces_lists(tmp_path: Path) -> None:
+    text = (
+        "extends: pocket\nname: other\nbaselines: [random]\n"
+        "prompts: {pool: [{pocket: [sort], split: pool, size: 9}], test: {sort: []}}\n"
+        "training: {stages: 2, grpo: {warmup_steps: 3}}\n"
+    )
+    config, base = load_config(str(write(tmp_path, heir=text))), load_config("pocket")
+    assert (config.name, config.training.stages) == ("other", 2)
+    assert config.training.learning_rate == base.training.learning_rate
+    assert config.training.grpo == {**base.training.grpo, "warmup_steps": 3}
+    assert [source.pocket for source in config.prompts.pool] == [["sort"]]
+    assert config.baselines == ["random"]
+    assert config.prompts.test == {**base.prompts.test, "sort": []}
+    assert config.prompts.validation == base.prompts.validation
+
+
+def test_a_chain_of_files_is_found_from_each_files_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    write(tmp_path, top="extends: pocket\nseed: 1\nname: top\n")
+    write(tmp_path / "deep", middle="extends: ../top.yaml\nname: middle\n")
+    last = write(tmp_path, last="extends: deep/middle.yaml\nselection: {ratio: 0.2}\n")
+    config = load_config(str(last), ["selection.fusion_constant=60"])
+    assert (config.seed, config.name) == (1, "middle")
+    assert (config.selection.ratio, config.selection.fusion_constant) == (0.2, 60)
+    resolved = yaml.safe_load(to_yaml(config))
+    assert "extends" not in resolved
+    assert validate(resolved, "again") == config
+
+
+@pytest.mark.parametrize(
+    ("files", "parts"),
+    [
+        ({"a": "extends: pokket\n"}, ["a.yaml: extends = 'pokket'", "no file and no preset"]),
+        ({"a": "extends: gone.yaml\n"}, ["extends = 'gone.yaml'", "no file and no preset"]),
+        ({"a": "extends: [pocket]\n"}, ["extends = ['pocket']", "one preset (pocket"]),
+        ({"a": "extends: a.yaml\n"}, ["extends = 'a.yaml' leads back to itself"]),
+        (
+            {"a": "extends: b.yaml\n", "b": "extends: ./a.yaml\n"},
+            ["a.yaml: extends = 'b.yaml'", "b.yaml: extends = './a.yaml' leads back to itself"],
+        ),
+        ({"a": "extends: b.yaml\n", "b": "- 1\n"}, ["extends = 'b.yaml'", "holds no settings"]),
+        ({"a": "extends: pocket\ntraining: {stagez: 1}\n"}, ["training.stagez", "'stages'"]),
+        ({"a": "extends: pocket\ntraining: 3\n"}, ["training = 3"]),
+    ],
+)
+def test_what_cannot_be_extended_is_named(
+    tmp_path: Path, files: dict[str, str], parts: list[str]
+) -> None:
+    message = failure(write(tmp_path, **files))
+    assert all(part in message for part in parts), message

@@ -42,10 +42,10 @@ from cropi.schema import (
     Selection,
     fingerprint,
 )
-from cropi.selection import SelectionContext, find_strategy
+from cropi.selection import SelectionContext, find_strategy, needs_of
 from cropi.selection.base import require_some, selection_size
 from cropi.training import StageOutcome, StagePlan, find_trainer, stage_order
-from cropi.training.base import Row
+from cropi.training.base import MOST_ROUNDS, Row
 from cropi.verifiers import Judge
 
 if TYPE_CHECKING:
@@ -207,9 +207,10 @@ def select(
         )
     chosen = find_strategy(strategy)
     table = scores if scores is None or isinstance(scores, ScoreTable) else scores.table
-    if chosen.scoring != "never" and table is None:
+    needs = needs_of(chosen)
+    if needs.scoring != "never" and table is None:
         raise InputError(f"strategy {strategy} needs scores; make them with `cropi score`")
-    if chosen.scoring == "never" and rollouts is None:
+    if rollouts is None and (needs.scoring == "never" or needs.direction == "pool"):
         raise InputError(f"strategy {strategy} needs the pool's rollouts; give rollouts")
     groups = _groups(rollouts) if rollouts is not None else []
     statistics = rollout_statistics(groups, threshold)
@@ -266,7 +267,8 @@ def train(
     if not ids:
         raise InputError("the selection is empty; select at least one prompt")
     first_step = _steps_done(Path(policy)) if carry_optimizer else 0
-    order = stage_order(ids, steps * settings.prompts_per_step, seed)
+    rounds = MOST_ROUNDS if settings.dynamic_sampling else 1
+    order = stage_order(ids, steps * settings.prompts_per_step * rounds, seed)
     plan = StagePlan(
         start=str(policy),
         prompts=[by_id[i] for i in order],
@@ -277,6 +279,7 @@ def train(
         model=model or ModelConfig(path=str(policy)),
         training=settings,
         rollouts=rollouts or RolloutsConfig(),
+        dynamic_sampling=settings.dynamic_sampling,
     )
     trainer = find_trainer(settings.engine)
     trainer.check(plan)

@@ -1,8 +1,9 @@
 """The method in one loop (docs/method.md, arXiv 2510.26491 algorithm 1).
 
 Rollouts are collected once, from the start policy. Before every stage, influence is computed
-under the *current* policy from those same rollouts; the best prompts are selected; GRPO trains on
-them for a stage; and so on. Baselines go through the same loop with another strategy.
+under the *current* policy from those same rollouts (or, where the config asks for it, from those
+with stale ones sampled again); the best prompts are selected; GRPO trains on them for a stage;
+and so on. Baselines go through the same loop with another strategy.
 
 Every step below leaves a file and does nothing if that file is there and was made from the same
 inputs, so a run that was killed anywhere goes on by being run again.
@@ -21,8 +22,10 @@ from cropi.steps import (
     check_settings,
     collect_rollouts,
     evaluate_start,
+    keep_last,
     load_prompts,
     prepare_start,
+    refresh,
     score,
     select,
     train,
@@ -36,27 +39,39 @@ def run(config: RunConfig, base: Path | None = None, narrator: Narrator | None =
     `base` is where relative paths in the config start, beside the current directory. Raises
     InputError for anything in the config, the prompts or the model that cannot be used.
     """
-    narrator = narrator or Narrator()
-    check_settings(config, base, narrator)
-    directory = RunDirectory.open(config, base)
-    with Session(directory, narrator) as session:
-        load_prompts(session)
-        start = prepare_start(session)
-        evaluate_start(session, start)
-        collect_rollouts(session, start)
+    with opened(config, base, narrator) as session:
+        start = prepare(session)
         for name in config.strategies:
             train_curriculum(session, name, start)
         write_report(session)
-    return directory.root
+        return session.directory.root
+
+
+def opened(config: RunConfig, base: Path | None, narrator: Narrator | None) -> Session:
+    """Open the run's directory, with settings checked; to be used as a context manager."""
+    narrator = narrator or Narrator()
+    check_settings(config, base, narrator)
+    return Session(RunDirectory.open(config, base), narrator)
+
+
+def prepare(session: Session) -> str:
+    """Everything that all arms share: prompts, start policy, its accuracy and its rollouts."""
+    load_prompts(session)
+    start = prepare_start(session)
+    evaluate_start(session, start)
+    collect_rollouts(session, start)
+    return start
 
 
 def train_curriculum(session: Session, name: str, start: str) -> str:
     """Train the strategy called `name` through all stages; return its last policy's path."""
-    strategy = find_strategy(name)
+    strategy, needs = find_strategy(name), session.needs(name)
     policy = start
     for index in range(session.config.training.stages):
         stage = session.directory.stage(name, index)
-        scores = score(session, stage, strategy, policy)
-        selection = select(session, stage, strategy, scores)
-        policy = train(session, stage, selection, policy)
+        rollouts = refresh(session, stage, needs, policy)
+        scores = score(session, stage, needs, policy, rollouts)
+        selection = select(session, stage, strategy, scores, rollouts)
+        policy = train(session, stage, selection, policy, needs.dynamic_sampling)
+        keep_last(session, stage)
     return policy

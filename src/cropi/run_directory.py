@@ -4,7 +4,7 @@
     prompts/    pool.parquet  validation/NAME.parquet  test/NAME.parquet  notes.json
     start/      the policy to start from, where it had to be made (warm-up, adapters)
     rollouts/   pool.parquet  validation/NAME.parquet
-    arms/NAME/stages/M/   scores.parquet  selection.parquet  metrics.jsonl  policy/
+    arms/NAME/stages/M/   scores.parquet  selection.parquet  metrics.jsonl  policy/  [rollouts/]
 
 Everything but `timings.jsonl` is the same bytes in every run of the same config and seed on the
 same machine, however often it was killed.
@@ -33,7 +33,7 @@ from cropi.artifacts import (
     write_lines,
     written_aside,
 )
-from cropi.config import EXECUTION_ONLY, RunConfig, arm_name, flat, to_yaml
+from cropi.config import RunConfig, arm_name, determines, flat, to_yaml
 from cropi.errors import InputError
 
 Row = dict[str, Any]
@@ -72,6 +72,15 @@ class Stage:
     def influence_facts(self) -> Path:
         """What scoring cost, and how far each target direction can be trusted."""
         return self.folder / "influence.json"
+
+    def rollouts(self, kind: str, name: str = "") -> Path:
+        """Rollouts that this stage sampled anew from its own policy, where it did."""
+        return _set_file(self.folder / "rollouts", kind, name)
+
+    @property
+    def refresh_facts(self) -> Path:
+        """What was sampled anew, and what that cost."""
+        return self.folder / "rollouts.json"
 
     @property
     def record(self) -> Path:
@@ -170,13 +179,15 @@ class RunDirectory:
         return [row for row in rows if row["arm"] == arm]
 
     @contextmanager
-    def timed(self, phase: str, arm: str = "", stage: int | None = None) -> Iterator[None]:
+    def timed(
+        self, phase: str, arm: str = "", stage: int | None = None, **more: Any
+    ) -> Iterator[None]:
         """Record how long a phase took, if it finished; a phase inside it counts for itself."""
         start, inner = time.perf_counter(), self._timed
         yield
         seconds = time.perf_counter() - start - (self._timed - inner)
         self._timed += seconds
-        self.add_timing(phase=phase, arm=arm, stage=stage, seconds=round(seconds, 3))
+        self.add_timing(phase=phase, arm=arm, stage=stage, seconds=round(seconds, 3), **more)
 
     def gather_metrics(self) -> None:
         """Rebuild metrics.jsonl from the shared costs and every finished stage, arms in order."""
@@ -238,7 +249,7 @@ def _require_same(existing: Path, config: RunConfig) -> None:
         raise InputError(f"{existing} is damaged; remove it if the run is this one's") from None
     now = flat(yaml.safe_load(to_yaml(config)))
     changed = sorted(
-        k for k in (before.keys() | now.keys()) - EXECUTION_ONLY if before.get(k) != now.get(k)
+        k for k in before.keys() | now.keys() if determines(k) and before.get(k) != now.get(k)
     )
     if changed:
         first = ", ".join(f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in changed[:3])

@@ -67,7 +67,7 @@ def write_run(
     rewards = _write_rollouts(path, ids, owners, sources, draw)
     for target in TARGETS:
         _write_rollouts(path, ids[:40], [target] * 40, sources, draw, f"validation/{target}")
-    metrics = [_cost("", 0, "rollouts", prompts * 8 * 22)]
+    metrics = [{**_cost("", 0, "rollouts", prompts * 8 * 22), "arms": ["cropi"]}]
     metrics += _write_arms(path, ids, owners, rewards, stages, draw)
     for arm in ("cropi", "full"):
         metrics += _evaluations(arm, stages, k) + _training(arm, stages, draw)

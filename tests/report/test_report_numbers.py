@@ -116,7 +116,13 @@ def test_mean_over_sets_takes_only_steps_where_every_set_was_measured() -> None:
 def test_rollouts_and_scoring_are_paid_by_the_arms_that_use_them_before_they_train() -> None:
     rows = curve("cropi", 0.2, 0.3) + curve("full", 0.2, 0.3)
     rows += [
-        {"kind": "cost", "arm": "", "stage": None, "phase": "rollouts", "tokens_generated": 500},
+        {
+            "kind": "cost",
+            "arm": "",
+            "phase": "rollouts",
+            "tokens_generated": 500,
+            "arms": ["cropi"],
+        },
         {"kind": "cost", "arm": "cropi", "stage": 1, "phase": "scoring", "tokens_forward": 700},
     ]
     paid = arm_curve(rows, [], "cropi", ["math"], "tokens")

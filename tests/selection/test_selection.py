@@ -10,7 +10,7 @@ import pytest
 
 from cropi.errors import InputError
 from cropi.schema import ScoreTable, Selection
-from cropi.selection import SelectionContext, find_strategy, fuse
+from cropi.selection import SelectionContext, find_strategy, fuse, needs_of
 from cropi.selection.base import selection_size
 from cropi.selection.registry import BUILTIN
 
@@ -113,6 +113,8 @@ def context(**settings: object) -> SelectionContext:
         "variance": rate * (1 - rate),
         "informative": (rate > 0) & (rate < 1),
         "count": 8,
+        "sources": ["near" if n % 4 == 0 else "far" for n in range(count)],
+        "target_sources": frozenset({"near"}),
     }
     return SelectionContext(**{**values, **settings})
 
@@ -128,9 +130,10 @@ def test_every_built_in_strategy_chooses_distinct_prompts_of_the_pool(name: str)
     given = context(scores=table(cosines))
     strategy = find_strategy(name)
     found = strategy.select(given)
-    assert len(found.prompt_ids) == (40 if name == "full" else 8)
+    assert len(found.prompt_ids) == {"full": 40, "dapo": 40, "oracle": 10}.get(name, 8)
     assert set(found.prompt_ids) <= set(ids)
-    assert strategy.scoring == {"cropi": "stage", "influence": "once"}.get(name, "never")
+    scored = {"cropi": "stage", "gradalign": "stage", "influence": "once", "learnalign": "once"}
+    assert strategy.scoring == scored.get(name, "never")
     assert strategy.select(given).prompt_ids == found.prompt_ids
 
 
@@ -161,10 +164,52 @@ def test_learnability_takes_the_highest_variance_of_informative_prompts() -> Non
     assert everything.notes == ["only 38 of the wanted 40 prompts qualify; all were taken"]
 
 
+def test_oracle_takes_all_prompts_of_the_target_sources_and_refuses_where_there_are_none() -> None:
+    assert places(find_strategy("oracle").select(context())) == list(range(0, 40, 4))
+    with pytest.raises(InputError, match="no pool prompt has a source of the validation sets"):
+        find_strategy("oracle").select(context(target_sources=frozenset({"elsewhere"})))
+
+
+def test_gradalign_ranks_by_its_cosine_alone() -> None:
+    cosines = dict(zip("abcd", (0.1, 0.9, -0.5, 0.9), strict=True))
+    found = find_strategy("gradalign").select(
+        context(scores=table({"validation": cosines}), count=3)
+    )
+    assert found.prompt_ids == ["b", "d", "a"]
+    assert found.negative == 0
+
+
+def test_learnalign_weighs_alignment_with_learnability() -> None:
+    ids = context().prompt_ids
+    cosines = dict.fromkeys(ids, 0.5) | {ids[0]: 1.0, ids[10]: 0.9}
+    found = places(find_strategy("learnalign").select(context(scores=table({"pool": cosines}))))
+    rate = context().pass_rate
+    score = rate * (1 - rate) * np.array([cosines[i] for i in ids])
+    assert found == np.argsort(-score, kind="stable")[:8].tolist()
+    assert found[0] == 10
+
+
+def test_what_a_strategy_needs_decides_what_it_pays_for() -> None:
+    needs = {name: needs_of(find_strategy(name)) for name in BUILTIN}
+    assert {n for n, need in needs.items() if not need.rollouts} == {
+        "full",
+        "random",
+        "dapo",
+        "oracle",
+    }
+    assert {n for n, need in needs.items() if need.validation} == {
+        "cropi",
+        "influence",
+        "gradalign",
+    }
+    assert [n for n, need in needs.items() if need.fresh] == ["gradalign"]
+    assert [n for n, need in needs.items() if need.dynamic_sampling] == ["dapo"]
+
+
 def test_an_unknown_strategy_names_the_allowed_ones_and_the_nearest() -> None:
     with pytest.raises(InputError, match=r"unknown selection.strategy 'learnabilty'.*did you mean"):
         find_strategy("learnabilty")
-    with pytest.raises(InputError, match=r"allowed: cropi, full.*package\.module:object"):
+    with pytest.raises(InputError, match=r"allowed: cropi, dapo.*package\.module:object"):
         find_strategy("zzz")
 
 

@@ -39,7 +39,7 @@ def test_each_completion_is_judged_by_its_own_prompt() -> None:
     rewards, found = rewarded(["b", "b", "a", "a"], ["A", "B", "A", "x"])
     assert found == [0.0, 1.0, 1.0, 0.0]
     assert rewards.visited == ["b", "a"]
-    assert rewards.completion_tokens == 4
+    assert (rewards.generated_tokens, rewards.trained_tokens) == (4, 4)
 
 
 def test_a_group_of_two_prompts_is_a_broken_trainer() -> None:

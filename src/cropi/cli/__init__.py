@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import typer
 
 from cropi.artifacts import DISK_ERRORS, unwritable
-from cropi.cli import diagnose, features, runs, steps
+from cropi.cli import compare, diagnose, features, runs, steps
 from cropi.errors import InputError
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 for command in (
     runs.run,
+    compare.compare,
     steps.rollout,
     features.features,
     steps.score,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cropi.cli.compare import print_study
 from cropi.cli.options import Config, Settings, load
 from cropi.cli.printing import make_console, print_summary
 
@@ -35,13 +36,16 @@ def run(config: Config, settings: Settings = None) -> None:
     print_summary(console, directory)
 
 
-def report(run: Annotated[Path, typer.Argument(help="A run directory")]) -> None:
-    """Draw a run's report again: one HTML file that works offline.
+def report(run: Annotated[Path, typer.Argument(help="A run's or a study's directory")]) -> None:
+    """Draw the report of a run or a study again: one HTML file that works offline.
 
     Example:
 
         cropi report runs/pocket
     """
+    if (run / "study.yaml").is_file():
+        print_study(run)
+        return
     from cropi.report import report as draw
 
     draw(run)

@@ -156,7 +156,10 @@ def select(
         "selection.parquet"
     ),
     strategy: Annotated[
-        str, typer.Option(help="cropi, random, pass_rate, learnability, full or pkg.module:object")
+        str,
+        typer.Option(
+            help="cropi, gradalign, learnalign, learnability, pass_rate, random, full or pkg:object"
+        ),
     ] = "cropi",
     rollouts: Annotated[
         Path | None, typer.Option(help="Rollouts of the pool, for strategies that look at them")

@@ -11,10 +11,12 @@ from cropi.config.loading import (
     presets,
     to_yaml,
     validate,
+    with_settings,
 )
 from cropi.config.sections import (
     EXECUTION_ONLY,
     ClipConfig,
+    CompareConfig,
     EvaluationConfig,
     InfluenceConfig,
     LoraConfig,
@@ -32,12 +34,14 @@ from cropi.config.sections import (
     VerifiersConfig,
     WarmupConfig,
     arm_name,
+    determines,
     flat,
 )
 
 __all__ = [
     "EXECUTION_ONLY",
     "ClipConfig",
+    "CompareConfig",
     "EvaluationConfig",
     "InfluenceConfig",
     "LoraConfig",
@@ -57,9 +61,11 @@ __all__ = [
     "arm_name",
     "build_section",
     "check_files",
+    "determines",
     "flat",
     "load_config",
     "presets",
     "to_yaml",
     "validate",
+    "with_settings",
 ]

@@ -1,9 +1,13 @@
-"""Reading a config: a preset or a YAML file, dotted overrides over it, then validation."""
+"""Reading a config: a preset or a YAML file, dotted overrides over it, then validation.
+
+A file may build on another: `extends: NAME` takes a preset, or a file relative to this one, and
+what the file says itself goes over it, sections key by key, lists and values as a whole.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -27,9 +31,11 @@ def presets() -> list[str]:
 def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Load a preset by name or a YAML file by path, apply `a.b=c` overrides, and validate.
 
+    Relative prompt files are looked for from the folder of `source`, also those that it inherits.
+
     Raises InputError naming the key, the value and the mend.
     """
-    values = _read_yaml(source)
+    values = _with_bases(source, Path())
     for override in overrides:
         _apply(values, override)
     return validate(values, source)
@@ -41,6 +47,17 @@ def validate(values: dict[str, Any], origin: str) -> RunConfig:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise InputError(explain(error, origin)) from None
+
+
+def with_settings(config: RunConfig, settings: Mapping[str, Any], origin: str) -> RunConfig:
+    """The config with dotted settings over it; `origin` is named in errors.
+
+    Raises InputError naming the key, the value and the mend.
+    """
+    values = config.model_dump(mode="json", exclude_none=True)
+    for key, value in settings.items():
+        _set(values, key, value, f"{key}={value}")
+    return validate(values, origin)
 
 
 def build_section(
@@ -98,8 +115,40 @@ def _parse_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)
 
 
-def _read_yaml(source: str) -> dict[str, Any]:
-    path = Path(source)
+def _with_bases(source: str, folder: Path, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Read a config and what it extends; paths start at `folder`, `heirs` led here."""
+    values = _read_yaml(source, folder)
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    path = folder / source
+    if not isinstance(base, str):
+        raise InputError(
+            f"config {path}: extends = {base!r}: give one preset ({', '.join(presets())}) or "
+            "the path of one YAML file"
+        )
+    way = (*heirs, str(path.resolve()))
+    if str((path.parent / base).resolve()) in way:
+        raise InputError(f"config {path}: extends = {base!r} leads back to itself; remove it")
+    try:
+        inherited = _with_bases(base, path.parent, way)
+    except InputError as error:
+        raise InputError(f"config {path}: extends = {base!r}: {error}") from None
+    return _merged(inherited, values)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Lay `over` on `base`: sections merge, everything else replaces."""
+    merged = dict(base)
+    for key, value in over.items():
+        known = merged.get(key)
+        sections = isinstance(known, dict) and isinstance(value, dict)
+        merged[key] = _merged(merged[key], value) if sections else value
+    return merged
+
+
+def _read_yaml(source: str, folder: Path) -> dict[str, Any]:
+    path = folder / source
     if source in presets() and not path.is_file():
         text = (resources.files("cropi") / "presets" / f"{source}.yaml").read_text(encoding="utf-8")
     elif path.is_file():
@@ -124,10 +173,19 @@ def _read_yaml(source: str) -> dict[str, Any]:
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
-    """Set one dotted override in place."""
+    """Set one `key.path=value` override in place."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"override {override!r} is not of the form key.path=value")
+    try:
+        value = _parse_yaml(text)
+    except yaml.YAMLError:
+        raise InputError(f"override {override!r}: {text!r} is not valid YAML") from None
+    _set(values, key, value, override)
+
+
+def _set(values: dict[str, Any], key: str, value: Any, override: str) -> None:
+    """Set the value at a dotted key in place."""
     *parents, leaf = key.split(".")
     node = values
     for depth, name in enumerate(parents):
@@ -138,7 +196,4 @@ def _apply(values: dict[str, Any], override: str) -> None:
             path = ".".join(parents[: depth + 1])
             raise InputError(f"override {override!r}: {path} is a value, not a section")
         node = child
-    try:
-        node[leaf] = _parse_yaml(text)
-    except yaml.YAMLError:
-        raise InputError(f"override {override!r}: {text!r} is not valid YAML") from None
+    node[leaf] = value

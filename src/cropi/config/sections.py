@@ -27,9 +27,15 @@ EXECUTION_ONLY = frozenset(
         "influence.gradient_checkpointing",
         "training.grpo.per_device_train_batch_size",
         "training.grpo.gradient_checkpointing",
+        "training.keep",
     }
 )
 """Settings that say where and how fast, but not what: a run may go on with others."""
+
+
+def determines(key: str) -> bool:
+    """Whether the setting of this dotted key decides results, so that a run must keep it."""
+    return key not in EXECUTION_ONLY and not key.startswith("compare.")
 
 
 class Section(BaseModel):
@@ -68,6 +74,9 @@ class PromptSource(Section):
         default_factory=dict, description="settings of the reasoning-gym task"
     )
     pocket: list[str] | None = Field(None, description="pocket skills; [all] for every one")
+    levels: list[str] | None = Field(
+        None, description="levels of these pocket skills, such as 'length 4'; default: all"
+    )
     prompt: str | None = Field(None, description="the column with the question, if not recognised")
     answer: str | None = Field(None, description="the column with the answer, if not recognised")
     answer_regex: str | None = Field(
@@ -102,6 +111,7 @@ class PromptSource(Section):
         meant = {
             "subset": {"hub"},
             "split": {"hub", "pocket"},
+            "levels": {"pocket"},
             "options": {"reasoning_gym"},
             "size": {"reasoning_gym", "pocket"},
         }
@@ -178,6 +188,11 @@ class RolloutsConfig(Section):
     top_k: Annotated[int, Field(ge=0)] = 0
     max_new_tokens: Count = 512
     batch_size: Count = Field(256, description="responses generated at once")
+    refresh: Literal["never", "validation", "stale", "all"] = Field(
+        "never",
+        description="sampled again from the current policy before every later stage: nothing "
+        "(paper), validation sets, those and the pool's stale prompts, everything",
+    )
 
     @property
     def sampling(self) -> Sampling:
@@ -290,7 +305,8 @@ class SelectionConfig(Section):
 
     strategy: str = Field(
         "cropi",
-        description="cropi, influence, random, pass_rate, learnability, full or a dotted path",
+        description="cropi, influence, gradalign, learnalign, learnability, pass_rate, random, "
+        "full, dapo, oracle or a dotted path",
     )
     ratio: Fraction = Field(0.1, description="share of the whole pool")
     fusion_constant: Annotated[float, Field(ge=0)] = Field(
@@ -338,6 +354,12 @@ class TrainingConfig(Section):
     grpo: dict[str, Any] = Field(
         default_factory=dict, description="anything else for TRL's GRPOConfig"
     )
+    dynamic_sampling: bool = Field(
+        False, description="replace groups whose rewards are all equal before a step (DAPO)"
+    )
+    keep: Literal["all", "last"] = Field(
+        "all", description="checkpoints to keep: every stage's, or the last one's weights alone"
+    )
     lora: LoraConfig | None = None
 
 
@@ -368,12 +390,30 @@ class EvaluationConfig(Section):
         return self
 
 
+class CompareConfig(Section):
+    """What `cropi compare` trains, and against what."""
+
+    strategies: list[str] = Field(
+        default_factory=list,
+        description="strategies and variants; default: selection.strategy and the baselines",
+    )
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default_factory=lambda: [0, 1, 2])
+    baseline: str = Field("full", description="the strategy that the others are held against")
+    variants: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="name -> dotted settings, e.g. wider: {selection.ratio: 0.25}",
+    )
+
+
 class RunConfig(Section):
     """Everything a run needs."""
 
     name: str = Field("run", pattern=r"^\w[\w.-]*$")
     out: str = Field("runs", description="the run directory is out/name")
     seed: Annotated[int, Field(ge=0)] = 0
+    data_seed: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="draws prompts and the warm-up, which runs compared must share; as seed"
+    )
     model: ModelConfig
     prompts: PromptsConfig
     verifiers: VerifiersConfig = Field(default_factory=lambda: VerifiersConfig())
@@ -386,6 +426,7 @@ class RunConfig(Section):
     baselines: list[str] = Field(
         default_factory=list, description="strategies trained beside it for comparison, e.g. [full]"
     )
+    compare: CompareConfig = Field(default_factory=lambda: CompareConfig())
 
     @property
     def directory(self) -> Path:
@@ -400,7 +441,7 @@ class RunConfig(Section):
     def determining(self, section: str) -> dict[str, Any]:
         """The settings of a section that decide results, as dotted keys."""
         settings = flat(getattr(self, section).model_dump(), section)
-        return {key: value for key, value in settings.items() if key not in EXECUTION_ONLY}
+        return {key: value for key, value in settings.items() if determines(key)}
 
     @property
     def most_new_tokens(self) -> int:
@@ -431,7 +472,7 @@ class RunConfig(Section):
                 f"baselines {self.baselines} beside selection.strategy {self.selection.strategy!r} "
                 f"name {twice!r} twice; name every strategy once"
             )
-        needs_target = {"cropi", "influence"} & set(self.strategies)
+        needs_target = {"cropi", "influence", "gradalign", "oracle"} & set(self.strategies)
         if needs_target and not self.prompts.validation:
             raise ValueError(
                 f"strategy {sorted(needs_target)} steers by validation sets, and "

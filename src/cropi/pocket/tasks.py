@@ -13,7 +13,7 @@ This module needs neither torch nor any other third-party package.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
@@ -225,15 +225,28 @@ def _prompts_by_split(skill: str) -> dict[str, dict[str, str]]:
     return owned
 
 
-def available(split: str, skill: str) -> int:
-    """How many distinct prompts of a skill the split holds.
+def available(split: str, skill: str, levels: Sequence[str] | None = None) -> int:
+    """How many distinct prompts of a skill, of these levels where they are given, the split holds.
 
     Raises:
-        ValueError: the split or the skill is unknown.
+        ValueError: the split, the skill or a level is unknown, or a level stands twice.
     """
     _check_name("split", split, SPLIT_SHARES)
     _check_name("skill", skill, SKILLS)
-    return len(_prompts_by_split(skill)[split])
+    return len(_owned(split, skill, levels))
+
+
+def _owned(split: str, skill: str, levels: Sequence[str] | None) -> dict[str, str]:
+    """The split's prompts of a skill, with their levels: of all levels where None."""
+    owned = _prompts_by_split(skill)[split]
+    if levels is None:
+        return owned
+    known = [level.name for level in SKILLS[skill].levels]
+    for level in levels:
+        _check_name(f"level of {skill}", level, known)
+    if not levels or len(set(levels)) < len(levels):
+        raise ValueError(f"levels={list(levels)}: name at least one level, and each once")
+    return {prompt: level for prompt, level in owned.items() if level in levels}
 
 
 def rows(
@@ -241,6 +254,7 @@ def rows(
     skills: Iterable[str] | None = None,
     per_skill: int | None = None,
     seed: int = 0,
+    levels: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Prompt rows of one split, the same number for every skill, skills taking turns.
 
@@ -251,6 +265,7 @@ def rows(
         skills: names of skills; all twelve where None.
         per_skill: rows a skill; the most that every chosen skill can give where None.
         seed: decides which of the split's prompts are drawn and in which order.
+        levels: names of levels, which every chosen skill must have; all levels where None.
 
     Returns:
         Dicts with `prompt_id` (unique), `prompt`, `answer`, `source` (`pocket/<skill>`) and
@@ -260,26 +275,28 @@ def rows(
         ValueError: a name is unknown or repeated, or more rows are asked for than exist.
     """
     names = _skill_names(skills)
-    counts = {name: available(split, name) for name in names}
+    counts = {name: available(split, name, levels) for name in names}
     wanted = min(counts.values(), default=0) if per_skill is None else per_skill
     for name, count in counts.items():
         if not 0 <= wanted <= count:
             raise ValueError(
-                f"per_skill={wanted} for skill {name!r}: split {split!r} has {count} prompts; "
-                f"ask for 0 to {count}"
+                f"per_skill={wanted} for skill {name!r}: split {split!r} has {count} prompts"
+                f"{' of these levels' if levels else ''}; ask for 0 to {count}"
             )
-    columns = [_draw(split, name, wanted, seed) for name in names]
+    columns = [_draw(split, name, wanted, seed, levels) for name in names]
     return [row for turn in zip(*columns, strict=True) for row in turn]
 
 
-def _draw(split: str, skill: str, count: int, seed: int) -> list[dict[str, Any]]:
+def _draw(
+    split: str, skill: str, count: int, seed: int, levels: Sequence[str] | None
+) -> list[dict[str, Any]]:
     """The split's first `count` rows of a skill in the order of a hash keyed by the seed."""
     key = blake2b(f"{seed}".encode(), digest_size=16).digest()
 
     def place(pair: tuple[str, str]) -> bytes:
         return blake2b(pair[0].encode(), key=key, digest_size=12).digest()
 
-    drawn = sorted(_prompts_by_split(skill)[split].items(), key=place)[:count]
+    drawn = sorted(_owned(split, skill, levels).items(), key=place)[:count]
     return [_row(skill, prompt, level) for prompt, level in drawn]
 
 

@@ -167,6 +167,6 @@ def _read_pocket(source: PromptSource, seed: int) -> Rows:
     split = "pool" if source.split == "train" else source.split
     names = None if "all" in skills else skills
     try:
-        return list(enumerate(rows(split, names, source.size, seed), 1))
+        return list(enumerate(rows(split, names, source.size, seed, source.levels), 1))
     except ValueError as error:
         raise InputError(f"pocket: {error}") from None

@@ -19,9 +19,6 @@ Row = Mapping[str, Any]
 Axis = Literal["steps", "tokens", "seconds"]
 AXES: tuple[Axis, ...] = ("steps", "tokens", "seconds")
 
-WITHOUT_ROLLOUTS = frozenset({"full", "random"})
-"""Strategies that look at no rollout; any other strategy pays for the pool's rollouts."""
-
 
 @dataclass(frozen=True, slots=True)
 class Point:
@@ -128,15 +125,14 @@ def paid_before(
     bill: dict[int, float] = {}
     for row in rows:
         if _owed_by(row, arm):
-            stage = 0 if row["phase"] == "rollouts" else int(row.get("stage") or 0)
+            stage = int(row.get("stage") or 0)
             bill[stage] = bill.get(stage, 0.0) + _amount(row, axis)
     return bill
 
 
 def _owed_by(row: Row, arm: str) -> bool:
     if row.get("phase") == "rollouts":
-        shared = not row.get("arm") and arm not in WITHOUT_ROLLOUTS
-        return shared or row.get("arm") == arm
+        return row.get("arm") == arm or arm in row.get("arms", ())
     return row.get("phase") == "scoring" and row.get("arm") == arm
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ from cropi.errors import InputError
 from cropi.schema import ScoreTable, Selection
 
 Scoring = Literal["stage", "once", "never"]
+Direction = Literal["sets", "mean", "pool"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class SelectionContext:
     `prompt_ids` is the whole pool; `pass_rate` and `variance` float64 [n] of the rewards and
     `informative` bool [n] are aligned with it. `count` is how many to choose, `scores` the
     influence under the current policy where the strategy asked for it. `seed` is the stage's.
+    `sources` names each prompt's source, `target_sources` those of the validation prompts.
     """
 
     prompt_ids: Sequence[str]
@@ -33,19 +35,50 @@ class SelectionContext:
     seed: int = 0
     scores: ScoreTable | None = None
     fusion_constant: float = 0.0
+    sources: Sequence[str] = ()
+    target_sources: frozenset[str] = frozenset()
 
 
 class Strategy(Protocol):
     """Chooses prompts.
 
     `scoring` says when influence is needed: before every stage, once (under the first policy,
-    the same scores at every stage), or never.
+    the same scores at every stage), or never. A strategy may also have the attributes of `Needs`;
+    those that it lacks have the defaults given there.
     """
 
     scoring: Scoring
 
     def select(self, context: SelectionContext) -> Selection:
         """Return at most `context.count` prompts (the full strategy: all), best first."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a strategy lives on, which is also what it has to pay for.
+
+    `rollouts`: whether it looks at the pool's rollouts at all. `direction`: what scores compare a
+    prompt with: every validation set, the mean over all validation prompts, or the pool's own
+    mean unit gradient. `fresh`: every stage has rollouts of its own policy. `dynamic_sampling`:
+    training replaces groups whose rewards are all equal.
+    """
+
+    scoring: Scoring
+    rollouts: bool = True
+    direction: Direction = "sets"
+    fresh: bool = False
+    dynamic_sampling: bool = False
+
+    @property
+    def validation(self) -> bool:
+        """Whether it needs rollouts of the validation sets."""
+        return self.scoring != "never" and self.direction != "pool"
+
+
+def needs_of(strategy: Strategy) -> Needs:
+    """What `strategy` says it needs."""
+    told = {f.name: getattr(strategy, f.name) for f in fields(Needs) if hasattr(strategy, f.name)}
+    return Needs(**told)
 
 
 def selection_size(ratio: float, pool_size: int) -> int:

@@ -12,6 +12,7 @@ class Full:
     """The whole pool, in its own order; the ratio does not apply."""
 
     scoring: Scoring = "never"
+    rollouts = False
 
     def select(self, context: SelectionContext) -> Selection:
         """Take every prompt."""

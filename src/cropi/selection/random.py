@@ -12,6 +12,7 @@ class Random:
     """Uniform over the whole pool, uninformative prompts included."""
 
     scoring: Scoring = "never"
+    rollouts = False
 
     def select(self, context: SelectionContext) -> Selection:
         """Draw without replacement."""

@@ -13,6 +13,10 @@ BUILTIN = {
     "pass_rate": "cropi.selection.pass_rate:PassRate",
     "learnability": "cropi.selection.learnability:Learnability",
     "full": "cropi.selection.full:Full",
+    "dapo": "cropi.selection.dapo:Dapo",
+    "gradalign": "cropi.selection.gradalign:GradAlign",
+    "learnalign": "cropi.selection.learnalign:LearnAlign",
+    "oracle": "cropi.selection.oracle:Oracle",
 }
 
 

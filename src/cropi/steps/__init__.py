@@ -6,7 +6,9 @@ current; that is all there is to resuming.
 
 from cropi.steps.evaluation import evaluate_start
 from cropi.steps.influence import score
+from cropi.steps.keeping import keep_last
 from cropi.steps.prompts import load_prompts
+from cropi.steps.refresh import refresh
 from cropi.steps.report import write_report
 from cropi.steps.rollouts import collect_rollouts
 from cropi.steps.selection import select
@@ -20,8 +22,10 @@ __all__ = [
     "check_settings",
     "collect_rollouts",
     "evaluate_start",
+    "keep_last",
     "load_prompts",
     "prepare_start",
+    "refresh",
     "score",
     "select",
     "train",

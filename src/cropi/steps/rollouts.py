@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from cropi.artifacts import is_current, read_lines, write_lines
 from cropi.costs import cost_row
-from cropi.models import Policy
 from cropi.rollouts import RolloutEngine, collect, load_engine
-from cropi.schema import Prompt, fingerprint
+from cropi.run_directory import Row
+from cropi.schema import Prompt, RolloutGroup, fingerprint
 from cropi.steps.evaluation import evaluation_cost
 from cropi.steps.session import Session
 
@@ -31,20 +33,22 @@ def collect_rollouts(session: Session, start: str) -> None:
     key = session.policy_key(start)
     missing = [
         c
-        for c in _collections(session)
-        if not is_current(session.directory.rollouts(c.kind, c.name), _made_from(session, c, key))
+        for c in collections(session)
+        if not is_current(session.directory.rollouts(c.kind, c.name), made_from(session, c, key))
     ]
     if missing:
-        policy = session.load(start)
-        rollouts = session.config.rollouts
-        engine = load_engine(rollouts.engine, policy, rollouts.batch_size)
+        sampler = Sampler(session, start)
         for collection in missing:
-            _collect(session, collection, policy, engine, _made_from(session, collection, key))
+            arms = session.arms_needing(collection.kind)
+            with session.directory.timed("rollouts", set=collection.kind, arms=arms):
+                out = session.directory.rollouts(collection.kind, collection.name)
+                sampler.sample(collection, out, made_from(session, collection, key))
     _write_cost(session)
     _report(session)
 
 
-def _collections(session: Session) -> list[Collection]:
+def collections(session: Session) -> list[Collection]:
+    """The pool and every validation set, with the responses a prompt of each."""
     config = session.config.rollouts
     for_validation = config.validation_responses or config.responses
     validation = session.sets.validation.items()
@@ -54,7 +58,8 @@ def _collections(session: Session) -> list[Collection]:
     ]
 
 
-def _made_from(session: Session, collection: Collection, policy_key: str) -> str:
+def made_from(session: Session, collection: Collection, policy_key: str, *where: str | int) -> str:
+    """What the rollouts of a collection depend on; `where` names the arm and stage of new ones."""
     return fingerprint(
         policy_key,
         dataclasses.asdict(session.config.rollouts.sampling),
@@ -63,50 +68,67 @@ def _made_from(session: Session, collection: Collection, policy_key: str) -> str
         session.config.determining("verifiers"),
         session.config.prompts.chat_template_kwargs,
         collection.responses,
-        session.seed("rollouts", collection.kind, collection.name),
+        session.seed("rollouts", collection.kind, collection.name, *where),
         [(p.prompt_id, p.content, p.answer, p.source) for p in collection.prompts],
     )
 
 
-def _collect(
-    session: Session,
-    collection: Collection,
-    policy: Policy,
-    engine: RolloutEngine,
-    made_from: str,
-) -> None:
-    directory, kind, name = session.directory, collection.kind, collection.name
-    total = len(collection.prompts)
-    title = f"rollouts {name or kind}"
-    with directory.timed("rollouts"), session.narrator.phase(title, total) as bar:
-        collect(
-            engine,
-            policy.tokenizer,
-            collection.prompts,
-            session.judge,
-            session.config.rollouts.sampling,
-            collection.responses,
-            session.seed("rollouts", kind, name),
-            directory.rollouts(kind, name),
-            policy.identity,
-            made_from,
-            template_kwargs=session.config.prompts.chat_template_kwargs,
-            progress=lambda done, total: bar.update(done, total),
-        )
-        bar.note = f"{total:,} prompts x {collection.responses} responses"
+class Sampler:
+    """A policy loaded to sample rollouts; `title` and `where` name the arm and stage, if any."""
+
+    def __init__(
+        self, session: Session, policy: str, title: str = "", where: tuple[str | int, ...] = ()
+    ) -> None:
+        rollouts = session.config.rollouts
+        self.session = session
+        self.policy = session.load(policy)
+        self.engine: RolloutEngine = load_engine(rollouts.engine, self.policy, rollouts.batch_size)
+        self.title = title
+        self.where = where
+
+    def sample(self, collection: Collection, out: Path, key: str) -> None:
+        """Sample and judge a collection into the file `out`."""
+        session, config = self.session, self.session.config
+        kind, name, total = collection.kind, collection.name, len(collection.prompts)
+        title = f"{self.title} rollouts {name or kind}".strip()
+        with session.narrator.phase(title, total) as bar:
+            collect(
+                self.engine,
+                self.policy.tokenizer,
+                collection.prompts,
+                session.judge,
+                config.rollouts.sampling,
+                collection.responses,
+                session.seed("rollouts", kind, name, *self.where),
+                out,
+                self.policy.identity,
+                key,
+                template_kwargs=config.prompts.chat_template_kwargs,
+                progress=lambda done, total: bar.update(done, total),
+            )
+            bar.note = f"{total:,} prompts x {collection.responses} responses"
+
+
+def rollout_cost(session: Session, groups: Sequence[RolloutGroup], where: Row) -> Row:
+    """The cost row of sampling these groups: what was sampled, and each prompt's prefill."""
+    generated = sum(group.tokens for group in groups)
+    prefill = sum(len(group.prompt_ids) for group in groups)
+    return cost_row("rollouts", session.parameters, where, generated=generated, forward=prefill)
 
 
 def _write_cost(session: Session) -> None:
-    """What all arms share: rollouts (sampled tokens, prefill), warm-up, the first evaluation."""
-    groups = [g for c in _collections(session) for g in session.rollouts(c.kind, c.name)]
-    generated = sum(g.tokens for g in groups)
-    prefill = sum(len(g.prompt_ids) for g in groups)
-    row = cost_row("rollouts", session.parameters, {}, generated=generated, forward=prefill)
+    """What arms share: rollouts, for those that use them, warm-up, the first evaluation."""
+    rows = []
+    for kind in ("pool", "validation"):
+        named = [c for c in collections(session) if c.kind == kind]
+        groups = [g for c in named for g in session.rollouts(c.kind, c.name)]
+        arms = session.arms_needing(kind)
+        rows.append({**rollout_cost(session, groups, {}), "set": kind, "arms": arms})
     evaluated = read_lines(session.directory.start_evaluation)
-    others = [evaluation_cost(session, evaluated, {})] if evaluated else []
+    rows += [evaluation_cost(session, evaluated, {})] if evaluated else []
     if warmed := session.warmup_tokens():
-        others.append(cost_row("warmup", session.parameters, {}, forward=warmed, backward=warmed))
-    write_lines(session.directory.shared_costs, [row, *others])
+        rows.append(cost_row("warmup", session.parameters, {}, forward=warmed, backward=warmed))
+    write_lines(session.directory.shared_costs, rows)
     session.directory.gather_metrics()
 
 

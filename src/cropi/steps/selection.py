@@ -8,16 +8,21 @@ from cropi.run_directory import Stage
 from cropi.schema import ScoreTable, Selection, fingerprint
 from cropi.selection import SelectionContext, Strategy
 from cropi.selection.base import require_some, selection_size
+from cropi.steps.refresh import StageRollouts
 from cropi.steps.session import Session
 from cropi.tables import read_selection, write_selection
 
 
 def select(
-    session: Session, stage: Stage, strategy: Strategy, scores: ScoreTable | None
+    session: Session,
+    stage: Stage,
+    strategy: Strategy,
+    scores: ScoreTable | None,
+    rollouts: StageRollouts,
 ) -> Selection:
     """Return the stage's selection, from file where it is current."""
     made_from = fingerprint(
-        file_hash(session.directory.rollouts("pool")),
+        rollouts.key,
         file_hash(stage.scores) if stage.scores.exists() else None,
         session.config.selection.model_dump(),
         session.config.verifiers.threshold,
@@ -26,7 +31,7 @@ def select(
         session.config.seed,
     )
     if not is_current(stage.selection, made_from):
-        selection = strategy.select(_context(session, stage, scores))
+        selection = strategy.select(_context(session, stage, scores, rollouts))
         require_some(selection, stage.title)
         known = {p.prompt_id for p in session.sets.pool}
         assert known.issuperset(selection.prompt_ids), "a strategy selected unknown prompts"
@@ -36,9 +41,13 @@ def select(
     return read_selection(stage.selection)
 
 
-def _context(session: Session, stage: Stage, scores: ScoreTable | None) -> SelectionContext:
+def _context(
+    session: Session, stage: Stage, scores: ScoreTable | None, rollouts: StageRollouts
+) -> SelectionContext:
     config = session.config
-    statistics = rollout_statistics(session.rollouts("pool"), config.verifiers.threshold)
+    statistics = rollout_statistics(rollouts.pool, config.verifiers.threshold)
+    source = {p.prompt_id: p.source for p in session.sets.pool}
+    validation = session.sets.validation.values()
     return SelectionContext(
         prompt_ids=statistics.prompt_ids,
         pass_rate=statistics.pass_rates,
@@ -49,4 +58,6 @@ def _context(session: Session, stage: Stage, scores: ScoreTable | None) -> Selec
         seed=session.seed("selection", stage.arm, stage.index),
         scores=scores,
         fusion_constant=config.selection.fusion_constant,
+        sources=[source[prompt_id] for prompt_id in statistics.prompt_ids],
+        target_sources=frozenset(p.source for found in validation for p in found),
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
 from cropi.artifacts import POLICY_RECORD
-from cropi.config import RunConfig
+from cropi.config import RunConfig, arm_name
 from cropi.evaluation import EvaluationSets
 from cropi.models import Policy, load_policy
 from cropi.progress import Narrator
@@ -16,6 +16,7 @@ from cropi.prompts import PromptSets
 from cropi.rollouts import read_rollouts
 from cropi.run_directory import RunDirectory
 from cropi.schema import Prompt, RolloutGroup, derive_seed, fingerprint
+from cropi.selection import Needs, find_strategy, needs_of
 from cropi.verifiers import Judge
 
 
@@ -58,8 +59,13 @@ class Session:
         return self.sets.test or self.sets.validation
 
     def seed(self, *component: str | int) -> int:
-        """The seed of one component of this run."""
-        return derive_seed(self.config.seed, *component)
+        """The seed of one component of this run.
+
+        Prompts and warm-up have the data's seed, so that compared runs can share them.
+        """
+        run, data = self.config.seed, self.config.data_seed
+        of_data = data is not None and component[0] in ("prompts", "warmup")
+        return derive_seed(data if data is not None and of_data else run, *component)
 
     def load(self, path: str) -> Policy:
         """Load a policy as the config's model section says."""
@@ -89,8 +95,33 @@ class Session:
         return int(json.loads(record.read_text())["tokens"]) if record.exists() else 0
 
     def rollouts(self, kind: str, name: str = "") -> list[RolloutGroup]:
-        """Rollouts of the pool or of a validation set, read once."""
+        """The start policy's rollouts of the pool or of a validation set, read once."""
         path = self.directory.rollouts(kind, name)
         if path not in self._groups:
             self._groups[path] = read_rollouts(path)
         return self._groups[path]
+
+    def needs(self, strategy: str) -> Needs:
+        """What a strategy needs to select; the config may ask for dynamic sampling with any."""
+        return needs_in(self.config, strategy)
+
+    def arms_needing(self, kind: str) -> list[str]:
+        """The arms that use, and pay for, the shared rollouts of the pool or of validation sets."""
+        return arms_needing(self.config, kind)
+
+
+def needs_in(config: RunConfig, strategy: str) -> Needs:
+    """What a strategy needs under a config."""
+    needs = needs_of(find_strategy(strategy))
+    dynamic = needs.dynamic_sampling or config.training.dynamic_sampling
+    return replace(needs, dynamic_sampling=dynamic)
+
+
+def arms_needing(config: RunConfig, kind: str) -> list[str]:
+    """The arms of a run that look at rollouts of this kind, pool or validation."""
+    needed = {name: needs_in(config, name) for name in config.strategies}
+    return [
+        arm_name(name)
+        for name, needs in needed.items()
+        if (needs.validation if kind == "validation" else needs.rollouts)
+    ]

@@ -7,7 +7,7 @@ from pathlib import Path
 from cropi.config import RunConfig, check_files
 from cropi.progress import Narrator
 from cropi.rollouts.engine import require_engine
-from cropi.selection import find_strategy
+from cropi.steps.session import needs_in
 from cropi.training import StagePlan, find_trainer
 
 
@@ -18,15 +18,16 @@ def check_settings(config: RunConfig, base: Path | None, narrator: Narrator) -> 
     """
     with narrator.phase("settings"):
         check_files(config, base)
-        strategies = [find_strategy(name) for name in config.strategies]
         require_engine(config.rollouts.engine)
-        doubts = find_trainer(config.training.engine).check(_plan(config))
-    if any(strategy.scoring != "never" for strategy in strategies):
+        needs = [needs_in(config, name) for name in config.strategies]
+        dynamic = any(each.dynamic_sampling for each in needs)
+        doubts = find_trainer(config.training.engine).check(_plan(config, dynamic))
+    if any(each.scoring != "never" for each in needs):
         for line in doubts:
             narrator.warn(line)
 
 
-def _plan(config: RunConfig) -> StagePlan:
+def _plan(config: RunConfig, dynamic: bool) -> StagePlan:
     """The first stage, as far as it is known without prompts."""
     training = config.training
     return StagePlan(
@@ -41,4 +42,5 @@ def _plan(config: RunConfig) -> StagePlan:
         rollouts=config.rollouts,
         template_kwargs=config.prompts.chat_template_kwargs,
         normalisation=config.influence.objective.normalisation,
+        dynamic_sampling=dynamic,
     )

@@ -12,14 +12,24 @@ from cropi.models import Policy
 from cropi.run_directory import Row, Stage
 from cropi.schema import Selection, fingerprint
 from cropi.steps.evaluation import accuracy_note, evaluate, evaluation_cost
+from cropi.steps.refresh import refresh_costs
 from cropi.steps.session import Session
 from cropi.tables import read_selection
 from cropi.training import StageOutcome, StagePlan, find_trainer, stage_order
+from cropi.training.base import MOST_ROUNDS
+
+TOKENS = ("generated_tokens", "prefill_tokens", "trained_tokens")
+"""What evaluations and records say of training so far: counts of StageOutcome."""
 
 
-def train(session: Session, stage: Stage, selection: Selection, policy: str) -> str:
-    """Train from `policy` unless that was done; return the path of the stage's policy."""
-    plan = _plan(session, stage, selection, policy)
+def train(
+    session: Session, stage: Stage, selection: Selection, policy: str, dynamic: bool = False
+) -> str:
+    """Train from `policy` unless that was done; return the path of the stage's policy.
+
+    `dynamic` replaces groups whose rewards are all equal before they are trained on.
+    """
+    plan = _plan(session, stage, selection, policy, dynamic)
     made_from = fingerprint(
         session.policy_key(policy),
         [(p.prompt_id, p.answer) for p in plan.prompts],
@@ -68,7 +78,12 @@ class StageRun:
             )
             bar.note = self.accuracy
             self.rows += self._closing_rows()
-            record = {"made_from": made_from, **self.where, **self._tokens()}
+            record = {
+                "made_from": made_from,
+                **self.where,
+                **self._tokens(),
+                "visited": self.outcome.visited,
+            }
             write_json(part / stage.record.name, record)
             write_lines(stage.metrics, self.rows)
         self._write_clock()
@@ -87,17 +102,14 @@ class StageRun:
 
     def _tokens(self) -> dict[str, int]:
         """Tokens of the arm up to here, rollouts and scoring left out."""
-        return {
-            "generated_tokens": self.before["generated_tokens"] + self.outcome.generated_tokens,
-            "trained_tokens": self.before["trained_tokens"] + self.outcome.trained_tokens,
-        }
+        return {name: self.before[name] + getattr(self.outcome, name) for name in TOKENS}
 
     def _start_rows(self) -> list[Row]:
         """A curve begins with the start policy."""
         if self.stage.index > 0:
             return []
         start = read_lines(self.session.directory.start_evaluation)
-        return [{**row, **self.where} for row in start]
+        return [{**row, **self.where, **self._tokens()} for row in start]
 
     def _closing_rows(self) -> list[Row]:
         facts = _facts(self.stage)
@@ -110,9 +122,12 @@ class StageRun:
             "notes": [*self.selection.notes, *facts.get("notes", [])],
             "targets": facts.get("targets", {}),
             "reward_statuses": self.outcome.statuses,
+            "visited": self.outcome.visited,
+            "fillers": self.outcome.fillers,
         }
         log = [{"kind": "train", **self.where, **row} for row in self.outcome.log]
-        return [*log, stage_row, *self._costs(facts.get("tokens", 0))]
+        costs = [*refresh_costs(self.stage), *self._costs(facts.get("tokens", 0))]
+        return [*log, stage_row, *costs]
 
     def _costs(self, scoring: int) -> list[Row]:
         size, trained = self.session.parameters, self.outcome.trained_tokens
@@ -122,7 +137,7 @@ class StageRun:
                 size,
                 self.where,
                 generated=self.outcome.generated_tokens,
-                forward=trained,
+                forward=trained + self.outcome.prefill_tokens,
                 backward=trained,
             )
         ]
@@ -143,10 +158,12 @@ class StageRun:
             )
 
 
-def _plan(session: Session, stage: Stage, selection: Selection, policy: str) -> StagePlan:
+def _plan(
+    session: Session, stage: Stage, selection: Selection, policy: str, dynamic: bool
+) -> StagePlan:
     config, training = session.config, session.config.training
-    visits = training.steps_per_stage * training.prompts_per_step
-    visited = visits * _stages_on_same(stage, selection)
+    visits = training.steps_per_stage * training.prompts_per_step * (MOST_ROUNDS if dynamic else 1)
+    visited = _visited_before(stage, selection)
     order = stage_order(selection.prompt_ids, visits, session.seed("order"), visited)
     by_id = {p.prompt_id: p for p in session.sets.pool}
     return StagePlan(
@@ -162,25 +179,26 @@ def _plan(session: Session, stage: Stage, selection: Selection, policy: str) -> 
         template_kwargs=config.prompts.chat_template_kwargs,
         evaluate_every=config.evaluation.every,
         normalisation=config.influence.objective.normalisation,
+        dynamic_sampling=dynamic,
     )
 
 
-def _stages_on_same(stage: Stage, selection: Selection) -> int:
-    """How many stages right before this one trained on exactly these prompts."""
-    wanted, count = set(selection.prompt_ids), 0
+def _visited_before(stage: Stage, selection: Selection) -> int:
+    """Visits of these prompts by the stages right before this one that had exactly them."""
+    wanted, visited = set(selection.prompt_ids), 0
     for index in range(stage.index - 1, -1, -1):
-        if set(read_selection(stage.sibling(index).selection).prompt_ids) != wanted:
+        earlier = stage.sibling(index)
+        if set(read_selection(earlier.selection).prompt_ids) != wanted:
             break
-        count += 1
-    return count
+        visited += int(earlier.recorded()["visited"])
+    return visited
 
 
 def _tokens_before(stage: Stage) -> dict[str, int]:
-    names = ("generated_tokens", "trained_tokens")
     if stage.index == 0:
-        return dict.fromkeys(names, 0)
+        return dict.fromkeys(TOKENS, 0)
     record = stage.sibling(stage.index - 1).recorded()
-    return {name: int(record[name]) for name in names}
+    return {name: int(record[name]) for name in TOKENS}
 
 
 def _facts(stage: Stage) -> dict[str, Any]:

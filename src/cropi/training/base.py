@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 BUILTIN = {"trl": "cropi.training.trl:TrlTrainer"}
 
+MOST_ROUNDS = 16
+"""Rounds of sampling that a step with dynamic sampling may take, each asking for what is missing.
+
+Where a share p of groups is informative, a step of n prompts still lacks n (1 - p)^16 on average
+after them: under half a prompt of 16 at p = 0.2. Without a bound, a pool that teaches nothing more
+would be sampled for ever.
+"""
+
 Row = dict[str, Any]
 Evaluator = Callable[["Policy", int], None]
 """Called with (policy, step) during training; must leave the policy as it was."""
@@ -31,6 +39,11 @@ class StagePlan:
     steps of earlier stages and `horizon` those of the whole run, so that a learning-rate schedule
     spans all stages; where `first_step` > 0, `start` also holds the optimizer's state.
     `normalisation` is that of the influence objective, which the trainer's loss should share.
+
+    With `dynamic_sampling` (DAPO, arXiv 2503.14476, section 3.2) a step trains only on groups
+    whose rewards differ: `prompts` are then candidates, taken in order until the step is full, and
+    there should be up to MOST_ROUNDS times as many. With fewer, steps that would leave too few for
+    those after them are filled with groups that have no gradient.
     """
 
     start: str
@@ -45,19 +58,28 @@ class StagePlan:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     evaluate_every: int | None = None
     normalisation: str = "sequence"
+    dynamic_sampling: bool = False
 
 
 @dataclass
 class StageOutcome:
     """What a stage did: log rows by step, wall time by step, and the tokens it cost.
 
-    `clock` rows are (step, seconds since the stage began, evaluation excluded).
+    `clock` rows are (step, seconds since the stage began, evaluation excluded). A group is the
+    responses to one prompt. `generated_tokens` were sampled and `prefill_tokens` are the prompts
+    of sampled groups, once a group; both count groups that dynamic sampling dropped.
+    `trained_tokens` are prompt and response of every response trained on. `visited` counts the
+    plan's prompts that were sampled: where a later stage on the same prompts goes on. `fillers`
+    counts groups without a gradient that dynamic sampling had to train on.
     """
 
     log: list[Row] = field(default_factory=list)
     clock: list[tuple[int, float]] = field(default_factory=list)
     generated_tokens: int = 0
+    prefill_tokens: int = 0
     trained_tokens: int = 0
+    visited: int = 0
+    fillers: int = 0
     statuses: dict[str, int] = field(default_factory=dict)
 
 

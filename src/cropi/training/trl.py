@@ -5,7 +5,8 @@ stage's checkpoint (`resume_from_checkpoint`, `ignore_data_skip`), trains with `
 the whole run's horizon, so that the learning rate's schedule spans the stages, and a callback
 stops and saves at the stage's end. The data set holds exactly the rows of the stage in the
 wanted order, unshuffled; what was really trained on is recorded by the reward function and
-compared afterwards, because a trainer that reshuffles or trains zero steps says nothing.
+compared afterwards, because a trainer that reshuffles or trains zero steps says nothing. With
+dynamic sampling the rows are only places, which `DynamicSampler` fills.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ from cropi.artifacts import write_json
 from cropi.errors import InputError
 from cropi.models import Policy, load_policy, require_one_gpu, resolve_device
 from cropi.prompts.encoding import encode_all, trl_row
+from cropi.schema import Prompt
 from cropi.training.base import Evaluator, Row, StageOutcome, StagePlan
+from cropi.training.dynamic import DynamicSampler, check_dynamic
 from cropi.training.quiet import quiet
 from cropi.training.rewards import JudgedRewards
 from cropi.training.saving import disk_trouble_told
@@ -79,6 +82,7 @@ LOG_NAMES = {
     "completions/mean_length": "completion_length",
     "frac_reward_zero_std": "zero_std_share",
     "kl": "kl",
+    "candidates": "candidates",
 }
 
 
@@ -143,26 +147,53 @@ class TrlTrainer:
         rewards = JudgedRewards(
             judge, {p.prompt_id: p for p in plan.prompts}, plan.training.generations
         )
+        encoded = _encoded(plan, policy)
+        sampler = DynamicSampler(plan, policy, rewards, encoded) if plan.dynamic_sampling else None
         work = out / "trainer"
         with quiet():
             trainer = GRPOTrainer(
                 model=policy.model,
                 reward_funcs=[rewards],
                 args=_arguments(plan, work),
-                train_dataset=Dataset.from_list([trl_row(p) for p in plan.prompts]),
+                train_dataset=Dataset.from_list([trl_row(p) for p in _places(plan)]),
                 processing_class=policy.tokenizer,
+                rollout_func=sampler,
             )
             _require_same_encoding(trainer, plan, policy)
+            counts = StageCounts(plan, rewards, encoded, sampler)
             trainer.remove_callback(PrinterCallback)
             trainer.add_callback(
-                StageCallback(plan, policy, rewards, outcome, evaluate, progress, trainer)
+                StageCallback(plan, policy, counts, outcome, evaluate, progress, trainer)
             )
             with disk_trouble_told():
                 trainer.train(resume_from_checkpoint=plan.start if plan.first_step else None)
-        _require_trained(trainer, plan, rewards)
+        _require_trained(trainer, plan, rewards, sampler)
         _keep_checkpoint(work, out, plan)
         outcome.statuses = dict(rewards.statuses)
         return outcome
+
+
+@dataclass(frozen=True, slots=True)
+class StageCounts:
+    """What a stage has sampled and trained on so far; `encoded` are the prompts' token ids."""
+
+    plan: StagePlan
+    rewards: JudgedRewards
+    encoded: Mapping[str, Sequence[int]]
+    sampler: DynamicSampler | None = None
+
+    def fill(self, outcome: StageOutcome) -> None:
+        """Write the counts into `outcome`."""
+        rewards = self.rewards
+        outcome.generated_tokens = rewards.generated_tokens
+        outcome.prefill_tokens = self._prompt_tokens(rewards.sampled)
+        prompts = self._prompt_tokens(rewards.visited) * self.plan.training.generations
+        outcome.trained_tokens = rewards.trained_tokens + prompts
+        outcome.visited = len(rewards.sampled)
+        outcome.fillers = self.sampler.fillers if self.sampler else 0
+
+    def _prompt_tokens(self, prompt_ids: Sequence[str]) -> int:
+        return sum(len(self.encoded[i]) for i in prompt_ids)
 
 
 class StageCallback(TrainerCallback):  # type: ignore[misc]
@@ -172,7 +203,7 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
         self,
         plan: StagePlan,
         policy: Policy,
-        rewards: JudgedRewards,
+        counts: StageCounts,
         outcome: StageOutcome,
         evaluate: Evaluator | None,
         progress: Callable[[int, Row], None] | None,
@@ -180,14 +211,13 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self.plan = plan
         self.policy = policy
-        self.rewards = rewards
+        self.counts = counts
         self.outcome = outcome
         self.evaluate = evaluate
         self.progress = progress
         self.trainer = trainer
         self.seconds = 0.0
         self.mark = time.perf_counter()
-        self.prompt_lengths = _prompt_lengths(plan, policy)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
@@ -203,7 +233,8 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
         """Count, evaluate where due, and stop after the stage's last step."""
         step = int(state.global_step)
         self.seconds += time.perf_counter() - self.mark
-        self._count(step)
+        self.outcome.clock.append((step, self.seconds))
+        self.counts.fill(self.outcome)
         done = step - self.plan.first_step
         last = done >= self.plan.steps
         due = self.plan.evaluate_every and step % self.plan.evaluate_every == 0
@@ -217,14 +248,6 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
             control.should_save = True
         self.mark = time.perf_counter()
         return control
-
-    def _count(self, step: int) -> None:
-        self.outcome.clock.append((step, self.seconds))
-        self.outcome.generated_tokens = self.rewards.completion_tokens
-        prompt_tokens = sum(self.prompt_lengths[i] for i in self.rewards.visited)
-        self.outcome.trained_tokens = (
-            self.rewards.completion_tokens + prompt_tokens * self.plan.training.generations
-        )
 
 
 def _load(plan: StagePlan) -> Policy:
@@ -242,6 +265,8 @@ def _arguments(plan: StagePlan, work: Path) -> GRPOConfig:
     """Our settings, then the user's `training.grpo` over them."""
     training, rollouts = plan.training, plan.rollouts
     check_settings(training.grpo)
+    if plan.dynamic_sampling:
+        check_dynamic(training.grpo)
     on_gpu = resolve_device(plan.model.device).type == "cuda"
     batch = training.prompts_per_step * training.generations
     settings: dict[str, Any] = {
@@ -291,10 +316,19 @@ def _accumulation(settings: dict[str, Any], batch: int) -> dict[str, int]:
     return {"gradient_accumulation_steps": batch // device_batch}
 
 
-def _prompt_lengths(plan: StagePlan, policy: Policy) -> dict[str, int]:
+def _encoded(plan: StagePlan, policy: Policy) -> dict[str, list[int]]:
     distinct = list({p.prompt_id: p for p in plan.prompts}.values())
     encoded = encode_all(policy.tokenizer, distinct, plan.template_kwargs)
-    return {p.prompt_id: len(ids) for p, ids in zip(distinct, encoded, strict=True)}
+    return {p.prompt_id: ids for p, ids in zip(distinct, encoded, strict=True)}
+
+
+def _places(plan: StagePlan) -> Sequence[Prompt]:
+    """The rows of TRL's data set: as many as the stage trains on."""
+    wanted = plan.steps * plan.training.prompts_per_step
+    assert len(plan.prompts) == wanted or (plan.dynamic_sampling and len(plan.prompts) > wanted), (
+        f"{len(plan.prompts)} prompts for {wanted} places"
+    )
+    return plan.prompts[:wanted]
 
 
 def _require_same_encoding(trainer: GRPOTrainer, plan: StagePlan, policy: Policy) -> None:
@@ -305,13 +339,19 @@ def _require_same_encoding(trainer: GRPOTrainer, plan: StagePlan, policy: Policy
     assert [list(t) for t in theirs] == ours, "TRL encodes prompts differently from the rollouts"
 
 
-def _require_trained(trainer: GRPOTrainer, plan: StagePlan, rewards: JudgedRewards) -> None:
+def _require_trained(
+    trainer: GRPOTrainer,
+    plan: StagePlan,
+    rewards: JudgedRewards,
+    sampler: DynamicSampler | None,
+) -> None:
     """Hold the trainer to the steps and the prompts it was given, in their order."""
     steps = int(trainer.state.global_step) - plan.first_step
     assert steps == plan.steps, f"TRL trained {steps} steps instead of {plan.steps}"
-    wanted = [p.prompt_id for p in plan.prompts]
-    visited = rewards.visited[: len(wanted)]
-    assert visited == wanted, "TRL trained on other prompts, or in another order"
+    wanted = sampler.kept if sampler else [p.prompt_id for p in plan.prompts]
+    assert rewards.visited == wanted, "TRL trained on other prompts, or in another order"
+    if sampler:
+        sampler.require_trained()
 
 
 def _keep_checkpoint(work: Path, out: Path, plan: StagePlan) -> None:

@@ -1,0 +1,125 @@
+"""The work of a study, in a process of its own: what a seed shares, and one cell."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+from rich.console import Console
+
+from cropi.artifacts import file_hash, read_lines, write_json
+from cropi.config import RunConfig
+from cropi.curriculum import opened, prepare, train_curriculum
+from cropi.progress import Narrator
+from cropi.run_directory import RunDirectory
+from cropi.schema import fingerprint
+from cropi.steps import write_report
+from cropi.steps.session import arms_needing
+
+FINISHED = "finished.json"
+SAME_START = ("model", "prompts", "warmup", "verifiers", "rollouts", "evaluation")
+
+
+def is_finished(config: RunConfig) -> bool:
+    """Whether the run of this config has been done to its end, from the same prompt files."""
+    file = config.directory / FINISHED
+    return file.is_file() and _mark(config) in file.read_text(encoding="utf-8")
+
+
+def prepare_shared(config: RunConfig, base: Path | None) -> None:
+    """Collect what the cells of a seed share into the run directory of `config`."""
+    with _logged(config) as narrator, opened(config, base, narrator) as session:
+        prepare(session)
+    _finish(config)
+
+
+def run_cell(config: RunConfig, shared: RunConfig, base: Path | None) -> None:
+    """Run one cell to its end, from the rollouts of `shared` where they are its own."""
+    adopt(shared, config)
+    with _logged(config) as narrator, opened(config, base, narrator) as session:
+        start = prepare(session)
+        for name in config.strategies:
+            train_curriculum(session, name, start)
+        write_report(session)
+    _finish(config)
+
+
+def adopt(shared: RunConfig, config: RunConfig) -> None:
+    """Give a cell the shared files, before it begins.
+
+    Rollouts and start policy know what they were made from: a cell whose settings ask for others
+    makes its own. What they took counts for the cell if its strategy uses them.
+    """
+    cell, source = RunDirectory(config.directory, config), RunDirectory(shared.directory, shared)
+    if cell.manifest.is_file():
+        return
+    for name in ("rollouts", "start"):
+        if (source.root / name).is_dir():
+            shutil.copytree(
+                source.root / name, cell.root / name, copy_function=_link, dirs_exist_ok=True
+            )
+    cell.root.mkdir(parents=True, exist_ok=True)
+    same = all(shared.determining(name) == config.determining(name) for name in SAME_START)
+    if same and source.start_evaluation.is_file():
+        _link(str(source.start_evaluation), str(cell.start_evaluation))
+    if not cell.timings.exists():
+        _adopt_timings(source, cell)
+
+
+def _adopt_timings(source: RunDirectory, cell: RunDirectory) -> None:
+    for row in read_lines(source.timings):
+        if row["phase"] == "rollouts":
+            cell.add_timing(**{**row, "arms": arms_needing(cell.config, row["set"])})
+
+
+def _link(source: str, target: str) -> str:
+    """A second name for a file, or a copy where the disk knows no such thing; replaces `target`."""
+    Path(target).unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target
+
+
+def _mark(config: RunConfig) -> str:
+    """What makes a finished cell this very one."""
+    settings = {
+        key: value
+        for section in RunConfig.model_fields
+        if section not in ("name", "out", "compare")
+        for key, value in _determining(config, section).items()
+    }
+    return fingerprint(settings, _file_hashes(config))
+
+
+def _determining(config: RunConfig, section: str) -> dict[str, object]:
+    value = getattr(config, section)
+    return config.determining(section) if hasattr(value, "model_dump") else {section: value}
+
+
+def _file_hashes(config: RunConfig) -> list[str]:
+    """Content of the prompt files that can be seen from here."""
+    sets = config.prompts
+    named = [s for group in (sets.validation, sets.test) for found in group.values() for s in found]
+    paths = [Path(s.path) for s in [*sets.pool, *named, *config.warmup.prompts] if s.path]
+    return [file_hash(path) for path in paths if path.is_file()]
+
+
+def _finish(config: RunConfig) -> None:
+    write_json(config.directory / FINISHED, {"made_from": _mark(config)})
+
+
+@contextmanager
+def _logged(config: RunConfig) -> Iterator[Narrator]:
+    """What a run says goes to log.txt in its directory: several may run at once."""
+    config.directory.mkdir(parents=True, exist_ok=True)
+    with (
+        (config.directory / "log.txt").open("a", encoding="utf-8") as log,
+        redirect_stdout(log),
+        redirect_stderr(log),
+    ):
+        yield Narrator(Console(file=log, width=160))

@@ -1,0 +1,124 @@
+"""What a study trains: the cells, strategy by seed, each an ordinary run with a config of its own.
+
+    out/NAME-study/
+      study.yaml  results.parquet  study.json  report.html
+      shared/seed-S/            prompts, start policy and rollouts, which a seed's cells share
+      cells/STRATEGY/seed-S/    a run directory
+
+Seeds differ in sampling, data order and training; prompts and start policy are the same in all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cropi.config import RunConfig, arm_name, with_settings
+from cropi.errors import InputError
+from cropi.selection.registry import BUILTIN
+
+PAPER: dict[str, Any] = {
+    "selection.strategy": "cropi",
+    "rollouts.refresh": "never",
+    "selection.fusion_constant": 0.0,
+    "influence.target": "mean",
+    "influence.precondition": "none",
+    "training.dynamic_sampling": False,
+}
+"""The recipe of arXiv 2510.26491, whatever the config's own is (its ratio and stages stay)."""
+
+BUILTIN_VARIANTS = {"paper": PAPER}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One strategy under one seed; `label` is the name of a strategy or of a variant."""
+
+    label: str
+    seed: int
+    config: RunConfig
+
+    @property
+    def title(self) -> str:
+        """How the cell is called before people."""
+        return f"{self.label}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """The base config, what is compared, and with which seeds; `baseline` is among `labels`."""
+
+    config: RunConfig
+    labels: tuple[str, ...]
+    seeds: tuple[int, ...]
+    baseline: str
+
+    @classmethod
+    def of(
+        cls, config: RunConfig, labels: list[str] | None = None, seeds: list[int] | None = None
+    ) -> StudyPlan:
+        """The plan that the config's `compare` section says, with labels and seeds over it.
+
+        The baseline is added where it is not named: without it there is nothing to compare with.
+        Raises InputError for a label that is no strategy and no variant.
+        """
+        wanted = list(labels or config.compare.strategies or config.strategies)
+        seeds = list(config.compare.seeds if seeds is None else seeds)
+        if config.compare.baseline not in wanted:
+            wanted.insert(0, config.compare.baseline)
+        for name, values in (("strategies", wanted), ("seeds", seeds)):
+            if not values or len(set(values)) < len(values):
+                raise InputError(f"compare {name} {values}: name at least one, and each once")
+        plan = cls(config, tuple(wanted), tuple(seeds), config.compare.baseline)
+        plan.cells()  # a wrong name or setting is told before any work
+        return plan
+
+    @property
+    def root(self) -> Path:
+        """The study's directory."""
+        return Path(self.config.out).expanduser() / f"{self.config.name}-study"
+
+    def cells(self) -> list[Cell]:
+        """Every cell, seed by seed: a study that is stopped has whole comparisons."""
+        return [
+            Cell(label, seed, self._cell_config(label, seed))
+            for seed in self.seeds
+            for label in self.labels
+        ]
+
+    def shared(self, seed: int) -> RunConfig:
+        """The run that makes what the cells of a seed share."""
+        return self._config("study", self.root / "shared", seed, {})
+
+    def as_config(self) -> RunConfig:
+        """The base config, with what was really compared in its `compare` section."""
+        compare = self.config.compare.model_copy(
+            update={"strategies": list(self.labels), "seeds": list(self.seeds)}
+        )
+        return self.config.model_copy(update={"compare": compare})
+
+    def _cell_config(self, label: str, seed: int) -> RunConfig:
+        settings = self.settings(label)
+        return self._config(label, self.root / "cells" / arm_name(label), seed, settings)
+
+    def settings(self, label: str) -> dict[str, Any]:
+        """The dotted settings that a strategy or variant puts over the base config."""
+        variants = {**BUILTIN_VARIANTS, **self.config.compare.variants}
+        if label in variants:
+            return dict(variants[label])
+        if label not in BUILTIN and ":" not in label:
+            known = ", ".join(sorted({*BUILTIN, *variants}))
+            raise InputError(
+                f"compare: {label!r} is no strategy and no variant; allowed: {known}, your own "
+                "package.module:object, or a variant under compare.variants"
+            )
+        return {"selection.strategy": label}
+
+    def _config(self, label: str, out: Path, seed: int, settings: dict[str, Any]) -> RunConfig:
+        config = self.config
+        data_seed = config.seed if config.data_seed is None else config.data_seed
+        own = {"name": f"seed-{seed}", "out": str(out), "seed": seed, "data_seed": data_seed}
+        plain = config.model_copy(update={"compare": type(config.compare)()})
+        every = {"baselines": [], "training.keep": "last", **settings, **own}
+        return with_settings(plain, every, f"of {label}")

@@ -1,0 +1,172 @@
+"""Running a study: cells in worker processes, as many at once as asked for, resumable.
+
+A worker process takes one piece of work after another: what a seed shares, then the seed's cells.
+Cells that are finished cost nothing; one that fails does not stop the others.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cropi.artifacts import read_lines, written_aside
+from cropi.config import to_yaml
+from cropi.errors import InputError
+from cropi.progress import Bar, Narrator
+from cropi.study.plan import Cell, StudyPlan
+
+Work = Callable[..., None]
+
+
+def run_study(
+    plan: StudyPlan,
+    base: Path | None = None,
+    narrator: Narrator | None = None,
+    jobs: int = 1,
+) -> Path:
+    """Run every cell that is not finished; return the study's directory.
+
+    `jobs` cells run at once, each with its share of the CPU's cores, or with a GPU of its own where
+    there are several. Raises InputError naming the cells that failed, after the others are done.
+    """
+    narrator = narrator or Narrator()
+    root = plan.root
+    with written_aside(root / "study.yaml") as part:
+        part.write_text(to_yaml(plan.as_config()), encoding="utf-8")
+    from cropi.study.cells import is_finished
+
+    missing = [cell for cell in plan.cells() if not is_finished(cell.config)]
+    total = len(plan.labels) * len(plan.seeds)
+    if len(missing) < total:
+        narrator.say(f"  {total - len(missing)} of {total} cells are finished", style="dim")
+    if missing:
+        with workers(jobs) as pool, narrator.phase("cells", len(missing)) as bar:
+            failures = _Schedule(plan, base, narrator, bar, pool).run(missing)
+        if failures:
+            told = "; ".join(f"{title}: {error}" for title, error in failures.items())
+            raise InputError(f"{len(failures)} of {total} cells failed ({told}); mend and go on")
+    return root
+
+
+class _Schedule:
+    """Submits a seed's cells once what they share is there, and tells of each that is done."""
+
+    def __init__(
+        self,
+        plan: StudyPlan,
+        base: Path | None,
+        narrator: Narrator,
+        bar: Bar,
+        pool: ProcessPoolExecutor,
+    ) -> None:
+        self.plan = plan
+        self.base = base
+        self.narrator = narrator
+        self.bar = bar
+        self.pool = pool
+        self.failures: dict[str, str] = {}
+        self.begun: dict[str, float] = {}
+
+    def run(self, missing: list[Cell]) -> dict[str, str]:
+        """Run all; return what went wrong, by the title of the cell."""
+        from cropi.study.cells import prepare_shared, run_cell
+
+        pending: dict[Future[float], Cell | int] = {
+            self.pool.submit(timed, prepare_shared, self.plan.shared(seed), self.base): seed
+            for seed in dict.fromkeys(cell.seed for cell in missing)
+        }
+        done = 0
+        while pending:
+            finished, _ = wait(pending, return_when=FIRST_COMPLETED)
+            for future in finished:
+                work = pending.pop(future)
+                if isinstance(work, Cell):
+                    done += 1
+                    self._tell(work, future, done, len(missing))
+                    self.bar.update(done, len(missing))
+                elif self._succeeded(f"what seed {work} shares", future):
+                    shared = self.plan.shared(work)
+                    for cell in missing:
+                        if cell.seed == work:
+                            task = self.pool.submit(timed, run_cell, cell.config, shared, self.base)
+                            pending[task] = cell
+        return self.failures
+
+    def _succeeded(self, title: str, future: Future[float]) -> bool:
+        error = future.exception()
+        if error is None:
+            return True
+        if not isinstance(error, InputError):
+            raise error
+        self.failures[title] = str(error)
+        self.narrator.warn(f"{title}: {error}")
+        return False
+
+    def _tell(self, cell: Cell, future: Future[float], done: int, total: int) -> None:
+        if self._succeeded(cell.title, future):
+            accuracy = last_accuracy(cell.config.directory)
+            seconds = f"{future.result():5.0f} s"
+            self.narrator.say(f"  {cell.title:<26} {accuracy:<44} {seconds}   [{done}/{total}]")
+
+
+def timed(work: Work, *arguments: Any) -> float:
+    """Do a piece of work; return how many seconds it took."""
+    start = time.perf_counter()
+    work(*arguments)
+    return time.perf_counter() - start
+
+
+def last_accuracy(run: Path) -> str:
+    """Targeted and untargeted accuracy of a cell's last evaluation, as text."""
+    rows = [row for row in read_lines(run / "metrics.jsonl") if row["kind"] == "evaluation"]
+    last = [row for row in rows if row["step"] == max(r["step"] for r in rows)]
+    parts = []
+    for label, wanted in (("targeted", True), ("untargeted", False)):
+        values = [next(iter(r["pass_at"].values())) for r in last if r["targeted"] is wanted]
+        if values:
+            parts.append(f"{label} {sum(values) / len(values):.1%}")
+    return "  ".join(parts)
+
+
+@contextmanager
+def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of fresh processes that share the machine's cores and GPUs fairly.
+
+    An interrupt ends them at once: what they were at is done again from its last file.
+    """
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    # Read when a worker starts; a user's own choice stands.
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    counter = context.Value("i", 0)
+    pool = ProcessPoolExecutor(jobs, context, _settle, (counter, visible_gpus()))
+    try:
+        yield pool
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def _settle(counter: Any, gpus: list[str]) -> None:
+    """Give this worker a GPU of its own, in turn; a training process wants to see one alone."""
+    with counter.get_lock():
+        place = counter.value
+        counter.value += 1
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
+    return [str(n) for n in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]

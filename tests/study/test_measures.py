@@ -1,0 +1,248 @@
+"""The measures against values computed by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cropi.study import measures
+from cropi.study.measures import Axis, Curves
+
+STEPS = np.array([0.0, 25.0, 50.0, 75.0, 100.0])
+SLOW = (0.4, 0.5, 0.6, 0.7, 0.8)
+"""Gains 1 point in 2.5 steps; its last quarter's mean is 75%, 35 points above its start."""
+FAST = (0.4, 0.6, 0.8, 0.8, 0.8)
+CHUNK = 9.0
+
+
+def curves(*seeds: tuple[float, ...], paid: tuple[float, ...] = (0, 0, 0, 0, 0)) -> Curves:
+    """Curves whose training costs 9 FLOPs between evaluations, and selection as `paid`."""
+    count = len(seeds)
+    own = np.tile(CHUNK * np.arange(5.0), (count, 1))
+    selection = np.tile(np.array(paid, dtype=float), (count, 1))
+    training: dict[Axis, np.ndarray] = {"flops": own}
+    return Curves(tuple(range(count)), STEPS, np.array(seeds), None, training, {"flops": selection})
+
+
+SELECTING = (0.0, 13.5, 13.5, 18.0, 18.0)
+"""Rollouts 9 and scoring 4.5 before the first stage, scoring 4.5 before the second."""
+
+
+@pytest.mark.parametrize(
+    ("share", "level", "steps"), [(0.80, 0.68, 70), (0.90, 0.715, 78.75), (0.95, 0.7325, 83.125)]
+)
+def test_levels_are_shares_of_the_gain_up_to_the_last_quarters_mean(
+    share: float, level: float, steps: float
+) -> None:
+    found = measures.speed(curves(SLOW), curves(FAST), share, "steps")
+    assert found is not None
+    assert found.level == pytest.approx(level)
+    assert found.baseline == pytest.approx(steps)
+    assert found.strategy == pytest.approx(steps / 2)
+    assert found.ratio == pytest.approx(2)
+
+
+def test_crossings_are_interpolated_on_the_mean_curve_and_not_averaged_over_seeds() -> None:
+    early, late = (0.4, 0.8, 0.8, 0.8, 0.8), (0.4, 0.4, 0.4, 0.8, 0.8)
+    base = curves(SLOW, SLOW)
+    found = measures.speed(base, curves(early, late), 0.8, "steps")
+    # The mean curve is 0.4, 0.6, 0.6, 0.8, 0.8: it crosses 0.68 at 50 + 25 x 0.08 / 0.2.
+    assert found is not None
+    assert found.strategy == pytest.approx(60)
+    assert measures.seed_steps(curves(early, late), 0.68) == pytest.approx([17.5, 67.5])
+
+
+def test_first_crossing_counts_even_if_the_curve_falls_back() -> None:
+    bumpy = (0.4, 0.7, 0.5, 0.6, 0.8)
+    found = measures.speed(curves(SLOW), curves(bumpy), 0.8, "steps")
+    assert found is not None
+    assert found.strategy == pytest.approx(25 * 0.28 / 0.3)
+
+
+def test_a_level_met_exactly_at_an_evaluation_is_reached_there() -> None:
+    x = np.array([[0.0, 1.0, 2.0]])
+    y = np.array([[0.0, 0.1 + 0.2, 0.3]])
+    assert measures.first_crossing(x, y, np.array([0.3])) == pytest.approx([1.0])
+
+
+def test_compute_acceleration_pays_selection_before_the_stage() -> None:
+    strategy = curves(FAST, paid=SELECTING)
+    found = measures.speed(curves(SLOW), strategy, 0.8, "flops")
+    # 70 steps cost 70 / 25 x 9 = 25.2; 35 steps cost 12.6, and 13.5 for selection.
+    assert found is not None
+    assert found.baseline == pytest.approx(25.2)
+    assert found.strategy == pytest.approx(26.1)
+    assert found.ratio == pytest.approx(25.2 / 26.1)
+
+
+def test_costs_paid_between_evaluations_are_a_level_stretch() -> None:
+    x, y = measures.knots(np.array([0.0, 9, 18]), np.array([0.0, 5, 5]), np.array([0.1, 0.2, 0.3]))
+    assert x.tolist() == [0, 5, 14, 14, 23]
+    assert y.tolist() == [0.1, 0.1, 0.2, 0.2, 0.3]
+
+
+def test_selection_paid_after_the_crossing_costs_nothing_up_to_it() -> None:
+    later = curves(FAST, paid=(0, 0, 0, 1000, 1000))
+    found = measures.speed(curves(SLOW), later, 0.8, "flops")
+    assert found is not None
+    assert found.ratio == pytest.approx(2)
+
+
+def test_an_unmeasured_axis_has_no_acceleration() -> None:
+    assert measures.speed(curves(SLOW), curves(FAST), 0.8, "seconds") is None
+
+
+def test_never_is_a_ratio_of_zero() -> None:
+    flat = (0.4, 0.5, 0.5, 0.5, 0.5)
+    found = measures.speed(curves(SLOW, SLOW), curves(flat, flat), 0.8, "steps")
+    assert found is not None
+    assert found.strategy is None
+    assert (found.ratio, found.low, found.high) == (0, 0, 0)
+    assert found.never == measures.RESAMPLES
+
+
+def test_a_strategy_that_starts_at_the_level_has_no_ratio() -> None:
+    found = measures.speed(curves(SLOW), curves((0.9,) * 5), 0.8, "steps")
+    assert found is not None
+    assert found.strategy == 0
+    assert found.ratio is None
+
+
+@pytest.mark.parametrize("gain", [-0.1, 0.0, 0.019])
+def test_a_baseline_that_gains_too_little_has_no_level(gain: float) -> None:
+    still = tuple(np.full(5, 0.4) + np.array([0, 0, 0, gain, gain]))
+    assert measures.speed(curves(still), curves(FAST), 0.8, "steps") is None
+    assert measures.break_even(curves(still), curves(FAST, paid=SELECTING), 0.8) is None
+
+
+def test_the_baseline_reaches_every_level_of_its_own() -> None:
+    draw = np.random.default_rng(3)
+    for _ in range(200):
+        base = curves(*[tuple(draw.random(5)) for _ in range(3)])
+        if measures.gain(base.steps, base.targeted.mean(axis=0)) < measures.LEAST_GAIN:
+            continue
+        for share in measures.LEVELS:
+            found = measures.speed(base, base, share, "steps")
+            assert found is not None
+            assert found.ratio == pytest.approx(1)
+
+
+def test_area_is_the_mean_accuracy_over_training() -> None:
+    assert measures.area(STEPS, np.array(SLOW)) == pytest.approx(0.6)
+    assert measures.area(STEPS, np.array(FAST)) == pytest.approx(0.7)
+    uneven = np.array([0.0, 10.0, 100.0])
+    assert measures.area(uneven, np.array([0.0, 1.0, 1.0])) == pytest.approx(0.95)
+
+
+def test_one_seed_has_no_interval() -> None:
+    found = measures.speed(curves(SLOW), curves(FAST), 0.8, "steps")
+    assert found is not None
+    assert found.low is None
+    assert found.high is None
+    assert measures.estimate(np.array([0.5])) == measures.Estimate(0.5)
+    assert measures.band(np.array([FAST])) is None
+
+
+def test_equal_seeds_have_intervals_without_width() -> None:
+    found = measures.speed(curves(SLOW, SLOW), curves(FAST, FAST), 0.8, "steps")
+    assert found is not None
+    assert found.low == pytest.approx(2)
+    assert found.high == pytest.approx(2)
+
+
+def test_seeds_are_paired_in_the_bootstrap() -> None:
+    """Seeds that shift baseline and strategy alike leave the difference without spread."""
+    shift = np.array([[-0.05], [0.0], [0.08]])
+    slow, fast = np.array(SLOW) + shift, np.array(FAST) + shift
+    difference = measures.estimate(fast[:, 2] - slow[:, 2])
+    assert difference.low == pytest.approx(0.2)
+    assert difference.high == pytest.approx(0.2)
+    pair = curves(*map(tuple, slow)), curves(*map(tuple, fast))
+    found = measures.speed(*pair, 0.9, "steps")
+    assert found is not None
+    assert found.low == pytest.approx(2)
+    assert found.high == pytest.approx(2)
+
+
+def test_two_seeds_mix_in_the_binomial_proportions() -> None:
+    """Of two seeds a draw holds the first twice, both, or the second twice: 1/4, 1/2, 1/4."""
+    weights = measures.draws(2)
+    assert weights is not None
+    shares = [float((weights[:, 0] == w).mean()) for w in (0, 0.5, 1)]
+    assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.02)
+    assert np.allclose(weights.sum(axis=1), 1)
+    assert np.array_equal(weights, measures.draws(2))
+
+
+def test_the_interval_of_a_mean_agrees_with_the_normal_approximation() -> None:
+    values = np.random.default_rng(5).normal(0.6, 0.1, 200)
+    found = measures.estimate(values)
+    half = 1.96 * values.std() / np.sqrt(len(values))
+    assert found.low == pytest.approx(values.mean() - half, abs=0.1 * half)
+    assert found.high == pytest.approx(values.mean() + half, abs=0.1 * half)
+
+
+def test_resamples_that_never_reach_count_as_zero_and_are_told() -> None:
+    """Of two seeds only one reaches: the quarter of the draws without it never does."""
+    flat = (0.4, 0.45, 0.5, 0.5, 0.5)
+    reaching = (0.4, 0.8, 1.0, 1.0, 1.0)
+    found = measures.speed(curves(SLOW, SLOW), curves(flat, reaching), 0.8, "steps")
+    assert found is not None
+    assert found.ratio is not None
+    assert found.ratio > 0
+    assert found.never == pytest.approx(measures.RESAMPLES / 4, rel=0.1)
+    assert found.low == 0
+    assert found.high == pytest.approx(70 / (25 * 0.28 / 0.4))
+
+
+def test_resamples_in_which_the_baseline_gains_nothing_are_left_out_and_told() -> None:
+    still = (0.4,) * 5
+    found = measures.speed(curves(still, SLOW), curves(FAST, FAST), 0.8, "steps")
+    assert found is not None
+    assert found.undefined == pytest.approx(measures.RESAMPLES / 4, rel=0.1)
+    assert found.low is not None
+    assert found.low > 1
+
+
+def test_an_interval_ends_at_ratios_that_were_drawn() -> None:
+    values = np.array([0.0] * 3 + [2.0] * 97)
+    assert measures.interval(values) == (0.0, 2.0)
+    assert measures.interval(np.array([np.nan, 1.0])) == (1.0, 1.0)
+    assert measures.interval(np.array([np.nan])) is None
+
+
+def test_break_even_in_compute_by_hand() -> None:
+    found = measures.break_even(curves(SLOW), curves(FAST, paid=SELECTING), 0.8)
+    # Training 36 of 2 stages, selection 18: c = 2. B = 25.2, m = 12.6, s = 13.5.
+    assert found is not None
+    assert found.measured == pytest.approx(2)
+    assert found.break_even == pytest.approx(13.5 * 2 / 12.6)
+    assert found.at(found.measured) == pytest.approx(25.2 / 26.1)
+    assert found.at(5) == pytest.approx(25.2 / (12.6 + 13.5 * 2 / 5))
+    assert found.break_even is not None
+    assert found.at(found.break_even) == pytest.approx(1)
+
+
+def test_break_even_is_what_repricing_selection_really_gives() -> None:
+    base, strategy = curves(SLOW), curves(FAST, paid=SELECTING)
+    found = measures.break_even(base, strategy, 0.9)
+    assert found is not None
+    cheaper = replace(strategy, selection={"flops": strategy.selection["flops"] * 2 / 5})
+    again = measures.speed(base, cheaper, 0.9, "flops")
+    assert again is not None
+    assert again.ratio == pytest.approx(found.at(5))
+
+
+def test_no_price_of_selection_pays_for_a_strategy_that_is_slower_anyway() -> None:
+    found = measures.break_even(curves(FAST), curves(SLOW, paid=SELECTING), 0.8)
+    assert found is not None
+    assert found.break_even is None
+    assert found.at(1e9) < 1
+
+
+def test_break_even_needs_a_price_and_a_crossing() -> None:
+    flat = (0.4, 0.5, 0.5, 0.5, 0.5)
+    assert measures.break_even(curves(SLOW), curves(FAST), 0.8) is None
+    assert measures.break_even(curves(SLOW), curves(flat, paid=SELECTING), 0.8) is None

@@ -1,0 +1,138 @@
+"""Rollouts sampled again where the policy has moved on: what, when, and at whose cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cropi.artifacts import read_lines
+from cropi.curriculum import run
+from cropi.rollouts import read_rollouts
+from cropi.schema import Response, RolloutGroup
+from cropi.steps.refresh import overlaid
+from cropi.tables import read_scores
+from tiny_runs import promised_bytes, tiny_config
+
+SHORT = ("training.steps_per_stage=2", "evaluation.every=10", "training.learning_rate=3e-4")
+
+
+def group(name: str, reward: float) -> RolloutGroup:
+    one = np.ones(1)
+    response = Response(one.astype(np.int32), one.astype(np.float32), reward=reward)
+    return RolloutGroup(name, one.astype(np.int32), [response])
+
+
+def stage(run_directory: Path, index: int, arm: str = "cropi") -> Path:
+    return run_directory / "arms" / arm / "stages" / str(index)
+
+
+def costs(run_directory: Path, phase: str = "rollouts") -> list[dict[str, object]]:
+    rows = read_lines(run_directory / "metrics.jsonl")
+    return [r for r in rows if r["kind"] == "cost" and r["phase"] == phase and r["arm"]]
+
+
+def test_newer_rollouts_take_the_place_of_their_prompt_and_of_no_other() -> None:
+    found = overlaid([group("a", 0), group("b", 0), group("c", 0)], [group("c", 1), group("a", 1)])
+    assert [(g.prompt_id, g.rewards.tolist()) for g in found] == [
+        ("a", [1.0]),
+        ("b", [0.0]),
+        ("c", [1.0]),
+    ]
+
+
+def test_the_papers_recipe_samples_once(tmp_path: Path) -> None:
+    done = run(tiny_config(tmp_path, *SHORT, "rollouts.refresh=never"))
+    assert not list(done.rglob("stages/*/rollouts*"))
+    assert costs(done) == []
+
+
+def test_validation_alone_is_sampled_again_from_the_stages_policy(tmp_path: Path) -> None:
+    done = run(tiny_config(tmp_path, *SHORT, "rollouts.refresh=validation"))
+    assert not stage(done, 0).joinpath("rollouts").exists()
+    files = [
+        f.relative_to(stage(done, 1) / "rollouts").as_posix()
+        for f in done.rglob("*.parquet")
+        if (stage(done, 1) / "rollouts") in f.parents
+    ]
+    assert files == ["validation/sort.parquet"]
+    first = read_rollouts(done / "rollouts/validation/sort.parquet")
+    second = read_rollouts(stage(done, 1) / "rollouts/validation/sort.parquet")
+    assert [g.prompt_id for g in first] == [g.prompt_id for g in second]
+    assert [g.seed for g in first] != [g.seed for g in second]
+    (row,) = costs(done)
+    assert row["stage"] == 1
+    assert row["tokens_generated"] == sum(g.tokens for g in second)
+
+
+def test_a_set_without_an_informative_prompt_left_keeps_its_last_direction(tmp_path: Path) -> None:
+    """A learning rate that ruins the policy leaves no right response to any validation prompt."""
+    ruin = (*SHORT[:2], "training.learning_rate=3e-3", "rollouts.refresh=validation")
+    done = run(tiny_config(tmp_path, *ruin))
+    fresh = read_rollouts(stage(done, 1) / "rollouts/validation/sort.parquet")
+    assert not any(g.informative for g in fresh)
+    assert (stage(done, 1) / "scores.parquet").exists()
+
+
+def test_gradalign_scores_every_later_stage_on_rollouts_of_its_own(tmp_path: Path) -> None:
+    done = run(tiny_config(tmp_path, *SHORT, "selection.strategy=gradalign"))
+    fresh = read_rollouts(stage(done, 1, "gradalign") / "rollouts/pool.parquet")
+    assert len(fresh) == len(read_rollouts(done / "rollouts/pool.parquet"))
+    scores = read_scores(stage(done, 1, "gradalign") / "scores.parquet")
+    assert list(scores.cosines) == ["validation"]
+    assert scores.prompt_ids == [g.prompt_id for g in fresh if g.informative]
+    assert sum(row["tokens_generated"] for row in costs(done)) > sum(g.tokens for g in fresh)
+
+
+def test_only_stale_prompts_of_the_pool_are_sampled_again(tmp_path: Path) -> None:
+    """A learning rate that moves the policy far leaves rollouts behind; a tiny one leaves none."""
+    far = run(tiny_config(tmp_path, *SHORT, "rollouts.refresh=stale", "name=far"))
+    near = run(
+        tiny_config(
+            tmp_path,
+            *SHORT,
+            "rollouts.refresh=stale",
+            "training.learning_rate=1e-9",
+            "name=near",
+        )
+    )
+    pool = read_rollouts(far / "rollouts/pool.parquet")
+    fresh = read_rollouts(stage(far, 1) / "rollouts/pool.parquet")
+    assert 0 < len(fresh) <= len(pool)
+    assert {g.prompt_id for g in fresh} <= {g.prompt_id for g in pool}
+    assert not (stage(near, 1) / "rollouts/pool.parquet").exists()
+    read, *_ = costs(near)
+    assert read["tokens_generated"] == 0
+    assert read["tokens_forward"] > sum(g.tokens for g in pool)
+
+
+def test_learnalign_looks_once_at_the_pool_and_at_no_validation_set(tmp_path: Path) -> None:
+    done = run(tiny_config(tmp_path, *SHORT, "selection.strategy=learnalign"))
+    scores = read_scores(stage(done, 0, "learnalign") / "scores.parquet")
+    assert list(scores.cosines) == ["pool"]
+    assert scores.identity["target"] == "unit_mean"
+    assert not (stage(done, 1, "learnalign") / "scores.parquet").exists()
+    shared = [r for r in read_lines(done / "costs.jsonl") if r["phase"] == "rollouts"]
+    assert {r["set"]: r["arms"] for r in shared} == {"pool": ["learnalign"], "validation": []}
+
+
+@pytest.mark.parametrize("refresh", ["validation", "stale"])
+def test_a_stage_that_is_made_again_samples_the_same(tmp_path: Path, refresh: str) -> None:
+    config = tiny_config(tmp_path, *SHORT, f"rollouts.refresh={refresh}")
+    before = promised_bytes(run(config))
+    last = stage(config.directory, 1)
+    for file in (last / "rollouts.json", last / "scores.parquet", last / "selection.parquet"):
+        file.unlink()
+    assert promised_bytes(run(config)) == before
+
+
+def test_checkpoints_that_nothing_needs_are_let_go(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, *SHORT, "training.keep=last")
+    done = run(config)
+    assert [f.name for f in (stage(done, 0) / "policy").iterdir()] == ["cropi_stage.json"]
+    kept = {f.name for f in (stage(done, 1) / "policy").iterdir()}
+    assert "model.safetensors" in kept
+    assert "optimizer.pt" not in kept
+    before = promised_bytes(done)
+    assert promised_bytes(run(config)) == before
