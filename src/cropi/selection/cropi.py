@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from cropi.schema import Selection
+from cropi.selection.anchor import with_anchors
 from cropi.selection.base import Scoring, SelectionContext
 from cropi.selection.fusion import fuse
+from cropi.selection.memory import remembered
 
 
 class Cropi:
-    """Influence under each stage's own policy (the paper's curriculum)."""
+    """Influence under each stage's own policy (the paper's curriculum), with our options."""
 
     scoring: Scoring = "stage"
 
     def select(self, context: SelectionContext) -> Selection:
         """Fuse the rankings of all validation sets."""
         assert context.scores is not None, "cropi asked for scores and got none"
-        return fuse(context.scores, context.count, context.fusion_constant)
+        scores = remembered(context.scores, context.earlier, context.memory)
+        selection = fuse(scores, context.count, context.fusion_constant, context.noise_floor)
+        return with_anchors(selection, context)

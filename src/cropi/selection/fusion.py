@@ -10,23 +10,41 @@ import numpy as np
 
 from cropi.schema import ScoreTable, Selection
 from cropi.selection.base import shortfall
+from cropi.selection.noise import LEAST_SHARE, above_noise
 
 
-def fuse(scores: ScoreTable, count: int, constant: float = 0.0) -> Selection:
-    """Return the `count` prompts of highest fused score, with each set's rank (0 = unlisted)."""
+def fuse(
+    scores: ScoreTable, count: int, constant: float = 0.0, noise_floor: float = 0.0
+) -> Selection:
+    """Return the `count` prompts of highest fused score, with each set's rank (0 = unlisted).
+
+    With a `noise_floor`, prompts whose cosines are all within that many standard deviations of
+    noise are left out, as long as a fifth of `count` remains.
+    """
     ids = np.array(scores.prompt_ids)
     ranks = {name: _ranks(cosine, ids, count) for name, cosine in scores.cosines.items()}
     fused = _reciprocal_sum(np.stack(list(ranks.values())), constant)
     order = np.lexsort((ids, -fused))
-    chosen = order[fused[order] > 0][:count]
+    chosen = _worth_it(scores, order[fused[order] > 0][:count], count, noise_floor)
+    dropped = min(count, int((fused > 0).sum())) - len(chosen)
     negative = negative_influence(scores, chosen)
     return Selection(
         prompt_ids=[str(i) for i in ids[chosen]],
         scores=fused[chosen],
         ranks={name: rank[chosen] for name, rank in ranks.items()},
         negative=negative,
-        notes=_notes(len(chosen), negative, count),
+        notes=_notes(len(chosen), dropped, negative, count),
     )
+
+
+def _worth_it(scores: ScoreTable, chosen: np.ndarray, count: int, floor: float) -> np.ndarray:
+    """The chosen prompts above noise, and of the others the best that make up the least share."""
+    if floor <= 0:
+        return chosen
+    clear = above_noise(scores, floor)[chosen]
+    missing = max(0, max(1, int(LEAST_SHARE * count)) - int(clear.sum()))
+    clear[np.flatnonzero(~clear)[:missing]] = True
+    return np.asarray(chosen[clear])
 
 
 def _reciprocal_sum(ranks_VP: np.ndarray, constant: float) -> np.ndarray:
@@ -52,8 +70,10 @@ def negative_influence(scores: ScoreTable, chosen: np.ndarray) -> int:
     return int((best < 0).sum())
 
 
-def _notes(chosen: int, negative: int, count: int) -> list[str]:
-    notes = shortfall(chosen, count, "prompts are informative")
+def _notes(chosen: int, dropped: int, negative: int, count: int) -> list[str]:
+    notes = shortfall(chosen + dropped, count, "prompts are informative")
+    if dropped:
+        notes.append(f"{dropped} of {count} left out: their influence is within noise")
     if negative:
         notes.append(f"{negative} of the {chosen} selected have negative influence on every set")
     return notes

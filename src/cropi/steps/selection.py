@@ -10,7 +10,7 @@ from cropi.selection import SelectionContext, Strategy
 from cropi.selection.base import require_some, selection_size
 from cropi.steps.refresh import StageRollouts
 from cropi.steps.session import Session
-from cropi.tables import read_selection, write_selection
+from cropi.tables import read_scores, read_selection, write_selection
 
 
 def select(
@@ -58,6 +58,18 @@ def _context(
         seed=session.seed("selection", stage.arm, stage.index),
         scores=scores,
         fusion_constant=config.selection.fusion_constant,
+        noise_floor=config.selection.noise_floor,
+        memory=config.selection.memory,
+        anchor=config.selection.anchor,
+        earlier=_earlier(stage, scores) if config.selection.memory else [],
         sources=[source[prompt_id] for prompt_id in statistics.prompt_ids],
         target_sources=frozenset(p.source for found in validation for p in found),
     )
+
+
+def _earlier(stage: Stage, scores: ScoreTable | None) -> list[ScoreTable]:
+    """Scores of the stages before this one; a strategy that scores once has none to average."""
+    paths = [stage.sibling(index).scores for index in range(stage.index)]
+    if scores is None or not stage.scores.exists():
+        return []
+    return [read_scores(path) for path in paths if path.exists()]

@@ -20,7 +20,6 @@ from cropi.steps import write_report
 from cropi.steps.session import arms_needing
 
 FINISHED = "finished.json"
-SAME_START = ("model", "prompts", "warmup", "verifiers", "rollouts", "evaluation")
 
 
 def is_finished(config: RunConfig) -> bool:
@@ -62,11 +61,22 @@ def adopt(shared: RunConfig, config: RunConfig) -> None:
                 source.root / name, cell.root / name, copy_function=_link, dirs_exist_ok=True
             )
     cell.root.mkdir(parents=True, exist_ok=True)
-    same = all(shared.determining(name) == config.determining(name) for name in SAME_START)
-    if same and source.start_evaluation.is_file():
+    if not _start_alike(shared, config):
+        return
+    if shared.evaluation == config.evaluation and source.start_evaluation.is_file():
         _link(str(source.start_evaluation), str(cell.start_evaluation))
     if not cell.timings.exists():
         _adopt_timings(source, cell)
+
+
+def _start_alike(shared: RunConfig, config: RunConfig) -> bool:
+    """Whether both have the same start policy and the same rollouts of it."""
+    sections = ("model", "prompts", "warmup", "verifiers", "rollouts")
+    later = "rollouts.refresh"
+    return shared.training.lora == config.training.lora and all(
+        {**shared.determining(name), later: None} == {**config.determining(name), later: None}
+        for name in sections
+    )
 
 
 def _adopt_timings(source: RunDirectory, cell: RunDirectory) -> None:

@@ -1,0 +1,170 @@
+"""`cropi compare` for real: a tiny study, stopped, resumed and extended."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cropi.artifacts import file_hash, read_lines
+from cropi.cli.compare import parsed
+from cropi.config import RunConfig, load_config
+from cropi.errors import InputError
+from cropi.run_directory import RunDirectory
+from cropi.study.cells import adopt, is_finished
+from cropi.study.measuring import write
+from cropi.study.plan import StudyPlan
+from cropi.study.running import run_study
+from cropi.tables import read_selection
+from tiny_runs import tiny_config
+
+FAST = ("training.steps_per_stage=2", "evaluation.every=2", "rollouts.responses=4")
+VARIANT = "compare.variants={wider: {selection.strategy: cropi, selection.ratio: 0.5}}"
+
+
+def plan(folder: Path, *labels: str, seeds: tuple[int, ...] = (0, 1)) -> StudyPlan:
+    return StudyPlan.of(tiny_config(folder, *FAST, VARIANT), list(labels), list(seeds))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("study")
+
+
+@pytest.fixture(scope="module")
+def root(folder: Path) -> Path:
+    """A study of three labels and two seeds, run two at a time."""
+    found = run_study(plan(folder, "random", "wider"), jobs=2)
+    write(found)
+    return found
+
+
+def cell(root: Path, label: str, seed: int) -> Path:
+    return root / "cells" / label / f"seed-{seed}"
+
+
+def test_every_cell_is_a_run_of_its_own_with_the_baseline_added(root: Path) -> None:
+    labels = sorted(path.name for path in (root / "cells").iterdir())
+    assert labels == ["full", "random", "wider"]
+    for label in labels:
+        for seed in (0, 1):
+            run = cell(root, label, seed)
+            assert (run / "report.html").is_file()
+            assert (run / "log.txt").read_text().count("stage 1 GRPO") == 1
+            config = load_config(str(run / "config.yaml"))
+            assert (config.seed, config.data_seed) == (seed, 0)
+    assert load_config(str(cell(root, "wider", 0) / "config.yaml")).selection.ratio == 0.5
+
+
+def test_a_seeds_cells_share_rollouts_and_seeds_share_prompts(root: Path) -> None:
+    def content(name: str, run: Path) -> str:
+        return file_hash(run / f"{name}/pool.parquet")
+
+    for seed in (0, 1):
+        shared = content("rollouts", root / "shared" / f"seed-{seed}")
+        assert {content("rollouts", cell(root, label, seed)) for label in ("full", "wider")} == {
+            shared
+        }
+    runs = [cell(root, "full", seed) for seed in (0, 1)]
+    assert len({content("prompts", run) for run in runs}) == 1
+    assert len({content("rollouts", run) for run in runs}) == 2
+    orders = [
+        read_selection(cell(root, "random", s) / "arms/random/stages/0/selection.parquet")
+        for s in (0, 1)
+    ]
+    assert orders[0].prompt_ids != orders[1].prompt_ids
+
+
+def test_rollouts_are_paid_for_by_the_cells_that_use_them(root: Path) -> None:
+    for label, arms in (("full", []), ("random", []), ("wider", ["cropi"])):
+        run = cell(root, label, 0)
+        rows = [r for r in read_lines(run / "costs.jsonl") if r["phase"] == "rollouts"]
+        assert [r["arms"] for r in rows] == [arms, arms]
+        timings = [r for r in read_lines(run / "timings.jsonl") if r["phase"] == "rollouts"]
+        assert [r["arms"] for r in timings] == [arms, arms]
+
+
+def test_the_numbers_of_a_study_name_every_strategy(root: Path) -> None:
+    numbers = json.loads((root / "study.json").read_text())
+    assert list(numbers["strategies"]) == ["full", "random", "wider"]
+    assert yaml.safe_load((root / "study.yaml").read_text())["compare"]["seeds"] == [0, 1]
+
+
+def test_going_on_runs_what_is_missing_and_nothing_else(folder: Path, root: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (root / "cells").rglob("log.txt")}
+    run_study(plan(folder, "random", "wider", "oracle", seeds=(0,)))
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert (cell(root, "oracle", 0) / "finished.json").is_file()
+    assert not cell(root, "oracle", 1).exists()
+
+
+def test_a_cell_that_was_cut_off_goes_on_to_the_same_weights(folder: Path, root: Path) -> None:
+    weights = cell(root, "random", 1) / "arms/random/stages/1/policy/model.safetensors"
+    expected = file_hash(weights)
+    (cell(root, "random", 1) / "finished.json").unlink()
+    weights.with_name("cropi_stage.json").unlink()
+    weights.unlink()
+    # The first stage's weights were let go with the second's end; they are trained again.
+    (cell(root, "random", 1) / "arms/random/stages/0/policy/cropi_stage.json").unlink()
+    run_study(plan(folder, "random", "wider"))
+    assert file_hash(weights) == expected
+
+
+def test_a_cell_that_fails_is_named_and_stops_no_other(tmp_path: Path) -> None:
+    config = tiny_config(
+        tmp_path, *FAST, "prompts.pool=[{pocket: [add, max], split: pool, size: 44}]"
+    )
+    study = StudyPlan.of(config, ["oracle", "full"], [0])
+    with pytest.raises(InputError, match=r"1 of 2 cells failed \(oracle, seed 0.*no pool prompt"):
+        run_study(study)
+    assert is_finished(study.cells()[1].config)
+    assert write(study.root).standings.keys() == {"full"}
+
+
+def test_a_cell_with_rollouts_of_its_own_does_not_take_the_shared_ones_times(
+    folder: Path, root: Path, tmp_path: Path
+) -> None:
+    shared = plan(folder, "full").shared(0)
+    own = shared.model_copy(
+        update={
+            "out": str(tmp_path),
+            "rollouts": shared.rollouts.model_copy(update={"responses": 6}),
+        }
+    )
+    assert shared.directory.is_dir()
+    adopt(shared, own)
+    rows = read_lines(RunDirectory(own.directory, own).timings)
+    assert [r for r in rows if r["phase"] == "rollouts"] == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "seeds", "message"),
+    [
+        (["ful"], [0], r"'ful' is no strategy and no variant; allowed: cropi, dapo.*wider"),
+        (["full", "full"], [0], "name at least one, and each once"),
+        (["full"], [], "compare seeds"),
+    ],
+)
+def test_what_cannot_be_compared_is_told_before_any_work(
+    tmp_path: Path, labels: list[str], seeds: list[int], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        StudyPlan.of(tiny_config(tmp_path, *FAST, VARIANT), labels, seeds)
+
+
+def test_a_variant_with_an_impossible_setting_is_told_with_its_name(tmp_path: Path) -> None:
+    config: RunConfig = tiny_config(
+        tmp_path, "compare.variants={odd: {selection.strategy: cropi, selection.ratio: 7}}"
+    )
+    with pytest.raises(InputError, match=r"of odd.*selection\.ratio = 7"):
+        StudyPlan.of(config, ["odd"], [0])
+
+
+def test_seeds_are_numbers_and_ranges() -> None:
+    assert parsed("0-2,7") == [0, 1, 2, 7]
+    assert parsed("") is None
+    for wrong in ("a", "1-", "-1", "1..3"):
+        with pytest.raises(InputError, match=r"is no seed; give e.g. 0-4"):
+            parsed(wrong)
