@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cropi.config import RunConfig
+from cropi.config import RunConfig, located
 from cropi.progress import Narrator
 from cropi.run_directory import RunDirectory
 from cropi.selection import find_strategy
@@ -49,7 +49,7 @@ def run(config: RunConfig, base: Path | None = None, narrator: Narrator | None =
 
 def opened(config: RunConfig, base: Path | None, narrator: Narrator | None) -> Session:
     """Open the run's directory, with settings checked; to be used as a context manager."""
-    narrator = narrator or Narrator()
+    narrator, config = narrator or Narrator(), located(config, base)
     check_settings(config, base, narrator)
     return Session(RunDirectory.open(config, base), narrator)
 

@@ -49,6 +49,18 @@ def validate(values: dict[str, Any], origin: str) -> RunConfig:
         raise InputError(explain(error, origin)) from None
 
 
+def located(config: RunConfig, base: Path | None) -> RunConfig:
+    """The config with a model folder that is only found from `base` given by its whole path.
+
+    Prompts and verifiers are looked for from `base` too, beside the current directory.
+    """
+    path = Path(config.model.path)
+    if base is None or path.exists() or not (base / path).is_dir():
+        return config
+    model = config.model.model_copy(update={"path": str((base / path).resolve())})
+    return config.model_copy(update={"model": model})
+
+
 def with_settings(config: RunConfig, settings: Mapping[str, Any], origin: str) -> RunConfig:
     """The config with dotted settings over it; `origin` is named in errors.
 

@@ -1,0 +1,119 @@
+"""The study: every strategy in every regime of benchmarks/study/, and the page that tells of it.
+
+    python benchmarks/study.py run --jobs 2                 # hours on 2 cores; goes on if stopped
+    python benchmarks/study.py run --only clean,shifted
+    python benchmarks/study.py report                       # also while studies are unfinished
+
+`run` is `cropi compare` on one file after another, with the strategies and seeds of the file's own
+`compare` section. `report` reads what is finished and writes benchmarks/results/study.json; from
+these numbers alone it draws docs/figures/ and fills the tables of docs/results.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from study_report.bar import rows_of
+from study_report.gathering import METHOD, gather
+from study_report.page import fill
+from study_report.results import Results
+
+from cropi.artifacts import write_json
+from cropi.errors import InputError
+
+HERE = Path(__file__).resolve().parent
+CONFIGS = HERE / "study"
+RESULTS = HERE / "results" / "study.json"
+PAGE = HERE.parent / "docs" / "results.md"
+FIRST = "clean"
+"""The regime that the others differ from."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run or report; a user's error ends with its message alone."""
+    options = parse_arguments(arguments)
+    try:
+        options.work(options)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(required=True, metavar="run|report")
+    running = commands.add_parser("run", help="train what is not finished")
+    running.add_argument("--jobs", type=int, default=1, help="cells that run at once")
+    running.add_argument("--only", default="", help="regimes, with commas; default: all")
+    running.set_defaults(work=run)
+    reporting = commands.add_parser("report", help="write numbers, figures and tables")
+    reporting.add_argument("--results", type=Path, default=RESULTS, help="the file of numbers")
+    reporting.add_argument("--page", type=Path, default=PAGE, help="the page whose tables to fill")
+    reporting.set_defaults(work=report)
+    for command in (running, reporting):
+        command.add_argument("--out", default="runs", help="where the studies' folders are")
+        command.add_argument("--configs", type=Path, default=CONFIGS, help="the regimes' folder")
+    return parser.parse_args(arguments)
+
+
+def regimes(folder: Path, only: str = "") -> list[Path]:
+    """Return the regimes' configs, the first one before the others.
+
+    Raises InputError for a name that is no regime, or a folder without any.
+    """
+    known = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    if not known:
+        raise InputError(f"{folder} holds no regime (*.yaml); give a folder that does")
+    wanted = [name.strip() for name in only.split(",") if name.strip()] or list(known)
+    for name in wanted:
+        if name not in known:
+            raise InputError(f"--only {name!r} is no regime; allowed: {', '.join(known)}")
+    return [known[name] for name in sorted(set(wanted), key=lambda name: (name != FIRST, name))]
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run `cropi compare` for one regime after another; one that fails does not stop the others.
+
+    Raises InputError naming those that failed.
+    """
+    failed = []
+    for config in regimes(options.configs, options.only):
+        command = [sys.executable, "-m", "cropi.cli", "compare", str(config), f"out={options.out}"]
+        if subprocess.run([*command, "--jobs", str(options.jobs)], check=False).returncode:
+            failed.append(config.stem)
+    if failed:
+        raise InputError(f"{', '.join(failed)} did not finish (see above); run again to go on")
+
+
+def report(options: argparse.Namespace) -> None:
+    """Write the numbers, the figures and the tables of every regime, and print the bar.
+
+    Raises InputError if no regime has a finished cell: what was reported before is kept.
+    """
+    numbers = gather(regimes(options.configs), options.out)
+    results = Results(numbers)
+    if not any(regime.strategies for regime in results.regimes.values()):
+        raise InputError(
+            f"no study in {options.out!r} has a finished cell; start with "
+            "`python benchmarks/study.py run`, or name the folder of the studies with --out"
+        )
+    write_json(options.results, numbers)
+    from study_report.figures import draw
+
+    for regime in results.regimes.values():
+        if regime.strategies:
+            draw(regime, options.page.parent / "figures" / f"{regime.name}.svg")
+    fill(options.page, results)
+    for row in rows_of(results, METHOD):
+        print(f"{row.verdict:<12} {row.regime:<16} {row.asked}: {row.measured}")
+    for name, regime in results.regimes.items():
+        for said in [*regime.missing, *regime.notes]:
+            print(f"{name}: {said}")
+    print(f"written to {options.results} and {options.page}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""The bar: what the method was asked to reach, before the study was run, and what it reached.
+
+Where a target names an interval, its worse end must reach the target; elsewhere the mean must.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cropi.report.wording import DASH
+from cropi.study.measures import ASKED_RATIO, Axis, Estimate
+from cropi.study.summary import points, ratio, times
+from study_report.results import Regime, Results
+
+HARD = ("noisy_answers", "noisy_verdicts", "low_utility")
+"""Regimes in which choosing well should also end higher."""
+ORACLE = "oracle"
+"""Sees the test prompts: a bound, no baseline."""
+RANDOM = "random"
+
+NOT_RUN = "not run yet"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What was measured in a regime, as text; `met` is None where it cannot be decided."""
+
+    measured: str
+    met: bool | None
+
+
+Judge = Callable[[Regime, str], Judged]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is asked, of which regimes (None: of all), and how it is judged."""
+
+    asked: str
+    regimes: tuple[str, ...] | None
+    judge: Judge
+
+    def asks(self, regime: str) -> bool:
+        """Whether the target is about this regime."""
+        return self.regimes is None or regime in self.regimes
+
+
+@dataclass(frozen=True)
+class Row:
+    """One target in one regime."""
+
+    asked: str
+    regime: str
+    measured: str
+    verdict: str
+
+
+def _at_least(value: float | None, least: float, measured: str, rounding: float = 1e-9) -> Judged:
+    return Judged(measured, None if value is None else value >= least - rounding)
+
+
+def speed_of(axis: Axis, least: float) -> Judge:
+    """Judge the acceleration at the main level by its value."""
+
+    def judge(regime: Regime, method: str) -> Judged:
+        found = regime.speed(method, axis)
+        return _at_least(found.ratio if found else None, least, ratio(found))
+
+    return judge
+
+
+def lower_end(least: float) -> Judge:
+    """Judge the acceleration in steps by the lower end of its interval."""
+
+    def judge(regime: Regime, method: str) -> Judged:
+        found = regime.speed(method)
+        low = found.low if found else None
+        return _at_least(low, least, times(low))
+
+    return judge
+
+
+def pays(regime: Regime, method: str) -> Judged:
+    """Judge whether training was dear enough, beside selection, for it to pay."""
+    found = regime.break_even(method)
+    if not found:
+        return _unreached(regime, method)
+    even, real = found["break_even"], found["measured"]
+    if even is None:
+        return Judged("at no price", False)
+    return Judged(f"break-even {times(even)}, measured {times(real)}", real >= even)
+
+
+def at_asked_ratio(least: float) -> Judge:
+    """Judge the compute acceleration if training cost ASKED_RATIO times its selection."""
+
+    def judge(regime: Regime, method: str) -> Judged:
+        found = regime.break_even(method)
+        if not found:
+            return _unreached(regime, method)
+        return _at_least(found["at_asked_ratio"], least, times(found["at_asked_ratio"]))
+
+    return judge
+
+
+def _unreached(regime: Regime, method: str) -> Judged:
+    """Without a break-even: a method that never reaches the level misses it, else it is open."""
+    speed = regime.speed(method, "flops")
+    return Judged(times(speed.ratio if speed else None), False if speed else None)
+
+
+def close_to_baseline(regime: Regime, method: str) -> Judged:
+    """Judge whether the final accuracy is at most a point below the baseline's."""
+    gap = regime.gap(method, "final")
+    return _at_least(gap.low if gap else None, -0.01, points(gap, interval=True))
+
+
+def above_baseline(regime: Regime, method: str) -> Judged:
+    """Judge whether the final accuracy is above the baseline's by its whole interval."""
+    gap = regime.gap(method, "final")
+    low = gap.low if gap else None
+    return Judged(points(gap, interval=True), None if low is None else low > 0)
+
+
+def highest_area(regime: Regime, method: str) -> Judged:
+    """Judge the area against that of the best other strategy."""
+    gaps = {name: regime.ahead(name, "area") for name in regime.strategies if name != ORACLE}
+    known = {name: gap for name, gap in gaps.items() if gap is not None}
+    if not known:
+        return Judged(DASH, None)
+    nearest = min(known, key=lambda name: known[name].value)
+    said = f"{points(known[nearest], interval=True)} over {nearest}"
+    return Judged(said, known[nearest].value > 0)
+
+
+def not_below_random(regime: Regime, method: str) -> Judged:
+    """Judge area and final accuracy against a random selection's."""
+    area, final = (regime.ahead(RANDOM, measure) for measure in ("area", "final"))
+    if area is None or final is None:
+        return Judged(DASH, None)
+    said = f"area {points(area)}, final {points(final)}"
+    return Judged(said, min(area.value, final.value) >= 0)
+
+
+def keeps_the_rest(regime: Regime, method: str) -> Judged:
+    """Judge the change of untargeted accuracy since the start."""
+    change: Estimate | None = regime.estimate(method, "change")
+    return _at_least(change.value if change else None, -0.02, points(change, interval=True))
+
+
+CLEAN = ("clean",)
+TARGETS = (
+    Target("steps: at least 4x fewer", CLEAN, speed_of("steps", 4.0)),
+    Target("steps: lower end of the interval at least 2.66x", CLEAN, lower_end(2.66)),
+    Target("compute: at least 1.3x less", CLEAN, speed_of("flops", 1.3)),
+    Target("compute: training / selection above break-even", CLEAN, pays),
+    Target(
+        f"compute: at least 2x less if training cost {ASKED_RATIO:.0f} times its selection",
+        CLEAN,
+        at_asked_ratio(2.0),
+    ),
+    Target("steps: at least 3x fewer", HARD, speed_of("steps", 3.0)),
+    Target("final targeted accuracy above full's, by the interval", HARD, above_baseline),
+    Target("final targeted at most 1 point below full's, by the interval", None, close_to_baseline),
+    Target("highest area of all but the oracle", None, highest_area),
+    Target("not below random", None, not_below_random),
+    Target("untargeted accuracy at most 2 points below the start", None, keeps_the_rest),
+)
+
+
+def judged(target: Target, regime: Regime, method: str) -> Row:
+    """Judge one target in one regime; what may still change is said to be so far."""
+    if method not in regime.strategies:
+        return Row(target.asked, regime.name, DASH, NOT_RUN)
+    found = target.judge(regime, method)
+    verdict = "open" if found.met is None else "yes" if found.met else "no"
+    so_far = " so far" if regime.missing and found.met is not None else ""
+    return Row(target.asked, regime.name, found.measured, verdict + so_far)
+
+
+def rows_of(results: Results, method: str) -> list[Row]:
+    """Return every target in every regime that it is about."""
+    return [
+        judged(target, regime, method)
+        for target in TARGETS
+        for regime in results.regimes.values()
+        if target.asks(regime.name)
+    ]

@@ -1,0 +1,138 @@
+"""A regime's figure: targeted accuracy against steps and against compute, as an SVG.
+
+The same numbers give the same bytes: no date, a fixed salt for the ids, text drawn as paths in the
+font that comes with matplotlib. A strategy looks the same in every regime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, PercentFormatter
+
+from cropi.artifacts import written_aside
+from cropi.study.measures import MAIN_LEVEL, knots
+from study_report.results import Regime
+
+STYLE = {
+    "svg.hashsalt": "cropi",
+    "svg.fonttype": "path",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#555555",
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "path.simplify": False,
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a strategy is drawn."""
+
+    colour: str
+    dash: str = "-"
+    width: float = 1.5
+
+
+# Okabe and Ito's colours for those that every regime has; the others are told apart by dashes too.
+LOOKS = {
+    "full": Look("#000000", width=2.2),
+    "cropi": Look("#d55e00", width=2.6),
+    "paper": Look("#0072b2", width=2.0),
+    "learnability": Look("#009e73", width=1.8),
+    "random": Look("#8a8a8a", width=1.8),
+    "influence": Look("#0072b2", "--"),
+    "gradalign": Look("#cc79a7"),
+    "learnalign": Look("#cc79a7", "--"),
+    "pass_rate": Look("#009e73", "--"),
+    "dapo": Look("#000000", "--"),
+    "oracle": Look("#e69f00", ":", 2.0),
+}
+SPARE = (Look("#56b4e9"), Look("#7b3294"), Look("#a6761d"), Look("#4d9221"))
+"""Of strategies and variants without a look of their own, in turn; then dashed, then dotted."""
+DASHES = ("-", "--", ":", "-.")
+
+
+def looks(names: list[str]) -> dict[str, Look]:
+    """Return every strategy's look."""
+    others = [name for name in names if name not in LOOKS]
+    spare = {
+        name: Look(SPARE[i % len(SPARE)].colour, DASHES[i // len(SPARE) % len(DASHES)])
+        for i, name in enumerate(others)
+    }
+    return {name: LOOKS.get(name) or spare[name] for name in names}
+
+
+def draw(regime: Regime, path: Path) -> None:
+    """Write a regime's figure; the mean over seeds, with its 95% band."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.4, 4.3), layout="constrained")
+        steps, compute = figure.subplots(1, 2, sharey=True)
+        known = looks(regime.order)
+        # The first in order lies on top; it is also the first in the legend.
+        for depth, (name, look) in enumerate(known.items()):
+            _curve(steps, name, look, regime.strategies[name]["curves"], "steps", 50 - depth)
+            _curve(compute, name, look, regime.strategies[name]["curves"], "flops", 50 - depth)
+        _furnish(regime, steps, compute)
+        handles, labels = steps.get_legend_handles_labels()
+        columns = min(len(labels), 6)
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=2.6)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_aside(path) as part:
+            figure.savefig(part, format="svg", metadata={"Date": None, "Creator": None})
+
+
+def _curve(
+    axes: Axes, name: str, look: Look, curves: Mapping[str, Any], axis: str, depth: int
+) -> None:
+    mean, low, high = (curves[k] for k in ("targeted", "targeted_low", "targeted_high"))
+    x, y = _along(curves, axis, mean)
+    if x is None:
+        return
+    if low is not None and high is not None:
+        edges = [_along(curves, axis, edge)[1] for edge in (low, high)]
+        axes.fill_between(x, *edges, color=look.colour, alpha=0.10, linewidth=0, zorder=depth - 30)
+    label = name.replace("$", r"\$")
+    style = {"color": look.colour, "linestyle": look.dash, "linewidth": look.width}
+    axes.plot(x, y, label=label, zorder=depth, solid_joinstyle="round", **style)
+
+
+def _along(curves: Mapping[str, Any], axis: str, values: list[float]) -> tuple[Any, Any]:
+    """The x and y of a curve; x is None where the axis was not measured."""
+    if axis == "steps":
+        return np.array(curves["steps"]), np.array(values)
+    if axis not in curves["training"]:
+        return None, None
+    paid = (np.array(curves[kind][axis]) for kind in ("training", "selection"))
+    return knots(*paid, np.array(values))
+
+
+def _furnish(regime: Regime, steps: Axes, compute: Axes) -> None:
+    base = regime.speed(regime.baseline)
+    for axes in (steps, compute):
+        if base is not None:
+            axes.axhline(base.level, color="#555555", linewidth=0.8, linestyle=(0, (2, 3)))
+        axes.set_xlim(left=0)
+        axes.margins(x=0.02)
+    if base is not None:
+        said = f"{MAIN_LEVEL:.0%} of {regime.baseline}'s gain"
+        place = steps.get_yaxis_transform()
+        steps.text(0.99, base.level, said, transform=place, ha="right", va="bottom",
+                   fontsize=8, color="#555555")  # fmt: skip
+    steps.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    compute.xaxis.set_major_formatter(EngFormatter(sep=""))
+    steps.set(xlabel="training steps", ylabel="targeted accuracy", title="Against steps")
+    compute.set(xlabel="FLOPs, selection included", title="Against compute")

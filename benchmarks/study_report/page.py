@@ -1,0 +1,63 @@
+"""Filling what is generated in docs/results.md, between its markers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from cropi.artifacts import written_aside
+from cropi.errors import InputError
+from study_report.results import Results
+from study_report.tables import EMPTY, bar_table, regime_tables, setting_table
+
+BLOCK = re.compile(r"<!-- (?P<kind>table|figure): (?P<name>[\w.-]+) -->\n.*?<!-- end -->", re.S)
+
+
+def fill(page: Path, results: Results) -> None:
+    """Rewrite every generated block of the page; all other text stays.
+
+    Raises InputError if the page cannot be read, has a block that nobody fills, or lacks one.
+    """
+    try:
+        text = page.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {page}: {error}") from error
+    with written_aside(page) as part:
+        part.write_text(filled(text, results), encoding="utf-8", newline="\n")
+
+
+def filled(text: str, results: Results) -> str:
+    """Return the page's text with its blocks filled."""
+    contents = blocks(results)
+    found = [f"{m['kind']}: {m['name']}" for m in BLOCK.finditer(text)]
+    for name in contents:
+        if found.count(name) != 1:
+            raise InputError(
+                f"the page has {found.count(name)} blocks `<!-- {name} -->` ... `<!-- end -->`; "
+                "it needs one"
+            )
+    for name in found:
+        if name not in contents:
+            raise InputError(f"nobody fills `<!-- {name} -->`; allowed: {', '.join(contents)}")
+
+    def block(match: re.Match[str]) -> str:
+        name = f"{match['kind']}: {match['name']}"
+        return f"<!-- {name} -->\n\n{contents[name]}\n\n<!-- end -->"
+
+    return BLOCK.sub(block, text)
+
+
+def blocks(results: Results) -> dict[str, str]:
+    """Return what belongs into every block, by its marker."""
+    method = results.values["method"]
+    found = {
+        "table: setting": setting_table(results),
+        "table: bar": bar_table(results, method),
+    }
+    for name, regime in results.regimes.items():
+        caption = f"Targeted accuracy in {name}, against steps and against compute"
+        found[f"figure: {name}"] = (
+            f"![{caption}](figures/{name}.svg)" if regime.strategies else EMPTY
+        )
+        found[f"table: {name}"] = regime_tables(regime, method)
+    return found

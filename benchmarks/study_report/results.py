@@ -1,0 +1,67 @@
+"""The numbers of benchmarks/results/study.json, as the page, the figures and the bar ask for them.
+
+Nothing here looks at a study's directory: what is committed is enough to draw everything again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cropi.study.measures import MAIN_LEVEL, Axis, Estimate, Speed
+
+
+class Regime:
+    """One regime: its finished strategies by name, and what is missing of it, in words."""
+
+    def __init__(self, name: str, values: Mapping[str, Any]) -> None:
+        self.name = name
+        self.values = values
+        self.strategies: dict[str, Mapping[str, Any]] = values["strategies"]
+        self.baseline: str = values["baseline"]
+        self.missing: list[str] = values["missing"]
+        self.notes: list[str] = values["notes"]
+
+    @property
+    def order(self) -> list[str]:
+        """The strategies, the baseline first."""
+        return sorted(self.strategies, key=lambda name: name != self.baseline)
+
+    def estimate(self, strategy: str, measure: str) -> Estimate | None:
+        """A strategy's final, area, untargeted or (untargeted) change; None if unmeasured."""
+        return _estimate(self.strategies.get(strategy, {}).get(measure))
+
+    def gap(self, strategy: str, measure: str) -> Estimate | None:
+        """A strategy's final, area or untargeted, minus the baseline's."""
+        return _estimate(self._compared(strategy).get(measure))
+
+    def ahead(self, other: str, measure: str) -> Estimate | None:
+        """Our method's area or final accuracy minus another strategy's."""
+        return _estimate(self.values.get("method_minus", {}).get(other, {}).get(measure))
+
+    def speed(self, strategy: str, axis: Axis = "steps", share: float = MAIN_LEVEL) -> Speed | None:
+        """A strategy's acceleration; of the baseline, its own steps to the level."""
+        levels = self._compared(strategy).get("accelerations", {}).get(axis, {})
+        if strategy == self.baseline and axis == "steps":
+            levels = self.values.get("levels", {})
+        found = levels.get(f"{share:.2f}")
+        return Speed(**found) if found else None
+
+    def break_even(self, strategy: str, share: float = MAIN_LEVEL) -> Mapping[str, Any]:
+        """What a strategy's compute comes to at other prices of selection; empty if unknown."""
+        return dict(self._compared(strategy).get("break_even", {}).get(f"{share:.2f}", {}))
+
+    def _compared(self, strategy: str) -> Mapping[str, Any]:
+        return self.strategies.get(strategy, {}).get("compared") or {}
+
+
+def _estimate(found: Mapping[str, Any] | None) -> Estimate | None:
+    return Estimate(**found) if found else None
+
+
+class Results:
+    """All regimes by name, and the rules they were measured by."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values = values
+        self.regimes = {name: Regime(name, v) for name, v in values["regimes"].items()}
