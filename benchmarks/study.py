@@ -12,16 +12,19 @@ these numbers alone it draws docs/figures/ and fills the tables of docs/results.
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from study_report.bar import rows_of
-from study_report.gathering import METHOD, gather
+from study_report.gathering import gather
 from study_report.page import fill
 from study_report.results import Results
 
-from cropi.artifacts import write_json
+from cropi.artifacts import written_aside
 from cropi.errors import InputError
 
 HERE = Path(__file__).resolve().parent
@@ -93,6 +96,10 @@ def report(options: argparse.Namespace) -> None:
 
     Raises InputError if no regime has a finished cell: what was reported before is kept.
     """
+    try:
+        from study_report.figures import draw
+    except ModuleNotFoundError as error:
+        raise InputError(f"the figures need {error.name}: pip install -e '.[dev]'") from error
     numbers = gather(regimes(options.configs), options.out)
     results = Results(numbers)
     if not any(regime.strategies for regime in results.regimes.values()):
@@ -100,19 +107,26 @@ def report(options: argparse.Namespace) -> None:
             f"no study in {options.out!r} has a finished cell; start with "
             "`python benchmarks/study.py run`, or name the folder of the studies with --out"
         )
-    write_json(options.results, numbers)
-    from study_report.figures import draw
-
+    write_numbers(options.results, numbers)
     for regime in results.regimes.values():
         if regime.strategies:
             draw(regime, options.page.parent / "figures" / f"{regime.name}.svg")
     fill(options.page, results)
-    for row in rows_of(results, METHOD):
+    for row in rows_of(results):
         print(f"{row.verdict:<12} {row.regime:<16} {row.asked}: {row.measured}")
     for name, regime in results.regimes.items():
         for said in [*regime.missing, *regime.notes]:
             print(f"{name}: {said}")
     print(f"written to {options.results} and {options.page}")
+
+
+def write_numbers(path: Path, numbers: dict[str, Any]) -> None:
+    """Write JSON with the innermost lists and objects on a line each: smaller, and readable."""
+    text = json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False)
+    # A raw line break is never part of a JSON string, so that joining lines changes no value.
+    joined = re.sub(r"[\[{][^\[\]{}]+[\]}]", lambda m: re.sub(r"\n\s*", " ", m[0]), text)
+    with written_aside(path) as part:
+        part.write_text(joined + "\n", encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -9,17 +9,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cropi.report.wording import DASH
-from cropi.study.measures import ASKED_RATIO, Axis, Estimate
+from cropi.study.measures import ASKED_RATIO, TOLERANCE, Axis
 from cropi.study.summary import points, ratio, times
 from study_report.results import Regime, Results
 
 HARD = ("noisy_answers", "noisy_verdicts", "low_utility")
 """Regimes in which choosing well should also end higher."""
 ORACLE = "oracle"
-"""Sees the test prompts: a bound, no baseline."""
+"""Is told where the targets' own prompts are: a bound, no baseline."""
 RANDOM = "random"
 
 NOT_RUN = "not run yet"
+SO_FAR = " so far"
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Judged:
     met: bool | None
 
 
-Judge = Callable[[Regime, str], Judged]
+Judge = Callable[[Regime], Judged]
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,15 @@ class Row:
     verdict: str
 
 
-def _at_least(value: float | None, least: float, measured: str, rounding: float = 1e-9) -> Judged:
-    return Judged(measured, None if value is None else value >= least - rounding)
+def _at_least(value: float | None, least: float, measured: str) -> Judged:
+    return Judged(measured, None if value is None else value >= least - TOLERANCE)
 
 
 def speed_of(axis: Axis, least: float) -> Judge:
     """Judge the acceleration at the main level by its value."""
 
-    def judge(regime: Regime, method: str) -> Judged:
-        found = regime.speed(method, axis)
+    def judge(regime: Regime) -> Judged:
+        found = regime.speed(regime.method, axis)
         return _at_least(found.ratio if found else None, least, ratio(found))
 
     return judge
@@ -73,57 +74,57 @@ def speed_of(axis: Axis, least: float) -> Judge:
 def lower_end(least: float) -> Judge:
     """Judge the acceleration in steps by the lower end of its interval."""
 
-    def judge(regime: Regime, method: str) -> Judged:
-        found = regime.speed(method)
+    def judge(regime: Regime) -> Judged:
+        found = regime.speed(regime.method)
         low = found.low if found else None
         return _at_least(low, least, times(low))
 
     return judge
 
 
-def pays(regime: Regime, method: str) -> Judged:
+def pays(regime: Regime) -> Judged:
     """Judge whether training was dear enough, beside selection, for it to pay."""
-    found = regime.break_even(method)
+    found = regime.break_even(regime.method)
     if not found:
-        return _unreached(regime, method)
+        return _unreached(regime)
     even, real = found["break_even"], found["measured"]
     if even is None:
         return Judged("at no price", False)
-    return Judged(f"break-even {times(even)}, measured {times(real)}", real >= even)
+    return Judged(f"{real:.2f}, break-even {even:.2f}", real >= even)
 
 
 def at_asked_ratio(least: float) -> Judge:
     """Judge the compute acceleration if training cost ASKED_RATIO times its selection."""
 
-    def judge(regime: Regime, method: str) -> Judged:
-        found = regime.break_even(method)
+    def judge(regime: Regime) -> Judged:
+        found = regime.break_even(regime.method)
         if not found:
-            return _unreached(regime, method)
+            return _unreached(regime)
         return _at_least(found["at_asked_ratio"], least, times(found["at_asked_ratio"]))
 
     return judge
 
 
-def _unreached(regime: Regime, method: str) -> Judged:
+def _unreached(regime: Regime) -> Judged:
     """Without a break-even: a method that never reaches the level misses it, else it is open."""
-    speed = regime.speed(method, "flops")
+    speed = regime.speed(regime.method, "flops")
     return Judged(times(speed.ratio if speed else None), False if speed else None)
 
 
-def close_to_baseline(regime: Regime, method: str) -> Judged:
+def close_to_baseline(regime: Regime) -> Judged:
     """Judge whether the final accuracy is at most a point below the baseline's."""
-    gap = regime.gap(method, "final")
+    gap = regime.gap(regime.method, "final")
     return _at_least(gap.low if gap else None, -0.01, points(gap, interval=True))
 
 
-def above_baseline(regime: Regime, method: str) -> Judged:
+def above_baseline(regime: Regime) -> Judged:
     """Judge whether the final accuracy is above the baseline's by its whole interval."""
-    gap = regime.gap(method, "final")
+    gap = regime.gap(regime.method, "final")
     low = gap.low if gap else None
     return Judged(points(gap, interval=True), None if low is None else low > 0)
 
 
-def highest_area(regime: Regime, method: str) -> Judged:
+def highest_area(regime: Regime) -> Judged:
     """Judge the area against that of the best other strategy."""
     gaps = {name: regime.ahead(name, "area") for name in regime.strategies if name != ORACLE}
     known = {name: gap for name, gap in gaps.items() if gap is not None}
@@ -134,7 +135,7 @@ def highest_area(regime: Regime, method: str) -> Judged:
     return Judged(said, known[nearest].value > 0)
 
 
-def not_below_random(regime: Regime, method: str) -> Judged:
+def not_below_random(regime: Regime) -> Judged:
     """Judge area and final accuracy against a random selection's."""
     area, final = (regime.ahead(RANDOM, measure) for measure in ("area", "final"))
     if area is None or final is None:
@@ -143,9 +144,9 @@ def not_below_random(regime: Regime, method: str) -> Judged:
     return Judged(said, min(area.value, final.value) >= 0)
 
 
-def keeps_the_rest(regime: Regime, method: str) -> Judged:
+def keeps_the_rest(regime: Regime) -> Judged:
     """Judge the change of untargeted accuracy since the start."""
-    change: Estimate | None = regime.estimate(method, "change")
+    change = regime.estimate(regime.method, "change")
     return _at_least(change.value if change else None, -0.02, points(change, interval=True))
 
 
@@ -154,7 +155,7 @@ TARGETS = (
     Target("steps: at least 4x fewer", CLEAN, speed_of("steps", 4.0)),
     Target("steps: lower end of the interval at least 2.66x", CLEAN, lower_end(2.66)),
     Target("compute: at least 1.3x less", CLEAN, speed_of("flops", 1.3)),
-    Target("compute: training / selection above break-even", CLEAN, pays),
+    Target("compute: training over selection cost at or above break-even", CLEAN, pays),
     Target(
         f"compute: at least 2x less if training cost {ASKED_RATIO:.0f} times its selection",
         CLEAN,
@@ -169,20 +170,20 @@ TARGETS = (
 )
 
 
-def judged(target: Target, regime: Regime, method: str) -> Row:
+def judged(target: Target, regime: Regime) -> Row:
     """Judge one target in one regime; what may still change is said to be so far."""
-    if method not in regime.strategies:
+    if regime.method not in regime.strategies:
         return Row(target.asked, regime.name, DASH, NOT_RUN)
-    found = target.judge(regime, method)
+    found = target.judge(regime)
     verdict = "open" if found.met is None else "yes" if found.met else "no"
-    so_far = " so far" if regime.missing and found.met is not None else ""
+    so_far = SO_FAR if regime.missing and found.met is not None else ""
     return Row(target.asked, regime.name, found.measured, verdict + so_far)
 
 
-def rows_of(results: Results, method: str) -> list[Row]:
+def rows_of(results: Results) -> list[Row]:
     """Return every target in every regime that it is about."""
     return [
-        judged(target, regime, method)
+        judged(target, regime)
         for target in TARGETS
         for regime in results.regimes.values()
         if target.asks(regime.name)

@@ -21,7 +21,7 @@ from cropi.artifacts import written_aside
 from cropi.study.measures import MAIN_LEVEL, knots
 from study_report.results import Regime
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "cropi",
     "svg.fonttype": "path",
     "font.family": "DejaVu Sans",
@@ -82,10 +82,11 @@ def draw(regime: Regime, path: Path) -> None:
         figure = Figure(figsize=(9.4, 4.3), layout="constrained")
         steps, compute = figure.subplots(1, 2, sharey=True)
         known = looks(regime.order)
-        # The first in order lies on top; it is also the first in the legend.
-        for depth, (name, look) in enumerate(known.items()):
-            _curve(steps, name, look, regime.strategies[name]["curves"], "steps", 50 - depth)
-            _curve(compute, name, look, regime.strategies[name]["curves"], "flops", 50 - depth)
+        for place, (name, look) in enumerate(known.items()):
+            # Our method lies on top, then the baseline, then the others.
+            above = 90 if name == regime.method else 80 - place
+            _curve(steps, name, look, regime.strategies[name]["curves"], "steps", above)
+            _curve(compute, name, look, regime.strategies[name]["curves"], "flops", above)
         _furnish(regime, steps, compute)
         handles, labels = steps.get_legend_handles_labels()
         columns = min(len(labels), 6)
@@ -96,7 +97,7 @@ def draw(regime: Regime, path: Path) -> None:
 
 
 def _curve(
-    axes: Axes, name: str, look: Look, curves: Mapping[str, Any], axis: str, depth: int
+    axes: Axes, name: str, look: Look, curves: Mapping[str, Any], axis: str, above: int
 ) -> None:
     mean, low, high = (curves[k] for k in ("targeted", "targeted_low", "targeted_high"))
     x, y = _along(curves, axis, mean)
@@ -104,10 +105,10 @@ def _curve(
         return
     if low is not None and high is not None:
         edges = [_along(curves, axis, edge)[1] for edge in (low, high)]
-        axes.fill_between(x, *edges, color=look.colour, alpha=0.10, linewidth=0, zorder=depth - 30)
+        axes.fill_between(x, *edges, color=look.colour, alpha=0.10, linewidth=0, zorder=above - 70)
     label = name.replace("$", r"\$")
-    style = {"color": look.colour, "linestyle": look.dash, "linewidth": look.width}
-    axes.plot(x, y, label=label, zorder=depth, solid_joinstyle="round", **style)
+    style: dict[str, Any] = {"color": look.colour, "linestyle": look.dash, "linewidth": look.width}
+    axes.plot(x, y, label=label, zorder=above, solid_joinstyle="round", **style)
 
 
 def _along(curves: Mapping[str, Any], axis: str, values: list[float]) -> tuple[Any, Any]:
@@ -116,8 +117,8 @@ def _along(curves: Mapping[str, Any], axis: str, values: list[float]) -> tuple[A
         return np.array(curves["steps"]), np.array(values)
     if axis not in curves["training"]:
         return None, None
-    paid = (np.array(curves[kind][axis]) for kind in ("training", "selection"))
-    return knots(*paid, np.array(values))
+    training, selection = (np.array(curves[kind][axis]) for kind in ("training", "selection"))
+    return knots(training, selection, np.array(values))
 
 
 def _furnish(regime: Regime, steps: Axes, compute: Axes) -> None:
@@ -129,8 +130,8 @@ def _furnish(regime: Regime, steps: Axes, compute: Axes) -> None:
         axes.margins(x=0.02)
     if base is not None:
         said = f"{MAIN_LEVEL:.0%} of {regime.baseline}'s gain"
-        place = steps.get_yaxis_transform()
-        steps.text(0.99, base.level, said, transform=place, ha="right", va="bottom",
+        place = compute.get_yaxis_transform()
+        compute.text(0.99, base.level - 0.004, said, transform=place, ha="right", va="top",
                    fontsize=8, color="#555555")  # fmt: skip
     steps.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     compute.xaxis.set_major_formatter(EngFormatter(sep=""))

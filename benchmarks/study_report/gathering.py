@@ -49,23 +49,20 @@ def regime(config: Path, out: str) -> Values:
         "planned": {"strategies": list(plan.labels), "seeds": list(plan.seeds)},
         "baseline": plan.baseline,
     }
-    if not plan.root.is_dir():
+    if not (plan.root / "study.yaml").is_file():
         return about | {"missing": ["not run yet"], "notes": []}
     study = measure(plan.root)
-    missing = [*unfinished(plan, study), *(m for m in study.files.missing if "begun" not in m)]
-    found = about | {"missing": missing, "notes": [*study.notes, *other_settings(plan)]}
+    notes = [*study.notes, *other_settings(plan)]
+    found = about | {"missing": unfinished(plan, study), "notes": notes}
     return found | measured(plan, study) if study.standings else found
 
 
 def unfinished(plan: StudyPlan, study: Study) -> list[str]:
-    """Say for every strategy that the config asks for which seeds are not finished."""
-    said = []
-    for label in plan.labels:
-        done = {cell.seed for cell in study.cells(label)}
-        absent = [str(seed) for seed in plan.seeds if seed not in done]
-        if absent:
-            said.append(f"{label}: seed {', '.join(absent)} not finished")
-    return said
+    """Say of which strategies that the config asks for not all seeds are finished."""
+    done = {label: {cell.seed for cell in study.cells(label)} for label in plan.labels}
+    left = {label: set(plan.seeds) - seeds for label, seeds in done.items()}
+    count = len(plan.seeds)
+    return [f"{label} {count - len(n)} of {count} seeds" for label, n in left.items() if n]
 
 
 def other_settings(plan: StudyPlan) -> list[str]:

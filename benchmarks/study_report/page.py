@@ -8,7 +8,7 @@ from pathlib import Path
 from cropi.artifacts import written_aside
 from cropi.errors import InputError
 from study_report.results import Results
-from study_report.tables import EMPTY, bar_table, regime_tables, setting_table
+from study_report.tables import bar_table, regime_tables, setting_table
 
 BLOCK = re.compile(r"<!-- (?P<kind>table|figure): (?P<name>[\w.-]+) -->\n.*?<!-- end -->", re.S)
 
@@ -42,22 +42,20 @@ def filled(text: str, results: Results) -> str:
 
     def block(match: re.Match[str]) -> str:
         name = f"{match['kind']}: {match['name']}"
-        return f"<!-- {name} -->\n\n{contents[name]}\n\n<!-- end -->"
+        inside = f"\n{contents[name]}\n\n" if contents[name] else ""
+        return f"<!-- {name} -->\n{inside}<!-- end -->"
 
     return BLOCK.sub(block, text)
 
 
 def blocks(results: Results) -> dict[str, str]:
     """Return what belongs into every block, by its marker."""
-    method = results.values["method"]
     found = {
         "table: setting": setting_table(results),
-        "table: bar": bar_table(results, method),
+        "table: bar": bar_table(results),
     }
     for name, regime in results.regimes.items():
         caption = f"Targeted accuracy in {name}, against steps and against compute"
-        found[f"figure: {name}"] = (
-            f"![{caption}](figures/{name}.svg)" if regime.strategies else EMPTY
-        )
-        found[f"table: {name}"] = regime_tables(regime, method)
+        found[f"figure: {name}"] = f"![{caption}](figures/{name}.svg)" if regime.strategies else ""
+        found[f"table: {name}"] = regime_tables(regime)
     return found

@@ -12,10 +12,14 @@ from cropi.study.measures import MAIN_LEVEL, Axis, Estimate, Speed
 
 
 class Regime:
-    """One regime: its finished strategies by name, and what is missing of it, in words."""
+    """One regime: its finished strategies by name, and what is missing of it, in words.
 
-    def __init__(self, name: str, values: Mapping[str, Any]) -> None:
+    `method` is the strategy that the bar is about.
+    """
+
+    def __init__(self, name: str, method: str, values: Mapping[str, Any]) -> None:
         self.name = name
+        self.method = method
         self.values = values
         self.strategies: dict[str, Mapping[str, Any]] = values["strategies"]
         self.baseline: str = values["baseline"]
@@ -24,8 +28,9 @@ class Regime:
 
     @property
     def order(self) -> list[str]:
-        """The strategies, the baseline first."""
-        return sorted(self.strategies, key=lambda name: name != self.baseline)
+        """The strategies: the baseline, our method, then the others as they were planned."""
+        first = (self.baseline, self.method)
+        return sorted(self.strategies, key=lambda n: first.index(n) if n in first else len(first))
 
     def estimate(self, strategy: str, measure: str) -> Estimate | None:
         """A strategy's final, area, untargeted or (untargeted) change; None if unmeasured."""
@@ -63,5 +68,5 @@ class Results:
     """All regimes by name, and the rules they were measured by."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
-        self.values = values
-        self.regimes = {name: Regime(name, v) for name, v in values["regimes"].items()}
+        self.method: str = values["method"]
+        self.regimes = {n: Regime(n, self.method, v) for n, v in values["regimes"].items()}

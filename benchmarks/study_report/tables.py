@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from cropi.report.wording import DASH
-from cropi.study.measures import MAIN_LEVEL
-from cropi.study.summary import NEVER, points, ratio, share, steps_to
-from study_report.bar import NOT_RUN, TARGETS, judged, rows_of
+from cropi.study.measures import LEVELS, MAIN_LEVEL, Axis
+from cropi.study.summary import points, ratio, share, steps_to
+from study_report.bar import NOT_RUN, SO_FAR, TARGETS, judged, rows_of
 from study_report.results import Regime, Results
 
 EMPTY = f"*{NOT_RUN.capitalize()}.*"
+OTHER_LEVELS = [level for level in LEVELS if level != MAIN_LEVEL]
 LEVEL = f"{MAIN_LEVEL:.0%}"
 MAIN = (
     "strategy",
@@ -23,10 +24,7 @@ MAIN = (
 )
 MORE = (
     "strategy",
-    "in steps, 80%",
-    "in steps, 90%",
-    "in compute, 80%",
-    "in compute, 90%",
+    *(f"in {axis}, {level:.0%}" for axis in ("steps", "compute") for level in OTHER_LEVELS),
     f"in time, {LEVEL}",
 )
 SETTING = (
@@ -51,31 +49,32 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def regime_tables(regime: Regime, method: str) -> str:
+def regime_tables(regime: Regime) -> str:
     """Return a regime's two tables, and what is missing of it."""
     if not regime.strategies:
         return EMPTY
-    main = table(MAIN, [_main_line(regime, name, method) for name in regime.order])
+    main = table(MAIN, [_main_line(regime, name) for name in regime.order])
     others = [name for name in regime.order if name != regime.baseline]
-    more = table(MORE, [_more_line(regime, name, method) for name in others])
-    parts = [main, "The same at other levels, and in measured time:", more]
-    return "\n\n".join([*([unfinished(regime)] if regime.missing else []), *parts])
+    more = table(MORE, [_more_line(regime, name) for name in others])
+    parts = [main, "Accelerations at other levels, and in measured time:", more]
+    return "\n\n".join([*caveats(regime), *parts])
 
 
-def unfinished(regime: Regime) -> str:
-    """Say that the numbers are not the last ones."""
-    return f"*Unfinished: {'; '.join(regime.missing)}.*"
+def caveats(regime: Regime) -> list[str]:
+    """Say what keeps the numbers from being the last ones, or from being taken at face value."""
+    said = (("Unfinished", regime.missing), ("Note", regime.notes))
+    return [f"*{word}: {'; '.join(lines)}.*" for word, lines in said if lines]
 
 
-def _label(regime: Regime, name: str, method: str) -> str:
+def _label(regime: Regime, name: str) -> str:
     if name == regime.baseline:
         return f"{name} (baseline)"
-    return f"**{name}**" if name == method else name
+    return f"**{name}**" if name == regime.method else name
 
 
-def _main_line(regime: Regime, name: str, method: str) -> list[str]:
+def _main_line(regime: Regime, name: str) -> list[str]:
     return [
-        _label(regime, name, method),
+        _label(regime, name),
         share(regime.estimate(name, "final")),
         points(regime.estimate(name, "change"), interval=True),
         share(regime.estimate(name, "area")),
@@ -85,10 +84,10 @@ def _main_line(regime: Regime, name: str, method: str) -> list[str]:
     ]
 
 
-def _more_line(regime: Regime, name: str, method: str) -> list[str]:
-    asked = (("steps", 0.80), ("steps", 0.90), ("flops", 0.80), ("flops", 0.90))
-    speeds = [ratio(regime.speed(name, axis, level)) for axis, level in asked]  # type: ignore[arg-type]
-    return [_label(regime, name, method), *speeds, ratio(regime.speed(name, "seconds"))]
+def _more_line(regime: Regime, name: str) -> list[str]:
+    axes: tuple[Axis, ...] = ("steps", "flops")
+    speeds = [ratio(regime.speed(name, axis, level)) for axis in axes for level in OTHER_LEVELS]
+    return [_label(regime, name), *speeds, ratio(regime.speed(name, "seconds"))]
 
 
 def setting_table(results: Results) -> str:
@@ -114,19 +113,19 @@ def _setting_line(regime: Regime) -> list[str]:
     ]
 
 
-def bar_table(results: Results, method: str) -> str:
+def bar_table(results: Results) -> str:
     """Return every target, what was measured in each regime, and whether it is met."""
-    if not any(method in regime.strategies for regime in results.regimes.values()):
+    if not any(results.method in regime.strategies for regime in results.regimes.values()):
         return EMPTY
-    heads = ["asked of " + method, *results.regimes]
+    heads = [f"asked of {results.method}", *results.regimes]
     lines = []
     for target in TARGETS:
         asked = [r for r in results.regimes.values() if target.asks(r.name)]
-        found = {r.name: judged(target, r, method) for r in asked}
+        found = {r.name: judged(target, r) for r in asked}
         cells = [_verdict(found[n].verdict, found[n].measured) if n in found else ""
                  for n in results.regimes]  # fmt: skip
         lines.append([target.asked, *cells])
-    return f"{tally(results, method)}\n\n{table(heads, lines)}"
+    return f"{tally(results)}\n\n{table(heads, lines)}"
 
 
 def _verdict(verdict: str, measured: str) -> str:
@@ -136,22 +135,18 @@ def _verdict(verdict: str, measured: str) -> str:
     return f"{said}: {measured}"
 
 
-def tally(results: Results, method: str) -> str:
-    """Say how many targets are met, and name those that are not."""
-    rows = rows_of(results, method)
+def tally(results: Results) -> str:
+    """Say how many targets are met, and name the others with the regimes where they are not."""
+    rows = rows_of(results)
     met = sum(row.verdict.startswith("yes") for row in rows)
-    left = [r for r in rows if not r.verdict.startswith("yes")]
-    said = f"Met: {met} of {len(rows)}."
-    for kind, word in (("Not met", "no"), ("Not decided", "open"), ("Not run yet", NOT_RUN)):
-        named = [f"{r.asked} ({r.regime})" for r in left if _kind(r.verdict) == word]
-        said += f" {kind}: {len(named) if word == NOT_RUN else '; '.join(named)}." if named else ""
-    return said
-
-
-def _kind(verdict: str) -> str:
-    return verdict.removesuffix(" so far")
-
-
-def legend() -> str:
-    """Say what dashes and words in the tables mean."""
-    return f"`{NEVER}`: the level was not reached; `{DASH}`: not measured, or without meaning."
+    parts = [f"Met: {met} of {len(rows)}."]
+    for said, verdict in (("Not met", "no"), ("Not decided", "open")):
+        where: dict[str, list[str]] = {}
+        for row in rows:
+            if row.verdict.removesuffix(SO_FAR) == verdict:
+                where.setdefault(row.asked, []).append(row.regime)
+        if where:
+            named = (f"{asked} ({', '.join(regimes)})" for asked, regimes in where.items())
+            parts.append(f"{said}: {'; '.join(named)}.")
+    absent = sum(row.verdict == NOT_RUN for row in rows)
+    return " ".join([*parts, *([f"Not run yet: {absent}."] if absent else [])])

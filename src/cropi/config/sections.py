@@ -313,18 +313,18 @@ class SelectionConfig(Section):
         0.0, description="c in 1/(c + rank); 0 in the paper"
     )
     noise_floor: Annotated[float, Field(ge=0)] = Field(
-        0.0,
+        3.0,
         description="leave out prompts whose influence is within this many standard deviations of "
         "noise, down to a fifth of the ratio; 0 (paper) fills the ratio",
     )
     memory: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0,
+        0.5,
         description="weight of earlier stages' influence in a running mean; 0 (paper): none",
     )
     anchor: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0,
-        description="share of a stage's prompts drawn from the rest of the informative pool, "
-        "against forgetting; 0 (paper): none",
+        0.4,
+        description="share of prompts from the rest of the informative pool, against forgetting, "
+        "that a stage would have if influence had faded to nothing; 0 (paper): none",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cropi.schema import Selection
-from cropi.selection.anchor import with_anchors
+from cropi.selection.anchor import faded, with_anchors
 from cropi.selection.base import Scoring, SelectionContext
 from cropi.selection.fusion import fuse
 from cropi.selection.memory import remembered
@@ -19,4 +19,4 @@ class Cropi:
         assert context.scores is not None, "cropi asked for scores and got none"
         scores = remembered(context.scores, context.earlier, context.memory)
         selection = fuse(scores, context.count, context.fusion_constant, context.noise_floor)
-        return with_anchors(selection, context)
+        return with_anchors(selection, context, context.anchor * faded(selection, context))

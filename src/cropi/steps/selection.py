@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from cropi.artifacts import file_hash, is_current
 from cropi.rollouts import rollout_statistics
 from cropi.run_directory import Stage
@@ -21,8 +23,11 @@ def select(
     rollouts: StageRollouts,
 ) -> Selection:
     """Return the stage's selection, from file where it is current."""
+    options = session.config.selection
+    remembered = _earlier(stage, scores) if options.memory or options.anchor else []
     made_from = fingerprint(
         rollouts.key,
+        [file_hash(path) for path in remembered],
         file_hash(stage.scores) if stage.scores.exists() else None,
         session.config.selection.model_dump(),
         session.config.verifiers.threshold,
@@ -31,7 +36,7 @@ def select(
         session.config.seed,
     )
     if not is_current(stage.selection, made_from):
-        selection = strategy.select(_context(session, stage, scores, rollouts))
+        selection = strategy.select(_context(session, stage, scores, rollouts, remembered))
         require_some(selection, stage.title)
         known = {p.prompt_id for p in session.sets.pool}
         assert known.issuperset(selection.prompt_ids), "a strategy selected unknown prompts"
@@ -42,7 +47,11 @@ def select(
 
 
 def _context(
-    session: Session, stage: Stage, scores: ScoreTable | None, rollouts: StageRollouts
+    session: Session,
+    stage: Stage,
+    scores: ScoreTable | None,
+    rollouts: StageRollouts,
+    remembered: list[Path],
 ) -> SelectionContext:
     config = session.config
     statistics = rollout_statistics(rollouts.pool, config.verifiers.threshold)
@@ -61,15 +70,15 @@ def _context(
         noise_floor=config.selection.noise_floor,
         memory=config.selection.memory,
         anchor=config.selection.anchor,
-        earlier=_earlier(stage, scores) if config.selection.memory else [],
+        earlier=[read_scores(path) for path in remembered],
         sources=[source[prompt_id] for prompt_id in statistics.prompt_ids],
         target_sources=frozenset(p.source for found in validation for p in found),
     )
 
 
-def _earlier(stage: Stage, scores: ScoreTable | None) -> list[ScoreTable]:
+def _earlier(stage: Stage, scores: ScoreTable | None) -> list[Path]:
     """Scores of the stages before this one; a strategy that scores once has none to average."""
-    paths = [stage.sibling(index).scores for index in range(stage.index)]
     if scores is None or not stage.scores.exists():
         return []
-    return [read_scores(path) for path in paths if path.exists()]
+    paths = [stage.sibling(index).scores for index in range(stage.index)]
+    return [path for path in paths if path.exists()]

@@ -1,0 +1,329 @@
+"""benchmarks/study.py: from regimes to numbers, figures and the tables of the page."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cropi.config import load_config, to_yaml
+from cropi.errors import InputError
+from cropi.study.measuring import measure
+from cropi.study.plan import StudyPlan
+from tiny_runs import TINY
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT / "benchmarks"), str(Path(__file__).parent / "study")]
+
+from study_report.bar import ORACLE, TARGETS, judged  # noqa: E402
+from study_report.gathering import gather  # noqa: E402
+from study_report.page import filled  # noqa: E402
+from study_report.results import Results  # noqa: E402
+from synthetic_study import write_study  # noqa: E402
+
+import study as script  # noqa: E402
+
+PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+SLOW = (0.4, 0.5, 0.6, 0.7, 0.8)
+FAST = (0.4, 0.76, 0.82, 0.84, 0.86)
+FLAT = (0.4, 0.42, 0.44, 0.46, 0.48)
+BEST = (0.4, 0.9, 0.9, 0.9, 0.9)
+SEEDS = (0, 1, 2)
+STRATEGIES = {"full": SLOW, "random": FLAT, "cropi": FAST, "oracle": BEST}
+
+
+def write_regime(folder: Path, name: str, strategies: list[str] | None = None) -> Path:
+    """A regime's config; its studies go to `folder`/runs."""
+    compare = {"strategies": strategies or list(STRATEGIES), "seeds": list(SEEDS)}
+    path = folder / "configs" / f"{name}.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump({**TINY, "name": name, "compare": compare}))
+    return path
+
+
+def write_curves(
+    folder: Path,
+    config: Path,
+    curves: dict[str, tuple[float, ...]],
+    spread: float = 0.01,
+    **more: Any,
+) -> None:
+    """A finished study of this config, with made-up curves; seeds differ by the spread."""
+    accuracies = {
+        name: {s: [v if i == 0 else v + (s - 1) * spread for i, v in enumerate(values)]
+               for s in SEEDS}
+        for name, values in curves.items()
+    }  # fmt: skip
+    root = folder / "runs" / f"{config.stem}-study"
+    write_study(root, accuracies, **more)
+    for manifest in root.glob("cells/*/*/manifest.json"):
+        known = json.loads(manifest.read_text()) | {"versions": {"torch": "1.2.3"}}
+        manifest.write_text(json.dumps(known))
+    plan = StudyPlan.of(load_config(str(config), [f"out={folder / 'runs'}"]))
+    (root / "study.yaml").write_text(to_yaml(plan.as_config()))
+
+
+def results_of(folder: Path, *configs: Path) -> Results:
+    return Results(gather(list(configs), str(folder / "runs")))
+
+
+@pytest.fixture
+def clean(tmp_path: Path) -> Results:
+    config = write_regime(tmp_path, "clean")
+    write_curves(tmp_path, config, STRATEGIES)
+    return results_of(tmp_path, config)
+
+
+def verdicts(results: Results, regime: str = "clean") -> dict[str, str]:
+    asked = [t for t in TARGETS if t.asks(regime)]
+    return {t.asked: judged(t, results.regimes[regime]).verdict for t in asked}
+
+
+def block(text: str, name: str) -> str:
+    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- end -->", text, re.S)
+    assert found is not None
+    return found.group(1)
+
+
+def page_for(results: Results) -> str:
+    names = ["table: setting", "table: bar"]
+    names += [f"{kind}: {name}" for name in results.regimes for kind in ("figure", "table")]
+    return "# Title\n" + "".join(f"\nText.\n\n<!-- {n} -->\n<!-- end -->\n" for n in names)
+
+
+# The numbers
+
+
+def test_the_numbers_are_those_of_the_study(clean: Results, tmp_path: Path) -> None:
+    study = measure(tmp_path / "runs" / "clean-study")
+    regime = clean.regimes["clean"]
+    for name in STRATEGIES:
+        final, area = regime.estimate(name, "final"), regime.estimate(name, "area")
+        standing = study.standings[name]
+        assert final is not None
+        assert area is not None
+        assert final.value == pytest.approx(standing.final.value, rel=1e-5)
+        assert (final.low, final.high) == pytest.approx(
+            (standing.final.low, standing.final.high), rel=1e-5
+        )
+        assert area.value == pytest.approx(standing.area.value, rel=1e-5)
+    for axis in ("steps", "flops", "seconds"):
+        for share in (0.8, 0.9, 0.95):
+            found, known = regime.speed("cropi", axis, share), study.speed("cropi", axis, share)
+            assert found is not None
+            assert known is not None
+            assert found.ratio == pytest.approx(known.ratio, rel=1e-5)
+            assert found.low == pytest.approx(known.low, rel=1e-5)
+    assert [s["seed"] for s in regime.strategies["cropi"]["per_seed"]] == list(SEEDS)
+
+
+def test_numbers_hold_what_was_selected_and_under_which_versions(clean: Results) -> None:
+    regime = clean.regimes["clean"]
+    first, second = regime.strategies["cropi"]["selected"]
+    assert first["sources"] == {"shift": 2.0, "sort": 10.0}
+    assert second["sources"] == {"shift": 4.0, "sort": 10.0}
+    assert regime.values["versions"] == [{"torch": "1.2.3"}]
+    assert regime.values["setting"]["pool"] == 40
+
+
+def test_a_file_of_numbers_gives_back_what_was_written(tmp_path: Path) -> None:
+    config = write_regime(tmp_path, "clean")
+    write_curves(tmp_path, config, STRATEGIES)
+    numbers = gather([config], str(tmp_path / "runs"))
+    hostile = 'two  spaces, {braces} [and\nlines] "quoted"'
+    numbers["regimes"]["clean"]["notes"] = [hostile]
+    script.write_numbers(tmp_path / "numbers.json", numbers)
+    assert json.loads((tmp_path / "numbers.json").read_text()) == numbers
+
+
+# The bar
+
+
+def test_the_bar_is_judged_from_the_numbers(clean: Results) -> None:
+    found = verdicts(clean)
+    assert found["steps: at least 4x fewer"] == "no"  # 83.1 steps against 23.1
+    assert found["steps: lower end of the interval at least 2.66x"] == "yes"
+    assert found["compute: at least 1.3x less"] == "yes"  # 29.9 MFLOPs against 21.8
+    asked = "compute: at least 2x less if training cost 5 times its selection"
+    assert found[asked] == "yes"  # against 8.3 of training and 13.5 x 2 / 5 of selection
+    assert found["highest area of all but the oracle"] == "yes"
+    assert found["not below random"] == "yes"
+    assert found["untargeted accuracy at most 2 points below the start"] == "yes"
+    assert found["final targeted at most 1 point below full's, by the interval"] == "yes"
+
+
+def test_a_method_that_never_gets_there_misses_the_bar(tmp_path: Path) -> None:
+    config = write_regime(tmp_path, "clean")
+    untargeted = (0.5, 0.49, 0.48, 0.475, 0.47)
+    swapped = {**STRATEGIES, "cropi": FLAT, "random": FAST}
+    write_curves(tmp_path, config, swapped, untargeted=untargeted)
+    assert set(verdicts(results_of(tmp_path, config)).values()) == {"no"}
+
+
+def test_an_interval_is_judged_by_its_worse_end(tmp_path: Path) -> None:
+    config = write_regime(tmp_path, "noisy_answers")
+    near = tuple(v + 0.005 for v in SLOW)
+    asked = "final targeted accuracy above full's, by the interval"
+    # cropi alone differs between seeds: its mean is above full's, its worst seed below.
+    accuracies = {"full": dict.fromkeys(SEEDS, SLOW), "random": dict.fromkeys(SEEDS, FLAT)}
+    accuracies["cropi"] = {0: SLOW, 1: near, 2: tuple(v + 0.01 for v in SLOW)}
+    accuracies["oracle"] = dict.fromkeys(SEEDS, BEST)
+    write_study(tmp_path / "runs" / "noisy_answers-study", accuracies)
+    results = results_of(tmp_path, config)
+    gap = results.regimes["noisy_answers"].gap("cropi", "final")
+    assert gap is not None
+    assert gap.value == pytest.approx(0.005)
+    assert verdicts(results, "noisy_answers")[asked] == "no"
+
+
+def test_one_seed_decides_nothing_that_needs_an_interval(tmp_path: Path) -> None:
+    config = write_regime(tmp_path, "clean")
+    accuracies = {name: {0: values} for name, values in STRATEGIES.items()}
+    write_study(tmp_path / "runs" / "clean-study", accuracies)
+    found = verdicts(results_of(tmp_path, config))
+    assert found["steps: lower end of the interval at least 2.66x"] == "open"
+    assert found["highest area of all but the oracle"] == "yes so far"
+
+
+def test_the_oracle_alone_is_no_baseline(clean: Results) -> None:
+    regime = clean.regimes["clean"]
+    ahead = regime.ahead(ORACLE, "area")
+    assert ahead is not None
+    assert ahead.value < 0
+    assert verdicts(clean)["highest area of all but the oracle"] == "yes"
+
+
+# The page
+
+
+def test_the_committed_page_has_every_block_once(tmp_path: Path) -> None:
+    configs = script.regimes(script.CONFIGS)
+    empty = filled(PAGE, results_of(tmp_path, *configs))
+    assert block(empty, "table: bar").strip() == "*Not run yet.*"
+    assert next(c.stem for c in configs) == script.FIRST
+    for heading in ("What did not help", "Limits"):
+        assert f"\n## {heading}\n" in PAGE
+
+
+def test_tables_say_the_numbers_and_keep_the_text(clean: Results) -> None:
+    page = page_for(clean)
+    text = filled(page, clean)
+    assert filled(text, clean) == text
+    assert text.count("Text.") == page.count("Text.")
+    rows = [line.split(" | ") for line in block(text, "table: clean").splitlines() if "|" in line]
+    own = next(row for row in rows if "**cropi**" in row[0])
+    assert own[1] == "86.0% [85.0, 87.0]"
+    assert own[5].startswith("3.60x [")
+    assert "full (baseline)" in rows[2][0]
+    assert "figures/clean.svg" in block(text, "figure: clean")
+    assert (
+        block(text, "table: bar")
+        .strip()
+        .startswith("Met: 8 of 9. Not met: steps: at least 4x fewer (clean).\n")
+    )
+
+
+def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    configs = [write_regime(tmp_path, name) for name in ("clean", "shifted")]
+    write_curves(tmp_path, configs[0], {k: v for k, v in STRATEGIES.items() if k != "random"})
+    results = results_of(tmp_path, *configs)
+    text = filled(page_for(results), results)
+    assert "*Unfinished: random 0 of 3 seeds.*" in block(text, "table: clean")
+    assert block(text, "table: shifted").strip() == "*Not run yet.*"
+    assert block(text, "figure: shifted") == ""
+    assert "yes so far: " in block(text, "table: bar")
+    assert "not run yet" in block(text, "table: bar")
+
+
+def test_a_study_run_with_other_settings_is_told(tmp_path: Path) -> None:
+    config = write_regime(tmp_path, "clean")
+    write_curves(tmp_path, config, STRATEGIES)
+    config.write_text(config.read_text().replace("ratio: 0.1", "ratio: 0.3"))
+    results = results_of(tmp_path, config)
+    said = "run with other settings than the config's of now: selection.ratio"
+    assert results.regimes["clean"].notes == [said]
+    assert said in block(filled(page_for(results), results), "table: clean")
+
+
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [
+        ("", "0 blocks"),
+        ("<!-- table: other -->\n<!-- end -->", "nobody fills `<!-- table: other -->`"),
+        ("<!-- table: clean -->\n<!-- end -->", "2 blocks"),
+    ],
+)
+def test_a_page_with_other_blocks_is_refused(clean: Results, page: str, said: str) -> None:
+    whole = page_for(clean) if page else ""
+    with pytest.raises(InputError, match=re.escape(said)):
+        filled(whole + page, clean)
+
+
+# The commands
+
+
+def report(folder: Path, docs: Path) -> None:
+    docs.mkdir()
+    regimes = [p.stem for p in (folder / "configs").glob("*.yaml")]
+    names = ["table: setting", "table: bar"]
+    names += [f"{kind}: {name}" for name in regimes for kind in ("figure", "table")]
+    page = docs / "results.md"
+    page.write_text("".join(f"<!-- {name} -->\n<!-- end -->\n" for name in names))
+    places = ["--out", folder / "runs", "--configs", folder / "configs"]
+    places += ["--page", page, "--results", docs / "study.json"]
+    script.main(["report", *map(str, places)])
+
+
+def test_the_same_studies_give_the_same_bytes(tmp_path: Path) -> None:
+    write_curves(tmp_path, write_regime(tmp_path, "clean"), STRATEGIES)
+    for name in ("a", "b"):
+        report(tmp_path, tmp_path / name)
+    written = {p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file()}
+    assert {str(p) for p in written} == {"results.md", "study.json", "figures/clean.svg"}
+    for path in written:
+        assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes()
+    svg = (tmp_path / "a" / "figures" / "clean.svg").read_text()
+    assert ET.fromstring(svg).tag.endswith("svg")
+    assert "dc:date" not in svg
+
+
+def test_nothing_finished_keeps_what_was_reported(tmp_path: Path) -> None:
+    write_regime(tmp_path, "clean")
+    with pytest.raises(SystemExit, match=r"no study in .* has a finished cell"):
+        report(tmp_path, tmp_path / "docs")
+    assert not (tmp_path / "docs" / "study.json").exists()
+
+
+def test_a_name_that_is_no_regime_is_refused() -> None:
+    with pytest.raises(SystemExit, match=r"--only 'cleen' is no regime; allowed: clean, "):
+        script.main(["run", "--only", "clean,cleen"])
+
+
+def test_a_regime_that_fails_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    config = write_regime(tmp_path, "broken", ["no_such_strategy"])
+    with pytest.raises(SystemExit, match="broken did not finish"):
+        script.main(["run", "--configs", str(config.parent), "--out", str(tmp_path / "runs")])
+    assert "no_such_strategy" in capfd.readouterr().err
+
+
+def test_a_study_is_run_and_reported_for_real(tmp_path: Path) -> None:
+    config = write_regime(tmp_path, "tiny", ["full", "cropi"])
+    values = yaml.safe_load(config.read_text())
+    values["compare"]["seeds"] = [0]
+    values["training"] |= {"stages": 1, "steps_per_stage": 2}
+    config.write_text(yaml.safe_dump(values))
+    places = ["--out", str(tmp_path / "runs"), "--configs", str(config.parent)]
+    script.main(["run", "--only", "tiny", *places])
+    report(tmp_path, tmp_path / "docs")
+    found = json.loads((tmp_path / "docs" / "study.json").read_text())["regimes"]["tiny"]
+    assert set(found["strategies"]) == {"full", "cropi"}
+    assert found["setting"]["parameters"] == 811_648
+    assert found["missing"] == []
+    assert found["notes"] == [] or "gained" in found["notes"][0]
+    assert "torch" in found["versions"][0]
