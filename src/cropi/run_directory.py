@@ -40,7 +40,6 @@ Row = dict[str, Any]
 ADDED_SINCE: dict[str, Any] = {
     "selection.noise_floor": 0.0,
     "selection.memory": 0.0,
-    "selection.anchor": 0.0,
     "rollouts.refresh": "never",
     "training.dynamic_sampling": False,
 }

@@ -1,4 +1,4 @@
-"""Memory and anchors: what the paper's selection has not."""
+"""Memory, which the paper's selection has not, and who does without."""
 
 from __future__ import annotations
 
@@ -58,26 +58,8 @@ def test_the_strategy_ranks_by_what_it_remembers() -> None:
     assert mindful == ids[::-1][:8]
 
 
-def test_anchors_come_in_as_influence_fades() -> None:
-    """Half the alignment is left, so half of the anchors' share of 0.4 is due: 2 of 10."""
-    ids = [f"p{n:02d}" for n in range(4, 40)]
-    before = scores({i: 0.5 - n / 100 for n, i in enumerate(ids)})
-    now = scores({i: (0.5 - n / 100) / 2 for n, i in enumerate(ids)})
-    strategy = find_strategy("cropi")
-    assert len(strategy.select(context(before, anchor=0.4)).prompt_ids) == 8
-    assert len(strategy.select(context(before, anchor=0.4, earlier=[before])).prompt_ids) == 8
-    found = [strategy.select(context(now, anchor=0.4, earlier=[before], seed=s)) for s in range(60)]
-    assert all(f.prompt_ids[:8] == ids[:8] for f in found)
-    assert {len(f.prompt_ids) for f in found} == {10}
-    assert set().union(*(f.prompt_ids[8:] for f in found)) == set(ids[8:])
-    assert all(
-        f.scores[8:].tolist() == [0, 0] and f.ranks["v"][8:].tolist() == [0, 0] for f in found
-    )
-    assert found[0].notes == ["2 anchors from the rest of the informative pool"]
-
-
 def test_the_one_shot_baseline_stays_as_published() -> None:
     table = scores({f"p{n:02d}": (0.5 if n < 8 else -0.01 * (n % 3) - 0.001) for n in range(4, 40)})
-    given = context(table, noise_floor=3.0, memory=0.5, anchor=0.4, earlier=[table])
+    given = context(table, noise_floor=3.0, memory=0.5, earlier=[table])
     assert len(find_strategy("influence").select(given).prompt_ids) == 8
     assert len(find_strategy("cropi").select(given).prompt_ids) == 4

@@ -321,11 +321,6 @@ class SelectionConfig(Section):
         0.5,
         description="weight of earlier stages' influence in a running mean; 0 (paper): none",
     )
-    anchor: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.4,
-        description="share of prompts from the rest of the informative pool, against forgetting, "
-        "that a stage would have if influence had faded to nothing; 0 (paper): none",
-    )
 
 
 class LoraConfig(Section):

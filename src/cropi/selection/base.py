@@ -23,7 +23,7 @@ class SelectionContext:
     `prompt_ids` is the whole pool; `pass_rate` and `variance` float64 [n] of the rewards and
     `informative` bool [n] are aligned with it. `count` is how many to choose, `scores` the
     influence under the current policy where the strategy asked for it. `seed` is the stage's.
-    `earlier` are the scores of the stages before, oldest first, where memory or anchors want them.
+    `earlier` are the scores of the stages before, oldest first, where `memory` wants them.
     `sources` names each prompt's source, `target_sources` those of the validation prompts.
     """
 
@@ -38,7 +38,6 @@ class SelectionContext:
     fusion_constant: float = 0.0
     noise_floor: float = 0.0
     memory: float = 0.0
-    anchor: float = 0.0
     earlier: Sequence[ScoreTable] = ()
     sources: Sequence[str] = ()
     target_sources: frozenset[str] = frozenset()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from cropi.schema import Selection
-from cropi.selection.anchor import faded, with_anchors
 from cropi.selection.base import Scoring, SelectionContext
 from cropi.selection.fusion import fuse
 from cropi.selection.memory import remembered
@@ -18,5 +17,4 @@ class Cropi:
         """Fuse the rankings of all validation sets."""
         assert context.scores is not None, "cropi asked for scores and got none"
         scores = remembered(context.scores, context.earlier, context.memory)
-        selection = fuse(scores, context.count, context.fusion_constant, context.noise_floor)
-        return with_anchors(selection, context, context.anchor * faded(selection, context))
+        return fuse(scores, context.count, context.fusion_constant, context.noise_floor)

@@ -23,8 +23,7 @@ def select(
     rollouts: StageRollouts,
 ) -> Selection:
     """Return the stage's selection, from file where it is current."""
-    options = session.config.selection
-    remembered = _earlier(stage, scores) if options.memory or options.anchor else []
+    remembered = _earlier(stage, scores) if session.config.selection.memory else []
     made_from = fingerprint(
         rollouts.key,
         [file_hash(path) for path in remembered],
@@ -69,7 +68,6 @@ def _context(
         fusion_constant=config.selection.fusion_constant,
         noise_floor=config.selection.noise_floor,
         memory=config.selection.memory,
-        anchor=config.selection.anchor,
         earlier=[read_scores(path) for path in remembered],
         sources=[source[prompt_id] for prompt_id in statistics.prompt_ids],
         target_sources=frozenset(p.source for found in validation for p in found),

@@ -24,7 +24,6 @@ PAPER: dict[str, Any] = {
     "selection.fusion_constant": 0.0,
     "selection.noise_floor": 0.0,
     "selection.memory": 0.0,
-    "selection.anchor": 0.0,
     "influence.target": "mean",
     "influence.precondition": "none",
     "training.dynamic_sampling": False,
