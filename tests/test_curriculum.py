@@ -10,7 +10,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import yaml
 
 from cropi.artifacts import read_lines
 from cropi.curriculum import run
@@ -97,22 +96,6 @@ def test_another_config_is_refused_in_the_same_directory(folder: Path, finished:
     with pytest.raises(InputError, match=r"selection\.ratio: 0\.1 -> 0\.2"):
         run(tiny_config(folder, "baselines=[full]", "selection.ratio=0.2"))
     assert promised_bytes(finished) == before
-
-
-def test_a_run_that_knows_nothing_of_younger_settings_goes_on_as_it_began(tmp_path: Path) -> None:
-    younger = ("selection.noise_floor=0", "selection.memory=0", "rollouts.refresh=never")
-    short = ("training.stages=1", "training.steps_per_stage=1", *younger)
-    config = tiny_config(tmp_path, *short)
-    file = run(config) / "config.yaml"
-    values = yaml.safe_load(file.read_text())
-    for setting in younger:
-        section, key = setting.split("=")[0].split(".")
-        del values[section][key]
-    file.write_text(yaml.safe_dump(values))
-    run(config)
-    file.write_text(yaml.safe_dump(values))
-    with pytest.raises(InputError, match=r"selection\.noise_floor: 0\.0 -> 2\.5"):
-        run(tiny_config(tmp_path, *short, "selection.noise_floor=2.5"))
 
 
 def test_changed_inputs_are_refused_in_the_same_directory(tmp_path: Path) -> None:

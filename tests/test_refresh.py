@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from cropi.artifacts import read_lines
 from cropi.curriculum import run
+from cropi.errors import InputError
 from cropi.rollouts import read_rollouts
 from cropi.schema import Response, RolloutGroup
 from cropi.steps.refresh import overlaid
@@ -102,9 +105,12 @@ def test_only_stale_prompts_of_the_pool_are_sampled_again(tmp_path: Path) -> Non
     assert 0 < len(fresh) <= len(pool)
     assert {g.prompt_id for g in fresh} <= {g.prompt_id for g in pool}
     assert not (stage(near, 1) / "rollouts/pool.parquet").exists()
-    read, *_ = costs(near)
-    assert read["tokens_generated"] == 0
-    assert read["tokens_forward"] > sum(g.tokens for g in pool)
+    validation = read_rollouts(stage(near, 1) / "rollouts/validation/sort.parquet")
+    assert [c["tokens_generated"] for c in costs(near)] == [sum(g.tokens for g in validation)]
+    reading, *scoring = [c for c in costs(near, "scoring") if c["stage"] == 1]
+    assert reading["tokens_backward"] == 0
+    assert reading["tokens_forward"] > sum(g.tokens for g in pool)
+    assert len(scoring) == 1
 
 
 def test_learnalign_looks_once_at_the_pool_and_at_no_validation_set(tmp_path: Path) -> None:
@@ -125,6 +131,34 @@ def test_a_stage_that_is_made_again_samples_the_same(tmp_path: Path, refresh: st
     for file in (last / "rollouts.json", last / "scores.parquet", last / "selection.parquet"):
         file.unlink()
     assert promised_bytes(run(config)) == before
+
+
+def test_a_retrained_stage_has_the_next_one_sample_anew_and_remains_are_not_read(
+    tmp_path: Path,
+) -> None:
+    config = tiny_config(tmp_path, *SHORT, "rollouts.refresh=validation")
+    done = run(config)
+    before = promised_bytes(done)
+    last = stage(config.directory, 1)
+    facts = json.loads((last / "rollouts.json").read_text())
+    # Made from another policy, and beside it a file that no finished attempt has listed.
+    (last / "rollouts.json").write_text(json.dumps({**facts, "made_from": "another policy"}))
+    shutil.copy(done / "rollouts/pool.parquet", last / "rollouts/pool.parquet")
+    run(config)
+    assert json.loads((last / "rollouts.json").read_text()) == facts
+    (last / "rollouts/pool.parquet").unlink()
+    assert promised_bytes(done) == before
+
+
+def test_weights_that_were_let_go_and_are_needed_again_are_named(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, *SHORT, "training.keep=last")
+    scores = stage(run(config), 1) / "scores.parquet"
+    scores.write_bytes(b"PAR1 torn")
+    with pytest.raises(InputError, match=r"training\.keep is last.*remove .*0/policy/cropi_stage"):
+        run(config)
+    (stage(config.directory, 0) / "policy" / "cropi_stage.json").unlink()
+    run(config)
+    assert len(read_scores(scores).prompt_ids) > 0
 
 
 def test_checkpoints_that_nothing_needs_are_let_go(tmp_path: Path) -> None:

@@ -195,11 +195,13 @@ def select(
     seed: int = 0,
     stage: int = 0,
     fusion_constant: float = 0.0,
+    noise_floor: float = 3.0,
     threshold: float | None = None,
 ) -> Selection:
     """Choose prompts by `strategy`; `rollouts` are needed by those that look at pass rates.
 
-    `ratio` in (0, 1] is a share of the whole pool, uninformative prompts included.
+    `ratio` in (0, 1] is a share of the whole pool, uninformative prompts included; prompts within
+    `noise_floor` standard deviations of noise are left out (docs/method.md).
     """
     if not 0 < ratio <= 1:
         raise InputError(
@@ -225,6 +227,7 @@ def select(
         seed=seed,
         scores=table,
         fusion_constant=fusion_constant,
+        noise_floor=noise_floor,
     )
     selection = chosen.select(context)
     require_some(selection, f"strategy {strategy}")

@@ -37,13 +37,6 @@ from cropi.config import RunConfig, arm_name, determines, flat, to_yaml
 from cropi.errors import InputError
 
 Row = dict[str, Any]
-ADDED_SINCE: dict[str, Any] = {
-    "selection.noise_floor": 0.0,
-    "selection.memory": 0.0,
-    "rollouts.refresh": "never",
-    "training.dynamic_sampling": False,
-}
-"""Settings younger than some runs, with the values that those runs had."""
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "numpy", "pyarrow", "math-verify")
 
 
@@ -255,9 +248,6 @@ def _require_same(existing: Path, config: RunConfig) -> None:
     except (yaml.YAMLError, UnicodeDecodeError):
         raise InputError(f"{existing} is damaged; remove it if the run is this one's") from None
     now = flat(yaml.safe_load(to_yaml(config)))
-    # A run that an older version began knows nothing of settings that have come since: they stood
-    # at what is now written for the method as published, so only another value is a difference.
-    before = {**{k: v for k, v in ADDED_SINCE.items() if k in now}, **before}
     changed = sorted(
         k for k in before.keys() | now.keys() if determines(k) and before.get(k) != now.get(k)
     )

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,10 +22,19 @@ from cropi.study.measuring import write
 from cropi.study.plan import StudyPlan
 from cropi.study.running import run_study
 from cropi.tables import read_selection
-from tiny_runs import tiny_config
+from tiny_runs import tiny_config, write_config
 
 FAST = ("training.steps_per_stage=2", "evaluation.every=2", "rollouts.responses=4")
-VARIANT = "compare.variants={wider: {selection.strategy: cropi, selection.ratio: 0.5}}"
+VARIANT = (
+    "compare.variants={wider: {selection.strategy: cropi, selection.ratio: 0.5}, "
+    "r.5: {selection.ratio: 0.5}, r-5: {selection.ratio: 0.5}, seeded: {seed: 7}}"
+)
+CRASHING = """
+class Crashing:
+    scoring = "never"
+    def select(self, context):
+        raise RuntimeError("no luck")
+"""
 
 
 def plan(folder: Path, *labels: str, seeds: tuple[int, ...] = (0, 1)) -> StudyPlan:
@@ -117,10 +130,58 @@ def test_a_cell_that_fails_is_named_and_stops_no_other(tmp_path: Path) -> None:
         tmp_path, *FAST, "prompts.pool=[{pocket: [add, max], split: pool, size: 44}]"
     )
     study = StudyPlan.of(config, ["oracle", "full"], [0])
-    with pytest.raises(InputError, match=r"1 of 2 cells failed \(oracle, seed 0.*no pool prompt"):
+    with pytest.raises(
+        InputError, match=r"1 of 2 cells are not finished \(oracle, seed 0.*no pool"
+    ):
         run_study(study)
     assert is_finished(study.cells()[1].config)
     assert write(study.root).standings.keys() == {"full"}
+
+
+def test_a_crash_in_a_cell_stops_no_other_and_leaves_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "crashing.py").write_text(CRASHING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.syspath_prepend(tmp_path)
+    study = StudyPlan.of(tiny_config(tmp_path, *FAST), ["crashing:Crashing", "full"], [0])
+    with pytest.raises(InputError, match=r"1 of 2 cells.*RuntimeError: no luck \(see its log"):
+        run_study(study)
+    assert is_finished(study.cells()[1].config)
+    log = study.cells()[0].config.directory / "log.txt"
+    assert "RuntimeError: no luck" in log.read_text()
+
+
+def test_a_setting_that_one_cell_cannot_use_is_told_before_rollouts(tmp_path: Path) -> None:
+    odd = "compare.variants={odd: {selection.strategy: full, training.grpo.nosuch: 1}}"
+    study = StudyPlan.of(tiny_config(tmp_path, *FAST, odd), ["odd", "full"], [0])
+    with pytest.raises(InputError, match=r"2 of 2 cells are not finished.*nosuch"):
+        run_study(study)
+    assert not (study.root / "shared" / "seed-0" / "rollouts").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads Linux's /proc")
+def test_workers_end_with_the_study_that_was_killed(tmp_path: Path) -> None:
+    """An orphan would go on in the very cells that the next start resumes."""
+    config = write_config(tmp_path)
+    command = [sys.executable, "-m", "cropi.cli", "compare", str(config), "--seeds", "0", *FAST]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while not list(tmp_path.rglob("shared/seed-0/log.txt")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.kill()
+    assert children
+    while any(alive(int(pid)) for pid in children):
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    """Whether the process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_cell_with_rollouts_of_its_own_does_not_take_the_shared_ones_times(
@@ -145,6 +206,9 @@ def test_a_cell_with_rollouts_of_its_own_does_not_take_the_shared_ones_times(
         (["ful"], [0], r"'ful' is no strategy and no variant; allowed: cropi, dapo.*wider"),
         (["full", "full"], [0], "name at least one, and each once"),
         (["full"], [], "compare seeds"),
+        (["r.5", "r-5"], [0], "two share a folder; rename a variant"),
+        (["seeded"], [0], "seeded: seed is the study's to decide"),
+        (["no.module:Nope"], [0], "no module named 'no'"),
     ],
 )
 def test_what_cannot_be_compared_is_told_before_any_work(

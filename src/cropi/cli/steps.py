@@ -165,6 +165,9 @@ def select(
         Path | None, typer.Option(help="Rollouts of the pool, for strategies that look at them")
     ] = None,
     fusion_constant: Annotated[float, typer.Option(help="c in 1/(c + rank)")] = 0.0,
+    noise_floor: Annotated[
+        float, typer.Option(min=0, help="Leave out what is within this many deviations of noise")
+    ] = 3.0,
     seed: Seed = 0,
 ) -> None:
     """Choose the prompts of a stage.
@@ -185,6 +188,7 @@ def select(
         rollouts=rollouts,
         seed=seed,
         fusion_constant=fusion_constant,
+        noise_floor=noise_floor,
     )
     write_selection(out, selection)
     narrator = make_narrator()

@@ -55,7 +55,8 @@ def located(config: RunConfig, base: Path | None) -> RunConfig:
     Prompts and verifiers are looked for from `base` too, beside the current directory.
     """
     path = Path(config.model.path)
-    if base is None or path.exists() or not (base / path).is_dir():
+    built_in = config.model.path in BUILTIN_MODELS
+    if base is None or built_in or path.exists() or not (base / path).is_dir():
         return config
     model = config.model.model_copy(update={"path": str((base / path).resolve())})
     return config.model_copy(update={"model": model})
@@ -110,6 +111,9 @@ def to_yaml(config: RunConfig) -> str:
     """Render a resolved config; loading the text gives the same config."""
     values = config.model_dump(mode="json", exclude_none=True)
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+
+
+BUILTIN_MODELS = ("pocket", "smollm2")
 
 
 class _Loader(yaml.SafeLoader):

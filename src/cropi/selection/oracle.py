@@ -23,7 +23,7 @@ class Oracle:
 
         Raises InputError if the pool has none: there is no oracle for such a pool.
         """
-        pairs = zip(context.prompt_ids, context.sources, strict=True)
+        pairs = zip(context.prompt_ids, context.sources, strict=False)  # outside runs: none known
         chosen = [prompt_id for prompt_id, source in pairs if source in context.target_sources]
         if not chosen:
             raise InputError(

@@ -49,8 +49,9 @@ def _influence(
         )
         influence = scorer.score(rollouts.pool, directions(needs, rollouts))
         bar.note = f"{len(influence.table.prompt_ids):,} prompts, {influence.tokens:,} tokens"
-    for note in influence.notes:
-        session.narrator.warn(note)
+    if needs.validation:  # what is said of a target makes no sense of the pool as its own
+        for note in influence.notes:
+            session.narrator.warn(note)
     return influence
 
 

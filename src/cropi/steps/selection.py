@@ -27,7 +27,7 @@ def select(
     made_from = fingerprint(
         rollouts.key,
         [file_hash(path) for path in remembered],
-        file_hash(stage.scores) if stage.scores.exists() else None,
+        [file_hash(path) for path in (stage.scores, stage.sibling(0).scores) if path.exists()],
         session.config.selection.model_dump(),
         session.config.verifiers.threshold,
         stage.arm,

@@ -9,6 +9,7 @@ from types import TracebackType
 
 from cropi.artifacts import POLICY_RECORD
 from cropi.config import RunConfig, arm_name
+from cropi.errors import InputError
 from cropi.evaluation import EvaluationSets
 from cropi.models import Policy, load_policy
 from cropi.progress import Narrator
@@ -70,6 +71,7 @@ class Session:
     def load(self, path: str) -> Policy:
         """Load a policy as the config's model section says."""
         model = self.config.model
+        _require_weights(Path(path))
         policy = load_policy(
             path,
             revision=model.revision if path == model.path else None,
@@ -108,6 +110,17 @@ class Session:
     def arms_needing(self, kind: str) -> list[str]:
         """The arms that use, and pay for, the shared rollouts of the pool or of validation sets."""
         return arms_needing(self.config, kind)
+
+
+def _require_weights(policy: Path) -> None:
+    """Raise InputError for a stage whose weights were let go (`training.keep`)."""
+    record = policy / POLICY_RECORD
+    if record.exists() and [file.name for file in policy.iterdir()] == [POLICY_RECORD]:
+        raise InputError(
+            f"the weights in {policy} were let go (training.keep is last) and are needed again, as "
+            f"something made from them is missing or damaged; remove {record} and those of the "
+            "stages before it, and the run trains them again"
+        )
 
 
 def needs_in(config: RunConfig, strategy: str) -> Needs:

@@ -184,11 +184,11 @@ def _plan(
 
 
 def _visited_before(stage: Stage, selection: Selection) -> int:
-    """Visits of these prompts by the stages right before this one that had exactly them."""
-    wanted, visited = set(selection.prompt_ids), 0
+    """Visits of these prompts by the stages right before this one that had them in this order."""
+    visited = 0
     for index in range(stage.index - 1, -1, -1):
         earlier = stage.sibling(index)
-        if set(read_selection(earlier.selection).prompt_ids) != wanted:
+        if read_selection(earlier.selection).prompt_ids != selection.prompt_ids:
             break
         visited += int(earlier.recorded()["visited"])
     return visited

@@ -4,35 +4,42 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from rich.console import Console
 
 from cropi.artifacts import file_hash, read_lines, write_json
-from cropi.config import RunConfig
+from cropi.config import RunConfig, located
 from cropi.curriculum import opened, prepare, train_curriculum
 from cropi.progress import Narrator
+from cropi.prompts.loaders import find_file
 from cropi.run_directory import RunDirectory
 from cropi.schema import fingerprint
-from cropi.steps import write_report
+from cropi.steps import check_settings, write_report
 from cropi.steps.session import arms_needing
 
 FINISHED = "finished.json"
 
 
-def is_finished(config: RunConfig) -> bool:
+def is_finished(config: RunConfig, base: Path | None = None) -> bool:
     """Whether the run of this config has been done to its end, from the same prompt files."""
     file = config.directory / FINISHED
-    return file.is_file() and _mark(config) in file.read_text(encoding="utf-8")
+    return file.is_file() and _mark(config, base) in file.read_text(encoding="utf-8")
 
 
-def prepare_shared(config: RunConfig, base: Path | None) -> None:
-    """Collect what the cells of a seed share into the run directory of `config`."""
-    with _logged(config) as narrator, opened(config, base, narrator) as session:
-        prepare(session)
-    _finish(config)
+def prepare_shared(config: RunConfig, cells: Sequence[RunConfig], base: Path | None) -> None:
+    """Collect what the `cells` of a seed share into the run directory of `config`.
+
+    Raises InputError for a setting of any cell that cannot be used, before rollouts are paid for.
+    """
+    with _logged(config) as narrator:
+        for cell in cells:
+            check_settings(located(cell, base), base, narrator)
+        with opened(config, base, narrator) as session:
+            prepare(session)
 
 
 def run_cell(config: RunConfig, shared: RunConfig, base: Path | None) -> None:
@@ -43,7 +50,7 @@ def run_cell(config: RunConfig, shared: RunConfig, base: Path | None) -> None:
         for name in config.strategies:
             train_curriculum(session, name, start)
         write_report(session)
-    _finish(config)
+    write_json(config.directory / FINISHED, {"made_from": _mark(config, base)})
 
 
 def adopt(shared: RunConfig, config: RunConfig) -> None:
@@ -95,7 +102,7 @@ def _link(source: str, target: str) -> str:
     return target
 
 
-def _mark(config: RunConfig) -> str:
+def _mark(config: RunConfig, base: Path | None) -> str:
     """What makes a finished cell this very one."""
     settings = {
         key: value
@@ -103,7 +110,7 @@ def _mark(config: RunConfig) -> str:
         if section not in ("name", "out", "compare")
         for key, value in _determining(config, section).items()
     }
-    return fingerprint(settings, _file_hashes(config))
+    return fingerprint(settings, _file_hashes(config, base))
 
 
 def _determining(config: RunConfig, section: str) -> dict[str, object]:
@@ -111,16 +118,12 @@ def _determining(config: RunConfig, section: str) -> dict[str, object]:
     return config.determining(section) if hasattr(value, "model_dump") else {section: value}
 
 
-def _file_hashes(config: RunConfig) -> list[str]:
-    """Content of the prompt files that can be seen from here."""
+def _file_hashes(config: RunConfig, base: Path | None) -> list[str]:
+    """Content of the prompt files."""
     sets = config.prompts
     named = [s for group in (sets.validation, sets.test) for found in group.values() for s in found]
-    paths = [Path(s.path) for s in [*sets.pool, *named, *config.warmup.prompts] if s.path]
-    return [file_hash(path) for path in paths if path.is_file()]
-
-
-def _finish(config: RunConfig) -> None:
-    write_json(config.directory / FINISHED, {"made_from": _mark(config)})
+    sources = [*sets.pool, *named, *config.warmup.prompts]
+    return [file_hash(find_file(source.path, base)) for source in sources if source.path]
 
 
 @contextmanager
@@ -132,4 +135,8 @@ def _logged(config: RunConfig) -> Iterator[Narrator]:
         redirect_stdout(log),
         redirect_stderr(log),
     ):
-        yield Narrator(Console(file=log, width=160))
+        try:
+            yield Narrator(Console(file=log, width=160))
+        except Exception:
+            traceback.print_exc(file=log)
+            raise

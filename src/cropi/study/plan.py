@@ -16,7 +16,7 @@ from typing import Any
 
 from cropi.config import RunConfig, arm_name, with_settings
 from cropi.errors import InputError
-from cropi.selection.registry import BUILTIN
+from cropi.selection.registry import BUILTIN, find_strategy
 
 PAPER: dict[str, Any] = {
     "selection.strategy": "cropi",
@@ -28,9 +28,10 @@ PAPER: dict[str, Any] = {
     "influence.precondition": "none",
     "training.dynamic_sampling": False,
 }
-"""The recipe of arXiv 2510.26491, whatever the config's own is (its ratio and stages stay)."""
+"""The recipe of arXiv 2510.26491; ratio, stages, objective and parameters stay the config's."""
 
 BUILTIN_VARIANTS = {"paper": PAPER}
+DECIDED_HERE = ("name", "out", "seed", "data_seed", "baselines", "compare")
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,12 @@ class StudyPlan:
         for name, values in (("strategies", wanted), ("seeds", seeds)):
             if not values or len(set(values)) < len(values):
                 raise InputError(f"compare {name} {values}: name at least one, and each once")
+        folders = [arm_name(label) for label in wanted]
+        if len(set(folders)) < len(folders):
+            raise InputError(f"compare strategies {wanted}: two share a folder; rename a variant")
         plan = cls(config, tuple(wanted), tuple(seeds), config.compare.baseline)
-        plan.cells()  # a wrong name or setting is told before any work
+        for cell in plan.cells():  # a wrong name or setting is told before any work
+            find_strategy(cell.config.selection.strategy)
         return plan
 
     @property
@@ -108,7 +113,7 @@ class StudyPlan:
         """The dotted settings that a strategy or variant puts over the base config."""
         variants = {**BUILTIN_VARIANTS, **self.config.compare.variants}
         if label in variants:
-            return dict(variants[label])
+            return _variant(label, variants[label])
         if label not in BUILTIN and ":" not in label:
             known = ", ".join(sorted({*BUILTIN, *variants}))
             raise InputError(
@@ -122,5 +127,18 @@ class StudyPlan:
         data_seed = config.seed if config.data_seed is None else config.data_seed
         own = {"name": f"seed-{seed}", "out": str(out), "seed": seed, "data_seed": data_seed}
         plain = config.model_copy(update={"compare": type(config.compare)()})
-        every = {"baselines": [], "training.keep": "last", **settings, **own}
+        # A study would keep a checkpoint a stage and cell; who wants that says so.
+        keep = config.training.keep if "keep" in config.training.model_fields_set else "last"
+        every = {"baselines": [], "training.keep": keep, **settings, **own}
         return with_settings(plain, every, f"of {label}")
+
+
+def _variant(label: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """A variant's settings. Raises InputError for one that the study itself decides."""
+    for key in settings:
+        if key.split(".")[0] in DECIDED_HERE:
+            raise InputError(
+                f"compare.variants.{label}: {key} is the study's to decide; set it for the whole "
+                "config, or give --seeds"
+            )
+    return dict(settings)

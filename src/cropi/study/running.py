@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +44,7 @@ def run_study(
         part.write_text(to_yaml(plan.as_config()), encoding="utf-8")
     from cropi.study.cells import is_finished
 
-    missing = [cell for cell in plan.cells() if not is_finished(cell.config)]
+    missing = [cell for cell in plan.cells() if not is_finished(cell.config, base)]
     total = len(plan.labels) * len(plan.seeds)
     if len(missing) < total:
         narrator.say(f"  {total - len(missing)} of {total} cells are finished", style="dim")
@@ -49,8 +52,12 @@ def run_study(
         with workers(jobs) as pool, narrator.phase("cells", len(missing)) as bar:
             failures = _Schedule(plan, base, narrator, bar, pool).run(missing)
         if failures:
+            left = sum(not is_finished(cell.config, base) for cell in missing)
             told = "; ".join(f"{title}: {error}" for title, error in failures.items())
-            raise InputError(f"{len(failures)} of {total} cells failed ({told}); mend and go on")
+            raise InputError(
+                f"{left} of {total} cells are not finished ({told}); mend that and give the same "
+                "command again"
+            )
     return root
 
 
@@ -78,7 +85,13 @@ class _Schedule:
         from cropi.study.cells import prepare_shared, run_cell
 
         pending: dict[Future[float], Cell | int] = {
-            self.pool.submit(timed, prepare_shared, self.plan.shared(seed), self.base): seed
+            self.pool.submit(
+                timed,
+                prepare_shared,
+                self.plan.shared(seed),
+                [cell.config for cell in missing if cell.seed == seed],
+                self.base,
+            ): seed
             for seed in dict.fromkeys(cell.seed for cell in missing)
         }
         done = 0
@@ -102,10 +115,12 @@ class _Schedule:
         error = future.exception()
         if error is None:
             return True
-        if not isinstance(error, InputError):
+        if isinstance(error, BrokenProcessPool) or not isinstance(error, Exception):
             raise error
-        self.failures[title] = str(error)
-        self.narrator.warn(f"{title}: {error}")
+        known = isinstance(error, InputError)
+        told = str(error) if known else f"{type(error).__name__}: {error} (see its log.txt)"
+        self.failures[title] = told
+        self.narrator.warn(f"{title}: {told}")
         return False
 
     def _tell(self, cell: Cell, future: Future[float], done: int, total: int) -> None:
@@ -158,11 +173,20 @@ def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
 
 def _settle(counter: Any, gpus: list[str]) -> None:
     """Give this worker a GPU of its own, in turn; a training process wants to see one alone."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with counter.get_lock():
         place = counter.value
         counter.value += 1
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
+
+
+def _end_with_parent() -> None:
+    """End when the study's process is gone: an orphan would go on in cells that others resume."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has a parent"
+    connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def visible_gpus() -> list[str]:
