@@ -18,6 +18,8 @@ import numpy as np
 Row = Mapping[str, Any]
 Axis = Literal["steps", "tokens", "seconds"]
 AXES: tuple[Axis, ...] = ("steps", "tokens", "seconds")
+SELECTION_PHASES = ("rollouts", "scoring")
+"""The phases of selection, which an arm pays for beside its training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +126,20 @@ def paid_before(
     rows = of_kind(metrics, "cost") if axis == "tokens" else list(timings)
     bill: dict[int, float] = {}
     for row in rows:
-        if _owed_by(row, arm):
+        if owed_by(row, arm):
             stage = int(row.get("stage") or 0)
             bill[stage] = bill.get(stage, 0.0) + _amount(row, axis)
     return bill
 
 
-def _owed_by(row: Row, arm: str) -> bool:
-    if row.get("phase") == "rollouts":
-        return row.get("arm") == arm or arm in row.get("arms", ())
-    return row.get("phase") == "scoring" and row.get("arm") == arm
+def owed_by(row: Row, arm: str) -> bool:
+    """Whether the arm pays for this row of costs or of seconds.
+
+    Rows of one arm are that arm's; a row of shared rollouts names in `arms` who looks at them.
+    """
+    if row.get("phase") not in SELECTION_PHASES:
+        return False
+    return row["arm"] == arm if row.get("arm") else arm in (row.get("arms") or ())
 
 
 def _amount(row: Row, axis: Axis) -> float:

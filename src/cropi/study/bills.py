@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropi.costs import FORWARD, FORWARD_BACKWARD
-from cropi.report.numbers import Row, of_kind, training_clock
+from cropi.report.numbers import Row, of_kind, owed_by, training_clock
 
 Array = NDArray[np.float64]
 Bill = dict[int, dict[str, dict[str, float]]]
@@ -23,9 +23,6 @@ Bill = dict[int, dict[str, dict[str, float]]]
 MEASURES = ("generated_tokens", "trained_tokens", "flops", "seconds")
 """What is counted. Of selection: tokens sampled in rollouts are generated, tokens that scoring
 sends through the model are trained; prompts' tokens (prefill) count in FLOPs only."""
-
-PHASES = ("rollouts", "scoring")
-"""The phases of selection."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +39,6 @@ class Spent:
     def total(self, measure: str) -> Array:
         """Training and selection together, `(T,)`."""
         return self.training[measure] + self.selection[measure]
-
-
-def owed_by(row: Row, arm: str) -> bool:
-    """Whether the arm pays for this row of costs or of seconds.
-
-    Rows of one arm are that arm's; a row of shared rollouts names in `arms` who looks at them.
-    """
-    if row.get("phase") not in PHASES:
-        return False
-    return row["arm"] == arm if row.get("arm") else arm in (row.get("arms") or ())
 
 
 def selection_bill(metrics: Iterable[Row], timings: Iterable[Row], arm: str) -> Bill:

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from cropi.config import arm_name
 from cropi.errors import InputError
-from cropi.report.numbers import Row, evaluated_sets, least_pass, of_kind, points
-from cropi.study.bills import MEASURES, PHASES, Bill, Spent, selection_bill, spent_at
+from cropi.report.numbers import SELECTION_PHASES, Row, evaluated_sets, least_pass, of_kind, points
+from cropi.study.bills import MEASURES, Bill, Spent, selection_bill, spent_at
 from cropi.study.selected import PoolFacts, Selected
 
 Array = NDArray[np.float64]
@@ -287,7 +287,7 @@ def _sets(
 
 
 def _phases(bill: Bill, spent: Spent) -> dict[str, dict[str, float]]:
-    totals = {phase: dict.fromkeys(MEASURES, 0.0) for phase in PHASES}
+    totals = {phase: dict.fromkeys(MEASURES, 0.0) for phase in SELECTION_PHASES}
     for phases in bill.values():
         for phase, amounts in phases.items():
             for measure, amount in amounts.items():
