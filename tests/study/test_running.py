@@ -20,7 +20,7 @@ from cropi.run_directory import RunDirectory
 from cropi.study.cells import adopt, is_finished
 from cropi.study.measuring import write
 from cropi.study.plan import StudyPlan
-from cropi.study.running import run_study
+from cropi.study.running import run_study, workers
 from cropi.tables import read_selection
 from tiny_runs import tiny_config, write_config
 
@@ -232,3 +232,21 @@ def test_seeds_are_numbers_and_ranges() -> None:
     for wrong in ("a", "1-", "-1", "1..3"):
         with pytest.raises(InputError, match=r"is no seed; give e.g. 0-4"):
             parsed(wrong)
+
+
+def test_workers_share_the_cores_and_leave_no_trace_in_this_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever is started here afterwards would compute with other threads, so other last bits."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores = len(os.sched_getaffinity(0))
+    with workers(2) as pool:
+        assert pool.submit(os.getenv, "OMP_NUM_THREADS").result() == str(max(1, cores // 2))
+    assert "OMP_NUM_THREADS" not in os.environ
+
+
+def test_workers_keep_a_users_own_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    with workers(2) as pool:
+        assert pool.submit(os.getenv, "OMP_NUM_THREADS").result() == "3"
+    assert os.environ["OMP_NUM_THREADS"] == "3"

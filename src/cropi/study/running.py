@@ -156,19 +156,30 @@ def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
     An interrupt ends them at once: what they were at is done again from its last file.
     """
     context = multiprocessing.get_context("spawn")
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    # Read when a worker starts; a user's own choice stands.
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     counter = context.Value("i", 0)
-    pool = ProcessPoolExecutor(jobs, context, _settle, (counter, visible_gpus()))
+    with _environment("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs))):
+        pool = ProcessPoolExecutor(jobs, context, _settle, (counter, visible_gpus()))
+        try:
+            yield pool
+        except BaseException:
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        pool.shutdown()
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """What processes started here inherit; a user's own choice stands, and nothing outlives it."""
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = value
     try:
-        yield pool
-    except BaseException:
-        for process in list((pool._processes or {}).values()):
-            process.terminate()
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    pool.shutdown()
+        yield
+    finally:
+        del os.environ[name]
 
 
 def _settle(counter: Any, gpus: list[str]) -> None:
