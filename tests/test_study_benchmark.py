@@ -25,6 +25,7 @@ from study_report.bar import ORACLE, TARGETS, judged  # noqa: E402
 from study_report.gathering import gather  # noqa: E402
 from study_report.page import filled  # noqa: E402
 from study_report.results import Results  # noqa: E402
+from study_report.tables import tally  # noqa: E402
 from synthetic_study import write_study  # noqa: E402
 
 import study as script  # noqa: E402
@@ -120,6 +121,10 @@ def test_the_numbers_are_those_of_the_study(clean: Results, tmp_path: Path) -> N
             assert known is not None
             assert found.ratio == pytest.approx(known.ratio, rel=1e-5)
             assert found.low == pytest.approx(known.low, rel=1e-5)
+    coarse, fine = regime.coarse_speed("cropi"), regime.speed("cropi")
+    assert coarse is not None
+    assert fine is not None
+    assert coarse.strategy > fine.strategy  # its curve bends early
     assert [s["seed"] for s in regime.strategies["cropi"]["per_seed"]] == list(SEEDS)
 
 
@@ -222,11 +227,12 @@ def test_tables_say_the_numbers_and_keep_the_text(clean: Results) -> None:
     assert own[5].startswith("3.60x [")
     assert "full (baseline)" in rows[2][0]
     assert "figures/clean.svg" in block(text, "figure: clean")
-    assert (
-        block(text, "table: bar")
-        .strip()
-        .startswith("Met: 8 of 9. Not met: steps: at least 4x fewer (clean).\n")
+    assert tally(clean) == (
+        "Met: 8 of 11. Not met: steps: at least 4x fewer (clean); "
+        "steps: at least 4x fewer if evaluated half as often (clean); "
+        "compute: at least 1.3x less if evaluated half as often (clean)."
     )
+    assert block(text, "table: bar").strip().startswith(tally(clean))
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def strategy(study: Study, name: str) -> Values:
         "costs_by_phase": own.phases,
         "curves": curves(own.curves),
         "selected": chosen(cells),
-        "compared": compared(found) if found else None,
+        "compared": compared(study, found) if found else None,
     }
 
 
@@ -197,13 +197,14 @@ def _mean(values: list[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def compared(found: Comparison) -> Values:
+def compared(study: Study, found: Comparison) -> Values:
     """Return a strategy's differences from the baseline, its accelerations, and its break-even."""
     speeds: dict[str, Values] = {axis: {} for axis in AXES}
     for (axis, share), speed in found.speeds.items():
         speeds[axis][f"{share:.2f}"] = vars(speed)
     return {
         "seeds": list(found.seeds),
+        "read_coarsely": read_coarsely(study, found),
         "final": vars(found.final),
         "area": vars(found.area),
         "untargeted": found.untargeted and vars(found.untargeted),
@@ -217,6 +218,14 @@ def compared(found: Comparison) -> Values:
             for share, even in found.break_even.items()
         },
     }
+
+
+def read_coarsely(study: Study, found: Comparison) -> Values:
+    """Return the accelerations at the main level as every second evaluation alone shows them."""
+    base, own = (study.standings[n].curves for n in (study.baseline, found.strategy))
+    base, own = (c.of(found.seeds).every(2) for c in (base, own))
+    speeds = {axis: measures.speed(base, own, measures.MAIN_LEVEL, axis) for axis in AXES}
+    return {axis: vars(speed) for axis, speed in speeds.items() if speed}
 
 
 def ahead(study: Study) -> Values:

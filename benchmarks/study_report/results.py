@@ -52,6 +52,11 @@ class Regime:
         found = levels.get(f"{share:.2f}")
         return Speed(**found) if found else None
 
+    def coarse_speed(self, strategy: str, axis: Axis = "steps") -> Speed | None:
+        """A strategy's acceleration at the main level, read off every second evaluation alone."""
+        found = self._compared(strategy).get("read_coarsely", {}).get(axis)
+        return Speed(**found) if found else None
+
     def break_even(self, strategy: str, share: float = MAIN_LEVEL) -> Mapping[str, Any]:
         """What a strategy's compute comes to at other prices of selection; empty if unknown."""
         return dict(self._compared(strategy).get("break_even", {}).get(f"{share:.2f}", {}))

@@ -54,6 +54,22 @@ def test_crossings_are_interpolated_on_the_mean_curve_and_not_averaged_over_seed
     assert measures.seed_steps(curves(early, late), 0.68) == pytest.approx([17.5, 67.5])
 
 
+def test_fewer_evaluations_understate_a_curve_that_bends() -> None:
+    fine, coarse = curves(FAST, paid=SELECTING), curves(FAST, paid=SELECTING).every(2)
+    assert coarse.steps.tolist() == STEPS[::2].tolist()
+    assert coarse.targeted[0].tolist() == list(FAST[::2])
+    assert coarse.training["flops"][0].tolist() == fine.training["flops"][0, ::2].tolist()
+    assert coarse.selection["flops"][0].tolist() == fine.selection["flops"][0, ::2].tolist()
+    assert fine.every(1).targeted.tolist() == fine.targeted.tolist()
+    assert fine.every(3).steps.tolist() == [STEPS[0], STEPS[3], STEPS[4]]
+    bent = (0.4, 0.76, 0.82, 0.84, 0.86)
+    found = [measures.speed(curves(SLOW).every(n), curves(bent).every(n), 0.8, "steps")
+             for n in (1, 2)]  # fmt: skip
+    assert found[0] is not None
+    assert found[1] is not None
+    assert found[0].strategy < found[1].strategy
+
+
 def test_first_crossing_counts_even_if_the_curve_falls_back() -> None:
     bumpy = (0.4, 0.7, 0.5, 0.6, 0.8)
     found = measures.speed(curves(SLOW), curves(bumpy), 0.8, "steps")

@@ -84,6 +84,19 @@ class Curves:
             {axis: v[rows] for axis, v in self.selection.items()},
         )
 
+    def every(self, count: int) -> Curves:
+        """The same curves as if only every `count`-th evaluation, and the last, had been made."""
+        last = len(self.steps) - 1
+        kept = np.unique([*range(0, last, count), last])
+        return Curves(
+            self.seeds,
+            self.steps[kept],
+            self.targeted[:, kept],
+            None if self.untargeted is None else self.untargeted[:, kept],
+            {axis: v[:, kept] for axis, v in self.training.items()},
+            {axis: v[:, kept] for axis, v in self.selection.items()},
+        )
+
     def costs(self, axis: Axis) -> tuple[Array, Array] | None:
         """Training's and selection's cost on an axis, both `(S, T)`; None if unmeasured."""
         if axis == "steps":
