@@ -11,9 +11,12 @@ inputs, so a run that was killed anywhere goes on by being run again.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cropi.config import RunConfig, located
+from cropi.locking import alone_in
 from cropi.progress import Narrator
 from cropi.run_directory import RunDirectory
 from cropi.selection import find_strategy
@@ -47,11 +50,16 @@ def run(config: RunConfig, base: Path | None = None, narrator: Narrator | None =
         return session.directory.root
 
 
-def opened(config: RunConfig, base: Path | None, narrator: Narrator | None) -> Session:
-    """Open the run's directory, with settings checked; to be used as a context manager."""
+@contextmanager
+def opened(config: RunConfig, base: Path | None, narrator: Narrator | None) -> Iterator[Session]:
+    """Open the run's directory, with settings checked, and work in it alone."""
     narrator, config = narrator or Narrator(), located(config, base)
     check_settings(config, base, narrator)
-    return Session(RunDirectory.open(config, base), narrator)
+    with (
+        alone_in(config.directory),
+        Session(RunDirectory.open(config, base), narrator) as session,
+    ):
+        yield session
 
 
 def prepare(session: Session) -> str:

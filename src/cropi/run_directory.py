@@ -112,7 +112,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, config: RunConfig, base: Path | None = None) -> RunDirectory:
-        """Create the folder, or go on with one that holds the same config.
+        """Begin a run in its folder, or go on with one that holds the same config.
 
         Raises InputError if it cannot be written or holds a run of another config.
         """

@@ -21,6 +21,7 @@ from typing import Any
 from cropi.artifacts import read_lines, written_aside
 from cropi.config import to_yaml
 from cropi.errors import InputError
+from cropi.locking import alone_in
 from cropi.progress import Bar, Narrator
 from cropi.study.plan import Cell, StudyPlan
 
@@ -36,12 +37,17 @@ def run_study(
     """Run every cell that is not finished; return the study's directory.
 
     `jobs` cells run at once, each with its share of the CPU's cores, or with a GPU of its own where
-    there are several. Raises InputError naming the cells that failed, after the others are done.
+    there are several. Raises InputError naming the cells that failed, after the others are done,
+    or at once if another process is at work on the study.
     """
-    narrator = narrator or Narrator()
-    root = plan.root
-    with written_aside(root / "study.yaml") as part:
-        part.write_text(to_yaml(plan.as_config()), encoding="utf-8")
+    with alone_in(plan.root):
+        with written_aside(plan.root / "study.yaml") as part:
+            part.write_text(to_yaml(plan.as_config()), encoding="utf-8")
+        _run_missing(plan, base, narrator or Narrator(), jobs)
+    return plan.root
+
+
+def _run_missing(plan: StudyPlan, base: Path | None, narrator: Narrator, jobs: int) -> None:
     from cropi.study.cells import is_finished
 
     missing = [cell for cell in plan.cells() if not is_finished(cell.config, base)]
@@ -58,7 +64,6 @@ def run_study(
                 f"{left} of {total} cells are not finished ({told}); mend that and give the same "
                 "command again"
             )
-    return root
 
 
 class _Schedule:

@@ -1,0 +1,76 @@
+"""One process at a time in a run's directory."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cropi.curriculum import run
+from cropi.errors import InputError
+from cropi.locking import alone_in
+from cropi.study.plan import StudyPlan
+from cropi.study.running import run_study
+from tiny_runs import tiny_config
+
+HOLDER = """
+import sys
+from pathlib import Path
+from cropi.locking import alone_in
+with alone_in(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def held_by_another(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process at work in `folder`."""
+    command = [sys.executable, "-c", HOLDER, str(folder)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_folder_is_made_held_and_given_back(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "a"
+    for _ in range(2):
+        with alone_in(folder):
+            assert folder.is_dir()
+
+
+def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+    with held_by_another(tmp_path) as process:
+        with pytest.raises(InputError, match="another process is at work in"), alone_in(tmp_path):
+            pass
+        process.send_signal(signal.SIGKILL)  # which nobody can clean up after
+        process.wait()
+        with alone_in(tmp_path):
+            pass
+
+
+def test_a_run_and_a_study_keep_out_of_anothers_directory(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    plan = StudyPlan.of(config, ["random"], [0])
+    for folder, start in (
+        (config.directory, lambda: run(config)),
+        (plan.root, lambda: run_study(plan)),
+    ):
+        with held_by_another(folder), pytest.raises(InputError, match="choose another name"):
+            start()
+        assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write .*file"), alone_in(tmp_path / "file"):
+        pass
