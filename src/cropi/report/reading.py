@@ -20,6 +20,7 @@ import yaml
 from cropi.errors import InputError
 from cropi.report.numbers import Row
 from cropi.report.rollouts import RolloutFacts, rollout_facts
+from cropi.report.rows import METRICS, TIMINGS, metrics_rows, readable_rows
 from cropi.schema import ScoreTable, Selection
 
 MARKS = ("config.yaml", "manifest.json", "metrics.jsonl")
@@ -90,8 +91,9 @@ def read_run(path: Path) -> RunData:
         )
     run = RunData(path)
     _read_settings(run)
-    run.metrics = _metrics(run)
-    run.timings = _lines(run, path / "timings.jsonl")
+    run.missing += [f"{n} is not there" for n in (METRICS, TIMINGS) if not (path / n).is_file()]
+    run.metrics = metrics_rows(path, path, run.missing)
+    run.timings = readable_rows(path / TIMINGS, path, run.missing)
     run.arms = _arms(run)
     run.stages = {arm: _stages(run, arm) for arm in run.arms}
     _read_pool(run)
@@ -127,30 +129,6 @@ def _mapping(
         run.missing.append(f"{name} cannot be parsed")
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _lines(run: RunData, path: Path) -> list[Row]:
-    """Read JSONL; a run in progress may have left its last line half written."""
-    rows: list[Row] = []
-    broken = 0
-    for line in _text(run, path).splitlines():
-        try:
-            row = json.loads(line) if line.strip() else None
-        except json.JSONDecodeError:
-            broken += 1
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    if broken:
-        run.missing.append(f"{path.relative_to(run.path)}: {broken} unreadable line(s) left out")
-    return rows
-
-
-def _metrics(run: RunData) -> list[Row]:
-    """Return the run's rows, and those of stages that have not reached the run's file yet."""
-    parts = [_lines(run, run.path / "metrics.jsonl")]
-    parts += [_lines(run, f) for f in sorted(run.path.glob("arms/*/stages/*/metrics.jsonl"))]
-    return list({json.dumps(row, sort_keys=True): row for rows in parts for row in rows}.values())
 
 
 def _arms(run: RunData) -> list[str]:

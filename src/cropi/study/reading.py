@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from cropi.config import arm_name
 from cropi.errors import InputError
 from cropi.report.numbers import SELECTION_PHASES, Row, evaluated_sets, least_pass, of_kind, points
+from cropi.report.rows import TIMINGS, metrics_rows, readable_rows
 from cropi.study.bills import MEASURES, Bill, Spent, selection_bill, spent_at
 from cropi.study.selected import PoolFacts, Selected
 
@@ -168,8 +169,8 @@ def _read_cell(
         study.missing.append(f"{name} seed {seed}: no readable config.yaml yet")
         return None
     arm = arm_name(str((config.get("selection") or {}).get("strategy") or "cropi"))
-    metrics = _metrics(study, path)
-    timings = _rows(study, path / "timings.jsonl")
+    metrics = metrics_rows(path, study.root, study.missing)
+    timings = readable_rows(path / TIMINGS, study.root, study.missing)
     if any(_owner_unknown(r) for r in metrics):
         study.missing.append(f"{name} seed {seed}: rollouts that name no arms count for none")
     bill = selection_bill(metrics, timings, arm)
@@ -198,36 +199,6 @@ def _read_cell(
 def _owner_unknown(row: Row) -> bool:
     shared = row.get("kind") == "cost" and row.get("phase") == "rollouts" and not row.get("arm")
     return shared and "arms" not in row
-
-
-def _metrics(study: StudyFiles, path: Path) -> list[Row]:
-    """The cell's rows, and those of stages that have not reached the cell's own file yet."""
-    rows = _rows(study, path / "metrics.jsonl")
-    known = {json.dumps(row, sort_keys=True) for row in rows}
-    for file in sorted(path.glob("arms/*/stages/*/metrics.jsonl")):
-        late = _rows(study, file)
-        rows += [row for row in late if json.dumps(row, sort_keys=True) not in known]
-    return rows
-
-
-def _rows(study: StudyFiles, path: Path) -> list[Row]:
-    """Read JSONL; a cell in progress may have left its last line half written."""
-    if not path.is_file():
-        return []
-    rows: list[Row] = []
-    broken = 0
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except json.JSONDecodeError:
-            broken += 1
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    if broken:
-        where = path.relative_to(study.root)
-        study.missing.append(f"{where}: {broken} unreadable line(s) left out")
-    return rows
 
 
 def _parameters(study: StudyFiles, path: Path, name: str, seed: int) -> float:
