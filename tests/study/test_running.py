@@ -20,7 +20,7 @@ from cropi.run_directory import RunDirectory
 from cropi.study.cells import adopt, is_finished
 from cropi.study.measuring import write
 from cropi.study.plan import StudyPlan
-from cropi.study.running import run_study, workers
+from cropi.study.running import cell_threads, run_study, workers
 from cropi.tables import read_selection
 from tiny_runs import tiny_config, write_config
 
@@ -234,19 +234,27 @@ def test_seeds_are_numbers_and_ranges() -> None:
             parsed(wrong)
 
 
-def test_workers_share_the_cores_and_leave_no_trace_in_this_process(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_workers_leave_no_trace_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is started here afterwards would compute with other threads, so other last bits."""
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for before in (None, "5"):
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        if before:
+            monkeypatch.setenv("OMP_NUM_THREADS", before)
+        with workers(2, 3) as pool:
+            assert pool.submit(os.getenv, "OMP_NUM_THREADS").result() == "3"
+        assert os.environ.get("OMP_NUM_THREADS") == before
+
+
+def test_cells_keep_the_threads_that_the_study_began_with(
+    root: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = yaml.safe_load((root / "study.yaml").read_text())["compare"]["threads"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert cell_threads(plan(folder, "random"), jobs=1) == begun
+    fresh = plan(tmp_path, "random")
+    assert cell_threads(fresh, jobs=1) == 5
+    monkeypatch.delenv("OMP_NUM_THREADS")
     cores = len(os.sched_getaffinity(0))
-    with workers(2) as pool:
-        assert pool.submit(os.getenv, "OMP_NUM_THREADS").result() == str(max(1, cores // 2))
-    assert "OMP_NUM_THREADS" not in os.environ
-
-
-def test_workers_keep_a_users_own_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    with workers(2) as pool:
-        assert pool.submit(os.getenv, "OMP_NUM_THREADS").result() == "3"
-    assert os.environ["OMP_NUM_THREADS"] == "3"
+    assert [cell_threads(fresh, jobs=n) for n in (1, 2 * cores)] == [cores, 1]
+    asked = StudyPlan.of(tiny_config(folder, *FAST, "compare.threads=7"), ["random"], [0])
+    assert cell_threads(asked, jobs=1) == 7

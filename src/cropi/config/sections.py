@@ -408,6 +408,11 @@ class CompareConfig(Section):
     )
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default_factory=lambda: [0, 1, 2])
     baseline: str = Field("full", description="the strategy that the others are held against")
+    threads: Count | None = Field(
+        None,
+        description="CPU threads of a cell, which decide last bits; default: OMP_NUM_THREADS, or "
+        "the cores shared by the jobs that a study begins with",
+    )
     variants: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="name -> dotted settings, e.g. wider: {selection.ratio: 0.25}",

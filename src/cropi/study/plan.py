@@ -98,11 +98,10 @@ class StudyPlan:
         """The run that makes what the cells of a seed share."""
         return self._config("study", self.root / "shared", seed, {})
 
-    def as_config(self) -> RunConfig:
-        """The base config, with what was really compared in its `compare` section."""
-        compare = self.config.compare.model_copy(
-            update={"strategies": list(self.labels), "seeds": list(self.seeds)}
-        )
+    def as_config(self, threads: int | None = None) -> RunConfig:
+        """The base config, with what was really compared, and how, in its `compare` section."""
+        really = {"strategies": list(self.labels), "seeds": list(self.seeds), "threads": threads}
+        compare = self.config.compare.model_copy(update=really)
         return self.config.model_copy(update={"compare": compare})
 
     def _cell_config(self, label: str, seed: int) -> RunConfig:

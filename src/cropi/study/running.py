@@ -18,6 +18,8 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from cropi.artifacts import read_lines, written_aside
 from cropi.config import to_yaml
 from cropi.errors import InputError
@@ -26,6 +28,9 @@ from cropi.progress import Bar, Narrator
 from cropi.study.plan import Cell, StudyPlan
 
 Work = Callable[..., None]
+STUDY_FILE = "study.yaml"
+THREADS = "OMP_NUM_THREADS"
+"""Read by a process's numerical libraries when it starts."""
 
 
 def run_study(
@@ -41,13 +46,31 @@ def run_study(
     or at once if another process is at work on the study.
     """
     with alone_in(plan.root):
-        with written_aside(plan.root / "study.yaml") as part:
-            part.write_text(to_yaml(plan.as_config()), encoding="utf-8")
-        _run_missing(plan, base, narrator or Narrator(), jobs)
+        threads = cell_threads(plan, jobs)
+        with written_aside(plan.root / STUDY_FILE) as part:
+            part.write_text(to_yaml(plan.as_config(threads)), encoding="utf-8")
+        _run_missing(plan, base, narrator or Narrator(), jobs, threads)
     return plan.root
 
 
-def _run_missing(plan: StudyPlan, base: Path | None, narrator: Narrator, jobs: int) -> None:
+def cell_threads(plan: StudyPlan, jobs: int) -> int:
+    """CPU threads of every cell: as asked for, else as the study began, whatever `jobs` is now.
+
+    Sums of floating-point numbers depend on how they are divided among threads.
+    """
+    if plan.config.compare.threads:
+        return plan.config.compare.threads
+    begun = plan.root / STUDY_FILE
+    before = yaml.safe_load(begun.read_text(encoding="utf-8")) if begun.is_file() else {}
+    if known := before.get("compare", {}).get("threads"):
+        return int(known)
+    own = os.environ.get(THREADS, "")
+    return int(own) if own.isdigit() else max(1, len(os.sched_getaffinity(0)) // jobs)
+
+
+def _run_missing(
+    plan: StudyPlan, base: Path | None, narrator: Narrator, jobs: int, threads: int
+) -> None:
     from cropi.study.cells import is_finished
 
     missing = [cell for cell in plan.cells() if not is_finished(cell.config, base)]
@@ -55,7 +78,7 @@ def _run_missing(plan: StudyPlan, base: Path | None, narrator: Narrator, jobs: i
     if len(missing) < total:
         narrator.say(f"  {total - len(missing)} of {total} cells are finished", style="dim")
     if missing:
-        with workers(jobs) as pool, narrator.phase("cells", len(missing)) as bar:
+        with workers(jobs, threads) as pool, narrator.phase("cells", len(missing)) as bar:
             failures = _Schedule(plan, base, narrator, bar, pool).run(missing)
         if failures:
             left = sum(not is_finished(cell.config, base) for cell in missing)
@@ -155,14 +178,14 @@ def last_accuracy(run: Path) -> str:
 
 
 @contextmanager
-def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of fresh processes that share the machine's cores and GPUs fairly.
+def workers(jobs: int, threads: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of fresh processes with so many CPU threads each, and GPUs in turn.
 
     An interrupt ends them at once: what they were at is done again from its last file.
     """
     context = multiprocessing.get_context("spawn")
     counter = context.Value("i", 0)
-    with _environment("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs))):
+    with _environment(THREADS, str(threads)):
         pool = ProcessPoolExecutor(jobs, context, _settle, (counter, visible_gpus()))
         try:
             yield pool
@@ -176,15 +199,16 @@ def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
 
 @contextmanager
 def _environment(name: str, value: str) -> Iterator[None]:
-    """What processes started here inherit; a user's own choice stands, and nothing outlives it."""
-    if name in os.environ:
-        yield
-        return
+    """Set a variable for the processes that are started meanwhile, and put back what it was."""
+    before = os.environ.get(name)
     os.environ[name] = value
     try:
         yield
     finally:
-        del os.environ[name]
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _settle(counter: Any, gpus: list[str]) -> None:
