@@ -32,6 +32,25 @@ def test_a_phase_is_one_line_in_a_log() -> None:
     assert line.endswith("x" * 100)
 
 
+def test_a_long_phase_is_heard_of_after_a_silent_minute_in_a_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("cropi.progress.time.monotonic", lambda: now[0])
+    narrator, text = log()
+    with narrator.phase("GRPO", 400) as bar:
+        for second in range(1, 201):
+            now[0] = float(second)
+            bar.update(second, note=f"reward {second}")
+            if second == 90:
+                narrator.say("evaluated")
+    first, other, later, end = text.getvalue().splitlines()
+    assert first.split() == ["GRPO", "60", "s", "60/400", "reward", "60"]
+    assert other == "evaluated"
+    assert later.split() == ["GRPO", "150", "s", "150/400", "reward", "150"]
+    assert end.endswith("reward 200")
+
+
 def test_text_is_shown_as_it_is() -> None:
     narrator, text = log()
     narrator.say("[bold]no markup[/bold] :smile:")

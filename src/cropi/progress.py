@@ -1,4 +1,4 @@
-"""What a run says while it works: one bar a phase on a terminal, one line a phase elsewhere."""
+"""What a run says while it works: a bar a phase on a terminal, now and then a line in a log."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+LOG_SECONDS = 60.0
+"""How often a long phase is heard of where there is no terminal."""
 
 
 class Bar:
@@ -32,9 +35,11 @@ class Narrator:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console
+        self.last_word = 0.0
 
     def say(self, text: str, style: str = "") -> None:
         """Print one line; the text is shown as it is, markup in it is not interpreted."""
+        self.last_word = time.monotonic()
         if self.console is not None:
             # Not wrapped: a terminal wraps by itself, and a log wants one line a sentence.
             self.console.print(
@@ -64,6 +69,28 @@ class Narrator:
                 bar = Bar(progress, progress.add_task(title, total=total, note=""))
                 yield bar
         else:
-            bar = Bar()
+            bar = LogBar(self, title, total)
             yield bar
         self.say(f"  {title:<26} {time.perf_counter() - start:6.1f} s   {bar.note}".rstrip())
+
+
+class LogBar(Bar):
+    """Progress in a log: where nothing has been said for a minute, how far the phase is."""
+
+    def __init__(self, narrator: Narrator, title: str, total: int | None) -> None:
+        super().__init__()
+        self._narrator = narrator
+        self._title = title
+        self._total = total
+        self._begun = time.monotonic()
+
+    def update(self, done: int, total: int | None = None, note: str | None = None) -> None:
+        """Say that `done` of `total` is done, if the last word was a minute ago."""
+        super().update(done, total, note)
+        self._total = total or self._total
+        now = time.monotonic()
+        if now - max(self._begun, self._narrator.last_word) < LOG_SECONDS:
+            return
+        far = f"{done:,}/{self._total:,}" if self._total else f"{done:,}"
+        spent = f"{now - self._begun:6.0f} s"
+        self._narrator.say(f"  {self._title:<26} {spent}   {far}  {self.note}".rstrip())
