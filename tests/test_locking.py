@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -11,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from cropi import locking
 from cropi.curriculum import run
 from cropi.errors import InputError
 from cropi.locking import alone_in
 from cropi.study.plan import StudyPlan
 from cropi.study.running import run_study
-from tiny_runs import tiny_config
+from tiny_runs import tiny_config, write_config
 
 HOLDER = """
 import sys
@@ -48,6 +51,54 @@ def test_a_folder_is_made_held_and_given_back(tmp_path: Path) -> None:
             assert folder.is_dir()
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locking, "PATIENCE", 0.1)
+
+
+def test_a_process_may_enter_again_and_holds_until_it_leaves_last(tmp_path: Path) -> None:
+    with alone_in(tmp_path):
+        with alone_in(tmp_path / "." / ""):
+            pass
+        command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+        refused = subprocess.run(command, input="", capture_output=True, text=True, check=False)
+        assert "another process is at work" in refused.stderr
+        assert refused.stdout == ""
+
+
+def test_a_folder_that_is_given_back_in_time_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locking, "PATIENCE", 60.0)
+    with held_by_another(tmp_path) as process:
+        monkeypatch.setattr(locking.time, "sleep", lambda _: (process.kill(), process.wait()))
+        with alone_in(tmp_path):
+            assert process.returncode is not None
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def unable(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(locking.fcntl, "flock", unable)
+    with pytest.warns(UserWarning, match="knows no locks"), alone_in(tmp_path / "a"):
+        assert (tmp_path / "a").is_dir()
+
+
+def test_a_disk_that_fails_is_no_other_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(locking.fcntl, "flock", broken)
+    with pytest.raises(InputError, match=r"cannot write .*Input/output error"), alone_in(tmp_path):
+        pass
+
+
 def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
     with held_by_another(tmp_path) as process:
         with pytest.raises(InputError, match="another process is at work in"), alone_in(tmp_path):
@@ -74,3 +125,16 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot write .*file"), alone_in(tmp_path / "file"):
         pass
+
+
+def test_a_refused_comparison_draws_nothing(tmp_path: Path) -> None:
+    folder = StudyPlan.of(tiny_config(tmp_path), ["random"], [0]).root
+    (folder / "cells").mkdir(parents=True)
+    command = [sys.executable, "-m", "cropi.cli", "compare", str(write_config(tmp_path))]
+    with held_by_another(folder):
+        told = subprocess.run(
+            [*command, "--seeds", "0"], capture_output=True, text=True, check=False
+        )
+    assert told.returncode == 2
+    assert "another process is at work" in told.stderr
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "cells"]

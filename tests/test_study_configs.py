@@ -42,7 +42,7 @@ def right_answer(prompt: Prompt) -> str:
 
 
 def test_every_regime_has_its_config() -> None:
-    assert set(REGIMES) <= {path.stem for path in FOLDER.glob("*.yaml")}
+    assert set(REGIMES) == {path.stem for path in FOLDER.glob("*.yaml")}
 
 
 @pytest.mark.parametrize("regime", REGIMES)

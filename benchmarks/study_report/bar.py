@@ -1,6 +1,8 @@
 """The bar: what the method was asked to reach, before the study was run, and what it reached.
 
 Where a target names an interval, its worse end must reach the target; elsewhere the mean must.
+How often curves are evaluated was not asked for. So the accelerations are judged a second time, as
+half the evaluations alone would have shown them; these rows were added later.
 """
 
 from __future__ import annotations
@@ -61,21 +63,12 @@ def _at_least(value: float | None, least: float, measured: str) -> Judged:
     return Judged(measured, None if value is None else value >= least - TOLERANCE)
 
 
-def speed_of(axis: Axis, least: float) -> Judge:
-    """Judge the acceleration at the main level by its value."""
+def speed_of(axis: Axis, least: float, coarsely: bool = False) -> Judge:
+    """Judge the acceleration at the main level, or what half the evaluations would show of it."""
 
     def judge(regime: Regime) -> Judged:
-        found = regime.speed(regime.method, axis)
-        return _at_least(found.ratio if found else None, least, ratio(found))
-
-    return judge
-
-
-def coarse_speed_of(axis: Axis, least: float) -> Judge:
-    """Judge the same acceleration as evaluations half as often would have shown it."""
-
-    def judge(regime: Regime) -> Judged:
-        found = regime.coarse_speed(regime.method, axis)
+        read = regime.coarse_speed if coarsely else regime.speed
+        found = read(regime.method, axis)
         return _at_least(found.ratio if found else None, least, ratio(found))
 
     return judge
@@ -164,10 +157,10 @@ CLEAN = ("clean",)
 COARSELY = "if evaluated half as often"
 TARGETS = (
     Target("steps: at least 4x fewer", CLEAN, speed_of("steps", 4.0)),
-    Target(f"steps: at least 4x fewer {COARSELY}", CLEAN, coarse_speed_of("steps", 4.0)),
+    Target(f"steps: at least 4x fewer {COARSELY}", CLEAN, speed_of("steps", 4.0, True)),
     Target("steps: lower end of the interval at least 2.66x", CLEAN, lower_end(2.66)),
     Target("compute: at least 1.3x less", CLEAN, speed_of("flops", 1.3)),
-    Target(f"compute: at least 1.3x less {COARSELY}", CLEAN, coarse_speed_of("flops", 1.3)),
+    Target(f"compute: at least 1.3x less {COARSELY}", CLEAN, speed_of("flops", 1.3, True)),
     Target("compute: training over selection cost at or above break-even", CLEAN, pays),
     Target(
         f"compute: at least 2x less if training cost {ASKED_RATIO:.0f} times its selection",
@@ -175,6 +168,7 @@ TARGETS = (
         at_asked_ratio(2.0),
     ),
     Target("steps: at least 3x fewer", HARD, speed_of("steps", 3.0)),
+    Target(f"steps: at least 3x fewer {COARSELY}", HARD, speed_of("steps", 3.0, True)),
     Target("final targeted accuracy above full's, by the interval", HARD, above_baseline),
     Target("final targeted at most 1 point below full's, by the interval", None, close_to_baseline),
     Target("highest area of all but the oracle", None, highest_area),

@@ -152,6 +152,24 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.strip()]
 
 
+def readable_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Read a JSONL file that may be half written: its rows, and how many lines are no JSON."""
+    if not path.is_file():
+        return [], 0
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    found = [_row(line) for line in lines if line.strip()]
+    return [row for row in found if row], found.count(None)
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """The row on a line; empty for JSON of another kind, None for what is no JSON."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return row if isinstance(row, dict) else {}
+
+
 def write_table(path: Path, table: pa.Table, metadata: Mapping[str, str] | None = None) -> None:
     """Write a Parquet file atomically, `metadata` added to the schema's."""
     import pyarrow.parquet as pq

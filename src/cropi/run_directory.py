@@ -28,7 +28,7 @@ from cropi import __version__
 from cropi.artifacts import (
     POLICY_RECORD,
     read_lines,
-    unwritable,
+    readable_lines,
     write_json,
     write_lines,
     written_aside,
@@ -121,10 +121,6 @@ class RunDirectory:
         # Before there is a manifest nothing has been made: settings may still be mended.
         if existing.is_file() and run.manifest.is_file():
             _require_same(existing, config)
-        try:
-            run.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise unwritable(run.root, error) from error
         with written_aside(existing) as part:
             part.write_text(to_yaml(config), encoding="utf-8")
         return run
@@ -174,9 +170,8 @@ class RunDirectory:
 
     def clock(self, arm: str) -> list[Row]:
         """Rows of an arm's training clock; a line that a kill or a full disk cut is left out."""
-        text = self.timings.read_text(encoding="utf-8") if self.timings.exists() else ""
-        rows = [row for row in map(_row, text.split("\n")) if row.get("phase") == "clock"]
-        return [row for row in rows if row["arm"] == arm]
+        rows, _ = readable_lines(self.timings)
+        return [row for row in rows if row.get("phase") == "clock" and row["arm"] == arm]
 
     @contextmanager
     def timed(
@@ -220,14 +215,6 @@ class RunDirectory:
                 **facts,
             },
         )
-
-
-def _row(line: str) -> Row:
-    """A line of JSON; empty where it is none."""
-    try:
-        return dict(json.loads(line))
-    except (ValueError, TypeError):
-        return {}
 
 
 def _set_file(folder: Path, kind: str, name: str) -> Path:

@@ -256,5 +256,31 @@ def test_cells_keep_the_threads_that_the_study_began_with(
     monkeypatch.delenv("OMP_NUM_THREADS")
     cores = len(os.sched_getaffinity(0))
     assert [cell_threads(fresh, jobs=n) for n in (1, 2 * cores)] == [cores, 1]
-    asked = StudyPlan.of(tiny_config(folder, *FAST, "compare.threads=7"), ["random"], [0])
+    asked = StudyPlan.of(tiny_config(tmp_path, *FAST, "compare.threads=7"), ["random"], [0])
     assert cell_threads(asked, jobs=1) == 7
+    other = f"compare.threads={begun + 1}"
+    with pytest.raises(InputError, match=f"was begun with {begun} threads"):
+        cell_threads(StudyPlan.of(tiny_config(folder, *FAST, other), ["random"], [0]), jobs=1)
+
+
+@pytest.mark.parametrize(
+    ("own", "threads"), [("0", 1), ("4,2", 4), (" 2 ", 2), ("²", 1), ("", 1), ("many", 1)]
+)
+def test_what_a_user_asks_the_libraries_for_is_read_as_they_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, threads: int
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", own)
+    assert cell_threads(plan(tmp_path, "random"), jobs=1000) == threads
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[1]", "compare: null", "compare: 3", "compare: {threads: two}", "name: [", "\0"]
+)
+def test_a_study_file_that_says_nothing_of_threads_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    fresh = plan(tmp_path, "random")
+    fresh.root.mkdir(parents=True)
+    (fresh.root / "study.yaml").write_text(text)
+    assert cell_threads(fresh, jobs=1) == 3

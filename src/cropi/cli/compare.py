@@ -42,16 +42,18 @@ def compare(
     plan = StudyPlan.of(
         loaded, [name.strip() for name in strategies.split(",") if name.strip()], parsed(seeds)
     )
+    from cropi.locking import alone_in
     from cropi.study.running import run_study
 
     narrator = Narrator(make_console())
     count = len(plan.labels) * len(plan.seeds)
     narrator.say(f"cropi compare {config}  ->  {plan.root}   ({count} cells)", style="bold")
-    try:
-        run_study(plan, base, narrator, jobs)
-    finally:
-        if (plan.root / "cells").is_dir():
-            print_study(plan.root)
+    with alone_in(plan.root):  # while the page is drawn, too
+        try:
+            run_study(plan, base, narrator, jobs)
+        finally:
+            if (plan.root / "cells").is_dir():
+                print_study(plan.root)
 
 
 def print_study(root: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from cropi.artifacts import readable_lines
 from cropi.report.numbers import Row
 
 METRICS = "metrics.jsonl"
@@ -16,14 +17,10 @@ def readable_rows(path: Path, root: Path, missing: list[str]) -> list[Row]:
 
     Lines that cannot be read are left out and told in `missing`, with the file's name in `root`.
     """
-    if not path.is_file():
-        return []
-    # Not splitlines(): a JSON string may hold U+2028, U+0085 and other marks that end a line there.
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    found = [_row(line) for line in lines if line.strip()]
-    if broken := found.count(None):
+    rows, broken = readable_lines(path)
+    if broken:
         missing.append(f"{path.relative_to(root)}: {broken} unreadable line(s) left out")
-    return [row for row in found if row]
+    return list(rows)
 
 
 def metrics_rows(run: Path, root: Path, missing: list[str]) -> list[Row]:
@@ -34,12 +31,3 @@ def metrics_rows(run: Path, root: Path, missing: list[str]) -> list[Row]:
         late = readable_rows(file, root, missing)
         rows += [row for row in late if json.dumps(row, sort_keys=True) not in known]
     return rows
-
-
-def _row(line: str) -> Row | None:
-    """The row on a line; empty for JSON of another kind, None for what is no JSON."""
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    return row if isinstance(row, dict) else {}

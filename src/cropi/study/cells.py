@@ -14,6 +14,7 @@ from rich.console import Console
 from cropi.artifacts import file_hash, read_lines, write_json
 from cropi.config import RunConfig, located
 from cropi.curriculum import opened, prepare, train_curriculum
+from cropi.locking import alone_in
 from cropi.progress import Narrator
 from cropi.prompts.loaders import find_file
 from cropi.run_directory import RunDirectory
@@ -44,13 +45,14 @@ def prepare_shared(config: RunConfig, cells: Sequence[RunConfig], base: Path | N
 
 def run_cell(config: RunConfig, shared: RunConfig, base: Path | None) -> None:
     """Run one cell to its end, from the rollouts of `shared` where they are its own."""
-    adopt(shared, config)
-    with _logged(config) as narrator, opened(config, base, narrator) as session:
-        start = prepare(session)
-        for name in config.strategies:
-            train_curriculum(session, name, start)
-        write_report(session)
-    write_json(config.directory / FINISHED, {"made_from": _mark(config, base)})
+    with alone_in(config.directory), _logged(config) as narrator:
+        adopt(shared, config)
+        with opened(config, base, narrator) as session:
+            start = prepare(session)
+            for name in config.strategies:
+                train_curriculum(session, name, start)
+            write_report(session)
+        write_json(config.directory / FINISHED, {"made_from": _mark(config, base)})
 
 
 def adopt(shared: RunConfig, config: RunConfig) -> None:

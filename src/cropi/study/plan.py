@@ -100,8 +100,13 @@ class StudyPlan:
 
     def as_config(self, threads: int | None = None) -> RunConfig:
         """The base config, with what was really compared, and how, in its `compare` section."""
-        really = {"strategies": list(self.labels), "seeds": list(self.seeds), "threads": threads}
-        compare = self.config.compare.model_copy(update=really)
+        compare = self.config.compare
+        really = {
+            "strategies": list(self.labels),
+            "seeds": list(self.seeds),
+            "threads": threads or compare.threads,
+        }
+        compare = compare.model_copy(update=really)
         return self.config.model_copy(update={"compare": compare})
 
     def _cell_config(self, label: str, seed: int) -> RunConfig:

@@ -112,7 +112,7 @@ def _plan(root: Path) -> StudyFiles:
             f"{root} is no study: it has neither study.yaml nor cells/; give the directory "
             "out/NAME-study that `cropi compare` made"
         )
-    config = _yaml(root / "study.yaml")
+    config = mapping_in(root / "study.yaml")
     compare = config.get("compare") or {}
     baseline = str(compare.get("baseline") or DEFAULT_BASELINE)
     strategies = [str(s) for s in compare.get("strategies") or []]
@@ -121,7 +121,8 @@ def _plan(root: Path) -> StudyFiles:
     return StudyFiles(root, config, named, seeds, baseline)
 
 
-def _yaml(path: Path) -> dict[str, Any]:
+def mapping_in(path: Path) -> dict[str, Any]:
+    """A YAML file's mapping; empty where there is none that can be read."""
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
@@ -164,7 +165,7 @@ def _progress(cell: Cell) -> str:
 def _read_cell(
     study: StudyFiles, facts: PoolFacts, name: str, seed: int, path: Path
 ) -> Cell | None:
-    config = _yaml(path / "config.yaml")
+    config = mapping_in(path / "config.yaml")
     if not config:
         study.missing.append(f"{name} seed {seed}: no readable config.yaml yet")
         return None

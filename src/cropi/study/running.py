@@ -18,14 +18,13 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cropi.artifacts import read_lines, written_aside
 from cropi.config import to_yaml
 from cropi.errors import InputError
 from cropi.locking import alone_in
 from cropi.progress import Bar, Narrator
 from cropi.study.plan import Cell, StudyPlan
+from cropi.study.reading import mapping_in
 
 Work = Callable[..., None]
 STUDY_FILE = "study.yaml"
@@ -41,9 +40,9 @@ def run_study(
 ) -> Path:
     """Run every cell that is not finished; return the study's directory.
 
-    `jobs` cells run at once, each with its share of the CPU's cores, or with a GPU of its own where
-    there are several. Raises InputError naming the cells that failed, after the others are done,
-    or at once if another process is at work on the study.
+    `jobs` cells run at once, each with its share of the CPU's cores (as large as when the study
+    began), or with a GPU of its own where there are several. Raises InputError naming the cells
+    that failed, after the others are done, or at once if another process is at work on the study.
     """
     with alone_in(plan.root):
         threads = cell_threads(plan, jobs)
@@ -56,16 +55,27 @@ def run_study(
 def cell_threads(plan: StudyPlan, jobs: int) -> int:
     """CPU threads of every cell: as asked for, else as the study began, whatever `jobs` is now.
 
-    Sums of floating-point numbers depend on how they are divided among threads.
+    Sums of floating-point numbers depend on how they are divided among threads. Raises InputError
+    if more or fewer are asked for than the study began with.
     """
-    if plan.config.compare.threads:
-        return plan.config.compare.threads
-    begun = plan.root / STUDY_FILE
-    before = yaml.safe_load(begun.read_text(encoding="utf-8")) if begun.is_file() else {}
-    if known := before.get("compare", {}).get("threads"):
-        return int(known)
-    own = os.environ.get(THREADS, "")
-    return int(own) if own.isdigit() else max(1, len(os.sched_getaffinity(0)) // jobs)
+    asked, known = plan.config.compare.threads, _threads_before(plan.root / STUDY_FILE)
+    if asked and known and asked != known:
+        raise InputError(
+            f"compare.threads {asked}: {plan.root} was begun with {known} threads a cell, and its "
+            f"cells should be computed alike; leave it at {known}, or choose another name"
+        )
+    if asked:
+        return asked
+    own = os.environ.get(THREADS, "").split(",")[0].strip()  # the outermost level of a nested one
+    shares = max(1, len(os.sched_getaffinity(0)) // jobs)
+    return known or (int(own) if own.isdecimal() and int(own) > 0 else shares)
+
+
+def _threads_before(study: Path) -> int | None:
+    """The threads that a study says it was begun with; None where it does not."""
+    compare = mapping_in(study).get("compare")
+    known = compare.get("threads") if isinstance(compare, dict) else None
+    return known if isinstance(known, int) and known > 0 else None
 
 
 def _run_missing(
@@ -206,7 +216,7 @@ def _environment(name: str, value: str) -> Iterator[None]:
         yield
     finally:
         if before is None:
-            del os.environ[name]
+            os.environ.pop(name, None)
         else:
             os.environ[name] = before
 
