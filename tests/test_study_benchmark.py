@@ -216,6 +216,19 @@ def test_the_committed_page_has_every_block_once(tmp_path: Path) -> None:
         assert f"\n## {heading}\n" in PAGE
 
 
+def test_the_committed_numbers_are_those_of_the_committed_regimes() -> None:
+    numbers = json.loads(script.RESULTS.read_text(encoding="utf-8"))["regimes"]
+    configs = {path.stem: load_config(str(path)) for path in script.regimes(script.CONFIGS)}
+    assert list(numbers) == list(configs)
+    for name, config in configs.items():
+        found = {
+            label: strategy["seeds"] for label, strategy in numbers[name]["strategies"].items()
+        }
+        assert found == dict.fromkeys(config.compare.strategies, config.compare.seeds)
+        assert numbers[name]["missing"] == []
+        assert numbers[name]["notes"] == []
+
+
 def test_tables_say_the_numbers_and_keep_the_text(clean: Results) -> None:
     page = page_for(clean)
     text = filled(page, clean)
