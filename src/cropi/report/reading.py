@@ -23,7 +23,7 @@ from cropi.report.rollouts import RolloutFacts, rollout_facts
 from cropi.report.rows import METRICS, TIMINGS, metrics_rows, readable_rows
 from cropi.schema import ScoreTable, Selection
 
-MARKS = ("config.yaml", "manifest.json", "metrics.jsonl")
+MARKS = ("config.yaml", "manifest.json", METRICS)
 
 
 @dataclass(slots=True)

@@ -35,7 +35,7 @@ One seed has no interval.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -75,26 +75,22 @@ class Curves:
     def of(self, seeds: tuple[int, ...]) -> Curves:
         """The same curves of these seeds only, in their order."""
         rows = [self.seeds.index(s) for s in seeds]
-        return Curves(
-            seeds,
-            self.steps,
-            self.targeted[rows],
-            None if self.untargeted is None else self.untargeted[rows],
-            {axis: v[rows] for axis, v in self.training.items()},
-            {axis: v[rows] for axis, v in self.selection.items()},
-        )
+        return replace(self._each(lambda values: values[rows]), seeds=seeds)
 
     def every(self, count: int) -> Curves:
         """The same curves as if only every `count`-th evaluation, and the last, had been made."""
         last = len(self.steps) - 1
         kept = np.unique([*range(0, last, count), last])
-        return Curves(
-            self.seeds,
-            self.steps[kept],
-            self.targeted[:, kept],
-            None if self.untargeted is None else self.untargeted[:, kept],
-            {axis: v[:, kept] for axis, v in self.training.items()},
-            {axis: v[:, kept] for axis, v in self.selection.items()},
+        return replace(self._each(lambda values: values[:, kept]), steps=self.steps[kept])
+
+    def _each(self, change: Callable[[Array], Array]) -> Curves:
+        """The same curves with every `(S, T)` array changed."""
+        return replace(
+            self,
+            targeted=change(self.targeted),
+            untargeted=None if self.untargeted is None else change(self.untargeted),
+            training={axis: change(cost) for axis, cost in self.training.items()},
+            selection={axis: change(cost) for axis, cost in self.selection.items()},
         )
 
     def costs(self, axis: Axis) -> tuple[Array, Array] | None:

@@ -31,6 +31,8 @@ PAPER: dict[str, Any] = {
 """The recipe of arXiv 2510.26491; ratio, stages, objective and parameters stay the config's."""
 
 BUILTIN_VARIANTS = {"paper": PAPER}
+STUDY_FILE = "study.yaml"
+"""In a study's directory: the config, with what was really compared in it."""
 DECIDED_HERE = ("name", "out", "seed", "data_seed", "baselines", "compare")
 
 

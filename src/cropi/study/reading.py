@@ -23,6 +23,7 @@ from cropi.errors import InputError
 from cropi.report.numbers import SELECTION_PHASES, Row, evaluated_sets, least_pass, of_kind, points
 from cropi.report.rows import TIMINGS, metrics_rows, readable_rows
 from cropi.study.bills import MEASURES, Bill, Spent, selection_bill, spent_at
+from cropi.study.plan import STUDY_FILE
 from cropi.study.selected import PoolFacts, Selected
 
 Array = NDArray[np.float64]
@@ -107,12 +108,12 @@ def read_cells(root: Path) -> StudyFiles:
 
 
 def _plan(root: Path) -> StudyFiles:
-    if not (root / "study.yaml").is_file() and not (root / "cells").is_dir():
+    if not (root / STUDY_FILE).is_file() and not (root / "cells").is_dir():
         raise InputError(
             f"{root} is no study: it has neither study.yaml nor cells/; give the directory "
             "out/NAME-study that `cropi compare` made"
         )
-    config = mapping_in(root / "study.yaml")
+    config = mapping_in(root / STUDY_FILE)
     compare = config.get("compare") or {}
     baseline = str(compare.get("baseline") or DEFAULT_BASELINE)
     strategies = [str(s) for s in compare.get("strategies") or []]

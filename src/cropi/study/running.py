@@ -23,11 +23,10 @@ from cropi.config import to_yaml
 from cropi.errors import InputError
 from cropi.locking import alone_in
 from cropi.progress import Bar, Narrator
-from cropi.study.plan import Cell, StudyPlan
+from cropi.study.plan import STUDY_FILE, Cell, StudyPlan
 from cropi.study.reading import mapping_in
 
 Work = Callable[..., None]
-STUDY_FILE = "study.yaml"
 THREADS = "OMP_NUM_THREADS"
 """Read by a process's numerical libraries when it starts."""
 
@@ -64,11 +63,15 @@ def cell_threads(plan: StudyPlan, jobs: int) -> int:
             f"compare.threads {asked}: {plan.root} was begun with {known} threads a cell, and its "
             f"cells should be computed alike; leave it at {known}, or choose another name"
         )
-    if asked:
-        return asked
+    return asked or known or _threads_at_first(jobs)
+
+
+def _threads_at_first(jobs: int) -> int:
+    """The user's own number of threads, or else a job's share of the cores."""
     own = os.environ.get(THREADS, "").split(",")[0].strip()  # the outermost level of a nested one
-    shares = max(1, len(os.sched_getaffinity(0)) // jobs)
-    return known or (int(own) if own.isdecimal() and int(own) > 0 else shares)
+    if own.isdecimal() and int(own) > 0:
+        return int(own)
+    return max(1, len(os.sched_getaffinity(0)) // jobs)
 
 
 def _threads_before(study: Path) -> int | None:
