@@ -55,6 +55,15 @@ def test_without_reasoning_gym_one_sentence_says_what_to_install(
         load_prompt_sets(load_config("smollm2").prompts, seed=0)
 
 
+def test_pockets_untargeted_prompts_are_of_no_targeted_skill() -> None:
+    config = load_config("pocket")
+    sets = load_prompt_sets(config.prompts, seed=0)
+    skills = {p.source for p in sets.pool}
+    targeted = {p.source for name in config.targeted for p in sets.test[name]}
+    assert len(targeted) == 2
+    assert {p.source for p in sets.test["others"]} == skills - targeted
+
+
 @needs_gym
 def test_the_smollm2_prompts_load_and_every_verifier_reads_its_answers() -> None:
     config = load_config("smollm2")
