@@ -19,17 +19,17 @@ from tempfile import TemporaryDirectory
 import torch
 
 from cropi import api
-from cropi.artifacts import write_json
 from cropi.cli.printing import make_narrator, print_table
 from cropi.config import RolloutsConfig
 from cropi.diagnostics import diagnose_fidelity
 from cropi.diagnostics.pages import numbers
 from cropi.diagnostics.pages.fidelity import COLUMNS, rows
 from cropi.diagnostics.sketching import FidelitySettings
-from cropi.models import Policy
 from cropi.pocket.tasks import SKILLS, TARGETS
 from cropi.pocket.tasks import rows as pocket_rows
+from cropi.policy.loading import Policy
 from cropi.schema import Prompt, RolloutGroup
+from cropi.store.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 DEFAULTS = FidelitySettings()

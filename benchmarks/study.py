@@ -24,8 +24,8 @@ from study_report.gathering import gather
 from study_report.page import fill
 from study_report.results import Results
 
-from cropi.artifacts import written_aside
 from cropi.errors import InputError
+from cropi.store.files import atomic_write
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE / "study"
@@ -125,7 +125,7 @@ def write_numbers(path: Path, numbers: dict[str, Any]) -> None:
     text = json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False)
     # A raw line break is never part of a JSON string, so that joining lines changes no value.
     joined = re.sub(r"[\[{][^\[\]{}]+[\]}]", lambda m: re.sub(r"\n\s*", " ", m[0]), text)
-    with written_aside(path) as part:
+    with atomic_write(path) as part:
         part.write_text(joined + "\n", encoding="utf-8", newline="\n")
 
 

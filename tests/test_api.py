@@ -20,8 +20,8 @@ from cropi.errors import InputError
 from cropi.pocket import rows
 from cropi.rollouts import read_rollouts
 from cropi.schema import ROLLOUT_COLUMNS, ScoreTable, Selection
-from cropi.selection.base import Scoring, SelectionContext
-from cropi.tables import read_scores, read_selection
+from cropi.selection.strategy import Scoring, SelectionContext
+from cropi.store.tables import read_scores, read_selection
 
 VERIFIER = """
 def reward(completions, answer, **columns):
@@ -193,7 +193,9 @@ def test_rollouts_that_are_there_are_not_sampled_again(
     out = work / "again.parquet"
     first = api.rollout("pocket", prompts, out, verifier="exact", settings=settings)
     before = out.read_bytes()
-    monkeypatch.setattr("cropi.rollouts.transformers_engine.TransformersEngine.generate", None)
+    monkeypatch.setattr(
+        "cropi.rollouts.engines.transformers_engine.TransformersEngine.generate", None
+    )
     again = api.rollout("pocket", prompts, out, verifier="exact", settings=settings)
     assert [g.prompt_id for g in again] == [g.prompt_id for g in first]
     assert out.read_bytes() == before

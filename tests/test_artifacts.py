@@ -11,23 +11,23 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from cropi.artifacts import (
-    MADE_FROM,
+from cropi.errors import InputError
+from cropi.schema import fingerprint
+from cropi.store.files import (
+    INPUTS_FINGERPRINT,
+    atomic_folder,
+    atomic_write,
     file_hash,
     folder_hash,
-    folder_written_aside,
     is_current,
-    read_lines,
+    read_jsonl,
     read_table,
     require_writable,
     table_metadata,
     write_json,
-    write_lines,
+    write_jsonl,
     write_table,
-    written_aside,
 )
-from cropi.errors import InputError
-from cropi.schema import fingerprint
 
 # Characters at which str.splitlines ends a line, though JSON does not escape them.
 SEPARATORS = "\u2028 \u2029 \x85 \x0b \x0c \x1c \r"
@@ -38,13 +38,13 @@ def left_in(folder: Path) -> list[str]:
 
 
 def write_half(path: Path, failure: Exception) -> None:
-    with written_aside(path) as part:
+    with atomic_write(path) as part:
         part.write_text("half")
         raise failure
 
 
 def fill_half(folder: Path, failure: Exception) -> None:
-    with folder_written_aside(folder) as part:
+    with atomic_folder(folder) as part:
         (part / "weights").write_text("half")
         raise failure
 
@@ -66,7 +66,7 @@ def test_an_exception_inside_leaves_the_former_file(tmp_path: Path) -> None:
 
 def test_a_file_appears_under_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.txt"
-    with written_aside(path) as part:
+    with atomic_write(path) as part:
         part.write_text("whole")
         assert not path.exists()
     assert path.read_text() == "whole"
@@ -75,10 +75,10 @@ def test_a_file_appears_under_its_name_only_when_it_is_whole(tmp_path: Path) -> 
 
 def test_a_value_that_cannot_be_written_leaves_the_former_file(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    write_lines(path, [{"a": 1}])
+    write_jsonl(path, [{"a": 1}])
     with pytest.raises(TypeError):
-        write_lines(path, [{"a": 1}, {("a", "tuple"): 2}])
-    assert read_lines(path) == [{"a": 1}]
+        write_jsonl(path, [{"a": 1}, {("a", "tuple"): 2}])
+    assert read_jsonl(path) == [{"a": 1}]
     assert left_in(tmp_path) == ["a.jsonl"]
 
 
@@ -87,14 +87,14 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         fill_half(folder, KeyError())
     assert left_in(tmp_path) == []
-    with folder_written_aside(folder) as part:
+    with atomic_folder(folder) as part:
         (part / "sub").mkdir()
         (part / "sub" / "weights").write_text("one")
         assert not folder.exists()
     with pytest.raises(KeyError):
         fill_half(folder, KeyError())
     assert (folder / "sub" / "weights").read_text() == "one"
-    with folder_written_aside(folder) as part:
+    with atomic_folder(folder) as part:
         (part / "other").write_text("two")
     assert left_in(tmp_path) == ["other", "policy"]
 
@@ -102,19 +102,19 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_what_a_killed_run_left_aside_is_not_taken_for_a_part_of_the_next(tmp_path: Path) -> None:
     (tmp_path / "policy.part").mkdir()
     (tmp_path / "policy.part" / "stale").write_text("x")
-    with folder_written_aside(tmp_path / "policy") as part:
+    with atomic_folder(tmp_path / "policy") as part:
         (part / "fresh").write_text("y")
     assert left_in(tmp_path) == ["fresh", "policy"]
 
 
-@pytest.mark.parametrize("write", [write_json, write_lines])
+@pytest.mark.parametrize("write", [write_json, write_jsonl])
 def test_a_place_under_a_file_is_an_input_error(tmp_path: Path, write) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match=r"cannot write .*file/a\.json: .*choose a directory"):
         write(tmp_path / "file" / "a.json", [])
     with (
         pytest.raises(InputError, match="cannot write"),
-        folder_written_aside(tmp_path / "file" / "sub"),
+        atomic_folder(tmp_path / "file" / "sub"),
     ):
         pass
 
@@ -139,19 +139,19 @@ def test_a_full_disk_is_an_input_error_and_leaves_nothing(tmp_path: Path) -> Non
 
 def test_lines_end_at_newlines_alone(tmp_path: Path) -> None:
     rows = [{"text": SEPARATORS}, {"text": "line\nbreak"}, {"größe": "😀"}]
-    write_lines(tmp_path / "a.jsonl", rows)
-    assert read_lines(tmp_path / "a.jsonl") == rows
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    assert read_jsonl(tmp_path / "a.jsonl") == rows
 
 
 def test_a_missing_file_has_no_lines(tmp_path: Path) -> None:
-    assert read_lines(tmp_path / "none.jsonl") == []
+    assert read_jsonl(tmp_path / "none.jsonl") == []
 
 
 def test_files_are_utf_8_whatever_the_locale(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from cropi.artifacts import *; "
+        "import sys; from pathlib import Path; from cropi.store.files import *; "
         "path = Path(sys.argv[1]); write_json(path, ['\\u2028gr\\xf6\\xdfe']); "
-        "write_lines(path, [{'a': 'gr\\xf6\\xdfe'}]); print(len(read_lines(path)))"
+        "write_jsonl(path, [{'a': 'gr\\xf6\\xdfe'}]); print(len(read_jsonl(path)))"
     )
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     command = [sys.executable, "-X", "utf8=0", "-c", program, str(tmp_path / "a")]
@@ -187,10 +187,13 @@ def test_a_folders_hash_sees_contents_names_and_places(tmp_path: Path) -> None:
 def test_a_table_is_current_only_if_made_from_the_same(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     assert not is_current(path, "abc")
-    write_table(path, pa.table({"a": [1]}), {MADE_FROM.decode(): "abc", "cropi.note": "ü"})
+    write_table(path, pa.table({"a": [1]}), {INPUTS_FINGERPRINT.decode(): "abc", "cropi.note": "ü"})
     assert is_current(path, "abc")
     assert not is_current(path, "abd")
-    assert table_metadata(read_table(path)) == {"cropi.made_from": "abc", "cropi.note": "ü"}
+    assert table_metadata(read_table(path)) == {
+        "cropi.inputs_fingerprint": "abc",
+        "cropi.note": "ü",
+    }
 
 
 def test_equal_tables_have_equal_bytes(tmp_path: Path) -> None:
@@ -237,15 +240,15 @@ def test_a_place_is_tried_without_leaving_a_trace(tmp_path: Path) -> None:
 def test_a_folder_never_takes_the_place_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "taken"
     path.write_text("mine")
-    with pytest.raises(InputError, match="it is a file"), folder_written_aside(path):
+    with pytest.raises(InputError, match="it is a file"), atomic_folder(path):
         raise AssertionError("work was begun")
     assert path.read_text() == "mine"
     assert [f.name for f in tmp_path.iterdir()] == ["taken"]
 
 
 def test_only_a_disk_error_becomes_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="No space left"), folder_written_aside(tmp_path / "a"):
+    with pytest.raises(InputError, match="No space left"), atomic_folder(tmp_path / "a"):
         raise OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(ConnectionError), folder_written_aside(tmp_path / "b"):
+    with pytest.raises(ConnectionError), atomic_folder(tmp_path / "b"):
         raise ConnectionError("a defect elsewhere")
     assert list(tmp_path.iterdir()) == []

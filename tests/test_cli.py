@@ -319,7 +319,7 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     out = place.replace("{file}", str(prompts)).replace("{tmp}", str(tmp_path / "full"))
-    monkeypatch.setattr("cropi.models.load_policy", forbidden)
+    monkeypatch.setattr("cropi.policy.loading.load_policy", forbidden)
     monkeypatch.setattr("cropi.training.trl.load_policy", forbidden)
     common = ("--policy", "pocket", "--verifier", "exact")
     cropi("rollout", *common, "--prompts", prompts, "--out", out).refused(out)
@@ -379,7 +379,7 @@ def test_a_key_with_a_slip_is_told_with_its_mend(cropi: Command, tmp_path: Path)
 def test_a_disk_that_fills_up_is_one_clear_line(
     cropi: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cropi.run_directory import RunDirectory
+    from cropi.store.run_directory import RunDirectory
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "timings.jsonl")
@@ -410,7 +410,7 @@ def test_an_interrupt_says_how_to_go_on(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cropi.curriculum.load_prompts", interrupted)
+    monkeypatch.setattr("cropi.curriculum.loop.load_prompts", interrupted)
     outcome = cropi("run", write_config(tmp_path))
     assert outcome.code == 130
     assert "goes on" in outcome.err

@@ -225,7 +225,7 @@ def test_a_key_that_a_source_would_ignore_is_refused(key: str) -> None:
 
 
 def test_execution_settings_determine_nothing() -> None:
-    settings = load_config("pocket").determining("influence")
+    settings = load_config("pocket").result_settings("influence")
     assert "influence.method" in settings
     assert "influence.batch_tokens" not in settings
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from cropi.artifacts import read_lines
-from cropi.curriculum import run
+from cropi.curriculum import train_stage as training_step
+from cropi.curriculum.loop import run
 from cropi.errors import InputError
-from cropi.steps import training as training_step
-from cropi.tables import read_scores, read_selection
+from cropi.store.files import read_jsonl
+from cropi.store.tables import read_scores, read_selection
 from tiny_runs import promised_bytes, tiny_config, write_config
 
 KILL_POINTS = (
@@ -85,8 +85,8 @@ def test_a_finished_run_trains_and_samples_nothing_again(
 
     before = promised_bytes(finished)
     monkeypatch.setattr(training_step.StageRun, "run", forbidden)
-    monkeypatch.setattr("cropi.steps.influence.make_scorer", forbidden)
-    monkeypatch.setattr("cropi.steps.rollouts.collect", forbidden)
+    monkeypatch.setattr("cropi.curriculum.score_prompts.make_scorer", forbidden)
+    monkeypatch.setattr("cropi.curriculum.collect_rollouts.collect", forbidden)
     run(tiny_config(folder, "baselines=[full]"))
     assert promised_bytes(finished) == before
 
@@ -149,7 +149,7 @@ def test_full_data_training_sees_every_prompt_before_any_twice(tmp_path: Path) -
 
 
 def test_every_phase_leaves_its_cost(finished: Path) -> None:
-    costs = [row for row in read_lines(finished / "metrics.jsonl") if row["kind"] == "cost"]
+    costs = [row for row in read_jsonl(finished / "metrics.jsonl") if row["kind"] == "cost"]
     phases = {(row["arm"], row["phase"]) for row in costs}
     assert phases == {
         ("", "rollouts"),
@@ -161,7 +161,7 @@ def test_every_phase_leaves_its_cost(finished: Path) -> None:
         ("full", "evaluation"),
     }
     assert all(row["flops"] > 0 for row in costs)
-    assert read_lines(finished / "costs.jsonl") == [row for row in costs if not row["arm"]]
+    assert read_jsonl(finished / "costs.jsonl") == [row for row in costs if not row["arm"]]
 
 
 def test_damaged_files_of_a_run_are_made_again(folder: Path, finished: Path) -> None:
@@ -200,7 +200,7 @@ def test_lora_and_warmup_run_two_stages_and_resume(tmp_path: Path) -> None:
     policies = [directory / f"arms/cropi/stages/{i}/policy" for i in (0, 1)]
     assert all((p / "adapter_model.safetensors").is_file() for p in policies)
     assert not any((p / "model.safetensors").exists() for p in policies)
-    shared = {row["phase"]: row["tokens_backward"] for row in read_lines(directory / "costs.jsonl")}
+    shared = {row["phase"]: row["tokens_backward"] for row in read_jsonl(directory / "costs.jsonl")}
     assert 2 * 4 * 5 <= shared["warmup"] <= 2 * 4 * 20
 
     from peft import AutoPeftModelForCausalLM

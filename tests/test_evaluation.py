@@ -12,9 +12,9 @@ import pytest
 
 from cropi.errors import InputError
 from cropi.evaluation import EvaluationSets, best_of, evaluate
-from cropi.rollouts.engine import Completion
+from cropi.rollouts.engines.engine import Completion
 from cropi.schema import Prompt, Sampling
-from cropi.verifiers.base import Verdict
+from cropi.verifiers.verdict import Verdict
 
 
 class Letters:

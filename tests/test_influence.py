@@ -18,14 +18,14 @@ from oracle import flatten, oracle_gradient
 from tiny import changed, mixed_groups, random_group, random_response, tiny_model
 from torch import Tensor, nn
 
-from cropi.alignment import TargetTrust
 from cropi.config import ObjectiveConfig, TargetMemory
 from cropi.errors import InputError
 from cropi.gradients.consumers import DirectionConsumer
 from cropi.gradients.directions import Directions
 from cropi.gradients.extractor import GradientExtractor
 from cropi.gradients.sums import BLOCK, block_dots, block_squares
-from cropi.influence import InfluenceScorer, informative_only
+from cropi.influence.cosines import TargetReliability
+from cropi.influence.scorer import InfluenceScorer, keep_informative
 from cropi.schema import Response, RolloutGroup
 from cropi.selection import fuse
 from cropi.sketches import SparseSketch, make_sketch
@@ -153,7 +153,7 @@ def test_uninformative_prompts_cost_no_forward_pass(
 
 def test_every_informative_prompt_is_kept_and_every_other_counted() -> None:
     groups = [*mixed_groups(3), uninformative("equal", "a"), uninformative("single", "b")]
-    kept = informative_only(groups)
+    kept = keep_informative(groups)
     assert len(kept.groups) + sum(kept.skipped.values()) == len(groups)
 
 
@@ -237,11 +237,11 @@ def test_unit_means_weigh_every_prompt_alike(model: nn.Module, pool: list[Rollou
 
 
 def test_one_loud_prompt_and_disagreeing_halves_are_warned_of() -> None:
-    assert TargetTrust(8, 0.9, 7.0, 0.2).warnings("v") == []
-    (loud,) = TargetTrust(8, 0.9, 1.5, 0.8).warnings("v")
+    assert TargetReliability(8, 0.9, 7.0, 0.2).warnings("v") == []
+    (loud,) = TargetReliability(8, 0.9, 1.5, 0.8).warnings("v")
     assert "80%" in loud
     assert "unit_mean" in loud
-    (split,) = TargetTrust(8, 0.1, 7.0, 0.2).warnings("v")
+    (split,) = TargetReliability(8, 0.1, 7.0, 0.2).warnings("v")
     assert "0.10" in split
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from cropi import locking
-from cropi.curriculum import run
+from cropi.curriculum.loop import run
 from cropi.errors import InputError
-from cropi.locking import alone_in
+from cropi.store import lock
+from cropi.store.lock import exclusive_lock
 from cropi.study.plan import StudyPlan
 from cropi.study.running import run_study
 from tiny_runs import tiny_config, write_config
@@ -24,8 +24,8 @@ from tiny_runs import tiny_config, write_config
 HOLDER = """
 import sys
 from pathlib import Path
-from cropi.locking import alone_in
-with alone_in(Path(sys.argv[1])):
+from cropi.store.lock import exclusive_lock
+with exclusive_lock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -47,18 +47,18 @@ def held_by_another(folder: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_folder_is_made_held_and_given_back(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "a"
     for _ in range(2):
-        with alone_in(folder):
+        with exclusive_lock(folder):
             assert folder.is_dir()
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locking, "PATIENCE", 0.1)
+    monkeypatch.setattr(lock, "PATIENCE", 0.1)
 
 
 def test_a_process_may_enter_again_and_holds_until_it_leaves_last(tmp_path: Path) -> None:
-    with alone_in(tmp_path):
-        with alone_in(tmp_path / "." / ""):
+    with exclusive_lock(tmp_path):
+        with exclusive_lock(tmp_path / "." / ""):
             pass
         command = [sys.executable, "-c", HOLDER, str(tmp_path)]
         refused = subprocess.run(command, input="", capture_output=True, text=True, check=False)
@@ -69,10 +69,10 @@ def test_a_process_may_enter_again_and_holds_until_it_leaves_last(tmp_path: Path
 def test_a_folder_that_is_given_back_in_time_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locking, "PATIENCE", 60.0)
+    monkeypatch.setattr(lock, "PATIENCE", 60.0)
     with held_by_another(tmp_path) as process:
-        monkeypatch.setattr(locking.time, "sleep", lambda _: (process.kill(), process.wait()))
-        with alone_in(tmp_path):
+        monkeypatch.setattr(lock.time, "sleep", lambda _: (process.kill(), process.wait()))
+        with exclusive_lock(tmp_path):
             assert process.returncode is not None
 
 
@@ -83,8 +83,8 @@ def test_a_file_system_without_locks_is_warned_of(
     def unable(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(locking.fcntl, "flock", unable)
-    with pytest.warns(UserWarning, match="knows no locks"), alone_in(tmp_path / "a"):
+    monkeypatch.setattr(lock.fcntl, "flock", unable)
+    with pytest.warns(UserWarning, match="knows no locks"), exclusive_lock(tmp_path / "a"):
         assert (tmp_path / "a").is_dir()
 
 
@@ -94,18 +94,24 @@ def test_a_disk_that_fails_is_no_other_process(
     def broken(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(locking.fcntl, "flock", broken)
-    with pytest.raises(InputError, match=r"cannot write .*Input/output error"), alone_in(tmp_path):
+    monkeypatch.setattr(lock.fcntl, "flock", broken)
+    with (
+        pytest.raises(InputError, match=r"cannot write .*Input/output error"),
+        exclusive_lock(tmp_path),
+    ):
         pass
 
 
 def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
     with held_by_another(tmp_path) as process:
-        with pytest.raises(InputError, match="another process is at work in"), alone_in(tmp_path):
+        with (
+            pytest.raises(InputError, match="another process is at work in"),
+            exclusive_lock(tmp_path),
+        ):
             pass
         process.send_signal(signal.SIGKILL)  # which nobody can clean up after
         process.wait()
-        with alone_in(tmp_path):
+        with exclusive_lock(tmp_path):
             pass
 
 
@@ -123,7 +129,7 @@ def test_a_run_and_a_study_keep_out_of_anothers_directory(tmp_path: Path) -> Non
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"cannot write .*file"), alone_in(tmp_path / "file"):
+    with pytest.raises(InputError, match=r"cannot write .*file"), exclusive_lock(tmp_path / "file"):
         pass
 
 

@@ -13,11 +13,11 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
-from cropi import checkpoints
 from cropi.errors import InputError
-from cropi.models import Policy, load_policy, resolve_device, resolve_dtype
 from cropi.pocket.model import build_tokenizer
-from cropi.rollouts.transformers_engine import TransformersEngine
+from cropi.policy import checkpoints
+from cropi.policy.loading import Policy, load_policy, resolve_device, resolve_dtype
+from cropi.rollouts.engines.transformers_engine import TransformersEngine
 from cropi.schema import Sampling
 
 

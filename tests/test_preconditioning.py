@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from cropi.errors import InputError
-from cropi.preconditioning import (
+from cropi.influence import (
     Preconditioner,
     PreconditioningConsumer,
     SecondMoments,
-    grouping,
     second_moments,
 )
+from cropi.policy import param_groups
 
 EPS = 1e-8
 Saved = dict[str, Any]
@@ -234,12 +234,12 @@ def test_an_adapter_is_refused_the_moments_of_the_whole_model(
 def test_two_assignments_that_fit_are_refused_as_undecided(
     trained: tuple[nn.Module, Path, dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = list(grouping.groupings(trained[0]))
+    known = list(param_groups.groupings(trained[0]))
     exchanged = [list(group) for group in known[0]]
     one, other = (f"model.layers.{n}.mlp.up_proj.weight" for n in (0, 1))
     first, second = exchanged[0].index(one), exchanged[0].index(other)
     exchanged[0][first], exchanged[0][second] = other, one
-    monkeypatch.setattr(grouping, "groupings", lambda model: [*known, exchanged])
+    monkeypatch.setattr(param_groups, "groupings", lambda model: [*known, exchanged])
     with pytest.raises(InputError, match=rf"2 ways.*{one} \(48, 32\)"):
         second_moments(trained[1], trained[0])
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from cropi.config import load_config, presets
+from cropi.curriculum.start_policy import warmup_prompts
 from cropi.errors import InputError
 from cropi.prompts import load_prompt_sets, load_source
-from cropi.steps.start import warmup_prompts
 from cropi.verifiers import Judge
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))

@@ -8,22 +8,22 @@ from contextlib import redirect_stdout
 import pytest
 from rich.console import Console
 
-from cropi.progress import Narrator
+from cropi.progress import ProgressReporter
 
 
-def log() -> tuple[Narrator, io.StringIO]:
+def log() -> tuple[ProgressReporter, io.StringIO]:
     text = io.StringIO()
-    return Narrator(Console(file=text, width=80)), text
+    return ProgressReporter(Console(file=text, width=80)), text
 
 
-def terminal() -> tuple[Narrator, io.StringIO]:
+def terminal() -> tuple[ProgressReporter, io.StringIO]:
     text = io.StringIO()
-    return Narrator(Console(file=text, width=80, force_terminal=True)), text
+    return ProgressReporter(Console(file=text, width=80, force_terminal=True)), text
 
 
 def test_a_phase_is_one_line_in_a_log() -> None:
-    narrator, text = log()
-    with narrator.phase("rollouts pool", 10) as bar:
+    reporter, text = log()
+    with reporter.phase("rollouts pool", 10) as bar:
         for done in range(10):
             bar.update(done)
         bar.note = "x" * 100
@@ -37,13 +37,13 @@ def test_a_long_phase_is_heard_of_after_a_silent_minute_in_a_log(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr("cropi.progress.time.monotonic", lambda: now[0])
-    narrator, text = log()
-    with narrator.phase("GRPO", 400) as bar:
+    reporter, text = log()
+    with reporter.phase("GRPO", 400) as bar:
         for second in range(1, 201):
             now[0] = float(second)
             bar.update(second, note=f"reward {second}")
             if second == 90:
-                narrator.say("evaluated")
+                reporter.say("evaluated")
     first, other, later, end = text.getvalue().splitlines()
     assert first.split() == ["GRPO", "60", "s", "60/400", "reward", "60"]
     assert other == "evaluated"
@@ -52,16 +52,16 @@ def test_a_long_phase_is_heard_of_after_a_silent_minute_in_a_log(
 
 
 def test_text_is_shown_as_it_is() -> None:
-    narrator, text = log()
-    narrator.say("[bold]no markup[/bold] :smile:")
-    narrator.warn("careful")
+    reporter, text = log()
+    reporter.say("[bold]no markup[/bold] :smile:")
+    reporter.warn("careful")
     assert text.getvalue() == "[bold]no markup[/bold] :smile:\n  ! careful\n"
 
 
 @pytest.mark.parametrize("kind", [log, terminal])
 def test_a_phase_that_fails_says_nothing_of_success_and_leaves_the_cursor(kind: object) -> None:
-    narrator, text = kind()  # type: ignore[operator]
-    with pytest.raises(ZeroDivisionError), narrator.phase("doomed"):
+    reporter, text = kind()  # type: ignore[operator]
+    with pytest.raises(ZeroDivisionError), reporter.phase("doomed"):
         raise ZeroDivisionError
     said = text.getvalue()
     assert " s " not in said
@@ -69,16 +69,16 @@ def test_a_phase_that_fails_says_nothing_of_success_and_leaves_the_cursor(kind: 
 
 
 def test_a_library_silenced_by_redirection_does_not_silence_the_narrator() -> None:
-    narrator, text = terminal()
-    with narrator.phase("GRPO", 2) as bar, redirect_stdout(io.StringIO()):
+    reporter, text = terminal()
+    with reporter.phase("GRPO", 2) as bar, redirect_stdout(io.StringIO()):
         bar.update(1, note="half")
-        narrator.say("still here")
+        reporter.say("still here")
     assert "still here" in text.getvalue()
 
 
 def test_without_a_console_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    narrator = Narrator()
-    narrator.say("hello")
-    with narrator.phase("quiet", 3) as bar:
+    reporter = ProgressReporter()
+    reporter.say("hello")
+    with reporter.phase("quiet", 3) as bar:
         bar.update(3, note="done")
     assert capsys.readouterr().out == ""

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cropi.artifacts import read_lines
-from cropi.curriculum import run
+from cropi.curriculum.loop import run
+from cropi.curriculum.refresh_rollouts import replace_groups
 from cropi.errors import InputError
 from cropi.rollouts import read_rollouts
 from cropi.schema import Response, RolloutGroup
-from cropi.steps.refresh import overlaid
-from cropi.tables import read_scores
+from cropi.store.files import read_jsonl
+from cropi.store.tables import read_scores
 from tiny_runs import promised_bytes, tiny_config
 
 SHORT = ("training.steps_per_stage=2", "evaluation.every=10", "training.learning_rate=3e-4")
@@ -32,12 +32,14 @@ def stage(run_directory: Path, index: int, arm: str = "cropi") -> Path:
 
 
 def costs(run_directory: Path, phase: str = "rollouts") -> list[dict[str, object]]:
-    rows = read_lines(run_directory / "metrics.jsonl")
+    rows = read_jsonl(run_directory / "metrics.jsonl")
     return [r for r in rows if r["kind"] == "cost" and r["phase"] == phase and r["arm"]]
 
 
 def test_newer_rollouts_take_the_place_of_their_prompt_and_of_no_other() -> None:
-    found = overlaid([group("a", 0), group("b", 0), group("c", 0)], [group("c", 1), group("a", 1)])
+    found = replace_groups(
+        [group("a", 0), group("b", 0), group("c", 0)], [group("c", 1), group("a", 1)]
+    )
     assert [(g.prompt_id, g.rewards.tolist()) for g in found] == [
         ("a", [1.0]),
         ("b", [0.0]),
@@ -119,7 +121,7 @@ def test_learnalign_looks_once_at_the_pool_and_at_no_validation_set(tmp_path: Pa
     assert list(scores.cosines) == ["pool"]
     assert scores.identity["target"] == "unit_mean"
     assert not (stage(done, 1, "learnalign") / "scores.parquet").exists()
-    shared = [r for r in read_lines(done / "costs.jsonl") if r["phase"] == "rollouts"]
+    shared = [r for r in read_jsonl(done / "costs.jsonl") if r["phase"] == "rollouts"]
     assert {r["set"]: r["arms"] for r in shared} == {"pool": ["learnalign"], "validation": []}
 
 
@@ -142,7 +144,9 @@ def test_a_retrained_stage_has_the_next_one_sample_anew_and_remains_are_not_read
     last = stage(config.directory, 1)
     facts = json.loads((last / "rollouts.json").read_text())
     # Made from another policy, and beside it a file that no finished attempt has listed.
-    (last / "rollouts.json").write_text(json.dumps({**facts, "made_from": "another policy"}))
+    (last / "rollouts.json").write_text(
+        json.dumps({**facts, "inputs_fingerprint": "another policy"})
+    )
     shutil.copy(done / "rollouts/pool.parquet", last / "rollouts/pool.parquet")
     run(config)
     assert json.loads((last / "rollouts.json").read_text()) == facts

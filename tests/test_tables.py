@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cropi.artifacts import read_table, table_metadata, write_table
 from cropi.errors import InputError
 from cropi.schema import ScoreTable, Selection
-from cropi.tables import read_scores, read_selection, write_scores, write_selection
+from cropi.store.files import read_table, table_metadata, write_table
+from cropi.store.tables import read_scores, read_selection, write_scores, write_selection
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def scores() -> ScoreTable:
 
 
 def test_scores_survive_a_round_trip(tmp_path: Path, scores: ScoreTable) -> None:
-    write_scores(tmp_path / "s.parquet", scores, {"cropi.made_from": "x"})
+    write_scores(tmp_path / "s.parquet", scores, {"cropi.inputs_fingerprint": "x"})
     found = read_scores(tmp_path / "s.parquet")
     assert found.prompt_ids == scores.prompt_ids
     assert list(found.cosines) == list(scores.cosines)

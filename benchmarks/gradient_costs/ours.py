@@ -17,10 +17,10 @@ from cropi.config import InfluenceConfig
 from cropi.gradients.consumers import DotConsumer, NormConsumer
 from cropi.gradients.directions import Directions
 from cropi.gradients.extractor import GradientExtractor
-from cropi.influence import InfluenceScorer
+from cropi.influence.scorer import InfluenceScorer
+from cropi.influence.setup import make_scorer
 from cropi.schema import RolloutGroup
-from cropi.scoring import make_scorer
-from cropi.sketches import KeptSketches, LearningSketch, SketchConsumer, make_sketch
+from cropi.sketches import FittedSketch, SketchBuffer, SketchConsumer, make_sketch
 
 Groups = Sequence[RolloutGroup]
 
@@ -66,11 +66,11 @@ def timed_sketch(extractor: GradientExtractor, method: str, dim: int) -> Callabl
     as many directions as it may have and says nothing of its precision.
     """
     sketch = make_sketch(method, extractor.shapes, 0, dim)
-    if isinstance(sketch, LearningSketch):
+    if isinstance(sketch, FittedSketch):
         sketch.learn(torch.randn(sketch.sample, sketch.width, device=extractor.device))
 
     def sketch_pass(groups: Groups) -> None:
-        kept = KeptSketches(len(groups), sketch.dim)
+        kept = SketchBuffer(len(groups), sketch.dim)
         extractor.run(groups, [SketchConsumer(sketch, kept, extractor.device)])
 
     return sketch_pass

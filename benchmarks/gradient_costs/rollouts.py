@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from cropi.config import VerifiersConfig
-from cropi.models import Policy, load_policy
 from cropi.pocket.tasks import TARGETS, rows
+from cropi.policy.loading import Policy, load_policy
 from cropi.prompts.encoding import encode_all
 from cropi.rollouts import read_rollouts, write_rollouts
-from cropi.rollouts.transformers_engine import TransformersEngine
+from cropi.rollouts.engines.transformers_engine import TransformersEngine
 from cropi.schema import Prompt, Response, RolloutGroup, Sampling, fingerprint
-from cropi.verifiers.judge import Judge
+from cropi.verifiers.runtime.judge import Judge
 from gradient_costs.floor import Rows, logprobs
 
 SAMPLING = Sampling(max_new_tokens=64)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cropi.models import load_model
+from cropi.policy.loading import load_model
 
 LARGE_MATMUL = {"cpu": 2048, "cuda": 8192}
 """Side of the square bf16 matmul that says what the machine can do."""

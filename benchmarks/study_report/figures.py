@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
-from cropi.artifacts import written_aside
+from cropi.store.files import atomic_write
 from cropi.study.measures import MAIN_LEVEL, knots
 from study_report.results import Regime
 
@@ -92,7 +92,7 @@ def draw(regime: Regime, path: Path) -> None:
         columns = min(len(labels), 6)
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=2.6)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_aside(path) as part:
+        with atomic_write(path) as part:
             figure.savefig(part, format="svg", metadata={"Date": None, "Creator": None})
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from cropi.artifacts import written_aside
 from cropi.errors import InputError
+from cropi.store.files import atomic_write
 from study_report.results import Results
 from study_report.tables import bar_table, regime_tables, setting_table
 
@@ -22,7 +22,7 @@ def fill(page: Path, results: Results) -> None:
         text = page.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {page}: {error}") from error
-    with written_aside(page) as part:
+    with atomic_write(page) as part:
         part.write_text(filled(text, results), encoding="utf-8", newline="\n")
 
 

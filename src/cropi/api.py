@@ -16,7 +16,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from cropi.artifacts import folder_written_aside, require_writable
 from cropi.config import (
     EvaluationConfig,
     InfluenceConfig,
@@ -43,18 +42,19 @@ from cropi.schema import (
     fingerprint,
 )
 from cropi.selection import SelectionContext, find_strategy, needs_of
-from cropi.selection.base import require_some, selection_size
+from cropi.selection.strategy import require_not_empty, selection_size
+from cropi.store.files import atomic_folder, require_writable
 from cropi.training import StageOutcome, StagePlan, find_trainer, stage_order
-from cropi.training.base import MOST_ROUNDS, Row
+from cropi.training.stage import MAX_SAMPLING_ROUNDS, Row
 from cropi.verifiers import Judge
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from cropi.alignment import Influence
-    from cropi.influence import Progress
-    from cropi.models import Policy
-    from cropi.progress import Narrator
+    from cropi.influence.cosines import Influence
+    from cropi.influence.scorer import Progress
+    from cropi.policy.loading import Policy
+    from cropi.progress import ProgressReporter
 
 __all__ = [
     "InputError",
@@ -77,23 +77,25 @@ __all__ = [
 AnyPath = str | Path
 
 
-def run(config: RunConfig, base: Path | None = None, narrator: Narrator | None = None) -> Path:
-    """Run the curriculum, its baselines and the report; see `cropi.curriculum.run`."""
-    from cropi.curriculum import run as run_curriculum
+def run(
+    config: RunConfig, base: Path | None = None, reporter: ProgressReporter | None = None
+) -> Path:
+    """Run the curriculum, its baselines and the report; see `cropi.curriculum.loop.run`."""
+    from cropi.curriculum.loop import run as run_curriculum
 
-    return run_curriculum(config, base, narrator)
+    return run_curriculum(config, base, reporter)
 
 
 def load_policy(path: AnyPath, **options: Any) -> Policy:
-    """Load a policy by path, hub id, `pocket` or `smollm2`; see `cropi.models.load_policy`."""
-    from cropi.models import load_policy as load
+    """Load a policy by path, hub id, `pocket` or `smollm2`; see `cropi.policy.loading`."""
+    from cropi.policy.loading import load_policy as load
 
     return load(path, **options)
 
 
 def load_model(path: AnyPath, **options: Any) -> Any:
-    """Load a model alone, for scoring; see `cropi.models.load_model`."""
-    from cropi.models import load_model as load
+    """Load a model alone, for scoring; see `cropi.policy.loading.load_model`."""
+    from cropi.policy.loading import load_model as load
 
     return load(path, **options)
 
@@ -171,7 +173,7 @@ def score(
     Adam state `settings.precondition` reads, by default the policy's. Raises InputError if the
     pool or a target has no informative prompt, or gradients are not finite.
     """
-    from cropi.scoring import make_scorer
+    from cropi.influence.setup import make_scorer
 
     if not targets:
         raise InputError("score needs at least one target: give NAME and its rollouts")
@@ -230,7 +232,7 @@ def select(
         noise_floor=noise_floor,
     )
     selection = chosen.select(context)
-    require_some(selection, f"strategy {strategy}")
+    require_not_empty(selection, f"strategy {strategy}")
     return selection
 
 
@@ -270,7 +272,7 @@ def train(
     if not ids:
         raise InputError("the selection is empty; select at least one prompt")
     first_step = _steps_done(Path(policy)) if carry_optimizer else 0
-    rounds = MOST_ROUNDS if settings.dynamic_sampling else 1
+    rounds = MAX_SAMPLING_ROUNDS if settings.dynamic_sampling else 1
     order = stage_order(ids, steps * settings.prompts_per_step * rounds, seed)
     plan = StagePlan(
         start=str(policy),
@@ -288,7 +290,7 @@ def train(
     trainer.check(plan)
     with ExitStack() as stack:
         judge = stack.enter_context(Judge(_verifiers(verifier)))
-        part = stack.enter_context(folder_written_aside(Path(out)))
+        part = stack.enter_context(atomic_folder(Path(out)))
         judge.check(plan.prompts)
         if settings.lora is not None and not (Path(policy) / "adapter_config.json").is_file():
             plan = replace(plan, start=stack.enter_context(TemporaryDirectory()))
@@ -368,7 +370,7 @@ def _horizon(horizon: int | None, last_step: int) -> int:
 
 
 def _write_adapters(policy: str, plan: StagePlan) -> None:
-    from cropi.training.start import write_adapters
+    from cropi.training.warmup import write_adapters
 
     write_adapters(policy, plan.model, plan.training, Path(plan.start), plan.seed)
 

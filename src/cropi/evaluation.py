@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from cropi.errors import InputError
 from cropi.prompts.encoding import encode_all
 from cropi.rollouts.collect import Judge, judge_completions
-from cropi.rollouts.engine import Completion, RolloutEngine, require_context
+from cropi.rollouts.engines.engine import Completion, RolloutEngine, require_context
 from cropi.rollouts.statistics import as_passes
 from cropi.schema import EvaluationResult, Prompt, Sampling
-from cropi.verifiers.base import Verdict
+from cropi.verifiers.verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,18 +9,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cropi.artifacts import file_hash
 from cropi.config import InfluenceConfig
 from cropi.errors import InputError
 from cropi.rollouts import read_rollouts
 from cropi.schema import longest_allowed
+from cropi.store.files import file_hash
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from cropi.alignment import Influence
-    from cropi.features import FeatureStore
-    from cropi.features.extraction import Extraction
+    from cropi.influence.cosines import Influence
+    from cropi.influence.features import FeatureStore
+    from cropi.influence.features.extraction import Extraction
 
 AnyPath = str | Path
 
@@ -45,9 +45,9 @@ def extract_features(
     a target's: a sketch that learns takes from it what it learnt. Raises InputError if nothing is
     informative, `out` holds other features, or they could not be compared with `like`.
     """
-    from cropi.features.extraction import write_features
-    from cropi.features.writing import require_store_place
-    from cropi.scoring import make_scorer
+    from cropi.influence.features.extraction import write_features
+    from cropi.influence.features.writer import require_store_place
+    from cropi.influence.setup import make_scorer
 
     chosen = settings or InfluenceConfig(method="adaptive")
     require_store_place(Path(out))
@@ -81,7 +81,7 @@ def score_features(
     Raises InputError if a store is damaged or incomplete, or a target's features were made with
     another policy, sketch or objective than the pool's.
     """
-    from cropi.features import score_features as score_stores
+    from cropi.influence.features import score_features as score_stores
 
     if not targets:
         raise InputError("score needs at least one target: give NAME and its features")
@@ -89,13 +89,13 @@ def score_features(
 
 
 def _store(found: FeatureStore | AnyPath) -> FeatureStore:
-    from cropi.features import FeatureStore
+    from cropi.influence.features import FeatureStore
 
     return FeatureStore(found) if isinstance(found, str | Path) else found
 
 
 def _model(policy: AnyPath | nn.Module, dtype: str, device: str) -> Any:
-    from cropi.models import load_model
+    from cropi.policy.loading import load_model
 
     return (
         load_model(policy, dtype=dtype, device=device) if isinstance(policy, str | Path) else policy

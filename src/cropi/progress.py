@@ -30,7 +30,7 @@ class Bar:
             self._progress.update(self._task, completed=done, total=total, note=self.note)
 
 
-class Narrator:
+class ProgressReporter:
     """Tells a person what happens; without a console it is silent."""
 
     def __init__(self, console: Console | None = None) -> None:
@@ -77,9 +77,9 @@ class Narrator:
 class LogBar(Bar):
     """Progress in a log: where nothing has been said for a minute, how far the phase is."""
 
-    def __init__(self, narrator: Narrator, title: str, total: int | None) -> None:
+    def __init__(self, reporter: ProgressReporter, title: str, total: int | None) -> None:
         super().__init__()
-        self._narrator = narrator
+        self._narrator = reporter
         self._title = title
         self._total = total
         self._begun = time.monotonic()

@@ -22,11 +22,11 @@ from cropi.diagnostics.fidelity import (
     relative_error,
     top_overlap,
 )
-from cropi.diagnostics.intervals import Interval
 from cropi.diagnostics.sketching import FidelitySettings, Measurement
 from cropi.errors import InputError
+from cropi.estimation.intervals import Interval
 from cropi.gradients.extractor import GradientExtractor
-from cropi.influence import InfluenceScorer
+from cropi.influence.scorer import InfluenceScorer
 from cropi.schema import RolloutGroup
 from cropi.sketches import make_sketch
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from cropi.diagnostics import diagnose_staleness
-from cropi.diagnostics.intervals import mean_interval, share_interval, t_quantile
-from cropi.diagnostics.staleness import effective_share, k3, measure_staleness
 from cropi.errors import InputError
+from cropi.estimation.intervals import mean_interval, share_interval, t_quantile
+from cropi.rollouts.staleness import effective_share, k3, measure_staleness
 from cropi.schema import Response, RolloutGroup, Sampling
 
 

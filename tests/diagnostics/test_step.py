@@ -9,11 +9,11 @@ from tiny import gradients, mixed_groups, tiny_model
 
 from cropi.config import ObjectiveConfig
 from cropi.diagnostics import diagnose_step
-from cropi.diagnostics.logprobs import LogprobReader, read_objectives
 from cropi.diagnostics.step import plan_steps
 from cropi.diagnostics.stepping import inner, mean_gradients, moved, norm
 from cropi.errors import InputError
 from cropi.gradients.extractor import GradientExtractor
+from cropi.gradients.logprobs import LogprobReader, read_objectives
 from cropi.schema import RolloutGroup, ScoreTable
 
 

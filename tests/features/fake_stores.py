@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cropi.features import FeatureStore, FeatureWriter, StoreIdentity
+from cropi.influence.features import FeatureStore, FeatureWriter, StoreIdentity
 
 DIM = 64
 

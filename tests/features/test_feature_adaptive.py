@@ -10,14 +10,14 @@ from fake_stores import contents
 from rollout_files import rollouts
 
 from cropi import api
-from cropi.artifacts import file_hash
 from cropi.config import InfluenceConfig
 from cropi.errors import InputError
-from cropi.features import FeatureStore, StoreIdentity, score_features
-from cropi.features.extraction import Extraction, write_features
 from cropi.gradients.extractor import GradientExtractor
+from cropi.influence.features import FeatureStore, StoreIdentity, score_features
+from cropi.influence.features.extraction import Extraction, write_features
 from cropi.rollouts import read_rollouts
 from cropi.sketches import AdaptiveSketch, SparseSketch
+from cropi.store.files import file_hash
 
 
 def extract(
@@ -56,7 +56,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     def small(**fields: object) -> StoreIdentity:
         return StoreIdentity(**fields, rows_per_shard=5)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("cropi.features.extraction.StoreIdentity", small)
+    monkeypatch.setattr("cropi.influence.features.extraction.StoreIdentity", small)
 
 
 def test_targets_take_over_what_the_pools_sketch_learnt(

@@ -19,15 +19,15 @@ from cropi import api
 from cropi.cli import main
 from cropi.config import InfluenceConfig
 from cropi.errors import InputError
-from cropi.features import FeatureStore, score_features
-from cropi.features.extraction import policy_hash, write_features
-from cropi.features.identity import StoreIdentity
 from cropi.gradients.extractor import GradientExtractor
-from cropi.influence import InfluenceScorer
-from cropi.preconditioning import Preconditioner, SecondMoments
+from cropi.influence import Preconditioner, SecondMoments
+from cropi.influence.features import FeatureStore, score_features
+from cropi.influence.features.extraction import policy_hash, write_features
+from cropi.influence.features.identity import StoreIdentity
+from cropi.influence.scorer import InfluenceScorer
 from cropi.rollouts import read_rollouts, write_rollouts
 from cropi.sketches import SparseSketch
-from cropi.tables import read_scores
+from cropi.store.tables import read_scores
 
 DIM = 2048
 
@@ -82,7 +82,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     def small(**fields: object) -> StoreIdentity:
         return StoreIdentity(**fields, rows_per_shard=5)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("cropi.features.extraction.StoreIdentity", small)
+    monkeypatch.setattr("cropi.influence.features.extraction.StoreIdentity", small)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_scoring_by_command_loads_no_model(
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("cropi.models.load_model", forbidden)
+    monkeypatch.setattr("cropi.policy.loading.load_model", forbidden)
     cropi(
         "score", "--features", store, "--target", f"v={store}", "--out", tmp_path / "s.parquet"
     ).done()

@@ -11,9 +11,9 @@ import pytest
 import torch
 from fake_stores import cosines_of, fill, identity, sketches, store, writer
 
-from cropi.alignment import target_weights
 from cropi.errors import InputError
-from cropi.features import FeatureStore, score_features
+from cropi.influence.cosines import target_weights
+from cropi.influence.features import FeatureStore, score_features
 
 
 @pytest.mark.parametrize("dim", [64, 5000, 70_000])
@@ -61,11 +61,13 @@ def test_scores_from_features_are_the_sketches_cosines(tmp_path: Path, target: s
         assert trust.split_half == pytest.approx(
             float(cosines_of(halves[0][None], halves[1])[0]), abs=1e-3
         )
-        loudness = np.linalg.norm(weighted, axis=1) * np.where(
+        weighted_norms = np.linalg.norm(weighted, axis=1) * np.where(
             norms > 0, norms / np.where(norms > 0, np.linalg.norm(rows, axis=1), 1), 0
         )
         assert trust.informative == 9
-        assert trust.largest_share == pytest.approx(loudness.max() / loudness.sum(), rel=1e-6)
+        assert trust.largest_share == pytest.approx(
+            weighted_norms.max() / weighted_norms.sum(), rel=1e-6
+        )
     assert influence.table.pool_size == 53
     assert influence.table.skipped == {"rewards all equal": 3}
     assert influence.table.cosines["v"][2] == 0, "a gradient that cancels helps nobody"
@@ -112,8 +114,9 @@ def test_a_target_that_sums_to_zero_points_nowhere(tmp_path: Path) -> None:
 
 def test_scoring_features_loads_no_model_code(tmp_path: Path) -> None:
     script = (
-        "import sys, cropi.features, cropi.features.scoring\n"
-        "heavy = {'transformers', 'trl', 'cropi.gradients', 'cropi.models'} & set(sys.modules)\n"
+        "import sys, cropi.influence.features, cropi.influence.features.stored_scores\n"
+        "unwanted = {'transformers', 'trl', 'cropi.gradients', 'cropi.policy.loading'}\n"
+        "heavy = unwanted & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
@@ -125,7 +128,7 @@ def test_a_scan_needs_the_same_memory_for_eight_times_the_prompts(tmp_path: Path
         store(tmp_path / name, prompts, dim=8192, rows_per_shard=256)
     script = (
         "import resource, sys, numpy as np\n"
-        "from cropi.features import FeatureStore\n"
+        "from cropi.influence.features import FeatureStore\n"
         "peaks = []\n"
         "for folder in sys.argv[1:]:\n"
         "    store = FeatureStore(folder)\n"

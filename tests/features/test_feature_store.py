@@ -11,10 +11,10 @@ import pytest
 import torch
 from fake_stores import DIM, contents, fill, identity, ids, sketches, store, writer
 
-from cropi.artifacts import file_hash
 from cropi.errors import InputError
-from cropi.features import FeatureStore, FeatureWriter, ShardSink
-from cropi.features.writing import content_hash
+from cropi.influence.features import FeatureStore, FeatureWriter, ShardSink
+from cropi.influence.features.writer import content_hash
+from cropi.store.files import file_hash
 
 
 @pytest.mark.parametrize(("dtype", "error"), [("float16", 2**-11), ("float32", 2**-22)])

@@ -130,7 +130,7 @@ def test_stored_prompts_come_back_equal(tmp_path: Path) -> None:
         {"prompt": [{"role": "user", "content": "b"}], "answer": "2", "source": "s"},
     ]
     prompts = load([source(tmp_path, "x", rows)]).pool
-    write_prompts(tmp_path / "p.parquet", prompts, {"cropi.made_from": "abc"})
+    write_prompts(tmp_path / "p.parquet", prompts, {"cropi.inputs_fingerprint": "abc"})
     assert read_prompts(tmp_path / "p.parquet") == prompts
     again = load([{"path": str(tmp_path / "p.parquet")}]).pool
     assert again == prompts

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from cropi.models import Policy, load_policy
 from cropi.pocket.model import build_tokenizer
+from cropi.policy.loading import Policy, load_policy
 
 SIZES = {
     "vocab_size": 64,

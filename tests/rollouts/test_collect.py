@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cropi.artifacts import file_hash, table_metadata
-from cropi.artifacts import read_table as read_parquet
 from cropi.errors import InputError
-from cropi.models import Policy
+from cropi.policy.loading import Policy
 from cropi.rollouts.collect import collect
-from cropi.rollouts.engine import Completion
-from cropi.rollouts.store import read_rollouts
-from cropi.rollouts.transformers_engine import TransformersEngine
+from cropi.rollouts.engines.engine import Completion
+from cropi.rollouts.engines.transformers_engine import TransformersEngine
+from cropi.rollouts.rollout_file import read_rollouts
 from cropi.schema import PolicyIdentity, Prompt, Sampling
-from cropi.verifiers.base import Verdict
+from cropi.store.files import file_hash, table_metadata
+from cropi.store.files import read_table as read_parquet
+from cropi.verifiers.verdict import Verdict
 
 TEXTS = ["a1+2=", "c:", "s321=", "b12-9=", "x1*2=", "m1,2=", "g1?2="]
 SAMPLING = Sampling(temperature=1.2, max_new_tokens=6)
@@ -77,7 +77,7 @@ def run(policy: Policy, out: Path, engine: Any = None, **changes: Any) -> Path:
         "seed": 5,
         "out": out,
         "identity": PolicyIdentity("tiny", "r1", 2),
-        "made_from": "inputs 1",
+        "inputs_fingerprint": "inputs 1",
         "chunk": 2,
     }
     return collect(**{**arguments, **changes})
@@ -114,7 +114,7 @@ def test_groups_stand_in_the_prompts_order_with_all_that_was_sampled(
             assert response.text == decoded
             assert (response.reward_status == "timeout") == decoded[:1].isdigit()
             assert np.isnan(response.reward) == (response.reward_status == "timeout")
-    assert table_metadata(read_parquet(out))["cropi.made_from"] == "inputs 1"
+    assert table_metadata(read_parquet(out))["cropi.inputs_fingerprint"] == "inputs 1"
 
 
 def test_a_finished_file_is_kept_and_one_made_from_something_else_is_replaced(
@@ -124,14 +124,20 @@ def test_a_finished_file_is_kept_and_one_made_from_something_else_is_replaced(
     engine = Watched(TransformersEngine(policy, 8))
     run(policy, out, engine)
     assert engine.calls == []
-    run(policy, out, engine, made_from="inputs 2", seed=6)
+    run(policy, out, engine, inputs_fingerprint="inputs 2", seed=6)
     assert engine.calls == [2, 2, 2, 1]
 
 
 def test_parts_made_from_something_else_are_not_used(policy: Policy, tmp_path: Path) -> None:
     out = tmp_path / "r.parquet"
     with pytest.raises(KeyboardInterrupt):
-        run(policy, out, Watched(TransformersEngine(policy, 8), dies_at=2), seed=1, made_from="old")
+        run(
+            policy,
+            out,
+            Watched(TransformersEngine(policy, 8), dies_at=2),
+            seed=1,
+            inputs_fingerprint="old",
+        )
     engine = Watched(TransformersEngine(policy, 8))
     run(policy, out, engine)
     assert engine.calls == [2, 2, 2, 1]

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cropi.errors import InputError
-from cropi.rollouts.store import (
+from cropi.rollouts.rollout_file import (
     read_rollouts,
     read_side_columns,
     rollout_table,
@@ -74,7 +74,7 @@ def save(path: Path, columns: dict[str, Any], **types: pa.DataType) -> Path:
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     path = tmp_path / "r.parquet"
-    write_rollouts(path, groups(), {"cropi.made_from": "x"})
+    write_rollouts(path, groups(), {"cropi.inputs_fingerprint": "x"})
     back = read_rollouts(path)
     for ours, theirs in zip(groups(), back, strict=True):
         assert repr(theirs.responses) == repr(ours.responses)

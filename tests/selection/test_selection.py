@@ -11,8 +11,8 @@ import pytest
 from cropi.errors import InputError
 from cropi.schema import ScoreTable, Selection
 from cropi.selection import SelectionContext, find_strategy, fuse, needs_of
-from cropi.selection.base import selection_size
 from cropi.selection.registry import BUILTIN
+from cropi.selection.strategy import selection_size
 
 
 def table(cosines: dict[str, dict[str, float]]) -> ScoreTable:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cropi.errors import InputError
-from cropi.sketches import AdaptiveSketch, LearningSketch, WindowedSketch
+from cropi.sketches import AdaptiveSketch, FittedSketch, WindowedSketch
 
 SHAPES = {"w": (64, 64)}
 WIDTH = 2048
@@ -153,5 +153,5 @@ def test_gradients_of_zero_teach_nothing() -> None:
 
 def test_it_says_that_it_learns() -> None:
     sketch = AdaptiveSketch(WindowedSketch(SHAPES, 0, WIDTH), 128, 0)
-    assert isinstance(sketch, LearningSketch)
-    assert not isinstance(sketch.base, LearningSketch)
+    assert isinstance(sketch, FittedSketch)
+    assert not isinstance(sketch.base, FittedSketch)

@@ -11,8 +11,8 @@ from cropi.gradients.collation import Segments
 from cropi.gradients.contributions import MatrixContribution
 from cropi.sketches import (
     AdaptiveSketch,
-    KeptSketches,
     KroneckerSketch,
+    SketchBuffer,
     SketchConsumer,
     SparseSketch,
     WindowedSketch,
@@ -36,7 +36,7 @@ def stream(
 @pytest.mark.parametrize("batches", [[[0, 1, 2, 3]], [[2, 0], [3, 1]], [[3], [2], [1], [0]]])
 def test_sketches_and_norms_do_not_depend_on_the_batches(batches: list[list[int]]) -> None:
     gradients, sketch = vectors(4), SparseSketch(SHAPES, 2, 0.5, 32)
-    kept = KeptSketches(4, sketch.dim)
+    kept = SketchBuffer(4, sketch.dim)
     stream(SketchConsumer(sketch, kept, CPU), gradients, batches)
     assert_close(kept.sketches.double(), project(sketch, gradients))
     torch.testing.assert_close(kept.norms, flat(gradients).norm(dim=1), rtol=1e-6, atol=0)
@@ -45,17 +45,17 @@ def test_sketches_and_norms_do_not_depend_on_the_batches(batches: list[list[int]
 def test_a_sketch_that_learns_is_taught_by_what_was_accumulated() -> None:
     gradients = vectors(12)
     sketch = AdaptiveSketch(WindowedSketch(SHAPES, 0, 1024), 16, 0)
-    wide = KeptSketches(12, sketch.width)
+    wide = SketchBuffer(12, sketch.width)
     stream(SketchConsumer(sketch, wide, CPU, wide=True), gradients, [[*range(12)]])
     sketch.learn(wide.sketches)
-    kept = KeptSketches(12, sketch.dim)
+    kept = SketchBuffer(12, sketch.dim)
     stream(SketchConsumer(sketch, kept, CPU), gradients, [[4, 2, 0], [1, 3, *range(5, 12)]])
     assert_close(kept.sketches, sketch.compress(wide.sketches))
 
 
 def test_without_dense_rows_the_norm_is_the_sketchs() -> None:
     sketch = KroneckerSketch({"w": (40, 50), "v": (7,)}, 0, 4096, 16)
-    kept = KeptSketches(2, sketch.dim)
+    kept = SketchBuffer(2, sketch.dim)
     consumer = SketchConsumer(sketch, kept, CPU)
     torch.manual_seed(0)
     factors = MatrixContribution(torch.randn(6, 40), torch.randn(6, 50), Segments([0, 2], [2, 6]))

@@ -12,7 +12,7 @@ from sketching import SHAPES, assert_close, flat, project, vectors
 
 from cropi.sketches import SparseSketch, dense
 from cropi.sketches import sparse as module
-from cropi.sketches.counters import gaussians, mix64
+from cropi.sketches.counter_rng import gaussians, mix64
 from cropi.sketches.sparse import hash_keys
 
 MASK = (1 << 64) - 1

@@ -9,7 +9,7 @@ from sketching import SHAPES, assert_close, flat, project, vectors
 
 from cropi.sketches import WindowedSketch
 from cropi.sketches import windowed as module
-from cropi.sketches.counters import keys
+from cropi.sketches.counter_rng import keys
 
 MASK = (1 << 64) - 1
 

@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cropi.artifacts import file_hash, read_lines
 from cropi.cli.compare import parsed
 from cropi.config import RunConfig, load_config
 from cropi.errors import InputError
-from cropi.run_directory import RunDirectory
+from cropi.store.files import file_hash, read_jsonl
+from cropi.store.run_directory import RunDirectory
+from cropi.store.tables import read_selection
 from cropi.study.cells import adopt, is_finished
 from cropi.study.measuring import write
 from cropi.study.plan import StudyPlan
 from cropi.study.running import cell_threads, run_study, workers
-from cropi.tables import read_selection
 from tiny_runs import tiny_config, write_config
 
 FAST = ("training.steps_per_stage=2", "evaluation.every=2", "rollouts.responses=4")
@@ -93,9 +93,9 @@ def test_a_seeds_cells_share_rollouts_and_seeds_share_prompts(root: Path) -> Non
 def test_rollouts_are_paid_for_by_the_cells_that_use_them(root: Path) -> None:
     for label, arms in (("full", []), ("random", []), ("wider", ["cropi"])):
         run = cell(root, label, 0)
-        rows = [r for r in read_lines(run / "costs.jsonl") if r["phase"] == "rollouts"]
+        rows = [r for r in read_jsonl(run / "costs.jsonl") if r["phase"] == "rollouts"]
         assert [r["arms"] for r in rows] == [arms, arms]
-        timings = [r for r in read_lines(run / "timings.jsonl") if r["phase"] == "rollouts"]
+        timings = [r for r in read_jsonl(run / "timings.jsonl") if r["phase"] == "rollouts"]
         assert [r["arms"] for r in timings] == [arms, arms]
 
 
@@ -196,7 +196,7 @@ def test_a_cell_with_rollouts_of_its_own_does_not_take_the_shared_ones_times(
     )
     assert shared.directory.is_dir()
     adopt(shared, own)
-    rows = read_lines(RunDirectory(own.directory, own).timings)
+    rows = read_jsonl(RunDirectory(own.directory, own).timings)
     assert [r for r in rows if r["phase"] == "rollouts"] == []
 
 

@@ -14,15 +14,15 @@ from trl import GRPOTrainer
 from cropi.config import PromptSource
 from cropi.errors import InputError
 from cropi.prompts import load_source
-from cropi.rollouts.transformers_engine import TransformersEngine
+from cropi.rollouts.engines.transformers_engine import TransformersEngine
 from cropi.schema import Prompt, Sampling
 from cropi.training import StageOutcome, StagePlan, dynamic
-from cropi.training.base import MOST_ROUNDS
 from cropi.training.dynamic import DynamicSampler
 from cropi.training.rewards import informative
+from cropi.training.stage import MAX_SAMPLING_ROUNDS
 from cropi.training.trl import TrlTrainer
 from cropi.verifiers import Judge
-from cropi.verifiers.base import Verdict
+from cropi.verifiers.verdict import Verdict
 
 MakePlan = Callable[..., StagePlan]
 
@@ -106,7 +106,7 @@ def test_groups_without_a_gradient_are_sampled_and_paid_for_but_never_trained(
     seen, judged_before = Sampled(monkeypatch), _judged(judge)
     outcome = train(plan, judge, tmp_path / "out")
     assert [row["zero_std_share"] for row in outcome.log] == [0.0] * STEPS
-    assert outcome.fillers == 0
+    assert outcome.uninformative_trained == 0
     trained = {i for batch in seen.handed for i in batch["prompt_id"]}
     assert trained <= {p.prompt_id for p in plan.prompts if p.answer != "none"}
     assert outcome.visited == len(seen.prompts) > STEPS * SIZE
@@ -196,10 +196,10 @@ def test_a_pool_that_teaches_nothing_is_given_up_after_the_rounds(
     plan: StagePlan, judge: Judge, tmp_path: Path
 ) -> None:
     prompts = hopeless(list(plan.prompts))
-    assert len(prompts) > STEPS * SIZE * MOST_ROUNDS
+    assert len(prompts) > STEPS * SIZE * MAX_SAMPLING_ROUNDS
     outcome = train(replace(plan, prompts=prompts), judge, tmp_path / "out")
-    assert outcome.visited == STEPS * SIZE * MOST_ROUNDS
-    assert outcome.fillers == STEPS * SIZE
+    assert outcome.visited == STEPS * SIZE * MAX_SAMPLING_ROUNDS
+    assert outcome.uninformative_trained == STEPS * SIZE
     assert [row["zero_std_share"] for row in outcome.log] == [1.0] * STEPS
 
 
@@ -210,7 +210,7 @@ def test_a_step_leaves_enough_candidates_for_those_after_it(
     prompts = hopeless(list(plan.prompts[: STEPS * SIZE + spare]))
     outcome = train(replace(plan, prompts=prompts), judge, tmp_path / "out")
     assert [row["candidates"] for row in outcome.log] == [SIZE + spare, SIZE]
-    assert (outcome.visited, outcome.fillers) == (len(prompts), STEPS * SIZE)
+    assert (outcome.visited, outcome.uninformative_trained) == (len(prompts), STEPS * SIZE)
 
 
 def test_fillers_are_the_groups_dropped_last(

@@ -9,7 +9,7 @@ import pytest
 
 from cropi.schema import Prompt
 from cropi.training.rewards import JudgedRewards, completion_text, neutralised
-from cropi.verifiers.base import Verdict
+from cropi.verifiers.verdict import Verdict
 
 PROMPTS = {i: Prompt(i, i.upper(), "s", prompt=i) for i in "ab"}
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from cropi.artifacts import read_lines
-from cropi.curriculum import run
-from cropi.run_directory import Row, Stage
+from cropi.curriculum.loop import run
 from cropi.schema import derive_seed
-from cropi.tables import read_selection
+from cropi.store.files import read_jsonl
+from cropi.store.run_directory import Row, Stage
+from cropi.store.tables import read_selection
 from cropi.training import StageOutcome, StagePlan, stage_order
-from cropi.training.base import MOST_ROUNDS
+from cropi.training.stage import MAX_SAMPLING_ROUNDS
 from cropi.training.trl import TrlTrainer
 from tiny_runs import tiny_config
 
@@ -48,7 +48,7 @@ def stage(root: Path, arm: str, index: int) -> Stage:
 
 
 def rows(root: Path, kind: str, arm: str) -> list[Row]:
-    found = read_lines(root / "metrics.jsonl")
+    found = read_jsonl(root / "metrics.jsonl")
     return [row for row in found if (row["kind"], row["arm"]) == (kind, arm)]
 
 
@@ -61,7 +61,7 @@ def test_a_stage_goes_on_after_the_last_candidate_of_the_one_before(
         visited = first.recorded()["visited"]
         assert visited > VISITS if arm == "dapo" else visited == VISITS
         ids = read_selection(first.selection).prompt_ids
-        wanted = VISITS * (MOST_ROUNDS if arm == "dapo" else 1)
+        wanted = VISITS * (MAX_SAMPLING_ROUNDS if arm == "dapo" else 1)
         later = [p.prompt_id for p in plans[2 * place + 1].prompts]
         assert later == stage_order(ids, wanted, seed, visited)
 
@@ -72,7 +72,7 @@ def test_only_dynamic_sampling_drops_groups(finished: Path, plans: list[StagePla
         assert row["zero_std_share"] == 0.0
         assert row["candidates"] >= 4
     assert all("candidates" not in row for row in rows(finished, "train", "full"))
-    assert [row["fillers"] for row in rows(finished, "stage", "dapo")] == [0, 0]
+    assert [row["uninformative_trained"] for row in rows(finished, "stage", "dapo")] == [0, 0]
 
 
 @pytest.mark.parametrize("arm", ARMS)

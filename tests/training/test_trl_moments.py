@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cropi.models import load_policy
-from cropi.preconditioning import Preconditioner, second_moments
+from cropi.influence import Preconditioner, second_moments
+from cropi.policy.loading import load_policy
 from cropi.training import StageOutcome, StagePlan, trl
 from cropi.verifiers import Judge
 

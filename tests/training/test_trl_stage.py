@@ -19,7 +19,7 @@ from cropi.errors import InputError
 from cropi.schema import Prompt
 from cropi.training import StageOutcome, StagePlan, find_trainer
 from cropi.training.rewards import JudgedRewards
-from cropi.training.saving import disk_trouble_told
+from cropi.training.saving import reraise_disk_errors
 from cropi.training.trl import TrlTrainer, check_settings
 from cropi.verifiers import Judge
 
@@ -83,7 +83,7 @@ def test_tokens_count_prompts_once_a_group_sampled_and_once_a_generation_trained
     assert outcome.generated_tokens > 0
     assert outcome.prefill_tokens == prefill
     assert outcome.trained_tokens == outcome.generated_tokens + prefill * 4
-    assert (outcome.visited, outcome.fillers) == (len(prompts), 0)
+    assert (outcome.visited, outcome.uninformative_trained) == (len(prompts), 0)
     assert sum(outcome.statuses.values()) == len(prompts) * 4
 
 
@@ -189,14 +189,14 @@ def test_a_package_that_trl_would_miss_later_is_missed_at_once(
     ],
 )
 def test_a_write_that_failed_is_an_os_error_whoever_wrote(error: Exception, told: int) -> None:
-    with pytest.raises(OSError, match=os.strerror(told)) as caught, disk_trouble_told():
+    with pytest.raises(OSError, match=os.strerror(told)) as caught, reraise_disk_errors():
         raise error
     assert caught.value.errno == told
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a defect"), SafetensorError("bad header")])
 def test_a_defect_stays_a_defect(error: Exception) -> None:
-    with pytest.raises(type(error)), disk_trouble_told():
+    with pytest.raises(type(error)), reraise_disk_errors():
         raise error
 
 

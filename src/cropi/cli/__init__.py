@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 
 import typer
 
-from cropi.artifacts import DISK_ERRORS, unwritable
 from cropi.cli import compare, diagnose, features, runs, steps
 from cropi.errors import InputError
+from cropi.store.files import DISK_ERRORS, cannot_write
 
 app = typer.Typer(
     name="cropi",
@@ -57,7 +57,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        _fail(str(unwritable(Path(error.filename or "a file"), error)))
+        _fail(str(cannot_write(Path(error.filename or "a file"), error)))
     except SystemExit as stop:
         if stop.code == INTERRUPTED:  # typer has caught the KeyboardInterrupt
             typer.echo("interrupted; the same command goes on from what is finished", err=True)

@@ -36,21 +36,21 @@ def compare(
         cropi compare my.yaml selection.ratio=0.2 --seeds 0-4
     """
     loaded, base = load(config, settings)
-    from cropi.progress import Narrator
+    from cropi.progress import ProgressReporter
     from cropi.study.plan import StudyPlan
 
     plan = StudyPlan.of(
         loaded, [name.strip() for name in strategies.split(",") if name.strip()], parsed(seeds)
     )
-    from cropi.locking import alone_in
+    from cropi.store.lock import exclusive_lock
     from cropi.study.running import run_study
 
-    narrator = Narrator(make_console())
+    reporter = ProgressReporter(make_console())
     count = len(plan.labels) * len(plan.seeds)
-    narrator.say(f"cropi compare {config}  ->  {plan.root}   ({count} cells)", style="bold")
-    with alone_in(plan.root):  # while the page is drawn, too
+    reporter.say(f"cropi compare {config}  ->  {plan.root}   ({count} cells)", style="bold")
+    with exclusive_lock(plan.root):  # while the page is drawn, too
         try:
-            run_study(plan, base, narrator, jobs)
+            run_study(plan, base, reporter, jobs)
         finally:
             if (plan.root / "cells").is_dir():
                 print_study(plan.root)
@@ -58,17 +58,17 @@ def compare(
 
 def print_study(root: Path) -> None:
     """Draw a study's page, and print its headline and table."""
-    from cropi.progress import Narrator
+    from cropi.progress import ProgressReporter
     from cropi.study.measuring import write
     from cropi.study.summary import COLUMNS, cells, headline
 
     study = write(root)
-    narrator = Narrator(make_console())
-    narrator.say(f"\n{headline(study)}", style="bold")
+    reporter = ProgressReporter(make_console())
+    reporter.say(f"\n{headline(study)}", style="bold")
     print_table(list(COLUMNS), [list(row) for row in cells(study)])
     for note in study.notes:
-        narrator.warn(note)
-    narrator.say(f"report: {root / 'report.html'}")
+        reporter.warn(note)
+    reporter.say(f"report: {root / 'report.html'}")
 
 
 def parsed(seeds: str) -> list[int] | None:

@@ -15,7 +15,7 @@ from cropi.errors import InputError
 
 if TYPE_CHECKING:
     from cropi.diagnostics.pages import Diagnosis
-    from cropi.influence import Progress
+    from cropi.influence.scorer import Progress
     from cropi.progress import Bar
     from cropi.schema import RolloutGroup
 
@@ -243,15 +243,15 @@ def _conclude(
     from cropi import __version__
     from cropi.diagnostics.pages import write_diagnosis
 
-    narrator = make_narrator()
+    reporter = make_narrator()
     make_console().print()
-    narrator.say(report.verdict, style="bold")
+    reporter.say(report.verdict, style="bold")
     for note in getattr(report, "notes", []):
-        narrator.warn(note)
+        reporter.warn(note)
     if out is not None:
         about["version"] = f"cropi {__version__}"
         page = write_diagnosis(report, render(report, about), out, name, about, **more)
-        narrator.say(f"page: {page}")
+        reporter.say(f"page: {page}")
 
 
 def _named(what: str, files: Mapping[str, Path]) -> dict[str, str]:

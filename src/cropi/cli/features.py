@@ -55,7 +55,7 @@ def features(
     """
     from cropi import api
     from cropi.config import InfluenceConfig
-    from cropi.features.writing import require_store_place
+    from cropi.influence.features.writer import require_store_place
 
     chosen = section(InfluenceConfig, settings, method=sketch, dim=dim)
     require_store_place(out)
@@ -74,10 +74,10 @@ def features(
         )
         bar.note = f"{found.tokens:,} tokens"
     identity = found.store.identity
-    narrator = make_narrator()
-    narrator.say(f"  {len(found.store):,} of {identity.pool_size:,} prompts sketched -> {out}")
+    reporter = make_narrator()
+    reporter.say(f"  {len(found.store):,} of {identity.pool_size:,} prompts sketched -> {out}")
     for reason, count in identity.skipped.items():
-        narrator.say(f"  {count:,} skipped: {reason}")
+        reporter.say(f"  {count:,} skipped: {reason}")
 
 
 def score_stored(
@@ -88,9 +88,9 @@ def score_stored(
     Raises InputError for an option or setting that would change nothing.
     """
     from cropi import api
-    from cropi.artifacts import require_writable
     from cropi.config import InfluenceConfig
-    from cropi.tables import write_scores
+    from cropi.store.files import require_writable
+    from cropi.store.tables import write_scores
 
     given = [name for name in ctx.params if _was_given(ctx, name)]
     inert = [f"--{name.replace('_', '-')}" for name in given if name not in TAKEN_WITH_FEATURES]

@@ -57,7 +57,7 @@ def prompts_in(path: Path, seed: int) -> list[Prompt]:
 
 def selection_in(path: Path) -> Selection:
     """Read a selection file."""
-    from cropi.tables import read_selection
+    from cropi.store.tables import read_selection
 
     return read_selection(path)
 

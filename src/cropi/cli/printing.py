@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from cropi.alignment import Influence
-    from cropi.progress import Narrator
+    from cropi.influence.cosines import Influence
+    from cropi.progress import ProgressReporter
 
 
 def make_console() -> Console:
@@ -25,11 +25,11 @@ def make_console() -> Console:
     return console if console.is_terminal else Console(file=sys.stdout, width=160)
 
 
-def make_narrator() -> Narrator:
-    """A narrator for this terminal."""
-    from cropi.progress import Narrator
+def make_narrator() -> ProgressReporter:
+    """A reporter for this terminal."""
+    from cropi.progress import ProgressReporter
 
-    return Narrator(make_console())
+    return ProgressReporter(make_console())
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:
@@ -62,24 +62,24 @@ def print_scores(influence: Influence, out: Path) -> None:
     print_table(
         ["target", "informative", "effective", "split-half", "max cosine", "mean cosine"], rows
     )
-    narrator = make_narrator()
-    narrator.say(f"  {len(table.prompt_ids):,} of {table.pool_size:,} prompts scored -> {out}")
+    reporter = make_narrator()
+    reporter.say(f"  {len(table.prompt_ids):,} of {table.pool_size:,} prompts scored -> {out}")
     for reason, count in table.skipped.items():
-        narrator.say(f"  {count:,} skipped: {reason}")
+        reporter.say(f"  {count:,} skipped: {reason}")
     for note in influence.notes:
-        narrator.warn(note)
+        reporter.warn(note)
 
 
 def print_summary(console: Console, directory: Path) -> None:
     """The run's headline, a short table and the path of the report."""
-    from cropi.progress import Narrator
+    from cropi.progress import ProgressReporter
     from cropi.report import COLUMNS, cells, headline_of, summary_table
 
     console.print()
-    narrator = Narrator(console)
-    narrator.say(headline_of(directory), style="bold")
+    reporter = ProgressReporter(console)
+    reporter.say(headline_of(directory), style="bold")
     print_table(list(COLUMNS), [list(cells(row)) for row in summary_table(directory)])
-    narrator.say(f"report: {directory / 'report.html'}")
+    reporter.say(f"report: {directory / 'report.html'}")
 
 
 def not_judged(statuses: Mapping[str, int]) -> str:

@@ -47,8 +47,8 @@ def rollout(
         cropi rollout --policy Qwen/Qwen2.5-1.5B-Instruct --prompts pool.jsonl --out pool.parquet
     """
     from cropi import api
-    from cropi.artifacts import require_writable
     from cropi.config import RolloutsConfig
+    from cropi.store.files import require_writable
 
     settings = section(
         RolloutsConfig,
@@ -122,10 +122,10 @@ def score(
             "what `cropi features` wrote"
         )
     from cropi import api
-    from cropi.artifacts import require_writable
     from cropi.config import InfluenceConfig
     from cropi.schema import longest_allowed
-    from cropi.tables import write_scores
+    from cropi.store.files import require_writable
+    from cropi.store.tables import write_scores
 
     chosen = section(InfluenceConfig, settings, method=method, sparse_ratio=ratio, dim=dim)
     targets = named_files(target, "target")
@@ -177,8 +177,8 @@ def select(
         cropi select --scores scores.parquet --ratio 0.1 --out selection.parquet
     """
     from cropi import api
-    from cropi.artifacts import require_writable
-    from cropi.tables import read_scores, write_selection
+    from cropi.store.files import require_writable
+    from cropi.store.tables import read_scores, write_selection
 
     require_writable(out)
     selection = api.select(
@@ -191,10 +191,10 @@ def select(
         noise_floor=noise_floor,
     )
     write_selection(out, selection)
-    narrator = make_narrator()
-    narrator.say(f"  {len(selection.prompt_ids):,} prompts -> {out}")
+    reporter = make_narrator()
+    reporter.say(f"  {len(selection.prompt_ids):,} prompts -> {out}")
     for note in selection.notes:
-        narrator.warn(note)
+        reporter.warn(note)
 
 
 def train(
@@ -276,8 +276,8 @@ def evaluate(
     import dataclasses
 
     from cropi import api
-    from cropi.artifacts import require_writable, write_json
     from cropi.config import EvaluationConfig
+    from cropi.store.files import require_writable, write_json
 
     settings = section(EvaluationConfig, samples=samples, temperature=temperature, k=k or [1])
     if out is not None:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from cropi.config.explaining import explain
+from cropi.config.messages import explain
 from cropi.config.sections import RunConfig, SectionType
 from cropi.errors import InputError
 
@@ -49,7 +49,7 @@ def validate(values: dict[str, Any], origin: str) -> RunConfig:
         raise InputError(explain(error, origin)) from None
 
 
-def located(config: RunConfig, base: Path | None) -> RunConfig:
+def resolve_model_path(config: RunConfig, base: Path | None) -> RunConfig:
     """The config with a model folder that is only found from `base` given by its whole path.
 
     Prompts and verifiers are looked for from `base` too, beside the current directory.

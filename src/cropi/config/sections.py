@@ -33,7 +33,7 @@ EXECUTION_ONLY = frozenset(
 """Settings that say where and how fast, but not what: a run may go on with others."""
 
 
-def determines(key: str) -> bool:
+def affects_results(key: str) -> bool:
     """Whether the setting of this dotted key decides results, so that a run must keep it."""
     return key not in EXECUTION_ONLY and not key.startswith("compare.")
 
@@ -452,13 +452,13 @@ class RunConfig(Section):
         """The run's arms: the strategy, then its baselines."""
         return [self.selection.strategy, *self.baselines]
 
-    def determining(self, section: str) -> dict[str, Any]:
+    def result_settings(self, section: str) -> dict[str, Any]:
         """The settings of a section that decide results, as dotted keys."""
         settings = flat(getattr(self, section).model_dump(), section)
-        return {key: value for key, value in settings.items() if determines(key)}
+        return {key: value for key, value in settings.items() if affects_results(key)}
 
     @property
-    def most_new_tokens(self) -> int:
+    def max_response_tokens(self) -> int:
         """The longest response that rollouts, training or evaluation may sample."""
         wanted = (self.training.max_new_tokens, self.evaluation.max_new_tokens)
         return max(self.rollouts.max_new_tokens, *(n or 0 for n in wanted))
@@ -479,9 +479,9 @@ class RunConfig(Section):
                 f"evaluation.targeted names {unknown}, which is not evaluated; the evaluated "
                 f"sets are {sorted(evaluated)}"
             )
-        arms = [arm_name(name) for name in self.strategies]
+        arms = [strategy_slug(name) for name in self.strategies]
         if len(set(arms)) < len(arms):
-            twice = next(name for name in self.baselines if arms.count(arm_name(name)) > 1)
+            twice = next(name for name in self.baselines if arms.count(strategy_slug(name)) > 1)
             raise ValueError(
                 f"baselines {self.baselines} beside selection.strategy {self.selection.strategy!r} "
                 f"name {twice!r} twice; name every strategy once"
@@ -505,6 +505,6 @@ def flat(values: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def arm_name(strategy: str) -> str:
+def strategy_slug(strategy: str) -> str:
     """A strategy's name as a folder: dotted paths lose what file systems dislike."""
     return re.sub(r"[^\w-]+", "-", strategy)

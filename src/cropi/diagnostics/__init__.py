@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from cropi.config import ObjectiveConfig
     from cropi.diagnostics.fidelity import FidelityReport
     from cropi.diagnostics.sketching import FidelitySettings
-    from cropi.diagnostics.staleness import Staleness
     from cropi.diagnostics.step import StepReport
-    from cropi.influence import Progress
-    from cropi.models import Policy
+    from cropi.influence.scorer import Progress
+    from cropi.policy.loading import Policy
+    from cropi.rollouts.staleness import Staleness
 
 __all__ = ["diagnose_fidelity", "diagnose_staleness", "diagnose_step"]
 
@@ -42,9 +42,9 @@ def diagnose_staleness(
     Every usable response counts, those of uninformative prompts too. Raises InputError if there
     is none, or the model cannot have sampled them.
     """
-    from cropi.diagnostics.logprobs import LogprobReader, read_logprobs
-    from cropi.diagnostics.staleness import measure_staleness
-    from cropi.influence import counted
+    from cropi.gradients.logprobs import LogprobReader, read_logprobs
+    from cropi.influence.scorer import counted
+    from cropi.rollouts.staleness import measure_staleness
 
     groups = [g for g in _groups(rollouts) if g.usable]
     if not groups:
@@ -83,7 +83,7 @@ def diagnose_step(
     if not validation:
         raise InputError("diagnose step needs at least one validation set: give NAME and rollouts")
     if isinstance(scores, str | Path):
-        from cropi.tables import read_scores
+        from cropi.store.tables import read_scores
 
         scores = read_scores(Path(scores))
     settings = StepSettings(
@@ -129,7 +129,7 @@ def _groups(groups: Sequence[RolloutGroup] | AnyPath) -> Sequence[RolloutGroup]:
 def _model(model: Any) -> Any:
     """The model of a policy or a path."""
     if isinstance(model, str | Path):
-        from cropi.models import load_model
+        from cropi.policy.loading import load_model
 
         return load_model(model)
     return getattr(model, "model", model) if hasattr(model, "tokenizer") else model

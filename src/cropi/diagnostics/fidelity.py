@@ -21,10 +21,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cropi.diagnostics.intervals import Interval, mean_interval
+from cropi.estimation.intervals import Interval, mean_interval
 from cropi.schema import ScoreTable
-from cropi.selection.base import selection_size
 from cropi.selection.fusion import fuse
+from cropi.selection.strategy import selection_size
 
 Cost = Literal["seconds", "bytes"]
 Cosines = Mapping[str, NDArray[np.floating]]

@@ -35,9 +35,9 @@ from cropi.errors import InputError
 from cropi.gradients.consumers import DotConsumer, NormConsumer
 from cropi.gradients.directions import Directions
 from cropi.gradients.extractor import GradientExtractor
-from cropi.influence import InfluenceScorer, Progress, require_informative
+from cropi.influence.scorer import InfluenceScorer, Progress, require_informative
 from cropi.schema import RolloutGroup, ScoreTable, derive_seed, longest_allowed
-from cropi.sketches import LearningSketch, Sketch, SketchConsumer, make_sketch
+from cropi.sketches import FittedSketch, Sketch, SketchConsumer, make_sketch
 
 WITH_RATIO = frozenset({"sparse", "factorised"})
 """Sketches that keep a share of the coordinates."""
@@ -175,7 +175,7 @@ class Measurement:
         held = 0
         for job in jobs:
             sketch = self._make(*job)
-            prompts = sketch.sample if isinstance(sketch, LearningSketch) else 0
+            prompts = sketch.sample if isinstance(sketch, FittedSketch) else 0
             size = 4 * sketch.width * max(IN_FLIGHT, min(prompts, len(self.informative)))
             if part and held + size > PASS_BYTES:
                 yield part
@@ -210,7 +210,7 @@ class Measurement:
 
     def _teach(self, sketches: Sequence[Sketch]) -> None:
         """Let sketches that learn see a sample of the whole pool, not just of what is compared."""
-        learners = [s for s in sketches if isinstance(s, LearningSketch) and not s.learnt]
+        learners = [s for s in sketches if isinstance(s, FittedSketch) and not s.learnt]
         if not learners:
             return
         size = max(sketch.sample for sketch in learners)

@@ -21,8 +21,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cropi.diagnostics.intervals import Interval, mean_interval
 from cropi.errors import InputError
+from cropi.estimation.intervals import Interval, mean_interval
 from cropi.schema import ScoreTable
 
 Band = Literal["top", "middle", "bottom", "random", "single"]

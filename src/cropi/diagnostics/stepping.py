@@ -16,8 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from cropi.config import ObjectiveConfig
-from cropi.diagnostics.intervals import mean_interval
-from cropi.diagnostics.logprobs import LogprobReader, read_objectives
 from cropi.diagnostics.step import (
     StepOutcome,
     StepPlan,
@@ -27,10 +25,12 @@ from cropi.diagnostics.step import (
     require_scored,
 )
 from cropi.errors import InputError
-from cropi.gradients.agreement import STRICT, in_float32
+from cropi.estimation.intervals import mean_interval
 from cropi.gradients.consumers import SumConsumer
 from cropi.gradients.extractor import GradientExtractor
-from cropi.influence import InfluenceScorer, Progress, require_informative
+from cropi.gradients.logprobs import LogprobReader, read_objectives
+from cropi.gradients.self_check import STRICT, in_float32
+from cropi.influence.scorer import InfluenceScorer, Progress, require_informative
 from cropi.schema import RolloutGroup, ScoreTable, longest_allowed
 
 GRADIENT_BYTES = 1 << 31

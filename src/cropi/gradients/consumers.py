@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cropi.alignment import cosine
 from cropi.config import TargetMemory
 from cropi.gradients.directions import Directions
 from cropi.gradients.sums import block_dots, block_squares
+from cropi.influence.cosines import cosine
 
 
 class NormConsumer:

@@ -25,14 +25,14 @@ from torch import Tensor, nn
 
 from cropi.config import ObjectiveConfig
 from cropi.errors import InputError
-from cropi.gradients.agreement import Comparison, in_float32, reference, require_covered, telling
 from cropi.gradients.autograd import prompt_gradient
 from cropi.gradients.batching import PreparedGroup, prepare
 from cropi.gradients.collation import Batch
 from cropi.gradients.forward import forward_logits, logits_gradient, require_fitting
 from cropi.gradients.layers import Unsupported
 from cropi.gradients.modes import checkpointed, evaluation_mode, frozen
-from cropi.gradients.routing import PLAIN, Route, Router
+from cropi.gradients.routing import PLAIN, BatchPlanner, ForwardMode
+from cropi.gradients.self_check import Comparison, in_float32, reference, require_covered, telling
 from cropi.gradients.tap import GradientConsumer, LayerTap, hand_over
 from cropi.schema import RolloutGroup
 
@@ -85,11 +85,11 @@ class GradientExtractor:
     patterns: Sequence[str] | None = None
     path: str = field(default="", init=False)
     _proved: bool = field(default=False, init=False)
-    router: Router = field(init=False, repr=False)
+    router: BatchPlanner = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.parameters = trainable(self.model, self.patterns)
-        self.router = Router(self.model, self.batch_tokens, self.share_prefix)
+        self.router = BatchPlanner(self.model, self.batch_tokens, self.share_prefix)
 
     @property
     def device(self) -> torch.device:
@@ -143,7 +143,7 @@ class GradientExtractor:
 
     def _run_fast(
         self,
-        batches: Iterable[tuple[list[PreparedGroup], Route]],
+        batches: Iterable[tuple[list[PreparedGroup], ForwardMode]],
         consumers: Sequence[GradientConsumer],
         progress: Callable[[int], None] | None,
     ) -> int:
@@ -175,7 +175,7 @@ class GradientExtractor:
         # Prompts too plain to prove anything do not vouch for those of the next run.
         self._proved = telling(group) and any(bool(e.any()) for e in expected.values())
 
-        def require_agreement(route: Route) -> None:
+        def require_agreement(route: ForwardMode) -> None:
             self._require_agreement(group, expected, tolerance, route)
 
         try:
@@ -197,7 +197,7 @@ class GradientExtractor:
         group: PreparedGroup,
         expected: dict[str, Tensor],
         tolerance: tuple[float, float],
-        route: Route,
+        route: ForwardMode,
     ) -> None:
         """Raise Unsupported unless the fast gradients of `group` equal the expected ones."""
         comparison = Comparison(expected)

@@ -26,17 +26,17 @@ LOGITS_BYTES = {"cpu": 1 << 29, "cuda": 1 << 33}
 
 
 @dataclass(frozen=True, order=True)
-class Route:
+class ForwardMode:
     """One way: the prefix shared or not, with attention of ours or the model's."""
 
     share: bool
     ours: bool
 
 
-PLAIN = Route(share=False, ours=False)
+PLAIN = ForwardMode(share=False, ours=False)
 
 
-class Router:
+class BatchPlanner:
     """Plans batches of prompts, and takes them through `model` one after the other.
 
     `best` is the best route the model allows; PLAIN until `choose` found better.
@@ -50,16 +50,16 @@ class Router:
         self.best = PLAIN
         self._attention = PrefixAttention()
 
-    def choose(self, require_agreement: Callable[[Route], None]) -> None:
+    def choose(self, require_agreement: Callable[[ForwardMode], None]) -> None:
         """Settle on the first route, best first, that `require_agreement` lets pass.
 
         It raises Unsupported where a route's results differ from the plain way's.
         """
         routes = []
         if takes_our_attention(self.model):
-            routes.append(Route(self.share_prefix, ours=True))
+            routes.append(ForwardMode(self.share_prefix, ours=True))
         if self.share_prefix and takes_block_masks(self.model):
-            routes.append(Route(share=True, ours=False))
+            routes.append(ForwardMode(share=True, ours=False))
         self.best = PLAIN
         for route in routes:
             with suppress(Unsupported):
@@ -69,9 +69,9 @@ class Router:
 
     def batches(
         self, prepared: Sequence[PreparedGroup]
-    ) -> Iterator[tuple[list[PreparedGroup], Route]]:
+    ) -> Iterator[tuple[list[PreparedGroup], ForwardMode]]:
         """Prompts that go together, and how."""
-        routes: dict[Route, list[PreparedGroup]] = {}
+        routes: dict[ForwardMode, list[PreparedGroup]] = {}
         for group in prepared:
             routes.setdefault(self._route(group), []).append(group)
         budget = Budget(self.batch_tokens, self._most_predictions())
@@ -80,7 +80,7 @@ class Router:
                 yield members, route
 
     @contextmanager
-    def through(self, members: Sequence[PreparedGroup], route: Route) -> Iterator[Batch]:
+    def through(self, members: Sequence[PreparedGroup], route: ForwardMode) -> Iterator[Batch]:
         """The batch of some prompts, with the route's attention in place for as long as it lasts.
 
         Raises InputError where it does not fit in the device's memory.
@@ -92,7 +92,7 @@ class Router:
         except torch.OutOfMemoryError as error:
             raise self._out_of_memory(batch) from error
 
-    def _route(self, group: PreparedGroup) -> Route:
+    def _route(self, group: PreparedGroup) -> ForwardMode:
         window = attention_window(text_config(self.model))
         if self.best.ours:
             return self.best if max(group.row_lengths) <= window else PLAIN

@@ -5,10 +5,10 @@ token ids. Importing this package loads neither torch nor pyarrow nor datasets.
 """
 
 from cropi.prompts.encoding import drop_overlong, encode, encode_all, trl_row
-from cropi.prompts.loaders import load_source
 from cropi.prompts.notes import PromptNotes
-from cropi.prompts.pool import PromptSets, load_prompt_sets
-from cropi.prompts.store import read_prompts, write_prompts
+from cropi.prompts.prompt_file import read_prompts, write_prompts
+from cropi.prompts.sets import PromptSets, load_prompt_sets
+from cropi.prompts.sources import load_source
 
 __all__ = [
     "PromptNotes",

@@ -14,7 +14,7 @@ from cropi.errors import InputError
 from cropi.schema import Prompt
 
 if TYPE_CHECKING:
-    from cropi.prompts.pool import PromptSets
+    from cropi.prompts.sets import PromptSets
 
 
 def encode(

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cropi.artifacts import written_aside
 from cropi.report.numbers import baseline_of
 from cropi.report.reading import read_run
 from cropi.report.summary import ArmSummary, summarise
 from cropi.report.wording import COLUMNS, cells, headline
+from cropi.store.files import atomic_write
 
 __all__ = ["COLUMNS", "ArmSummary", "cells", "headline_of", "report", "summary_table"]
 
@@ -25,7 +25,7 @@ def report(run: Path) -> Path:
 
     page = render(read_run(run))
     target = run / "report.html"
-    with written_aside(target) as part:
+    with atomic_write(target) as part:
         part.write_text(page, encoding="utf-8")
     return target
 

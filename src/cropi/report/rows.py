@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cropi.artifacts import readable_lines
 from cropi.report.numbers import Row
+from cropi.store.files import read_partial_jsonl
 
 METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
@@ -17,7 +17,7 @@ def readable_rows(path: Path, root: Path, missing: list[str]) -> list[Row]:
 
     Lines that cannot be read are left out and told in `missing`, with the file's name in `root`.
     """
-    rows, broken = readable_lines(path)
+    rows, broken = read_partial_jsonl(path)
     if broken:
         missing.append(f"{path.relative_to(root)}: {broken} unreadable line(s) left out")
     return list(rows)

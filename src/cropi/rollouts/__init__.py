@@ -5,9 +5,9 @@ store. Importing this package loads neither torch nor transformers.
 """
 
 from cropi.rollouts.collect import collect
-from cropi.rollouts.engine import Completion, RolloutEngine, load_engine
+from cropi.rollouts.engines.engine import Completion, RolloutEngine, load_engine
+from cropi.rollouts.rollout_file import read_rollouts, read_side_columns, write_rollouts
 from cropi.rollouts.statistics import RolloutStatistics, rollout_statistics
-from cropi.rollouts.store import read_rollouts, read_side_columns, write_rollouts
 
 __all__ = [
     "Completion",

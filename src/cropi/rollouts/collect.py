@@ -15,11 +15,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cropi.artifacts import MADE_FROM, is_current, unwritable
 from cropi.errors import InputError
 from cropi.prompts.encoding import encode_all
-from cropi.rollouts.engine import Completion, RolloutEngine, require_context
-from cropi.rollouts.store import read_rollouts, write_rollouts
+from cropi.rollouts.engines.engine import Completion, RolloutEngine, require_context
+from cropi.rollouts.rollout_file import read_rollouts, write_rollouts
 from cropi.schema import (
     PolicyIdentity,
     Prompt,
@@ -30,7 +29,8 @@ from cropi.schema import (
     fingerprint,
     unique,
 )
-from cropi.verifiers.base import Verdict
+from cropi.store.files import INPUTS_FINGERPRINT, cannot_write, is_current
+from cropi.verifiers.verdict import Verdict
 
 Progress = Callable[[int, int], None]
 
@@ -57,15 +57,15 @@ def collect(
     seed: int,
     out: Path,
     identity: PolicyIdentity,
-    made_from: str,
+    inputs_fingerprint: str,
     template_kwargs: Mapping[str, Any] | None = None,
     chunk: int = 128,
     progress: Progress | None = None,
 ) -> Path:
     """Sample and judge `responses` for every prompt into the Parquet file `out`.
 
-    Groups stand in the order of `prompts`. If `out` was already made from `made_from`, nothing is
-    done; finished chunks in `out` + ".parts" are used if they were made from the same.
+    Groups keep the order of `prompts`. If `out` was already made from `inputs_fingerprint`,
+    nothing is done; finished chunks in `out` + ".parts" are used if they were made from the same.
 
     Args:
         engine: samples from the policy called `identity`.
@@ -77,7 +77,7 @@ def collect(
         seed: chunk i draws from `derive_seed(seed, "chunk", i)`.
         out: the Parquet file to write.
         identity: recorded in every row.
-        made_from: fingerprint of everything that determines the result.
+        inputs_fingerprint: fingerprint of everything that determines the result.
         template_kwargs: arguments of the chat template.
         chunk: prompts between two saves.
         progress: called with (prompts done, prompts in all) after each chunk.
@@ -89,23 +89,23 @@ def collect(
         InputError: a prompt is empty, stands twice or exceeds the context, or `out` cannot be
             written.
     """
-    if is_current(out, made_from):
+    if is_current(out, inputs_fingerprint):
         return out
     encoded = encode_prompts(tokenizer, prompts, sampling, engine.context, template_kwargs)
     plan = _Plan(engine, tokenizer, prompts, encoded, judge, sampling, responses, seed, identity)
     parts = _parts_folder(out)
-    made_from_part = fingerprint(made_from, chunk)
+    made_from_part = fingerprint(inputs_fingerprint, chunk)
     chunks = _chunks(encoded, chunk)
     done = 0
     for index, members in enumerate(chunks):
         part = parts / f"{index:06d}.parquet"
         if not is_current(part, made_from_part):
             groups = plan.sample(members, derive_seed(seed, "chunk", index))
-            write_rollouts(part, groups, {MADE_FROM.decode(): made_from_part})
+            write_rollouts(part, groups, {INPUTS_FINGERPRINT.decode(): made_from_part})
         done += len(members)
         if progress is not None:
             progress(done, len(prompts))
-    _join(parts, chunks, out, made_from)
+    _join(parts, chunks, out, inputs_fingerprint)
     return out
 
 
@@ -207,15 +207,19 @@ def _parts_folder(out: Path) -> Path:
     try:
         parts.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise unwritable(out, error) from error
+        raise cannot_write(out, error) from error
     return parts
 
 
-def _join(parts: Path, chunks: Sequence[Sequence[int]], out: Path, made_from: str) -> None:
+def _join(parts: Path, chunks: Sequence[Sequence[int]], out: Path, inputs_fingerprint: str) -> None:
     """Write the chunks' groups in the prompts' order, then remove the chunks."""
     placed: dict[int, RolloutGroup] = {}
     for index, members in enumerate(chunks):
         groups = read_rollouts(parts / f"{index:06d}.parquet")
         placed.update(zip(members, groups, strict=True))
-    write_rollouts(out, [placed[p] for p in range(len(placed))], {MADE_FROM.decode(): made_from})
+    write_rollouts(
+        out,
+        [placed[p] for p in range(len(placed))],
+        {INPUTS_FINGERPRINT.decode(): inputs_fingerprint},
+    )
     shutil.rmtree(parts)

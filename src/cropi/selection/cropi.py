@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from cropi.schema import Selection
-from cropi.selection.base import Scoring, SelectionContext
 from cropi.selection.fusion import fuse
 from cropi.selection.memory import remembered
+from cropi.selection.strategy import Scoring, SelectionContext
 
 
 class Cropi:

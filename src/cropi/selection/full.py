@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cropi.schema import Selection
-from cropi.selection.base import Scoring, SelectionContext
+from cropi.selection.strategy import Scoring, SelectionContext
 
 
 class Full:

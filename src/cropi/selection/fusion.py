@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from cropi.schema import ScoreTable, Selection
-from cropi.selection.base import shortfall
 from cropi.selection.noise import LEAST_SHARE, above_noise
+from cropi.selection.strategy import shortfall
 
 
 def fuse(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cropi.schema import Selection
-from cropi.selection.base import Scoring, SelectionContext, best_by
+from cropi.selection.strategy import Scoring, SelectionContext, top_by_score
 
 
 class Learnability:
@@ -13,4 +13,4 @@ class Learnability:
 
     def select(self, context: SelectionContext) -> Selection:
         """Score by variance."""
-        return best_by(context, context.variance, context.informative)
+        return top_by_score(context, context.variance, context.informative)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from cropi.schema import Selection
-from cropi.selection.base import Direction, Scoring, SelectionContext, shortfall
+from cropi.selection.strategy import Direction, Scoring, SelectionContext, shortfall
 
 
 class LearnAlign:

@@ -9,7 +9,7 @@ import numpy as np
 
 from cropi.errors import InputError
 from cropi.schema import Selection
-from cropi.selection.base import Scoring, SelectionContext
+from cropi.selection.strategy import Scoring, SelectionContext
 
 
 class Oracle:

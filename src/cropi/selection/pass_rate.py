@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cropi.schema import Selection
-from cropi.selection.base import Scoring, SelectionContext, best_by
+from cropi.selection.strategy import Scoring, SelectionContext, top_by_score
 
 LOW, HIGH = 0.25, 0.75
 
@@ -21,4 +21,4 @@ class PassRate:
     def select(self, context: SelectionContext) -> Selection:
         """Score by closeness to the band; the draw breaks ties."""
         outside = np.maximum(LOW - context.pass_rate, context.pass_rate - HIGH).clip(min=0)
-        return best_by(context, -outside, context.informative)
+        return top_by_score(context, -outside, context.informative)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cropi.schema import Selection
-from cropi.selection.base import Scoring, SelectionContext, best_by
+from cropi.selection.strategy import Scoring, SelectionContext, top_by_score
 
 
 class Random:
@@ -17,4 +17,4 @@ class Random:
     def select(self, context: SelectionContext) -> Selection:
         """Draw without replacement."""
         count = len(context.prompt_ids)
-        return best_by(context, np.zeros(count), np.ones(count, dtype=bool))
+        return top_by_score(context, np.zeros(count), np.ones(count, dtype=bool))

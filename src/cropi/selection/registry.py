@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from cropi.errors import InputError
 from cropi.plugins import find_plugin
-from cropi.selection.base import Strategy
+from cropi.selection.strategy import Strategy
 
 BUILTIN = {
     "cropi": "cropi.selection.cropi:Cropi",
-    "influence": "cropi.selection.influence:OneShotInfluence",
+    "influence": "cropi.selection.one_shot:OneShotInfluence",
     "random": "cropi.selection.random:Random",
     "pass_rate": "cropi.selection.pass_rate:PassRate",
     "learnability": "cropi.selection.learnability:Learnability",

@@ -34,7 +34,7 @@ from torch import Tensor
 from cropi.errors import InputError
 from cropi.gradients.contributions import Contribution
 from cropi.gradients.sums import block_dots
-from cropi.sketches.base import Sketch
+from cropi.sketches.sketch import Sketch
 from cropi.sketches.sparse import SparseSketch
 
 WIDEST = 1 << 16

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from cropi.sketches.counters import WORD, gaussians, keys, mix64, signs
+from cropi.sketches.counter_rng import WORD, gaussians, keys, mix64, signs
 
 DENSE = ("rademacher", "gaussian")
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from cropi.gradients.contributions import Contribution, matrix_shape
-from cropi.sketches.base import PlainSketch
-from cropi.sketches.counters import Layout, keys, lowest, mix64, parameters_identity, row_numbers
+from cropi.sketches.counter_rng import Layout, keys, lowest, mix64, parameters_identity, row_numbers
+from cropi.sketches.sketch import PlainSketch
 from cropi.sketches.sparse import check_ratio
 from cropi.sketches.windowed import WindowedSketch
 

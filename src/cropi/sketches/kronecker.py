@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from cropi.gradients.contributions import Contribution, matrix_shape
-from cropi.sketches.base import PlainSketch
-from cropi.sketches.counters import WORD, keys, mix64, parameters_identity, row_numbers, signs
+from cropi.sketches.counter_rng import WORD, keys, mix64, parameters_identity, row_numbers, signs
+from cropi.sketches.sketch import PlainSketch
 from cropi.sketches.windowed import WindowedSketch
 
 CACHE_BYTES = 1 << 28

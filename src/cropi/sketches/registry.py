@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from cropi.plugins import find_plugin
 from cropi.sketches.adaptive import AdaptiveSketch, default_width
-from cropi.sketches.base import Sketch
 from cropi.sketches.factorised import FactorisedSketch
 from cropi.sketches.kronecker import KroneckerSketch
+from cropi.sketches.sketch import Sketch
 from cropi.sketches.sparse import SparseSketch
 from cropi.sketches.windowed import WindowedSketch
 

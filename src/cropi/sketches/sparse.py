@@ -26,9 +26,9 @@ from torch import Tensor
 
 from cropi.errors import InputError
 from cropi.gradients.contributions import matrix_shape
-from cropi.sketches.base import PlainSketch
-from cropi.sketches.counters import Layout, below, keys, mix64, parameters_identity, shift_right
+from cropi.sketches.counter_rng import Layout, below, keys, mix64, parameters_identity, shift_right
 from cropi.sketches.dense import DENSE, add_dense
+from cropi.sketches.sketch import PlainSketch
 
 BLOCK = 1 << 16
 """Coordinates hashed at once: what is computed for them should stay in a CPU's cache."""

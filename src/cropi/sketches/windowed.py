@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from cropi.gradients.contributions import Workspace, matrix_shape
-from cropi.sketches.base import PlainSketch
-from cropi.sketches.counters import (
+from cropi.sketches.counter_rng import (
     WORD,
     Layout,
     below,
@@ -32,6 +31,7 @@ from cropi.sketches.counters import (
     row_numbers,
     signs,
 )
+from cropi.sketches.sketch import PlainSketch
 
 SHARE = 16
 """A piece is at most 1/SHARE of the buckets long, so that few starts are ruled out."""

@@ -1,8 +1,8 @@
 """What a cell of a study had paid at each of its evaluations: training alone, and its selection.
 
 A strategy pays for its own training, for the rollouts it looks at and for its scoring. Measuring
-(evaluation) and warm-up count for none. FLOPs are those of `cropi.costs`: 2 a parameter and token
-sampled or prefilled, 6 a token trained.
+(evaluation) and warm-up count for none. FLOPs are those of
+`cropi.store.metrics`: 2 per parameter and token sampled or prefilled, 6 a token trained.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cropi.costs import FORWARD, FORWARD_BACKWARD
 from cropi.report.numbers import Row, of_kind, owed_by, training_clock
+from cropi.store.metrics import FORWARD, FORWARD_BACKWARD
 
 Array = NDArray[np.float64]
 Bill = dict[int, dict[str, dict[str, float]]]

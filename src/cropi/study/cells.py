@@ -11,16 +11,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cropi.artifacts import file_hash, read_lines, write_json
-from cropi.config import RunConfig, located
-from cropi.curriculum import opened, prepare, train_curriculum
-from cropi.locking import alone_in
-from cropi.progress import Narrator
-from cropi.prompts.loaders import find_file
-from cropi.run_directory import RunDirectory
+from cropi.config import RunConfig, resolve_model_path
+from cropi.curriculum import check_settings, write_report
+from cropi.curriculum.loop import opened, prepare, train_curriculum
+from cropi.curriculum.session import arms_needing
+from cropi.progress import ProgressReporter
+from cropi.prompts.sources import find_file
 from cropi.schema import fingerprint
-from cropi.steps import check_settings, write_report
-from cropi.steps.session import arms_needing
+from cropi.store.files import file_hash, read_jsonl, write_json
+from cropi.store.lock import exclusive_lock
+from cropi.store.run_directory import RunDirectory
 
 FINISHED = "finished.json"
 
@@ -36,23 +36,23 @@ def prepare_shared(config: RunConfig, cells: Sequence[RunConfig], base: Path | N
 
     Raises InputError for a setting of any cell that cannot be used, before rollouts are paid for.
     """
-    with _logged(config) as narrator:
+    with _logged(config) as reporter:
         for cell in cells:
-            check_settings(located(cell, base), base, narrator)
-        with opened(config, base, narrator) as session:
+            check_settings(resolve_model_path(cell, base), base, reporter)
+        with opened(config, base, reporter) as session:
             prepare(session)
 
 
 def run_cell(config: RunConfig, shared: RunConfig, base: Path | None) -> None:
     """Run one cell to its end, from the rollouts of `shared` where they are its own."""
-    with alone_in(config.directory), _logged(config) as narrator:
+    with exclusive_lock(config.directory), _logged(config) as reporter:
         adopt(shared, config)
-        with opened(config, base, narrator) as session:
+        with opened(config, base, reporter) as session:
             start = prepare(session)
             for name in config.strategies:
                 train_curriculum(session, name, start)
             write_report(session)
-        write_json(config.directory / FINISHED, {"made_from": _mark(config, base)})
+        write_json(config.directory / FINISHED, {"inputs_fingerprint": _mark(config, base)})
 
 
 def adopt(shared: RunConfig, config: RunConfig) -> None:
@@ -83,13 +83,14 @@ def _start_alike(shared: RunConfig, config: RunConfig) -> bool:
     sections = ("model", "prompts", "warmup", "verifiers", "rollouts")
     later = "rollouts.refresh"
     return shared.training.lora == config.training.lora and all(
-        {**shared.determining(name), later: None} == {**config.determining(name), later: None}
+        {**shared.result_settings(name), later: None}
+        == {**config.result_settings(name), later: None}
         for name in sections
     )
 
 
 def _adopt_timings(source: RunDirectory, cell: RunDirectory) -> None:
-    for row in read_lines(source.timings):
+    for row in read_jsonl(source.timings):
         if row["phase"] == "rollouts":
             cell.add_timing(**{**row, "arms": arms_needing(cell.config, row["set"])})
 
@@ -117,7 +118,7 @@ def _mark(config: RunConfig, base: Path | None) -> str:
 
 def _determining(config: RunConfig, section: str) -> dict[str, object]:
     value = getattr(config, section)
-    return config.determining(section) if hasattr(value, "model_dump") else {section: value}
+    return config.result_settings(section) if hasattr(value, "model_dump") else {section: value}
 
 
 def _file_hashes(config: RunConfig, base: Path | None) -> list[str]:
@@ -129,7 +130,7 @@ def _file_hashes(config: RunConfig, base: Path | None) -> list[str]:
 
 
 @contextmanager
-def _logged(config: RunConfig) -> Iterator[Narrator]:
+def _logged(config: RunConfig) -> Iterator[ProgressReporter]:
     """What a run says goes to log.txt in its directory: several may run at once."""
     config.directory.mkdir(parents=True, exist_ok=True)
     with (
@@ -138,7 +139,7 @@ def _logged(config: RunConfig) -> Iterator[Narrator]:
         redirect_stderr(log),
     ):
         try:
-            yield Narrator(Console(file=log, width=160))
+            yield ProgressReporter(Console(file=log, width=160))
         except Exception:
             traceback.print_exc(file=log)
             raise

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cropi.artifacts import write_json, write_table, written_aside
+from cropi.store.files import atomic_write, write_json, write_table
 from cropi.study import measures
 from cropi.study.measures import AXES, LEVELS, Axis, BreakEven, Curves, Estimate, Speed
 from cropi.study.reading import Cell, StudyFiles, read_cells, results_table
@@ -237,6 +237,6 @@ def write(root: Path) -> Study:
     study = measure(root)
     write_table(root / "results.parquet", results_table(study.files.cells))
     write_json(root / "study.json", numbers(study))
-    with written_aside(root / "report.html") as part:
+    with atomic_write(root / "report.html") as part:
         part.write_text(render(study), encoding="utf-8")
     return study

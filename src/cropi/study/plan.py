@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cropi.config import RunConfig, arm_name, with_settings
+from cropi.config import RunConfig, strategy_slug, with_settings
 from cropi.errors import InputError
 from cropi.selection.registry import BUILTIN, find_strategy
 
@@ -33,7 +33,7 @@ PAPER: dict[str, Any] = {
 BUILTIN_VARIANTS = {"paper": PAPER}
 STUDY_FILE = "study.yaml"
 """In a study's directory: the config, with what was really compared in it."""
-DECIDED_HERE = ("name", "out", "seed", "data_seed", "baselines", "compare")
+RESERVED_KEYS = ("name", "out", "seed", "data_seed", "baselines", "compare")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class StudyPlan:
         for name, values in (("strategies", wanted), ("seeds", seeds)):
             if not values or len(set(values)) < len(values):
                 raise InputError(f"compare {name} {values}: name at least one, and each once")
-        folders = [arm_name(label) for label in wanted]
+        folders = [strategy_slug(label) for label in wanted]
         if len(set(folders)) < len(folders):
             raise InputError(f"compare strategies {wanted}: two share a folder; rename a variant")
         plan = cls(config, tuple(wanted), tuple(seeds), config.compare.baseline)
@@ -113,7 +113,7 @@ class StudyPlan:
 
     def _cell_config(self, label: str, seed: int) -> RunConfig:
         settings = self.settings(label)
-        return self._config(label, self.root / "cells" / arm_name(label), seed, settings)
+        return self._config(label, self.root / "cells" / strategy_slug(label), seed, settings)
 
     def settings(self, label: str) -> dict[str, Any]:
         """The dotted settings that a strategy or variant puts over the base config."""
@@ -142,7 +142,7 @@ class StudyPlan:
 def _variant(label: str, settings: dict[str, Any]) -> dict[str, Any]:
     """A variant's settings. Raises InputError for one that the study itself decides."""
     for key in settings:
-        if key.split(".")[0] in DECIDED_HERE:
+        if key.split(".")[0] in RESERVED_KEYS:
             raise InputError(
                 f"compare.variants.{label}: {key} is the study's to decide; set it for the whole "
                 "config, or give --seeds"

@@ -18,7 +18,7 @@ import pyarrow as pa
 import yaml
 from numpy.typing import NDArray
 
-from cropi.config import arm_name
+from cropi.config import strategy_slug
 from cropi.errors import InputError
 from cropi.report.numbers import SELECTION_PHASES, Row, evaluated_sets, least_pass, of_kind, points
 from cropi.report.rows import TIMINGS, metrics_rows, readable_rows
@@ -133,12 +133,12 @@ def mapping_in(path: Path) -> dict[str, Any]:
 
 def _found(study: StudyFiles) -> Iterator[tuple[str, int, Path]]:
     """Yield (strategy, seed, folder) of every cell; a folder's name is the strategy's as a file."""
-    names = {arm_name(s): s for s in study.strategies}
+    names = {strategy_slug(s): s for s in study.strategies}
     for path in sorted(study.root.glob("cells/*/seed-*")):
         number = path.name.removeprefix("seed-")
         if path.is_dir() and number.isdigit():
             folder = path.parent.name
-            yield names.get(arm_name(folder), folder), int(number), path
+            yield names.get(strategy_slug(folder), folder), int(number), path
 
 
 def _note_absent(study: StudyFiles, begun: set[tuple[str, int]]) -> None:
@@ -170,7 +170,7 @@ def _read_cell(
     if not config:
         study.missing.append(f"{name} seed {seed}: no readable config.yaml yet")
         return None
-    arm = arm_name(str((config.get("selection") or {}).get("strategy") or "cropi"))
+    arm = strategy_slug(str((config.get("selection") or {}).get("strategy") or "cropi"))
     metrics = metrics_rows(path, study.root, study.missing)
     timings = readable_rows(path / TIMINGS, study.root, study.missing)
     if any(_owner_unknown(r) for r in metrics):

@@ -18,11 +18,11 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from cropi.artifacts import read_lines, written_aside
 from cropi.config import to_yaml
 from cropi.errors import InputError
-from cropi.locking import alone_in
-from cropi.progress import Bar, Narrator
+from cropi.progress import Bar, ProgressReporter
+from cropi.store.files import atomic_write, read_jsonl
+from cropi.store.lock import exclusive_lock
 from cropi.study.plan import STUDY_FILE, Cell, StudyPlan
 from cropi.study.reading import mapping_in
 
@@ -34,7 +34,7 @@ THREADS = "OMP_NUM_THREADS"
 def run_study(
     plan: StudyPlan,
     base: Path | None = None,
-    narrator: Narrator | None = None,
+    reporter: ProgressReporter | None = None,
     jobs: int = 1,
 ) -> Path:
     """Run every cell that is not finished; return the study's directory.
@@ -43,11 +43,11 @@ def run_study(
     began), or with a GPU of its own where there are several. Raises InputError naming the cells
     that failed, after the others are done, or at once if another process is at work on the study.
     """
-    with alone_in(plan.root):
+    with exclusive_lock(plan.root):
         threads = cell_threads(plan, jobs)
-        with written_aside(plan.root / STUDY_FILE) as part:
+        with atomic_write(plan.root / STUDY_FILE) as part:
             part.write_text(to_yaml(plan.as_config(threads)), encoding="utf-8")
-        _run_missing(plan, base, narrator or Narrator(), jobs, threads)
+        _run_missing(plan, base, reporter or ProgressReporter(), jobs, threads)
     return plan.root
 
 
@@ -82,17 +82,17 @@ def _threads_before(study: Path) -> int | None:
 
 
 def _run_missing(
-    plan: StudyPlan, base: Path | None, narrator: Narrator, jobs: int, threads: int
+    plan: StudyPlan, base: Path | None, reporter: ProgressReporter, jobs: int, threads: int
 ) -> None:
     from cropi.study.cells import is_finished
 
     missing = [cell for cell in plan.cells() if not is_finished(cell.config, base)]
     total = len(plan.labels) * len(plan.seeds)
     if len(missing) < total:
-        narrator.say(f"  {total - len(missing)} of {total} cells are finished", style="dim")
+        reporter.say(f"  {total - len(missing)} of {total} cells are finished", style="dim")
     if missing:
-        with workers(jobs, threads) as pool, narrator.phase("cells", len(missing)) as bar:
-            failures = _Schedule(plan, base, narrator, bar, pool).run(missing)
+        with workers(jobs, threads) as pool, reporter.phase("cells", len(missing)) as bar:
+            failures = _Schedule(plan, base, reporter, bar, pool).run(missing)
         if failures:
             left = sum(not is_finished(cell.config, base) for cell in missing)
             told = "; ".join(f"{title}: {error}" for title, error in failures.items())
@@ -109,13 +109,13 @@ class _Schedule:
         self,
         plan: StudyPlan,
         base: Path | None,
-        narrator: Narrator,
+        reporter: ProgressReporter,
         bar: Bar,
         pool: ProcessPoolExecutor,
     ) -> None:
         self.plan = plan
         self.base = base
-        self.narrator = narrator
+        self.reporter = reporter
         self.bar = bar
         self.pool = pool
         self.failures: dict[str, str] = {}
@@ -161,14 +161,14 @@ class _Schedule:
         known = isinstance(error, InputError)
         told = str(error) if known else f"{type(error).__name__}: {error} (see its log.txt)"
         self.failures[title] = told
-        self.narrator.warn(f"{title}: {told}")
+        self.reporter.warn(f"{title}: {told}")
         return False
 
     def _tell(self, cell: Cell, future: Future[float], done: int, total: int) -> None:
         if self._succeeded(cell.title, future):
             accuracy = last_accuracy(cell.config.directory)
             seconds = f"{future.result():5.0f} s"
-            self.narrator.say(f"  {cell.title:<26} {accuracy:<44} {seconds}   [{done}/{total}]")
+            self.reporter.say(f"  {cell.title:<26} {accuracy:<44} {seconds}   [{done}/{total}]")
 
 
 def timed(work: Work, *arguments: Any) -> float:
@@ -180,7 +180,7 @@ def timed(work: Work, *arguments: Any) -> float:
 
 def last_accuracy(run: Path) -> str:
     """Targeted and untargeted accuracy of a cell's last evaluation, as text."""
-    rows = [row for row in read_lines(run / "metrics.jsonl") if row["kind"] == "evaluation"]
+    rows = [row for row in read_jsonl(run / "metrics.jsonl") if row["kind"] == "evaluation"]
     last = [row for row in rows if row["step"] == max(r["step"] for r in rows)]
     parts = []
     for label, wanted in (("targeted", True), ("untargeted", False)):

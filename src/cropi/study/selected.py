@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cropi.artifacts import file_hash
 from cropi.report.rollouts import rollout_facts
+from cropi.store.files import file_hash
 
 Counts = dict[str, int]
 

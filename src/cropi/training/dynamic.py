@@ -5,8 +5,8 @@ nothing. DAPO samples on until the batch holds only groups with some responses r
 wrong; with graded rewards that reads: not all rewards equal. Two things differ from the released
 implementation, which samples batches of a fixed size and throws surplus groups away. A round asks
 for exactly as many prompts as are missing, so nothing that could be trained on is wasted; and
-after MOST_ROUNDS the step is filled with the groups dropped last, whose advantages are zero,
-instead of ending the run.
+after MAX_SAMPLING_ROUNDS the step is filled with the groups dropped last, whose advantages are
+zero, instead of ending the run.
 
 It needs no trainer of its own: TRL's GRPOTrainer takes a `rollout_func` in place of its own
 sampling, and lets it return other prompts than it was given. Responses are drawn from the policy
@@ -21,15 +21,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cropi.errors import InputError
-from cropi.models import Policy
+from cropi.policy.loading import Policy
 from cropi.rollouts import load_engine
-from cropi.rollouts.engine import require_context
+from cropi.rollouts.engines.engine import require_context
 from cropi.schema import Prompt, Sampling, derive_seed
-from cropi.training.base import MOST_ROUNDS, StagePlan
 from cropi.training.rewards import JudgedRewards, informative
-from cropi.verifiers.base import Verdict
+from cropi.training.stage import MAX_SAMPLING_ROUNDS, StagePlan
+from cropi.verifiers.verdict import Verdict
 
-NOT_HEARD = {
+UNSUPPORTED_GRPO_KEYS = {
     "min_p": "its rollouts know temperature, top_p and top_k",
     "repetition_penalty": "its rollouts know temperature, top_p and top_k",
     "generation_kwargs": "its rollouts know temperature, top_p and top_k",
@@ -44,7 +44,7 @@ NOT_HEARD = {
 
 def check_dynamic(settings: Mapping[str, Any]) -> None:
     """Raise InputError for a `training.grpo` key that dynamic sampling would leave inert."""
-    for key, reason in NOT_HEARD.items():
+    for key, reason in UNSUPPORTED_GRPO_KEYS.items():
         if settings.get(key):
             raise InputError(
                 f"training.grpo.{key} = {settings[key]!r} does not go with dynamic sampling "
@@ -66,7 +66,7 @@ class DynamicSampler:
     """TRL's `rollout_func`: samples a step's groups, and drops those without a gradient.
 
     `taken` counts the plan's candidates used up, `kept` lists the prompts of the groups handed to
-    TRL, and `fillers` counts those of them without a gradient.
+    TRL, and `uninformative_trained` counts those of them without a gradient.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class DynamicSampler:
         self.encoded = encoded
         self.taken = 0
         self.kept: list[str] = []
-        self.fillers = 0
+        self.uninformative_trained = 0
         new_tokens = plan.training.max_new_tokens or plan.rollouts.max_new_tokens
         require_context(list(encoded.items()), new_tokens, policy.context)
 
@@ -112,14 +112,16 @@ class DynamicSampler:
         asked = [p.prompt_id for p in self.plan.prompts[: self.taken]]
         assert rewards.sampled == asked, "candidates were sampled in another order"
         assert Counter(rewards.visited) <= Counter(asked), "TRL trained on no candidate"
-        assert rewards.uninformative == self.fillers, "TRL trained on groups without a gradient"
+        assert rewards.uninformative == self.uninformative_trained, (
+            "TRL trained on groups without a gradient"
+        )
 
     def _step(self, trainer: Any, size: int) -> list[SampledGroup]:
         """Sample until `size` informative groups are there, or as many as may be."""
         kept: list[SampledGroup] = []
         dropped: list[SampledGroup] = []
         end = self._end()
-        for number in range(MOST_ROUNDS):
+        for number in range(MAX_SAMPLING_ROUNDS):
             candidates = self.plan.prompts[self.taken : min(self.taken + size - len(kept), end)]
             if not candidates:
                 break
@@ -127,7 +129,7 @@ class DynamicSampler:
             for group in self._sample(trainer, candidates, number):
                 (kept if informative(group.verdicts) else dropped).append(group)
         missing = size - len(kept)
-        self.fillers += missing
+        self.uninformative_trained += missing
         found = kept + dropped[len(dropped) - missing :]
         self.kept += [group.prompt_id for group in found]
         return found

@@ -11,7 +11,7 @@ import numpy as np
 
 from cropi.schema import Prompt
 from cropi.verifiers import Judge
-from cropi.verifiers.base import Verdict
+from cropi.verifiers.verdict import Verdict
 
 
 class JudgedRewards:

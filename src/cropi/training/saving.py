@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 
 @contextmanager
-def disk_trouble_told() -> Iterator[None]:
+def reraise_disk_errors() -> Iterator[None]:
     """Turn what safetensors and torch raise when a write fails into the OSError that it was."""
     try:
         yield

@@ -24,19 +24,19 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from cropi.artifacts import write_json
 from cropi.errors import InputError
-from cropi.models import Policy, load_policy, require_one_gpu, resolve_device
+from cropi.policy.loading import Policy, load_policy, require_one_gpu, resolve_device
 from cropi.prompts.encoding import encode_all, trl_row
 from cropi.schema import Prompt
-from cropi.training.base import Evaluator, Row, StageOutcome, StagePlan
+from cropi.store.files import write_json
 from cropi.training.dynamic import DynamicSampler, check_dynamic
 from cropi.training.quiet import quiet
 from cropi.training.rewards import JudgedRewards
-from cropi.training.saving import disk_trouble_told
+from cropi.training.saving import reraise_disk_errors
+from cropi.training.stage import Evaluator, Row, StageOutcome, StagePlan
 from cropi.verifiers import Judge
 
-DECIDED_HERE = {
+RESERVED_KEYS = {
     "num_generations": "training.generations",
     "max_steps": "training.steps_per_stage and training.stages",
     "num_train_epochs": "training.steps_per_stage and training.stages",
@@ -90,9 +90,9 @@ def check_settings(settings: dict[str, Any]) -> None:
     """Raise InputError for a `training.grpo` key that GRPOConfig lacks or that is set elsewhere."""
     known = {f.name: f for f in fields(GRPOConfig)}
     for key, value in settings.items():
-        if key in DECIDED_HERE:
+        if key in RESERVED_KEYS:
             raise InputError(
-                f"training.grpo.{key} = {value!r} is decided by {DECIDED_HERE[key]}; set it there"
+                f"training.grpo.{key} = {value!r} is decided by {RESERVED_KEYS[key]}; set it there"
             )
         if key not in known:
             raise InputError(
@@ -165,7 +165,7 @@ class TrlTrainer:
             trainer.add_callback(
                 StageCallback(plan, policy, counts, outcome, evaluate, progress, trainer)
             )
-            with disk_trouble_told():
+            with reraise_disk_errors():
                 trainer.train(resume_from_checkpoint=plan.start if plan.first_step else None)
         _require_trained(trainer, plan, rewards, sampler)
         _keep_checkpoint(work, out, plan)
@@ -190,7 +190,7 @@ class StageCounts:
         prompts = self._prompt_tokens(rewards.visited) * self.plan.training.generations
         outcome.trained_tokens = rewards.trained_tokens + prompts
         outcome.visited = len(rewards.sampled)
-        outcome.fillers = self.sampler.fillers if self.sampler else 0
+        outcome.uninformative_trained = self.sampler.uninformative_trained if self.sampler else 0
 
     def _prompt_tokens(self, prompt_ids: Sequence[str]) -> int:
         return sum(len(self.encoded[i]) for i in prompt_ids)

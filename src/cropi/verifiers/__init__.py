@@ -7,10 +7,10 @@ transformers, and the worker process that judges does not either.
 
 from typing import TYPE_CHECKING, Any
 
-from cropi.verifiers.base import Verdict, Verifier
+from cropi.verifiers.verdict import Verdict, Verifier
 
 if TYPE_CHECKING:
-    from cropi.verifiers.judge import Judge
+    from cropi.verifiers.runtime.judge import Judge
 
 __all__ = ["Judge", "Verdict", "Verifier"]
 
@@ -18,7 +18,7 @@ __all__ = ["Judge", "Verdict", "Verifier"]
 def __getattr__(name: str) -> Any:
     # The worker imports this package too, and starts twice as fast without the judge's config.
     if name == "Judge":
-        from cropi.verifiers.judge import Judge
+        from cropi.verifiers.runtime.judge import Judge
 
         return Judge
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

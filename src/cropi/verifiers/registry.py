@@ -7,8 +7,8 @@ import importlib
 from pathlib import Path
 
 from cropi.errors import InputError
-from cropi.verifiers.base import Verifier
 from cropi.verifiers.user import load_function
+from cropi.verifiers.verdict import Verifier
 
 BUILT_IN = {
     "math": "cropi.verifiers.math:MathVerifier",

@@ -17,7 +17,7 @@ from typing import Any
 
 from cropi.errors import InputError
 from cropi.schema import Prompt
-from cropi.verifiers.base import NotApplicableError
+from cropi.verifiers.verdict import NotApplicableError
 
 SIGNATURES = (
     "TRL's f(prompts, completions, **columns) -> list[float] or verl's "

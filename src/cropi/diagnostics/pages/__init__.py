@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from cropi.artifacts import require_writable, write_json, written_aside
 from cropi.diagnostics.pages.frame import About
+from cropi.store.files import atomic_write, require_writable, write_json
 
 
 class Diagnosis(Protocol):
@@ -33,11 +33,11 @@ def write_diagnosis(
 ) -> Path:
     """Write `name`.json and `name`.html into the folder `out`; returns the page's path.
 
-    `more` are derived values worth having in the JSON. Raises InputError if `out` is unwritable.
+    `more` are derived values worth having in the JSON. Raises InputError if `out` is cannot_write.
     """
     write_json(out / f"{name}.json", {**numbers(report, about), **finite(more)})
     target = out / f"{name}.html"
-    with written_aside(target) as part:
+    with atomic_write(target) as part:
         part.write_text(page, encoding="utf-8")
     return target
 

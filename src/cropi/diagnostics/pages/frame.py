@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from cropi.diagnostics.intervals import Interval
+from cropi.estimation.intervals import Interval
 from cropi.report.markup import Charts, Figure, Safe, joined, listing, tag
 from cropi.report.page import document
 from cropi.report.wording import DASH

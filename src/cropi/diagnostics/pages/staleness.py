@@ -7,7 +7,9 @@ import math
 import numpy as np
 
 from cropi.diagnostics.pages.frame import About, bars, number, page, rule, share, with_interval
-from cropi.diagnostics.staleness import (
+from cropi.report.markup import Charts, Figure, Safe, figure, hint, joined, table, tag
+from cropi.report.wording import DASH
+from cropi.rollouts.staleness import (
     BINS,
     NARROW,
     SPAN,
@@ -16,8 +18,6 @@ from cropi.diagnostics.staleness import (
     PromptStaleness,
     Staleness,
 )
-from cropi.report.markup import Charts, Figure, Safe, figure, hint, joined, table, tag
-from cropi.report.wording import DASH
 
 SHOWN = 30
 """Worst prompts in the page's table; the JSON has all."""

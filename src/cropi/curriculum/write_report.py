@@ -1,0 +1,13 @@
+"""The last step: gather all metrics and draw the page."""
+
+from __future__ import annotations
+
+from cropi.curriculum.session import Session
+from cropi.report import report
+
+
+def write_report(session: Session) -> None:
+    """Write report.html into the run directory."""
+    session.directory.gather_metrics()
+    with session.reporter.phase("report") as bar:
+        bar.note = str(report(session.directory.root))

@@ -1,0 +1,10 @@
+"""Optimizer-aware influence: directions scaled by Adam's second moments.
+
+Read in this order: `preconditioner` (what is computed, and why), `moments` (second moments by
+parameter name), `saved` (the optimizer's file), `grouping` (whose a number in that file is).
+"""
+
+from cropi.influence.preconditioner import Preconditioner, PreconditioningConsumer
+from cropi.policy.second_moments import SecondMoments, second_moments
+
+__all__ = ["Preconditioner", "PreconditioningConsumer", "SecondMoments", "second_moments"]

@@ -1,0 +1,71 @@
+"""From settings to a scorer: the one place where the config meets `influence.py`."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cropi.config import InfluenceConfig
+from cropi.errors import InputError
+from cropi.gradients.extractor import GradientExtractor
+from cropi.influence import Preconditioner, second_moments
+from cropi.influence.scorer import InfluenceScorer, Progress
+from cropi.sketches import make_sketch
+
+
+def make_scorer(
+    model: Any,
+    config: InfluenceConfig,
+    seed: int,
+    progress: Progress | None = None,
+    constant_length: int = 512,
+    checkpoint: Path | None = None,
+) -> InfluenceScorer:
+    """Return a scorer of `model` as the config says.
+
+    `seed` defines the sketch; `constant_length` is Dr.GRPO's divisor where the config has none;
+    `checkpoint` is the folder whose Adam state preconditions the directions, where the config asks
+    for that. Raises InputError if it has none.
+    """
+    extractor = GradientExtractor(
+        _without_underflow(model),
+        config.objective.with_length(constant_length),
+        config.batch_tokens,
+        config.share_prefix,
+        config.gradient_checkpointing,
+        config.parameters,
+    )
+    sketch = None
+    if config.method != "exact":
+        sketch = make_sketch(
+            config.method,
+            extractor.shapes,
+            seed,
+            config.dim,
+            config.sparse_ratio,
+            config.projection,
+        )
+    adam = None
+    if config.precondition == "adam":
+        adam = Preconditioner(second_moments(_required(checkpoint), extractor.model))
+    return InfluenceScorer(extractor, sketch, config.target, progress, config.target_memory, adam)
+
+
+def _required(checkpoint: Path | None) -> Path:
+    if checkpoint is None:
+        raise InputError(
+            "influence.precondition is adam, and the policy is no folder of a training checkpoint; "
+            "give one that holds optimizer.pt, or set influence.precondition=none"
+        )
+    return checkpoint
+
+
+def _without_underflow(model: Any) -> Any:
+    """A float16 model is widened: gradients of long responses fall below float16's range."""
+    if any(p.dtype == torch.float16 for p in model.parameters()):
+        warnings.warn("float16 gradients underflow; computing in float32 instead", stacklevel=3)
+        return model.float()
+    return model

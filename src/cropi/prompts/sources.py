@@ -1,0 +1,172 @@
+"""Where prompts come from: files, the Hugging Face hub, reasoning-gym tasks, pocket's skills."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cropi.config import PromptSource
+from cropi.errors import InputError
+from cropi.prompts.formats import to_prompt
+from cropi.prompts.gym import load_task
+from cropi.schema import Prompt, derive_seed
+from cropi.store import files
+
+Row = TypeVar("Row")
+Rows = list[tuple[int, Mapping[str, Any]]]
+"""Rows with their number, from 1, as a reader of the file would count them."""
+
+
+def load_source(source: PromptSource, seed: int, base: Path | None = None) -> list[Prompt]:
+    """Load the prompts of one source, in the source's order.
+
+    Relative paths are looked up in the current directory, then in `base` (the config's folder).
+    `seed` drives generated tasks and which rows `limit` keeps. Ids may repeat: `pool` settles that.
+
+    Raises InputError if the source cannot be read or a row is no prompt.
+    """
+    origin, fallback, rows = _read(source, seed, base)
+    if not rows:
+        raise InputError(f"{origin} holds no rows; give a source with at least one prompt")
+    return [
+        to_prompt(row, source, f"{origin} row {number}", fallback)
+        for number, row in limited(rows, source.limit, derive_seed(seed, "limit"))
+    ]
+
+
+def _read(source: PromptSource, seed: int, base: Path | None) -> tuple[str, str, Rows]:
+    """Return what errors call the source, the default `source` of its prompts, and its rows."""
+    if source.path is not None:
+        path = find_file(source.path, base)
+        return str(path), path.stem, read_file(path)
+    if source.hub is not None:
+        return f"{source.hub} ({source.split})", source.hub, _read_hub(source)
+    if source.reasoning_gym is not None:
+        task = source.reasoning_gym
+        rows = load_task(task, source.size, derive_seed(seed, task), source.options)
+        return f"reasoning-gym {task}", task, list(enumerate(rows, 1))
+    return "pocket", "pocket", _read_pocket(source, seed)
+
+
+def limited(rows: list[Row], limit: int | None, seed: int) -> list[Row]:
+    """Draw `limit` rows with the seed and keep their order."""
+    if limit is None or limit >= len(rows):
+        return rows
+    drawn = random.Random(seed).sample(range(len(rows)), limit)
+    return [rows[i] for i in sorted(drawn)]
+
+
+def find_file(name: str, base: Path | None) -> Path:
+    """Return the path of a file, looked up in the current directory and then in `base`.
+
+    Raises InputError if it is in neither.
+    """
+    places = [Path(name).expanduser(), *([base / name] if base is not None else [])]
+    found = next((p for p in places if p.is_file()), None)
+    if found is None:
+        looked = " or ".join(dict.fromkeys(str(p) for p in places))
+        raise InputError(f"{looked} is no file; give the path of an existing file")
+    return found
+
+
+def read_file(path: Path) -> Rows:
+    """Read the rows of a .jsonl, .json or .parquet file.
+
+    Raises InputError if the file is empty, of another kind, or damaged.
+    """
+    readers = {
+        ".jsonl": _read_jsonl,
+        ".ndjson": _read_jsonl,
+        ".json": _read_json,
+        ".parquet": _read_parquet,
+    }
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(
+            f"{path} ends in {path.suffix!r}; prompts come from {', '.join(readers)}: convert it"
+        )
+    files.require_file(path)
+    try:
+        return list(reader(path))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"cannot read {path}: {reason}; give a file that you may read") from error
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    # Iterating the file splits at newlines only; str.splitlines would also cut inside strings.
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield number, _object(_json(line, f"{path} row {number}"), f"{path} row {number}")
+
+
+def _read_json(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    rows = _json(path.read_text(encoding="utf-8-sig"), str(path))
+    if not isinstance(rows, list):
+        raise InputError(
+            f"{path} holds JSON of type {type(rows).__name__}; give a list of objects, or "
+            "one object a line in a .jsonl file"
+        )
+    for number, row in enumerate(rows, 1):
+        yield number, _object(row, f"{path} row {number}")
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where} is not valid JSON ({error}); mend it") from None
+
+
+def _object(value: Any, where: str) -> Mapping[str, Any]:
+    if isinstance(value, dict):
+        return value
+    raise InputError(
+        f"{where} is of type {type(value).__name__}; give an object with a question and an answer"
+    )
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    yield from enumerate(files.read_table(path).to_pylist(), 1)
+
+
+def _read_hub(source: PromptSource) -> Rows:
+    """Download a dataset through `datasets`, or take it from its cache."""
+    import datasets
+
+    try:
+        found = datasets.load_dataset(source.hub, source.subset, split=source.split)
+    except (OSError, ValueError, RuntimeError, LookupError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"the hub's dataset {source.hub!r} (subset {source.subset!r}, split {source.split!r}) "
+            f"cannot be loaded: {reason}; check names and network, or give a file with `path`"
+        ) from error
+    return list(enumerate(found, 1))
+
+
+def _read_pocket(source: PromptSource, seed: int) -> Rows:
+    """Generate pocket's rows; a source that names no split means the pool."""
+    from cropi.pocket import SKILLS, rows
+
+    skills = source.pocket or []
+    unknown = [s for s in skills if s not in SKILLS and s != "all"]
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], SKILLS, n=1)
+        hint = (
+            f"did you mean {close[0]!r}?" if close else f"give [all] or some of {', '.join(SKILLS)}"
+        )
+        raise InputError(f"pocket has no skill {unknown[0]!r}; {hint}")
+    split = "pool" if source.split == "train" else source.split
+    names = None if "all" in skills else skills
+    try:
+        return list(enumerate(rows(split, names, source.size, seed, source.levels), 1))
+    except ValueError as error:
+        raise InputError(f"pocket: {error}") from None

@@ -1,0 +1,81 @@
+"""What a rollout engine is: prompts of token ids in, sampled token ids and log-probs out.
+
+An engine is one small class, chosen by name or as `package.module:object`, a factory that is
+called with the policy and the batch size. This module loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cropi.errors import InputError
+from cropi.plugins import find_plugin
+from cropi.schema import FinishReason, Sampling
+
+if TYPE_CHECKING:
+    from cropi.policy.loading import Policy
+
+BUILTIN = {"transformers": "cropi.rollouts.engines.transformers_engine:TransformersEngine"}
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled response: `ids` int32 [T], the EOS included where it was sampled.
+
+    `logprobs` float32 [T] are in nats, of the distribution that was really sampled (after
+    temperature, top-k and top-p, renormalised); of the model's own distribution where decoding
+    was greedy.
+    """
+
+    ids: NDArray[np.int32]
+    logprobs: NDArray[np.float32]
+    finish_reason: FinishReason
+
+
+class RolloutEngine(Protocol):
+    """Samples responses from one policy."""
+
+    @property
+    def context(self) -> int:
+        """Positions the policy has: a prompt and its response must fit together."""
+        ...
+
+    def generate(
+        self, prompt_ids: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
+    ) -> list[list[Completion]]:
+        """Return `n` completions a prompt, in their order; equal calls give equal results."""
+        ...
+
+
+def load_engine(name: str, policy: Policy, batch_size: int) -> RolloutEngine:
+    """Return the engine called `name`, around `policy`, generating `batch_size` responses at once.
+
+    Raises InputError if `name` is neither known nor an importable `package.module:object`.
+    """
+    factory = find_plugin("rollouts.engine", name, BUILTIN)
+    return cast(RolloutEngine, factory(policy, batch_size))
+
+
+def require_engine(name: str) -> None:
+    """Raise InputError if `name` is neither known nor an importable `package.module:object`."""
+    find_plugin("rollouts.engine", name, BUILTIN)
+
+
+def require_context(
+    named_prompts: Sequence[tuple[str, Sequence[int]]], new_tokens: int, context: int
+) -> None:
+    """Raise InputError naming the first prompt that is empty or leaves no room for `new_tokens`."""
+    for name, ids in named_prompts:
+        if len(ids) == 0:
+            raise InputError(f"prompt {name} has no tokens; give it some text or remove it")
+        if len(ids) + new_tokens > context:
+            raise InputError(
+                f"prompt {name} has {len(ids)} tokens, and with max_new_tokens {new_tokens} it "
+                f"exceeds the model's context of {context}; shorten it, lower max_new_tokens, or "
+                "drop it (in a run: prompts.overlong=drop)"
+            )

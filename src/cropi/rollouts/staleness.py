@@ -1,0 +1,234 @@
+"""How far a newer policy has moved from the one that sampled the rollouts.
+
+With w = pi(y|s) / beta(y|s) the weight of a whole response and rho_t its factor at token t:
+
+    ESS = (sum w)^2 / sum w^2 / K          effective share of a prompt's K responses
+    KL(beta || pi) a token, k3             mean over tokens of rho - 1 - log rho   (never negative)
+    KL(beta || pi) a response, plain mean  mean over responses of -log w
+
+k3 (Schulman, "Approximating KL divergence", 2020) varies less than the plain mean of -log rho and
+has its mean; over whole responses it would rest on the largest weight alone, hence the plain mean.
+ESS sees only how unequal the weights are. A policy that has left all of a prompt's responses
+behind gives them equal, tiny weights; the mean weight, 1 in expectation, tells.
+
+Everything here is arrays in and plain values out; `logprobs` does the forward passes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cropi.estimation.intervals import Interval, mean_interval, share_interval
+from cropi.schema import RolloutGroup
+
+STALE_ESS = 0.5
+"""Below this effective share of its responses, a prompt is worth sampling again."""
+LEFT_BEHIND = 0.1
+"""Below this mean weight, the policy hardly produces any of a prompt's responses."""
+NARROW, WIDE = (0.8, 1.25), (0.5, 2.0)
+"""Ranges of token ratios: about PPO's clip range, and a factor of two."""
+QUANTILES = (0.01, 0.5, 0.99)
+FEW, MANY = 0.05, 0.5
+"""Shares of stale prompts below which all is well, and above which all go."""
+BINS = 61
+SPAN = 3.0
+"""The histogram's bins, over log2 of the token ratio from -SPAN to SPAN; the ends hold the rest."""
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PromptStaleness:
+    """One prompt: `ess` of response weights and `ess_token` of token ratios in (0, 1].
+
+    `ess` is None with a single response. `kl_token` (k3) and `kl_response` (plain mean) in nats,
+    `mean_weight` of the responses' weights, `outside` the share of tokens outside NARROW.
+    """
+
+    prompt_id: str
+    responses: int
+    tokens: int
+    informative: bool
+    ess: float | None
+    ess_token: float
+    kl_token: float
+    kl_response: float
+    mean_weight: float
+    outside: float
+    stale: bool
+
+
+@dataclass(frozen=True)
+class Tails:
+    """Ratios pi/beta of all tokens: shares outside NARROW and WIDE, and their QUANTILES."""
+
+    outside_narrow: float
+    outside_wide: float
+    quantiles: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Staleness:
+    """A set of rollouts under a policy; `prompts` are all those with a usable response.
+
+    `ess` and `ess_token` pool all responses and tokens; `prompt_ess` is the mean over prompts and
+    `stale` the share to sample again, with 95% intervals over prompts. `histogram` counts tokens
+    by log2 ratio (see BINS).
+    """
+
+    prompts: list[PromptStaleness]
+    responses: int
+    tokens: int
+    ess: float
+    ess_token: float
+    prompt_ess: Interval
+    stale: Interval
+    kl_token: Interval
+    kl_response: Interval
+    tails: Tails
+    histogram: list[int]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def refresh(self) -> list[str]:
+        """Ids of the prompts to sample again, the worst first."""
+        return [p.prompt_id for p in self.worst if p.stale]
+
+    @property
+    def worst(self) -> list[PromptStaleness]:
+        """All prompts, those of the smallest effective share first."""
+        return sorted(self.prompts, key=lambda p: (not p.stale, _or_one(p.ess), -p.kl_response))
+
+    @property
+    def level(self) -> str:
+        """`fresh`, `partly stale` or `stale`."""
+        if self.stale.mean < FEW:
+            return "fresh"
+        return "partly stale" if self.stale.mean < MANY else "stale"
+
+    @property
+    def verdict(self) -> str:
+        """What to do, in one sentence."""
+        count, total = len(self.refresh), len(self.prompts)
+        mean = f"{self.prompt_ess.mean:.0%}"
+        kept = f"a prompt's responses count for {mean} of their number on average"
+        if self.level == "fresh":
+            told = f"{count} of {total:,} prompts" if count else f"none of the {total:,} prompts"
+            return f"Fresh: {kept}, and {told} fell below {STALE_ESS:.0%}; use them as they are."
+        if self.level == "partly stale":
+            share = f"{self.stale.mean:.0%} of {total:,}"
+            return f"Partly stale: {kept}; sample the {count:,} stale prompts ({share}) again."
+        share = f"{count:,} of {total:,} prompts are stale"
+        return f"Stale: {kept} and {share}; sample the whole pool again with this policy."
+
+
+def measure_staleness(
+    groups: Sequence[RolloutGroup], logprobs: Sequence[Sequence[Values]]
+) -> Staleness:
+    """Compare the policy's log-probs [group][usable response][token] with the stored ones.
+
+    Every group has a usable response.
+    """
+    ratios = [
+        [new - r.logprobs.astype(np.float64) for new, r in zip(own, g.usable, strict=True)]
+        for own, g in zip(logprobs, groups, strict=True)
+    ]
+    prompts = [_prompt(g, own) for g, own in zip(groups, ratios, strict=True)]
+    tokens = np.concatenate([r for own in ratios for r in own])
+    responses = np.array([r.sum() for own in ratios for r in own])
+    # With one response a prompt has no spread to see; it counts nowhere that needs one.
+    known = [p for p in prompts if p.ess is not None]
+    return Staleness(
+        prompts=prompts,
+        responses=len(responses),
+        tokens=len(tokens),
+        ess=effective_share(responses),
+        ess_token=effective_share(tokens),
+        prompt_ess=mean_interval([p.ess for p in known if p.ess is not None]),
+        stale=share_interval(sum(p.stale for p in known), len(known)),
+        kl_token=mean_interval([p.kl_token for p in prompts]),
+        kl_response=mean_interval([p.kl_response for p in prompts]),
+        tails=_tails(tokens),
+        histogram=_histogram(tokens),
+        notes=_notes(groups, len(prompts) - len(known)),
+    )
+
+
+def effective_share(log_weights: Values) -> float:
+    """(sum w)^2 / sum w^2 / n of weights given by their logs; safe for any magnitude."""
+    weights = np.exp(log_weights - log_weights.max())
+    return float(weights.sum() ** 2 / (weights**2).sum() / len(weights))
+
+
+def k3(log_ratio: Values) -> Values:
+    """The estimator rho - 1 - log rho of KL(beta || pi), a value a token."""
+    return np.expm1(np.minimum(log_ratio, 700.0)) - log_ratio
+
+
+def _prompt(group: RolloutGroup, log_ratios: Sequence[Values]) -> PromptStaleness:
+    tokens = np.concatenate(log_ratios)
+    sums = np.array([r.sum() for r in log_ratios])
+    ess = effective_share(sums) if len(sums) > 1 else None
+    mean_weight = float(np.exp(np.minimum(sums, 700.0)).mean())
+    behind = mean_weight < LEFT_BEHIND and not _truncated(group)
+    return PromptStaleness(
+        prompt_id=group.prompt_id,
+        responses=len(sums),
+        tokens=len(tokens),
+        informative=group.informative,
+        ess=ess,
+        ess_token=effective_share(tokens),
+        kl_token=float(k3(tokens).mean()),
+        kl_response=float(-sums.mean()),
+        mean_weight=mean_weight,
+        outside=_outside(tokens, NARROW),
+        stale=ess is not None and (ess < STALE_ESS or behind),
+    )
+
+
+def _or_one(ess: float | None) -> float:
+    return 1.0 if ess is None else ess
+
+
+def _outside(log_ratio: Values, bounds: tuple[float, float]) -> float:
+    low, high = (math.log(bound) for bound in bounds)
+    return float(((log_ratio < low) | (log_ratio > high)).mean())
+
+
+def _tails(log_ratio: Values) -> Tails:
+    found = np.exp(np.quantile(log_ratio, QUANTILES))
+    quantiles = {f"{q:.0%}": float(v) for q, v in zip(QUANTILES, found, strict=True)}
+    return Tails(_outside(log_ratio, NARROW), _outside(log_ratio, WIDE), quantiles)
+
+
+def _histogram(log_ratio: Values) -> list[int]:
+    inside = np.clip(log_ratio / math.log(2), -SPAN, SPAN)
+    counts, _ = np.histogram(inside, bins=BINS, range=(-SPAN, SPAN))
+    return [int(n) for n in counts]
+
+
+def _truncated(group: RolloutGroup) -> bool:
+    return group.sampling.top_p < 1 or group.sampling.top_k > 0
+
+
+def _notes(groups: Sequence[RolloutGroup], single: int) -> list[str]:
+    """What blurs the figures."""
+    notes = []
+    if cut := sum(map(_truncated, groups)):
+        notes.append(
+            f"{cut} prompts were sampled with top_p or top_k: their log-probs are of the cut "
+            "distribution, so ratios lie below 1 and KL above 0 even under the same policy"
+        )
+    if inexact := sum(not g.exact for g in groups):
+        notes.append(
+            f"{inexact} prompts come from imported text (exact = false): tokens and log-probs may "
+            "not be the sampler's own"
+        )
+    if single:
+        notes.append(f"{single} prompts have one usable response, which has no effective share")
+    return notes

@@ -1,0 +1,170 @@
+"""What a sketch is: a linear map of gradients, defined by a seed, names and shapes alone.
+
+A sketch adds up `width` numbers a prompt while a batch's gradients stream by, and makes `dim` of
+them at the end. For most the two are the same. One that learns (`learning.FittedSketch`) takes
+more while accumulating and keeps what its sample of pool prompts says matters.
+
+Shape legend: P prompts of a batch, R rows, I width of a parameter, W the sketch's width, D its
+dimensions, n all prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from cropi.gradients.contributions import Contribution
+from cropi.gradients.sums import block_squares
+
+Sink = Callable[[Tensor, Tensor, Tensor], None]
+"""Takes a batch: places int64 [P], sketches fp32 [P, D], gradient norms float64 [P]."""
+
+
+class Sketch(Protocol):
+    """A linear map P of the concatenation of all parameters to `dim` dimensions.
+
+    Two sketches with equal identities are the same map on every machine, whatever the order of
+    the parameters, the tiles of rows and the batches.
+    """
+
+    @property
+    def dim(self) -> int:
+        """Numbers kept per prompt."""
+
+    @property
+    def width(self) -> int:
+        """Numbers per prompt while its gradient streams by."""
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What defines the map, as strings for a file's metadata."""
+
+    def project(
+        self, name: str, rows: slice | Tensor, gradient_PRI: Tensor, out_PW: Tensor
+    ) -> None:
+        """Add the sketch of fp32 `gradient_PRI`, some rows of a parameter, to fp32 `out_PW`.
+
+        `rows` is a slice with start and stop, or int64 [R].
+        """
+
+    def takes_factors(self, name: str) -> bool:
+        """Whether `project_factors` does a parameter for less than its dense gradient costs."""
+
+    def project_factors(
+        self, name: str, contributions: Sequence[Contribution], out_PW: Tensor
+    ) -> None:
+        """Add the sketch of a whole parameter's gradient, the sum of its contributions."""
+
+    def compress(self, wide_PW: Tensor) -> Tensor:
+        """Finished sketches fp32 [P, D] from what was accumulated."""
+
+
+@runtime_checkable
+class FittedSketch(Sketch, Protocol):
+    """A sketch that must see wide sketches of a sample of the pool before it can compress.
+
+    It never sees targets, and what it learnt is part of its identity.
+    """
+
+    sample: int
+    """Prompts worth learning from; with fewer in the pool, all of them."""
+
+    @property
+    def learnt(self) -> bool:
+        """Whether it may compress."""
+
+    def learn(self, wide_NW: Tensor) -> None:
+        """Learn from fp32 wide sketches [N, W] of prompts of the pool."""
+
+    def saved(self) -> bytes:
+        """What was learnt, as the content of a file; equal state gives equal bytes."""
+
+    def load(self, content: bytes) -> None:
+        """Take back what `saved` gave. Raises InputError if it belongs to another sketch."""
+
+
+class PlainSketch:
+    """What most sketches share: nothing to learn, dense rows, `width` is `dim`."""
+
+    dim: int
+
+    @property
+    def width(self) -> int:
+        """Numbers per prompt while its gradient streams by."""
+        return self.dim
+
+    def takes_factors(self, name: str) -> bool:
+        """Dense rows are wanted."""
+        return False
+
+    def project_factors(
+        self, name: str, contributions: Sequence[Contribution], out_PW: Tensor
+    ) -> None:
+        """Never called."""
+        raise AssertionError(f"{type(self).__name__} takes no factors of {name}")
+
+    def compress(self, wide_PW: Tensor) -> Tensor:
+        """Nothing is left to do."""
+        return wide_PW
+
+
+class SketchConsumer:
+    """A gradient consumer that makes each prompt's sketch and hands it to `sink`.
+
+    Only the batch in flight is held, [P, width]. Norms are those of the gradient where all of it
+    came as dense rows, and of the sketch where factors took a shorter way. With `wide` the sink
+    gets what was accumulated, uncompressed: that is what a `FittedSketch` learns from.
+    """
+
+    def __init__(
+        self, sketch: Sketch, sink: Sink, device: torch.device, wide: bool = False
+    ) -> None:
+        self.sketch = sketch
+        self.sink = sink
+        self.device = device
+        self.wide = wide
+
+    def begin(self, index_P: Tensor) -> None:
+        """A batch of prompts starts."""
+        self._index_P = index_P
+        self._wide_PW = torch.zeros(len(index_P), self.sketch.width, device=self.device)
+        self._squares_P = torch.zeros(len(index_P), dtype=torch.float64, device=self.device)
+        self._dense = True
+
+    def consume(self, name: str, rows: slice | Tensor, gradient_PRI: Tensor) -> None:
+        """Project some rows of one parameter."""
+        self.sketch.project(name, rows, gradient_PRI, self._wide_PW)
+        self._squares_P += block_squares(gradient_PRI.flatten(1))
+
+    def takes_factors(self, name: str) -> bool:
+        """As the sketch likes it."""
+        return self.sketch.takes_factors(name)
+
+    def consume_factors(self, name: str, contributions: Sequence[Contribution]) -> None:
+        """Project one parameter without ever making its gradient."""
+        self.sketch.project_factors(name, contributions, self._wide_PW)
+        self._dense = False
+
+    def finish(self) -> None:
+        """Compress the batch's sketches and let go of them."""
+        squares_P = self._squares_P if self._dense else block_squares(self._wide_PW)
+        sketches = self._wide_PW if self.wide else self.sketch.compress(self._wide_PW)
+        self.sink(self._index_P, sketches, squares_P.sqrt())
+        del self._wide_PW
+
+
+class SketchBuffer:
+    """A sink that keeps everything: `sketches` fp32 [n, D], `norms` float64 [n], on the CPU."""
+
+    def __init__(self, prompts: int, dim: int) -> None:
+        self.sketches = torch.zeros(prompts, dim)
+        self.norms = torch.zeros(prompts, dtype=torch.float64)
+
+    def __call__(self, index_P: Tensor, sketches_PD: Tensor, norms_P: Tensor) -> None:
+        """Put a batch where it belongs."""
+        places = index_P.cpu()
+        self.sketches[places] = sketches_PD.cpu()
+        self.norms[places] = norms_P.cpu()

@@ -1,0 +1,116 @@
+"""What a training stage is given and what it leaves, whichever engine runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from cropi.config import ModelConfig, RolloutsConfig, TrainingConfig
+from cropi.errors import InputError
+from cropi.plugins import find_plugin
+from cropi.schema import Prompt
+
+if TYPE_CHECKING:
+    from cropi.policy.loading import Policy
+    from cropi.verifiers import Judge
+
+BUILTIN = {"trl": "cropi.training.trl:TrlTrainer"}
+
+MAX_SAMPLING_ROUNDS = 16
+"""Rounds of sampling that a step with dynamic sampling may take, each asking for what is missing.
+
+Where a share p of groups is informative, a step of n prompts still lacks n (1 - p)^16 on average
+after them: under half a prompt of 16 at p = 0.2. Without a bound, a pool that teaches nothing more
+would be sampled for ever.
+"""
+
+Row = dict[str, Any]
+Evaluator = Callable[["Policy", int], None]
+"""Called with (policy, step) during training; must leave the policy as it was."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage: train the policy at `start` for `steps` steps on `prompts`, in this order.
+
+    `prompts` holds steps x prompts_per_step entries (prompts may repeat). `first_step` counts the
+    steps of earlier stages and `horizon` those of the whole run, so that a learning-rate schedule
+    spans all stages; where `first_step` > 0, `start` also holds the optimizer's state.
+    `normalisation` is that of the influence objective, which the trainer's loss should share.
+
+    With `dynamic_sampling` (DAPO, arXiv 2503.14476, section 3.2) a step trains only on groups
+    whose rewards differ: `prompts` are then candidates, taken in order until the step is full, and
+    there should be up to MAX_SAMPLING_ROUNDS times as many. With fewer, steps that would leave too
+    few for those after them are filled with groups that have no gradient.
+    """
+
+    start: str
+    prompts: Sequence[Prompt]
+    steps: int
+    first_step: int
+    horizon: int
+    seed: int
+    model: ModelConfig
+    training: TrainingConfig
+    rollouts: RolloutsConfig
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    evaluate_every: int | None = None
+    normalisation: str = "sequence"
+    dynamic_sampling: bool = False
+
+
+@dataclass
+class StageOutcome:
+    """What a stage did: log rows by step, wall time by step, and the tokens it cost.
+
+    `clock` rows are (step, seconds since the stage began, evaluation excluded). A group is the
+    responses to one prompt. `generated_tokens` were sampled and `prefill_tokens` are the prompts
+    of sampled groups, once a group; both count groups that dynamic sampling dropped.
+    `trained_tokens` are prompt and response of every response trained on. `visited` counts the
+    plan's prompts that were sampled: where a later stage on the same prompts goes on.
+    `uninformative_trained` counts groups without a gradient that dynamic sampling had to train on.
+    """
+
+    log: list[Row] = field(default_factory=list)
+    clock: list[tuple[int, float]] = field(default_factory=list)
+    generated_tokens: int = 0
+    prefill_tokens: int = 0
+    trained_tokens: int = 0
+    visited: int = 0
+    uninformative_trained: int = 0
+    statuses: dict[str, int] = field(default_factory=dict)
+
+
+class Trainer(Protocol):
+    """Trains one stage and writes a Hugging Face checkpoint with the optimizer's state."""
+
+    def check(self, plan: StagePlan) -> list[str]:
+        """Raise InputError for settings that cannot be trained with; return what deserves doubt.
+
+        Asked before any work is done: `plan.prompts` may be empty, and `plan.start` is not read.
+        """
+
+    def train(
+        self,
+        plan: StagePlan,
+        judge: Judge,
+        out: Path,
+        evaluate: Evaluator | None = None,
+        progress: Callable[[int, Row], None] | None = None,
+        outcome: StageOutcome | None = None,
+    ) -> StageOutcome:
+        """Fill the empty folder `out` with the trained policy; `outcome` is updated live."""
+
+
+def find_trainer(name: str) -> Trainer:
+    """Return the training engine called `name`. Raises InputError if there is none."""
+    found = find_plugin("training.engine", name, BUILTIN)
+    trainer = found() if isinstance(found, type) else found
+    if not all(callable(getattr(trainer, method, None)) for method in ("check", "train")):
+        raise InputError(
+            f"training.engine {name!r} is no trainer; it needs check(plan) and "
+            "train(plan, judge, out, evaluate, progress, outcome)"
+        )
+    return trainer  # type: ignore[no-any-return]

@@ -1,0 +1,207 @@
+"""The policy a curriculum starts from, where it is not the given one as it is.
+
+A short supervised warm-up teaches the answers' format (a model that never answers in the right
+form gives no reward to learn from), and adapters are created once, so that every later step finds
+them in a checkpoint like any other.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cropi.config import LoraConfig, ModelConfig, RunConfig, TrainingConfig, WarmupConfig
+from cropi.errors import InputError
+from cropi.policy.loading import Policy, load_policy, resolve_device
+from cropi.schema import Prompt, fingerprint
+from cropi.store.files import POLICY_RECORD, atomic_folder
+from cropi.training.quiet import quiet
+from cropi.training.saving import reraise_disk_errors
+
+
+def prepare_start(
+    config: RunConfig,
+    prompts: Sequence[Prompt],
+    out: Path,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> str:
+    """Write the start policy to `out` unless it is there; return a line that says what it is."""
+    bf16 = config.training.grpo.get("bf16")  # the warm-up computes as GRPO will
+    inputs_fingerprint = fingerprint(
+        bf16,
+        config.result_settings("model"),
+        config.result_settings("warmup"),
+        config.training.lora.model_dump() if config.training.lora else None,
+        [(p.prompt_id, p.content, p.answer) for p in prompts] if config.warmup.steps else [],
+        seed,
+    )
+    said = describe(config)
+    record = out / POLICY_RECORD
+    if (
+        record.exists()
+        and json.loads(record.read_text())["inputs_fingerprint"] == inputs_fingerprint
+    ):
+        return said
+    policy = _load(config.model.path, config.model, config.training)
+    with atomic_folder(out) as part, reraise_disk_errors():
+        trained, tokens = policy.model, 0
+        if config.warmup.steps:
+            trained, tokens = warm_up(
+                policy, prompts, config.warmup, part / "trainer", seed, progress, bf16
+            )
+            if config.training.lora is not None:
+                # An adapter's base must be a checkpoint of its own.
+                trained.save_pretrained(part / "base")
+                policy.tokenizer.save_pretrained(part / "base")
+                trained.name_or_path = str((out / "base").resolve())
+        if config.training.lora is not None:
+            trained = with_adapters(trained, config.training.lora, seed)
+        with quiet():  # PEFT misses the base, which has its name only once all of this is there
+            trained.save_pretrained(part)
+        policy.tokenizer.save_pretrained(part)
+        (part / POLICY_RECORD).write_text(
+            json.dumps({"inputs_fingerprint": inputs_fingerprint, "tokens": tokens})
+        )
+    return said
+
+
+def write_adapters(
+    policy: str, model: ModelConfig, training: TrainingConfig, out: Path, seed: int
+) -> None:
+    """Write fresh adapters for `policy`, and its tokenizer, to the folder `out`."""
+    assert training.lora is not None
+    loaded = _load(policy, model, training)
+    adapted = with_adapters(loaded.model, training.lora, seed)
+    adapted.save_pretrained(out)
+    loaded.tokenizer.save_pretrained(out)
+
+
+def _load(path: str, model: ModelConfig, training: TrainingConfig) -> Policy:
+    return load_policy(
+        path,
+        revision=model.revision,
+        dtype=training.dtype,
+        device=model.device,
+        attention=model.attention,
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
+def describe(config: RunConfig) -> str:
+    """What the start policy is, in a few words."""
+    parts = []
+    if config.warmup.steps:
+        parts.append(f"{config.warmup.steps} supervised steps")
+    if config.training.lora is not None:
+        parts.append(f"LoRA of rank {config.training.lora.r}")
+    return ", ".join(parts)
+
+
+def with_adapters(model: Any, config: LoraConfig, seed: int) -> Any:
+    """Wrap a model with fresh LoRA adapters. Raises InputError if PEFT is missing or objects."""
+    try:
+        from peft import LoraConfig as PeftLoraConfig
+        from peft import get_peft_model
+    except ImportError:
+        raise InputError(
+            "training.lora needs PEFT; install it with pip install 'cropi[lora]'"
+        ) from None
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            return get_peft_model(
+                model,
+                PeftLoraConfig(
+                    r=config.r,
+                    lora_alpha=config.alpha,
+                    lora_dropout=config.dropout,
+                    target_modules=config.target_modules,
+                    task_type="CAUSAL_LM",
+                ),
+            )
+        except ValueError as error:
+            raise InputError(
+                f"training.lora.target_modules = {config.target_modules!r}: {error}"
+            ) from error
+
+
+def warm_up(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    config: WarmupConfig,
+    work: Path,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+    bf16: bool | None = None,
+) -> tuple[Any, int]:
+    """Supervised steps with TRL's SFTTrainer, loss on the answers only.
+
+    `bf16` asks for mixed precision; by default it is used on a GPU only.
+    Return the model and the tokens it was trained on, prompts included.
+    """
+    import shutil
+
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    from trl import SFTConfig, SFTTrainer
+
+    on_gpu = resolve_device(str(policy.model.device)).type == "cuda"
+    rows = [supervised_row(p, config.template) for p in prompts]
+    with quiet():
+        trainer = SFTTrainer(
+            model=policy.model,
+            args=SFTConfig(
+                output_dir=str(work),
+                max_steps=config.steps,
+                per_device_train_batch_size=config.batch_size,
+                learning_rate=config.learning_rate,
+                lr_scheduler_type="cosine",
+                warmup_steps=math.ceil(0.1 * config.steps),
+                completion_only_loss=True,
+                max_length=None,
+                seed=seed,
+                use_cpu=not on_gpu,
+                bf16=on_gpu if bf16 is None else bf16,
+                gradient_checkpointing=on_gpu,
+                dataloader_pin_memory=on_gpu,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                include_num_input_tokens_seen="non_padding",
+            ),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=policy.tokenizer,
+        )
+        trainer.remove_callback(PrinterCallback)
+        if progress:
+            trainer.add_callback(_progress_callback(progress, config.steps))
+        trainer.train()
+    shutil.rmtree(work, ignore_errors=True)
+    return policy.model, int(trainer.state.num_input_tokens_seen)
+
+
+def supervised_row(prompt: Prompt, template: str) -> dict[str, Any]:
+    """A prompt-completion row in TRL's format."""
+    answer = template.replace("{answer}", prompt.answer)
+    if prompt.messages is None:
+        return {"prompt": prompt.prompt, "completion": answer}
+    return {
+        "prompt": [dict(m) for m in prompt.messages],
+        "completion": [{"role": "assistant", "content": answer}],
+    }
+
+
+def _progress_callback(progress: Callable[[int, int], None], total: int) -> Any:
+    from transformers import TrainerCallback
+
+    class Steps(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            progress(int(state.global_step), total)
+
+    return Steps()

@@ -1,0 +1,1 @@
+"""Running verifiers in isolated worker processes."""

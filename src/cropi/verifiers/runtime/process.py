@@ -1,0 +1,178 @@
+"""One worker process, seen from the judge: started, fed, watched, and killed when it hangs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterable, Sequence
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from cropi.errors import InputError
+from cropi.verifiers.runtime.channel import MessageReader, frame, write_all
+from cropi.verifiers.runtime.worker import LOAD_SECONDS, Reply
+from cropi.verifiers.verdict import Job
+
+# Not multiprocessing: its spawn imports the caller's main script again, so that a script without
+# a __main__ guard would start itself. The worker gets the caller's import path, as spawn's would.
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
+    "from cropi.verifiers.runtime.worker import main; main(float(sys.argv[1]))"
+)
+
+
+class WorkerDiedError(Exception):
+    """The worker's process ended; the message says how."""
+
+
+class WorkerProcess:
+    """A worker, and what it has been given to judge."""
+
+    def __init__(self, timeout: float, folders: Sequence[Path] = ()) -> None:
+        self.timeout = timeout
+        self.pending: deque[int] = deque()
+        self.deadline = 0.0
+        self._loaded: list[str] = []
+        self._folders = [str(f.absolute()) for f in (Path(), *folders)]
+        self._start()
+
+    def _start(self) -> None:
+        path = [*sys.path, *(f for f in self._folders if f not in sys.path)]
+        self._inbox = MessageReader()
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", _START, str(self.timeout), json.dumps(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # Its own group: what it starts dies with it, and Ctrl-C reaches the judge alone.
+            start_new_session=True,
+            bufsize=0,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
+        self._stop = weakref.finalize(self, _stop, self._process, os.getpid())
+
+    def fileno(self) -> int:
+        """The descriptor on which replies arrive, for `select`."""
+        return self._from
+
+    @property
+    def idle(self) -> bool:
+        """Whether every job given has been answered."""
+        return not self.pending
+
+    def load(self, specs: Iterable[str]) -> None:
+        """Load verifiers that are not loaded yet.
+
+        Raises InputError if one cannot be loaded, or hangs or kills the process while loading.
+        """
+        for spec in specs:
+            if spec not in self._loaded:
+                self._load(spec)
+                self._loaded.append(spec)
+
+    def _load(self, spec: str) -> None:
+        try:
+            self._send(("load", spec))
+            if not self.ready(LOAD_SECONDS):
+                self.kill()
+                raise InputError(
+                    f"verifier {spec!r} was not loaded within {LOAD_SECONDS:g} s; make its import "
+                    "faster"
+                )
+            (failure,) = self._receive()
+        except WorkerDiedError as error:
+            raise InputError(
+                f"verifier {spec!r} cannot be loaded: {error}; mend what its import does"
+            ) from None
+        if failure:
+            raise InputError(failure)
+
+    def restart(self) -> None:
+        """Start a fresh process with the same verifiers; raises as `load` does."""
+        self.kill()
+        self.pending.clear()
+        loaded, self._loaded = self._loaded, []
+        self._start()
+        self.load(loaded)
+
+    def revive(self) -> None:
+        """Restart an idle worker that died since its last job, so that no new job is blamed."""
+        if self.ready():
+            self.restart()
+
+    def give(self, numbers: Sequence[int], jobs: Sequence[Job]) -> None:
+        """Hand over jobs; `numbers` are how the judge calls them. Only for an idle worker.
+
+        An idle worker reads all it is sent before it writes, so that neither side can block.
+        Raises WorkerDiedError if the process is gone.
+        """
+        self.pending.extend(numbers)
+        self._send(("judge", list(jobs)))
+        self.deadline = time.monotonic() + self.timeout
+
+    def replies(self) -> list[tuple[int, Reply]]:
+        """Return the new replies with their job's number; the next job's deadline starts now.
+
+        Raises WorkerDiedError if the process is gone.
+        """
+        found = [(self.pending.popleft(), reply) for reply in self._receive()]
+        self.deadline = time.monotonic() + self.timeout
+        return found
+
+    def ready(self, seconds: float = 0.0) -> bool:
+        """Whether a reply, or the end of the process, can be read within that time."""
+        return bool(wait([self._from], seconds))
+
+    def _send(self, message: Any) -> None:
+        try:
+            write_all(self._to, frame(message))
+        except BrokenPipeError:
+            raise WorkerDiedError(self._how_it_ended()) from None
+
+    def _receive(self) -> list[Any]:
+        try:
+            return self._inbox.read(self._from)
+        except EOFError:
+            raise WorkerDiedError(self._how_it_ended()) from None
+
+    def _how_it_ended(self) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            # The pipe closes shortly before the process has ended: its own code tells why.
+            self._process.wait(2.0)
+        self.kill()
+        code = self._process.returncode
+        if code >= 0:
+            return f"the verifier's process exited with code {code}"
+        return f"the verifier's process was killed by {_signal_name(-code)}"
+
+    def kill(self) -> None:
+        """End the process and everything it started."""
+        self._stop()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _stop(process: subprocess.Popen[bytes], owner: int) -> None:
+    """Kill the worker's group and free its pipes; a fork of the judge must leave it alone."""
+    if os.getpid() != owner:
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()

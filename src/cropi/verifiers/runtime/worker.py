@@ -1,0 +1,143 @@
+"""The process in which verifiers run: it may hang, crash or print, and the run goes on.
+
+It takes messages from its standard input and answers on its standard output, over copies of the
+two; the originals are turned away, so that neither prints nor `input()` of a user's function can
+reach the pipes. It exits when the judge is gone.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from cropi.errors import InputError
+from cropi.schema import Prompt
+from cropi.verifiers import registry
+from cropi.verifiers.runtime.channel import frame, read_message, write_all
+from cropi.verifiers.verdict import Job, NotApplicableError, TokenVerifier, Verifier
+
+LOAD_SECONDS = 120.0
+DETAIL_LENGTH = 500
+
+Reply = tuple[Literal["ok", "error"], float, str]
+
+
+def main(timeout: float) -> None:
+    """Serve the judge until it closes the pipe; `timeout` is its deadline for one response."""
+    inbound, outbound = _private_pipes()
+    with open(os.devnull, "w") as nowhere:
+        try:
+            _serve(inbound, outbound, _OrphanGuard(timeout, nowhere))
+        except (EOFError, BrokenPipeError):
+            sys.stdout.flush()
+        # A thread that a user's function left behind must not keep the process alive.
+        os._exit(0)
+
+
+def _serve(inbound: int, outbound: int, guard: _OrphanGuard) -> None:
+    """Answer messages. Raises EOFError or BrokenPipeError when the judge is gone."""
+    loaded: dict[str, Verifier] = {}
+    while True:
+        kind, content = read_message(inbound)
+        if kind == "load":
+            guard.arm(LOAD_SECONDS)
+            write_all(outbound, frame(_load(content, loaded)))
+        else:
+            _judge_all(content, loaded, outbound, guard)
+        guard.disarm()
+
+
+def _private_pipes() -> tuple[int, int]:
+    """Keep the pipes for ourselves: user code reads from nothing and prints to stderr."""
+    inbound, outbound = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return inbound, outbound
+
+
+class _OrphanGuard:
+    """Ends the process if it hangs after the judge died, when nobody is left to kill it.
+
+    faulthandler's watchdog is a C thread: it also works while a long computation holds the GIL.
+    Winding it up costs most of a millisecond, so that is done once a second.
+    """
+
+    def __init__(self, timeout: float, nowhere: Any) -> None:
+        self._default = 2 * timeout + 5
+        self._nowhere = nowhere
+        self._armed = -math.inf
+
+    def arm(self, seconds: float = 0.0) -> None:
+        now = time.monotonic()
+        if now - self._armed > 1.0:
+            self._armed = now
+            longest = max(seconds, self._default)
+            faulthandler.dump_traceback_later(longest, exit=True, file=self._nowhere)
+
+    def disarm(self) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        self._armed = -math.inf
+
+
+def _load(spec: str, loaded: dict[str, Verifier]) -> str:
+    """Load a verifier; return why it cannot be, or nothing."""
+    try:
+        loaded[spec] = registry.load(spec)
+    except InputError as error:
+        return str(error)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  (a user's module runs here)
+        return f"verifier {spec!r} cannot be loaded: {_reason(error)}; mend the file or the name"
+    return ""
+
+
+def _judge_all(
+    jobs: Sequence[Job], loaded: dict[str, Verifier], outbound: int, guard: _OrphanGuard
+) -> None:
+    """Answer each response as soon as it is judged, so that the judge knows which one hangs."""
+    for job in jobs:
+        guard.arm()
+        write_all(outbound, frame(_judged(job, loaded)))
+
+
+def _judged(job: Job, loaded: dict[str, Verifier]) -> Reply:
+    total, applied, unused = 0.0, 0, ""
+    for spec, weight in job.terms:
+        try:
+            reward = _reward(loaded[spec], job.prompt, job.completion, job.token_ids)
+        except NotApplicableError as error:
+            unused = _reason(error, spec if len(job.terms) > 1 else "")
+            continue
+        except (Exception, SystemExit) as error:  # noqa: BLE001  (a user's function runs here)
+            return "error", math.nan, _reason(error, spec if len(job.terms) > 1 else "")
+        total += weight * reward
+        applied += 1
+    return ("ok", total, "") if applied else ("error", math.nan, unused)
+
+
+def _reward(
+    verifier: Verifier, prompt: Prompt, completion: str, token_ids: Sequence[int] | None
+) -> float:
+    """Return the verifier's reward. Raises ValueError if it is not finite."""
+    if isinstance(verifier, TokenVerifier):
+        reward = verifier.judge_tokens(prompt, completion, token_ids)
+    else:
+        reward = verifier(prompt, completion)
+    if not math.isfinite(reward):
+        raise ValueError(f"the reward is {reward}, not a finite number")
+    return reward
+
+
+def _reason(error: BaseException, spec: str = "") -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return (f"{spec}: {text}" if spec else text)[:DETAIL_LENGTH]
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]))
