@@ -7,8 +7,7 @@ import torch
 from sketching import SHAPES, assert_close, flat, project, vectors
 from torch import Tensor
 
-from cropi.gradients.collation import Segments
-from cropi.gradients.contributions import MatrixContribution
+from cropi.gradients.contributions import MatrixContribution, Segments
 from cropi.sketches import (
     AdaptiveSketch,
     KroneckerSketch,

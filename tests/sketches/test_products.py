@@ -9,11 +9,11 @@ import torch
 from sketching import assert_close, project
 from torch import Tensor
 
-from cropi.gradients.collation import Segments
 from cropi.gradients.contributions import (
     Contribution,
     MatrixContribution,
     RowsContribution,
+    Segments,
     VectorContribution,
     Workspace,
 )
