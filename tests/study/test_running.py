@@ -22,7 +22,7 @@ from cropi.study.cells import adopt, is_finished
 from cropi.study.measuring import write
 from cropi.study.plan import StudyPlan
 from cropi.study.running import cell_threads, run_study, workers
-from tiny_runs import tiny_config, write_config
+from support.tiny_runs import tiny_config, write_config
 
 FAST = ("training.steps_per_stage=2", "evaluation.every=2", "rollouts.responses=4")
 VARIANT = (
