@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 RewardStatus = Literal["ok", "timeout", "error"]
 FinishReason = Literal["stop", "length"]
+LogprobMode = Literal["processed", "raw", "before_top_p", "recomputed"]
 Message = Mapping[str, str]
 
 ROLLOUT_COLUMNS = (
@@ -38,6 +39,8 @@ ROLLOUT_COLUMNS = (
     "policy_step",
     "exact",
 )
+OPTIONAL_ROLLOUT_COLUMNS = ("loss_mask", "policy_versions", "logprob_mode")
+"""Columns of a rollout file that are there only if a response needs them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,11 @@ class Response:
 
     `ids` int32 [T] includes the EOS token where it was sampled; `logprobs` float32 [T] are the
     sampler's, in nats. `reward` is NaN unless `reward_status` is "ok".
+
+    Two fields are for data that one policy did not sample in one go. `loss_mask` uint8 [T] is 0 at
+    tokens that are not the policy's (a tool's output, another speaker) and 1 elsewhere; None means
+    that all tokens are the policy's. `policy_versions` int32 [T] is the version of the weights
+    that sampled each token, where they changed during sampling.
     """
 
     ids: NDArray[np.int32]
@@ -110,16 +118,36 @@ class Response:
     finish_reason: FinishReason = "stop"
     reward: float = float("nan")
     reward_status: RewardStatus = "ok"
+    loss_mask: NDArray[np.uint8] | None = None
+    policy_versions: NDArray[np.int32] | None = None
+
+    @property
+    def sampled(self) -> NDArray[np.bool_]:
+        """Which tokens [T] are the policy's: those that enter the objective."""
+        if self.loss_mask is None:
+            return np.ones(len(self.ids), dtype=bool)
+        return self.loss_mask.astype(bool)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are the policy's: |y| of docs/method.md."""
+        return len(self.ids) if self.loss_mask is None else int(self.loss_mask.sum())
 
     @property
     def usable(self) -> bool:
-        """Whether the response counts in its group: judged, and not empty (docs/method.md)."""
-        return self.reward_status == "ok" and len(self.ids) > 0
+        """Whether the response counts in its group: judged, with tokens of the policy's."""
+        return self.reward_status == "ok" and self.tokens > 0
 
 
 @dataclass(slots=True)
 class RolloutGroup:
-    """All responses of one prompt, with the behaviour policy that sampled them."""
+    """All responses of one prompt, with the behaviour policy that sampled them.
+
+    `logprob_mode` says which distribution the responses' log-probs are of: `processed`, the one
+    that was sampled (after temperature, top-k and top-p, renormalised); `before_top_p`, after the
+    temperature alone; `raw`, the model's own; `recomputed`, from a forward pass by another program
+    than the sampler.
+    """
 
     prompt_id: str
     prompt_ids: NDArray[np.int32]
@@ -128,6 +156,7 @@ class RolloutGroup:
     policy: PolicyIdentity = field(default_factory=lambda: PolicyIdentity("unknown"))
     seed: int = 0
     exact: bool = True
+    logprob_mode: LogprobMode = "processed"
 
     @property
     def usable(self) -> list[Response]:
@@ -147,8 +176,8 @@ class RolloutGroup:
 
     @property
     def tokens(self) -> int:
-        """Sampled tokens in the group."""
-        return sum(len(r.ids) for r in self.responses)
+        """Tokens in the group that the policy sampled."""
+        return sum(r.tokens for r in self.responses)
 
 
 @dataclass(slots=True)

@@ -23,7 +23,7 @@ from cropi.study.cells import is_finished, link_shared_files
 from cropi.study.measuring import write
 from cropi.study.plan import StudyPlan
 from cropi.study.runner import run_study, run_threads
-from tiny_runs import tiny_config, write_config
+from support.tiny_runs import tiny_config, write_config
 
 FAST = ("training.steps_per_stage=2", "evaluation.every=2", "rollouts.responses=4")
 VARIANT = (

@@ -89,7 +89,18 @@ class Columns:
 
     def ragged(self, name: str, kind: pa.DataType) -> Ragged:
         """Return a column of lists; the values are a writable copy."""
-        array = self._column(name, pa.large_list(kind), None, None)
+        return self._ragged(name, self._column(name, pa.large_list(kind), None, None))
+
+    def optional_ragged(self, name: str, kind: pa.DataType) -> tuple[Ragged, NDArray[np.bool_]]:
+        """Return a column of lists and which rows [rows] have one; null rows are empty lists."""
+        empty: list[Any] = []
+        array = self._column(name, pa.large_list(kind), empty, empty)
+        if name not in self:
+            return self._ragged(name, array), np.zeros(self._table.num_rows, dtype=bool)
+        present = self._table[name].is_valid().to_numpy()
+        return self._ragged(name, array), np.asarray(present, dtype=bool)
+
+    def _ragged(self, name: str, array: pa.Array) -> Ragged:
         offsets = array.offsets.to_numpy()
         # Slices of a file keep the whole file's values; only this array's are wanted.
         values = array.values.slice(offsets[0], offsets[-1] - offsets[0])

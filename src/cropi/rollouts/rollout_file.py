@@ -13,19 +13,29 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from cropi.rollouts.columns import Columns, Ragged
-from cropi.schema import ROLLOUT_COLUMNS, PolicyIdentity, Response, RolloutGroup, Sampling
+from cropi.schema import (
+    OPTIONAL_ROLLOUT_COLUMNS,
+    ROLLOUT_COLUMNS,
+    LogprobMode,
+    PolicyIdentity,
+    Response,
+    RolloutGroup,
+    Sampling,
+)
 from cropi.store.files import read_table, table_metadata, write_table
 
 MAX_NEW_TOKENS = "cropi.max_new_tokens"
 REQUIRED = ("prompt_id", "prompt_ids", "response_ids", "logprobs", "reward")
 STATUSES = ("ok", "timeout", "error")
+LOGPROB_MODES: tuple[LogprobMode, ...] = get_args(LogprobMode)
+_READ_COLUMNS = frozenset((*ROLLOUT_COLUMNS, *OPTIONAL_ROLLOUT_COLUMNS))
 _SAMPLING_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
 
 
@@ -55,7 +65,7 @@ def read_side_columns(path: str | Path) -> pa.Table | None:
     """
     path = Path(path)
     table = read_table(path)
-    unknown = [name for name in table.column_names if name not in ROLLOUT_COLUMNS]
+    unknown = [name for name in table.column_names if name not in _READ_COLUMNS]
     if not unknown:
         return None
     columns = Columns(table, path)
@@ -88,7 +98,11 @@ def write_rollouts(
 
 
 def rollout_table(groups: Sequence[RolloutGroup]) -> pa.Table:
-    """Return the flat table of docs/method.md, columns in the order of ROLLOUT_COLUMNS."""
+    """Return the flat table of docs/method.md, columns in the order of ROLLOUT_COLUMNS.
+
+    Those of OPTIONAL_ROLLOUT_COLUMNS follow where a response or group has something else than the
+    default to store.
+    """
     pairs = [(group, response) for group in groups for response in group.responses]
     places = [place for group in groups for place in range(len(group.responses))]
     responses = [response for _, response in pairs]
@@ -111,7 +125,21 @@ def rollout_table(groups: Sequence[RolloutGroup]) -> pa.Table:
         "policy_step": pa.array([g.policy.step for g, _ in pairs], pa.int64()),
         "exact": pa.array([g.exact for g, _ in pairs], pa.bool_()),
     }
-    return pa.table({name: values[name] for name in ROLLOUT_COLUMNS})
+    assert tuple(values) == ROLLOUT_COLUMNS
+    return pa.table({**values, **_optional_columns(pairs)})
+
+
+def _optional_columns(pairs: Sequence[tuple[RolloutGroup, Response]]) -> dict[str, pa.Array]:
+    """Return the optional columns that hold something, null where a response has no such field."""
+    columns = {}
+    masks, versions = [[getattr(r, n) for _, r in pairs] for n in ("loss_mask", "policy_versions")]
+    if any(mask is not None for mask in masks):
+        columns["loss_mask"] = pa.array(masks, pa.list_(pa.uint8()))
+    if any(version is not None for version in versions):
+        columns["policy_versions"] = pa.array(versions, pa.list_(pa.int32()))
+    if any(group.logprob_mode != "processed" for group, _ in pairs):
+        columns["logprob_mode"] = pa.array([g.logprob_mode for g, _ in pairs], pa.string())
+    return columns
 
 
 @dataclass(slots=True)
@@ -126,6 +154,9 @@ class _Rows:
     texts: list[Any]
     finish_reasons: list[Any]
     sampling: list[tuple[float, float, int]]
+    loss_masks: list[NDArray[np.uint8] | None]
+    policy_versions: list[NDArray[np.int32] | None]
+    logprob_modes: list[LogprobMode]
 
 
 def _read_rows(columns: Columns) -> _Rows:
@@ -143,12 +174,15 @@ def _read_rows(columns: Columns) -> _Rows:
         response_ids.lengths != logprobs.lengths,
         "differs in length from response_ids; give one log-prob a token",
     )
+    masks = _loss_masks(columns, response_ids)
+    _zero_masked_logprobs(logprobs, masks)
     is_ok = np.array([status == "ok" for status in statuses], dtype=bool)
     columns.require_no_row(
         "logprobs",
         logprobs.any_of(~np.isfinite(logprobs.values)) & is_ok,
-        "holds NaN or infinity in a row whose reward_status is ok; mend it, or mark it as error",
+        "holds NaN or infinity in a row whose reward_status is ok; fix it, or mark it as error",
     )
+    sampling = _sampling_rows(columns)
     return _Rows(
         prompt_ids,
         response_ids,
@@ -157,8 +191,68 @@ def _read_rows(columns: Columns) -> _Rows:
         statuses,
         columns.strings("text", missing="", nulls=""),
         columns.strings("finish_reason", missing="stop", nulls="stop"),
-        _sampling_rows(columns),
+        sampling,
+        masks,
+        _optional_lists(columns, "policy_versions", "one version", response_ids),
+        _logprob_modes(columns, sampling),
     )
+
+
+def _optional_lists(
+    columns: Columns, name: str, unit: str, response_ids: Ragged
+) -> list[NDArray[np.int32] | None]:
+    """Return a list column with a value per response token; None in rows that have no list."""
+    ragged, present = columns.optional_ragged(name, pa.int32())
+    columns.require_no_row(
+        name,
+        present & (ragged.lengths != response_ids.lengths),
+        f"differs in length from response_ids; give {unit} per token",
+    )
+    return [ragged[row] if there else None for row, there in enumerate(present.tolist())]
+
+
+def _loss_masks(columns: Columns, response_ids: Ragged) -> list[NDArray[np.uint8] | None]:
+    """Return each row's mask of the policy's tokens; None in rows that have none."""
+    masks = _optional_lists(columns, "loss_mask", "one value", response_ids)
+    wrong = [mask is not None and bool(((mask != 0) & (mask != 1)).any()) for mask in masks]
+    columns.require_no_row(
+        "loss_mask",
+        np.array(wrong, dtype=bool),
+        "holds a value other than 0 and 1; use 1 for the policy's tokens and 0 for others",
+    )
+    return [None if mask is None else mask.astype(np.uint8) for mask in masks]
+
+
+def _zero_masked_logprobs(logprobs: Ragged, masks: Sequence[NDArray[np.uint8] | None]) -> None:
+    """Set to 0 what is not finite at tokens that are not the policy's: nothing may read it."""
+    for row, mask in enumerate(masks):
+        if mask is not None:
+            values = logprobs[row]
+            values[(mask == 0) & ~np.isfinite(values)] = 0.0
+
+
+def _logprob_modes(
+    columns: Columns, sampling: Sequence[tuple[float, float, int]]
+) -> list[LogprobMode]:
+    """Return which distribution each row's log-probs are of, warning once of a wrong temperature.
+
+    Importance ratios take both policies at the sampling temperature, which raw log-probs are not.
+    """
+    modes = columns.strings("logprob_mode", missing="processed", nulls="processed")
+    unknown = np.array([mode not in LOGPROB_MODES for mode in modes], dtype=bool)
+    columns.require_no_row(
+        "logprob_mode", unknown, f"is not one of {', '.join(LOGPROB_MODES)}", shown=modes
+    )
+    raw = zip(modes, sampling, strict=True)
+    row = next((n for n, (mode, drawn) in enumerate(raw) if mode == "raw" and drawn[0] != 1), None)
+    if row is not None:
+        warnings.warn(
+            f"{columns.path} row {row}: logprob_mode is raw and temperature is {sampling[row][0]}, "
+            "so importance ratios compare distributions at different temperatures; store the "
+            "log-probs of the sampled distribution, or use objective.ratio=none",
+            stacklevel=4,
+        )
+    return cast(list[LogprobMode], modes)
 
 
 def _statuses(columns: Columns, rewards: NDArray[np.float64]) -> list[str]:
@@ -235,6 +329,12 @@ def _group(
                 "temperature, top_p or top_k",
                 f"differs from row {first} of the same prompt_id; give each its own prompt_id",
             )
+        if rows.logprob_modes[row] != rows.logprob_modes[first]:
+            raise columns.error(
+                row,
+                "logprob_mode",
+                f"differs from row {first} of the same prompt_id; give each its own prompt_id",
+            )
     temperature, top_p, top_k = sampling
     return RolloutGroup(
         prompt_id=columns.strings("prompt_id")[first],
@@ -244,6 +344,7 @@ def _group(
         policy=_policy(columns, first),
         seed=int(columns.numbers("seed", pa.int64(), missing=0)[first]),
         exact=all(columns.flags("exact", missing=True)[row] for row in members.tolist()),
+        logprob_mode=rows.logprob_modes[first],
     )
 
 
@@ -257,6 +358,8 @@ def _response(rows: _Rows, row: int) -> Response:
         finish_reason="length" if rows.finish_reasons[row] == "length" else "stop",
         reward=float(rows.rewards[row]) if status == "ok" else float("nan"),
         reward_status=status,
+        loss_mask=rows.loss_masks[row],
+        policy_versions=rows.policy_versions[row],
     )
 
 
@@ -289,6 +392,6 @@ def _with_side_columns(table: pa.Table, side: pa.Table) -> pa.Table:
     place = {key: row for row, key in enumerate(keys(side))}
     rows = pa.array([place.get(key) for key in keys(table)], pa.int64())
     for name in side.column_names:
-        if name not in ROLLOUT_COLUMNS:
+        if name not in _READ_COLUMNS:
             table = table.append_column(name, side[name].take(rows))
     return table

@@ -135,8 +135,11 @@ def measure_staleness(
     Every group has a usable response.
     """
     ratios = [
-        [new - r.logprobs.astype(np.float64) for new, r in zip(own, g.usable, strict=True)]
-        for own, g in zip(logprobs, groups, strict=True)
+        [
+            (current - r.logprobs.astype(np.float64))[r.sampled]
+            for current, r in zip(group_logprobs, group.usable, strict=True)
+        ]
+        for group_logprobs, group in zip(logprobs, groups, strict=True)
     ]
     prompts = [_prompt(g, own) for g, own in zip(groups, ratios, strict=True)]
     tokens = np.concatenate([r for own in ratios for r in own])
@@ -213,6 +216,9 @@ def _histogram(log_ratio: Values) -> list[int]:
 
 
 def _truncated(group: RolloutGroup) -> bool:
+    """Whether the stored log-probs are of a distribution without its tail."""
+    if group.logprob_mode in ("raw", "before_top_p"):
+        return False
     return group.sampling.top_p < 1 or group.sampling.top_k > 0
 
 

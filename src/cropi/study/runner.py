@@ -22,8 +22,9 @@ from cropi.execution import (
     usable_cores,
 )
 from cropi.progress import ProgressReporter
-from cropi.store.files import atomic_write, read_jsonl
+from cropi.store.files import atomic_write
 from cropi.store.lock import exclusive_lock
+from cropi.store.metrics import METRICS, EvaluationRow, read_rows
 from cropi.study.cells import FINISHED, is_finished, prepare_shared, run_cell
 from cropi.study.plan import STUDY_FILE, StudyPlan, StudyRun
 from cropi.study.reading import mapping_in
@@ -159,6 +160,6 @@ def _report(reporter: ProgressReporter, finished: Finished, folder: Path, count:
 
 def last_accuracy(run: Path) -> str:
     """Targeted and untargeted accuracy of a run's last evaluation, as text."""
-    rows = [row for row in read_jsonl(run / "metrics.jsonl") if row["kind"] == "evaluation"]
-    last_step = max((row["step"] for row in rows), default=0)
-    return accuracy_note([row for row in rows if row["step"] == last_step])
+    rows = read_rows(run / METRICS).of(EvaluationRow)
+    last_step = max((row.step for row in rows), default=0)
+    return accuracy_note([row for row in rows if row.step == last_step])

@@ -17,7 +17,7 @@ from cropi.prompts import PromptSets, load_prompt_sets
 from cropi.schema import Prompt, derive_seed
 from cropi.verifiers import Judge
 
-FOLDER = Path(__file__).parent.parent / "benchmarks" / "study"
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "study"
 REGIMES = ("clean", "imbalanced", "noisy_answers", "noisy_verdicts", "low_utility", "shifted")
 OTHERS = [name for name in SKILLS if name not in TARGETS]
 LONGEST = {"sort": "length 6", "shift": "length 5"}

@@ -95,6 +95,65 @@ def test_equal_groups_give_equal_bytes(tmp_path: Path) -> None:
     assert first.read_bytes() == second.read_bytes()
 
 
+def with_optional_fields() -> list[RolloutGroup]:
+    first, second, third = groups()
+    for response in first.responses[1:]:
+        response.loss_mask = (np.arange(len(response.ids)) % 2 == 0).astype(np.uint8)
+    second.responses[3].policy_versions = np.array([4, 4, 5], np.int32)
+    third.logprob_mode = "before_top_p"
+    return [first, second, third]
+
+
+def test_optional_fields_are_read_back_and_survive_a_rewrite(tmp_path: Path) -> None:
+    first, second = tmp_path / "1.parquet", tmp_path / "2.parquet"
+    write_rollouts(first, with_optional_fields())
+    back = read_rollouts(first)
+    assert all(same(a, b) for a, b in zip(back, with_optional_fields(), strict=True))
+    assert [r.loss_mask is None for r in back[0].responses] == [True, False, False, False]
+    assert back[0].responses[3].loss_mask is not None
+    assert back[0].responses[3].loss_mask.dtype == np.uint8
+    assert back[0].responses[3].loss_mask.tolist() == [1, 0, 1]
+    assert back[1].responses[3].policy_versions is not None
+    assert back[1].responses[3].policy_versions.dtype == np.int32
+    assert [group.logprob_mode for group in back] == ["processed", "processed", "before_top_p"]
+    assert read_side_columns(first) is None
+    write_rollouts(second, back)
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_only_unmasked_tokens_count() -> None:
+    group = with_optional_fields()[0]
+    assert [r.tokens for r in group.responses] == [0, 1, 1, 2]
+    assert group.responses[3].sampled.tolist() == [True, False, True]
+    assert group.tokens == 4
+    assert len(group.usable) == 1
+    group.responses[3].loss_mask = np.zeros(3, np.uint8)
+    assert group.usable == []
+
+
+def test_masked_tokens_need_no_logprob_and_read_as_zero(tmp_path: Path) -> None:
+    columns = {
+        **MINIMAL,
+        "logprobs": [[-1.0], [float("nan"), -0.25], [-2.0]],
+        "loss_mask": [[True], [False, True], None],
+        "reward_status": ["ok"] * 3,
+    }
+    response = read_rollouts(save(tmp_path / "r.parquet", columns))[1].responses[0]
+    assert response.logprobs.tolist() == [0.0, -0.25]
+    assert response.sampled.tolist() == [False, True]
+
+
+def test_raw_logprobs_of_another_temperature_are_warned_of_once(tmp_path: Path) -> None:
+    columns = {**MINIMAL, "logprob_mode": ["raw"] * 3}
+    read_rollouts(save(tmp_path / "1.parquet", columns))
+    warm = save(tmp_path / "2.parquet", {**columns, "temperature": [0.7] * 3})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        read_rollouts(warm)
+    assert len(caught) == 1
+    assert "row 0: logprob_mode is raw and temperature is 0.7" in str(caught[0].message)
+
+
 def test_row_order_is_the_response_index_and_groups_keep_their_first_appearance(
     tmp_path: Path,
 ) -> None:
@@ -224,6 +283,28 @@ BAD = {
         "row 1, column temperature: 0.0 is not above 0",
     ),
     "top_p": ({"top_p": [1.0, 1.5, 1.0]}, r"row 1, column top_p: 1.5 is not in \(0, 1\]"),
+    "mask length": (
+        {"loss_mask": [[1], [1], [0]]},
+        "row 1, column loss_mask: differs in length from response_ids; give one value per token",
+    ),
+    "mask value": (
+        {"loss_mask": [[1], [0, 2], None]},
+        "row 1, column loss_mask: holds a value other than 0 and 1",
+    ),
+    "negative mask": ({"loss_mask": [[1], None, [-1]]}, "row 2, column loss_mask: holds a value"),
+    "null in mask": ({"loss_mask": [[1], [0, None], [1]]}, "row 1, column loss_mask: .*null"),
+    "version length": (
+        {"policy_versions": [[3], None, []]},
+        "row 2, column policy_versions: differs in length from response_ids; give one version",
+    ),
+    "mode": (
+        {"logprob_mode": ["raw", "cooked", "raw"]},
+        "row 1, column logprob_mode: cooked is not one of processed, raw, before_top_p, recomputed",
+    ),
+    "mode differs": (
+        {"logprob_mode": ["processed", "raw", "recomputed"]},
+        "row 2, column logprob_mode: differs from row 0 of the same prompt_id",
+    ),
 }
 
 

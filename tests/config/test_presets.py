@@ -16,7 +16,7 @@ from cropi.errors import InputError
 from cropi.prompts import load_prompt_sets, load_source
 from cropi.verifiers import Judge
 
-EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 ROWS = [
     {"question": f"Ann has {n} pens and buys {n}.", "answer": f"{n} + {n}.\n#### {2 * n}"}
     for n in range(1, 13)

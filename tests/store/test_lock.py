@@ -19,7 +19,7 @@ from cropi.store import lock
 from cropi.store.lock import exclusive_lock
 from cropi.study.plan import StudyPlan
 from cropi.study.runner import run_study
-from tiny_runs import tiny_config, write_config
+from support.tiny_runs import tiny_config, write_config
 
 HOLDER = """
 import sys

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parent / "gradients"))
-
-from oracle import Method, oracle_gradient, oracle_objective
-from tiny import VOCABULARY, mixed_groups, tiny_model
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
@@ -27,18 +21,11 @@ from cropi.influence import (
     second_moments,
 )
 from cropi.policy import param_groups
+from support.oracle import Method, oracle_gradient, oracle_objective
+from support.tiny_models import VOCABULARY, mixed_groups, tiny_model
 
 EPS = 1e-8
 Saved = dict[str, Any]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny matrices lose more to waiting threads than they gain."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def train(model: nn.Module, out: Path, **settings: Any) -> Trainer:

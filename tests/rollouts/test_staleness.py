@@ -71,6 +71,16 @@ def test_weights_of_whole_responses_multiply_over_tokens() -> None:
     assert report.kl_response.mean == pytest.approx(-math.log(2) / 2)
 
 
+def test_tokens_that_are_not_the_policys_have_no_weight() -> None:
+    whole = group("a", [[-1.0, -2.0], [-0.5, -0.5]])
+    masked = group("a", [[-1.0, -9.0, -2.0], [-0.5, -0.5, -9.0]])
+    masked.responses[0].loss_mask = np.array([1, 0, 1], np.uint8)
+    masked.responses[1].loss_mask = np.array([1, 1, 0], np.uint8)
+    plain = [[np.array([-1.5, -1.0]), np.array([-0.2, -0.9])]]
+    with_others = [[np.array([-1.5, 7.0, -1.0]), np.array([-0.2, -0.9, 7.0])]]
+    assert measure_staleness([masked], with_others) == measure_staleness([whole], plain)
+
+
 def test_only_prompts_whose_weights_differ_are_to_be_refreshed() -> None:
     groups = [group(n, [[-1.0]] * 4) for n in ("calm", "wild", "steady")]
     report = measure_staleness(groups, shifted(groups, [[0] * 4, [5, 0, 0, 0], [0.1] * 4]))
