@@ -26,7 +26,7 @@ run: $(READY)  ## Run the whole curriculum on the embedded default (CONFIG=file.
 	$(BIN)/cropi run $(CONFIG)
 
 test: $(READY) check  ## Lint, type-check and run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 10
 
 check: lint types  ## Lint and type-check
 

@@ -19,13 +19,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cropi.errors import InputError
+from cropi.store.files import atomic_write
 from study_report.bar import rows_of
 from study_report.gathering import gather
 from study_report.page import fill
 from study_report.results import Results
-
-from cropi.errors import InputError
-from cropi.store.files import atomic_write
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE / "study"

@@ -1,6 +1,20 @@
 """Settings of all tests."""
 
-import os
+from __future__ import annotations
 
-# Before torch is imported: threads that spin starve everything else on a small machine.
+import os
+import sys
+
+import pytest
+
+# Before torch is imported, and for the processes that tests start: tiny matrices lose more to
+# waiting threads than they gain, and threads that spin starve everything else on a small machine.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> None:
+    """One thread for every module, whatever the module before it has set."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)

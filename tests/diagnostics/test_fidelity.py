@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny import mixed_groups, tiny_model
 
 from cropi.diagnostics import diagnose_fidelity
 from cropi.diagnostics.fidelity import (
@@ -29,6 +28,7 @@ from cropi.gradients.extractor import GradientExtractor
 from cropi.influence.scorer import InfluenceScorer
 from cropi.schema import RolloutGroup
 from cropi.sketches import make_sketch
+from support.tiny_models import mixed_groups, tiny_model
 
 IDS = [f"p{n:02}" for n in range(20)]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny import gradients, mixed_groups, tiny_model
 
 from cropi.config import ObjectiveConfig
 from cropi.diagnostics import diagnose_step
@@ -15,6 +14,7 @@ from cropi.errors import InputError
 from cropi.gradients.extractor import GradientExtractor
 from cropi.gradients.logprobs import LogprobReader, read_objectives
 from cropi.schema import RolloutGroup, ScoreTable
+from support.tiny_models import gradients, mixed_groups, tiny_model
 
 
 def real_tokens(count: int, seed: int = 0) -> list[RolloutGroup]:

@@ -8,8 +8,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from oracle import Method, flatten, oracle_gradient, oracle_objective
-from tiny import (
+from torch import nn
+
+from cropi.config import ClipConfig, ObjectiveConfig
+from cropi.gradients.collation import collate, prepare
+from cropi.gradients.objective import advantages, objective, token_weights
+from support.oracle import Method, flatten, oracle_gradient, oracle_objective
+from support.tiny_models import (
     FAST,
     SLOW,
     WINDOW,
@@ -20,11 +25,6 @@ from tiny import (
     random_response,
     tiny_model,
 )
-from torch import nn
-
-from cropi.config import ClipConfig, ObjectiveConfig
-from cropi.gradients.collation import collate, prepare
-from cropi.gradients.objective import advantages, objective, token_weights
 
 STEP = 1e-4
 """Of the finite differences: far above the rounding of norms, which models take in float32."""

@@ -10,8 +10,15 @@ import numpy as np
 import peft
 import pytest
 import torch
-from oracle import flatten, oracle_gradient
-from tiny import (
+from torch import Tensor, nn
+
+from cropi.config import ClipConfig, ObjectiveConfig
+from cropi.errors import InputError
+from cropi.gradients.collation import prepare
+from cropi.gradients.extractor import GradientExtractor
+from cropi.schema import Response, RolloutGroup
+from support.oracle import flatten, oracle_gradient
+from support.tiny_models import (
     Keep,
     assert_equal_gradients,
     changed,
@@ -21,13 +28,6 @@ from tiny import (
     random_response,
     tiny_model,
 )
-from torch import Tensor, nn
-
-from cropi.config import ClipConfig, ObjectiveConfig
-from cropi.errors import InputError
-from cropi.gradients.collation import prepare
-from cropi.gradients.extractor import GradientExtractor
-from cropi.schema import Response, RolloutGroup
 
 
 def direction(gradient: dict[str, Tensor]) -> Tensor:

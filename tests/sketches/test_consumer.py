@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sketching import SHAPES, assert_close, flat, project, vectors
 from torch import Tensor
 
 from cropi.gradients.contributions import MatrixContribution, Segments
@@ -16,6 +15,7 @@ from cropi.sketches import (
     SparseSketch,
     WindowedSketch,
 )
+from support.sketching import SHAPES, assert_close, flat, project, vectors
 
 CPU = torch.device("cpu")
 

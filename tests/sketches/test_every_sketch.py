@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from sketching import SHAPES, assert_close, flat, inner_products, project, vectors
 
 from cropi.errors import InputError
 from cropi.sketches import (
@@ -20,6 +19,7 @@ from cropi.sketches import (
     make_sketch,
 )
 from cropi.sketches.adaptive import AdaptiveSketch
+from support.sketching import SHAPES, assert_close, flat, inner_products, project, vectors
 
 MAKE = {
     "sparse": lambda seed, shapes=SHAPES: SparseSketch(shapes, seed, 0.5, 64),

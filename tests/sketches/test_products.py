@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from sketching import assert_close, project
 from torch import Tensor
 
 from cropi.gradients.contributions import (
@@ -19,6 +18,7 @@ from cropi.gradients.contributions import (
 )
 from cropi.sketches import FactorisedSketch, KroneckerSketch, Sketch
 from cropi.sketches import factorised as module
+from support.sketching import assert_close, project
 
 SEGMENTS = Segments([0, 5, 6], [5, 6, 12])
 SHAPES = {"tied": (50, 24), "linear": (16, 24), "bias": (40,)}

@@ -8,12 +8,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from sketching import SHAPES, assert_close, flat, project, vectors
 
 from cropi.sketches import SparseSketch, dense
 from cropi.sketches import sparse as module
 from cropi.sketches.counter_rng import gaussians, mix64
 from cropi.sketches.sparse import hash_keys
+from support.sketching import SHAPES, assert_close, flat, project, vectors
 
 MASK = (1 << 64) - 1
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sketching import SHAPES, assert_close, flat, project, vectors
 
 from cropi.sketches import WindowedSketch
 from cropi.sketches import windowed as module
 from cropi.sketches.counter_rng import keys
+from support.sketching import SHAPES, assert_close, flat, project, vectors
 
 MASK = (1 << 64) - 1
 

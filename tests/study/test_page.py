@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from synthetic_study import large, write_study
 
 from cropi.report.wording import DASH
 from cropi.study import summary
@@ -18,6 +17,7 @@ from cropi.study.figures import looks
 from cropi.study.measures import Speed
 from cropi.study.measuring import measure, write
 from cropi.study.page import render
+from support.synthetic_study import large, write_study
 
 SLOW = [0.4, 0.5, 0.6, 0.7, 0.8]
 FAST = [0.4, 0.6, 0.8, 0.8, 0.8]

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from synthetic_study import write_study
 
 from cropi.errors import InputError
 from cropi.study.measuring import measure
 from cropi.study.reading import RESULTS, Cell, read_cells, results_table
+from support.synthetic_study import write_study
 
 SLOW = [0.4, 0.5, 0.6, 0.7, 0.8]
 FAST = [0.4, 0.6, 0.8, 0.8, 0.8]

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import torch
 
 from cropi.config import ModelConfig, PromptSource, RolloutsConfig, TrainingConfig, VerifiersConfig
 from cropi.prompts import load_source
@@ -15,15 +14,6 @@ from cropi.training import StagePlan
 from cropi.verifiers import Judge
 
 MakePlan = Callable[..., StagePlan]
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    """Tiny matrices lose more to waiting threads than they gain."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

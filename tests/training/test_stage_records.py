@@ -15,7 +15,7 @@ from cropi.store.tables import read_selection
 from cropi.training import StageOutcome, StagePlan, stage_order
 from cropi.training.stage import MAX_SAMPLING_ROUNDS
 from cropi.training.trl import TrlTrainer
-from tiny_runs import tiny_config
+from support.tiny_runs import tiny_config
 
 ARMS = ("dapo", "full")
 VISITS = 3 * 4  # steps and prompts a step of a tiny stage

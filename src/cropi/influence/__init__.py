@@ -5,6 +5,6 @@ parameter name), `saved` (the optimizer's file), `grouping` (whose a number in t
 """
 
 from cropi.influence.preconditioner import Preconditioner, PreconditioningConsumer
-from cropi.policy.second_moments import SecondMoments, second_moments
+from cropi.policy.optimizer_state import SecondMoments, second_moments
 
 __all__ = ["Preconditioner", "PreconditioningConsumer", "SecondMoments", "second_moments"]

@@ -34,7 +34,7 @@ from torch import Tensor
 from cropi.errors import InputError
 from cropi.gradients.consumers import GradientConsumer
 from cropi.gradients.contributions import matrix_shape
-from cropi.policy.second_moments import SecondMoments
+from cropi.policy.optimizer_state import SecondMoments
 
 
 @dataclass

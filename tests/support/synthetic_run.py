@@ -1,6 +1,6 @@
 """A run directory as the curriculum would leave it, drawn from a small made-up learning model.
 
-`python tests/report/synthetic_run.py DIR` writes one to look at.
+`python tests/support/synthetic_run.py DIR` writes one to look at.
 """
 
 from __future__ import annotations

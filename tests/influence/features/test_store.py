@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fake_stores import DIM, contents, fill, identity, ids, sketches, store, writer
 
 from cropi.errors import InputError
 from cropi.influence.features import FeatureStore, FeatureWriter, ShardSink
 from cropi.influence.features.writer import content_hash
 from cropi.store.files import file_hash
+from support.fake_stores import DIM, contents, fill, identity, ids, sketches, store, writer
 
 
 @pytest.mark.parametrize(("dtype", "error"), [("float16", 2**-11), ("float32", 2**-22)])

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from synthetic_run import HOSTILE, write_run
 
 from cropi.errors import InputError
 from cropi.report import cells, headline_of, report, summary_table
 from cropi.report.markup import json_text, places, plain, tag, text
 from cropi.report.reading import read_run
 from cropi.report.rollouts import rollout_facts
+from support.synthetic_run import HOSTILE, write_run
 
 
 class Elements(HTMLParser):

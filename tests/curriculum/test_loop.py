@@ -16,7 +16,7 @@ from cropi.curriculum.loop import run
 from cropi.errors import InputError
 from cropi.store.files import read_jsonl
 from cropi.store.tables import read_scores, read_selection
-from tiny_runs import promised_bytes, tiny_config, write_config
+from support.tiny_runs import promised_bytes, tiny_config, write_config
 
 KILL_POINTS = (
     "rollouts/pool.parquet.parts/000000.parquet",

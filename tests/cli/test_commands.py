@@ -20,7 +20,7 @@ from cropi.cli import main
 from cropi.pocket import model_dir, rows
 from cropi.rollouts import write_rollouts
 from cropi.schema import Response, RolloutGroup
-from tiny_runs import write_config
+from support.tiny_runs import write_config
 
 Command = Callable[..., "Outcome"]
 

@@ -16,7 +16,7 @@ from cropi.rollouts import read_rollouts
 from cropi.schema import Response, RolloutGroup
 from cropi.store.files import read_jsonl
 from cropi.store.tables import read_scores
-from tiny_runs import promised_bytes, tiny_config
+from support.tiny_runs import promised_bytes, tiny_config
 
 SHORT = ("training.steps_per_stage=2", "evaluation.every=10", "training.learning_rate=3e-4")
 

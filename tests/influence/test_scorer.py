@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parent / "gradients"))
-
-from oracle import flatten, oracle_gradient
-from tiny import changed, mixed_groups, random_group, random_response, tiny_model
 from torch import Tensor, nn
 
 from cropi.config import ObjectiveConfig, TargetMemory
@@ -33,11 +27,12 @@ from cropi.influence.scorer import InfluenceScorer, keep_informative
 from cropi.schema import Response, RolloutGroup
 from cropi.selection import fuse
 from cropi.sketches import SparseSketch, make_sketch
+from support.oracle import flatten, oracle_gradient
+from support.tiny_models import changed, mixed_groups, random_group, random_response, tiny_model
 
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
-    torch.set_num_threads(1)
     return tiny_model("qwen2-tied")
 
 

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_stores import contents
-from rollout_files import rollouts
 
 from cropi import api
 from cropi.config import InfluenceConfig
@@ -18,6 +16,8 @@ from cropi.influence.features.extraction import Extraction, write_features
 from cropi.rollouts import read_rollouts
 from cropi.sketches import AdaptiveSketch, SparseSketch
 from cropi.store.files import file_hash
+from support.fake_stores import contents
+from support.rollout_files import rollouts
 
 
 def extract(

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fake_stores import cosines_of, fill, identity, sketches, store, writer
 
 from cropi.errors import InputError
 from cropi.influence.cosines import target_weights
 from cropi.influence.features import FeatureStore, score_features
+from support.fake_stores import cosines_of, fill, identity, sketches, store, writer
 
 
 @pytest.mark.parametrize("dim", [64, 5000, 70_000])

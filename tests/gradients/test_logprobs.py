@@ -8,7 +8,6 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from tiny import mixed_groups, random_group, random_response, tiny_model
 from torch import nn
 
 from cropi.config import ObjectiveConfig
@@ -19,6 +18,7 @@ from cropi.gradients.logprobs import LogprobReader, read_logprobs, read_objectiv
 from cropi.gradients.objective import objective
 from cropi.gradients.self_check import response_logprobs
 from cropi.schema import RolloutGroup
+from support.tiny_models import mixed_groups, random_group, random_response, tiny_model
 
 
 def obvious(model: nn.Module, group: RolloutGroup) -> list[np.ndarray]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -12,24 +11,20 @@ from typing import Any
 import pytest
 import yaml
 
+import study as script
 from cropi.config import load_config, to_yaml
 from cropi.errors import InputError
 from cropi.study.measuring import measure
 from cropi.study.plan import StudyPlan
-from tiny_runs import TINY
+from study_report.bar import ORACLE, TARGETS, judged
+from study_report.gathering import gather
+from study_report.page import filled
+from study_report.results import Results
+from study_report.tables import tally
+from support.synthetic_study import write_study
+from support.tiny_runs import TINY
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "benchmarks"), str(Path(__file__).parent / "study")]
-
-from study_report.bar import ORACLE, TARGETS, judged  # noqa: E402
-from study_report.gathering import gather  # noqa: E402
-from study_report.page import filled  # noqa: E402
-from study_report.results import Results  # noqa: E402
-from study_report.tables import tally  # noqa: E402
-from synthetic_study import write_study  # noqa: E402
-
-import study as script  # noqa: E402
-
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 SLOW = (0.4, 0.5, 0.6, 0.7, 0.8)
 FAST = (0.4, 0.76, 0.82, 0.84, 0.86)

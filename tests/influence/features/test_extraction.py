@@ -12,8 +12,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from fake_stores import contents
-from rollout_files import group, rollouts
 
 from cropi import api
 from cropi.cli import main
@@ -28,6 +26,8 @@ from cropi.influence.scorer import InfluenceScorer
 from cropi.rollouts import read_rollouts, write_rollouts
 from cropi.sketches import SparseSketch
 from cropi.store.tables import read_scores
+from support.fake_stores import contents
+from support.rollout_files import group, rollouts
 
 DIM = 2048
 
