@@ -29,8 +29,7 @@ from cropi.config import (
 )
 from cropi.errors import InputError
 from cropi.feature_api import extract_features, score_features
-from cropi.prompts import load_source
-from cropi.prompts.uniqueness import distinct
+from cropi.prompts import deduplicate, load_source
 from cropi.rollouts import collect, load_engine, read_rollouts, rollout_statistics
 from cropi.schema import (
     EvaluationResult,
@@ -110,7 +109,7 @@ def load_prompts(path: AnyPath, seed: int = 0, **columns: Any) -> list[Prompt]:
 
     Duplicates by content are left out, with a warning that counts them.
     """
-    prompts, duplicates = distinct(
+    prompts, duplicates = deduplicate(
         load_source(PromptSource(path=str(path), **columns), seed), str(path)
     )
     if duplicates:
