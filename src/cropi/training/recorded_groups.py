@@ -28,17 +28,19 @@ Key = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class LossLogprobs:
-    """Log-probs of a step's responses, read from the forward pass of TRL's loss."""
+    """Log-probs of a step's responses, read from the forward pass of a TRL trainer's loss."""
 
-    def __init__(self) -> None:
+    def __init__(self, trainer: Any) -> None:
         self._by_ids: dict[Key, NDArray[np.float32]] = {}
-
-    def watch(self, trainer: Any) -> None:
-        """Read what this trainer's loss computes from now on."""
         compute: Callable[..., tuple[Tensor, Any, Any]] = trainer._get_per_token_logps_and_entropies
 
         def compute_and_read(
-            model: Any, input_ids: Tensor, attention_mask: Tensor, width: int, *rest: Any, **more: Any
+            model: Any,
+            input_ids: Tensor,
+            attention_mask: Tensor,
+            width: int,
+            *rest: Any,
+            **more: Any,
         ) -> tuple[Tensor, Any, Any]:
             result = compute(model, input_ids, attention_mask, width, *rest, **more)
             if torch.is_grad_enabled():  # the loss; a reference policy's are computed without
@@ -59,7 +61,9 @@ class LossLogprobs:
         for row in range(len(ids)):
             of_prompt, of_response = mask[row, :-width], mask[row, -width:]
             prompt, response = ids[row, :-width][of_prompt], ids[row, -width:][of_response]
-            self._by_ids[tuple(prompt.tolist()), tuple(response.tolist())] = values[row][of_response]
+            self._by_ids[tuple(prompt.tolist()), tuple(response.tolist())] = values[row][
+                of_response
+            ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +91,15 @@ class GroupRecorder:
         self, group: SampledGroup, step: int, from_loss: Mapping[Key, NDArray[np.float32]]
     ) -> RolloutGroup | None:
         prompt = self.encoded[group.prompt_id]
-        logprobs = group.logprobs or [
+        logprobs: Sequence[NDArray[np.float32] | None] = group.logprobs or [
             from_loss.get((tuple(prompt), tuple(ids))) for ids in group.completions
         ]
         rows = zip(group.completions, group.texts, group.verdicts, logprobs, strict=True)
-        responses = [self._response(*row[:3], row[3]) for row in rows if row[3] is not None]
+        responses = [
+            self._response(ids, text, verdict, values)
+            for ids, text, verdict, values in rows
+            if values is not None
+        ]
         if len(responses) < len(group.completions):
             return None
         return RolloutGroup(

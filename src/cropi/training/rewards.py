@@ -83,9 +83,7 @@ class JudgedRewards:
         self.trained += self._prompt_of_each_group(prompt_id)
         self.trained_tokens += sum(map(len, completion_ids))
         starts = range(0, len(verdict), self.group_size)
-        self.uninformative += sum(
-            not informative(verdict[i : i + self.group_size]) for i in starts
-        )
+        self.uninformative += sum(not informative(verdict[i : i + self.group_size]) for i in starts)
         rewards = [v.reward if v.status == "ok" else math.nan for v in verdict]
         return fill_unjudged_with_group_mean(rewards, self.group_size)
 
