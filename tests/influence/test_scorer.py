@@ -14,10 +14,14 @@ from torch import Tensor, nn
 
 from cropi.config import ObjectiveConfig, TargetMemory
 from cropi.errors import InputError
-from cropi.gradients.consumers import DirectionConsumer
-from cropi.gradients.directions import Directions
+from cropi.gradients.consumers import (
+    BLOCK,
+    DirectionConsumer,
+    Directions,
+    block_dots,
+    block_squares,
+)
 from cropi.gradients.extractor import GradientExtractor
-from cropi.gradients.sums import BLOCK, block_dots, block_squares
 from cropi.influence.cosines import TargetReliability
 from cropi.influence.scorer import InfluenceScorer, keep_informative
 from cropi.schema import Response, RolloutGroup

@@ -32,8 +32,7 @@ from cropi.diagnostics.fidelity import (
 )
 from cropi.diagnostics.sinks import Cosine, Drop, Mean, keeper
 from cropi.errors import InputError
-from cropi.gradients.consumers import DotConsumer, NormConsumer
-from cropi.gradients.directions import Directions
+from cropi.gradients.consumers import Directions, DotConsumer, NormConsumer
 from cropi.gradients.extractor import GradientExtractor
 from cropi.influence.scorer import InfluenceScorer, Progress, require_informative
 from cropi.schema import RolloutGroup, ScoreTable, derive_seed, longest_allowed

@@ -28,8 +28,8 @@ from cropi.errors import InputError
 from cropi.estimation.intervals import mean_interval
 from cropi.gradients.consumers import SumConsumer
 from cropi.gradients.extractor import GradientExtractor
+from cropi.gradients.forward import in_float32
 from cropi.gradients.logprobs import LogprobReader, read_objectives
-from cropi.gradients.self_check import STRICT, in_float32
 from cropi.influence.scorer import InfluenceScorer, Progress, require_informative
 from cropi.schema import RolloutGroup, ScoreTable, longest_allowed
 
@@ -85,8 +85,8 @@ def measure_steps(
     Raises InputError if scores and pool do not fit each other, a set has no informative prompt,
     or the model cannot be computed in fp32.
     """
-    with in_float32(model) as tolerance:
-        if tolerance != STRICT:
+    with in_float32(model) as is_float32:
+        if not is_float32:
             raise InputError(
                 "a real step needs weights in fp32, and this model is quantised or too large for "
                 "that; give a smaller checkpoint or adapters on one"

@@ -17,8 +17,7 @@ import numpy as np
 
 from cropi.config import TargetMemory
 from cropi.errors import InputError
-from cropi.gradients.consumers import DirectionConsumer, DotConsumer, NormConsumer, lengths
-from cropi.gradients.directions import Directions
+from cropi.gradients.consumers import DirectionConsumer, Directions, DotConsumer, NormConsumer
 from cropi.gradients.extractor import GradientExtractor
 from cropi.influence import Preconditioner, PreconditioningConsumer
 from cropi.influence.cosines import (
@@ -149,7 +148,7 @@ class InfluenceScorer:
         dots = DotConsumer(directions, len(pool))
         norms = NormConsumer(len(pool), self.extractor.device)
         self._stream("pool", pool, dots, norms)
-        found = cosines(dots.dots, norms.norms, lengths(directions), list(targets))
+        found = cosines(dots.dots, norms.norms, directions.norms(), list(targets))
         return found, norms.norms, trust
 
     def directions(
@@ -167,7 +166,9 @@ class InfluenceScorer:
             if self.preconditioner is not None:
                 self.preconditioner.apply(halves.halves.values)
             halves.write_direction(row, directions)
-            trust[name] = target_reliability(weights * norms.norms, halves.split_half())
+            gram = halves.half_products()
+            split_half = cosine(gram[0, 1], gram[0, 0], gram[1, 1])
+            trust[name] = target_reliability(weights * norms.norms, split_half)
             del halves  # they must not wait beside the next target's
         return directions, trust
 

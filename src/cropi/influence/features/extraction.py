@@ -13,9 +13,8 @@ from torch import nn
 
 from cropi.config import InfluenceConfig
 from cropi.errors import InputError
-from cropi.gradients.consumers import NormConsumer
+from cropi.gradients.consumers import GradientConsumer, NormConsumer
 from cropi.gradients.extractor import GradientExtractor
-from cropi.gradients.tap import GradientConsumer
 from cropi.influence import Preconditioner, PreconditioningConsumer
 from cropi.influence.features.feature_store import FeatureStore
 from cropi.influence.features.identity import (
