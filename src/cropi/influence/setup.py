@@ -11,8 +11,9 @@ import torch
 from cropi.config import InfluenceConfig
 from cropi.errors import InputError
 from cropi.gradients.extractor import GradientExtractor, UnmatchedPatternError
-from cropi.influence import Preconditioner, second_moments
+from cropi.influence.preconditioner import Preconditioner
 from cropi.influence.scorer import InfluenceScorer, Progress
+from cropi.policy.optimizer_state import second_moments
 from cropi.sketches import make_sketch
 
 
