@@ -39,7 +39,11 @@ class PolicyRef:
         self.path: str | None = str(path)
         self.revision = revision
         self.trust_remote_code = trust_remote_code
-        self._load_options = {"dtype": dtype, "device": device, "attention": attention}
+        self._load_options: dict[str, Any] = {
+            "dtype": dtype,
+            "device": device,
+            "attention": attention,
+        }
         self._policy: Policy | None = None
 
     @classmethod
