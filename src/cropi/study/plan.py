@@ -16,7 +16,7 @@ from typing import Any
 
 from cropi.config import RunConfig, strategy_slug, with_settings
 from cropi.errors import InputError
-from cropi.selection.registry import BUILTIN, find_strategy
+from cropi.selection import BUILTIN, find_strategy
 
 PAPER: dict[str, Any] = {
     "selection.strategy": "cropi",
