@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from cropi.schema import Prompt
-from cropi.training.rewards import JudgedRewards, completion_text, neutralised
+from cropi.training.rewards import JudgedRewards, completion_text, fill_unjudged_with_group_mean
 from cropi.verifiers.verdict import Verdict
 
 PROMPTS = {i: Prompt(i, i.upper(), "s", prompt=i) for i in "ab"}
@@ -38,7 +38,7 @@ def rewarded(ids: list[str], texts: list[str]) -> tuple[JudgedRewards, list[floa
 def test_each_completion_is_judged_by_its_own_prompt() -> None:
     rewards, found = rewarded(["b", "b", "a", "a"], ["A", "B", "A", "x"])
     assert found == [0.0, 1.0, 1.0, 0.0]
-    assert rewards.visited == ["b", "a"]
+    assert rewards.trained == ["b", "a"]
     assert (rewards.generated_tokens, rewards.trained_tokens) == (4, 4)
 
 
@@ -55,7 +55,7 @@ def test_an_unjudged_completion_has_no_advantage_and_moves_no_mean() -> None:
 
 @pytest.mark.parametrize("reward", [0.0, 0.25, -1.0])
 def test_neutral_rewards_equal_the_mean_of_the_rest(reward: float) -> None:
-    group = neutralised([reward, 1.0, math.nan, math.nan], 4)
+    group = fill_unjudged_with_group_mean([reward, 1.0, math.nan, math.nan], 4)
     assert group[2] == group[3] == (reward + 1.0) / 2
     assert sum(group) / 4 == pytest.approx((reward + 1.0) / 2)
 

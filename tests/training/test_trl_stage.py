@@ -18,8 +18,8 @@ from cropi.config import TrainingConfig
 from cropi.errors import InputError
 from cropi.schema import Prompt
 from cropi.training import StageOutcome, StagePlan, find_trainer
+from cropi.training.libraries import reraise_disk_errors
 from cropi.training.rewards import JudgedRewards
-from cropi.training.saving import reraise_disk_errors
 from cropi.training.trl import TrlTrainer, check_settings
 from cropi.verifiers import Judge
 
@@ -83,7 +83,7 @@ def test_tokens_count_prompts_once_a_group_sampled_and_once_a_generation_trained
     assert outcome.generated_tokens > 0
     assert outcome.prefill_tokens == prefill
     assert outcome.trained_tokens == outcome.generated_tokens + prefill * 4
-    assert (outcome.visited, outcome.uninformative_trained) == (len(prompts), 0)
+    assert (outcome.prompts_sampled, outcome.uninformative_trained) == (len(prompts), 0)
     assert sum(outcome.statuses.values()) == len(prompts) * 4
 
 
@@ -129,8 +129,8 @@ def test_smaller_device_batches_are_the_same_steps(
 def test_a_trainer_that_reorders_prompts_is_found_out(
     make_plan: MakePlan, judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = JudgedRewards._groups
-    monkeypatch.setattr(JudgedRewards, "_groups", lambda *a: honest(*a)[::-1])
+    honest = JudgedRewards._prompt_of_each_group
+    monkeypatch.setattr(JudgedRewards, "_prompt_of_each_group", lambda *a: honest(*a)[::-1])
     with pytest.raises(AssertionError, match="in another order"):
         train(make_plan("pocket", 2), judge, tmp_path / "out")
 

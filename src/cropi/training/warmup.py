@@ -18,8 +18,7 @@ from cropi.errors import InputError
 from cropi.policy.loading import Policy, load_policy, resolve_device
 from cropi.schema import Prompt, fingerprint
 from cropi.store.files import POLICY_RECORD, atomic_folder
-from cropi.training.quiet import quiet
-from cropi.training.saving import reraise_disk_errors
+from cropi.training.libraries import quiet, reraise_disk_errors
 
 
 def prepare_start(
