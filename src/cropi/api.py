@@ -29,20 +29,24 @@ from cropi.config import (
 )
 from cropi.errors import InputError
 from cropi.feature_api import extract_features, score_features
-from cropi.prompts import load_source
-from cropi.prompts.uniqueness import distinct
+from cropi.prompts import deduplicate, load_source
 from cropi.rollouts import collect, load_engine, read_rollouts, rollout_statistics
 from cropi.schema import (
     EvaluationResult,
+    InfluenceEstimate,
     Prompt,
     RolloutGroup,
     Sampling,
-    ScoreTable,
     Selection,
     fingerprint,
 )
-from cropi.selection import SelectionContext, find_strategy, needs_of
-from cropi.selection.strategy import require_not_empty, selection_size
+from cropi.selection import (
+    SelectionContext,
+    find_strategy,
+    needs_of,
+    require_not_empty,
+    selection_size,
+)
 from cropi.store.files import atomic_folder, require_writable
 from cropi.training import StageOutcome, StagePlan, find_trainer, stage_order
 from cropi.training.stage import MAX_SAMPLING_ROUNDS, Row
@@ -105,7 +109,7 @@ def load_prompts(path: AnyPath, seed: int = 0, **columns: Any) -> list[Prompt]:
 
     Duplicates by content are left out, with a warning that counts them.
     """
-    prompts, duplicates = distinct(
+    prompts, duplicates = deduplicate(
         load_source(PromptSource(path=str(path), **columns), seed), str(path)
     )
     if duplicates:
@@ -189,7 +193,7 @@ def score(
 
 
 def select(
-    scores: ScoreTable | Influence | None = None,
+    scores: InfluenceEstimate | Influence | None = None,
     *,
     ratio: float = 0.1,
     strategy: str = "cropi",
@@ -210,7 +214,7 @@ def select(
             f"ratio {ratio} selects nothing sensible; give a share in (0, 1], e.g. 0.1"
         )
     chosen = find_strategy(strategy)
-    table = scores if scores is None or isinstance(scores, ScoreTable) else scores.table
+    table = scores if scores is None or isinstance(scores, InfluenceEstimate) else scores.estimate
     needs = needs_of(chosen)
     if needs.scoring != "never" and table is None:
         raise InputError(f"strategy {strategy} needs scores; make them with `cropi score`")
@@ -220,14 +224,11 @@ def select(
     statistics = rollout_statistics(groups, threshold)
     pool_size = len(groups) or (table.pool_size if table else 0)
     context = SelectionContext(
-        prompt_ids=statistics.prompt_ids,
-        pass_rate=statistics.pass_rates,
-        variance=statistics.variances,
-        informative=statistics.informative,
+        statistics=statistics,
         count=selection_size(ratio, pool_size),
         stage=stage,
         seed=seed,
-        scores=table,
+        estimate=table,
         fusion_constant=fusion_constant,
         noise_floor=noise_floor,
     )

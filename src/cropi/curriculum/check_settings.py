@@ -8,6 +8,7 @@ from cropi.config import RunConfig, check_files
 from cropi.curriculum.session import needs_in
 from cropi.progress import ProgressReporter
 from cropi.rollouts.engines.engine import require_engine
+from cropi.store.tables import require_set_names
 from cropi.training import StagePlan, find_trainer
 
 
@@ -18,6 +19,7 @@ def check_settings(config: RunConfig, base: Path | None, reporter: ProgressRepor
     """
     with reporter.phase("settings"):
         check_files(config, base)
+        require_set_names(config.prompts.validation)
         require_engine(config.rollouts.engine)
         needs = [needs_in(config, name) for name in config.strategies]
         dynamic = any(each.dynamic_sampling for each in needs)

@@ -7,9 +7,8 @@ from pathlib import Path
 from cropi.curriculum.refresh_rollouts import StageRollouts
 from cropi.curriculum.session import Session
 from cropi.rollouts import rollout_statistics
-from cropi.schema import ScoreTable, Selection, fingerprint
-from cropi.selection import SelectionContext, Strategy
-from cropi.selection.strategy import require_not_empty, selection_size
+from cropi.schema import InfluenceEstimate, Selection, fingerprint
+from cropi.selection import SelectionContext, Strategy, require_not_empty, selection_size
 from cropi.store.files import file_hash, is_current
 from cropi.store.run_directory import Stage
 from cropi.store.tables import read_scores, read_selection, write_selection
@@ -19,7 +18,7 @@ def select(
     session: Session,
     stage: Stage,
     strategy: Strategy,
-    scores: ScoreTable | None,
+    scores: InfluenceEstimate | None,
     rollouts: StageRollouts,
 ) -> Selection:
     """Return the stage's selection, from file where it is current."""
@@ -50,7 +49,7 @@ def select(
 def _context(
     session: Session,
     stage: Stage,
-    scores: ScoreTable | None,
+    scores: InfluenceEstimate | None,
     rollouts: StageRollouts,
     remembered: list[Path],
 ) -> SelectionContext:
@@ -59,14 +58,11 @@ def _context(
     source = {p.prompt_id: p.source for p in session.sets.pool}
     validation = session.sets.validation.values()
     return SelectionContext(
-        prompt_ids=statistics.prompt_ids,
-        pass_rate=statistics.pass_rates,
-        variance=statistics.variances,
-        informative=statistics.informative,
+        statistics=statistics,
         count=selection_size(config.selection.ratio, len(statistics.prompt_ids)),
         stage=stage.index,
         seed=session.seed("selection", stage.arm, stage.index),
-        scores=scores,
+        estimate=scores,
         fusion_constant=config.selection.fusion_constant,
         noise_floor=config.selection.noise_floor,
         memory=config.selection.memory,
@@ -76,7 +72,7 @@ def _context(
     )
 
 
-def _earlier(stage: Stage, scores: ScoreTable | None) -> list[Path]:
+def _earlier(stage: Stage, scores: InfluenceEstimate | None) -> list[Path]:
     """Scores of the stages before this one; a strategy that scores once has none to average."""
     if scores is None or not stage.scores.exists():
         return []

@@ -13,10 +13,8 @@ from torch import nn
 
 from cropi.config import InfluenceConfig
 from cropi.errors import InputError
-from cropi.gradients.consumers import NormConsumer
+from cropi.gradients.consumers import GradientConsumer, NormConsumer
 from cropi.gradients.extractor import GradientExtractor
-from cropi.gradients.tap import GradientConsumer
-from cropi.influence import Preconditioner, PreconditioningConsumer
 from cropi.influence.features.feature_store import FeatureStore
 from cropi.influence.features.identity import (
     IDENTITY,
@@ -26,6 +24,7 @@ from cropi.influence.features.identity import (
     require_comparable,
 )
 from cropi.influence.features.writer import SKETCH_FILE, FeatureWriter, content_hash
+from cropi.influence.preconditioner import Preconditioner, PreconditioningConsumer
 from cropi.influence.scorer import Pass, learn, require_informative
 from cropi.schema import RolloutGroup
 from cropi.sketches import FittedSketch, Sketch, SketchConsumer
