@@ -146,7 +146,7 @@ def test_changed_inputs_are_refused_in_the_same_directory(tmp_path: Path) -> Non
     assert promised_bytes(directory) == before
 
 
-def test_a_config_that_failed_before_any_work_may_be_mended(tmp_path: Path) -> None:
+def test_a_config_that_failed_before_any_work_may_be_corrected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="neither a directory"):
         run(fake_config(tmp_path, "model.path=./nowhere"))
     with pytest.raises(InputError, match="nosuch"):
@@ -216,7 +216,7 @@ def test_directions_follow_adam_from_the_second_stage_on(tmp_path: Path, method:
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("training.grpo.no_such=1", "training.grpo.no_such"),
         ("training.grpo.num_iterations=2", "training.grpo.num_iterations"),
@@ -228,15 +228,15 @@ def test_directions_follow_adam_from_the_second_stage_on(tmp_path: Path, method:
         ("rollouts.engine=nosuch", "nosuch"),
         ("rollouts.engine=:x", ":x"),
         ("baselines=[nosuch]", "nosuch"),
-        ("selection.strategy=os:path", "no strategy"),
+        ("selection.strategy=os:path", "is not a strategy"),
         ("selection.strategy=no_such_module:Mine", "no_such_module"),
         ("verifiers.default=nosuch", "nosuch"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_anything_is_made(
-    tmp_path: Path, override: str, told: str
+    tmp_path: Path, override: str, message: str
 ) -> None:
-    with pytest.raises(InputError, match=told.replace("'", ".")):
+    with pytest.raises(InputError, match=message.replace("'", ".")):
         run(tiny_config(tmp_path, override))
     made = tmp_path / "runs" / "tiny"
     assert not (made / "rollouts").exists()

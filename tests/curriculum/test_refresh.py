@@ -18,6 +18,8 @@ from cropi.store.files import read_jsonl
 from cropi.store.tables import read_scores
 from support.tiny_runs import fake_config, promised_bytes
 
+SAMPLED = ("rollouts.engine=transformers", "rollouts.responses=8", "training.learning_rate=3e-2")
+"""Responses of the model itself, and a learning rate at which random steps ruin it."""
 SHORT = ("training.steps_per_stage=2", "evaluation.every=10", "training.learning_rate=3e-4")
 
 
@@ -36,7 +38,7 @@ def costs(run_directory: Path, phase: str = "rollouts") -> list[dict[str, object
     return [r for r in rows if r["kind"] == "cost" and r["phase"] == phase and r["arm"]]
 
 
-def test_newer_rollouts_take_the_place_of_their_prompt_and_of_no_other() -> None:
+def test_newer_rollouts_replace_those_of_their_prompt_and_no_others() -> None:
     found = replace_groups(
         [group("a", 0), group("b", 0), group("c", 0)], [group("c", 1), group("a", 1)]
     )
@@ -73,8 +75,7 @@ def test_validation_alone_is_sampled_again_from_the_stages_policy(tmp_path: Path
 
 def test_a_set_without_an_informative_prompt_left_keeps_its_last_direction(tmp_path: Path) -> None:
     """A learning rate that ruins the policy leaves no right response to any validation prompt."""
-    ruin = (*SHORT[:2], "training.learning_rate=3e-3", "rollouts.refresh=validation")
-    done = run(fake_config(tmp_path, *ruin))
+    done = run(fake_config(tmp_path, *SHORT, *SAMPLED, "rollouts.refresh=validation"))
     fresh = read_rollouts(stage(done, 1) / "rollouts/validation/sort.parquet")
     assert not any(g.informative for g in fresh)
     assert (stage(done, 1) / "scores.parquet").exists()
@@ -93,11 +94,12 @@ def test_gradalign_scores_every_later_stage_on_rollouts_of_its_own(tmp_path: Pat
 
 def test_only_stale_prompts_of_the_pool_are_sampled_again(tmp_path: Path) -> None:
     """A learning rate that moves the policy far leaves rollouts behind; a tiny one leaves none."""
-    far = run(fake_config(tmp_path, *SHORT, "rollouts.refresh=stale", "name=far"))
+    far = run(fake_config(tmp_path, *SHORT, *SAMPLED, "rollouts.refresh=stale", "name=far"))
     near = run(
         fake_config(
             tmp_path,
             *SHORT,
+            *SAMPLED,
             "rollouts.refresh=stale",
             "training.learning_rate=1e-9",
             "name=near",
@@ -127,7 +129,7 @@ def test_learnalign_looks_once_at_the_pool_and_at_no_validation_set(tmp_path: Pa
 
 
 @pytest.mark.parametrize("refresh", ["validation", "stale"])
-def test_a_stage_that_is_made_again_samples_the_same(tmp_path: Path, refresh: str) -> None:
+def test_a_stage_that_is_repeated_samples_the_same(tmp_path: Path, refresh: str) -> None:
     config = fake_config(tmp_path, *SHORT, f"rollouts.refresh={refresh}")
     before = promised_bytes(run(config))
     last = stage(config.directory, 1)
@@ -136,7 +138,7 @@ def test_a_stage_that_is_made_again_samples_the_same(tmp_path: Path, refresh: st
     assert promised_bytes(run(config)) == before
 
 
-def test_a_retrained_stage_has_the_next_one_sample_anew_and_remains_are_not_read(
+def test_a_retrained_stage_makes_the_next_one_sample_again_and_leftovers_are_not_read(
     tmp_path: Path,
 ) -> None:
     config = fake_config(tmp_path, *SHORT, "rollouts.refresh=validation")
@@ -155,7 +157,7 @@ def test_a_retrained_stage_has_the_next_one_sample_anew_and_remains_are_not_read
     assert promised_bytes(done) == before
 
 
-def test_weights_that_were_let_go_and_are_needed_again_are_named(tmp_path: Path) -> None:
+def test_removed_weights_that_are_needed_again_are_named(tmp_path: Path) -> None:
     config = fake_config(tmp_path, *SHORT, "training.keep=last")
     scores = stage(run(config), 1) / "scores.parquet"
     scores.write_bytes(b"PAR1 torn")
@@ -166,7 +168,7 @@ def test_weights_that_were_let_go_and_are_needed_again_are_named(tmp_path: Path)
     assert read_scores(scores).is_scored.any()
 
 
-def test_checkpoints_that_nothing_needs_are_let_go(tmp_path: Path) -> None:
+def test_checkpoints_that_nothing_needs_are_removed(tmp_path: Path) -> None:
     config = fake_config(tmp_path, *SHORT, "training.keep=last")
     done = run(config)
     assert [f.name for f in (stage(done, 0) / "policy").iterdir()] == ["cropi_stage.json"]

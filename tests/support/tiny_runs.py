@@ -37,7 +37,7 @@ FAKE = (
     f"training.engine={TRAINER}",
     f"rollouts.engine={ENGINE}",
     "rollouts.responses=4",
-    "prompts.pool=[{pocket: [sort, shift], split: pool, size: 20}]",
+    "prompts.pool=[{pocket: [sort, shift], split: pool, size: 12}]",
 )
 
 
