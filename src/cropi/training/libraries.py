@@ -1,4 +1,4 @@
-"""The training libraries' manners: what they print, and how they report failed writes."""
+"""What the training libraries print, and how they report failed writes."""
 
 from __future__ import annotations
 
