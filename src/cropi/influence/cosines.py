@@ -18,6 +18,11 @@ from cropi.schema import InfluenceEstimate
 
 Target = Literal["mean", "unit_mean"]
 
+LARGEST_SHARE = 0.5
+"""Above this share of a direction, one prompt dominates it."""
+WEAK_SPLIT_HALF = 0.2
+"""Below this cosine, two halves of a validation set hardly agree on a direction."""
+
 
 @dataclass(frozen=True)
 class TargetReliability:
@@ -36,12 +41,12 @@ class TargetReliability:
     def warnings(self, name: str) -> list[str]:
         """Sentences about a direction that deserves doubt."""
         found = []
-        if self.informative >= 4 and self.largest_share > 0.5:
+        if self.informative >= 4 and self.largest_share > LARGEST_SHARE:
             found.append(
                 f"validation set {name}: one prompt carries {self.largest_share:.0%} of the "
                 "direction; consider influence.target=unit_mean"
             )
-        if self.informative >= 8 and self.split_half < 0.2:
+        if self.informative >= 8 and self.split_half < WEAK_SPLIT_HALF:
             found.append(
                 f"validation set {name}: its two halves barely agree (cosine "
                 f"{self.split_half:.2f}); more validation prompts or responses would help"
