@@ -14,7 +14,7 @@ from cropi.cli.printing import make_console, make_narrator, print_table
 from cropi.errors import InputError
 
 if TYPE_CHECKING:
-    from cropi.influence.scorer import Progress
+    from cropi.influence.informative import PhaseProgress
     from cropi.progress import Bar
     from cropi.report.pages.diagnosis_page import Diagnosis
     from cropi.schema import RolloutGroup
@@ -219,7 +219,7 @@ def fidelity(
 
 
 @contextmanager
-def _watched(title: str) -> Iterator[tuple[Bar, Progress]]:
+def _watched(title: str) -> Iterator[tuple[Bar, PhaseProgress]]:
     """A bar for a phase, and the callback that moves it."""
     with make_narrator().phase(title) as bar:
         yield bar, lambda phase, done, total: bar.update(done, total, note=phase)

@@ -33,7 +33,8 @@ from cropi.diagnostics.fidelity import (
 from cropi.errors import InputError
 from cropi.gradients.consumers import Directions, DotConsumer, NormConsumer
 from cropi.gradients.extractor import GradientExtractor
-from cropi.influence.scorer import InfluenceScorer, Progress, require_informative
+from cropi.influence.informative import PhaseProgress, require_informative
+from cropi.influence.scorer import Scorer
 from cropi.schema import InfluenceEstimate, RolloutGroup, derive_seed, longest_allowed
 from cropi.sketches import FittedSketch, Sketch, SketchConsumer, make_sketch
 
@@ -95,7 +96,7 @@ def measure_fidelity(
     pool: Groups,
     validation: Mapping[str, Groups],
     settings: FidelitySettings,
-    progress: Progress | None = None,
+    progress: PhaseProgress | None = None,
 ) -> FidelityReport:
     """Compare every sketch asked for with exact influence.
 
@@ -115,7 +116,7 @@ class FidelityExperiment:
         pool: Groups,
         validation: Mapping[str, Groups],
         settings: FidelitySettings,
-        progress: Progress,
+        progress: PhaseProgress,
     ) -> None:
         self.settings, self.progress = settings, progress
         self.specs = settings.specs()
@@ -133,7 +134,7 @@ class FidelityExperiment:
     def run(self) -> FidelityReport:
         """Exact scores, then sketches pass by pass, then each one's cost."""
         settings = self.settings
-        scorer = InfluenceScorer(self.extractor, progress=self.progress)
+        scorer = Scorer(self.extractor, progress=self.progress)
         exact = scorer.score(self.pool, self.targets).estimate
         results: dict[SketchSpec, list[Agreement]] = {spec: [] for spec in self.specs}
         jobs = [(spec, seed) for seed in range(settings.seeds) for spec in self.specs]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cropi.influence.cosines import LARGEST_SHARE, WEAK_SPLIT_HALF
+from cropi.influence.targets import DOMINANT_SHARE, WEAK_SPLIT_HALF
 from cropi.report.data.run_data import RunData, StageFiles
 from cropi.report.data.selection_counts import split_by_source
 from cropi.report.kit.charts import Box, box_of, boxes, source_colour
@@ -132,7 +132,7 @@ def _reliability(run: RunData) -> list[Safe]:
         "Split-half cosine: how well two halves of a validation set agree on the direction. "
         "Effective prompts: how many prompts of equal norm would have this much spread. Flagged: "
         f"a cosine below {WEAK_SPLIT_HALF}, or one prompt with more than "
-        f"{percent(LARGEST_SHARE, 0)} of the direction."
+        f"{percent(DOMINANT_SHARE, 0)} of the direction."
     )
     return [tag("h3", "Can the targets be trusted?"), table(header, rows), hint(note)]
 
@@ -151,7 +151,7 @@ def _reliability_row(stage: int, name: str, facts: Mapping[str, Any]) -> tuple[o
 
 
 def _flag(split_half: float | None, share: float | None) -> Safe:
-    if share is not None and share > LARGEST_SHARE:
+    if share is not None and share > DOMINANT_SHARE:
         return badge("one prompt dominates", "warn")
     if split_half is not None and split_half < WEAK_SPLIT_HALF:
         return badge("halves disagree", "warn")
