@@ -1,10 +1,11 @@
-"""From settings to a scorer: the one place where the config meets `influence.py`."""
+"""Influence from settings: `score` in one call, `make_scorer` for its parts."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,8 +13,17 @@ from cropi.config import InfluenceConfig
 from cropi.errors import InputError
 from cropi.gradients.extractor import GradientExtractor
 from cropi.influence import Preconditioner, second_moments
+from cropi.influence.cosines import Influence
 from cropi.influence.scorer import InfluenceScorer, Progress
+from cropi.policy.loading import as_model
+from cropi.rollouts import as_groups
+from cropi.schema import RolloutGroup
 from cropi.sketches import make_sketch
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cropi.policy.loading import Policy
 
 
 def make_scorer(
@@ -52,6 +62,45 @@ def make_scorer(
     if config.precondition == "adam":
         adam = Preconditioner(second_moments(_required(checkpoint), extractor.model))
     return InfluenceScorer(extractor, sketch, config.target, progress, config.target_memory, adam)
+
+
+def score(
+    policy: Policy | str | Path | nn.Module,
+    pool: Sequence[RolloutGroup] | str | Path,
+    targets: Mapping[str, Sequence[RolloutGroup] | str | Path],
+    settings: InfluenceConfig | None = None,
+    *,
+    seed: int = 0,
+    constant_length: int = 512,
+    checkpoint: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Influence:
+    """Influence of each informative pool prompt on each target, under `policy`.
+
+    Args:
+        policy: a policy, a model, or a path, hub id or built-in name.
+        pool: rollouts of the training prompts, or the file they are in.
+        targets: rollouts of each validation set by its name, or their files.
+        settings: the objective, the sketch and the target's direction.
+        seed: of the sketch.
+        constant_length: the divisor of `normalisation="constant"`, in tokens.
+        checkpoint: the folder whose Adam state `settings.precondition` reads; default: `policy`.
+        progress: called with (phase, prompts done, prompts in all).
+
+    Raises:
+        InputError: pool or target has no informative prompt, or a gradient is not finite.
+    """
+    if not targets:
+        raise InputError("score needs at least one target: give NAME and its rollouts")
+    groups = as_groups(pool)
+    target_groups = {name: as_groups(rollouts) for name, rollouts in targets.items()}
+    if checkpoint is None and isinstance(policy, str | Path):
+        checkpoint = policy
+    folder = None if checkpoint is None else Path(checkpoint)
+    scorer = make_scorer(
+        as_model(policy), settings or InfluenceConfig(), seed, progress, constant_length, folder
+    )
+    return scorer.score(groups, target_groups)
 
 
 def _required(checkpoint: Path | None) -> Path:

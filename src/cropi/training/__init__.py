@@ -1,6 +1,15 @@
 """Training: GRPO on a selection, one stage at a time, one file an engine."""
 
 from cropi.training.order import stage_order
+from cropi.training.single_stage import plan_stage, train
 from cropi.training.stage import StageOutcome, StagePlan, Trainer, find_trainer
 
-__all__ = ["StageOutcome", "StagePlan", "Trainer", "find_trainer", "stage_order"]
+__all__ = [
+    "StageOutcome",
+    "StagePlan",
+    "Trainer",
+    "find_trainer",
+    "plan_stage",
+    "stage_order",
+    "train",
+]
