@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cropi.config import EvaluationConfig, RolloutsConfig, VerifiersConfig
 from cropi.errors import InputError
 from cropi.prompts.encoding import encode_all
-from cropi.rollouts.collect import Judge, judge_completions
+from cropi.rollouts.collect import judge_completions
 from cropi.rollouts.engines.engine import (
     Completion,
     RolloutEngine,
@@ -29,11 +29,11 @@ from cropi.rollouts.engines.engine import (
 )
 from cropi.rollouts.statistics import as_passes
 from cropi.schema import EvaluationResult, Prompt, Sampling
-from cropi.verifiers.verdict import Verdict
+from cropi.verifiers.verdict import Grader, Verdict
 
 if TYPE_CHECKING:
     from cropi.policy.loading import Policy
-    from cropi.verifiers import Judge as JudgeProcess
+    from cropi.verifiers import Judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class EvaluationSets:
     def evaluate(
         self,
         engine: RolloutEngine,
-        judge: Judge,
+        judge: Grader,
         sampling: Sampling,
         samples: int,
         k: Sequence[int],
@@ -98,7 +98,7 @@ def evaluate(
     settings: EvaluationConfig | None = None,
     *,
     rollouts: RolloutsConfig | None = None,
-    verifier: str | VerifiersConfig | JudgeProcess | None = None,
+    verifier: str | VerifiersConfig | Judge | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> list[EvaluationResult]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cropi.curriculum import train_stage as training_step
+from cropi.curriculum import stage_training
 from cropi.curriculum.loop import run
 from cropi.errors import InputError
 from cropi.store.files import read_jsonl
@@ -84,9 +84,9 @@ def test_a_finished_run_trains_and_samples_nothing_again(
         raise AssertionError("a finished run did work again")
 
     before = promised_bytes(finished)
-    monkeypatch.setattr(training_step.StageRun, "run", forbidden)
-    monkeypatch.setattr("cropi.curriculum.score_prompts.make_scorer", forbidden)
-    monkeypatch.setattr("cropi.curriculum.collect_rollouts.collect", forbidden)
+    monkeypatch.setattr(stage_training.StageRun, "train", forbidden)
+    monkeypatch.setattr("cropi.curriculum.stage_choice.score", forbidden)
+    monkeypatch.setattr("cropi.curriculum.start_rollouts.rollout", forbidden)
     run(tiny_config(folder, "baselines=[full]"))
     assert promised_bytes(finished) == before
 
@@ -127,15 +127,15 @@ def test_a_config_that_failed_before_any_work_may_be_mended(tmp_path: Path) -> N
 
 def test_full_data_training_sees_every_prompt_before_any_twice(tmp_path: Path) -> None:
     visited: list[str] = []
-    original = training_step._plan
+    original = stage_training.plan_stage
 
-    def recorded(*arguments: object) -> object:
-        plan = original(*arguments)  # type: ignore[arg-type]
+    def recorded(*arguments: object, **settings: object) -> object:
+        plan = original(*arguments, **settings)  # type: ignore[arg-type]
         visited.extend(p.prompt_id for p in plan.prompts)
         return plan
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training_step, "_plan", recorded)
+        patch.setattr(stage_training, "plan_stage", recorded)
         run(
             tiny_config(
                 tmp_path,
@@ -226,7 +226,7 @@ def test_lora_and_warmup_run_two_stages_and_resume(tmp_path: Path) -> None:
         ("rollouts.engine=nosuch", "nosuch"),
         ("rollouts.engine=:x", ":x"),
         ("baselines=[nosuch]", "nosuch"),
-        ("selection.strategy=os:path", "no strategy"),
+        ("selection.strategy=os:path", "is not a strategy"),
         ("selection.strategy=no_such_module:Mine", "no_such_module"),
         ("verifiers.default=nosuch", "nosuch"),
     ],

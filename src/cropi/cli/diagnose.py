@@ -72,13 +72,13 @@ def staleness(
 
         cropi diagnose staleness pool.parquet --model runs/my/arms/cropi/stages/2/policy --out look
     """
-    from cropi import api
+    import cropi
     from cropi.diagnostics import diagnose_staleness
     from cropi.diagnostics.pages.staleness import WORST, measures, render, worst_rows
 
     _require_folder(out, "staleness")
-    groups = api.read_rollouts(rollouts)
-    loaded = api.load_model(model, dtype=dtype, device=device)
+    groups = cropi.read_rollouts(rollouts)
+    loaded = cropi.load_model(model, dtype=dtype, device=device)
     with _watched("log-probs") as (bar, progress):
         report = diagnose_staleness(groups, loaded, batch_tokens=batch_tokens, progress=progress)
         bar.note = f"{report.responses:,} responses, {report.tokens:,} tokens"
@@ -117,7 +117,7 @@ def step(
 
         cropi diagnose step pool.parquet --validation gsm8k=val.parquet --model DIR --out look
     """
-    from cropi import api
+    import cropi
     from cropi.config import ObjectiveConfig
     from cropi.diagnostics import diagnose_step
     from cropi.diagnostics.pages.step import COLUMNS, render, rows
@@ -127,7 +127,7 @@ def step(
     sets = named_files(validation, "validation")
     _require_folder(out, "step")
     groups, targets = _read(pool, sets)
-    loaded = api.load_model(model, dtype=dtype, device=device)
+    loaded = cropi.load_model(model, dtype=dtype, device=device)
     with _watched("steps") as (bar, progress):
         report = diagnose_step(
             groups,
@@ -181,7 +181,7 @@ def fidelity(
 
         cropi diagnose fidelity pool.parquet --validation v=val.parquet --model DIR --dims 8192
     """
-    from cropi import api
+    import cropi
     from cropi.config import ObjectiveConfig
     from cropi.diagnostics import diagnose_fidelity
     from cropi.diagnostics.fidelity import Budget
@@ -204,7 +204,7 @@ def fidelity(
     sets = named_files(validation, "validation")
     _require_folder(out, "fidelity")
     groups, targets = _read(pool, sets)
-    loaded = api.load_model(model, dtype=dtype, device=device)
+    loaded = cropi.load_model(model, dtype=dtype, device=device)
     with _watched("fidelity") as (bar, progress):
         report = diagnose_fidelity(groups, targets, loaded, settings=chosen, progress=progress)
         bar.note = f"{len(report.sketches)} sketches, {report.prompts:,} prompts"
@@ -224,9 +224,11 @@ def _read(
     pool: Path, sets: Mapping[str, Path]
 ) -> tuple[list[RolloutGroup], dict[str, list[RolloutGroup]]]:
     """The rollouts of the pool and of each validation set."""
-    from cropi import api
+    import cropi
 
-    return api.read_rollouts(pool), {name: api.read_rollouts(path) for name, path in sets.items()}
+    return cropi.read_rollouts(pool), {
+        name: cropi.read_rollouts(path) for name, path in sets.items()
+    }
 
 
 def _require_folder(out: Path | None, name: str) -> None:

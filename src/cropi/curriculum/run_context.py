@@ -26,6 +26,7 @@ from cropi.schema import derive_seed
 from cropi.selection import Needs, find_strategy, needs_of
 from cropi.store.files import atomic_write
 from cropi.store.run_directory import RunDirectory, Stage
+from cropi.store.tables import require_set_names
 from cropi.training import find_trainer, plan_stage
 
 
@@ -96,6 +97,7 @@ def check_settings(config: RunConfig, base: Path | None, reporter: ProgressRepor
     """
     with reporter.phase("settings"):
         check_files(config, base)
+        require_set_names(config.prompts.validation)
         require_engine(config.rollouts.engine)
         needs = [needs_of_arm(config, name) for name in config.strategies]
         first_stage = plan_stage(

@@ -15,7 +15,7 @@ from cropi.curriculum.stage_rollouts import StageRollouts
 from cropi.influence.cosines import Influence
 from cropi.influence.setup import score
 from cropi.prompts import PromptSets
-from cropi.schema import RolloutGroup, ScoreTable, Selection
+from cropi.schema import InfluenceEstimate, RolloutGroup, Selection
 from cropi.selection import Needs, select
 from cropi.store.cached import cached, stamp
 from cropi.store.files import file_hash, write_json
@@ -40,7 +40,7 @@ class InfluenceScorer:
 
     def scores(
         self, stage: Stage, needs: Needs, policy: str, rollouts: StageRollouts
-    ) -> ScoreTable | None:
+    ) -> InfluenceEstimate | None:
         """Return the scores that a strategy needs, from file where they are current."""
         if needs.scoring == "never":
             return None
@@ -57,7 +57,7 @@ class InfluenceScorer:
         def compute(inputs_fingerprint: str) -> None:
             influence = self._influence(stage, needs, policy, rollouts)
             write_json(stage.influence_facts, _facts(influence))
-            write_scores(stage.scores, influence.table, stamp(inputs_fingerprint))
+            write_scores(stage.scores, influence.estimate, stamp(inputs_fingerprint))
 
         return read_scores(cached(stage.scores, inputs, compute))
 
@@ -75,7 +75,8 @@ class InfluenceScorer:
                 checkpoint=policy,
                 progress=lambda phase, done, total: bar.update(done, total, note=phase),
             )
-            bar.note = f"{len(influence.table.prompt_ids):,} prompts, {influence.tokens:,} tokens"
+            scored = int(influence.estimate.is_scored.sum())
+            bar.note = f"{scored:,} prompts, {influence.tokens:,} tokens"
         if needs.validation:  # target warnings do not apply when the pool is its own target
             self.log.warn(influence.notes)
         return influence
@@ -111,7 +112,7 @@ def target_rollouts(needs: Needs, rollouts: StageRollouts) -> dict[str, list[Rol
 def _facts(influence: Influence) -> dict[str, object]:
     return {
         "tokens": influence.tokens,
-        "targets": {name: dataclasses.asdict(t) for name, t in influence.trust.items()},
+        "targets": {name: dataclasses.asdict(t) for name, t in influence.reliability.items()},
         "notes": influence.notes,
     }
 
@@ -130,7 +131,7 @@ class PromptSelector:
         self,
         stage: Stage,
         strategy: str,
-        scores: ScoreTable | None,
+        scores: InfluenceEstimate | None,
         rollouts: StageRollouts,
     ) -> Selection:
         """Return the stage's selection by a strategy, from file where it is current."""
@@ -157,7 +158,7 @@ class PromptSelector:
         self,
         stage: Stage,
         strategy: str,
-        scores: ScoreTable | None,
+        scores: InfluenceEstimate | None,
         earlier: Sequence[Path],
         rollouts: StageRollouts,
     ) -> Selection:
@@ -179,7 +180,7 @@ class PromptSelector:
         return selection
 
 
-def _earlier_scores(stage: Stage, scores: ScoreTable | None) -> list[Path]:
+def _earlier_scores(stage: Stage, scores: InfluenceEstimate | None) -> list[Path]:
     """Scores of the stages before this one; a strategy that scores once has none to average."""
     if scores is None or not stage.scores.exists():
         return []

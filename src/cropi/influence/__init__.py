@@ -1,10 +1,5 @@
-"""Optimizer-aware influence: directions scaled by Adam's second moments.
+"""How well a prompt's gradient points where the validation sets want to go.
 
-Read in this order: `preconditioner` (what is computed, and why), `moments` (second moments by
-parameter name), `saved` (the optimizer's file), `grouping` (whose a number in that file is).
+Read in this order: `cosines` (what influence is), `scorer` (a model's influence), `preconditioner`
+(as Adam weighs steps), `features` (sketches stored once and compared often).
 """
-
-from cropi.influence.preconditioner import Preconditioner, PreconditioningConsumer
-from cropi.policy.optimizer_state import SecondMoments, second_moments
-
-__all__ = ["Preconditioner", "PreconditioningConsumer", "SecondMoments", "second_moments"]

@@ -11,13 +11,14 @@ import torch
 
 from cropi.config import InfluenceConfig
 from cropi.errors import InputError
-from cropi.gradients.extractor import GradientExtractor
-from cropi.influence import Preconditioner, second_moments
+from cropi.gradients.extractor import GradientExtractor, UnmatchedPatternError
 from cropi.influence.cosines import Influence
+from cropi.influence.preconditioner import Preconditioner
 from cropi.influence.scorer import InfluenceScorer, Progress
 from cropi.policy.loading import as_model
+from cropi.policy.optimizer_state import second_moments
 from cropi.rollouts import as_groups
-from cropi.schema import RolloutGroup
+from cropi.schema import RolloutGroup, longest_allowed
 from cropi.sketches import make_sketch
 
 if TYPE_CHECKING:
@@ -40,14 +41,7 @@ def make_scorer(
     `checkpoint` is the folder whose Adam state preconditions the directions, where the config asks
     for that. Raises InputError if it has none.
     """
-    extractor = GradientExtractor(
-        _without_underflow(model),
-        config.objective.with_length(constant_length),
-        config.batch_tokens,
-        config.share_prefix,
-        config.gradient_checkpointing,
-        config.parameters,
-    )
+    extractor = _extractor(model, config, constant_length)
     sketch = None
     if config.method != "exact":
         sketch = make_sketch(
@@ -71,7 +65,7 @@ def score(
     settings: InfluenceConfig | None = None,
     *,
     seed: int = 0,
-    constant_length: int = 512,
+    constant_length: int | None = None,
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Influence:
@@ -83,7 +77,8 @@ def score(
         targets: rollouts of each validation set by its name, or their files.
         settings: the objective, the sketch and the target's direction.
         seed: of the sketch.
-        constant_length: the divisor of `normalisation="constant"`, in tokens.
+        constant_length: the divisor of `normalisation="constant"`; default: the longest response
+            that the pool's rollouts allowed, in tokens.
         checkpoint: the folder whose Adam state `settings.precondition` reads; default: `policy`.
         progress: called with (phase, prompts done, prompts in all).
 
@@ -96,11 +91,29 @@ def score(
     target_groups = {name: as_groups(rollouts) for name, rollouts in targets.items()}
     if checkpoint is None and isinstance(policy, str | Path):
         checkpoint = policy
-    folder = None if checkpoint is None else Path(checkpoint)
     scorer = make_scorer(
-        as_model(policy), settings or InfluenceConfig(), seed, progress, constant_length, folder
+        as_model(policy),
+        settings or InfluenceConfig(),
+        seed,
+        progress,
+        constant_length or longest_allowed(groups),
+        None if checkpoint is None else Path(checkpoint),
     )
     return scorer.score(groups, target_groups)
+
+
+def _extractor(model: Any, config: InfluenceConfig, constant_length: int) -> GradientExtractor:
+    try:
+        return GradientExtractor(
+            _without_underflow(model),
+            config.objective.with_length(constant_length),
+            config.batch_tokens,
+            config.share_prefix,
+            config.gradient_checkpointing,
+            config.parameters,
+        )
+    except UnmatchedPatternError as error:
+        raise InputError(f"influence.parameters: {error}") from error
 
 
 def _required(checkpoint: Path | None) -> Path:
@@ -115,6 +128,6 @@ def _required(checkpoint: Path | None) -> Path:
 def _without_underflow(model: Any) -> Any:
     """A float16 model is widened: gradients of long responses fall below float16's range."""
     if any(p.dtype == torch.float16 for p in model.parameters()):
-        warnings.warn("float16 gradients underflow; computing in float32 instead", stacklevel=3)
+        warnings.warn("float16 gradients underflow; computing in float32 instead", stacklevel=4)
         return model.float()
     return model

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,32 +37,20 @@ from cropi.schema import (
 )
 from cropi.store.cached import is_current, stamp
 from cropi.store.files import cannot_write, require_writable
-from cropi.verifiers.verdict import Verdict
+from cropi.verifiers.verdict import Grader, Verdict
 
 if TYPE_CHECKING:
     from cropi.policy.loading import Policy
-    from cropi.verifiers import Judge as JudgeProcess
+    from cropi.verifiers import Judge
 
 Progress = Callable[[int, int], None]
-
-
-class Judge(Protocol):
-    """Rewards responses; `cropi.verifiers` has the real one."""
-
-    def judge(
-        self,
-        items: Sequence[tuple[Prompt, str]],
-        token_ids: Sequence[Sequence[int]] | None = None,
-    ) -> Sequence[Verdict]:
-        """Return one verdict a pair of prompt and response text, in order."""
-        ...
 
 
 def collect(
     engine: RolloutEngine,
     tokenizer: Any,
     prompts: Sequence[Prompt],
-    judge: Judge,
+    judge: Grader,
     sampling: Sampling,
     responses: int,
     seed: int,
@@ -126,7 +114,7 @@ def rollout(
     out: str | Path,
     settings: RolloutsConfig | None = None,
     *,
-    verifier: str | VerifiersConfig | JudgeProcess | None = None,
+    verifier: str | VerifiersConfig | Judge | None = None,
     seed: int = 0,
     template_kwargs: Mapping[str, Any] | None = None,
     inputs_fingerprint: str | None = None,
@@ -210,7 +198,7 @@ def encode_prompts(
 
 
 def judge_completions(
-    judge: Judge,
+    judge: Grader,
     tokenizer: Any,
     prompts: Sequence[Prompt],
     sampled: Sequence[Sequence[Completion]],
@@ -236,7 +224,7 @@ class _Plan:
     tokenizer: Any
     prompts: Sequence[Prompt]
     encoded: list[list[int]]
-    judge: Judge
+    judge: Grader
     sampling: Sampling
     responses: int
     seed: int

@@ -1,8 +1,29 @@
-"""Which prompts the next stage trains on: one file a strategy, one small interface."""
+"""Which prompts the next stage trains on: strategies behind one small interface."""
 
 from cropi.selection.fusion import fuse
 from cropi.selection.prompt_selection import select
-from cropi.selection.registry import find_strategy
-from cropi.selection.strategy import Needs, SelectionContext, Strategy, needs_of
+from cropi.selection.strategy import (
+    BUILTIN,
+    Needs,
+    SelectionContext,
+    Strategy,
+    find_strategy,
+    needs_of,
+    require_not_empty,
+    selection_size,
+    top_by_score,
+)
 
-__all__ = ["Needs", "SelectionContext", "Strategy", "find_strategy", "fuse", "needs_of", "select"]
+__all__ = [
+    "BUILTIN",
+    "Needs",
+    "SelectionContext",
+    "Strategy",
+    "find_strategy",
+    "fuse",
+    "needs_of",
+    "require_not_empty",
+    "select",
+    "selection_size",
+    "top_by_score",
+]

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cropi.config import SelectionConfig
 from cropi.errors import InputError
 from cropi.rollouts import as_groups, rollout_statistics
-from cropi.schema import RolloutGroup, ScoreTable, Selection
-from cropi.selection.registry import find_strategy
+from cropi.schema import InfluenceEstimate, RolloutGroup, Selection
 from cropi.selection.strategy import (
     Needs,
     SelectionContext,
+    find_strategy,
     needs_of,
     require_not_empty,
     selection_size,
 )
 
+if TYPE_CHECKING:
+    from cropi.influence.cosines import Influence
+
 
 def select(
-    scores: ScoreTable | None = None,
+    scores: InfluenceEstimate | Influence | None = None,
     settings: SelectionConfig | None = None,
     *,
-    earlier: Sequence[ScoreTable] = (),
+    earlier: Sequence[InfluenceEstimate] = (),
     rollouts: Sequence[RolloutGroup] | str | Path | None = None,
     sources: Mapping[str, str] | None = None,
     target_sources: Collection[str] = (),
@@ -50,21 +54,19 @@ def select(
         InputError: scores or rollouts that the strategy needs are missing, or it selects nothing.
     """
     settings = settings or SelectionConfig()
+    estimate = _estimate(scores)
     strategy = find_strategy(settings.strategy)
-    _require(needs_of(strategy), settings.strategy, scores, rollouts)
+    _require(needs_of(strategy), settings.strategy, estimate, rollouts)
     groups = [] if rollouts is None else as_groups(rollouts)
     statistics = rollout_statistics(groups, threshold)
-    pool_size = len(groups) or (scores.pool_size if scores else 0)
+    pool_size = len(groups) or (estimate.pool_size if estimate else 0)
     selection = strategy.select(
         SelectionContext(
-            prompt_ids=statistics.prompt_ids,
-            pass_rate=statistics.pass_rates,
-            variance=statistics.variances,
-            informative=statistics.informative,
+            statistics=statistics,
             count=selection_size(settings.ratio, pool_size),
             stage=len(earlier) if stage is None else stage,
             seed=seed,
-            scores=scores,
+            estimate=estimate,
             fusion_constant=settings.fusion_constant,
             noise_floor=settings.noise_floor,
             memory=settings.memory,
@@ -77,14 +79,18 @@ def select(
     return selection
 
 
+def _estimate(scores: InfluenceEstimate | Influence | None) -> InfluenceEstimate | None:
+    return scores if scores is None or isinstance(scores, InfluenceEstimate) else scores.estimate
+
+
 def _require(
     needs: Needs,
     strategy: str,
-    scores: ScoreTable | None,
+    estimate: InfluenceEstimate | None,
     rollouts: Sequence[RolloutGroup] | str | Path | None,
 ) -> None:
     """Raise InputError for scores or rollouts that a strategy needs and lacks."""
-    if needs.scoring != "never" and scores is None:
+    if needs.scoring != "never" and estimate is None:
         raise InputError(f"strategy {strategy} needs scores; make them with `cropi score`")
     if rollouts is None and (needs.scoring == "never" or needs.direction == "pool"):
         raise InputError(f"strategy {strategy} needs the pool's rollouts; give rollouts")

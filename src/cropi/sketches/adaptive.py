@@ -32,8 +32,8 @@ import torch
 from torch import Tensor
 
 from cropi.errors import InputError
+from cropi.gradients.consumers import block_dots
 from cropi.gradients.contributions import Contribution
-from cropi.gradients.sums import block_dots
 from cropi.sketches.sketch import Sketch
 from cropi.sketches.sparse import SparseSketch
 

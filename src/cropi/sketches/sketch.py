@@ -16,8 +16,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from cropi.gradients.consumers import block_squares
 from cropi.gradients.contributions import Contribution
-from cropi.gradients.sums import block_squares
 
 Sink = Callable[[Tensor, Tensor, Tensor], None]
 """Takes a batch: places int64 [P], sketches fp32 [P, D], gradient norms float64 [P]."""

@@ -59,12 +59,9 @@ def plan_stage(
             f"{missing[0]!r}; give the prompts that were scored"
         )
     rounds = MAX_SAMPLING_ROUNDS if dynamic_sampling else 1
-    order = stage_order(
-        prompt_ids,
-        steps * training.prompts_per_step * rounds if prompt_ids else 0,
-        seed if order_seed is None else order_seed,
-        prompts_sampled,
-    )
+    visits = steps * training.prompts_per_step * rounds if prompt_ids else 0
+    order_seed = seed if order_seed is None else order_seed
+    order = stage_order(prompt_ids, visits, order_seed, prompts_sampled) if visits else []
     return StagePlan(
         start=policy,
         prompts=[by_id[i] for i in order],

@@ -13,16 +13,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cropi import api
 from cropi.cli import main
 from cropi.config import InfluenceConfig
 from cropi.errors import InputError
 from cropi.gradients.extractor import GradientExtractor
-from cropi.influence import Preconditioner, SecondMoments
 from cropi.influence.features import FeatureStore, score_features
-from cropi.influence.features.extraction import policy_hash, write_features
+from cropi.influence.features.extraction import extract_features, policy_hash, write_features
 from cropi.influence.features.identity import StoreIdentity
+from cropi.influence.preconditioner import Preconditioner
 from cropi.influence.scorer import InfluenceScorer
+from cropi.influence.setup import score
+from cropi.policy.loading import load_model
+from cropi.policy.optimizer_state import SecondMoments
 from cropi.rollouts import read_rollouts, write_rollouts
 from cropi.sketches import SparseSketch
 from cropi.store.tables import read_scores
@@ -111,7 +113,7 @@ def test_scores_from_features_equal_direct_ones(
         *("score", "--policy", "pocket", "--rollouts", files["pool"], *sets, "--out", direct),
         *("--method", sketch, "--dim", DIM, "--seed", 3, f"target={target}"),
     ).done()
-    one, other = read_scores(out), read_scores(direct)
+    one, other = read_scores(out).scored(), read_scores(direct).scored()
     assert one.prompt_ids == other.prompt_ids
     assert (
         (one.pool_size, one.skipped)
@@ -124,7 +126,7 @@ def test_scores_from_features_equal_direct_ones(
     assert pq.read_table(out).column_names == pq.read_table(direct).column_names
     assert one.norms == pytest.approx(other.norms, rel=1e-5)
     for name in ("v", "w"):
-        assert np.abs(one.cosines[name] - other.cosines[name]).max() < 1e-3
+        assert np.abs(one.mean[name] - other.mean[name]).max() < 1e-3
     assert one.identity == {**other.identity, "features": "float16"}
 
 
@@ -133,11 +135,11 @@ def test_trust_from_features_equals_that_of_direct_scoring(
 ) -> None:
     settings = InfluenceConfig(method="sparse", dim=DIM)
     stores = {
-        name: api.extract_features("pocket", path, tmp_path / name, settings=settings).store
+        name: extract_features("pocket", path, tmp_path / name, settings=settings).store
         for name, path in files.items()
     }
-    found = api.score_features(stores["pool"], {"v": stores["v"]}).trust["v"]
-    wanted = api.score("pocket", files["pool"], {"v": files["v"]}, settings=settings).trust["v"]
+    found = score_features(stores["pool"], {"v": stores["v"]}).reliability["v"]
+    wanted = score("pocket", files["pool"], {"v": files["v"]}, settings=settings).reliability["v"]
     assert found.informative == wanted.informative
     assert found.split_half == pytest.approx(wanted.split_half, abs=1e-3)
     assert found.effective == pytest.approx(wanted.effective, rel=1e-5)
@@ -145,7 +147,7 @@ def test_trust_from_features_equals_that_of_direct_scoring(
 
 
 def test_preconditioned_targets_score_as_directly(files: dict[str, Path], tmp_path: Path) -> None:
-    extractor = GradientExtractor(api.load_model("pocket"))
+    extractor = GradientExtractor(load_model("pocket"))
     sketch = SparseSketch(extractor.shapes, 0, 1.0, DIM)
     draws = torch.Generator().manual_seed(0)
     raw = {n: torch.rand(s, generator=draws) ** 8 for n, s in extractor.shapes.items()}
@@ -168,9 +170,14 @@ def test_preconditioned_targets_score_as_directly(files: dict[str, Path], tmp_pa
         found = score_features(pool, {"v": stored("v", adam)}, target)
         scorer = InfluenceScorer(extractor, sketch, target, preconditioner=adam)
         wanted = scorer.score(groups[0], {"v": groups[1]})
-        assert np.abs(found.table.cosines["v"] - wanted.table.cosines["v"]).max() < 1e-3
-        assert found.trust["v"].effective == pytest.approx(wanted.trust["v"].effective, rel=1e-5)
-        assert found.table.identity["moments"] == "abc"
+        assert (
+            np.abs(found.estimate.scored().mean["v"] - wanted.estimate.scored().mean["v"]).max()
+            < 1e-3
+        )
+        assert found.reliability["v"].effective == pytest.approx(
+            wanted.reliability["v"].effective, rel=1e-5
+        )
+        assert found.estimate.identity["moments"] == "abc"
     with pytest.raises(InputError, match="only a target's may be"):
         score_features(stored("pool", adam), {"v": stored("v", adam)})
     with pytest.raises(InputError, match="preconditioned differently"):
@@ -191,7 +198,7 @@ def test_a_killed_extraction_ends_with_the_same_bytes(
             if stop_after is not None and done > stop_after:
                 raise KeyboardInterrupt
 
-        return api.extract_features(
+        return extract_features(
             "pocket", files["pool"], folder, settings=settings, progress=progress
         ).tokens
 
@@ -251,9 +258,9 @@ def test_rollouts_without_an_informative_prompt_are_refused(
 
 
 def test_the_policys_hash_follows_its_weights() -> None:
-    model = api.load_model("pocket")
+    model = load_model("pocket")
     before = policy_hash(model)
-    assert policy_hash(api.load_model("pocket")) == before
+    assert policy_hash(load_model("pocket")) == before
     next(model.parameters()).data[0, 0] += 1e-3
     assert policy_hash(model) != before
     assert policy_hash(model.bfloat16()) != before

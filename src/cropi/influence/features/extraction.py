@@ -6,18 +6,16 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from cropi.config import InfluenceConfig
 from cropi.errors import InputError
-from cropi.gradients.consumers import NormConsumer
+from cropi.gradients.consumers import GradientConsumer, NormConsumer
 from cropi.gradients.extractor import GradientExtractor
-from cropi.gradients.tap import GradientConsumer
-from cropi.influence import Preconditioner, PreconditioningConsumer
-from cropi.influence.features.feature_store import FeatureStore
+from cropi.influence.features.feature_store import FeatureStore, as_store
 from cropi.influence.features.identity import (
     IDENTITY,
     Dtype,
@@ -25,11 +23,23 @@ from cropi.influence.features.identity import (
     read_identity,
     require_comparable,
 )
-from cropi.influence.features.writer import SKETCH_FILE, FeatureWriter, content_hash
+from cropi.influence.features.writer import (
+    SKETCH_FILE,
+    FeatureWriter,
+    content_hash,
+    require_store_place,
+)
+from cropi.influence.preconditioner import Preconditioner, PreconditioningConsumer
 from cropi.influence.scorer import Pass, learn, require_informative
-from cropi.schema import RolloutGroup
+from cropi.influence.setup import make_scorer
+from cropi.policy.loading import as_model
+from cropi.rollouts import read_rollouts
+from cropi.schema import RolloutGroup, longest_allowed
 from cropi.sketches import FittedSketch, Sketch, SketchConsumer
 from cropi.store.files import file_hash
+
+if TYPE_CHECKING:
+    from cropi.policy.loading import Policy
 
 NOT_GRADIENTS = {
     "method",
@@ -65,6 +75,64 @@ def policy_hash(model: nn.Module) -> str:
         flat = parameter.detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def extract_features(
+    policy: Policy | str | Path | nn.Module,
+    rollouts: str | Path,
+    out: str | Path,
+    settings: InfluenceConfig | None = None,
+    *,
+    seed: int = 0,
+    stored: Dtype = "float16",
+    like: FeatureStore | str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Extraction:
+    """Sketch the gradients of a rollout file's informative prompts into the store `out`.
+
+    A call that was killed continues where it stopped.
+
+    Args:
+        policy: a policy, a model, or a path, hub id or built-in name.
+        rollouts: the file of rollouts.
+        out: the folder to write.
+        settings: the objective and the sketch; default: the adaptive sketch.
+        seed: of the sketch.
+        stored: the dtype of the stored sketches.
+        like: for a target's rollouts, the pool's store: a sketch that is fitted to data takes from
+            it what it was fitted to.
+        checkpoint: the folder whose Adam state `settings.precondition` reads; default: `policy`.
+        progress: called with (prompts done, prompts in all).
+
+    Raises:
+        InputError: nothing is informative, `out` holds other features, or they could not be
+            compared with `like`.
+    """
+    settings = settings or InfluenceConfig(method="adaptive")
+    require_store_place(Path(out))
+    groups, path = read_rollouts(Path(rollouts)), checkpoint
+    if path is None and isinstance(policy, str | Path):
+        path = policy
+    scorer = make_scorer(
+        as_model(policy),
+        settings,
+        seed,
+        constant_length=longest_allowed(groups),
+        checkpoint=None if path is None else Path(path),
+    )
+    return write_features(
+        scorer.extractor,
+        scorer.sketch,
+        groups,
+        Path(out),
+        rollouts=file_hash(Path(rollouts)),
+        settings=settings,
+        dtype=stored,
+        like=None if like is None else as_store(like),
+        preconditioner=scorer.preconditioner,
+        progress=progress,
+    )
 
 
 def write_features(

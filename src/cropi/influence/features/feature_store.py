@@ -168,3 +168,8 @@ class FeatureStore:
                     )
                 seen.add(name)
         return [name for rows in shards for name in rows.prompt_ids]
+
+
+def as_store(store: FeatureStore | str | Path) -> FeatureStore:
+    """Return a store as it is, or open the one in a folder."""
+    return FeatureStore(store) if isinstance(store, str | Path) else store

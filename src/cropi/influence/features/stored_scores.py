@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
 from cropi.errors import InputError
+from cropi.estimation.evidence import pooled_standard_error
 from cropi.influence.cosines import (
     Influence,
     Target,
@@ -16,19 +18,29 @@ from cropi.influence.cosines import (
     target_reliability,
     target_weights,
 )
-from cropi.influence.features.feature_store import FeatureStore
+from cropi.influence.features.feature_store import FeatureStore, as_store
 from cropi.influence.features.identity import require_comparable
-from cropi.schema import ScoreTable, fingerprint
+from cropi.schema import SCORED, InfluenceEstimate, fingerprint
 
 
 def score_features(
-    pool: FeatureStore, targets: Mapping[str, FeatureStore], target: Target = "mean"
+    pool: FeatureStore | str | Path,
+    targets: Mapping[str, FeatureStore | str | Path],
+    target: Target = "mean",
 ) -> Influence:
-    """One cosine a target for each prompt of `pool`, as `InfluenceScorer` gives with that sketch.
+    """Influence of each prompt of `pool` on each target, as `score` gives with that sketch.
 
-    Raises InputError if a target's features are not comparable with the pool's, or its gradients
+    Stores may be given by their folders. Raises InputError if there is no target, a store is
+    damaged or incomplete, a target's features are not comparable with the pool's, or its gradients
     sum to zero.
     """
+    if not targets:
+        raise InputError("score needs at least one target: give NAME and its features")
+    stores = {name: as_store(store) for name, store in targets.items()}
+    return _score(as_store(pool), stores, target)
+
+
+def _score(pool: FeatureStore, targets: Mapping[str, FeatureStore], target: Target) -> Influence:
     for name, store in targets.items():
         what = f"the features of target {name} ({store.folder}) do not match {pool.folder}"
         require_comparable(pool.identity, store.identity, what)
@@ -41,16 +53,20 @@ def score_features(
         [float(length) for length in np.linalg.norm(directions_VD, axis=1)],
         list(targets),
     )
-    table = ScoreTable(
+    mean = {n: cosines_PV[:, v].astype(np.float32) for v, n in enumerate(targets)}
+    estimate = InfluenceEstimate(
         prompt_ids=pool.prompt_ids,
-        cosines={n: cosines_PV[:, v].astype(np.float32) for v, n in enumerate(targets)},
+        mean=mean,
+        standard_error=pooled_standard_error(mean),
         norms=pool.norms.astype(np.float32),
-        pool_size=pool.identity.pool_size,
-        skipped=dict(pool.identity.skipped),
+        tokens=pool.tokens,
+        group_size=np.zeros(len(pool), np.int32),  # not stored
+        status=[SCORED] * len(pool),
+        unlisted=dict(pool.identity.skipped),
         identity=score_identity(pool, adam, target),
     )
     trust = {name: held for name, (_, held) in found.items()}
-    return Influence(table, trust, 0, [w for n, t in trust.items() for w in t.warnings(n)])
+    return Influence(estimate, trust, 0, [w for n, t in trust.items() for w in t.warnings(n)])
 
 
 def direction(store: FeatureStore, target: Target) -> tuple[np.ndarray, TargetReliability]:
