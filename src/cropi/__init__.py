@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from cropi.config import RunConfig, load_config
     from cropi.errors import InputError
     from cropi.evaluation import evaluate
-    from cropi.influence.features.extraction import extract_features
-    from cropi.influence.features.stored_scores import score_features
-    from cropi.influence.setup import score
+    from cropi.influence.features import score_features
+    from cropi.influence.setup import extract_features, score
     from cropi.policy.loading import load_model, load_policy
     from cropi.progress import ProgressReporter
     from cropi.prompts import load_prompts
@@ -51,7 +50,7 @@ _HOMES = {
     "InputError": "cropi.errors",
     "RunConfig": "cropi.config",
     "evaluate": "cropi.evaluation",
-    "extract_features": "cropi.influence.features.extraction",
+    "extract_features": "cropi.influence.setup",
     "load_config": "cropi.config",
     "load_model": "cropi.policy.loading",
     "load_policy": "cropi.policy.loading",
@@ -59,7 +58,7 @@ _HOMES = {
     "read_rollouts": "cropi.rollouts",
     "rollout": "cropi.rollouts",
     "score": "cropi.influence.setup",
-    "score_features": "cropi.influence.features.stored_scores",
+    "score_features": "cropi.influence.features",
     "select": "cropi.selection",
     "train": "cropi.training",
 }

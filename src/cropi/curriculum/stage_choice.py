@@ -24,7 +24,7 @@ from cropi.store.tables import read_scores, read_selection, write_scores, write_
 
 
 @dataclass(frozen=True)
-class InfluenceScorer:
+class StageScorer:
     """Scores the pool under a stage's policy.
 
     `result_settings` are those of `settings` that decide results, `seed` is the sketch's, and

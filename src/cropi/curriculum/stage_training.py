@@ -13,8 +13,9 @@ from cropi.curriculum.policies import Policies
 from cropi.curriculum.run_context import RunLog, Seeds
 from cropi.curriculum.stage_rollouts import refresh_costs
 from cropi.policy.loading import Policy
+from cropi.rollouts import write_rollouts
 from cropi.schema import Prompt, Selection
-from cropi.store.cached import FINGERPRINT, cached, read_record
+from cropi.store.cached import FINGERPRINT, cached, read_record, stamp
 from cropi.store.files import atomic_folder, write_json
 from cropi.store.metrics import (
     ClockRow,
@@ -29,7 +30,7 @@ from cropi.store.metrics import (
 )
 from cropi.store.run_directory import Row, Stage
 from cropi.store.tables import read_selection
-from cropi.training import StageOutcome, StagePlan, find_trainer, plan_stage
+from cropi.training import StageOutcome, StagePlan, find_trainer, one_group_per_prompt, plan_stage
 
 TOKENS = ("generated_tokens", "prefill_tokens", "trained_tokens")
 """Counts of a StageOutcome that evaluations and records add up over the stages of an arm."""
@@ -140,11 +141,18 @@ class StageRun:
                 "arm": stage.arm,
                 "stage": stage.index,
                 **self._tokens(),
-                "prompts_sampled": self.outcome.visited,
+                "prompts_sampled": self.outcome.prompts_sampled,
             }
             write_json(part / stage.record.name, record)
+            self._write_rollouts(inputs_fingerprint)
             write_rows(stage.metrics, [*self.rows, *self._closing_rows(parameters)])
         self._write_clock()
+
+    def _write_rollouts(self, inputs_fingerprint: str) -> None:
+        """Store the groups that training sampled, where its engine reports them."""
+        if self.outcome.rollouts:
+            groups = one_group_per_prompt(self.outcome.rollouts)
+            write_rollouts(self.stage.rollouts("training"), groups, stamp(inputs_fingerprint))
 
     def _evaluate(self, policy: Policy, step: int) -> None:
         with self.log.directory.timed("evaluation", self.stage.arm, self.stage.index):
@@ -190,7 +198,7 @@ class StageRun:
             notes=[*self.selection.notes, *facts.get("notes", [])],
             targets=facts.get("targets", {}),
             reward_statuses=self.outcome.statuses,
-            prompts_sampled=self.outcome.visited,
+            prompts_sampled=self.outcome.prompts_sampled,
             uninformative_trained=self.outcome.uninformative_trained,
         )
         costs = self._costs(parameters, facts.get("tokens", 0))

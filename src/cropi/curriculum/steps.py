@@ -9,7 +9,7 @@ from cropi.config import RunConfig
 from cropi.curriculum.accuracy import Evaluator
 from cropi.curriculum.policies import Policies
 from cropi.curriculum.run_context import RunLog, Seeds, arms_needing
-from cropi.curriculum.stage_choice import InfluenceScorer, PromptSelector
+from cropi.curriculum.stage_choice import PromptSelector, StageScorer
 from cropi.curriculum.stage_rollouts import RolloutRefresh
 from cropi.curriculum.stage_training import StageTrainer
 from cropi.curriculum.start_rollouts import RolloutRequest, Sampler, rollout_requests
@@ -25,7 +25,7 @@ class Steps:
     requests: Sequence[RolloutRequest]
     sampler: Sampler
     refresh: RolloutRefresh
-    influence: InfluenceScorer
+    influence: StageScorer
     selector: PromptSelector
     trainer: StageTrainer
 
@@ -62,7 +62,7 @@ class Steps:
                 sampler=sampler,
                 policies=policies,
             ),
-            influence=InfluenceScorer(
+            influence=StageScorer(
                 settings=config.influence,
                 result_settings=config.result_settings("influence"),
                 seed=seeds.of("sketch"),

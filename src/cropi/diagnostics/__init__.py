@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cropi.diagnostics.fidelity import FidelityReport
     from cropi.diagnostics.sketching import FidelitySettings
     from cropi.diagnostics.step import StepReport
-    from cropi.influence.scorer import Progress
+    from cropi.influence.informative import PhaseProgress
     from cropi.policy.loading import Policy
     from cropi.rollouts.staleness import Staleness
 
@@ -36,7 +36,7 @@ def diagnose_staleness(
     model: Policy | AnyPath | nn.Module,
     *,
     batch_tokens: int | None = None,
-    progress: Progress | None = None,
+    progress: PhaseProgress | None = None,
 ) -> Staleness:
     """How far `model` has moved from the policy that sampled `rollouts`.
 
@@ -62,7 +62,7 @@ def diagnose_step(
     objective: ObjectiveConfig | None = None,
     seed: int = 0,
     batch_tokens: int | None = None,
-    progress: Progress | None = None,
+    progress: PhaseProgress | None = None,
 ) -> StepReport:
     """Whether real gradient steps move each validation objective as influence predicts.
 
@@ -97,7 +97,7 @@ def diagnose_fidelity(
     model: Policy | AnyPath | nn.Module,
     *,
     settings: FidelitySettings | None = None,
-    progress: Progress | None = None,
+    progress: PhaseProgress | None = None,
 ) -> FidelityReport:
     """How well each sketch finds what exact influence finds, and what it costs.
 

@@ -19,11 +19,11 @@ from cropi.config import RunConfig, resolve_model_path
 from cropi.curriculum.loop import prepared, run
 from cropi.curriculum.run_context import arms_needing, check_settings
 from cropi.progress import ProgressReporter
-from cropi.prompts.sources import find_file
+from cropi.prompts.sources import source_hash
 from cropi.report import report
 from cropi.schema import fingerprint
 from cropi.store.cached import FINGERPRINT
-from cropi.store.files import file_hash, write_json
+from cropi.store.files import write_json
 from cropi.store.lock import exclusive_lock
 from cropi.store.metrics import TimingRow, read_rows
 from cropi.store.run_directory import RunDirectory
@@ -131,7 +131,7 @@ def _prompt_file_hashes(config: RunConfig, base: Path | None) -> list[str]:
         source for group in (sets.validation, sets.test) for s in group.values() for source in s
     ]
     sources = [*sets.pool, *heldout, *config.warmup.prompts]
-    return [file_hash(find_file(source.path, base)) for source in sources if source.path]
+    return [source_hash(source.path, base) for source in sources if source.path]
 
 
 @contextmanager

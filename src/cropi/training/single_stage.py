@@ -14,13 +14,13 @@ from cropi.config import ModelConfig, RolloutsConfig, TrainingConfig, VerifiersC
 from cropi.errors import InputError
 from cropi.schema import Prompt, Selection
 from cropi.store.files import atomic_folder
-from cropi.training.order import stage_order
 from cropi.training.stage import (
     MAX_SAMPLING_ROUNDS,
     Row,
     StageOutcome,
     StagePlan,
     find_trainer,
+    stage_order,
 )
 
 if TYPE_CHECKING:

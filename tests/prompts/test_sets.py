@@ -1,4 +1,4 @@
-"""Ids are stable and unique, and what sets share is found, settled and reported."""
+"""Ids are stable and unique, and what sets share is handled and reported."""
 
 import json
 from pathlib import Path
@@ -89,9 +89,9 @@ def test_overlap_by_exact_and_normalised_text_is_removed_and_counted(tmp_path: P
 
 
 def test_overlap_can_be_kept_or_refused_and_is_reported_either_way(tmp_path: Path) -> None:
-    kept = load(**overlapping(tmp_path), overlap="keep")
-    assert len(kept.pool) == 4
-    assert kept.notes.overlap["test sums"].total == 3
+    unchanged = load(**overlapping(tmp_path), overlap="keep")
+    assert len(unchanged.pool) == 4
+    assert unchanged.notes.overlap["test sums"].total == 3
     with pytest.raises(InputError, match=r"3 pool prompts are also in validation sums, test sums"):
         load(**overlapping(tmp_path), overlap="error")
 
