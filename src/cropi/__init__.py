@@ -76,12 +76,12 @@ def run(
     """
     from cropi.curriculum.loop import run as run_curriculum
     from cropi.progress import ProgressReporter
-    from cropi.report import report
+    from cropi.report import write_run_report
 
     reporter = reporter or ProgressReporter()
     directory = run_curriculum(config, base, reporter)
     with reporter.phase("report") as bar:
-        bar.note = str(report(directory))
+        bar.note = str(write_run_report(directory))
     return directory
 
 

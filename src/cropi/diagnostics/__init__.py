@@ -1,7 +1,7 @@
-"""Is what influence rests on true here? Stale rollouts, real steps, sketches against exact.
+"""Does what influence is based on hold here? Stale rollouts, real steps, sketches against exact.
 
 The three functions are `cropi diagnose`'s commands for notebooks: they take rollouts and a model
-as objects or paths, and return plain dataclasses with a `verdict`. `cropi.diagnostics.pages` draws
+as objects or paths, and return plain dataclasses with a `verdict`. `cropi.report` draws
 them. Importing this package loads no torch.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from cropi.config import ObjectiveConfig
     from cropi.diagnostics.fidelity import FidelityReport
-    from cropi.diagnostics.sketching import FidelitySettings
+    from cropi.diagnostics.fidelity_experiment import FidelitySettings
     from cropi.diagnostics.step import StepReport
     from cropi.influence.informative import PhaseProgress
     from cropi.policy.loading import Policy
@@ -41,7 +41,7 @@ def diagnose_staleness(
     """How far `model` has moved from the policy that sampled `rollouts`.
 
     Every usable response counts, those of uninformative prompts too. Raises InputError if there
-    is none, or the model cannot have sampled them.
+    is not one, or the model cannot have sampled them.
     """
     from cropi.rollouts.staleness import staleness_under
 
@@ -70,7 +70,7 @@ def diagnose_step(
     weights are the same bits afterwards.
     """
     from cropi.config import ObjectiveConfig
-    from cropi.diagnostics.stepping import StepSettings, measure_steps
+    from cropi.diagnostics.step_experiment import StepSettings, measure_steps
 
     if not validation:
         raise InputError("diagnose step needs at least one validation set: give NAME and rollouts")
@@ -103,7 +103,7 @@ def diagnose_fidelity(
 
     Raises InputError if the pool or a validation set has no informative prompt.
     """
-    from cropi.diagnostics.sketching import FidelitySettings, measure_fidelity
+    from cropi.diagnostics.fidelity_experiment import FidelitySettings, measure_fidelity
 
     if not validation:
         raise InputError("diagnose fidelity needs at least one validation set: NAME and rollouts")

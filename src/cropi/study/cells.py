@@ -20,7 +20,7 @@ from cropi.curriculum.loop import prepared, run
 from cropi.curriculum.run_context import arms_needing, check_settings
 from cropi.progress import ProgressReporter
 from cropi.prompts.sources import source_hash
-from cropi.report import report
+from cropi.report import write_run_report
 from cropi.schema import fingerprint
 from cropi.store.cached import FINGERPRINT
 from cropi.store.files import write_json
@@ -54,7 +54,7 @@ def run_cell(config: RunConfig, shared: RunConfig, base: Path | None) -> None:
     """Complete one run, with the shared rollouts where its settings ask for the same ones."""
     with exclusive_lock(config.directory), _logged(config) as reporter:
         link_shared_files(shared, config)
-        report(run(config, base, reporter))
+        write_run_report(run(config, base, reporter))
         record = {FINGERPRINT: _run_fingerprint(config, base)}
         write_json(config.directory / FINISHED, record)
 
