@@ -18,16 +18,16 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from cropi import api
+import cropi
 from cropi.cli.printing import make_narrator, print_table
 from cropi.config import RolloutsConfig
 from cropi.diagnostics import diagnose_fidelity
-from cropi.diagnostics.pages import numbers
-from cropi.diagnostics.pages.fidelity import COLUMNS, rows
-from cropi.diagnostics.sketching import FidelitySettings
+from cropi.diagnostics.fidelity_experiment import FidelitySettings
 from cropi.pocket.tasks import SKILLS, TARGETS
 from cropi.pocket.tasks import rows as pocket_rows
 from cropi.policy.loading import Policy
+from cropi.report.pages.diagnosis_page import numbers
+from cropi.report.pages.fidelity_page import COLUMNS, rows
 from cropi.schema import Prompt, RolloutGroup
 from cropi.store.files import write_json
 
@@ -44,7 +44,7 @@ def main() -> None:
     """Measure, print and write."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    policy = api.load_policy("pocket")
+    policy = cropi.load_policy("pocket")
     skills = list(SKILLS)
     pool = sample(policy, "pool", skills, SAMPLED * arguments.prompts // len(skills), arguments)
     targets = {
@@ -107,7 +107,7 @@ def sample(
     ]
     settings = RolloutsConfig(responses=arguments.responses, max_new_tokens=12, batch_size=512)
     with TemporaryDirectory() as folder, make_narrator().phase(f"rollouts {split}") as bar:
-        groups = api.rollout(
+        groups = cropi.rollout(
             policy,
             prompts,
             Path(folder) / "rollouts.parquet",

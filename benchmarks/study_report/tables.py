@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from cropi.report.wording import DASH
+from cropi.report.data.study_summary import acceleration, steps_to_level
+from cropi.report.kit.number_format import DASH, percent_interval, points
 from cropi.study.measures import LEVELS, MAIN_LEVEL, Axis
-from cropi.study.summary import points, ratio, share, steps_to
 from study_report.bar import NOT_RUN, SO_FAR, TARGETS, judged, rows_of
 from study_report.results import Regime, Results
 
@@ -62,8 +62,8 @@ def regime_tables(regime: Regime) -> str:
 
 def caveats(regime: Regime) -> list[str]:
     """Say what keeps the numbers from being the last ones, or from being taken at face value."""
-    said = (("Unfinished", regime.missing), ("Note", regime.notes))
-    return [f"*{word}: {'; '.join(lines)}.*" for word, lines in said if lines]
+    caveats = (("Unfinished", regime.missing), ("Note", regime.notes))
+    return [f"*{word}: {'; '.join(lines)}.*" for word, lines in caveats if lines]
 
 
 def _label(regime: Regime, name: str) -> str:
@@ -75,19 +75,23 @@ def _label(regime: Regime, name: str) -> str:
 def _main_line(regime: Regime, name: str) -> list[str]:
     return [
         _label(regime, name),
-        share(regime.estimate(name, "final")),
+        percent_interval(regime.estimate(name, "final")),
         points(regime.estimate(name, "change"), interval=True),
-        share(regime.estimate(name, "area")),
-        steps_to(regime.speed(name)),
-        DASH if name == regime.baseline else ratio(regime.speed(name)),
-        DASH if name == regime.baseline else ratio(regime.speed(name, "flops")),
+        percent_interval(regime.estimate(name, "area")),
+        steps_to_level(regime.acceleration(name)),
+        DASH if name == regime.baseline else acceleration(regime.acceleration(name)),
+        DASH if name == regime.baseline else acceleration(regime.acceleration(name, "flops")),
     ]
 
 
 def _more_line(regime: Regime, name: str) -> list[str]:
     axes: tuple[Axis, ...] = ("steps", "flops")
-    speeds = [ratio(regime.speed(name, axis, level)) for axis in axes for level in OTHER_LEVELS]
-    return [_label(regime, name), *speeds, ratio(regime.speed(name, "seconds"))]
+    ratios = [
+        acceleration(regime.acceleration(name, axis, level))
+        for axis in axes
+        for level in OTHER_LEVELS
+    ]
+    return [_label(regime, name), *ratios, acceleration(regime.acceleration(name, "seconds"))]
 
 
 def setting_table(results: Results) -> str:
@@ -97,18 +101,18 @@ def setting_table(results: Results) -> str:
 
 
 def _setting_line(regime: Regime) -> list[str]:
-    found = regime.values["setting"]
-    tests = {t: [s for s in found["test"].values() if s["targeted"] is t] for t in (True, False)}
+    sizes = regime.values["setting"]
+    tests = {t: [s for s in sizes["test"].values() if s["targeted"] is t] for t in (True, False)}
     prompts = {t: f"{sum(s['prompts'] for s in sets):,}" for t, sets in tests.items()}
     seeds = {len(s["seeds"]) for s in regime.strategies.values()}
     return [
         regime.name,
-        f"{found['pool']:,}",
+        f"{sizes['pool']:,}",
         prompts[True],
         prompts[False],
-        f"{found['stages']} x {found['steps_per_stage']}",
-        f"{found['prompts_per_step']} x {found['generations']}",
-        f"{found['ratio']:.0%}",
+        f"{sizes['stages']} x {sizes['steps_per_stage']}",
+        f"{sizes['prompts_per_step']} x {sizes['generations']}",
+        f"{sizes['ratio']:.0%}",
         str(max(seeds)) if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}",
     ]
 
@@ -121,8 +125,8 @@ def bar_table(results: Results) -> str:
     lines = []
     for target in TARGETS:
         asked = [r for r in results.regimes.values() if target.asks(r.name)]
-        found = {r.name: judged(target, r) for r in asked}
-        cells = [_verdict(found[n].verdict, found[n].measured) if n in found else ""
+        by_regime = {r.name: judged(target, r) for r in asked}
+        cells = [_verdict(by_regime[n].verdict, by_regime[n].measured) if n in by_regime else ""
                  for n in results.regimes]  # fmt: skip
         lines.append([target.asked, *cells])
     return f"{tally(results)}\n\n{table(heads, lines)}"
@@ -131,8 +135,8 @@ def bar_table(results: Results) -> str:
 def _verdict(verdict: str, measured: str) -> str:
     if verdict == NOT_RUN:
         return NOT_RUN
-    said = f"**{verdict}**" if verdict.startswith("no") else verdict
-    return f"{said}: {measured}"
+    shown = f"**{verdict}**" if verdict.startswith("no") else verdict
+    return f"{shown}: {measured}"
 
 
 def tally(results: Results) -> str:
@@ -140,13 +144,13 @@ def tally(results: Results) -> str:
     rows = rows_of(results)
     met = sum(row.verdict.startswith("yes") for row in rows)
     parts = [f"Met: {met} of {len(rows)}."]
-    for said, verdict in (("Not met", "no"), ("Not decided", "open")):
+    for label, verdict in (("Not met", "no"), ("Not decided", "open")):
         where: dict[str, list[str]] = {}
         for row in rows:
             if row.verdict.removesuffix(SO_FAR) == verdict:
                 where.setdefault(row.asked, []).append(row.regime)
         if where:
             named = (f"{asked} ({', '.join(regimes)})" for asked, regimes in where.items())
-            parts.append(f"{said}: {'; '.join(named)}.")
+            parts.append(f"{label}: {'; '.join(named)}.")
     absent = sum(row.verdict == NOT_RUN for row in rows)
     return " ".join([*parts, *([f"Not run yet: {absent}."] if absent else [])])

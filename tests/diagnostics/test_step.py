@@ -9,7 +9,7 @@ import torch
 from cropi.config import ObjectiveConfig
 from cropi.diagnostics import diagnose_step
 from cropi.diagnostics.step import plan_steps
-from cropi.diagnostics.stepping import inner, mean_gradients, moved, norm
+from cropi.diagnostics.step_experiment import inner, mean_gradients, norm, perturbed
 from cropi.errors import InputError
 from cropi.gradients.extractor import GradientExtractor
 from cropi.gradients.logprobs import LogprobReader, read_objectives
@@ -58,8 +58,8 @@ def test_a_bands_gradient_is_the_mean_of_its_prompts() -> None:
     model, groups = tiny_model("qwen2-tied"), mixed_groups(6)
     each = gradients(model, groups)
     bands = [np.array([0, 2, 5]), np.array([2]), np.arange(6)]
-    found = mean_gradients(GradientExtractor(model), groups, bands)
-    for band, vector in zip(bands, found, strict=True):
+    means = mean_gradients(GradientExtractor(model), groups, bands)
+    for band, vector in zip(bands, means, strict=True):
         for name, values in vector.items():
             expected = torch.stack([each[b][name] for b in band]).mean(0).flatten()
             torch.testing.assert_close(values, expected, atol=1e-6, rtol=1e-5)
@@ -72,7 +72,7 @@ def test_moved_weights_come_back_bit_by_bit_even_after_an_error() -> None:
     direction = {name: torch.randn(p.numel()) for name, p in parameters.items()}
 
     def fail() -> None:
-        with moved(parameters, direction, 0.1):
+        with perturbed(parameters, direction, 0.1):
             assert not any(torch.equal(before[name], p) for name, p in parameters.items())
             raise KeyError
 
@@ -88,7 +88,7 @@ def test_a_step_along_the_validation_gradient_moves_the_objective_as_predicted()
     reader = LogprobReader(model)
     before = read_objectives(reader, groups, config).mean()
     eta = 1e-3
-    with moved(extractor.parameters, direction, eta / norm(direction)):
+    with perturbed(extractor.parameters, direction, eta / norm(direction)):
         change = read_objectives(reader, groups, config).mean() - before
     assert change == pytest.approx(eta * norm(direction), rel=0.05)
 

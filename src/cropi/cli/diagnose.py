@@ -14,9 +14,9 @@ from cropi.cli.printing import make_console, make_narrator, print_table
 from cropi.errors import InputError
 
 if TYPE_CHECKING:
-    from cropi.diagnostics.pages import Diagnosis
-    from cropi.influence.scorer import Progress
+    from cropi.influence.informative import PhaseProgress
     from cropi.progress import Bar
+    from cropi.report.pages.diagnosis_page import Diagnosis
     from cropi.schema import RolloutGroup
 
 diagnose_app = typer.Typer(
@@ -72,20 +72,25 @@ def staleness(
 
         cropi diagnose staleness pool.parquet --model runs/my/arms/cropi/stages/2/policy --out look
     """
-    from cropi import api
+    import cropi
     from cropi.diagnostics import diagnose_staleness
-    from cropi.diagnostics.pages.staleness import WORST, measures, render, worst_rows
+    from cropi.report.pages.staleness_page import (
+        WORST_COLUMNS,
+        measures,
+        render,
+        worst_rows,
+    )
 
     _require_folder(out, "staleness")
-    groups = api.read_rollouts(rollouts)
-    loaded = api.load_model(model, dtype=dtype, device=device)
+    groups = cropi.read_rollouts(rollouts)
+    loaded = cropi.load_model(model, dtype=dtype, device=device)
     with _watched("log-probs") as (bar, progress):
         report = diagnose_staleness(groups, loaded, batch_tokens=batch_tokens, progress=progress)
         bar.note = f"{report.responses:,} responses, {report.tokens:,} tokens"
     print_table(["measure", "value", ""], [list(row) for row in measures(report)])
     if worst:
         make_console().print()
-        print_table(list(WORST), [list(row) for row in worst_rows(report, worst)])
+        print_table(list(WORST_COLUMNS), [list(row) for row in worst_rows(report, worst)])
     about = {"model": model, "rollouts": f"{rollouts}, {len(report.prompts):,} prompts"}
     _conclude(report, render, out, "staleness", about, level=report.level, refresh=report.refresh)
 
@@ -117,17 +122,17 @@ def step(
 
         cropi diagnose step pool.parquet --validation gsm8k=val.parquet --model DIR --out look
     """
-    from cropi import api
+    import cropi
     from cropi.config import ObjectiveConfig
     from cropi.diagnostics import diagnose_step
-    from cropi.diagnostics.pages.step import COLUMNS, render, rows
+    from cropi.report.pages.step_page import COLUMNS, render, rows
 
     objective = section(ObjectiveConfig, settings)
     rates = _numbers(learning_rate, "learning-rate")
     sets = named_files(validation, "validation")
     _require_folder(out, "step")
     groups, targets = _read(pool, sets)
-    loaded = api.load_model(model, dtype=dtype, device=device)
+    loaded = cropi.load_model(model, dtype=dtype, device=device)
     with _watched("steps") as (bar, progress):
         report = diagnose_step(
             groups,
@@ -181,12 +186,12 @@ def fidelity(
 
         cropi diagnose fidelity pool.parquet --validation v=val.parquet --model DIR --dims 8192
     """
-    from cropi import api
+    import cropi
     from cropi.config import ObjectiveConfig
     from cropi.diagnostics import diagnose_fidelity
     from cropi.diagnostics.fidelity import Budget
-    from cropi.diagnostics.pages.fidelity import COLUMNS, render, rows
-    from cropi.diagnostics.sketching import FidelitySettings
+    from cropi.diagnostics.fidelity_experiment import FidelitySettings
+    from cropi.report.pages.fidelity_page import COLUMNS, render, rows
 
     chosen = FidelitySettings(
         sketches=tuple(name.strip() for name in sketches.split(",")),
@@ -204,7 +209,7 @@ def fidelity(
     sets = named_files(validation, "validation")
     _require_folder(out, "fidelity")
     groups, targets = _read(pool, sets)
-    loaded = api.load_model(model, dtype=dtype, device=device)
+    loaded = cropi.load_model(model, dtype=dtype, device=device)
     with _watched("fidelity") as (bar, progress):
         report = diagnose_fidelity(groups, targets, loaded, settings=chosen, progress=progress)
         bar.note = f"{len(report.sketches)} sketches, {report.prompts:,} prompts"
@@ -214,7 +219,7 @@ def fidelity(
 
 
 @contextmanager
-def _watched(title: str) -> Iterator[tuple[Bar, Progress]]:
+def _watched(title: str) -> Iterator[tuple[Bar, PhaseProgress]]:
     """A bar for a phase, and the callback that moves it."""
     with make_narrator().phase(title) as bar:
         yield bar, lambda phase, done, total: bar.update(done, total, note=phase)
@@ -224,16 +229,18 @@ def _read(
     pool: Path, sets: Mapping[str, Path]
 ) -> tuple[list[RolloutGroup], dict[str, list[RolloutGroup]]]:
     """The rollouts of the pool and of each validation set."""
-    from cropi import api
+    import cropi
 
-    return api.read_rollouts(pool), {name: api.read_rollouts(path) for name, path in sets.items()}
+    return cropi.read_rollouts(pool), {
+        name: cropi.read_rollouts(path) for name, path in sets.items()
+    }
 
 
 def _require_folder(out: Path | None, name: str) -> None:
     if out is not None:
-        from cropi.diagnostics.pages import require_folder
+        from cropi.report.pages.diagnosis_page import require_writable_output
 
-        require_folder(out, name)
+        require_writable_output(out, name)
 
 
 def _conclude(
@@ -241,7 +248,7 @@ def _conclude(
 ) -> None:
     """Say the verdict and what blurs it; write page and numbers where asked."""
     from cropi import __version__
-    from cropi.diagnostics.pages import write_diagnosis
+    from cropi.report.pages.diagnosis_page import write_diagnosis
 
     reporter = make_narrator()
     make_console().print()

@@ -1,13 +1,14 @@
-"""Is what influence rests on true here? Stale rollouts, real steps, sketches against exact.
+"""Does what influence is based on hold here? Stale rollouts, real steps, sketches against exact.
 
 The three functions are `cropi diagnose`'s commands for notebooks: they take rollouts and a model
-as objects or paths, and return plain dataclasses with a `verdict`. `cropi.diagnostics.pages` draws
+as objects or paths, and return plain dataclasses with a `verdict`. `cropi.report` draws
 them. Importing this package loads no torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 
     from cropi.config import ObjectiveConfig
     from cropi.diagnostics.fidelity import FidelityReport
-    from cropi.diagnostics.sketching import FidelitySettings
+    from cropi.diagnostics.fidelity_experiment import FidelitySettings
     from cropi.diagnostics.step import StepReport
-    from cropi.influence.scorer import Progress
+    from cropi.influence.informative import PhaseProgress
     from cropi.policy.loading import Policy
     from cropi.rollouts.staleness import Staleness
 
@@ -35,26 +36,17 @@ def diagnose_staleness(
     model: Policy | AnyPath | nn.Module,
     *,
     batch_tokens: int | None = None,
-    progress: Progress | None = None,
+    progress: PhaseProgress | None = None,
 ) -> Staleness:
     """How far `model` has moved from the policy that sampled `rollouts`.
 
     Every usable response counts, those of uninformative prompts too. Raises InputError if there
-    is none, or the model cannot have sampled them.
+    is not one, or the model cannot have sampled them.
     """
-    from cropi.gradients.logprobs import LogprobReader, read_logprobs
-    from cropi.influence.scorer import counted
-    from cropi.rollouts.staleness import measure_staleness
+    from cropi.rollouts.staleness import staleness_under
 
-    groups = [g for g in _groups(rollouts) if g.usable]
-    if not groups:
-        raise InputError(
-            "no rollout has a usable response (judged, and not empty); give rollouts whose rewards "
-            "were computed"
-        )
-    reader = LogprobReader(_model(model), batch_tokens)
-    advance = counted(progress, "log-probs", len(groups)) if progress else None
-    return measure_staleness(groups, read_logprobs(reader, groups, advance))
+    advance = partial(progress, "log-probs") if progress else None
+    return staleness_under(_model(model), _groups(rollouts), batch_tokens, advance)
 
 
 def diagnose_step(
@@ -70,7 +62,7 @@ def diagnose_step(
     objective: ObjectiveConfig | None = None,
     seed: int = 0,
     batch_tokens: int | None = None,
-    progress: Progress | None = None,
+    progress: PhaseProgress | None = None,
 ) -> StepReport:
     """Whether real gradient steps move each validation objective as influence predicts.
 
@@ -78,7 +70,7 @@ def diagnose_step(
     weights are the same bits afterwards.
     """
     from cropi.config import ObjectiveConfig
-    from cropi.diagnostics.stepping import StepSettings, measure_steps
+    from cropi.diagnostics.step_experiment import StepSettings, measure_steps
 
     if not validation:
         raise InputError("diagnose step needs at least one validation set: give NAME and rollouts")
@@ -105,13 +97,13 @@ def diagnose_fidelity(
     model: Policy | AnyPath | nn.Module,
     *,
     settings: FidelitySettings | None = None,
-    progress: Progress | None = None,
+    progress: PhaseProgress | None = None,
 ) -> FidelityReport:
     """How well each sketch finds what exact influence finds, and what it costs.
 
     Raises InputError if the pool or a validation set has no informative prompt.
     """
-    from cropi.diagnostics.sketching import FidelitySettings, measure_fidelity
+    from cropi.diagnostics.fidelity_experiment import FidelitySettings, measure_fidelity
 
     if not validation:
         raise InputError("diagnose fidelity needs at least one validation set: NAME and rollouts")
