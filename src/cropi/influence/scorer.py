@@ -156,7 +156,7 @@ class Scorer:
 
     def _fit(self, pool: Groups) -> None:
         """Fit a sketch that is fitted to data, unless it already is."""
-        if isinstance(self.sketch, FittedSketch) and not self.sketch.learnt:
+        if isinstance(self.sketch, FittedSketch) and not self.sketch.is_fitted:
             size = min(len(pool), self.sketch.sample)
             advance = progress_counter(self.progress, "fitting the sketch", size)
             self.tokens += fit_sketch(self.extractor, self.sketch, pool, advance)
@@ -250,5 +250,5 @@ def fit_sketch(
     buffer = SketchBuffer(len(sample), sketch.width)
     consumer = SketchConsumer(sketch, buffer, extractor.device, wide=True)
     report = extractor.run(sample, [consumer], advance)
-    sketch.learn(buffer.sketches)
+    sketch.fit(buffer.sketches)
     return report.tokens
