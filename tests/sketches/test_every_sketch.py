@@ -132,7 +132,7 @@ class UserSketch(PlainSketch):
 
 
 def test_a_user_defined_sketch_is_loaded_by_its_path() -> None:
-    sketch: Sketch = make_sketch("test_every_sketch:UserSketch", SHAPES, 0)
+    sketch: Sketch = make_sketch(f"{__name__}:UserSketch", SHAPES, 0)
     gradients = vectors(2)
     assert_close(project(sketch, gradients)[:, 0], flat(gradients).sum(1))
 
