@@ -421,7 +421,7 @@ def test_an_interrupt_says_how_to_go_on(
 
 
 def test_report_of_no_run_is_refused(cropi: Command, tmp_path: Path) -> None:
-    cropi("report", tmp_path).refused("no run directory")
+    cropi("report", tmp_path).refused("not a run directory")
     cropi("report", tmp_path / "gone").refused("gone")
 
 
