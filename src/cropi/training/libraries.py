@@ -1,39 +1,14 @@
-"""What the training libraries print, and how they report failed writes."""
+"""How the training libraries report failed writes."""
 
 from __future__ import annotations
 
 import errno
-import io
-import logging
 import os
 import re
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 
-import datasets
-import transformers
 from safetensors import SafetensorError
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep progress bars, advice and log rows off the terminal; errors are still raised."""
-    verbosity = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    had_no_bars = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    logging.getLogger("trl").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            transformers.utils.logging.set_verbosity(verbosity)
-            transformers.utils.logging.enable_progress_bar()
-            if not had_no_bars:
-                datasets.enable_progress_bars()
 
 
 @contextmanager

@@ -25,12 +25,18 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from cropi.errors import InputError
-from cropi.policy.loading import Policy, load_policy, require_one_gpu, resolve_device
+from cropi.policy.loading import (
+    Policy,
+    load_policy,
+    quiet_libraries,
+    require_one_gpu,
+    resolve_device,
+)
 from cropi.prompts.encoding import encode_all, trl_row
 from cropi.schema import Prompt
 from cropi.store.files import write_json
 from cropi.training.dynamic import DynamicSampler, check_dynamic, sampling_of
-from cropi.training.libraries import quiet, reraise_disk_errors
+from cropi.training.libraries import reraise_disk_errors
 from cropi.training.recorded_groups import GroupRecorder, LossLogprobs
 from cropi.training.rewards import JudgedRewards
 from cropi.training.stage import Evaluator, Row, StageOutcome, StagePlan
@@ -128,7 +134,7 @@ class TrlTrainer:
     def check(self, plan: StagePlan) -> list[str]:
         """Raise InputError for settings, or a choice of GPUs, that TRL or this engine refuses."""
         require_one_gpu(plan.model.device)
-        with quiet():
+        with quiet_libraries():
             arguments = _arguments(plan, Path(plan.start))
         return mismatch(arguments.loss_type, plan.normalisation)
 
@@ -150,7 +156,7 @@ class TrlTrainer:
         encoded = _encoded(plan, policy)
         sampler = DynamicSampler(plan, policy, rewards, encoded) if plan.dynamic_sampling else None
         work = out / "trainer"
-        with quiet():
+        with quiet_libraries():
             trainer = GRPOTrainer(
                 model=policy.model,
                 reward_funcs=[rewards],

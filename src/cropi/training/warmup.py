@@ -15,10 +15,10 @@ from typing import Any
 
 from cropi.config import LoraConfig, ModelConfig, RunConfig, TrainingConfig, WarmupConfig
 from cropi.errors import InputError
-from cropi.policy.loading import Policy, load_policy, resolve_device
+from cropi.policy.loading import Policy, load_policy, quiet_libraries, resolve_device
 from cropi.schema import Prompt, fingerprint
 from cropi.store.files import POLICY_RECORD, atomic_folder
-from cropi.training.libraries import quiet, reraise_disk_errors
+from cropi.training.libraries import reraise_disk_errors
 
 
 def prepare_start(
@@ -59,7 +59,9 @@ def prepare_start(
                 trained.name_or_path = str((out / "base").resolve())
         if config.training.lora is not None:
             trained = with_adapters(trained, config.training.lora, seed)
-        with quiet():  # PEFT misses the base, which has its name only once all of this is there
+        with (
+            quiet_libraries()
+        ):  # PEFT misses the base, which has its name only once all of this is there
             trained.save_pretrained(part)
         policy.tokenizer.save_pretrained(part)
         (part / POLICY_RECORD).write_text(
@@ -152,7 +154,7 @@ def warm_up(
 
     on_gpu = resolve_device(str(policy.model.device)).type == "cuda"
     rows = [supervised_row(p, config.template) for p in prompts]
-    with quiet():
+    with quiet_libraries():
         trainer = SFTTrainer(
             model=policy.model,
             args=SFTConfig(
