@@ -18,7 +18,7 @@
     }
     const match = /^var\((--[\w-]+)\)(?:@([\d.]+))?$/.exec(token);
     if (!match) return token;
-    return match[2] ? `rgba(${channels(named(match[1])).join(",")},${found[2]})` : named(match[1]);
+    return match[2] ? `rgba(${channels(named(match[1])).join(",")},${match[2]})` : named(match[1]);
   }
 
   function resolved(value) {
