@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from cropi.errors import InputError
-from cropi.execution import Processes
 from cropi.policy.loading import Policy
 from cropi.rollouts.collect import collect
 from cropi.rollouts.engines.engine import Completion
@@ -145,12 +144,6 @@ def test_a_finished_file_is_kept_and_one_made_from_something_else_is_replaced(
     assert engine.calls == []
     run(policy, out, engine, inputs_fingerprint="inputs 2", seed=6)
     assert engine.calls == [2, 2, 2, 1]
-
-
-def test_chunks_in_worker_processes_give_the_same_bytes(policy: Policy, tmp_path: Path) -> None:
-    inline = run(policy, tmp_path / "inline.parquet")
-    out = run(policy, tmp_path / "workers.parquet", executor=Processes(1, 1))
-    assert file_hash(out) == file_hash(inline)
 
 
 def test_a_chunk_that_fails_is_raised_and_those_before_it_are_kept(

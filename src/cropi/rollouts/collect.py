@@ -72,7 +72,8 @@ def collect(
         chunk: prompts between two saves.
         progress: called with (prompts done, prompts in all) after each chunk.
         executor: runs the chunks; default: one after the other in this process. One that runs them
-            elsewhere has to pickle `engine`, `tokenizer` and `judge`.
+            elsewhere pickles `engine`, `tokenizer` and `judge`; a pickled model's log-probs differ
+            in the last bits, so an engine for it should load its weights where it runs.
 
     Returns:
         `out`.
