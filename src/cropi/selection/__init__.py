@@ -1,7 +1,12 @@
 """Which prompts the next stage trains on: one file a strategy, one small interface."""
 
 from cropi.selection.fusion import fuse
-from cropi.selection.registry import find_strategy
-from cropi.selection.strategy import Needs, SelectionContext, Strategy, needs_of
+from cropi.selection.strategy import (
+    Needs,
+    SelectionContext,
+    Strategy,
+    find_strategy,
+    needs_of,
+)
 
 __all__ = ["Needs", "SelectionContext", "Strategy", "find_strategy", "fuse", "needs_of"]

@@ -6,9 +6,11 @@ were sampled, and further prompts are sampled until the step is full. What that 
 
 from __future__ import annotations
 
+from cropi.plugins import plugin
 from cropi.selection.full import Full
 
 
+@plugin("strategy", "dapo")
 class Dapo(Full):
     """Full data with dynamic sampling; the loss stays the config's."""
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from cropi.plugins import plugin
 from cropi.schema import Selection
 from cropi.selection.strategy import Scoring, SelectionContext
 
 
+@plugin("strategy", "full")
 class Full:
     """The whole pool, in its own order; the ratio does not apply."""
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from cropi.plugins import plugin
 from cropi.schema import Selection
 from cropi.selection.strategy import Direction, Scoring, SelectionContext, shortfall
 
 
+@plugin("strategy", "gradalign")
 class GradAlign:
     """Highest cosine with the one mean validation gradient; ties by prompt id."""
 

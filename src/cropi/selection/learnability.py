@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from cropi.plugins import plugin
 from cropi.schema import Selection
 from cropi.selection.strategy import Scoring, SelectionContext, top_by_score
 
 
+@plugin("strategy", "learnability")
 class Learnability:
     """Highest reward variance under the start policy; equal ones in a fresh order a stage."""
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from cropi.plugins import plugin
 from cropi.schema import Selection
 from cropi.selection.strategy import Direction, Scoring, SelectionContext, shortfall
 
 
+@plugin("strategy", "learnalign")
 class LearnAlign:
     """Highest mean cosine with the pool times p (1 - p), chosen once from the start policy."""
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 import numpy as np
 
 from cropi.errors import InputError
+from cropi.plugins import plugin
 from cropi.schema import Selection
 from cropi.selection.strategy import Scoring, SelectionContext
 
 
+@plugin("strategy", "oracle")
 class Oracle:
     """All prompts of the target sources, in the pool's order; the ratio does not apply."""
 
     scoring: Scoring = "never"
     rollouts = False
+    target_sources = True
 
     def select(self, context: SelectionContext) -> Selection:
         """Take the prompts of the target sources.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from cropi.plugins import plugin
 from cropi.schema import Selection
 from cropi.selection.strategy import Scoring, SelectionContext, top_by_score
 
 LOW, HIGH = 0.25, 0.75
 
 
+@plugin("strategy", "pass_rate")
 class PassRate:
     """A uniform draw among informative prompts with a pass rate in [0.25, 0.75].
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from cropi.plugins import plugin
 from cropi.schema import Selection
 from cropi.selection.strategy import Scoring, SelectionContext, top_by_score
 
 
+@plugin("strategy", "random")
 class Random:
     """Uniform over the whole pool, uninformative prompts included."""
 

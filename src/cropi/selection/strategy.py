@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropi.errors import InputError
+from cropi.plugins import find_plugin
 from cropi.schema import ScoreTable, Selection
+from cropi.selection.settings import StrategyChoice
 
 Scoring = Literal["stage", "once", "never"]
 Direction = Literal["sets", "mean", "pool"]
@@ -23,7 +25,7 @@ class SelectionContext:
     `prompt_ids` is the whole pool; `pass_rate` and `variance` float64 [n] of the rewards and
     `informative` bool [n] are aligned with it. `count` is how many to choose, `scores` the
     influence under the current policy where the strategy asked for it. `seed` is the stage's.
-    `earlier` are the scores of the stages before, oldest first, where `memory` wants them.
+    `earlier` are the scores of the stages before, oldest first, where the strategy asked for them.
     `sources` names each prompt's source, `target_sources` those of the validation prompts.
     """
 
@@ -35,9 +37,6 @@ class SelectionContext:
     stage: int = 0
     seed: int = 0
     scores: ScoreTable | None = None
-    fusion_constant: float = 0.0
-    noise_floor: float = 0.0
-    memory: float = 0.0
     earlier: Sequence[ScoreTable] = ()
     sources: Sequence[str] = ()
     target_sources: frozenset[str] = frozenset()
@@ -64,7 +63,8 @@ class Needs:
     `rollouts`: whether it looks at the pool's rollouts at all. `direction`: what scores compare a
     prompt with: every validation set, the mean over all validation prompts, or the pool's own
     mean unit gradient. `fresh`: every stage has rollouts of its own policy. `dynamic_sampling`:
-    training replaces groups whose rewards are all equal.
+    training replaces groups whose rewards are all equal. `earlier`: it looks at the scores of earlier
+    stages. `target_sources`: it looks at the sources of the validation prompts.
     """
 
     scoring: Scoring
@@ -72,11 +72,35 @@ class Needs:
     direction: Direction = "sets"
     fresh: bool = False
     dynamic_sampling: bool = False
+    earlier: bool = False
+    target_sources: bool = False
 
     @property
     def validation(self) -> bool:
         """Whether it needs rollouts of the validation sets."""
         return self.scoring != "never" and self.direction != "pool"
+
+    @property
+    def validation_sets(self) -> bool:
+        """Whether there have to be validation sets at all."""
+        return self.validation or self.target_sources
+
+
+def find_strategy(choice: StrategyChoice | str) -> Strategy:
+    """Return the chosen strategy, with its settings; a name alone means the defaults.
+
+    Raises InputError if there is none of that name, or what is there is not a strategy.
+    """
+    if isinstance(choice, str):
+        choice = StrategyChoice.of(choice)
+    target = find_plugin("strategy", choice.name)
+    strategy = choice.build() if isinstance(target, type) else target
+    if not callable(getattr(strategy, "select", None)) or not hasattr(strategy, "scoring"):
+        raise InputError(
+            f"strategy {choice.name!r} is not a strategy; it needs select(context) and a scoring "
+            "attribute of 'stage', 'once' or 'never'"
+        )
+    return strategy  # type: ignore[no-any-return]
 
 
 def needs_of(strategy: Strategy) -> Needs:
