@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +14,8 @@ from cropi.curriculum.measure_accuracy import evaluation_cost
 from cropi.curriculum.session import Session
 from cropi.rollouts import RolloutEngine, collect, load_engine
 from cropi.schema import Prompt, RolloutGroup, fingerprint
-from cropi.store.files import is_current, read_jsonl, write_jsonl
-from cropi.store.metrics import cost_row
-from cropi.store.run_directory import Row
+from cropi.store.files import is_current
+from cropi.store.metrics import CostRow, EvaluationRow, cost_row, read_rows, write_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +113,18 @@ class Sampler:
             bar.note = f"{total:,} prompts x {collection.responses} responses"
 
 
-def rollout_cost(session: Session, groups: Sequence[RolloutGroup], where: Row) -> Row:
+def rollout_cost(
+    session: Session,
+    groups: Sequence[RolloutGroup],
+    arm: str = "",
+    stage: int | None = None,
+    **shared: Any,
+) -> CostRow:
     """The cost row of sampling these groups: what was sampled, and each prompt's prefill."""
     generated = sum(group.tokens for group in groups)
     prefill = sum(len(group.prompt_ids) for group in groups)
-    return cost_row("rollouts", session.parameters, where, generated=generated, forward=prefill)
+    size = session.parameters
+    return cost_row("rollouts", size, arm, stage, generated=generated, forward=prefill, **shared)
 
 
 def _write_cost(session: Session) -> None:
@@ -127,12 +134,12 @@ def _write_cost(session: Session) -> None:
         named = [c for c in collections(session) if c.kind == kind]
         groups = [g for c in named for g in session.rollouts(c.kind, c.name)]
         arms = session.arms_needing(kind)
-        rows.append({**rollout_cost(session, groups, {}), "set": kind, "arms": arms})
-    evaluated = read_jsonl(session.directory.start_evaluation)
-    rows += [evaluation_cost(session, evaluated, {})] if evaluated else []
+        rows.append(rollout_cost(session, groups, set=kind, arms=arms))
+    evaluated = read_rows(session.directory.start_evaluation).of(EvaluationRow)
+    rows += [evaluation_cost(session, evaluated)] if evaluated else []
     if warmed := session.warmup_tokens():
-        rows.append(cost_row("warmup", session.parameters, {}, forward=warmed, backward=warmed))
-    write_jsonl(session.directory.shared_costs, rows)
+        rows.append(cost_row("warmup", session.parameters, forward=warmed, backward=warmed))
+    write_rows(session.directory.shared_costs, rows)
     session.directory.gather_metrics()
 
 

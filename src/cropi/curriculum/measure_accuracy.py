@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from cropi.curriculum.session import Session
@@ -9,9 +11,7 @@ from cropi.evaluation import EvaluationSets
 from cropi.policy.loading import Policy
 from cropi.rollouts import load_engine
 from cropi.schema import Sampling
-from cropi.store.files import write_jsonl
-from cropi.store.metrics import cost_row
-from cropi.store.run_directory import Row
+from cropi.store.metrics import CostRow, EvaluationRow, cost_row, write_rows
 
 
 def evaluate_start(session: Session, start: str) -> None:
@@ -21,11 +21,11 @@ def evaluate_start(session: Session, start: str) -> None:
         return
     with directory.timed("evaluation"), session.reporter.phase("start accuracy") as bar:
         rows = evaluate(session, session.load(start), step=0)
-        write_jsonl(directory.start_evaluation, rows)
+        write_rows(directory.start_evaluation, rows)
         bar.note = accuracy_note(rows)
 
 
-def evaluate(session: Session, policy: Policy, step: int) -> list[Row]:
+def evaluate(session: Session, policy: Policy, step: int) -> list[EvaluationRow]:
     """Evaluate every set that is to be; return metrics rows without their place in an arm."""
     config, rollouts = session.config.evaluation, session.config.rollouts
     new_tokens = config.max_new_tokens or rollouts.max_new_tokens
@@ -45,39 +45,39 @@ def evaluate(session: Session, policy: Policy, step: int) -> list[Row]:
     )
     targeted = set(session.config.targeted)
     return [
-        {
-            "kind": "evaluation",
-            "step": step,
-            "set": result.set,
-            "targeted": result.set in targeted,
-            "prompts": result.prompts,
-            "pass_at": {str(k): value for k, value in result.pass_at.items()},
-            "statuses": dict(result.statuses),
-            "sampled_tokens": result.tokens,
-            "prompt_tokens": lengths[result.set] * config.samples,
-            "generated_tokens": 0,
-            "trained_tokens": 0,
-        }
+        EvaluationRow(
+            step=step,
+            set=result.set,
+            targeted=result.set in targeted,
+            prompts=result.prompts,
+            pass_at=result.pass_at,
+            statuses=result.statuses,
+            sampled_tokens=result.tokens,
+            prompt_tokens=lengths[result.set] * config.samples,
+        )
         for result in results
     ]
 
 
-def evaluation_cost(session: Session, rows: list[Row], where: Row) -> Row:
+def evaluation_cost(
+    session: Session, rows: Sequence[EvaluationRow], arm: str = "", stage: int | None = None
+) -> CostRow:
     """The cost row of evaluations: what was sampled, and each prompt's prefill."""
     return cost_row(
         "evaluation",
         session.parameters,
-        where,
-        generated=sum(row["sampled_tokens"] for row in rows),
-        forward=sum(row["prompt_tokens"] for row in rows),
+        arm,
+        stage,
+        generated=sum(row.sampled_tokens for row in rows),
+        forward=sum(row.prompt_tokens for row in rows),
     )
 
 
-def accuracy_note(rows: list[Row]) -> str:
+def accuracy_note(rows: Sequence[EvaluationRow]) -> str:
     """Mean accuracy over targeted and untargeted sets, as text."""
     parts = []
     for label, wanted in (("targeted", True), ("untargeted", False)):
-        values = [next(iter(r["pass_at"].values())) for r in rows if r["targeted"] is wanted]
+        values = [next(iter(r.pass_at.values())) for r in rows if r.targeted is wanted]
         if values:
             parts.append(f"{label} {np.mean(values):.1%}")
     return "  ".join(parts)

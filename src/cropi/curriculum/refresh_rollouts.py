@@ -27,7 +27,7 @@ from cropi.rollouts import read_rollouts
 from cropi.schema import RolloutGroup, fingerprint
 from cropi.selection import Needs
 from cropi.store.files import file_hash, is_current, write_json
-from cropi.store.metrics import cost_row
+from cropi.store.metrics import CostRow, cost_row, from_json, to_json
 from cropi.store.run_directory import Row, Stage
 
 
@@ -98,9 +98,10 @@ def replace_groups(
     return [known.get(group.prompt_id, group) for group in groups]
 
 
-def refresh_costs(stage: Stage) -> list[Row]:
-    """Cost rows of what the stage sampled anew."""
-    return list(_facts(stage).get("costs", []))
+def refresh_costs(stage: Stage) -> list[CostRow]:
+    """Cost rows of what the stage sampled again."""
+    rows = map(from_json, _facts(stage).get("costs", []))
+    return [row for row in rows if isinstance(row, CostRow)]
 
 
 def _facts(stage: Stage) -> Row:
@@ -125,11 +126,10 @@ class _Refreshment:
     def __init__(self, session: Session, stage: Stage, policy: str) -> None:
         self.session = session
         self.stage = stage
-        self.where: Row = {"arm": stage.arm, "stage": stage.index}
         self.policy_key = session.policy_key(policy)
         self.sampler = Sampler(session, policy, stage.title, (stage.arm, stage.index))
         self.files: list[tuple[str, str]] = []
-        self.costs: list[Row] = []
+        self.costs: list[CostRow] = []
 
     def of(self, kinds: Sequence[str]) -> Row:
         """Sample the collections of these kinds; return what rollouts.json says of them."""
@@ -138,7 +138,7 @@ class _Refreshment:
                 self._sample(each)
             elif each.kind == "pool" and "stale" in kinds:
                 self._sample(self._stale(each))
-        return {"files": self.files, "costs": self.costs}
+        return {"files": self.files, "costs": [to_json(row) for row in self.costs]}
 
     def _sample(self, wanted: Collection) -> None:
         if not wanted.prompts:
@@ -149,7 +149,7 @@ class _Refreshment:
         if not is_current(out, key):
             self.sampler.sample(wanted, out, key)
         self.files.append((wanted.kind, wanted.name))
-        self.costs.append(rollout_cost(self.session, read_rollouts(out), self.where))
+        self.costs.append(rollout_cost(self.session, read_rollouts(out), *where))
 
     def _stale(self, pool: Collection) -> Collection:
         """The pool's prompts that the policy has left behind; reading log-probs has a price."""
@@ -166,5 +166,7 @@ class _Refreshment:
             bar.note = f"{len(stale):,} of {len(groups):,} prompts are stale"
         read = sum(len(g.prompt_ids) for g in groups) + found.tokens
         # Log-probs are read as scores are: forward passes over stored tokens.
-        self.costs.append(cost_row("scoring", session.parameters, self.where, forward=read))
+        self.costs.append(
+            cost_row("scoring", session.parameters, stage.arm, stage.index, forward=read)
+        )
         return dataclasses.replace(pool, prompts=[p for p in pool.prompts if p.prompt_id in stale])

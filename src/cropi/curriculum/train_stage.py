@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from cropi.curriculum.measure_accuracy import accuracy_note, evaluate, evaluation_cost
@@ -11,8 +13,18 @@ from cropi.curriculum.refresh_rollouts import refresh_costs
 from cropi.curriculum.session import Session
 from cropi.policy.loading import Policy
 from cropi.schema import Selection, fingerprint
-from cropi.store.files import atomic_folder, read_jsonl, write_json, write_jsonl
-from cropi.store.metrics import cost_row
+from cropi.store.files import atomic_folder, write_json
+from cropi.store.metrics import (
+    ClockRow,
+    CostRow,
+    EvaluationRow,
+    MetricsRow,
+    StageRow,
+    TrainRow,
+    cost_row,
+    read_rows,
+    write_rows,
+)
 from cropi.store.run_directory import Row, Stage
 from cropi.store.tables import read_selection
 from cropi.training import StageOutcome, StagePlan, find_trainer, stage_order
@@ -54,10 +66,9 @@ class StageRun:
         self.plan = plan
         self.selection = selection
         self.outcome = StageOutcome()
-        self.where: Row = {"arm": stage.arm, "stage": stage.index}
         self.before = _tokens_before(stage)
-        self.rows: list[Row] = self._start_rows()
-        self.evaluated: list[Row] = []
+        self.rows: list[MetricsRow] = [*self._start_rows()]
+        self.evaluated: list[EvaluationRow] = []
         self.accuracy = ""
 
     def run(self, inputs_fingerprint: str) -> None:
@@ -80,12 +91,13 @@ class StageRun:
             self.rows += self._closing_rows()
             record = {
                 "inputs_fingerprint": inputs_fingerprint,
-                **self.where,
+                "arm": stage.arm,
+                "stage": stage.index,
                 **self._tokens(),
                 "visited": self.outcome.visited,
             }
             write_json(part / stage.record.name, record)
-            write_jsonl(stage.metrics, self.rows)
+            write_rows(stage.metrics, self.rows)
         self._write_clock()
         directory.gather_metrics()
 
@@ -93,7 +105,7 @@ class StageRun:
         with self.session.directory.timed("evaluation", self.stage.arm, self.stage.index):
             found = evaluate(self.session, policy, step)
         self.evaluated += found
-        self.rows += [{**row, **self.where, **self._tokens()} for row in found]
+        self.rows += self._placed(found)
         self.accuracy = accuracy_note(found)
 
     def _note(self, row: Row) -> str:
@@ -104,58 +116,68 @@ class StageRun:
         """Tokens of the arm up to here, rollouts and scoring left out."""
         return {name: self.before[name] + getattr(self.outcome, name) for name in TOKENS}
 
-    def _start_rows(self) -> list[Row]:
+    def _placed(self, rows: Sequence[EvaluationRow]) -> list[EvaluationRow]:
+        """Evaluations with their arm and stage, and what training had cost until then."""
+        place: dict[str, Any] = {"arm": self.stage.arm, "stage": self.stage.index}
+        place |= self._tokens()
+        return [replace(row, **place) for row in rows]
+
+    def _start_rows(self) -> list[EvaluationRow]:
         """A curve begins with the start policy."""
         if self.stage.index > 0:
             return []
-        start = read_jsonl(self.session.directory.start_evaluation)
-        return [{**row, **self.where, **self._tokens()} for row in start]
+        start = read_rows(self.session.directory.start_evaluation)
+        return self._placed(start.of(EvaluationRow))
 
-    def _closing_rows(self) -> list[Row]:
+    def _closing_rows(self) -> list[MetricsRow]:
         facts = _facts(self.stage)
-        stage_row: Row = {
-            "kind": "stage",
-            **self.where,
-            "steps": self.plan.steps,
-            "selected": len(self.selection.prompt_ids),
-            "negative": self.selection.negative,
-            "notes": [*self.selection.notes, *facts.get("notes", [])],
-            "targets": facts.get("targets", {}),
-            "reward_statuses": self.outcome.statuses,
-            "visited": self.outcome.visited,
-            "uninformative_trained": self.outcome.uninformative_trained,
-        }
-        log = [{"kind": "train", **self.where, **row} for row in self.outcome.log]
+        arm, stage = self.stage.arm, self.stage.index
+        stage_row = StageRow(
+            arm=arm,
+            stage=stage,
+            steps=self.plan.steps,
+            selected=len(self.selection.prompt_ids),
+            negative=self.selection.negative,
+            notes=[*self.selection.notes, *facts.get("notes", [])],
+            targets=facts.get("targets", {}),
+            reward_statuses=self.outcome.statuses,
+            visited=self.outcome.visited,
+            uninformative_trained=self.outcome.uninformative_trained,
+        )
+        log = [
+            TrainRow(arm=arm, stage=stage, step=step, values=values)
+            for step, values in map(_logged, self.outcome.log)
+        ]
         costs = [*refresh_costs(self.stage), *self._costs(facts.get("tokens", 0))]
         return [*log, stage_row, *costs]
 
-    def _costs(self, scoring: int) -> list[Row]:
+    def _costs(self, scoring: int) -> list[CostRow]:
+        where = self.stage.arm, self.stage.index
         size, trained = self.session.parameters, self.outcome.trained_tokens
         rows = [
             cost_row(
                 "training",
                 size,
-                self.where,
+                *where,
                 generated=self.outcome.generated_tokens,
                 forward=trained + self.outcome.prefill_tokens,
                 backward=trained,
             )
         ]
         if scoring:
-            rows.append(cost_row("scoring", size, self.where, forward=scoring, backward=scoring))
+            rows.append(cost_row("scoring", size, *where, forward=scoring, backward=scoring))
         if self.evaluated:
-            rows.append(evaluation_cost(self.session, self.evaluated, self.where))
+            rows.append(evaluation_cost(self.session, self.evaluated, *where))
         return rows
 
     def _write_clock(self) -> None:
         """Training seconds since the arm began, a row a step."""
-        clock = self.session.directory.clock(self.stage.arm)
-        earlier = [row["seconds"] for row in clock if row["stage"] < self.stage.index]
+        arm, stage, directory = self.stage.arm, self.stage.index, self.session.directory
+        earlier = [row.seconds for row in directory.clock(arm) if row.stage < stage]
         start = max(earlier, default=0.0)
         for step, seconds in self.outcome.clock:
-            self.session.directory.add_timing(
-                phase="clock", **self.where, step=step, seconds=round(start + seconds, 3)
-            )
+            total = round(start + seconds, 3)
+            directory.add_timing(ClockRow(arm=arm, stage=stage, step=step, seconds=total))
 
 
 def _plan(
@@ -185,6 +207,11 @@ def _plan(
         normalisation=config.influence.objective.normalisation,
         dynamic_sampling=dynamic,
     )
+
+
+def _logged(row: Row) -> tuple[int, Row]:
+    """A row of the trainer's log, taken apart into its step and the rest."""
+    return int(row["step"]), {name: value for name, value in row.items() if name != "step"}
 
 
 def _visited_before(stage: Stage, selection: Selection) -> int:

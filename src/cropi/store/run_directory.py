@@ -30,10 +30,19 @@ from cropi.errors import InputError
 from cropi.store.files import (
     POLICY_RECORD,
     atomic_write,
-    read_jsonl,
-    read_partial_jsonl,
     write_json,
-    write_jsonl,
+)
+from cropi.store.metrics import (
+    FORMAT,
+    METRICS,
+    SHARED_COSTS,
+    START_EVALUATION,
+    TIMINGS,
+    AnyRow,
+    ClockRow,
+    TimingRow,
+    append_row,
+    read_rows,
 )
 
 Row = dict[str, Any]
@@ -61,7 +70,7 @@ class Stage:
     @property
     def metrics(self) -> Path:
         """Training curve, evaluations and costs of the stage."""
-        return self.folder / "metrics.jsonl"
+        return self.folder / METRICS
 
     @property
     def policy(self) -> Path:
@@ -146,7 +155,7 @@ class RunDirectory:
     @property
     def start_evaluation(self) -> Path:
         """Accuracy before any training, shared by all arms."""
-        return self.root / "start_evaluation.jsonl"
+        return self.root / START_EVALUATION
 
     def stage(self, strategy: str, index: int) -> Stage:
         """The folder of a stage."""
@@ -156,22 +165,20 @@ class RunDirectory:
     @property
     def shared_costs(self) -> Path:
         """Cost rows of what all arms use."""
-        return self.root / "costs.jsonl"
+        return self.root / SHARED_COSTS
 
-    def add_timing(self, **row: Any) -> None:
+    def add_timing(self, row: AnyRow) -> None:
         """Append one wall-time row."""
-        with self.timings.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(row) + "\n")
+        append_row(self.timings, row)
 
     @property
     def timings(self) -> Path:
         """Wall times, the one file that is appended to."""
-        return self.root / "timings.jsonl"
+        return self.root / TIMINGS
 
-    def clock(self, arm: str) -> list[Row]:
+    def clock(self, arm: str) -> list[ClockRow]:
         """Rows of an arm's training clock; a line that a kill or a full disk cut is left out."""
-        rows, _ = read_partial_jsonl(self.timings)
-        return [row for row in rows if row.get("phase") == "clock" and row["arm"] == arm]
+        return [row for row in read_rows(self.timings).of(ClockRow) if row.arm == arm]
 
     @contextmanager
     def timed(
@@ -182,15 +189,19 @@ class RunDirectory:
         yield
         seconds = time.perf_counter() - start - (self._timed - inner)
         self._timed += seconds
-        self.add_timing(phase=phase, arm=arm, stage=stage, seconds=round(seconds, 3), **more)
+        self.add_timing(
+            TimingRow(phase=phase, arm=arm, stage=stage, seconds=round(seconds, 3), **more)
+        )
 
     def gather_metrics(self) -> None:
         """Rebuild metrics.jsonl from the shared costs and every finished stage, arms in order."""
-        rows = read_jsonl(self.shared_costs)
+        files = [self.shared_costs]
         for strategy in self.config.strategies:
             for index in range(self.config.training.stages):
-                rows += read_jsonl(self.stage(strategy, index).metrics)
-        write_jsonl(self.root / "metrics.jsonl", rows)
+                files.append(self.stage(strategy, index).metrics)
+        with atomic_write(self.root / METRICS) as part, part.open("wb") as handle:
+            for file in files:
+                handle.write(file.read_bytes() if file.exists() else b"")
 
     def require_same_inputs(self, **facts: Any) -> None:
         """Raise InputError if what the run began with has changed since: two runs would mix."""
@@ -210,6 +221,7 @@ class RunDirectory:
             self.manifest,
             {
                 "cropi": __version__,
+                "metrics_format": FORMAT,
                 "versions": {name: _version(name) for name in LIBRARIES},
                 "machine": {"python": platform.python_version(), "system": platform.platform()},
                 **facts,

@@ -7,6 +7,7 @@ import shutil
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -18,8 +19,9 @@ from cropi.curriculum.session import arms_needing
 from cropi.progress import ProgressReporter
 from cropi.prompts.sources import find_file
 from cropi.schema import fingerprint
-from cropi.store.files import file_hash, read_jsonl, write_json
+from cropi.store.files import file_hash, write_json
 from cropi.store.lock import exclusive_lock
+from cropi.store.metrics import TimingRow, read_rows
 from cropi.store.run_directory import RunDirectory
 
 FINISHED = "finished.json"
@@ -90,9 +92,9 @@ def _start_alike(shared: RunConfig, config: RunConfig) -> bool:
 
 
 def _adopt_timings(source: RunDirectory, cell: RunDirectory) -> None:
-    for row in read_jsonl(source.timings):
-        if row["phase"] == "rollouts":
-            cell.add_timing(**{**row, "arms": arms_needing(cell.config, row["set"])})
+    for row in read_rows(source.timings).of(TimingRow):
+        if row.phase == "rollouts" and row.set is not None:
+            cell.add_timing(replace(row, arms=arms_needing(cell.config, row.set)))
 
 
 def _link(source: str, target: str) -> str:

@@ -21,8 +21,9 @@ from typing import Any
 from cropi.config import to_yaml
 from cropi.errors import InputError
 from cropi.progress import Bar, ProgressReporter
-from cropi.store.files import atomic_write, read_jsonl
+from cropi.store.files import atomic_write
 from cropi.store.lock import exclusive_lock
+from cropi.store.metrics import METRICS, EvaluationRow, read_rows
 from cropi.study.plan import STUDY_FILE, Cell, StudyPlan
 from cropi.study.reading import mapping_in
 
@@ -180,11 +181,11 @@ def timed(work: Work, *arguments: Any) -> float:
 
 def last_accuracy(run: Path) -> str:
     """Targeted and untargeted accuracy of a cell's last evaluation, as text."""
-    rows = [row for row in read_jsonl(run / "metrics.jsonl") if row["kind"] == "evaluation"]
-    last = [row for row in rows if row["step"] == max(r["step"] for r in rows)]
+    rows = read_rows(run / METRICS).of(EvaluationRow)
+    last = [row for row in rows if row.step == max(r.step for r in rows)]
     parts = []
     for label, wanted in (("targeted", True), ("untargeted", False)):
-        values = [next(iter(r["pass_at"].values())) for r in last if r["targeted"] is wanted]
+        values = [next(iter(r.pass_at.values())) for r in last if r.targeted is wanted]
         if values:
             parts.append(f"{label} {sum(values) / len(values):.1%}")
     return "  ".join(parts)
