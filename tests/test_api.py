@@ -193,9 +193,7 @@ def test_rollouts_that_are_there_are_not_sampled_again(
     out = work / "again.parquet"
     first = api.rollout("pocket", prompts, out, verifier="exact", settings=settings)
     before = out.read_bytes()
-    monkeypatch.setattr(
-        "cropi.rollouts.engines.transformers_engine.TransformersEngine.generate", None
-    )
+    monkeypatch.setattr("cropi.rollouts.transformers_engine.TransformersEngine.generate", None)
     again = api.rollout("pocket", prompts, out, verifier="exact", settings=settings)
     assert [g.prompt_id for g in again] == [g.prompt_id for g in first]
     assert out.read_bytes() == before

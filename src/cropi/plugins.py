@@ -250,6 +250,11 @@ class Choice(Section):
         return {"name": self.name, **settings} if type(self.settings).model_fields else self.name
 
 
+def name_in(value: Any) -> str | None:
+    """The name of a choice in plain values, as a file holds them; None where there is none."""
+    return value.get("name") if isinstance(value, Mapping) else value
+
+
 def slug(name: str) -> str:
     """The name of a plug-in as that of a folder; of a file only its own name counts."""
     place, colon, attribute = name.rpartition(":")

@@ -320,7 +320,7 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     out = place.replace("{file}", str(prompts)).replace("{tmp}", str(tmp_path / "full"))
     monkeypatch.setattr("cropi.policy.loading.load_policy", forbidden)
-    monkeypatch.setattr("cropi.training.trl.load_policy", forbidden)
+    monkeypatch.setattr("cropi.training.trl_stage.load_policy", forbidden)
     common = ("--policy", "pocket", "--verifier", "exact")
     cropi("rollout", *common, "--prompts", prompts, "--out", out).refused(out)
     cropi(

@@ -14,13 +14,9 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from cropi.errors import InputError
-from cropi.influence import (
-    Preconditioner,
-    PreconditioningConsumer,
-    SecondMoments,
-    second_moments,
-)
+from cropi.influence.preconditioner import Preconditioner, PreconditioningConsumer
 from cropi.policy import param_groups
+from cropi.policy.second_moments import SecondMoments, second_moments
 from support.oracle import Method, oracle_gradient, oracle_objective
 from support.tiny_models import VOCABULARY, mixed_groups, tiny_model
 

@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from cropi.errors import InputError
 from cropi.policy.loading import Policy
 from cropi.rollouts.engines.engine import Completion, load_engine
-from cropi.rollouts.engines.transformers_engine import TransformersEngine, plan_batches
+from cropi.rollouts.transformers_engine import TransformersEngine, plan_batches
 from cropi.schema import Sampling
 
 PROMPTS = [[2, 3, 4, 5, 6, 7], [8, 9], [10, 11, 12, 13], [14]]
@@ -155,7 +155,7 @@ def test_batches_hold_every_response_once_and_never_too_many(n: int, batch_size:
 
 def test_an_engine_is_found_by_name_or_dotted_path(policy: Policy) -> None:
     assert load_engine("transformers", policy, 4).context == 48
-    dotted = "cropi.rollouts.engines.transformers_engine:TransformersEngine"
+    dotted = "cropi.rollouts.transformers_engine:TransformersEngine"
     assert isinstance(load_engine(dotted, policy, 4), TransformersEngine)
 
 

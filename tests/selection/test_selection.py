@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cropi.selection.registry import BUILTIN
 
 from cropi.errors import InputError
 from cropi.schema import ScoreTable, Selection
 from cropi.selection import SelectionContext, find_strategy, fuse, needs_of
-from cropi.selection.registry import BUILTIN
 from cropi.selection.strategy import selection_size
 
 

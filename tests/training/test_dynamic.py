@@ -14,13 +14,13 @@ from trl import GRPOTrainer
 from cropi.config import PromptSource
 from cropi.errors import InputError
 from cropi.prompts import load_source
-from cropi.rollouts.engines.transformers_engine import TransformersEngine
+from cropi.rollouts.transformers_engine import TransformersEngine
 from cropi.schema import Prompt, Sampling
 from cropi.training import StageOutcome, StagePlan, dynamic
 from cropi.training.dynamic import DynamicSampler
 from cropi.training.rewards import informative
 from cropi.training.stage import MAX_SAMPLING_ROUNDS
-from cropi.training.trl import TrlTrainer
+from cropi.training.trl_stage import TrlTrainer
 from cropi.verifiers import Judge
 from cropi.verifiers.verdict import Verdict
 

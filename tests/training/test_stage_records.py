@@ -14,7 +14,7 @@ from cropi.store.run_directory import Row, Stage
 from cropi.store.tables import read_selection
 from cropi.training import StageOutcome, StagePlan, stage_order
 from cropi.training.stage import MAX_SAMPLING_ROUNDS
-from cropi.training.trl import TrlTrainer
+from cropi.training.trl_stage import TrlTrainer
 from support.tiny_runs import tiny_config
 
 ARMS = ("dapo", "full")

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cropi.influence import Preconditioner, second_moments
+from cropi.influence.preconditioner import Preconditioner
 from cropi.policy.loading import load_policy
+from cropi.policy.second_moments import second_moments
 from cropi.training import StageOutcome, StagePlan, trl
 from cropi.verifiers import Judge
 

@@ -20,7 +20,7 @@ from cropi.schema import Prompt
 from cropi.training import StageOutcome, StagePlan, find_trainer
 from cropi.training.rewards import JudgedRewards
 from cropi.training.saving import reraise_disk_errors
-from cropi.training.trl import TrlTrainer, check_settings
+from cropi.training.trl_stage import TrlTrainer, check_settings
 from cropi.verifiers import Judge
 
 MakePlan = Callable[..., StagePlan]
@@ -173,7 +173,7 @@ def test_a_loss_that_is_not_the_objective_is_told(
 def test_a_package_that_trl_would_miss_later_is_missed_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cropi.training.trl.find_spec", lambda _: None)
+    monkeypatch.setattr("cropi.training.trl_stage.find_spec", lambda _: None)
     with pytest.raises(InputError, match="needs the package vllm"):
         check_settings({"use_vllm": True})
     check_settings({"use_vllm": False})
@@ -201,7 +201,7 @@ def test_a_defect_stays_a_defect(error: Exception) -> None:
 
 
 def test_every_grpo_setting_reaches_trl(make_plan: MakePlan, tmp_path: Path) -> None:
-    from cropi.training.trl import _arguments
+    from cropi.training.trl_stage import _arguments
 
     arguments = _arguments(make_plan("pocket", 2, beta=0.5, epsilon=0.1), tmp_path)
     assert (arguments.beta, arguments.epsilon) == (0.5, 0.1)

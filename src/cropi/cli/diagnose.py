@@ -118,9 +118,9 @@ def step(
         cropi diagnose step pool.parquet --validation gsm8k=val.parquet --model DIR --out look
     """
     from cropi import api
-    from cropi.config import ObjectiveConfig
     from cropi.diagnostics import diagnose_step
     from cropi.diagnostics.pages.step import COLUMNS, render, rows
+    from cropi.gradients.settings import ObjectiveConfig
 
     objective = section(ObjectiveConfig, settings)
     rates = _numbers(learning_rate, "learning-rate")
@@ -182,11 +182,11 @@ def fidelity(
         cropi diagnose fidelity pool.parquet --validation v=val.parquet --model DIR --dims 8192
     """
     from cropi import api
-    from cropi.config import ObjectiveConfig
     from cropi.diagnostics import diagnose_fidelity
     from cropi.diagnostics.fidelity import Budget
     from cropi.diagnostics.pages.fidelity import COLUMNS, render, rows
     from cropi.diagnostics.sketching import FidelitySettings
+    from cropi.gradients.settings import ObjectiveConfig
 
     chosen = FidelitySettings(
         sketches=tuple(name.strip() for name in sketches.split(",")),

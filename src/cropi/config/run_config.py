@@ -154,7 +154,9 @@ def _require_effects(config: RunConfig) -> None:
             "rollouts are sampled again before later stages"
         )
     if not config.evaluated:
-        if keys := [k for k in EvaluationConfig.model_fields if not is_default(config.evaluation, k)]:
+        if keys := [
+            k for k in EvaluationConfig.model_fields if not is_default(config.evaluation, k)
+        ]:
             raise ValueError(
                 f"evaluation.{keys[0]} has no effect: there is no test or validation set to "
                 "evaluate; add prompts.test, or remove it"

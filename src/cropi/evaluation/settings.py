@@ -18,9 +18,7 @@ class EvaluationConfig(Section):
     )
     temperature: Annotated[float, Field(ge=0)] = 0.0
     top_p: Fraction = 1.0
-    k: list[Count] = Field(
-        default_factory=lambda: [1], min_length=1, description="the k of pass@k"
-    )
+    k: list[Count] = Field(default_factory=lambda: [1], min_length=1, description="the k of pass@k")
     max_new_tokens: Count | None = Field(None, description="default: as the rollouts")
     targeted: list[str] | None = Field(
         None,

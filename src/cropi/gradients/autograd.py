@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from cropi.config import ObjectiveConfig
 from cropi.gradients.batching import PreparedGroup
 from cropi.gradients.collation import response_tensors
 from cropi.gradients.objective import sum_over_equals, token_weights
+from cropi.gradients.settings import ObjectiveConfig
 
 
 def response_logprobs(

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cropi.config import TargetMemory
 from cropi.gradients.directions import Directions
+from cropi.gradients.settings import TargetMemory
 from cropi.gradients.sums import block_dots, block_squares
 from cropi.influence.cosines import cosine
 

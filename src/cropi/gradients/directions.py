@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from cropi.config import TargetMemory
 from cropi.gradients.contributions import matrix_shape
+from cropi.gradients.settings import TargetMemory
 
 
 @dataclass

@@ -23,7 +23,6 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from cropi.config import ObjectiveConfig
 from cropi.errors import InputError
 from cropi.gradients.autograd import prompt_gradient
 from cropi.gradients.batching import PreparedGroup, prepare
@@ -33,6 +32,7 @@ from cropi.gradients.layers import Unsupported
 from cropi.gradients.modes import checkpointed, evaluation_mode, frozen
 from cropi.gradients.routing import PLAIN, BatchPlanner, ForwardMode
 from cropi.gradients.self_check import Comparison, in_float32, reference, require_covered, telling
+from cropi.gradients.settings import ObjectiveConfig
 from cropi.gradients.tap import GradientConsumer, LayerTap, hand_over
 from cropi.schema import RolloutGroup
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cropi.config import ObjectiveConfig
 from cropi.errors import InputError
 from cropi.gradients.collation import Batch
 from cropi.gradients.layers import Unsupported
 from cropi.gradients.objective import sum_over_equals, token_weights
+from cropi.gradients.settings import ObjectiveConfig
 from cropi.schema import RolloutGroup
 
 CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 28}

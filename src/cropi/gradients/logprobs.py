@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cropi.config import ObjectiveConfig
 from cropi.gradients.autograd import response_logprobs
 from cropi.gradients.batching import PreparedGroup, prepare
 from cropi.gradients.collation import Batch, collate
@@ -26,6 +25,7 @@ from cropi.gradients.modes import evaluation_mode
 from cropi.gradients.objective import objective
 from cropi.gradients.routing import PLAIN, BatchPlanner, ForwardMode
 from cropi.gradients.self_check import STRICT, in_float32, require_covered
+from cropi.gradients.settings import ObjectiveConfig
 from cropi.schema import RolloutGroup
 
 CLOSE, COARSE = 1e-3, 0.25

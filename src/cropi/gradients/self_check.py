@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cropi.config import ObjectiveConfig
 from cropi.errors import InputError
 from cropi.gradients.autograd import prompt_gradient
 from cropi.gradients.batching import PreparedGroup
 from cropi.gradients.contributions import matrix_shape
 from cropi.gradients.forward import takes_block_masks
 from cropi.gradients.layers import Unsupported, rule_for
+from cropi.gradients.settings import ObjectiveConfig
 
 STRICT, LOOSE = (1e-3, 1e-3), (0.4, 0.15)
 """Shares by which the fast gradient of (one parameter, all together) may differ from autograd's, in

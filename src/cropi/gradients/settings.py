@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from cropi.settings import Count, Section
 
-
 TargetMemory = Literal["fp32", "bf16", "offload"]
 """Where target directions are held: in fp32 or bf16 beside the model, or in the CPU's memory."""
 

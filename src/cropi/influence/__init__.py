@@ -1,10 +1,6 @@
-"""Optimizer-aware influence: directions scaled by Adam's second moments.
+"""Influence: how much a step on one prompt would help each validation objective.
 
-Read in this order: `preconditioner` (what is computed, and why), `moments` (second moments by
-parameter name), `saved` (the optimizer's file), `grouping` (whose a number in that file is).
+Read in this order: `scorer` (gradients of the pool against target directions), `cosines` (what
+becomes of the products), `preconditioner` (directions scaled by Adam's second moments),
+`features` (sketches that are kept). Importing this package loads no torch.
 """
-
-from cropi.influence.preconditioner import Preconditioner, PreconditioningConsumer
-from cropi.policy.second_moments import SecondMoments, second_moments
-
-__all__ = ["Preconditioner", "PreconditioningConsumer", "SecondMoments", "second_moments"]

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cropi.config import TargetMemory
 from cropi.errors import InputError
 from cropi.gradients.consumers import DirectionConsumer, DotConsumer, NormConsumer, lengths
 from cropi.gradients.directions import Directions
 from cropi.gradients.extractor import GradientExtractor
-from cropi.influence import Preconditioner, PreconditioningConsumer
+from cropi.gradients.settings import TargetMemory
 from cropi.influence.cosines import (
     Influence,
     Target,
@@ -30,6 +29,7 @@ from cropi.influence.cosines import (
     target_reliability,
     target_weights,
 )
+from cropi.influence.preconditioner import Preconditioner, PreconditioningConsumer
 from cropi.schema import RolloutGroup, ScoreTable, fingerprint
 from cropi.sketches import FittedSketch, Sketch, SketchBuffer, SketchConsumer
 from cropi.sketches.counter_rng import parameters_identity

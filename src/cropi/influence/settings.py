@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from cropi.gradients.settings import ObjectiveConfig, TargetMemory
-from cropi.plugins import Choice, plugin
 from cropi.settings import Count, Section
-
-
-@plugin("sketch", "exact")
-def exact() -> None:
-    """No sketch: whole gradients are compared, without projection error."""
-
-
-class SketchChoice(Choice):
-    """What gradients are projected to before they are compared, with its settings."""
-
-    kind: ClassVar[str] = "sketch"
-    default: ClassVar[str] = "exact"
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether whole gradients are compared."""
-        return self.name == "exact"
+from cropi.sketches.settings import SketchChoice
 
 
 class InfluenceConfig(Section):

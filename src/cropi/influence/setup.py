@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from cropi.config import InfluenceConfig
 from cropi.errors import InputError
 from cropi.gradients.extractor import GradientExtractor
-from cropi.influence import Preconditioner, second_moments
+from cropi.influence.preconditioner import Preconditioner
 from cropi.influence.scorer import InfluenceScorer, Progress
+from cropi.influence.settings import InfluenceConfig
+from cropi.policy.second_moments import second_moments
 from cropi.sketches import make_sketch
 
 
@@ -38,16 +39,8 @@ def make_scorer(
         config.gradient_checkpointing,
         config.parameters,
     )
-    sketch = None
-    if config.method != "exact":
-        sketch = make_sketch(
-            config.method,
-            extractor.shapes,
-            seed,
-            config.dim,
-            config.sparse_ratio,
-            config.projection,
-        )
+    exact = config.sketch.is_exact
+    sketch = None if exact else make_sketch(config.sketch, extractor.shapes, seed)
     adam = None
     if config.precondition == "adam":
         adam = Preconditioner(second_moments(_required(checkpoint), extractor.model))

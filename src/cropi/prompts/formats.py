@@ -12,8 +12,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from cropi.config import PromptSource
 from cropi.errors import InputError
+from cropi.prompts.settings import PromptSource
 from cropi.prompts.values import as_text, plain
 from cropi.schema import Message, Prompt, content_id
 

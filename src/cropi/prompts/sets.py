@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cropi.config import PromptsConfig, PromptSource
 from cropi.errors import InputError
 from cropi.prompts.notes import Overlap, PromptNotes
+from cropi.prompts.settings import PromptsConfig, PromptSource
 from cropi.prompts.sources import limited, load_source
 from cropi.prompts.uniqueness import distinct, normalised, question_text
 from cropi.schema import Prompt, derive_seed

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cropi.config import PromptSource
 from cropi.errors import InputError
 from cropi.prompts.formats import to_prompt
 from cropi.prompts.gym import load_task
+from cropi.prompts.settings import PromptSource
 from cropi.schema import Prompt, derive_seed
 from cropi.store import files
 

@@ -95,7 +95,10 @@ def _masthead(run: RunData, name: str) -> Safe:
 
 
 def _setup(run: RunData) -> str:
-    stages, steps = run.setting("training", "stages"), run.setting("training", "steps_per_stage")
+    stages, steps = (
+        run.setting("curriculum", "stages"),
+        run.setting("curriculum", "steps_per_stage"),
+    )
     parts = [
         str(run.setting("model", "path") or ""),
         f"{len(run.sources):,} prompts" if run.sources else "",

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from cropi.errors import InputError
+from cropi.plugins import name_in, slug
 from cropi.report.numbers import Row
 from cropi.report.rollouts import RolloutFacts, rollout_facts
 from cropi.report.rows import METRICS, TIMINGS, metrics_rows, readable_rows
@@ -56,14 +57,18 @@ class RunData:
     @property
     def main(self) -> str:
         """The arm the run is about."""
-        return self.arms[0] if self.arms else str(self.setting("selection", "strategy") or "cropi")
+        return (
+            self.arms[0]
+            if self.arms
+            else str(name_in(self.setting("selection", "strategy")) or "cropi")
+        )
 
     @property
     def planned_steps(self) -> int | None:
         """How many steps an arm takes when the run is finished."""
         stages, steps = (
-            self.setting("training", "stages"),
-            self.setting("training", "steps_per_stage"),
+            self.setting("curriculum", "stages"),
+            self.setting("curriculum", "steps_per_stage"),
         )
         return int(stages) * int(steps) if stages and steps else None
 
@@ -132,12 +137,11 @@ def _mapping(
 
 
 def _arms(run: RunData) -> list[str]:
-    known = [
-        a for a in (run.setting("selection", "strategy"), *(run.setting("baselines") or [])) if a
-    ]
+    choices = [run.setting("selection", "strategy"), *(run.setting("baselines") or [])]
+    planned = [slug(name) for name in map(name_in, choices) if name]
     folders = sorted(p.name for p in run.path.glob("arms/*") if p.is_dir() and p.suffix != ".part")
     seen = [r["arm"] for r in run.metrics if r.get("arm")]
-    return list(dict.fromkeys([*map(str, known), *folders, *seen]))
+    return list(dict.fromkeys([*planned, *folders, *seen]))
 
 
 def _stages(run: RunData, arm: str) -> list[StageFiles]:

@@ -29,16 +29,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from pydantic import Field
-
-from cropi.plugins import plugin
-from cropi.settings import Count, Section
 from cropi.errors import InputError
 from cropi.gradients.contributions import Contribution
 from cropi.gradients.sums import block_dots
-from cropi.sketches.sketch import Sketch
+from cropi.plugins import plugin
+from cropi.settings import Count, Section
+from cropi.sketches.sketch import Shapes, Sketch
 from cropi.sketches.sparse import SparseSketch
 
 WIDEST = 1 << 16

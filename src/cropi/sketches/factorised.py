@@ -18,15 +18,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from pydantic import Field
-
+from cropi.gradients.contributions import Contribution, matrix_shape
 from cropi.plugins import plugin
 from cropi.settings import Count, Fraction, Section
-from cropi.gradients.contributions import Contribution, matrix_shape
 from cropi.sketches.counter_rng import Layout, keys, lowest, mix64, parameters_identity, row_numbers
-from cropi.sketches.sketch import PlainSketch
+from cropi.sketches.sketch import PlainSketch, Shapes, Sketch
 from cropi.sketches.sparse import check_ratio
 from cropi.sketches.windowed import WindowedSketch
 

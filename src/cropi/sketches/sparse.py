@@ -20,19 +20,19 @@ import importlib.util
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from pydantic import Field
-
-from cropi.plugins import plugin
-from cropi.settings import Count, Fraction, Section
 from cropi.errors import InputError
 from cropi.gradients.contributions import matrix_shape
+from cropi.plugins import plugin
+from cropi.settings import Count, Fraction, Section
 from cropi.sketches.counter_rng import Layout, below, keys, mix64, parameters_identity, shift_right
 from cropi.sketches.dense import DENSE, add_dense
-from cropi.sketches.sketch import PlainSketch
+from cropi.sketches.sketch import PlainSketch, Shapes, Sketch
 
 BLOCK = 1 << 16
 """Coordinates hashed at once: what is computed for them should stay in a CPU's cache."""

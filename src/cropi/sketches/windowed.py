@@ -18,13 +18,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from pydantic import Field
-
+from cropi.gradients.contributions import Workspace, matrix_shape
 from cropi.plugins import plugin
 from cropi.settings import Count, Section
-from cropi.gradients.contributions import Workspace, matrix_shape
 from cropi.sketches.counter_rng import (
     WORD,
     Layout,
@@ -35,7 +34,7 @@ from cropi.sketches.counter_rng import (
     row_numbers,
     signs,
 )
-from cropi.sketches.sketch import PlainSketch
+from cropi.sketches.sketch import PlainSketch, Shapes, Sketch
 
 SHARE = 16
 """A piece is at most 1/SHARE of the buckets long, so that few starts are ruled out."""

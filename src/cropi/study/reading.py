@@ -18,8 +18,8 @@ import pyarrow as pa
 import yaml
 from numpy.typing import NDArray
 
-from cropi.config import strategy_slug
 from cropi.errors import InputError
+from cropi.plugins import name_in, slug
 from cropi.report.numbers import SELECTION_PHASES, Row, evaluated_sets, least_pass, of_kind, points
 from cropi.report.rows import TIMINGS, metrics_rows, readable_rows
 from cropi.study.bills import MEASURES, Bill, Spent, selection_bill, spent_at
@@ -116,7 +116,7 @@ def _plan(root: Path) -> StudyFiles:
     config = mapping_in(root / STUDY_FILE)
     compare = config.get("compare") or {}
     baseline = str(compare.get("baseline") or DEFAULT_BASELINE)
-    strategies = [str(s) for s in compare.get("strategies") or []]
+    strategies = [str(name_in(s)) for s in compare.get("strategies") or []]
     seeds = [int(s) for s in compare.get("seeds") or []]
     named = list(dict.fromkeys([*strategies, *([baseline] if strategies else [])]))
     return StudyFiles(root, config, named, seeds, baseline)
@@ -133,12 +133,12 @@ def mapping_in(path: Path) -> dict[str, Any]:
 
 def _found(study: StudyFiles) -> Iterator[tuple[str, int, Path]]:
     """Yield (strategy, seed, folder) of every cell; a folder's name is the strategy's as a file."""
-    names = {strategy_slug(s): s for s in study.strategies}
+    names = {slug(s): s for s in study.strategies}
     for path in sorted(study.root.glob("cells/*/seed-*")):
         number = path.name.removeprefix("seed-")
         if path.is_dir() and number.isdigit():
             folder = path.parent.name
-            yield names.get(strategy_slug(folder), folder), int(number), path
+            yield names.get(slug(folder), folder), int(number), path
 
 
 def _note_absent(study: StudyFiles, begun: set[tuple[str, int]]) -> None:
@@ -170,7 +170,7 @@ def _read_cell(
     if not config:
         study.missing.append(f"{name} seed {seed}: no readable config.yaml yet")
         return None
-    arm = strategy_slug(str((config.get("selection") or {}).get("strategy") or "cropi"))
+    arm = slug(str(name_in((config.get("selection") or {}).get("strategy")) or "cropi"))
     metrics = metrics_rows(path, study.root, study.missing)
     timings = readable_rows(path / TIMINGS, study.root, study.missing)
     if any(_owner_unknown(r) for r in metrics):
@@ -179,8 +179,8 @@ def _read_cell(
     parameters = _parameters(study, path, name, seed)
     sets = _sets(metrics, timings, bill, arm, parameters)
     at, targeted, untargeted = _means(metrics, arm)
-    training = config.get("training") or {}
-    stages, each = training.get("stages"), training.get("steps_per_stage")
+    curriculum = config.get("curriculum") or {}
+    stages, each = curriculum.get("stages"), curriculum.get("steps_per_stage")
     return Cell(
         strategy=name,
         seed=seed,

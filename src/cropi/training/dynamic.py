@@ -43,11 +43,11 @@ UNSUPPORTED_GRPO_KEYS = {
 
 
 def check_dynamic(settings: Mapping[str, Any]) -> None:
-    """Raise InputError for a `training.grpo` key that dynamic sampling would leave inert."""
+    """Raise InputError for a `training.engine.grpo` key that dynamic sampling would leave inert."""
     for key, reason in UNSUPPORTED_GRPO_KEYS.items():
         if settings.get(key):
             raise InputError(
-                f"training.grpo.{key} = {settings[key]!r} does not go with dynamic sampling "
+                f"training.engine.grpo.{key} = {settings[key]!r} does not go with dynamic sampling "
                 f"({reason}); leave it out, or train without dynamic sampling"
             )
 
@@ -93,7 +93,7 @@ class DynamicSampler:
         transformers: with given ones it could correct for a sampler other than the policy.
         """
         size = self.plan.training.prompts_per_step
-        assert len(prompts) == size * self.plan.training.generations, "TRL samples another batch"
+        assert len(prompts) == size * self.plan.training.responses, "TRL samples another batch"
         before = self.taken
         groups = self._step(trainer, size)
         rows = [(g, ids) for g in groups for ids in g.completions]
@@ -151,7 +151,7 @@ class DynamicSampler:
         model = trainer.accelerator.unwrap_model(trainer.model)
         # A new engine every time: one that copies the weights would sample from old ones.
         policy = replace(self.policy, model=model)
-        engine = load_engine(plan.rollouts.engine, policy, plan.rollouts.batch_size)
+        engine = load_engine(plan.rollouts.engine, policy)
         sampling = Sampling(
             settings.temperature,
             settings.top_p,
@@ -161,7 +161,7 @@ class DynamicSampler:
         seed = derive_seed(plan.seed, "dynamic", int(trainer.state.global_step), number)
         encoded = [list(self.encoded[p.prompt_id]) for p in candidates]
         with trainer.accelerator.autocast():
-            sampled = engine.generate(encoded, sampling, plan.training.generations, seed)
+            sampled = engine.generate(encoded, sampling, plan.training.responses, seed)
         return self._judged(candidates, encoded, [[c.ids.tolist() for c in g] for g in sampled])
 
     def _judged(

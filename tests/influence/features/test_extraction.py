@@ -18,11 +18,12 @@ from cropi.cli import main
 from cropi.config import InfluenceConfig
 from cropi.errors import InputError
 from cropi.gradients.extractor import GradientExtractor
-from cropi.influence import Preconditioner, SecondMoments
 from cropi.influence.features import FeatureStore, score_features
 from cropi.influence.features.extraction import policy_hash, write_features
 from cropi.influence.features.identity import StoreIdentity
+from cropi.influence.preconditioner import Preconditioner
 from cropi.influence.scorer import InfluenceScorer
+from cropi.policy.second_moments import SecondMoments
 from cropi.rollouts import read_rollouts, write_rollouts
 from cropi.sketches import SparseSketch
 from cropi.store.tables import read_scores

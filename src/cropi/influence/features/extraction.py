@@ -11,12 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from cropi.config import InfluenceConfig
 from cropi.errors import InputError
 from cropi.gradients.consumers import NormConsumer
 from cropi.gradients.extractor import GradientExtractor
 from cropi.gradients.tap import GradientConsumer
-from cropi.influence import Preconditioner, PreconditioningConsumer
 from cropi.influence.features.feature_store import FeatureStore
 from cropi.influence.features.identity import (
     IDENTITY,
@@ -26,16 +24,15 @@ from cropi.influence.features.identity import (
     require_comparable,
 )
 from cropi.influence.features.writer import SKETCH_FILE, FeatureWriter, content_hash
+from cropi.influence.preconditioner import Preconditioner, PreconditioningConsumer
 from cropi.influence.scorer import Pass, learn, require_informative
+from cropi.influence.settings import InfluenceConfig
 from cropi.schema import RolloutGroup
 from cropi.sketches import FittedSketch, Sketch, SketchConsumer
 from cropi.store.files import file_hash
 
 NOT_GRADIENTS = {
-    "method",
-    "sparse_ratio",
-    "projection",
-    "dim",
+    "sketch",
     "target",
     "target_memory",
     "precondition",
@@ -89,7 +86,9 @@ def write_features(
     `like`, or the preconditioner lacks a parameter.
     """
     if sketch is None:
-        raise InputError("method 'exact' keeps nothing to store; choose a sketch, e.g. adaptive")
+        raise InputError(
+            "the sketch 'exact' leaves nothing to store; choose another, e.g. adaptive"
+        )
     if preconditioner is not None:
         preconditioner.require(extractor.shapes)
     kept = require_informative("the rollouts", groups)
