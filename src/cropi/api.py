@@ -22,9 +22,8 @@ from cropi.evaluation.settings import EvaluationConfig
 from cropi.feature_api import extract_features, score_features
 from cropi.influence.settings import InfluenceConfig
 from cropi.policy.settings import ModelConfig
-from cropi.prompts import load_source
+from cropi.prompts import deduplicate, load_source
 from cropi.prompts.settings import PromptSource
-from cropi.prompts.uniqueness import distinct
 from cropi.rollouts import load_engine, read_rollouts, rollout_statistics
 from cropi.rollouts.collect import collect
 from cropi.rollouts.settings import RolloutsConfig
@@ -104,7 +103,7 @@ def load_prompts(path: AnyPath, seed: int = 0, **columns: Any) -> list[Prompt]:
 
     Duplicates by content are left out, with a warning that counts them.
     """
-    prompts, duplicates = distinct(
+    prompts, duplicates = deduplicate(
         load_source(PromptSource(path=str(path), **columns), seed), str(path)
     )
     if duplicates:

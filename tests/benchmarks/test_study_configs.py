@@ -142,7 +142,7 @@ def test_the_noisy_answers_belong_to_the_clean_pool() -> None:
     assert (
         asked(noisy.pool) == asked(sets_of("clean").pool) == asked(pool_of(config_of("clean"), 0))
     )
-    assert noisy.judging() == sets_of("clean").judging()
+    assert noisy.heldout_sets() == sets_of("clean").heldout_sets()
 
 
 def test_noisy_verdicts_are_wrong_on_the_pool_alone() -> None:
@@ -154,4 +154,4 @@ def test_noisy_verdicts_are_wrong_on_the_pool_alone() -> None:
             return sum(verdict.reward for verdict in verdicts) / len(prompts)
 
         assert accepted(sets.pool) == pytest.approx(1 - FLIP_SHARE, abs=0.02)
-        assert [accepted(found[:300]) for found in sets.judging()] == [1.0] * 5
+        assert [accepted(found[:300]) for found in sets.heldout_sets()] == [1.0] * 5

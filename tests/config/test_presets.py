@@ -87,7 +87,7 @@ def test_no_warmup_prompt_of_the_smollm2_preset_stands_in_a_test() -> None:
     config = load_config("smollm2")
     sets = load_prompt_sets(config.prompts, seed=0)
     warmup = warmup_prompts(config.warmup, sets, seed=1)
-    judged = {p.content for found in sets.judging() for p in found}
+    judged = {p.content for found in sets.heldout_sets() for p in found}
     assert not judged & {p.content for p in warmup}
     assert len(warmup) >= config.warmup.steps * config.warmup.batch_size
 
@@ -96,7 +96,7 @@ def test_no_warmup_prompt_of_the_smollm2_preset_stands_in_a_test() -> None:
 def test_a_limit_shrinks_every_set_and_keeps_the_draw() -> None:
     limited = ["prompts.limit=50"]
     sets = load_prompt_sets(load_config("smollm2", limited).prompts, seed=0)
-    assert {len(found) for found in sets.judging()} == {50}
+    assert {len(found) for found in sets.heldout_sets()} == {50}
     assert 40 <= len(sets.pool) <= 50
     again = load_prompt_sets(load_config("smollm2", limited).prompts, seed=0)
     assert again.pool == sets.pool

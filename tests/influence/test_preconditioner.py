@@ -15,8 +15,8 @@ from transformers import Trainer, TrainingArguments
 
 from cropi.errors import InputError
 from cropi.influence.preconditioner import Preconditioner, PreconditioningConsumer
-from cropi.policy import param_groups
-from cropi.policy.second_moments import SecondMoments, second_moments
+from cropi.policy import optimizer_state
+from cropi.policy.optimizer_state import SecondMoments, second_moments
 from support.oracle import Method, oracle_gradient, oracle_objective
 from support.tiny_models import VOCABULARY, mixed_groups, tiny_model
 
@@ -217,12 +217,12 @@ def test_an_adapter_is_refused_the_moments_of_the_whole_model(
 def test_two_assignments_that_fit_are_refused_as_undecided(
     trained: tuple[nn.Module, Path, dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = list(param_groups.groupings(trained[0]))
+    known = list(optimizer_state.parameter_groupings(trained[0]))
     exchanged = [list(group) for group in known[0]]
     one, other = (f"model.layers.{n}.mlp.up_proj.weight" for n in (0, 1))
     first, second = exchanged[0].index(one), exchanged[0].index(other)
     exchanged[0][first], exchanged[0][second] = other, one
-    monkeypatch.setattr(param_groups, "groupings", lambda model: [*known, exchanged])
+    monkeypatch.setattr(optimizer_state, "parameter_groupings", lambda model: [*known, exchanged])
     with pytest.raises(InputError, match=rf"2 ways.*{one} \(48, 32\)"):
         second_moments(trained[1], trained[0])
 
@@ -252,7 +252,7 @@ def test_another_optimizer_is_refused_by_the_state_it_keeps(
     [
         (lambda saved: saved["state"].clear(), "no moments"),
         (lambda saved: saved.pop("param_groups"), "holds state, not"),
-        (lambda saved: saved["param_groups"][0].update(eps=1e-6), "unlike"),
+        (lambda saved: saved["param_groups"][0].update(eps=1e-6), "different"),
         (lambda saved: saved["state"].update({"model.norm": {}}), "FSDP"),
     ],
 )

@@ -100,7 +100,7 @@ def test_nested_numpy_and_dates_become_plain_json() -> None:
 @pytest.mark.parametrize(
     ("row", "settings", "message"),
     [
-        ({"prompt": "q", "level": 1}, {}, r"row 1 has no answer.*columns found: level, prompt"),
+        ({"prompt": "q", "level": 1}, {}, r"row 1 has no answer.*has the columns level, prompt"),
         ({"prompt": "q", "answer": " "}, {}, r"row 1 has no answer"),
         ({"prompt": "q", "answer": float("nan")}, {}, r"row 1 has no answer"),
         ({"text": "q", "answer": "1"}, {}, r"row 1 has no question.*answer, text"),
@@ -115,12 +115,12 @@ def test_nested_numpy_and_dates_become_plain_json() -> None:
             {},
             r"last message is the assistant's",
         ),
-        ({"prompt": "q", "answer": "1"}, {"answer_regex": "#### (.+)"}, r"finds nothing.*'1'"),
-        ({"prompt": "q", "answer": "1"}, {"answer_regex": "(("}, r"no regular expression"),
+        ({"prompt": "q", "answer": "1"}, {"answer_regex": "#### (.+)"}, r"matches nothing.*'1'"),
+        ({"prompt": "q", "answer": "1"}, {"answer_regex": "(("}, r"not a regular expression"),
         ({"prompt": "q", "answer": "1"}, {"answer_regex": "1"}, r"has no group"),
         ({"prompt": "q", "answer": "1", "image": b"x"}, {}, r"'image' holds a value of type bytes"),
         ({"prompt": "q", "answer": "1"}, {"chat": False, "system": "s"}, r"remove one of them"),
-        ({"prompt": CHAT, "answer": "1"}, {"chat": False}, r"wants text"),
+        ({"prompt": CHAT, "answer": "1"}, {"chat": False}, r"asks for text"),
         ({"prompt": "q", "answer": "1", "id": 1.5}, {}, r"'id' holds 1.5"),
     ],
 )
@@ -153,7 +153,7 @@ def test_files_of_every_kind_give_the_same_prompts(tmp_path: Path, kind: str) ->
 def test_relative_paths_are_also_looked_up_beside_the_config(tmp_path: Path) -> None:
     write(tmp_path / "sums.jsonl", [VERL])
     assert len(load_source(PromptSource(path="sums.jsonl"), 0, tmp_path)) == 1
-    with pytest.raises(InputError, match=r"gone\.jsonl or .*gone\.jsonl is no file"):
+    with pytest.raises(InputError, match=r"gone\.jsonl or .*gone\.jsonl is not a file"):
         load_source(PromptSource(path="gone.jsonl"), 0, tmp_path)
 
 

@@ -9,7 +9,7 @@ import pytest
 from cropi.config import PromptsConfig
 from cropi.errors import InputError
 from cropi.prompts import PromptSets, load_prompt_sets, read_prompts, write_prompts
-from cropi.prompts.uniqueness import normalised
+from cropi.prompts.sets import normalised
 
 
 def source(folder: Path, name: str, rows: list[dict[str, Any]], **settings: Any) -> dict[str, Any]:
@@ -50,7 +50,9 @@ def test_one_question_with_two_answers_keeps_both_and_says_so(tmp_path: Path) ->
 
 def test_one_given_id_on_two_prompts_is_refused(tmp_path: Path) -> None:
     rows = [{"id": 7, "prompt": q, "answer": "1"} for q in "ab"]
-    with pytest.raises(InputError, match=r"set pool: the id '7'.*'a'.*'b'"):
+    with pytest.raises(
+        InputError, match=r"set pool: two different prompts have the id '7'.*'a'.*'b'"
+    ):
         load([source(tmp_path, "x", rows)])
 
 
@@ -90,15 +92,15 @@ def test_overlap_can_be_kept_or_refused_and_is_reported_either_way(tmp_path: Pat
     kept = load(**overlapping(tmp_path), overlap="keep")
     assert len(kept.pool) == 4
     assert kept.notes.overlap["test sums"].total == 3
-    with pytest.raises(InputError, match=r"3 pool prompts stand in validation sums, test sums"):
+    with pytest.raises(InputError, match=r"3 pool prompts are also in validation sums, test sums"):
         load(**overlapping(tmp_path), overlap="error")
 
 
 def test_a_pool_that_overlap_empties_and_an_empty_set_are_refused(tmp_path: Path) -> None:
     pool = [source(tmp_path, "x", asked("a"))]
-    with pytest.raises(InputError, match=r"all 1 pool prompts stand in test t"):
+    with pytest.raises(InputError, match=r"all 1 pool prompts are also in test t"):
         load(pool, test={"t": [source(tmp_path, "y", asked("A!"))]})
-    with pytest.raises(InputError, match=r"set validation v holds no prompts"):
+    with pytest.raises(InputError, match=r"set validation v has no prompts"):
         load(pool, validation={"v": []})
 
 

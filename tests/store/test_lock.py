@@ -18,7 +18,7 @@ from cropi.errors import InputError
 from cropi.store import lock
 from cropi.store.lock import exclusive_lock
 from cropi.study.plan import StudyPlan
-from cropi.study.running import run_study
+from cropi.study.runner import run_study
 from support.tiny_runs import tiny_config, write_config
 
 HOLDER = """

@@ -15,13 +15,14 @@ import yaml
 from cropi.cli.compare import parsed
 from cropi.config import RunConfig, load_config
 from cropi.errors import InputError
+from cropi.execution import Processes, WorkUnit, usable_cores
 from cropi.store.files import file_hash, read_jsonl
 from cropi.store.run_directory import RunDirectory
 from cropi.store.tables import read_selection
-from cropi.study.cells import adopt, is_finished
+from cropi.study.cells import is_finished, link_shared_files
 from cropi.study.measuring import write
 from cropi.study.plan import StudyPlan
-from cropi.study.running import cell_threads, run_study, workers
+from cropi.study.runner import run_study, run_threads
 from support.tiny_runs import tiny_config, write_config
 
 FAST = ("training.steps_per_stage=2", "evaluation.every=2", "rollouts.responses=4")
@@ -130,11 +131,9 @@ def test_a_cell_that_fails_is_named_and_stops_no_other(tmp_path: Path) -> None:
         tmp_path, *FAST, "prompts.pool=[{pocket: [add, max], split: pool, size: 44}]"
     )
     study = StudyPlan.of(config, ["oracle", "full"], [0])
-    with pytest.raises(
-        InputError, match=r"1 of 2 cells are not finished \(oracle, seed 0.*no pool"
-    ):
+    with pytest.raises(InputError, match=r"1 of 2 runs are not finished \(oracle, seed 0.*no pool"):
         run_study(study)
-    assert is_finished(study.cells()[1].config)
+    assert is_finished(study.runs()[1].config)
     assert write(study.root).standings.keys() == {"full"}
 
 
@@ -145,17 +144,17 @@ def test_a_crash_in_a_cell_stops_no_other_and_leaves_its_traceback(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.syspath_prepend(tmp_path)
     study = StudyPlan.of(tiny_config(tmp_path, *FAST), ["crashing:Crashing", "full"], [0])
-    with pytest.raises(InputError, match=r"1 of 2 cells.*RuntimeError: no luck \(see its log"):
+    with pytest.raises(InputError, match=r"1 of 2 runs.*RuntimeError: no luck \(see its log"):
         run_study(study)
-    assert is_finished(study.cells()[1].config)
-    log = study.cells()[0].config.directory / "log.txt"
+    assert is_finished(study.runs()[1].config)
+    log = study.runs()[0].config.directory / "log.txt"
     assert "RuntimeError: no luck" in log.read_text()
 
 
 def test_a_setting_that_one_cell_cannot_use_is_told_before_rollouts(tmp_path: Path) -> None:
     odd = "compare.variants={odd: {selection.strategy: full, training.grpo.nosuch: 1}}"
     study = StudyPlan.of(tiny_config(tmp_path, *FAST, odd), ["odd", "full"], [0])
-    with pytest.raises(InputError, match=r"2 of 2 cells are not finished.*nosuch"):
+    with pytest.raises(InputError, match=r"2 of 2 runs are not finished.*nosuch"):
         run_study(study)
     assert not (study.root / "shared" / "seed-0" / "rollouts").exists()
 
@@ -195,7 +194,7 @@ def test_a_cell_with_rollouts_of_its_own_does_not_take_the_shared_ones_times(
         }
     )
     assert shared.directory.is_dir()
-    adopt(shared, own)
+    link_shared_files(shared, own)
     rows = read_jsonl(RunDirectory(own.directory, own).timings)
     assert [r for r in rows if r["phase"] == "rollouts"] == []
 
@@ -203,11 +202,11 @@ def test_a_cell_with_rollouts_of_its_own_does_not_take_the_shared_ones_times(
 @pytest.mark.parametrize(
     ("labels", "seeds", "message"),
     [
-        (["ful"], [0], r"'ful' is no strategy and no variant; allowed: cropi, dapo.*wider"),
+        (["ful"], [0], r"'ful' is neither a strategy nor a variant; allowed: cropi, dapo.*wider"),
         (["full", "full"], [0], "name at least one, and each once"),
         (["full"], [], "compare seeds"),
         (["r.5", "r-5"], [0], "two share a folder; rename a variant"),
-        (["seeded"], [0], "seeded: seed is the study's to decide"),
+        (["seeded"], [0], "seeded: seed is decided by the study"),
         (["no.module:Nope"], [0], "no module named 'no'"),
     ],
 )
@@ -240,8 +239,9 @@ def test_workers_leave_no_trace_in_this_process(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         if before:
             monkeypatch.setenv("OMP_NUM_THREADS", before)
-        with workers(2, 3) as pool:
-            assert pool.submit(os.getenv, "OMP_NUM_THREADS").result() == "3"
+        with Processes(2, 3) as executor:
+            executor.submit(WorkUnit("threads", os.getenv, ("OMP_NUM_THREADS",)))
+            assert [unit.result() for unit in executor.completed()] == ["3"]
         assert os.environ.get("OMP_NUM_THREADS") == before
 
 
@@ -250,17 +250,17 @@ def test_cells_keep_the_threads_that_the_study_began_with(
 ) -> None:
     begun = yaml.safe_load((root / "study.yaml").read_text())["compare"]["threads"]
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert cell_threads(plan(folder, "random"), jobs=1) == begun
+    assert run_threads(plan(folder, "random"), jobs=1) == begun
     fresh = plan(tmp_path, "random")
-    assert cell_threads(fresh, jobs=1) == 5
+    assert run_threads(fresh, jobs=1) == 5
     monkeypatch.delenv("OMP_NUM_THREADS")
-    cores = len(os.sched_getaffinity(0))
-    assert [cell_threads(fresh, jobs=n) for n in (1, 2 * cores)] == [cores, 1]
+    cores = usable_cores()
+    assert [run_threads(fresh, jobs=n) for n in (1, 2 * cores)] == [cores, 1]
     asked = StudyPlan.of(tiny_config(tmp_path, *FAST, "compare.threads=7"), ["random"], [0])
-    assert cell_threads(asked, jobs=1) == 7
+    assert run_threads(asked, jobs=1) == 7
     other = f"compare.threads={begun + 1}"
-    with pytest.raises(InputError, match=f"was begun with {begun} threads"):
-        cell_threads(StudyPlan.of(tiny_config(folder, *FAST, other), ["random"], [0]), jobs=1)
+    with pytest.raises(InputError, match=f"began with {begun} threads"):
+        run_threads(StudyPlan.of(tiny_config(folder, *FAST, other), ["random"], [0]), jobs=1)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_what_a_user_asks_the_libraries_for_is_read_as_they_read_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, threads: int
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", own)
-    assert cell_threads(plan(tmp_path, "random"), jobs=1000) == threads
+    assert run_threads(plan(tmp_path, "random"), jobs=1000) == threads
 
 
 @pytest.mark.parametrize(
@@ -283,4 +283,4 @@ def test_a_study_file_that_says_nothing_of_threads_is_no_obstacle(
     fresh = plan(tmp_path, "random")
     fresh.root.mkdir(parents=True)
     (fresh.root / "study.yaml").write_text(text)
-    assert cell_threads(fresh, jobs=1) == 3
+    assert run_threads(fresh, jobs=1) == 3

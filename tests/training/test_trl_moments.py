@@ -10,7 +10,7 @@ import torch
 
 from cropi.influence.preconditioner import Preconditioner
 from cropi.policy.loading import load_policy
-from cropi.policy.second_moments import second_moments
+from cropi.policy.optimizer_state import second_moments
 from cropi.training import StageOutcome, StagePlan, trl
 from cropi.verifiers import Judge
 

@@ -3,7 +3,7 @@
 import pytest
 
 from cropi.errors import InputError
-from cropi.prompts.gym import load_task
+from cropi.prompts.sources import load_task
 from cropi.schema import Prompt
 from cropi.verifiers import choice, exact, numeric
 from cropi.verifiers.math import MathVerifier

@@ -43,7 +43,7 @@ def compare(
         loaded, [name.strip() for name in strategies.split(",") if name.strip()], parsed(seeds)
     )
     from cropi.store.lock import exclusive_lock
-    from cropi.study.running import run_study
+    from cropi.study.runner import run_study
 
     reporter = ProgressReporter(make_console())
     count = len(plan.labels) * len(plan.seeds)

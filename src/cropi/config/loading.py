@@ -189,8 +189,8 @@ def _read_yaml(source: str, folder: Path) -> dict[str, Any]:
             raise InputError(f"config {source} cannot be read as text: {error}") from None
     else:
         raise InputError(
-            f"config {source} is neither a file nor a preset; give the path of a YAML file or one of: "
-            f"{', '.join(presets())}"
+            f"config {source} is neither a file nor a preset; give the path of a YAML file or "
+            f"one of: {', '.join(presets())}"
         )
     try:
         values = _parse_yaml(text)

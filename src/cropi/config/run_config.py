@@ -153,11 +153,11 @@ def _require_effects(config: RunConfig) -> None:
             f"curriculum.refresh {config.curriculum.refresh!r} has no effect with one stage; "
             "rollouts are sampled again before later stages"
         )
-    if not config.evaluated:
-        if keys := [
-            k for k in EvaluationConfig.model_fields if not is_default(config.evaluation, k)
-        ]:
-            raise ValueError(
-                f"evaluation.{keys[0]} has no effect: there is no test or validation set to "
-                "evaluate; add prompts.test, or remove it"
-            )
+    unread = [
+        key for key in EvaluationConfig.model_fields if not is_default(config.evaluation, key)
+    ]
+    if unread and not config.evaluated:
+        raise ValueError(
+            f"evaluation.{unread[0]} has no effect: there is no test or validation set to "
+            "evaluate; add prompts.test, or remove it"
+        )

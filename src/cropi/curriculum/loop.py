@@ -29,7 +29,6 @@ from cropi.curriculum.start_policy import prepare_start
 from cropi.curriculum.train_stage import train
 from cropi.curriculum.write_report import write_report
 from cropi.progress import ProgressReporter
-from cropi.selection import find_strategy
 from cropi.selection.settings import StrategyChoice
 from cropi.store.lock import exclusive_lock
 from cropi.store.run_directory import RunDirectory
@@ -76,7 +75,7 @@ def prepare(session: Session) -> str:
 
 def train_curriculum(session: Session, choice: StrategyChoice, start: str) -> str:
     """Train with a strategy through all stages; return its last policy's path."""
-    strategy, needs = find_strategy(choice), session.needs(choice)
+    needs = session.needs(choice)
     policy = start
     for index in range(session.config.curriculum.stages):
         stage = session.directory.stage(choice.slug, index)

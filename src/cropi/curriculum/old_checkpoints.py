@@ -12,7 +12,7 @@ TRAINING_STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
 
 
 def prune_checkpoints(session: Session, stage: Stage) -> None:
-    """With `curriculum.keep_checkpoints` = last, keep the records of all stages and the weights of the last.
+    """With `curriculum.keep_checkpoints` = last, keep all records and the last stage's weights.
 
     A stage's weights go once the next stage is there; the optimizer's state goes with the end. The
     records stay, so a finished run still knows that it is finished.

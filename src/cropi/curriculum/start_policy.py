@@ -7,7 +7,7 @@ from pathlib import Path
 from cropi.curriculum.session import Session
 from cropi.errors import InputError
 from cropi.prompts import PromptSets, load_source
-from cropi.prompts.uniqueness import normalised, question_text
+from cropi.prompts.sets import normalised, question_text
 from cropi.schema import Prompt
 from cropi.training import warmup
 from cropi.training.settings import WarmupConfig
@@ -41,7 +41,7 @@ def warmup_prompts(
     """
     if not config.prompts:
         return sets.pool
-    judged = {_question(p) for found in sets.judging() for p in found}
+    judged = {_question(p) for found in sets.heldout_sets() for p in found}
     found = [p for source in config.prompts for p in load_source(source, seed, base)]
     kept = [p for p in found if _question(p) not in judged]
     if not kept:

@@ -34,7 +34,7 @@ from torch import Tensor
 from cropi.errors import InputError
 from cropi.gradients.contributions import matrix_shape
 from cropi.gradients.tap import GradientConsumer
-from cropi.policy.second_moments import SecondMoments
+from cropi.policy.optimizer_state import SecondMoments
 
 
 @dataclass

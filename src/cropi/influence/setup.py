@@ -13,7 +13,7 @@ from cropi.gradients.extractor import GradientExtractor
 from cropi.influence.preconditioner import Preconditioner
 from cropi.influence.scorer import InfluenceScorer, Progress
 from cropi.influence.settings import InfluenceConfig
-from cropi.policy.second_moments import second_moments
+from cropi.policy.optimizer_state import second_moments
 from cropi.sketches import make_sketch
 
 

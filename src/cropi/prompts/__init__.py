@@ -1,18 +1,18 @@
 """Prompts: loaded from anywhere, recognised in any common format, unique, and split cleanly.
 
-`pool.load_prompt_sets` is the way in; `encoding.encode` is the one place that turns a prompt into
+`load_prompt_sets` loads all sets of a run; `encode` is the one place that turns a prompt into
 token ids. Importing this package loads neither torch nor pyarrow nor datasets.
 """
 
 from cropi.prompts.encoding import drop_overlong, encode, encode_all, trl_row
-from cropi.prompts.notes import PromptNotes
 from cropi.prompts.prompt_file import read_prompts, write_prompts
-from cropi.prompts.sets import PromptSets, load_prompt_sets
+from cropi.prompts.sets import PromptNotes, PromptSets, deduplicate, load_prompt_sets
 from cropi.prompts.sources import load_source
 
 __all__ = [
     "PromptNotes",
     "PromptSets",
+    "deduplicate",
     "drop_overlong",
     "encode",
     "encode_all",

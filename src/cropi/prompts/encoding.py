@@ -1,7 +1,8 @@
 """The one place where a prompt becomes token ids.
 
-Rollouts, gradients, training and evaluation must see the same tokens, and TRL's GRPOTrainer makes
-its own; `encode` gives exactly those: the chat template once for `messages`, never for text.
+Rollouts, gradients, training and evaluation must see the same tokens. TRL's GRPOTrainer encodes
+prompts itself, and `encode` gives exactly the same ids: the chat template is applied once to
+`messages`, and never to text.
 """
 
 from __future__ import annotations
@@ -61,49 +62,46 @@ def drop_overlong(
     Raises InputError if there is such a prompt and `overlong` is "error", or a set becomes empty.
     """
     notes = replace(sets.notes, overlong={}, sizes=dict(sets.notes.sizes))
-    kept: dict[str, list[Prompt]] = {}
+    fitting: dict[str, list[Prompt]] = {}
     for name, prompts in sets.named().items():
         lengths = [len(ids) for ids in encode_all(tokenizer, prompts, template_kwargs)]
         fits = [p for p, n in zip(prompts, lengths, strict=True) if n <= max_tokens]
         if len(fits) < len(prompts):
-            _refuse(name, prompts, lengths, max_tokens, all_dropped=not fits, overlong=overlong)
+            if overlong == "error" or not fits:
+                raise _overlong_error(name, prompts, lengths, max_tokens, overlong)
             notes.overlong[name] = len(prompts) - len(fits)
-        kept[name] = fits
+        fitting[name] = fits
         notes.sizes[name] = len(fits)
     return replace(
         sets,
-        pool=kept["pool"],
-        validation={name: kept[f"validation {name}"] for name in sets.validation},
-        test={name: kept[f"test {name}"] for name in sets.test},
+        pool=fitting["pool"],
+        validation={name: fitting[f"validation {name}"] for name in sets.validation},
+        test={name: fitting[f"test {name}"] for name in sets.test},
         notes=notes,
     )
 
 
-def _refuse(
+def _overlong_error(
     name: str,
     prompts: Sequence[Prompt],
     lengths: Sequence[int],
     max_tokens: int,
-    *,
-    all_dropped: bool,
     overlong: Literal["error", "drop"],
-) -> None:
-    """Raise InputError where overlong prompts may not, or cannot, simply be dropped."""
-    if overlong == "drop" and not all_dropped:
-        return
+) -> InputError:
+    """Return the error for overlong prompts that may not be dropped, or are all there is."""
     place = next(i for i, n in enumerate(lengths) if n > max_tokens)
     over = sum(n > max_tokens for n in lengths)
-    mend = "raise prompts.max_tokens or lower rollouts.max_new_tokens"
+    fix = "raise prompts.max_tokens or lower rollouts.max_new_tokens"
     if overlong == "error":
-        mend = f"set prompts.overlong=drop, or {mend}"
-    raise InputError(
+        fix = f"set prompts.overlong=drop, or {fix}"
+    return InputError(
         f"{over} of {len(prompts)} prompts of the set {name} are over {max_tokens} tokens (the "
-        f"first is {prompts[place].prompt_id!r} with {lengths[place]}); {mend}"
+        f"first is {prompts[place].prompt_id!r} with {lengths[place]}); {fix}"
     )
 
 
 def trl_row(prompt: Prompt) -> dict[str, Any]:
-    """Return the prompt as a row of TRL's prompt-only format, with its id to tell it by."""
+    """Return the prompt as a row of TRL's prompt-only format, with its id."""
     text: Any = prompt.prompt
     if prompt.messages is not None:
         text = [dict(m) for m in prompt.messages]

@@ -1,34 +1,40 @@
-"""From a row of some dataset to a `Prompt`: our own rows, TRL's, verl's, or columns by name.
+"""From a row of some dataset to a `Prompt`: cropi's own rows, TRL's, verl's, or columns by name.
 
-Recognition goes by columns alone, in this order: the names given in the config, verl's
-`reward_model`, then the usual names of questions and answers. Whatever the prompt's own fields do
-not hold stays in `extra`, so that a reward function finds every column it had before.
+A format is recognised by its columns alone, in this order: the names given in the config, verl's
+`reward_model`, then the usual names of questions and answers. Every cell that the prompt's own
+fields do not hold stays in `extra`, so that a reward function finds every column it had before.
 """
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import json
+import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from cropi.errors import InputError
 from cropi.prompts.settings import PromptSource
-from cropi.prompts.values import as_text, plain
 from cropi.schema import Message, Prompt, content_id
 
 QUESTION_COLUMNS = ("prompt", "messages", "question", "problem")
 ANSWER_COLUMNS = ("answer", "solution", "ground_truth", "target")
 ID_COLUMNS = ("prompt_id", "id")
 
-Row = dict[str, Any]
+Cells = dict[str, Any]
+"""A row: JSON values by column name, empty cells left out."""
 
 
 def to_prompt(row: Mapping[str, Any], source: PromptSource, where: str, fallback: str) -> Prompt:
     """Turn one row into a prompt.
 
     `where` names file and row in errors; `fallback` is the `source` of a row that names none.
-    Raises InputError if the row holds no question, no answer, or one of the wrong type.
+    Raises InputError if the row has no question, no answer, or one of the wrong type.
     """
     cells = _cells(row, where)
     question_column, question = _question(cells, source, where)
@@ -37,18 +43,18 @@ def to_prompt(row: Mapping[str, Any], source: PromptSource, where: str, fallback
     name = _source_name(cells, source, fallback)
     extra = _extra(cells, question_column, answer, name)
     prompt_id = _given_id(cells, where)
-    made = Prompt(prompt_id or "", answer, name, text, messages, extra)
+    prompt = Prompt(prompt_id or "", answer, name, text, messages, extra)
     if prompt_id is not None:
-        return made
-    return Prompt(content_id(made.content, answer, name), answer, name, text, messages, extra)
+        return prompt
+    return replace(prompt, prompt_id=content_id(prompt.content, answer, name))
 
 
-def _cells(row: Mapping[str, Any], where: str) -> Row:
-    """Return the row's cells that hold something, as plain values."""
-    cells: Row = {}
+def _cells(row: Mapping[str, Any], where: str) -> Cells:
+    """Return the row's cells that are not empty, as JSON values."""
+    cells: Cells = {}
     for column, value in row.items():
         try:
-            cell = plain(value)
+            cell = json_value(value)
         except TypeError as error:
             raise InputError(
                 f"{where}: column {column!r} holds {error}, which JSON cannot hold; remove it"
@@ -58,73 +64,75 @@ def _cells(row: Mapping[str, Any], where: str) -> Row:
     return cells
 
 
-def _columns(cells: Row) -> str:
+def _column_names(cells: Cells) -> str:
     return ", ".join(sorted(cells)) or "none"
 
 
-def _question(cells: Row, source: PromptSource, where: str) -> tuple[str, Any]:
-    """Return the question and the column it stands in."""
-    wanted = (source.prompt,) if source.prompt else QUESTION_COLUMNS
-    column = next((c for c in wanted if c in cells), None)
+def _question(cells: Cells, source: PromptSource, where: str) -> tuple[str, Any]:
+    """Return the question's column and its value."""
+    columns = (source.prompt,) if source.prompt else QUESTION_COLUMNS
+    column = next((c for c in columns if c in cells), None)
     if column is None:
         raise InputError(
-            f"{where} has no question in column {' or '.join(wanted)} (columns found: "
-            f"{_columns(cells)}); fill it, or name the right column with `prompt:` in the config"
+            f"{where} has no question in column {' or '.join(columns)} (it has the columns "
+            f"{_column_names(cells)}); fill it, or name the right column with `prompt:` in the "
+            "config"
         )
     return column, cells[column]
 
 
-def _answer(cells: Row, source: PromptSource, where: str) -> str:
-    """Return the answer's text, cut out by `answer_regex` where there is one."""
+def _answer(cells: Cells, source: PromptSource, where: str) -> str:
+    """Return the answer's text, extracted by `answer_regex` if there is one."""
     column, value = _raw_answer(cells, source)
     text = as_text(value).strip() if value is not None else ""
     if not text:
-        wanted = source.answer or " or ".join((*ANSWER_COLUMNS, "reward_model.ground_truth"))
+        columns = source.answer or " or ".join((*ANSWER_COLUMNS, "reward_model.ground_truth"))
         raise InputError(
-            f"{where} has no answer in column {wanted} (columns found: {_columns(cells)}); "
-            "fill it, or name the right column with `answer:` in the config"
+            f"{where} has no answer in column {columns} (it has the columns "
+            f"{_column_names(cells)}); fill it, or name the right column with `answer:` in the "
+            "config"
         )
     if source.answer_regex is None:
         return text
-    return _cut(source.answer_regex, text, where, column)
+    return _extract(source.answer_regex, text, where, column)
 
 
-def _raw_answer(cells: Row, source: PromptSource) -> tuple[str, Any]:
+def _raw_answer(cells: Cells, source: PromptSource) -> tuple[str, Any]:
     if source.answer:
         return source.answer, cells.get(source.answer)
     judged = cells.get("reward_model")
     if isinstance(judged, dict) and judged.get("ground_truth") is not None:
         return "reward_model", judged["ground_truth"]
     column = next((c for c in ANSWER_COLUMNS if c in cells), ANSWER_COLUMNS[0])
-    # A reasoning-gym task with many right answers states none: its entry is what judges.
-    return column, cells.get(column, "any" if _judged_by_entry(cells) else None)
+    # A reasoning-gym task with many right answers gives none: the verifier scores by its entry.
+    return column, cells.get(column, "any" if _has_task_entry(cells) else None)
 
 
-def _judged_by_entry(cells: Row) -> bool:
+def _has_task_entry(cells: Cells) -> bool:
     extra = cells.get("extra")
     return isinstance(extra, dict) and "reasoning_gym" in extra
 
 
-def _cut(pattern: str, text: str, where: str, column: str) -> str:
+def _extract(pattern: str, text: str, where: str, column: str) -> str:
     """Return the first group of the pattern's first match."""
     try:
         compiled = re.compile(pattern)
     except re.error as error:
         raise InputError(
-            f"answer_regex {pattern!r} is no regular expression ({error}); mend it"
+            f"answer_regex {pattern!r} is not a regular expression ({error}); fix it"
         ) from None
     if compiled.groups < 1:
         raise InputError(
             f"answer_regex {pattern!r} has no group; put the answer's part in parentheses"
         )
     match = compiled.search(text)
-    found = (match.group(1) or "").strip() if match else ""
-    if not found:
+    answer = (match.group(1) or "").strip() if match else ""
+    if not answer:
         raise InputError(
-            f"{where}: answer_regex {pattern!r} finds nothing in column {column!r} "
-            f"(value {_short(text)}); mend the regex or the row"
+            f"{where}: answer_regex {pattern!r} matches nothing in column {column!r} "
+            f"(value {_short(text)}); fix the regex or the row"
         )
-    return found
+    return answer
 
 
 def _short(value: Any, limit: int = 80) -> str:
@@ -142,12 +150,12 @@ def _shape(
             return text, None
         if source.chat is False:
             raise InputError(
-                f"{where}: `system: {_short(source.system)}` makes the prompt a chat and "
-                "`chat: false` forbids it; remove one of them"
+                f"{where}: `system: {_short(source.system)}` makes the prompt a chat, but "
+                "`chat: false` forbids one; remove one of them"
             )
         return None, (*_system(source), {"role": "user", "content": text})
     if source.chat is False:
-        raise InputError(f"{where} holds messages, and `chat: false` wants text; remove `chat`")
+        raise InputError(f"{where} holds messages, but `chat: false` asks for text; remove `chat`")
     return None, _chat(_messages(question, where), source)
 
 
@@ -160,7 +168,7 @@ def _system(source: PromptSource) -> tuple[Message, ...]:
 
 
 def _chat(messages: list[Message], source: PromptSource) -> tuple[Message, ...]:
-    """Apply the template to the last message, and let the config's system message lead."""
+    """Apply the template to the last message; the config's system message replaces the row's."""
     if source.system is not None:
         messages = [m for m in messages if m["role"] != "system"]
     *earlier, last = messages
@@ -176,7 +184,7 @@ def _messages(value: Any, where: str) -> list[Message]:
     messages = [_message(m, where) for m in value]
     if messages[-1]["role"] == "assistant":
         raise InputError(
-            f"{where}: the last message is the assistant's; end the prompt with the user's message"
+            f"{where}: the last message is the assistant's; end the prompt with a user message"
         )
     _nonempty(messages[-1]["content"], where)
     return messages
@@ -198,15 +206,15 @@ def _nonempty(text: str, where: str) -> str:
     return text
 
 
-def _source_name(cells: Row, source: PromptSource, fallback: str) -> str:
-    """Return the verifier's key; a name in the config is the user's last word."""
+def _source_name(cells: Cells, source: PromptSource, fallback: str) -> str:
+    """Return the verifier's key; a name in the config takes precedence."""
     if source.source is not None:
         return source.source
     named = cells.get("data_source", cells.get("source"))
     return named if isinstance(named, str) and named else fallback
 
 
-def _given_id(cells: Row, where: str) -> str | None:
+def _given_id(cells: Cells, where: str) -> str | None:
     column = next((c for c in ID_COLUMNS if c in cells), None)
     if column is None:
         return None
@@ -218,20 +226,20 @@ def _given_id(cells: Row, where: str) -> str | None:
     return str(value)
 
 
-def _extra(cells: Row, question_column: str, answer: str, source: str) -> Row:
-    """Return every cell that the prompt's own fields do not hold as it stood.
+def _extra(cells: Cells, question_column: str, answer: str, source: str) -> Cells:
+    """Return every cell whose original value the prompt's own fields do not hold.
 
-    `reward_model` stays: besides the answer it holds the style and the answer's own type.
+    `reward_model` stays: besides the answer it holds the style and the answer's type.
     """
-    own = {"answer": answer, "source": source, "data_source": source}
+    fields = {"answer": answer, "source": source, "data_source": source}
     id_column = next((c for c in ID_COLUMNS if c in cells), None)
     consumed = {question_column, id_column, "extra"}
-    kept = {c: v for c, v in cells.items() if c not in consumed and own.get(c) != v}
-    return {**_given_extra(cells.get("extra")), **kept}
+    others = {c: v for c, v in cells.items() if c not in consumed and fields.get(c) != v}
+    return {**_given_extra(cells.get("extra")), **others}
 
 
-def _given_extra(value: Any) -> Row:
-    """Return the contents of an `extra` column: an object, or its JSON text as we store it."""
+def _given_extra(value: Any) -> Cells:
+    """Return the contents of an `extra` column: an object, or its JSON text as cropi stores it."""
     try:
         value = json.loads(value) if isinstance(value, str) else value
     except json.JSONDecodeError:
@@ -239,3 +247,39 @@ def _given_extra(value: Any) -> Row:
     if value is None or isinstance(value, dict):
         return value or {}
     return {"extra": value}
+
+
+def json_value(value: Any) -> Any:
+    """Return `value` with numpy, Arrow and date types replaced by what JSON can hold.
+
+    NaN becomes None, because dataframes write a missing cell as NaN. Raises TypeError on a value
+    that JSON cannot hold, such as bytes or an image.
+    """
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return None if math.isnan(value) else value
+    if isinstance(value, Mapping):
+        return {str(k): json_value(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [json_value(v) for v in value]
+    return _convert(value)
+
+
+def _convert(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return json_value(value.tolist())
+    if isinstance(value, np.generic):
+        return json_value(value.item())
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal):
+        return str(value)
+    raise TypeError(f"a value of type {type(value).__name__}")
+
+
+def as_text(value: Any) -> str:
+    """Return a JSON value as the text of an answer; lists and objects become JSON."""
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)

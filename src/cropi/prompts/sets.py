@@ -1,20 +1,96 @@
-"""The pool, the validation sets and the test sets: loaded, made unique, kept apart."""
+"""The pool, the validation sets and the test sets: loaded, without duplicates or overlap."""
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cropi.errors import InputError
-from cropi.prompts.notes import Overlap, PromptNotes
 from cropi.prompts.settings import PromptsConfig, PromptSource
-from cropi.prompts.sources import limited, load_source
-from cropi.prompts.uniqueness import distinct, normalised, question_text
+from cropi.prompts.sources import load_source, subsample
 from cropi.schema import Prompt, derive_seed
 
 POOL = "pool"
+
+
+@dataclass(slots=True)
+class Overlap:
+    """How many prompts of one set have a text that is also in another set."""
+
+    exact: int = 0
+    normalised: int = 0
+
+    @property
+    def total(self) -> int:
+        """Prompts that overlap, word for word or after normalising."""
+        return self.exact + self.normalised
+
+
+@dataclass(slots=True)
+class PromptNotes:
+    """What happened to the prompts while loading: nothing is dropped without a line here.
+
+    Counts by set; sets are called `pool`, `validation NAME` and `test NAME`.
+    """
+
+    sizes: dict[str, int] = field(default_factory=dict)
+    duplicates: dict[str, int] = field(default_factory=dict)
+    disputed: dict[str, int] = field(default_factory=dict)
+    overlap: dict[str, Overlap] = field(default_factory=dict)
+    overlap_action: str = "remove"
+    overlap_removed: int = 0
+    between: dict[str, Overlap] = field(default_factory=dict)
+    shared_ids: int = 0
+    overlong: dict[str, int] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """Return one sentence per finding; none if there is nothing to report."""
+        return [
+            *(_count(n, "duplicate", f"of the {s} left out") for s, n in self.duplicates.items()),
+            *(
+                _count(n, "question", f"of the {s} have more than one answer: all kept")
+                for s, n in self.disputed.items()
+            ),
+            *(self._overlap_line(s, o) for s, o in self.overlap.items()),
+            *(_between_line(pair, o) for pair, o in self.between.items()),
+            *self._shared_ids_line(),
+            *(
+                _count(n, "prompt", f"of the {s} too long for the model: dropped")
+                for s, n in self.overlong.items()
+            ),
+        ]
+
+    def _overlap_line(self, other: str, overlap: Overlap) -> str:
+        action = "removed from the pool" if self.overlap_action == "remove" else "kept"
+        return _count(overlap.total, "pool prompt", f"also in {other}{_share(overlap)}: {action}")
+
+    def _shared_ids_line(self) -> list[str]:
+        if not self.shared_ids:
+            return []
+        tail = "on different prompts of different sets: sets are told apart by name"
+        return [_count(self.shared_ids, "id", tail)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the counts as JSON-able values."""
+        return asdict(self)
+
+
+def _count(number: int, noun: str, tail: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'} {tail}"
+
+
+def _share(overlap: Overlap) -> str:
+    if not overlap.normalised:
+        return ""
+    return f" ({overlap.normalised} of them up to case, spaces and punctuation)"
+
+
+def _between_line(pair: str, overlap: Overlap) -> str:
+    return _count(overlap.total, "prompt", f"in both {pair}{_share(overlap)}: kept in both")
 
 
 @dataclass(slots=True)
@@ -26,8 +102,8 @@ class PromptSets:
     test: dict[str, list[Prompt]] = field(default_factory=dict)
     notes: PromptNotes = field(default_factory=PromptNotes)
 
-    def judging(self) -> list[list[Prompt]]:
-        """Return the validation and test sets, whose questions nothing may be trained on."""
+    def heldout_sets(self) -> list[list[Prompt]]:
+        """Return the validation and test sets, whose questions are never trained on."""
         return [*self.validation.values(), *self.test.values()]
 
     def named(self) -> dict[str, list[Prompt]]:
@@ -53,10 +129,10 @@ class _Texts:
 
 
 def load_prompt_sets(config: PromptsConfig, seed: int, base: Path | None = None) -> PromptSets:
-    """Load every set of a run, drop duplicates, and settle overlap as `config.overlap` says.
+    """Load every set of a run, drop duplicates, and handle overlap as `config.overlap` says.
 
     `base` is the config's folder. Raises InputError if a source cannot be read, a set is empty,
-    overlap is an error by config, or removing it leaves no pool.
+    the config makes overlap an error, or removing it leaves no pool.
     """
     notes = PromptNotes(overlap_action=config.overlap)
     sources = {POOL: config.pool}
@@ -88,23 +164,23 @@ def _load_set(
     limit: int | None,
 ) -> tuple[list[Prompt], _Texts]:
     """Load one set from all its sources, without duplicates, `limit` prompts of it."""
-    everything: list[Prompt] = []
+    all_prompts: list[Prompt] = []
     texts: dict[str, str] = {}
     for place, source in enumerate(sources):
-        prompts = load_source(source, derive_seed(seed, "prompts", name, place), base)
-        everything += prompts
-        texts |= {p.prompt_id: question_text(p, source.template) for p in prompts}
-    if not everything:
-        raise InputError(f"the set {name} holds no prompts; give it a source with at least one row")
-    kept, duplicates = distinct(everything, f"the set {name}")
+        loaded = load_source(source, derive_seed(seed, "prompts", name, place), base)
+        all_prompts += loaded
+        texts |= {p.prompt_id: question_text(p, source.template) for p in loaded}
+    if not all_prompts:
+        raise InputError(f"the set {name} has no prompts; give it a source with at least one row")
+    prompts, duplicates = deduplicate(all_prompts, f"the set {name}")
     if duplicates:
         notes.duplicates[name] = duplicates
-    kept = limited(kept, limit, derive_seed(seed, "limit", name))
-    disputed = sum(n > 1 for n in Counter(p.content for p in kept).values())
+    prompts = subsample(prompts, limit, derive_seed(seed, "limit", name))
+    disputed = sum(n > 1 for n in Counter(p.content for p in prompts).values())
     if disputed:
         notes.disputed[name] = disputed
-    exact = {p.prompt_id: texts[p.prompt_id] for p in kept}
-    return kept, _Texts(exact, {i: normalised(t) for i, t in exact.items()})
+    exact = {p.prompt_id: texts[p.prompt_id] for p in prompts}
+    return prompts, _Texts(exact, {i: normalised(t) for i, t in exact.items()})
 
 
 def _shared_ids(sets: dict[str, list[Prompt]]) -> int:
@@ -113,33 +189,33 @@ def _shared_ids(sets: dict[str, list[Prompt]]) -> int:
     for prompts in sets.values():
         for prompt in prompts:
             contents.setdefault(prompt.prompt_id, set()).add(prompt.content)
-    return sum(len(found) > 1 for found in contents.values())
+    return sum(len(texts) > 1 for texts in contents.values())
 
 
 def _note_between(texts: dict[str, _Texts], notes: PromptNotes) -> None:
-    """Count what validation and test sets share; it is kept, and always reported."""
+    """Count what validation and test sets share; it stays in both, and is always reported."""
     for left in (n for n in texts if n.startswith("validation ")):
         for right in (n for n in texts if n.startswith("test ")):
-            found = texts[left].overlap(texts[right])
-            if found:
-                notes.between[f"{left} and {right}"] = _counted(found)
+            shared = texts[left].overlap(texts[right])
+            if shared:
+                notes.between[f"{left} and {right}"] = _overlap_counts(shared)
 
 
-def _counted(found: dict[str, bool]) -> Overlap:
-    exact = sum(found.values())
-    return Overlap(exact, len(found) - exact)
+def _overlap_counts(is_exact: dict[str, bool]) -> Overlap:
+    exact = sum(is_exact.values())
+    return Overlap(exact, len(is_exact) - exact)
 
 
 def _without_overlap(
     pool: list[Prompt], texts: dict[str, _Texts], notes: PromptNotes
 ) -> list[Prompt]:
-    """Return the pool without the prompts whose text stands in another set."""
+    """Return the pool without the prompts whose text is also in another set."""
     shared: set[str] = set()
     for name in (n for n in texts if n != POOL):
-        found = texts[POOL].overlap(texts[name])
-        if found:
-            notes.overlap[name] = _counted(found)
-            shared |= found.keys()
+        in_both = texts[POOL].overlap(texts[name])
+        if in_both:
+            notes.overlap[name] = _overlap_counts(in_both)
+            shared |= in_both.keys()
     if not shared or notes.overlap_action == "keep":
         return pool
     if notes.overlap_action == "error":
@@ -148,8 +224,8 @@ def _without_overlap(
     rest = [p for p in pool if p.prompt_id not in shared]
     if not rest:
         raise InputError(
-            f"all {len(pool)} pool prompts stand in {', '.join(notes.overlap)} too, so that none "
-            "is left to train on; give a pool of its own, or set prompts.overlap=keep"
+            f"all {len(pool)} pool prompts are also in {', '.join(notes.overlap)}, so that none "
+            "is left to train on; give a separate pool, or set prompts.overlap=keep"
         )
     return rest
 
@@ -157,7 +233,73 @@ def _without_overlap(
 def _overlap_error(pool: list[Prompt], shared: set[str], notes: PromptNotes) -> InputError:
     first = next(p for p in pool if p.prompt_id in shared)
     return InputError(
-        f"{len(shared)} pool prompts stand in {', '.join(notes.overlap)} too (the first is "
+        f"{len(shared)} pool prompts are also in {', '.join(notes.overlap)} (the first is "
         f"{first.prompt_id!r}) and prompts.overlap is error; remove them, or set "
         "prompts.overlap=remove"
     )
+
+
+def content_key(prompt: Prompt) -> tuple[str, str]:
+    """Return what two prompts must share to be the same: the text and the answer."""
+    return (prompt.content, prompt.answer)
+
+
+def deduplicate(prompts: Iterable[Prompt], name: str) -> tuple[list[Prompt], int]:
+    """Keep the first of prompts with the same content; return them and how many were dropped.
+
+    Raises InputError if two prompts with different content have the same id.
+    """
+    by_id: dict[str, Prompt] = {}
+    seen: set[tuple[str, str]] = set()
+    dropped = 0
+    for prompt in prompts:
+        earlier = by_id.get(prompt.prompt_id)
+        key = content_key(prompt)
+        if earlier is not None and content_key(earlier) != key:
+            raise _collision(prompt, earlier, name)
+        if key in seen:
+            dropped += 1
+            continue
+        seen.add(key)
+        by_id[prompt.prompt_id] = prompt
+    return list(by_id.values()), dropped
+
+
+def _collision(prompt: Prompt, earlier: Prompt, name: str) -> InputError:
+    first, second = (f"{p.content[:60]!r} -> {p.answer[:20]!r}" for p in (earlier, prompt))
+    return InputError(
+        f"{name}: two different prompts have the id {prompt.prompt_id!r} ({first} and "
+        f"{second}); make the ids unique, or remove the id column so that ids come from the content"
+    )
+
+
+def normalised(text: str) -> str:
+    """Fold case, Unicode forms, runs of whitespace, and punctuation at both ends."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    words = " ".join(folded.split())
+    start, end = 0, len(words)
+    while start < end and _edge(words[start]):
+        start += 1
+    while end > start and _edge(words[end - 1]):
+        end -= 1
+    return words[start:end] or words
+
+
+def _edge(character: str) -> bool:
+    return character.isspace() or unicodedata.category(character)[0] == "P"
+
+
+def question_text(prompt: Prompt, template: str | None) -> str:
+    """Return what the prompt asks, without system message and template.
+
+    Sets often share questions and differ in the text around them; that must not hide overlap.
+    """
+    if prompt.prompt is not None:
+        return _untemplated(prompt.prompt, template)
+    turns = [m["content"] for m in prompt.messages or () if m["role"] != "system"]
+    return "\n".join([*turns[:-1], _untemplated(turns[-1], template)]) if turns else ""
+
+
+def _untemplated(text: str, template: str | None) -> str:
+    before, _, after = (template or "{prompt}").partition("{prompt}")
+    return text.removeprefix(before).removesuffix(after)

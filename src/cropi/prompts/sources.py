@@ -1,7 +1,11 @@
-"""Where prompts come from: files, the Hugging Face hub, reasoning-gym tasks, pocket's skills."""
+"""Where prompts come from: files, the Hugging Face hub, reasoning-gym tasks, pocket's skills.
+
+reasoning-gym needs the extra `cropi[gym]`.
+"""
 
 from __future__ import annotations
 
+import ast
 import difflib
 import json
 import random
@@ -10,35 +14,38 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cropi.errors import InputError
-from cropi.prompts.formats import to_prompt
-from cropi.prompts.gym import load_task
+from cropi.prompts.formats import Cells, json_value, to_prompt
 from cropi.prompts.settings import PromptSource
 from cropi.schema import Prompt, derive_seed
 from cropi.store import files
 
-Row = TypeVar("Row")
-Rows = list[tuple[int, Mapping[str, Any]]]
-"""Rows with their number, from 1, as a reader of the file would count them."""
+T = TypeVar("T")
+NumberedRows = list[tuple[int, Mapping[str, Any]]]
+"""NumberedRows with their number from 1, as somebody who reads the file would count them."""
+
+DEFAULT_TASK_SIZE = 500
+"""Prompts that a reasoning-gym task generates if the config gives no size."""
 
 
 def load_source(source: PromptSource, seed: int, base: Path | None = None) -> list[Prompt]:
     """Load the prompts of one source, in the source's order.
 
     Relative paths are looked up in the current directory, then in `base` (the config's folder).
-    `seed` drives generated tasks and which rows `limit` keeps. Ids may repeat: `pool` settles that.
+    `seed` drives generated tasks and which rows `limit` keeps. Ids may repeat; `sets.deduplicate`
+    handles that.
 
-    Raises InputError if the source cannot be read or a row is no prompt.
+    Raises InputError if the source cannot be read or a row cannot become a prompt.
     """
     origin, fallback, rows = _read(source, seed, base)
     if not rows:
         raise InputError(f"{origin} holds no rows; give a source with at least one prompt")
     return [
         to_prompt(row, source, f"{origin} row {number}", fallback)
-        for number, row in limited(rows, source.limit, derive_seed(seed, "limit"))
+        for number, row in subsample(rows, source.limit, derive_seed(seed, "limit"))
     ]
 
 
-def _read(source: PromptSource, seed: int, base: Path | None) -> tuple[str, str, Rows]:
+def _read(source: PromptSource, seed: int, base: Path | None) -> tuple[str, str, NumberedRows]:
     """Return what errors call the source, the default `source` of its prompts, and its rows."""
     if source.path is not None:
         path = find_file(source.path, base)
@@ -52,12 +59,12 @@ def _read(source: PromptSource, seed: int, base: Path | None) -> tuple[str, str,
     return "pocket", "pocket", _read_pocket(source, seed)
 
 
-def limited(rows: list[Row], limit: int | None, seed: int) -> list[Row]:
-    """Draw `limit` rows with the seed and keep their order."""
-    if limit is None or limit >= len(rows):
-        return rows
-    drawn = random.Random(seed).sample(range(len(rows)), limit)
-    return [rows[i] for i in sorted(drawn)]
+def subsample(items: list[T], limit: int | None, seed: int) -> list[T]:
+    """Draw `limit` items with the seed and keep their order; all of them without a limit."""
+    if limit is None or limit >= len(items):
+        return items
+    drawn = random.Random(seed).sample(range(len(items)), limit)
+    return [items[i] for i in sorted(drawn)]
 
 
 def find_file(name: str, base: Path | None) -> Path:
@@ -66,14 +73,14 @@ def find_file(name: str, base: Path | None) -> Path:
     Raises InputError if it is in neither.
     """
     places = [Path(name).expanduser(), *([base / name] if base is not None else [])]
-    found = next((p for p in places if p.is_file()), None)
-    if found is None:
-        looked = " or ".join(dict.fromkeys(str(p) for p in places))
-        raise InputError(f"{looked} is no file; give the path of an existing file")
-    return found
+    path = next((p for p in places if p.is_file()), None)
+    if path is None:
+        tried = " or ".join(dict.fromkeys(str(p) for p in places))
+        raise InputError(f"{tried} is not a file; give the path of an existing file")
+    return path
 
 
-def read_file(path: Path) -> Rows:
+def read_file(path: Path) -> NumberedRows:
     """Read the rows of a .jsonl, .json or .parquet file.
 
     Raises InputError if the file is empty, of another kind, or damaged.
@@ -112,7 +119,7 @@ def _read_json(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     if not isinstance(rows, list):
         raise InputError(
             f"{path} holds JSON of type {type(rows).__name__}; give a list of objects, or "
-            "one object a line in a .jsonl file"
+            "one object per line in a .jsonl file"
         )
     for number, row in enumerate(rows, 1):
         yield number, _object(row, f"{path} row {number}")
@@ -122,7 +129,7 @@ def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(f"{where} is not valid JSON ({error}); mend it") from None
+        raise InputError(f"{where} is not valid JSON ({error}); fix it") from None
 
 
 def _object(value: Any, where: str) -> Mapping[str, Any]:
@@ -137,23 +144,23 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     yield from enumerate(files.read_table(path).to_pylist(), 1)
 
 
-def _read_hub(source: PromptSource) -> Rows:
+def _read_hub(source: PromptSource) -> NumberedRows:
     """Download a dataset through `datasets`, or take it from its cache."""
     import datasets
 
     try:
-        found = datasets.load_dataset(source.hub, source.subset, split=source.split)
+        rows = datasets.load_dataset(source.hub, source.subset, split=source.split)
     except (OSError, ValueError, RuntimeError, LookupError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(
             f"the hub's dataset {source.hub!r} (subset {source.subset!r}, split {source.split!r}) "
             f"cannot be loaded: {reason}; check names and network, or give a file with `path`"
         ) from error
-    return list(enumerate(found, 1))
+    return list(enumerate(rows, 1))
 
 
-def _read_pocket(source: PromptSource, seed: int) -> Rows:
-    """Generate pocket's rows; a source that names no split means the pool."""
+def _read_pocket(source: PromptSource, seed: int) -> NumberedRows:
+    """Generate pocket's rows; without a split in the source, those of the pool."""
     from cropi.pocket import SKILLS, rows
 
     skills = source.pocket or []
@@ -170,3 +177,74 @@ def _read_pocket(source: PromptSource, seed: int) -> Rows:
         return list(enumerate(rows(split, names, source.size, seed, source.levels), 1))
     except ValueError as error:
         raise InputError(f"pocket: {error}") from None
+
+
+def load_task(task: str, size: int | None, seed: int, options: Mapping[str, Any]) -> list[Cells]:
+    """Generate `size` rows of a task, each with the entry by which the verifier scores.
+
+    Raises InputError if reasoning-gym is missing, the task is unknown, or an option is wrong.
+    """
+    dataset = open_task(task, size or DEFAULT_TASK_SIZE, seed, options)
+    return [_task_row(task, dict(options), entry) for entry in dataset]
+
+
+def open_task(task: str, size: int, seed: int, options: Mapping[str, Any]) -> Any:
+    """Return reasoning-gym's dataset of a task, which generates and scores entries.
+
+    Raises InputError as `load_task` does.
+    """
+    try:
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
+    except ImportError:
+        raise InputError(
+            f"reasoning_gym task {task!r} needs the package reasoning-gym; "
+            "install it with: pip install 'cropi[gym]'"
+        ) from None
+    if task not in DATASETS:
+        close = difflib.get_close_matches(task, DATASETS, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(close)}?" if close else "see its gallery for the names"
+        raise InputError(f"reasoning_gym has no task {task!r}; {hint}")
+    try:
+        return reasoning_gym.create_dataset(task, size=size, seed=seed, **options)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise InputError(
+            f"reasoning_gym task {task!r} rejects the options {dict(options)}: {error}; fix "
+            "`options` in the config"
+        ) from None
+
+
+def _task_row(task: str, options: Cells, entry: Cells) -> Cells:
+    stored = {"task": task, "options": options, **serialise_entry(entry)}
+    answer = entry.get("answer")
+    row = {"prompt": entry["question"], "source": task, "extra": {"reasoning_gym": stored}}
+    return row if answer is None else {**row, "answer": answer}
+
+
+def serialise_entry(entry: Cells) -> Cells:
+    """Return the entry as JSON, and as a Python literal if JSON would change it.
+
+    Some tasks (arc_agi, rearc) compare tuples in their metadata, which JSON turns into lists.
+    """
+    stored = json.loads(json.dumps(entry, default=_json_or_text))
+    if stored == entry:
+        return {"entry": stored}
+    literal = repr(entry)
+    try:
+        exact = ast.literal_eval(literal) == entry
+    except (ValueError, SyntaxError):
+        exact = False
+    return {"entry": stored, **({"literal": literal} if exact else {})}
+
+
+def _json_or_text(value: Any) -> Any:
+    try:
+        return json_value(value)
+    except TypeError:
+        return str(value)
+
+
+def restore_entry(stored: Mapping[str, Any]) -> Cells:
+    """Return the entry as reasoning-gym made it."""
+    literal = stored.get("literal")
+    return ast.literal_eval(literal) if literal is not None else dict(stored["entry"])

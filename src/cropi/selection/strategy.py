@@ -63,8 +63,8 @@ class Needs:
     `rollouts`: whether it looks at the pool's rollouts at all. `direction`: what scores compare a
     prompt with: every validation set, the mean over all validation prompts, or the pool's own
     mean unit gradient. `fresh`: every stage has rollouts of its own policy. `dynamic_sampling`:
-    training replaces groups whose rewards are all equal. `earlier`: it looks at the scores of earlier
-    stages. `target_sources`: it looks at the sources of the validation prompts.
+    training replaces groups whose rewards are all equal. `earlier`: it looks at the scores of
+    earlier stages. `target_sources`: it looks at the sources of the validation prompts.
     """
 
     scoring: Scoring

@@ -39,6 +39,7 @@ from cropi.plugins import plugin
 from cropi.settings import Count, Section
 from cropi.sketches.sketch import Shapes, Sketch
 from cropi.sketches.sparse import SparseSketch
+from cropi.sketches.windowed import WindowedSketch
 
 WIDEST = 1 << 16
 """Buckets to accumulate in, unless `dim` is so large that FACTOR times it are more."""

@@ -1,4 +1,4 @@
-"""Which sketch is used; the settings of each are beside it. Importing this module loads no torch."""
+"""Which sketch is used; the settings of each are beside it. Importing this loads no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The work of a study, in a process of its own: what a seed shares, and one cell."""
+"""The work units of a study: what the runs of one seed share, and one run.
+
+Each writes what it prints to a log.txt of its own, because several may run at once.
+"""
 
 from __future__ import annotations
 
@@ -26,62 +29,64 @@ from cropi.store.metrics import TimingRow, read_rows
 from cropi.store.run_directory import RunDirectory
 
 FINISHED = "finished.json"
+"""Written last into a run's directory, with the fingerprint of the run."""
 
 
 def is_finished(config: RunConfig, base: Path | None = None) -> bool:
-    """Whether the run of this config has been done to its end, from the same prompt files."""
+    """Whether the run of this config is complete, and its prompt files are still the same."""
     file = config.directory / FINISHED
-    return file.is_file() and _mark(config, base) in file.read_text(encoding="utf-8")
+    return file.is_file() and _run_fingerprint(config, base) in file.read_text(encoding="utf-8")
 
 
-def prepare_shared(config: RunConfig, cells: Sequence[RunConfig], base: Path | None) -> None:
-    """Collect what the `cells` of a seed share into the run directory of `config`.
+def prepare_shared(config: RunConfig, runs: Sequence[RunConfig], base: Path | None) -> None:
+    """Collect what the `runs` of a seed share into the run directory of `config`.
 
-    Raises InputError for a setting of any cell that cannot be used, before rollouts are paid for.
+    Raises InputError for a setting of any run that cannot be used, before rollouts are paid for.
     """
     with _logged(config) as reporter:
-        for cell in cells:
-            check_settings(resolve_model_path(cell, base), base, reporter)
+        for run in runs:
+            check_settings(resolve_model_path(run, base), base, reporter)
         with opened(config, base, reporter) as session:
             prepare(session)
 
 
 def run_cell(config: RunConfig, shared: RunConfig, base: Path | None) -> None:
-    """Run one cell to its end, from the rollouts of `shared` where they are its own."""
+    """Complete one run, with the shared rollouts where its settings ask for the same ones."""
     with exclusive_lock(config.directory), _logged(config) as reporter:
-        adopt(shared, config)
+        link_shared_files(shared, config)
         with opened(config, base, reporter) as session:
             start = prepare(session)
             for name in config.strategies:
                 train_curriculum(session, name, start)
             write_report(session)
-        write_json(config.directory / FINISHED, {"inputs_fingerprint": _mark(config, base)})
+        record = {"inputs_fingerprint": _run_fingerprint(config, base)}
+        write_json(config.directory / FINISHED, record)
 
 
-def adopt(shared: RunConfig, config: RunConfig) -> None:
-    """Give a cell the shared files, before it begins.
+def link_shared_files(shared: RunConfig, config: RunConfig) -> None:
+    """Give a run that has not begun the files of the `shared` run.
 
-    Rollouts and start policy know what they were made from: a cell whose settings ask for others
-    makes its own. What they took counts for the cell if its strategy uses them.
+    Rollouts and start policy record what they were made from: a run whose settings differ there
+    makes its own. The time that shared rollouts took counts for the run if its strategy uses them.
     """
-    cell, source = RunDirectory(config.directory, config), RunDirectory(shared.directory, shared)
-    if cell.manifest.is_file():
+    run, source = RunDirectory(config.directory, config), RunDirectory(shared.directory, shared)
+    if run.manifest.is_file():
         return
     for name in ("rollouts", "start"):
         if (source.root / name).is_dir():
             shutil.copytree(
-                source.root / name, cell.root / name, copy_function=_link, dirs_exist_ok=True
+                source.root / name, run.root / name, copy_function=_link, dirs_exist_ok=True
             )
-    cell.root.mkdir(parents=True, exist_ok=True)
-    if not _start_alike(shared, config):
+    run.root.mkdir(parents=True, exist_ok=True)
+    if not _same_start_policy(shared, config):
         return
     if shared.evaluation == config.evaluation and source.start_evaluation.is_file():
-        _link(str(source.start_evaluation), str(cell.start_evaluation))
-    if not cell.timings.exists():
-        _adopt_timings(source, cell)
+        _link(str(source.start_evaluation), str(run.start_evaluation))
+    if not run.timings.exists():
+        _copy_rollout_timings(source, run)
 
 
-def _start_alike(shared: RunConfig, config: RunConfig) -> bool:
+def _same_start_policy(shared: RunConfig, config: RunConfig) -> bool:
     """Whether both have the same start policy and the same rollouts of it."""
     sections = ("model", "prompts", "warmup", "verifiers", "rollouts")
     return shared.training.lora == config.training.lora and all(
@@ -89,14 +94,14 @@ def _start_alike(shared: RunConfig, config: RunConfig) -> bool:
     )
 
 
-def _adopt_timings(source: RunDirectory, cell: RunDirectory) -> None:
+def _copy_rollout_timings(source: RunDirectory, run: RunDirectory) -> None:
     for row in read_rows(source.timings).of(TimingRow):
         if row.phase == "rollouts" and row.set is not None:
-            cell.add_timing(replace(row, arms=arms_needing(cell.config, row.set)))
+            run.add_timing(replace(row, arms=arms_needing(run.config, row.set)))
 
 
 def _link(source: str, target: str) -> str:
-    """A second name for a file, or a copy where the disk knows no such thing; replaces `target`."""
+    """Hard-link a file, or copy it where hard links are not supported; replaces `target`."""
     Path(target).unlink(missing_ok=True)
     try:
         os.link(source, target)
@@ -105,33 +110,34 @@ def _link(source: str, target: str) -> str:
     return target
 
 
-def _mark(config: RunConfig, base: Path | None) -> str:
-    """What makes a finished cell this very one."""
+def _run_fingerprint(config: RunConfig, base: Path | None) -> str:
+    """Fingerprint of everything that determines a run's result."""
     settings = {
         key: value
         for section in RunConfig.model_fields
         if section not in ("name", "out", "compare")
-        for key, value in _determining(config, section).items()
+        for key, value in _section_settings(config, section).items()
     }
-    return fingerprint(settings, _file_hashes(config, base))
+    return fingerprint(settings, _prompt_file_hashes(config, base))
 
 
-def _determining(config: RunConfig, section: str) -> dict[str, object]:
+def _section_settings(config: RunConfig, section: str) -> dict[str, object]:
     value = getattr(config, section)
     return config.result_settings(section) if hasattr(value, "model_dump") else {section: value}
 
 
-def _file_hashes(config: RunConfig, base: Path | None) -> list[str]:
-    """Content of the prompt files."""
+def _prompt_file_hashes(config: RunConfig, base: Path | None) -> list[str]:
     sets = config.prompts
-    named = [s for group in (sets.validation, sets.test) for found in group.values() for s in found]
-    sources = [*sets.pool, *named, *config.warmup.prompts]
+    heldout = [
+        source for group in (sets.validation, sets.test) for s in group.values() for source in s
+    ]
+    sources = [*sets.pool, *heldout, *config.warmup.prompts]
     return [file_hash(find_file(source.path, base)) for source in sources if source.path]
 
 
 @contextmanager
 def _logged(config: RunConfig) -> Iterator[ProgressReporter]:
-    """What a run says goes to log.txt in its directory: several may run at once."""
+    """Append everything that is printed, and a traceback, to log.txt in the run's directory."""
     config.directory.mkdir(parents=True, exist_ok=True)
     with (
         (config.directory / "log.txt").open("a", encoding="utf-8") as log,

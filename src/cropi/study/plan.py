@@ -1,8 +1,8 @@
-"""What a study trains: the cells, strategy by seed, each an ordinary run with a config of its own.
+"""What a study trains: one ordinary run for each strategy and seed, with a config of its own.
 
     out/NAME-study/
       study.yaml  results.parquet  study.json  report.html
-      shared/seed-S/            prompts, start policy and rollouts, which a seed's cells share
+      shared/seed-S/            prompts, start policy and rollouts, which a seed's runs share
       cells/STRATEGY/seed-S/    a run directory
 
 Seeds differ in sampling, data order and training; prompts and start policy are the same in all.
@@ -37,13 +37,13 @@ PAPER: dict[str, Any] = {
 
 BUILTIN_VARIANTS = {"paper": PAPER}
 STUDY_FILE = "study.yaml"
-"""In a study's directory: the config, with what was really compared in it."""
+"""In a study's directory: the config, with the strategies and seeds that were compared."""
 RESERVED_KEYS = ("name", "out", "seed", "data_seed", "baselines", "compare")
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One strategy under one seed; `label` is the name of a strategy or of a variant."""
+class StudyRun:
+    """One strategy with one seed; `label` is the name of a strategy or of a variant."""
 
     label: str
     seed: int
@@ -51,13 +51,13 @@ class Cell:
 
     @property
     def title(self) -> str:
-        """How the cell is called before people."""
+        """Display name."""
         return f"{self.label}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """The base config, what is compared, and with which seeds; `baseline` is among `labels`."""
+    """The base config, what is compared, and with which seeds; `labels` include `baseline`."""
 
     config: RunConfig
     labels: tuple[str, ...]
@@ -68,10 +68,10 @@ class StudyPlan:
     def of(
         cls, config: RunConfig, labels: list[str] | None = None, seeds: list[int] | None = None
     ) -> StudyPlan:
-        """The plan that the config's `compare` section says, with labels and seeds over it.
+        """The plan of the config's `compare` section, with other labels and seeds if given.
 
         The baseline is added where it is not named: without it there is nothing to compare with.
-        Raises InputError for a label that is no strategy and no variant.
+        Raises InputError for a label that is neither a strategy nor a variant.
         """
         wanted = list(labels or _labels(config.compare.strategies or config.strategies))
         seeds = list(config.compare.seeds if seeds is None else seeds)
@@ -84,8 +84,8 @@ class StudyPlan:
         if len(set(folders)) < len(folders):
             raise InputError(f"compare strategies {wanted}: two share a folder; rename a variant")
         plan = cls(config, tuple(wanted), tuple(seeds), config.compare.baseline)
-        for cell in plan.cells():  # a wrong name or setting is told before any work
-            find_strategy(cell.config.selection.strategy)
+        for run in plan.runs():  # wrong names and settings are reported before any work
+            find_strategy(run.config.selection.strategy)
         return plan
 
     @property
@@ -93,36 +93,36 @@ class StudyPlan:
         """The study's directory."""
         return Path(self.config.out).expanduser() / f"{self.config.name}-study"
 
-    def cells(self) -> list[Cell]:
-        """Every cell, seed by seed: a study that is stopped has whole comparisons."""
+    def runs(self) -> list[StudyRun]:
+        """Every run, seed by seed: a study that is stopped has whole comparisons."""
         return [
-            Cell(label, seed, self._cell_config(label, seed))
+            StudyRun(label, seed, self._run_config(label, seed))
             for seed in self.seeds
             for label in self.labels
         ]
 
     def shared(self, seed: int) -> RunConfig:
-        """The run that makes what the cells of a seed share."""
+        """The run that makes what the runs of a seed share."""
         return self._config("study", self.root / "shared", seed, {})
 
     def as_config(self, threads: int | None = None) -> RunConfig:
-        """The base config, with what was really compared, and how, in its `compare` section."""
+        """The base config, with what is compared, and with how many threads, under `compare`."""
         compare = self.config.compare
         chosen = {c.name: c for c in compare.strategies if isinstance(c, StrategyChoice)}
-        really = {
+        compared = {
             "strategies": [chosen.get(label, label) for label in self.labels],
             "seeds": list(self.seeds),
             "threads": threads or compare.threads,
         }
-        compare = compare.model_copy(update=really)
+        compare = compare.model_copy(update=compared)
         return self.config.model_copy(update={"compare": compare})
 
-    def _cell_config(self, label: str, seed: int) -> RunConfig:
+    def _run_config(self, label: str, seed: int) -> RunConfig:
         settings = self.settings(label)
         return self._config(label, self.root / "cells" / slug(label), seed, settings)
 
     def settings(self, label: str) -> dict[str, Any]:
-        """The dotted settings that a strategy or variant puts over the base config."""
+        """The dotted settings that a strategy or variant changes in the base config."""
         variants = {**BUILTIN_VARIANTS, **self.config.compare.variants}
         if label in variants:
             return _variant(label, variants[label])
@@ -140,13 +140,13 @@ class StudyPlan:
     def _config(self, label: str, out: Path, seed: int, settings: dict[str, Any]) -> RunConfig:
         config = self.config
         data_seed = config.seed if config.data_seed is None else config.data_seed
-        own = {"name": f"seed-{seed}", "out": str(out), "seed": seed, "data_seed": data_seed}
+        place = {"name": f"seed-{seed}", "out": str(out), "seed": seed, "data_seed": data_seed}
         plain = config.model_copy(update={"compare": type(config.compare)()})
-        # A study would keep a checkpoint a stage and cell; who wants that says so.
+        # Otherwise a study would keep one checkpoint per stage and run.
         given = "keep_checkpoints" in config.curriculum.model_fields_set
         keep = config.curriculum.keep_checkpoints if given else "last"
-        every = {"baselines": [], "curriculum.keep_checkpoints": keep, **settings, **own}
-        return with_settings(plain, every, f"of {label}")
+        changes = {"baselines": [], "curriculum.keep_checkpoints": keep, **settings, **place}
+        return with_settings(plain, changes, f"of {label}")
 
 
 def _labels(strategies: Sequence[str | StrategyChoice]) -> list[str]:
@@ -161,11 +161,11 @@ def _choices(config: RunConfig) -> list[StrategyChoice]:
 
 
 def _variant(label: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """A variant's settings. Raises InputError for one that the study itself decides."""
+    """A variant's settings. Raises InputError for one that is decided by the study."""
     for key in settings:
         if key.split(".")[0] in RESERVED_KEYS:
             raise InputError(
-                f"compare.variants.{label}: {key} is the study's to decide; set it for the whole "
+                f"compare.variants.{label}: {key} is decided by the study; set it for the whole "
                 "config, or give --seeds"
             )
     return dict(settings)

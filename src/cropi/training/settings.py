@@ -36,8 +36,8 @@ class WarmupConfig(Section):
         keys = [key for key in type(self).model_fields if not is_default(self, key)]
         if keys and self.steps == 0:
             raise ValueError(
-                f"{', '.join(keys)}: without steps there is no warm-up; set warmup.steps, or remove "
-                "what belongs to it"
+                f"{', '.join(keys)}: without steps there is no warm-up; set warmup.steps, or "
+                "remove these (warmup={} removes all)"
             )
         if "{answer}" not in self.template:
             raise ValueError(f"template {self.template!r} lacks '{{answer}}'; add it")

@@ -88,23 +88,24 @@ LOG_NAMES = {
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raise InputError for a `training.engine.grpo` key that GRPOConfig lacks or that is set elsewhere."""
+    """Raise InputError for a `grpo` key that GRPOConfig lacks or that is set elsewhere."""
     known = {f.name: f for f in fields(GRPOConfig)}
     for key, value in settings.items():
         if key in RESERVED_KEYS:
             raise InputError(
-                f"training.engine.grpo.{key} = {value!r} is decided by {RESERVED_KEYS[key]}; set it there"
+                f"training.engine.grpo.{key} = {value!r} is decided by "
+                f"{RESERVED_KEYS[key]}; set it there"
             )
         if key not in known:
             raise InputError(
-                f"training.engine.grpo.{key} = {value!r}: this version of TRL's GRPOConfig has no such "
-                "setting; see its documentation for the names"
+                f"training.engine.grpo.{key} = {value!r}: this version of TRL's GRPOConfig has no "
+                "such setting; see its documentation for the names"
             )
     for key, package in PACKAGES.items():
         if settings.get(key) and find_spec(package) is None:
             raise InputError(
-                f"training.engine.grpo.{key} = {settings[key]!r} needs the package {package}, which is "
-                "not installed; install it, or leave the setting out"
+                f"training.engine.grpo.{key} = {settings[key]!r} needs the package {package}, which "
+                "is not installed; install it, or leave the setting out"
             )
     # TRL itself notices an unknown loss at the first step; its help names those it has.
     loss, told = settings.get("loss_type"), known["loss_type"].metadata.get("help", "")
@@ -316,8 +317,8 @@ def _accumulation(settings: dict[str, Any], batch: int) -> dict[str, int]:
     device_batch = settings["per_device_train_batch_size"]
     if not isinstance(device_batch, int) or device_batch < 1 or batch % device_batch:
         raise InputError(
-            f"training.engine.grpo.per_device_train_batch_size = {device_batch!r} does not divide a step "
-            f"of {batch} completions (prompts_per_step x responses); choose a divisor"
+            f"training.engine.grpo.per_device_train_batch_size = {device_batch!r} does not divide "
+            f"a step of {batch} completions (prompts_per_step x responses); choose a divisor"
         )
     return {"gradient_accumulation_steps": batch // device_batch}
 

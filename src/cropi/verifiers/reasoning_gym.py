@@ -6,14 +6,14 @@ import json
 from typing import Any
 
 from cropi.plugins import plugin
-from cropi.prompts.gym import open_task, thawed
+from cropi.prompts.sources import open_task, restore_entry
 from cropi.schema import Prompt
 from cropi.verifiers.answers import last_boxed, last_tagged
 
 
 @plugin("verifier", "reasoning_gym")
 class ReasoningGymVerifier:
-    """Scores by the task that made the prompt; its entry travels in `extra`."""
+    """Scores by the task that made the prompt; whose entry is in `extra`."""
 
     def __init__(self) -> None:
         # Imported here, so that the import does not count towards a response's deadline.
@@ -26,19 +26,19 @@ class ReasoningGymVerifier:
 
         Raises ValueError if the prompt was not made by a reasoning-gym task.
         """
-        kept = prompt.extra.get("reasoning_gym")
-        if not isinstance(kept, dict):
+        stored = prompt.extra.get("reasoning_gym")
+        if not isinstance(stored, dict):
             raise ValueError(
                 f"prompt {prompt.prompt_id!r} has no reasoning-gym entry in its extra column"
             )
         stated = last_tagged(completion)
         stated = last_boxed(completion) if stated is None else stated
         answer = completion.strip() if stated is None else stated
-        return float(self._task(kept).score_answer(answer, thawed(kept)))
+        return float(self._task(stored).score_answer(answer, restore_entry(stored)))
 
-    def _task(self, kept: dict[str, Any]) -> Any:
-        """Return the task's scorer, made once for each set of options."""
-        key = json.dumps([kept["task"], kept["options"]], sort_keys=True)
+    def _task(self, stored: dict[str, Any]) -> Any:
+        """Return the task's scorer, created once per set of options."""
+        key = json.dumps([stored["task"], stored["options"]], sort_keys=True)
         if key not in self._tasks:
-            self._tasks[key] = open_task(kept["task"], 1, 0, kept["options"])
+            self._tasks[key] = open_task(stored["task"], 1, 0, stored["options"])
         return self._tasks[key]

@@ -21,8 +21,8 @@ class VerifiersConfig(Section):
 
     default: str | list[RewardTerm] = Field(
         "math",
-        description="a built-in verifier, file.py:function or package.module:function, or a weighted "
-        "sum of such",
+        description="a built-in verifier, file.py:function or package.module:function, or a "
+        "weighted sum of such",
     )
     sources: dict[str, str | list[RewardTerm]] = Field(
         default_factory=dict, description="source pattern (* and ? allowed) -> verifier"

@@ -23,7 +23,7 @@ from cropi.influence.features.extraction import policy_hash, write_features
 from cropi.influence.features.identity import StoreIdentity
 from cropi.influence.preconditioner import Preconditioner
 from cropi.influence.scorer import InfluenceScorer
-from cropi.policy.second_moments import SecondMoments
+from cropi.policy.optimizer_state import SecondMoments
 from cropi.rollouts import read_rollouts, write_rollouts
 from cropi.sketches import SparseSketch
 from cropi.store.tables import read_scores

@@ -1,0 +1,166 @@
+"""Work units, the interface of executors, and the order in which dependent units run."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from cropi.schema import unique
+
+
+@dataclass(frozen=True)
+class WorkUnit:
+    """A call with a name.
+
+    `function` and `arguments` have to be picklable for executors that run units elsewhere, and the
+    function should be idempotent: a unit that was interrupted is simply run again.
+    `output` is the file or folder that the call leaves; a call that returns without leaving it has
+    failed. `after` names the units that must have succeeded before this one.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...] = ()
+    output: Path | None = None
+    after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A unit that ended: with the call's `value`, with an `error`, or without being run.
+
+    `seconds` is what the call took where it ran. `skipped_after` names the unit whose failure kept
+    this one from running.
+    """
+
+    unit: WorkUnit
+    value: Any = None
+    error: Exception | None = None
+    seconds: float = 0.0
+    skipped_after: str = ""
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the call returned, and left its output."""
+        return self.error is None and not self.skipped_after
+
+    def result(self) -> Any:
+        """The call's value. Raises the call's error."""
+        assert not self.skipped_after, f"{self.unit.name} did not run"
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+class Executor(Protocol):
+    """Runs units; a context manager, which owns the workers.
+
+    An exception of a unit is reported in its `Finished` and does not affect other units. Leaving
+    the context by an exception (an interrupt, for instance) stops running units at once.
+    """
+
+    @property
+    def threads(self) -> int | None:
+        """CPU threads that each unit computes with; None where the executor does not set them."""
+
+    def submit(self, unit: WorkUnit) -> None:
+        """Queue a unit; queued units start in the order of submission."""
+
+    def completed(self) -> Iterator[Finished]:
+        """Yield units in order of finish until none is left, those submitted meanwhile included."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+class Inline:
+    """Runs units in this process, one after the other, in the order of submission."""
+
+    threads: int | None = None
+
+    def __init__(self) -> None:
+        self._queue: deque[WorkUnit] = deque()
+
+    def submit(self, unit: WorkUnit) -> None:
+        """Queue a unit; it runs when `completed` gets to it."""
+        self._queue.append(unit)
+
+    def completed(self) -> Iterator[Finished]:
+        """Run the queued units; anything but an Exception, such as an interrupt, is raised."""
+        while self._queue:
+            unit = self._queue.popleft()
+            try:
+                value, seconds = call(unit)
+            except Exception as error:  # noqa: BLE001  (reported by name)
+                yield Finished(unit, error=error)
+            else:
+                yield Finished(unit, value, seconds=seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._queue.clear()
+
+
+def call(unit: WorkUnit) -> tuple[Any, float]:
+    """Make a unit's call; return its value and how many seconds it took."""
+    start = time.perf_counter()
+    value = unit.function(*unit.arguments)
+    if unit.output is not None and not unit.output.exists():
+        raise FileNotFoundError(f"{unit.name} ended without leaving {unit.output}")
+    return value, time.perf_counter() - start
+
+
+def run_units(executor: Executor, units: Sequence[WorkUnit]) -> Iterator[Finished]:
+    """Run every unit once the units in its `after` have succeeded; yield them in order of finish.
+
+    Units without prerequisites are submitted first, in their order. Every unit is yielded exactly
+    once: one whose prerequisite failed or was skipped is yielded as skipped.
+    """
+    _require_order(units)
+    waiting = list(units)
+    finished: dict[str, Finished] = {}
+
+    def release() -> Iterator[Finished]:
+        """Submit the units that have become ready, and yield those that never will be."""
+        for unit in tuple(waiting):
+            failed = [n for n in unit.after if n in finished and not finished[n].succeeded]
+            if failed:
+                waiting.remove(unit)
+                finished[unit.name] = Finished(unit, skipped_after=failed[0])
+                yield finished[unit.name]
+            elif all(name in finished for name in unit.after):
+                waiting.remove(unit)
+                executor.submit(unit)
+
+    yield from release()
+    for result in executor.completed():
+        finished[result.unit.name] = result
+        yield result
+        yield from release()
+
+
+def _require_order(units: Sequence[WorkUnit]) -> None:
+    """Assert that names are unique, and that every unit comes after its prerequisites."""
+    assert unique([unit.name for unit in units]), "two work units share a name"
+    before: set[str] = set()
+    for unit in units:
+        assert before.issuperset(unit.after), f"{unit.name} comes before {unit.after}"
+        before.add(unit.name)

@@ -1,0 +1,165 @@
+"""Running a study: its unfinished runs as work units, by default in worker processes.
+
+What a seed's runs share is a unit of its own, which they wait for. Finished runs cost nothing; one
+that fails does not stop the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cropi.config import to_yaml
+from cropi.curriculum.measure_accuracy import accuracy_note
+from cropi.errors import InputError
+from cropi.execution import (
+    Executor,
+    Finished,
+    Processes,
+    WorkUnit,
+    requested_threads,
+    run_units,
+    usable_cores,
+)
+from cropi.progress import ProgressReporter
+from cropi.store.files import atomic_write
+from cropi.store.lock import exclusive_lock
+from cropi.store.metrics import METRICS, EvaluationRow, read_rows
+from cropi.study.cells import FINISHED, is_finished, prepare_shared, run_cell
+from cropi.study.plan import STUDY_FILE, StudyPlan, StudyRun
+from cropi.study.reading import mapping_in
+
+
+def run_study(
+    plan: StudyPlan,
+    base: Path | None = None,
+    reporter: ProgressReporter | None = None,
+    jobs: int = 1,
+    executor: Executor | None = None,
+) -> Path:
+    """Run every run of the study that is not finished; return the study's directory.
+
+    By default `jobs` runs at once, in processes of their own, each with its share of the CPU's
+    cores (the number is fixed when the study begins), or with a GPU of its own where there are
+    several. An `executor` takes their place. Raises InputError naming the runs that failed, after
+    the others are done, or at once if another process is working on the study.
+    """
+    with exclusive_lock(plan.root):
+        executor = executor or Processes(jobs, run_threads(plan, jobs))
+        threads = executor.threads or _recorded_threads(plan.root / STUDY_FILE)
+        with atomic_write(plan.root / STUDY_FILE) as part:
+            part.write_text(to_yaml(plan.as_config(threads)), encoding="utf-8")
+        _run_unfinished(plan, base, reporter or ProgressReporter(), executor)
+    return plan.root
+
+
+def run_threads(plan: StudyPlan, jobs: int) -> int:
+    """CPU threads of every run: as configured, else as when the study began, whatever `jobs` is.
+
+    Floating-point sums depend on how they are divided among threads. Raises InputError if the
+    configured number is not the one that the study began with.
+    """
+    configured = plan.config.compare.threads
+    recorded = _recorded_threads(plan.root / STUDY_FILE)
+    if configured and recorded and configured != recorded:
+        raise InputError(
+            f"compare.threads {configured}: {plan.root} began with {recorded} threads per run, and "
+            f"all its runs should be computed alike; leave it at {recorded}, or choose another name"
+        )
+    return configured or recorded or requested_threads() or max(1, usable_cores() // jobs)
+
+
+def _recorded_threads(study_file: Path) -> int | None:
+    """The threads that a study's file records; None where it does not."""
+    compare = mapping_in(study_file).get("compare")
+    threads = compare.get("threads") if isinstance(compare, dict) else None
+    return threads if isinstance(threads, int) and threads > 0 else None
+
+
+def _run_unfinished(
+    plan: StudyPlan, base: Path | None, reporter: ProgressReporter, executor: Executor
+) -> None:
+    runs = plan.runs()
+    unfinished = [run for run in runs if not is_finished(run.config, base)]
+    if len(unfinished) < len(runs):
+        done = len(runs) - len(unfinished)
+        reporter.say(f"  {done} of {len(runs)} runs are finished", style="dim")
+    if not unfinished:
+        return
+    failures = _execute(plan, base, reporter, executor, unfinished)
+    if failures:
+        left = sum(not is_finished(run.config, base) for run in unfinished)
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
+        raise InputError(
+            f"{left} of {len(runs)} runs are not finished ({reasons}); fix that and give the same "
+            "command again"
+        )
+
+
+def _execute(
+    plan: StudyPlan,
+    base: Path | None,
+    reporter: ProgressReporter,
+    executor: Executor,
+    runs: Sequence[StudyRun],
+) -> dict[str, str]:
+    """Run `runs` and report each as it ends; return what went wrong, by the unit's name."""
+    folders = {run.title: run.config.directory for run in runs}
+    failures: dict[str, str] = {}
+    done = 0
+    with executor, reporter.phase("runs", len(runs)) as bar:
+        for finished in run_units(executor, _units(plan, base, runs)):
+            name = finished.unit.name
+            if finished.error is not None:
+                failures[name] = _reason(finished.error)
+                reporter.warn(f"{name}: {failures[name]}")
+            if name in folders and not finished.skipped_after:
+                done += 1
+                if finished.succeeded:
+                    _report(reporter, finished, folders[name], f"[{done}/{len(runs)}]")
+                bar.update(done, len(runs))
+    return failures
+
+
+def _units(plan: StudyPlan, base: Path | None, runs: Sequence[StudyRun]) -> list[WorkUnit]:
+    """A unit for what each seed's runs share, then one for each run."""
+    shared = {
+        seed: WorkUnit(
+            f"shared files of seed {seed}",
+            prepare_shared,
+            (plan.shared(seed), [run.config for run in runs if run.seed == seed], base),
+        )
+        for seed in dict.fromkeys(run.seed for run in runs)
+    }
+    return [
+        *shared.values(),
+        *(
+            WorkUnit(
+                run.title,
+                run_cell,
+                (run.config, plan.shared(run.seed), base),
+                output=run.config.directory / FINISHED,
+                after=(shared[run.seed].name,),
+            )
+            for run in runs
+        ),
+    ]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, InputError):
+        return str(error)
+    return f"{type(error).__name__}: {error} (see its log.txt)"
+
+
+def _report(reporter: ProgressReporter, finished: Finished, folder: Path, count: str) -> None:
+    accuracy = last_accuracy(folder)
+    seconds = f"{finished.seconds:5.0f} s"
+    reporter.say(f"  {finished.unit.name:<26} {accuracy:<44} {seconds}   {count}")
+
+
+def last_accuracy(run: Path) -> str:
+    """Targeted and untargeted accuracy of a run's last evaluation, as text."""
+    rows = read_rows(run / METRICS).of(EvaluationRow)
+    last_step = max((row.step for row in rows), default=0)
+    return accuracy_note([row for row in rows if row.step == last_step])
