@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 import cropi
 from cropi import api
 from cropi.cli import main
-from cropi.config import RolloutsConfig, TrainingConfig
+from cropi.config import RolloutsConfig, TrainerChoice, TrainingConfig
 from cropi.errors import InputError
 from cropi.pocket import rows
 from cropi.rollouts import read_rollouts
@@ -99,7 +99,7 @@ def stage_arguments(work: Path, policy: object, out: Path) -> list[object]:
         "train", "--policy", policy, "--prompts", work / "pool.jsonl",
         "--selection", work / "selection.parquet", "--out", out, "--steps", 2,
         "--verifier", f"{work / 'judge.py'}:reward", "--max-new-tokens", 8, "--device", "cpu",
-        "--horizon", 4, "prompts_per_step=2", "generations=4", "learning_rate=1e-4",
+        "--horizon", 4, "prompts_per_step=2", "responses=4", "learning_rate=1e-4",
     ]  # fmt: skip
 
 
@@ -125,8 +125,8 @@ def test_one_score_row_an_informative_prompt(work: Path, scored: Path) -> None:
 def test_sparse_scores_approximate_exact_ones(work: Path, scored: Path) -> None:
     out = work / "sparse.parquet"
     command("score", "--policy", "pocket", "--rollouts", work / "pool.parquet",
-            "--target", f"sort set={work / 'val.parquet'}", "--out", out, "--method", "sparse",
-            "--ratio", 1.0, "--dim", 8192, "--seed", 1)  # fmt: skip
+            "--target", f"sort set={work / 'val.parquet'}", "--out", out, "--sketch", "sparse",
+            "--seed", 1, "sketch.ratio=1.0")  # fmt: skip
     exact, sparse = read_scores(scored), read_scores(out)
     assert sparse.prompt_ids == exact.prompt_ids
     error = np.abs(sparse.cosines["sort set"] - exact.cosines["sort set"])
@@ -218,8 +218,16 @@ def test_training_refuses_what_it_cannot_do(work: Path, trained: Path, tmp_path:
         api.train("pocket", prompts, ids, out, steps=1, carry_optimizer=True)
     with pytest.raises(InputError, match="horizon 2 comes before step 3"):
         api.train(trained, prompts, ids, out, steps=1, carry_optimizer=True, horizon=2)
-    with pytest.raises(InputError, match=r"training\.grpo\.nosuch"):
-        api.train("pocket", prompts, ids, out, steps=1, settings=TrainingConfig(grpo={"nosuch": 1}))
+    wrong = TrainingConfig(engine=TrainerChoice.of(grpo={"nosuch": 1}))
+    with pytest.raises(InputError, match=r"training\.engine\.grpo\.nosuch"):
+        api.train(
+            "pocket",
+            prompts,
+            ids,
+            out,
+            steps=1,
+            settings=wrong,
+        )
     assert not out.exists()
 
 

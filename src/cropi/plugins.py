@@ -1,7 +1,8 @@
 """Plug-ins: sketches, strategies, engines, trainers, verifiers and built-in models, by name.
 
 A built-in plug-in is one file in the folder of its kind, registered by `@plugin` where it is
-defined. Looking for a name imports the modules of that folder, so nothing else has to list it.
+defined. Looking for a name imports the files of that folder in which `@plugin("KIND"` stands, so
+nothing else has to list it.
 A user's own is given as `package.module:object` or `file.py:object`.
 
 What is registered is called with its settings, an instance of its `Settings` (a `Section`), and
@@ -78,12 +79,26 @@ def plugin(
 
 
 def plugin_names(kind: str) -> list[str]:
-    """The names of all built-in plug-ins of a kind, sorted; imports the modules of its folder."""
-    package = importlib.import_module(KINDS[kind].package)
-    for module in pkgutil.iter_modules(package.__path__):
-        if not module.ispkg:
-            importlib.import_module(f"{package.__name__}.{module.name}")
+    """The names of all built-in plug-ins of a kind, sorted; imports the files that define them."""
+    for name in _defining_modules(kind):
+        importlib.import_module(name)
     return sorted(_registered[kind])
+
+
+def _defining_modules(kind: str) -> list[str]:
+    """The modules of a kind's folder that register a plug-in.
+
+    The others there may need what is not installed, so none is imported to find out.
+    """
+    package = importlib.import_module(KINDS[kind].package)
+    names = [f"{package.__name__}.{m.name}" for m in pkgutil.iter_modules(package.__path__)]
+    return [name for name in names if f'@plugin("{kind}"' in _source(name)]
+
+
+def _source(module: str) -> str:
+    spec = importlib.util.find_spec(module)
+    loader = getattr(spec, "loader", None)
+    return (loader.get_source(module) or "") if hasattr(loader, "get_source") else ""
 
 
 def is_built_in(kind: str, name: str) -> bool:
@@ -209,8 +224,14 @@ class Choice(Section):
 
     @classmethod
     def of(cls, name: str | None = None, **settings: Any) -> Self:
-        """The choice of a plug-in by name; settings that are not given have their defaults."""
-        return cls.model_validate({"name": name or cls.default, **settings})
+        """The choice of a plug-in by name; settings that are not given have their defaults.
+
+        Raises InputError for a name or a setting that there is not.
+        """
+        try:
+            return cls.model_validate({"name": name or cls.default, **settings})
+        except ValidationError as error:
+            raise InputError(_summary(name or cls.default, error)) from None
 
     @property
     def slug(self) -> str:
@@ -248,6 +269,16 @@ class Choice(Section):
         """The name alone where the plug-in has no settings."""
         settings = self.settings.model_dump(mode=info.mode, exclude_none=info.exclude_none)
         return {"name": self.name, **settings} if type(self.settings).model_fields else self.name
+
+
+def _summary(name: str, error: ValidationError) -> str:
+    """What is wrong with a choice, in one line; a config's messages say more."""
+    (first,) = error.errors()[:1]
+    nested = first.get("ctx", {}).get("errors")
+    if nested is None:
+        return first["msg"].removeprefix("Value error, ")
+    problems = [f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in nested]
+    return f"settings of {name}: {'; '.join(problems)}"
 
 
 def name_in(value: Any) -> str | None:

@@ -187,8 +187,8 @@ def test_an_overlong_prompt_is_refused_or_dropped(cropi: Command, tmp_path: Path
     config = write_config(tmp_path)
     short = (
         "selection.strategy=random",
-        "training.stages=1",
-        "training.steps_per_stage=1",
+        "curriculum.stages=1",
+        "curriculum.steps_per_stage=1",
         f"prompts.pool=[{{path: {pool}}}]",
     )
     cropi("run", config, *short).refused("over 56 tokens", "prompts.overlong=drop")
@@ -459,8 +459,8 @@ def test_lines_of_a_log_are_not_folded(cropi: Command, tmp_path: Path) -> None:
         write_config(tmp_path),
         f"name={name}",
         "selection.strategy=random",
-        "training.stages=1",
-        "training.steps_per_stage=1",
+        "curriculum.stages=1",
+        "curriculum.steps_per_stage=1",
     )
     outcome.done()
     report = [line for line in outcome.out.splitlines() if line.startswith("report: ")]

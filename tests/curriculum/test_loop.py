@@ -67,9 +67,9 @@ def test_no_half_written_file_outlives_a_finished_run(finished: Path) -> None:
 def test_the_same_seed_selects_the_same_and_another_seed_does_not(
     finished: Path, tmp_path: Path
 ) -> None:
-    again = run(tiny_config(tmp_path, "training.stages=1", "training.steps_per_stage=1"))
+    again = run(tiny_config(tmp_path, "curriculum.stages=1", "curriculum.steps_per_stage=1"))
     other = run(
-        tiny_config(tmp_path, "training.stages=1", "training.steps_per_stage=1", "seed=1", "name=b")
+        tiny_config(tmp_path, "curriculum={stages: 1, steps_per_stage: 1}", "seed=1", "name=b")
     )
     place = "arms/cropi/stages/0/selection.parquet"
     first, same, different = (read_selection(r / place) for r in (finished, again, other))
@@ -106,8 +106,8 @@ def test_changed_inputs_are_refused_in_the_same_directory(tmp_path: Path) -> Non
         tmp_path,
         f"prompts.pool=[{{path: {pool}}}]",
         "selection.strategy=random",
-        "training.stages=1",
-        "training.steps_per_stage=1",
+        "curriculum.stages=1",
+        "curriculum.steps_per_stage=1",
     )
     directory = run(config)
     before = promised_bytes(directory)
@@ -122,7 +122,7 @@ def test_a_config_that_failed_before_any_work_may_be_mended(tmp_path: Path) -> N
         run(tiny_config(tmp_path, "model.path=./nowhere"))
     with pytest.raises(InputError, match="nosuch"):
         run(tiny_config(tmp_path, "selection.strategy=nosuch"))
-    run(tiny_config(tmp_path, "training.stages=1", "training.steps_per_stage=1"))
+    run(tiny_config(tmp_path, "curriculum.stages=1", "curriculum.steps_per_stage=1"))
 
 
 def test_full_data_training_sees_every_prompt_before_any_twice(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_directions_follow_adam_from_the_second_stage_on(tmp_path: Path, method:
     config = tiny_config(
         tmp_path,
         "influence.precondition=adam",
-        f"influence.method={method}",
+        f"influence.sketch={method}",
         "influence.dim=64",
         "evaluation.every=10",
     )
@@ -192,7 +192,7 @@ def test_lora_and_warmup_run_two_stages_and_resume(tmp_path: Path) -> None:
         "training.lora.r=4",
         "warmup.steps=2",
         "warmup.batch_size=4",
-        "training.steps_per_stage=2",
+        "curriculum.steps_per_stage=2",
         "prompts.pool=[{pocket: [sort, shift], split: pool, size: 30}]",
     )
     directory = run(tiny_config(tmp_path, *overrides))
@@ -216,17 +216,17 @@ def test_lora_and_warmup_run_two_stages_and_resume(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("training.grpo.no_such=1", "training.grpo.no_such"),
-        ("training.grpo.num_iterations=2", "training.grpo.num_iterations"),
-        ("training.grpo.seed=2", "the run's seed"),
-        ("training.grpo.lr_scheduler_type=triangle", "triangle"),
-        ("training.grpo.loss_type=gppo", "loss_type"),
-        ("training.grpo.per_device_train_batch_size=3", "divisor"),
+        ("training.engine.grpo.no_such=1", "training.engine.grpo.no_such"),
+        ("training.engine.grpo.num_iterations=2", "training.engine.grpo.num_iterations"),
+        ("training.engine.grpo.seed=2", "the run's seed"),
+        ("training.engine.grpo.lr_scheduler_type=triangle", "triangle"),
+        ("training.engine.grpo.loss_type=gppo", "loss_type"),
+        ("training.engine.grpo.per_device_train_batch_size=3", "divisor"),
         ("training.engine=nosuch", "training.engine"),
         ("rollouts.engine=nosuch", "nosuch"),
         ("rollouts.engine=:x", ":x"),
         ("baselines=[nosuch]", "nosuch"),
-        ("selection.strategy=os:path", "no strategy"),
+        ("selection.strategy=os:path", "is not a strategy"),
         ("selection.strategy=no_such_module:Mine", "no_such_module"),
         ("verifiers.default=nosuch", "nosuch"),
     ],

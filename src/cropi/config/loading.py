@@ -173,8 +173,9 @@ def _merged(base: dict[str, Any], over: dict[str, Any], prefix: str = "") -> dic
             before = {"name": before} if isinstance(before, str) else before
             if before and value.get("name", before.get("name")) != before.get("name"):
                 before = None
-        sections = isinstance(before, dict) and isinstance(value, dict)
-        merged[key] = _merged(before, value, f"{prefix}{key}.") if sections else value
+        if isinstance(before, dict) and isinstance(value, dict):
+            value = _merged(before, value, f"{prefix}{key}.")
+        merged[key] = value
     return merged
 
 

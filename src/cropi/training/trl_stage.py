@@ -104,8 +104,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     for key, package in PACKAGES.items():
         if settings.get(key) and find_spec(package) is None:
             raise InputError(
-                f"training.engine.grpo.{key} = {settings[key]!r} needs the package {package}, which "
-                "is not installed; install it, or leave the setting out"
+                f"training.engine.grpo.{key} = {settings[key]!r} needs the package {package}, "
+                "which is not installed; install it, or leave the setting out"
             )
     # TRL itself notices an unknown loss at the first step; its help names those it has.
     loss, told = settings.get("loss_type"), known["loss_type"].metadata.get("help", "")
