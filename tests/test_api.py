@@ -19,7 +19,7 @@ from cropi.config import RolloutsConfig, TrainerChoice, TrainingConfig
 from cropi.errors import InputError
 from cropi.pocket import rows
 from cropi.rollouts import read_rollouts
-from cropi.schema import ROLLOUT_COLUMNS, ScoreTable, Selection
+from cropi.schema import ROLLOUT_COLUMNS, InfluenceEstimate, Selection
 from cropi.selection.strategy import Scoring, SelectionContext
 from cropi.store.tables import read_scores, read_selection
 
@@ -35,10 +35,10 @@ class Worst:
     scoring: Scoring = "stage"
 
     def select(self, context: SelectionContext) -> Selection:
-        assert context.scores is not None
-        (cosines,) = context.scores.cosines.values()
+        scored = context.scored
+        (cosines,) = scored.mean.values()
         order = np.argsort(cosines)[: context.count]
-        ids = [context.scores.prompt_ids[i] for i in order]
+        ids = [scored.prompt_ids[i] for i in order]
         return Selection(ids, cosines[order].astype(np.float64))
 
 
@@ -113,13 +113,20 @@ def test_rollouts_follow_the_contract(work: Path) -> None:
     ]
 
 
-def test_one_score_row_an_informative_prompt(work: Path, scored: Path) -> None:
+def test_one_score_row_per_prompt_of_the_pool(work: Path, scored: Path) -> None:
     table = pq.read_table(scored)
-    informative = [g.prompt_id for g in read_rollouts(work / "pool.parquet") if g.informative]
-    assert table["prompt_id"].to_pylist() == informative
-    assert table.column_names == ["prompt_id", "norm", "sort set"]
+    groups = read_rollouts(work / "pool.parquet")
+    assert table["prompt_id"].to_pylist() == [g.prompt_id for g in groups]
+    assert table["status"].to_pylist() == [g.score_status for g in groups]
+    assert table.column_names == [
+        *("prompt_id", "norm", "sort set", "sort set_standard_error"),
+        *("tokens", "group_size", "status"),
+    ]
     assert table.schema.metadata[b"cropi.pool_size"] == b"48"
-    assert np.abs(table["sort set"].to_numpy()).max() <= 1
+    assert [value is not None for value in table["sort set"].to_pylist()] == [
+        g.informative for g in groups
+    ]
+    assert np.nanmax(np.abs(table["sort set"].to_numpy())) <= 1
 
 
 def test_sparse_scores_approximate_exact_ones(work: Path, scored: Path) -> None:
@@ -127,17 +134,17 @@ def test_sparse_scores_approximate_exact_ones(work: Path, scored: Path) -> None:
     command("score", "--policy", "pocket", "--rollouts", work / "pool.parquet",
             "--target", f"sort set={work / 'val.parquet'}", "--out", out, "--sketch", "sparse",
             "--seed", 1, "sketch.ratio=1.0")  # fmt: skip
-    exact, sparse = read_scores(scored), read_scores(out)
+    exact, sparse = read_scores(scored).scored(), read_scores(out).scored()
     assert sparse.prompt_ids == exact.prompt_ids
-    error = np.abs(sparse.cosines["sort set"] - exact.cosines["sort set"])
+    error = np.abs(sparse.mean["sort set"] - exact.mean["sort set"])
     assert error.max() < 6 / np.sqrt(8192)
     np.testing.assert_allclose(sparse.norms, exact.norms, rtol=1e-4)
 
 
 def test_a_selection_is_the_best_share_of_the_whole_pool(scored: Path, trained: Path) -> None:
     selection = read_selection(trained.parent / "selection.parquet")
-    scores = read_scores(scored)
-    best = np.argsort(-scores.cosines["sort set"], kind="stable")[: int(0.2 * 48)]
+    scores = read_scores(scored).scored()
+    best = np.argsort(-scores.mean["sort set"], kind="stable")[: int(0.2 * 48)]
     assert selection.prompt_ids == [scores.prompt_ids[i] for i in best]
     assert selection.ranks["sort set"].tolist() == list(range(1, 10))
 
@@ -172,16 +179,16 @@ def test_an_adapter_is_trained_where_lora_is_asked_for(work: Path, trained: Path
 
 
 def test_a_strategy_is_found_by_its_dotted_path(scored: Path) -> None:
-    scores = read_scores(scored)
+    scores = read_scores(scored).scored()
     selection = api.select(scores, ratio=0.1, strategy=f"{__name__}:Worst")
-    cosines = scores.cosines["sort set"]
+    cosines = scores.mean["sort set"]
     assert selection.prompt_ids[0] == scores.prompt_ids[int(np.argmin(cosines))]
 
 
 def test_functions_and_commands_agree(work: Path, scored: Path) -> None:
     influence = api.score("pocket", work / "pool.parquet", {"v": work / "val.parquet"})
-    expected = read_scores(scored).cosines["sort set"]
-    np.testing.assert_array_equal(influence.table.cosines["v"], expected)
+    expected = read_scores(scored).scored().mean["sort set"]
+    np.testing.assert_array_equal(influence.estimate.scored().mean["v"], expected)
     assert api.select(influence).prompt_ids == api.select(read_scores(scored)).prompt_ids
 
 
@@ -254,6 +261,6 @@ def test_the_package_offers_every_step_lazily() -> None:
         cropi.nosuch  # noqa: B018
 
 
-def test_a_score_table_selects_like_its_influence() -> None:
-    table = ScoreTable(["a", "b"], {"v": np.float32([0.1, 0.9])}, np.ones(2, np.float32), 10)
-    assert api.select(table, ratio=0.1).prompt_ids == ["b"]
+def test_an_estimate_selects_like_its_influence() -> None:
+    estimate = InfluenceEstimate.from_means(["a", "b"], {"v": np.array([0.1, 0.9])}, {"unknown": 8})
+    assert api.select(estimate, ratio=0.1).prompt_ids == ["b"]

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from cropi.config import InfluenceConfig
-from cropi.gradients.consumers import DotConsumer, NormConsumer
-from cropi.gradients.directions import Directions
+from cropi.gradients.consumers import Directions, DotConsumer, NormConsumer
 from cropi.gradients.extractor import GradientExtractor
 from cropi.influence.scorer import InfluenceScorer
 from cropi.influence.setup import make_scorer

@@ -23,7 +23,7 @@ Groups = Sequence[RolloutGroup]
 
 def cosines(scorer: Any, pool: Groups, targets: Mapping[str, Groups]) -> dict[str, np.ndarray]:
     """Influence [n] of each prompt on each target."""
-    return dict(scorer.score(pool, targets).table.cosines)
+    return dict(scorer.score(pool, targets).estimate.mean)
 
 
 def linear_layers(model: Any) -> list[str]:

@@ -29,16 +29,21 @@ from cropi.rollouts.collect import collect
 from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import (
     EvaluationResult,
+    InfluenceEstimate,
     Prompt,
     RolloutGroup,
     Sampling,
-    ScoreTable,
     Selection,
     fingerprint,
 )
-from cropi.selection import SelectionContext, find_strategy, needs_of
+from cropi.selection import (
+    SelectionContext,
+    find_strategy,
+    needs_of,
+    require_not_empty,
+    selection_size,
+)
 from cropi.selection.settings import StrategyChoice
-from cropi.selection.strategy import require_not_empty, selection_size
 from cropi.store.files import atomic_folder, require_writable
 from cropi.training import StageOutcome, StagePlan, find_trainer, stage_order
 from cropi.training.settings import TrainingConfig
@@ -187,14 +192,14 @@ def score(
 
 
 def select(
-    scores: ScoreTable | Influence | None = None,
+    scores: InfluenceEstimate | Influence | None = None,
     *,
     ratio: float = 0.1,
     strategy: str | StrategyChoice = "cropi",
     rollouts: Sequence[RolloutGroup] | AnyPath | None = None,
     seed: int = 0,
     stage: int = 0,
-    earlier: Sequence[ScoreTable] = (),
+    earlier: Sequence[InfluenceEstimate] = (),
     threshold: float | None = None,
 ) -> Selection:
     """Choose prompts by `strategy`; `rollouts` are needed by those that look at pass rates.
@@ -210,7 +215,7 @@ def select(
         )
     choice = StrategyChoice.of(strategy) if isinstance(strategy, str) else strategy
     chosen = find_strategy(choice)
-    table = scores if scores is None or isinstance(scores, ScoreTable) else scores.table
+    table = scores if scores is None or isinstance(scores, InfluenceEstimate) else scores.estimate
     needs = needs_of(chosen)
     if needs.scoring != "never" and table is None:
         raise InputError(f"strategy {choice.name} needs scores; make them with `cropi score`")
@@ -220,14 +225,11 @@ def select(
     statistics = rollout_statistics(groups, threshold)
     pool_size = len(groups) or (table.pool_size if table else 0)
     context = SelectionContext(
-        prompt_ids=statistics.prompt_ids,
-        pass_rate=statistics.pass_rates,
-        variance=statistics.variances,
-        informative=statistics.informative,
+        statistics=statistics,
         count=selection_size(ratio, pool_size),
         stage=stage,
         seed=seed,
-        scores=table,
+        estimate=table,
         earlier=earlier,
     )
     selection = chosen.select(context)

@@ -97,8 +97,8 @@ def _defining_modules(kind: str) -> list[str]:
 
 def _source(module: str) -> str:
     spec = importlib.util.find_spec(module)
-    loader = getattr(spec, "loader", None)
-    return (loader.get_source(module) or "") if hasattr(loader, "get_source") else ""
+    read = getattr(spec.loader if spec else None, "get_source", None)
+    return (read(module) or "") if read else ""
 
 
 def is_built_in(kind: str, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""The data contracts: what a prompt, a rollout, a score and a selection are.
+"""The data contracts: prompts, rollouts, influence estimates and selections.
 
 Field names here are public API: they are the columns of every Parquet file that cropi reads or
 writes. This module needs neither torch nor pyarrow, so that the command line can start with it.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +20,12 @@ RewardStatus = Literal["ok", "timeout", "error"]
 FinishReason = Literal["stop", "length"]
 LogprobMode = Literal["processed", "raw", "before_top_p", "recomputed"]
 Message = Mapping[str, str]
+
+SCORED = "scored"
+EQUAL_REWARDS = "rewards all equal"
+TOO_FEW_RESPONSES = "fewer than two usable responses"
+UNSCORED = (EQUAL_REWARDS, TOO_FEW_RESPONSES)
+"""A score's status: "scored", or why the prompt has no influence."""
 
 ROLLOUT_COLUMNS = (
     "prompt_id",
@@ -70,7 +77,7 @@ class Prompt:
 
 
 def content_id(content: str, answer: str, source: str) -> str:
-    """Return the stable id of a prompt that was given none: a hash of what it says."""
+    """Return the stable id of a prompt that has none of its own: a hash of its content."""
     text = json.dumps([content, answer, source], ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -175,26 +182,91 @@ class RolloutGroup:
         return len(rewards) >= 2 and float(rewards.max()) > float(rewards.min())
 
     @property
+    def score_status(self) -> str:
+        """ "scored" if the group has a gradient, else the reason why not."""
+        if self.informative:
+            return SCORED
+        return TOO_FEW_RESPONSES if len(self.usable) < 2 else EQUAL_REWARDS
+
+    @property
     def tokens(self) -> int:
         """Tokens in the group that the policy sampled."""
         return sum(r.tokens for r in self.responses)
 
 
 @dataclass(slots=True)
-class ScoreTable:
-    """Influence of each informative prompt on each validation set.
+class InfluenceEstimate:
+    """Influence of the prompts of a pool [P] on each validation set, and how sure it is.
 
-    `cosines[name]` is float32 [P], aligned with `prompt_ids` and `norms` (float32 [P], the
-    gradient's L2 norm). `pool_size` counts the whole pool, uninformative prompts included: a
-    selection ratio is a share of it. `skipped` counts prompts without a score by reason.
+    One entry per prompt, in the pool's order. Per validation set, `mean` float32 [P] is the cosine
+    (NaN: not measured) and `standard_error` float64 [P] its error (NaN: unknown). `norms` float32
+    [P] are the gradients' L2 norms (NaN: no gradient), `tokens` int64 [P] the sampled tokens,
+    `group_size` int32 [P] the usable responses (0: unknown). `status` says of each prompt why it
+    has no score, or "scored". `unlisted` counts pool prompts without an entry, by reason.
     """
 
     prompt_ids: list[str]
-    cosines: dict[str, NDArray[np.float32]]
+    mean: dict[str, NDArray[np.float32]]
+    standard_error: dict[str, NDArray[np.float64]]
     norms: NDArray[np.float32]
-    pool_size: int
-    skipped: dict[str, int] = field(default_factory=dict)
+    tokens: NDArray[np.int64]
+    group_size: NDArray[np.int32]
+    status: list[str]
+    unlisted: dict[str, int] = field(default_factory=dict)
     identity: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_means(
+        cls,
+        prompt_ids: Sequence[str],
+        mean: Mapping[str, NDArray[np.floating]],
+        unlisted: Mapping[str, int] | None = None,
+    ) -> InfluenceEstimate:
+        """An estimate of which only the cosines are known, for prompts that all have one."""
+        count = len(prompt_ids)
+        return cls(
+            prompt_ids=list(prompt_ids),
+            mean={name: values.astype(np.float32) for name, values in mean.items()},
+            standard_error={name: np.full(count, np.nan) for name in mean},
+            norms=np.ones(count, np.float32),
+            tokens=np.zeros(count, np.int64),
+            group_size=np.zeros(count, np.int32),
+            status=[SCORED] * count,
+            unlisted=dict(unlisted or {}),
+        )
+
+    @property
+    def pool_size(self) -> int:
+        """Prompts of the whole pool: a selection ratio is a share of it."""
+        return len(self.prompt_ids) + sum(self.unlisted.values())
+
+    @property
+    def is_scored(self) -> NDArray[np.bool_]:
+        """Which prompts [P] have a score."""
+        return np.array([status == SCORED for status in self.status], dtype=bool)
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many prompts of the pool have no score, by reason."""
+        counts = Counter(self.unlisted)
+        counts.update(status for status in self.status if status != SCORED)
+        reasons = dict.fromkeys([*UNSCORED, *counts])
+        return {reason: counts[reason] for reason in reasons if counts[reason]}
+
+    def scored(self) -> InfluenceEstimate:
+        """The same estimate with entries of scored prompts only; the others become `unlisted`."""
+        rows = np.flatnonzero(self.is_scored)
+        return replace(
+            self,
+            prompt_ids=[self.prompt_ids[row] for row in rows],
+            mean={name: values[rows] for name, values in self.mean.items()},
+            standard_error={name: values[rows] for name, values in self.standard_error.items()},
+            norms=self.norms[rows],
+            tokens=self.tokens[rows],
+            group_size=self.group_size[rows],
+            status=[SCORED] * len(rows),
+            unlisted=self.skipped,
+        )
 
 
 @dataclass(slots=True)
@@ -241,7 +313,7 @@ def derive_seed(seed: int, *path: str | int) -> int:
 
 
 def unique(values: Sequence[str]) -> bool:
-    """Whether no value stands twice."""
+    """Whether no value appears twice."""
     return len(set(values)) == len(values)
 
 

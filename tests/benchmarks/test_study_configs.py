@@ -9,9 +9,9 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+from noise import FLIP_SHARE, pool_of
 
 from cropi.config import RunConfig, check_files, load_config
-from cropi.pocket.noise import FLIP_SHARE, pool_of
 from cropi.pocket.tasks import SKILLS, TARGETS, split_of
 from cropi.prompts import PromptSets, load_prompt_sets
 from cropi.schema import Prompt, derive_seed

@@ -124,10 +124,14 @@ def test_select_and_report_load_no_torch(scores: Path, tmp_path: Path) -> None:
 
 def test_score_columns_follow_the_contract(scores: Path) -> None:
     table = pq.read_table(scores)
-    assert table.column_names == ["prompt_id", "norm", "v"]
+    assert table.column_names == [
+        *("prompt_id", "norm", "v", "v_standard_error"),
+        *("tokens", "group_size", "status"),
+    ]
     assert str(table.schema.field("v").type) == "float"
     assert table.schema.metadata[b"cropi.pool_size"] == b"3"
-    assert table["prompt_id"].to_pylist() == ["a", "b"]
+    assert table["prompt_id"].to_pylist() == ["a", "b", "c"]
+    assert table["status"].to_pylist() == ["scored", "scored", "rewards all equal"]
 
 
 @pytest.mark.parametrize("ratio", ["0", "-0.5", "1.5", "nan"])

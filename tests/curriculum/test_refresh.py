@@ -85,8 +85,9 @@ def test_gradalign_scores_every_later_stage_on_rollouts_of_its_own(tmp_path: Pat
     fresh = read_rollouts(stage(done, 1, "gradalign") / "rollouts/pool.parquet")
     assert len(fresh) == len(read_rollouts(done / "rollouts/pool.parquet"))
     scores = read_scores(stage(done, 1, "gradalign") / "scores.parquet")
-    assert list(scores.cosines) == ["validation"]
-    assert scores.prompt_ids == [g.prompt_id for g in fresh if g.informative]
+    assert list(scores.mean) == ["validation"]
+    assert scores.prompt_ids == [g.prompt_id for g in fresh]
+    assert scores.is_scored.tolist() == [g.informative for g in fresh]
     assert sum(row["tokens_generated"] for row in costs(done)) > sum(g.tokens for g in fresh)
 
 
@@ -118,7 +119,7 @@ def test_only_stale_prompts_of_the_pool_are_sampled_again(tmp_path: Path) -> Non
 def test_learnalign_looks_once_at_the_pool_and_at_no_validation_set(tmp_path: Path) -> None:
     done = run(tiny_config(tmp_path, *SHORT, "selection.strategy=learnalign"))
     scores = read_scores(stage(done, 0, "learnalign") / "scores.parquet")
-    assert list(scores.cosines) == ["pool"]
+    assert list(scores.mean) == ["pool"]
     assert scores.identity["target"] == "unit_mean"
     assert not (stage(done, 1, "learnalign") / "scores.parquet").exists()
     shared = [r for r in read_jsonl(done / "costs.jsonl") if r["phase"] == "rollouts"]
@@ -162,7 +163,7 @@ def test_weights_that_were_let_go_and_are_needed_again_are_named(tmp_path: Path)
         run(config)
     (stage(config.directory, 0) / "policy" / "cropi_stage.json").unlink()
     run(config)
-    assert len(read_scores(scores).prompt_ids) > 0
+    assert read_scores(scores).is_scored.any()
 
 
 def test_checkpoints_that_nothing_needs_are_let_go(tmp_path: Path) -> None:

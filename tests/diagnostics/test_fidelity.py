@@ -129,7 +129,7 @@ def test_scores_of_many_sketches_at_once_are_those_of_each_alone() -> None:
         sketches=("sparse", "kronecker"), dims=(64, 256), ratios=(1.0, 0.2), seeds=1
     )
     measurement = Measurement(model, pool, targets, settings, lambda *_: None)
-    exact = InfluenceScorer(GradientExtractor(model)).score(pool, targets).table
+    exact = InfluenceScorer(GradientExtractor(model)).score(pool, targets).estimate
     jobs = [(spec, 0) for spec in measurement.specs]
     together = measurement._compare(jobs, exact)
     alone = [measurement._compare([job], exact)[0] for job in jobs]

@@ -13,7 +13,7 @@ from cropi.diagnostics.stepping import inner, mean_gradients, moved, norm
 from cropi.errors import InputError
 from cropi.gradients.extractor import GradientExtractor
 from cropi.gradients.logprobs import LogprobReader, read_objectives
-from cropi.schema import RolloutGroup, ScoreTable
+from cropi.schema import InfluenceEstimate, RolloutGroup
 from support.tiny_models import gradients, mixed_groups, tiny_model
 
 
@@ -26,9 +26,9 @@ def real_tokens(count: int, seed: int = 0) -> list[RolloutGroup]:
     return groups
 
 
-def scores(count: int, **cosines: np.ndarray) -> ScoreTable:
+def scores(count: int, **cosines: np.ndarray) -> InfluenceEstimate:
     ids = [f"p{n}" for n in range(count)]
-    return ScoreTable(ids, cosines, np.ones(count, np.float32), count)
+    return InfluenceEstimate.from_means(ids, cosines)
 
 
 def test_bands_are_the_ends_and_the_middle_of_each_ranking() -> None:

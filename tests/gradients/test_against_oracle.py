@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from cropi.config import ClipConfig, ObjectiveConfig
-from cropi.gradients.batching import prepare
-from cropi.gradients.collation import collate
+from cropi.gradients.collation import collate, prepare
 from cropi.gradients.objective import advantages, objective, token_weights
 from support.oracle import Method, flatten, oracle_gradient, oracle_objective
 from support.tiny_models import (
@@ -152,7 +151,7 @@ def test_short_rows_beside_a_long_shared_row_stay_within_learned_positions() -> 
 def test_the_slow_path_equals_the_oracle_on_a_model_that_does_not_need_it(
     qwen: nn.Module,
 ) -> None:
-    from cropi.gradients.autograd import prompt_gradient
+    from cropi.gradients.self_check import prompt_gradient
 
     parameters = dict(qwen.named_parameters())
     groups = mixed_groups(3, seed=8)

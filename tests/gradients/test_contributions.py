@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from cropi.gradients.collation import Segments
 from cropi.gradients.contributions import (
     Contribution,
     MatrixContribution,
     RowsContribution,
+    Segments,
     VectorContribution,
     Workspace,
     matrix_shape,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cropi.config import ClipConfig, ObjectiveConfig
 from cropi.errors import InputError
-from cropi.gradients.batching import prepare
+from cropi.gradients.collation import prepare
 from cropi.gradients.extractor import GradientExtractor
 from cropi.schema import Response, RolloutGroup
 from support.oracle import flatten, oracle_gradient
@@ -54,7 +54,7 @@ def test_dense_gradients_in_small_tiles_change_nothing(
     model, groups = tiny_model(name), mixed_groups(7)
     whole = gradients(model, groups, share_prefix=share_prefix)
     for rows in (1, 3):
-        monkeypatch.setattr("cropi.gradients.tap.TILE_BYTES", {"cpu": 4 * 7 * 32 * rows})
+        monkeypatch.setattr("cropi.gradients.layers.TILE_BYTES", {"cpu": 4 * 7 * 32 * rows})
         found = gradients(model, groups, share_prefix=share_prefix)
         assert_equal_gradients(found, whole, 1e-6)
 
@@ -69,7 +69,7 @@ def test_gradient_checkpointing_changes_nothing_but_recomputes(name: str) -> Non
     plain = gradients(model, groups)
     once = len(calls)
     before = state_of(model)
-    assert_equal_gradients(gradients(model, groups, checkpointing=True), plain, 1e-6)
+    assert_equal_gradients(gradients(model, groups, gradient_checkpointing=True), plain, 1e-6)
     assert state_of(model) == before
     assert len(calls) - once > once
 
@@ -77,7 +77,7 @@ def test_gradient_checkpointing_changes_nothing_but_recomputes(name: str) -> Non
 def test_checkpointing_a_model_that_cannot_is_the_users_error() -> None:
     model = tiny_model("qwen2-tied")
     with pytest.raises(InputError, match="gradient_checkpointing"):
-        gradients(WithoutLayers(model), mixed_groups(2), checkpointing=True)
+        gradients(WithoutLayers(model), mixed_groups(2), gradient_checkpointing=True)
 
 
 def test_layers_that_nobody_asks_for_cost_nothing(qwen: nn.Module) -> None:
@@ -141,7 +141,7 @@ def test_merging_equal_responses_equals_not_merging_them(qwen: nn.Module) -> Non
     twin.logprobs = twin.logprobs - 0.5
     doubled = regrouped(group, [*group.responses, twin])
     prepared = prepare(0, doubled)
-    assert len(prepared.distinct) == len(doubled.responses) - 1
+    assert len(prepared.unique_ids) == len(doubled.responses) - 1
     assert_equal_gradients(gradients(qwen, [doubled]), [oracle_gradient(qwen, doubled)])
 
 
@@ -338,7 +338,7 @@ def test_a_prompt_that_proves_nothing_does_not_vouch_for_the_fast_path(
 def test_a_model_that_ignores_block_masks_goes_in_rows(
     qwen: nn.Module, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cropi.gradients.routing.takes_our_attention", lambda model: False)
+    monkeypatch.setattr("cropi.gradients.batching.supports_prefix_attention", lambda model: False)
     for layer in qwen.model.layers:
         layer.self_attn = IgnoresMask(layer.self_attn)
     groups = [first_prompt_tells_nothing(kind), *mixed_groups(4)]
@@ -354,11 +354,11 @@ def test_attention_of_ours_needs_no_mask_and_equals_block_masks(
     extractor = GradientExtractor(model)
     keep = Keep(extractor, len(groups))
     extractor.run(groups, [keep])
-    assert extractor.router.best.ours
+    assert extractor.planner.best_mode.prefix_attention
     ours = [{n: g[i] for n, g in keep.gradients.items()} for i in range(len(groups))]
-    monkeypatch.setattr("cropi.gradients.attention.PLAIN_SCORES", 0)
+    monkeypatch.setattr("cropi.gradients.attention.EXPLICIT_SCORES", 0)
     assert_equal_gradients(gradients(model, groups), ours, 1e-6)
-    monkeypatch.setattr("cropi.gradients.routing.takes_our_attention", lambda model: False)
+    monkeypatch.setattr("cropi.gradients.batching.supports_prefix_attention", lambda model: False)
     assert_equal_gradients(gradients(model, groups, path="shared"), ours, 1e-6)
 
 
@@ -511,7 +511,7 @@ def test_checkpointing_turns_no_dropout_on() -> None:
     group = mixed_groups(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = gradients(model, group, checkpointing=True)
+        found = gradients(model, group, gradient_checkpointing=True)
     assert_equal_gradients(found, [oracle_gradient(model, group[0])])
 
 

@@ -12,12 +12,11 @@ from torch import nn
 
 from cropi.config import ObjectiveConfig
 from cropi.errors import InputError
-from cropi.gradients.autograd import response_logprobs
-from cropi.gradients.batching import prepare
-from cropi.gradients.collation import collate
+from cropi.gradients.collation import collate, prepare
 from cropi.gradients.forward import log_probs
 from cropi.gradients.logprobs import LogprobReader, read_logprobs, read_objectives
 from cropi.gradients.objective import objective
+from cropi.gradients.self_check import response_logprobs
 from cropi.schema import RolloutGroup
 from support.tiny_models import mixed_groups, random_group, random_response, tiny_model
 

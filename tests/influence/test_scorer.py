@@ -14,13 +14,17 @@ from torch import Tensor, nn
 
 from cropi.config import ObjectiveConfig, TargetMemory
 from cropi.errors import InputError
-from cropi.gradients.consumers import DirectionConsumer
-from cropi.gradients.directions import Directions
+from cropi.gradients.consumers import (
+    BLOCK,
+    DirectionConsumer,
+    Directions,
+    block_dots,
+    block_squares,
+)
 from cropi.gradients.extractor import GradientExtractor
-from cropi.gradients.sums import BLOCK, block_dots, block_squares
 from cropi.influence.cosines import TargetReliability
 from cropi.influence.scorer import InfluenceScorer, keep_informative
-from cropi.schema import Response, RolloutGroup
+from cropi.schema import SCORED, Response, RolloutGroup
 from cropi.selection import fuse
 from cropi.sketches import SparseSketch, make_sketch
 from support.oracle import flatten, oracle_gradient
@@ -67,12 +71,12 @@ def test_exact_influence_is_the_cosine_of_materialised_gradients(
     targets: dict[str, list[RolloutGroup]],
     target: str,
 ) -> None:
-    table = scorer(model, target=target).score(pool, targets).table
+    table = scorer(model, target=target).score(pool, targets).estimate
     assert table.prompt_ids == [group.prompt_id for group in pool]
     for name, groups in targets.items():
         expected = oracle_cosines(model, pool, groups, unit=target == "unit_mean")
-        assert table.cosines[name].dtype == np.float32
-        assert np.abs(table.cosines[name] - expected).max() < 1e-5
+        assert table.mean[name].dtype == np.float32
+        assert np.abs(table.mean[name] - expected).max() < 1e-5
     norms = oracle_matrix(model, pool).norm(dim=1).numpy()
     assert table.norms == pytest.approx(norms, rel=1e-5)
 
@@ -80,13 +84,13 @@ def test_exact_influence_is_the_cosine_of_materialised_gradients(
 def test_a_sketch_of_many_dimensions_comes_close_to_exact(
     model: nn.Module, pool: list[RolloutGroup], targets: dict[str, list[RolloutGroup]]
 ) -> None:
-    exact = scorer(model).score(pool, targets).table
+    exact = scorer(model).score(pool, targets).estimate
     errors = []
     for seed in range(3):
         sketched = scorer(model)
         sketched.sketch = SparseSketch(sketched.extractor.shapes, seed, 1.0, 8192)
-        table = sketched.score(pool, targets).table
-        errors += [table.cosines[name] - exact.cosines[name] for name in targets]
+        table = sketched.score(pool, targets).estimate
+        errors += [table.mean[name] - exact.mean[name] for name in targets]
         assert table.norms == pytest.approx(exact.norms, rel=1e-6)
     assert np.sqrt(np.mean(np.square(errors))) < 2 / math.sqrt(8192)
 
@@ -94,21 +98,21 @@ def test_a_sketch_of_many_dimensions_comes_close_to_exact(
 def test_sketched_and_exact_targets_agree_on_unit_means(
     model: nn.Module, pool: list[RolloutGroup], targets: dict[str, list[RolloutGroup]]
 ) -> None:
-    exact = scorer(model, target="unit_mean").score(pool, targets).table
+    exact = scorer(model, target="unit_mean").score(pool, targets).estimate
     sketched = scorer(model, target="unit_mean")
     sketched.sketch = SparseSketch(sketched.extractor.shapes, 0, 1.0, 1 << 15)
-    table = sketched.score(pool, targets).table
+    table = sketched.score(pool, targets).estimate
     for name in targets:
-        assert np.abs(table.cosines[name] - exact.cosines[name]).max() < 0.03
+        assert np.abs(table.mean[name] - exact.mean[name]).max() < 0.03
 
 
 def test_the_order_of_prompts_changes_no_cosine(
     model: nn.Module, pool: list[RolloutGroup], targets: dict[str, list[RolloutGroup]]
 ) -> None:
-    one = scorer(model).score(pool, targets).table
-    other = scorer(model).score(pool[::-1], {n: g[::-1] for n, g in targets.items()}).table
+    one = scorer(model).score(pool, targets).estimate
+    other = scorer(model).score(pool[::-1], {n: g[::-1] for n, g in targets.items()}).estimate
     for name in targets:
-        assert other.cosines[name][::-1] == pytest.approx(one.cosines[name], abs=1e-6)
+        assert other.mean[name][::-1] == pytest.approx(one.mean[name], abs=1e-6)
 
 
 def uninformative(kind: str, name: str) -> RolloutGroup:
@@ -125,17 +129,22 @@ def uninformative(kind: str, name: str) -> RolloutGroup:
 def test_skipped_prompts_shift_nobody_onto_the_wrong_prompt(
     model: nn.Module, pool: list[RolloutGroup], targets: dict[str, list[RolloutGroup]]
 ) -> None:
-    plain = scorer(model).score(pool, targets).table
+    plain = scorer(model).score(pool, targets).estimate
     mixed = list(pool)
     for place, kind in ((0, "equal"), (3, "errors"), (7, "single"), (11, "equal")):
         mixed.insert(place, uninformative(kind, f"dull-{place}"))
     dull_target = [uninformative("equal", "v"), *targets["algebra"]]
-    table = scorer(model).score(mixed, {**targets, "algebra": dull_target}).table
-    assert table.prompt_ids == plain.prompt_ids
-    assert table.pool_size == len(mixed) == len(pool) + 4
+    table = scorer(model).score(mixed, {**targets, "algebra": dull_target}).estimate
+    assert table.prompt_ids == [group.prompt_id for group in mixed]
+    assert table.status.count(SCORED) == len(pool) == len(mixed) - 4
+    assert table.scored().prompt_ids == plain.prompt_ids
+    assert table.pool_size == table.scored().pool_size == len(mixed) == len(pool) + 4
     assert table.skipped == {"rewards all equal": 2, "fewer than two usable responses": 2}
     for name in targets:
-        assert table.cosines[name] == pytest.approx(plain.cosines[name], abs=1e-6)
+        assert table.scored().mean[name] == pytest.approx(plain.mean[name], abs=1e-6)
+        assert np.isnan(table.mean[name]).tolist() == [s != SCORED for s in table.status]
+    assert table.tokens.tolist() == [group.tokens for group in mixed]
+    assert table.group_size.tolist() == [len(group.usable) for group in mixed]
 
 
 def test_uninformative_prompts_cost_no_forward_pass(
@@ -191,7 +200,7 @@ def test_a_cancelled_gradient_does_not_spoil_a_unit_mean(
     for groups in ([*others, still], others):
         one = scorer(model, target="unit_mean")
         one.sketch = SparseSketch(one.extractor.shapes, 0, 1.0, 512) if sketched else None
-        found.append(one.score(pool, {"v": groups}).table.cosines["v"])
+        found.append(one.score(pool, {"v": groups}).estimate.scored().mean["v"])
     assert found[0] == pytest.approx(found[1], abs=1e-6)
 
 
@@ -208,7 +217,7 @@ def test_split_half_and_effective_number_describe_the_target(
     model: nn.Module, pool: list[RolloutGroup]
 ) -> None:
     groups = mixed_groups(6, seed=6)
-    trust = scorer(model).score(pool, {"v": groups}).trust["v"]
+    trust = scorer(model).score(pool, {"v": groups}).reliability["v"]
     gradients = oracle_matrix(model, groups)
     norms = gradients.norm(dim=1)
     halves = [gradients[h::2].sum(0) for h in (0, 1)]
@@ -219,14 +228,14 @@ def test_split_half_and_effective_number_describe_the_target(
     assert trust.largest_share == pytest.approx(float(norms.max() / norms.sum()), rel=1e-5)
     sketched = scorer(model)
     sketched.sketch = SparseSketch(sketched.extractor.shapes, 0, 1.0, 1 << 15)
-    other = sketched.score(pool, {"v": groups}).trust["v"]
+    other = sketched.score(pool, {"v": groups}).reliability["v"]
     assert other.split_half == pytest.approx(trust.split_half, abs=0.05)
     assert other.effective == pytest.approx(trust.effective, rel=1e-5)
 
 
 def test_unit_means_weigh_every_prompt_alike(model: nn.Module, pool: list[RolloutGroup]) -> None:
     groups = mixed_groups(5, seed=7)
-    trust = scorer(model, target="unit_mean").score(pool, {"v": groups}).trust["v"]
+    trust = scorer(model, target="unit_mean").score(pool, {"v": groups}).reliability["v"]
     assert trust.effective == pytest.approx(5, rel=1e-6)
     assert trust.largest_share == pytest.approx(0.2, rel=1e-6)
 
@@ -243,7 +252,7 @@ def test_one_loud_prompt_and_disagreeing_halves_are_warned_of() -> None:
 def test_a_target_of_one_prompt_has_no_second_half(
     model: nn.Module, pool: list[RolloutGroup]
 ) -> None:
-    trust = scorer(model).score(pool, {"v": mixed_groups(1)}).trust["v"]
+    trust = scorer(model).score(pool, {"v": mixed_groups(1)}).reliability["v"]
     assert math.isnan(trust.split_half)
 
 
@@ -276,10 +285,10 @@ def test_bf16_cosines_are_close_to_fp32_ones(
     model: nn.Module, pool: list[RolloutGroup], targets: dict[str, list[RolloutGroup]]
 ) -> None:
     coarse = copy.deepcopy(model).bfloat16()
-    fine = scorer(copy.deepcopy(coarse).float()).score(pool, targets).table
-    table = scorer(coarse).score(pool, targets).table
+    fine = scorer(copy.deepcopy(coarse).float()).score(pool, targets).estimate
+    table = scorer(coarse).score(pool, targets).estimate
     for name in targets:
-        assert np.abs(table.cosines[name] - fine.cosines[name]).max() < 0.02
+        assert np.abs(table.mean[name] - fine.mean[name]).max() < 0.02
 
 
 def mixed_pool(count: int) -> list[RolloutGroup]:
@@ -303,15 +312,15 @@ def test_scoring_mixed_groups_in_memory_matches_the_oracle_and_its_top_tenth(
     model: nn.Module, targets: dict[str, list[RolloutGroup]]
 ) -> None:
     groups = mixed_pool(40)
-    table = scorer(model).score(groups, targets).table
+    table = scorer(model).score(groups, targets).estimate.scored()
     scored = [group for group in groups if group.informative]
     assert table.prompt_ids == [group.prompt_id for group in scored]
     assert len(scored) < len(groups) == table.pool_size
     for name, target in targets.items():
         expected = oracle_cosines(model, scored, target)
-        assert np.abs(table.cosines[name] - expected).max() < 1e-4
+        assert np.abs(table.mean[name] - expected).max() < 1e-4
         count = max(1, len(scored) // 10)
-        top = [set(np.argsort(-c)[:count].tolist()) for c in (table.cosines[name], expected)]
+        top = [set(np.argsort(-c)[:count].tolist()) for c in (table.mean[name], expected)]
         assert top[0] == top[1]
     chosen = fuse(table, 4)
     assert set(chosen.prompt_ids) <= set(table.prompt_ids)
@@ -357,10 +366,10 @@ def test_directions_held_elsewhere_give_the_same_cosines(
     memory: TargetMemory,
     tolerance: float,
 ) -> None:
-    expected = scorer(model).score(pool, targets).table
-    found = scorer(model, target_memory=memory).score(pool, targets).table
+    expected = scorer(model).score(pool, targets).estimate
+    found = scorer(model, target_memory=memory).score(pool, targets).estimate
     for name in targets:
-        assert np.abs(found.cosines[name] - expected.cosines[name]).max() <= tolerance
+        assert np.abs(found.mean[name] - expected.mean[name]).max() <= tolerance
 
 
 def test_an_offloaded_direction_leaves_no_file_behind(tmp_path: Path) -> None:
@@ -379,8 +388,8 @@ def test_a_sketch_that_learns_sees_the_pool_in_any_order_and_no_target(
     ) -> tuple[dict[str, float], str]:
         shapes = GradientExtractor(model).shapes
         sketched = scorer(model, sketch=make_sketch("adaptive", shapes, seed=0, dim=512))
-        table = sketched.score(groups, sets).table
-        return dict(zip(table.prompt_ids, table.cosines["algebra"], strict=True)), str(
+        table = sketched.score(groups, sets).estimate
+        return dict(zip(table.prompt_ids, table.mean["algebra"], strict=True)), str(
             sorted(table.identity.items())
         )
 
@@ -388,6 +397,6 @@ def test_a_sketch_that_learns_sees_the_pool_in_any_order_and_no_target(
     reverse, same = scores(pool[::-1], {"algebra": targets["algebra"]})
     assert identity == same
     assert reverse == pytest.approx(ahead, abs=1e-5)
-    exact = scorer(model).score(pool, targets).table
-    for prompt, cosine in zip(exact.prompt_ids, exact.cosines["algebra"], strict=True):
+    exact = scorer(model).score(pool, targets).estimate
+    for prompt, cosine in zip(exact.prompt_ids, exact.mean["algebra"], strict=True):
         assert ahead[prompt] == pytest.approx(cosine, abs=0.15)

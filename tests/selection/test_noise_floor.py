@@ -5,16 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cropi.schema import ScoreTable
+from cropi.estimation.evidence import exceeds_noise, noise_scale, with_standard_errors
+from cropi.schema import InfluenceEstimate
 from cropi.selection import fuse
-from cropi.selection.noise import above_noise, noise_width
 
 
-def scores(**cosines: np.ndarray) -> ScoreTable:
+def scores(**cosines: np.ndarray) -> InfluenceEstimate:
     count = len(next(iter(cosines.values())))
     ids = [f"p{n:04d}" for n in range(count)]
-    values = {name: c.astype(np.float32) for name, c in cosines.items()}
-    return ScoreTable(ids, values, np.ones(count, np.float32), count)
+    return InfluenceEstimate.from_means(ids, cosines)
 
 
 def noise(count: int, width: float, seed: int = 0) -> np.ndarray:
@@ -22,45 +21,45 @@ def noise(count: int, width: float, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("width", [0.01, 0.04, 0.2])
-def test_the_width_of_noise_is_found_in_a_pool_of_noise(width: float) -> None:
-    assert noise_width(noise(4000, width)) == pytest.approx(width, rel=0.06)
+def test_the_scale_of_noise_is_estimated_from_a_pool_of_noise(width: float) -> None:
+    assert noise_scale(noise(4000, width)) == pytest.approx(width, rel=0.06)
 
 
-def test_prompts_that_help_or_oppose_hardly_move_the_width() -> None:
-    """Wrongly graded prompts of the target oppose it; they are no noise."""
+def test_prompts_that_help_or_oppose_hardly_change_the_noise_scale() -> None:
+    """Wrongly graded prompts of the target oppose it; they are not noise."""
     mixed = np.concatenate([noise(1500, 0.04), np.full(120, 0.4), np.full(60, -0.35)])
-    assert noise_width(mixed) == pytest.approx(0.04, rel=0.15)
+    assert noise_scale(mixed) == pytest.approx(0.04, rel=0.15)
 
 
 def test_a_pool_that_all_helps_has_no_noise_and_loses_nothing() -> None:
-    found = fuse(scores(v=np.linspace(0.01, 0.5, 200)), 50, noise_floor=3.0)
-    assert len(found.prompt_ids) == 50
-    assert found.notes == []
+    selection = fuse(scores(v=np.linspace(0.01, 0.5, 200)), 50, noise_floor=3.0)
+    assert len(selection.prompt_ids) == 50
+    assert selection.notes == []
 
 
 def test_of_a_pool_with_few_helpful_prompts_those_and_few_others_are_taken() -> None:
     cosine = noise(1000, 0.03)
     cosine[:40] = 0.3
     table = scores(v=cosine)
-    whole, kept = fuse(table, 100), fuse(table, 100, noise_floor=3.0)
+    whole, filtered = fuse(table, 100), fuse(table, 100, noise_floor=3.0)
     assert len(whole.prompt_ids) == 100
-    assert set(kept.prompt_ids) >= {f"p{n:04d}" for n in range(40)}
-    assert 40 <= len(kept.prompt_ids) <= 45
-    assert kept.notes == [
-        f"{100 - len(kept.prompt_ids)} of 100 left out: their influence is within noise"
+    assert set(filtered.prompt_ids) >= {f"p{n:04d}" for n in range(40)}
+    assert 40 <= len(filtered.prompt_ids) <= 45
+    assert filtered.notes == [
+        f"{100 - len(filtered.prompt_ids)} of 100 left out: their influence is within noise"
     ]
     # Their order and scores are those of the whole selection.
-    assert [i for i in whole.prompt_ids if i in set(kept.prompt_ids)] == kept.prompt_ids
+    assert [i for i in whole.prompt_ids if i in set(filtered.prompt_ids)] == filtered.prompt_ids
 
 
 def test_one_target_above_noise_is_enough() -> None:
     near, far = noise(500, 0.03, 1), noise(500, 0.03, 2)
     far[7] = 0.5
-    assert above_noise(scores(near=near, far=far), 3.0)[7]
+    assert exceeds_noise(with_standard_errors(scores(near=near, far=far)), 3.0)[7]
 
 
 def test_a_fifth_is_taken_even_where_everything_is_noise() -> None:
     table = scores(v=noise(1000, 0.03))
-    found = fuse(table, 100, noise_floor=50.0)
-    assert found.prompt_ids == fuse(table, 100).prompt_ids[:20]
+    selection = fuse(table, 100, noise_floor=50.0)
+    assert selection.prompt_ids == fuse(table, 100).prompt_ids[:20]
     assert len(fuse(table, 1, noise_floor=50.0).prompt_ids) == 1

@@ -10,16 +10,22 @@ import pytest
 
 from cropi.errors import InputError
 from cropi.plugins import plugin_names
-from cropi.schema import ScoreTable, Selection
-from cropi.selection import SelectionContext, find_strategy, fuse, needs_of
+from cropi.rollouts.statistics import RolloutStatistics
+from cropi.schema import InfluenceEstimate, Selection
+from cropi.selection import (
+    SelectionContext,
+    find_strategy,
+    fuse,
+    needs_of,
+    selection_size,
+)
 from cropi.selection.settings import StrategyChoice
-from cropi.selection.strategy import selection_size
 
 
-def table(cosines: dict[str, dict[str, float]]) -> ScoreTable:
+def table(cosines: dict[str, dict[str, float]]) -> InfluenceEstimate:
     ids = list(next(iter(cosines.values())))
-    columns = {n: np.array([c[i] for i in ids], dtype=np.float32) for n, c in cosines.items()}
-    return ScoreTable(ids, columns, np.ones(len(ids), dtype=np.float32), pool_size=len(ids))
+    columns = {n: np.array([c[i] for i in ids]) for n, c in cosines.items()}
+    return InfluenceEstimate.from_means(ids, columns)
 
 
 TWO_SETS = table(
@@ -32,44 +38,44 @@ TWO_SETS = table(
 
 
 def test_fusion_with_constant_0_by_hand() -> None:
-    found = fuse(TWO_SETS, 3)
+    selection = fuse(TWO_SETS, 3)
     # a: 1 + 1/3, d: 1 (fourth in x, out of its top 3), b: 1/2 + 1/2, tie of b and d by id
-    assert found.prompt_ids == ["a", "b", "d"]
-    assert found.scores.tolist() == pytest.approx([4 / 3, 1.0, 1.0])
-    assert found.ranks["x"].tolist() == [1, 2, 0]
-    assert found.ranks["y"].tolist() == [3, 2, 1]
-    assert found.notes == []
+    assert selection.prompt_ids == ["a", "b", "d"]
+    assert selection.scores.tolist() == pytest.approx([4 / 3, 1.0, 1.0])
+    assert selection.ranks["x"].tolist() == [1, 2, 0]
+    assert selection.ranks["y"].tolist() == [3, 2, 1]
+    assert selection.notes == []
 
 
 def test_fusion_with_constant_60_by_hand() -> None:
-    found = fuse(TWO_SETS, 3, constant=60)
+    selection = fuse(TWO_SETS, 3, constant=60)
     # b: 1/62 + 1/62 = .032258, a: 1/61 + 1/63 = .032266, d: 1/61 = .016, c: 1/63 = .0159
-    assert found.prompt_ids == ["a", "b", "d"]
-    assert found.scores.tolist() == pytest.approx([1 / 61 + 1 / 63, 2 / 62, 1 / 61])
+    assert selection.prompt_ids == ["a", "b", "d"]
+    assert selection.scores.tolist() == pytest.approx([1 / 61 + 1 / 63, 2 / 62, 1 / 61])
 
 
 def test_a_prompt_outside_a_sets_top_n_gets_nothing_from_it() -> None:
-    found = fuse(TWO_SETS, 1, constant=60)
+    selection = fuse(TWO_SETS, 1, constant=60)
     # Only a (first in x) and d (first in y) are listed; b, good in both, is in neither's top 1.
-    assert found.prompt_ids == ["a"]
-    assert found.scores.tolist() == pytest.approx([1 / 61])
+    assert selection.prompt_ids == ["a"]
+    assert selection.scores.tolist() == pytest.approx([1 / 61])
 
 
 @pytest.mark.parametrize("constant", [0.0, 60.0])
 def test_ties_go_by_prompt_id_whatever_the_order_of_rows(constant: float) -> None:
     cosines = dict.fromkeys("dbca", 0.5)
     for ids in itertools.permutations(cosines):
-        found = fuse(table({"x": {i: cosines[i] for i in ids}}), 3, constant)
-        assert found.prompt_ids == ["a", "b", "c"]
+        selection = fuse(table({"x": {i: cosines[i] for i in ids}}), 3, constant)
+        assert selection.prompt_ids == ["a", "b", "c"]
 
 
 def test_equal_sums_of_ranks_tie_exactly_over_three_sets() -> None:
     """(1 + 1/2) + 1/3 and (1/3 + 1) + 1/2 differ in the last bit unless summed alike."""
     orders = {"x": "bca", "y": "abc", "z": "cab"}
     cosines = {n: {i: 1.0 - o.index(i) / 10 for i in "abc"} for n, o in orders.items()}
-    found = fuse(table(cosines), 3)
-    assert found.prompt_ids == ["a", "b", "c"]
-    assert len(set(found.scores.tolist())) == 1
+    selection = fuse(table(cosines), 3)
+    assert selection.prompt_ids == ["a", "b", "c"]
+    assert len(set(selection.scores.tolist())) == 1
 
 
 @pytest.mark.parametrize(
@@ -92,27 +98,35 @@ def test_the_size_is_the_floor_of_the_whole_pool_and_at_least_one(
     assert selection_size(ratio, pool) == count
 
 
-def test_a_shortfall_takes_all_and_says_so() -> None:
-    found = fuse(TWO_SETS, 9)
-    assert sorted(found.prompt_ids) == list("abcde")
-    assert found.notes == ["only 5 of the wanted 9 prompts are informative; all were taken"]
+def test_a_shortfall_takes_all_and_is_noted() -> None:
+    selection = fuse(TWO_SETS, 9)
+    assert sorted(selection.prompt_ids) == list("abcde")
+    assert selection.notes == ["only 5 of the wanted 9 prompts are informative; all were taken"]
 
 
 def test_negative_influence_is_counted() -> None:
-    found = fuse(table({"x": {"a": 0.5, "b": -0.1, "c": -0.2}, "y": {"a": -1, "b": -1, "c": 1}}), 3)
-    assert found.negative == 1
-    (note,) = found.notes
+    selection = fuse(
+        table({"x": {"a": 0.5, "b": -0.1, "c": -0.2}, "y": {"a": -1, "b": -1, "c": 1}}), 3
+    )
+    assert selection.negative == 1
+    (note,) = selection.notes
     assert note == "1 of the 3 selected have negative influence on every set"
 
 
 def context(**settings: object) -> SelectionContext:
     count = 40
     rate = np.linspace(0, 1, count)
+    statistics = RolloutStatistics(
+        prompt_ids=[f"p{n:02d}" for n in range(count)],
+        pass_rates=rate,
+        variances=rate * (1 - rate),
+        informative=(rate > 0) & (rate < 1),
+        distinct=np.ones(count, np.int64),
+        tokens=np.ones(count, np.int64),
+        statuses={},
+    )
     values = {
-        "prompt_ids": [f"p{n:02d}" for n in range(count)],
-        "pass_rate": rate,
-        "variance": rate * (1 - rate),
-        "informative": (rate > 0) & (rate < 1),
+        "statistics": statistics,
         "count": 8,
         "sources": ["near" if n % 4 == 0 else "far" for n in range(count)],
         "target_sources": frozenset({"near"}),
@@ -128,22 +142,22 @@ def places(selection: Selection) -> list[int]:
 def test_every_built_in_strategy_chooses_distinct_prompts_of_the_pool(name: str) -> None:
     ids = context().prompt_ids
     cosines = {"v": dict(zip(ids, np.linspace(-1, 1, 40).tolist(), strict=True))}
-    given = context(scores=table(cosines))
+    given = context(estimate=table(cosines))
     without = {"noise_floor": 0, "memory": 0} if name == "cropi" else {}
     strategy = find_strategy(StrategyChoice.of(name, **without))
-    found = strategy.select(given)
-    assert len(found.prompt_ids) == {"full": 40, "dapo": 40, "oracle": 10}.get(name, 8)
-    assert set(found.prompt_ids) <= set(ids)
+    selection = strategy.select(given)
+    assert len(selection.prompt_ids) == {"full": 40, "dapo": 40, "oracle": 10}.get(name, 8)
+    assert set(selection.prompt_ids) <= set(ids)
     scored = {"cropi": "stage", "gradalign": "stage", "one_shot": "once", "learnalign": "once"}
     assert strategy.scoring == scored.get(name, "never")
-    assert strategy.select(given).prompt_ids == found.prompt_ids
+    assert strategy.select(given).prompt_ids == selection.prompt_ids
 
 
 def test_full_keeps_the_pools_order_and_ignores_the_count() -> None:
     assert places(find_strategy("full").select(context())) == list(range(40))
 
 
-def test_random_draws_afresh_for_each_seed_from_the_whole_pool() -> None:
+def test_random_draws_again_for_each_seed_from_the_whole_pool() -> None:
     draws = [places(find_strategy("random").select(context(seed=s))) for s in range(200)]
     assert draws[0] != draws[1]
     assert set().union(*draws) == set(range(40))
@@ -151,7 +165,7 @@ def test_random_draws_afresh_for_each_seed_from_the_whole_pool() -> None:
 
 def test_pass_rate_stays_in_its_band_while_it_can() -> None:
     draws = [find_strategy("pass_rate").select(context(seed=s)) for s in range(20)]
-    rates = context().pass_rate[np.unique([places(d) for d in draws])]
+    rates = context().statistics.pass_rates[np.unique([places(d) for d in draws])]
     assert rates.min() >= 0.25
     assert rates.max() <= 0.75
     wide = places(find_strategy("pass_rate").select(context(count=30)))
@@ -159,8 +173,8 @@ def test_pass_rate_stays_in_its_band_while_it_can() -> None:
 
 
 def test_learnability_takes_the_highest_variance_of_informative_prompts() -> None:
-    found = places(find_strategy("learnability").select(context()))
-    assert sorted(found) == list(range(16, 24))
+    chosen = places(find_strategy("learnability").select(context()))
+    assert sorted(chosen) == list(range(16, 24))
     everything = find_strategy("learnability").select(context(count=40))
     assert len(everything.prompt_ids) == 38
     assert everything.notes == ["only 38 of the wanted 40 prompts qualify; all were taken"]
@@ -174,21 +188,21 @@ def test_oracle_takes_all_prompts_of_the_target_sources_and_refuses_where_there_
 
 def test_gradalign_ranks_by_its_cosine_alone() -> None:
     cosines = dict(zip("abcd", (0.1, 0.9, -0.5, 0.9), strict=True))
-    found = find_strategy("gradalign").select(
-        context(scores=table({"validation": cosines}), count=3)
+    selection = find_strategy("gradalign").select(
+        context(estimate=table({"validation": cosines}), count=3)
     )
-    assert found.prompt_ids == ["b", "d", "a"]
-    assert found.negative == 0
+    assert selection.prompt_ids == ["b", "d", "a"]
+    assert selection.negative == 0
 
 
 def test_learnalign_weighs_alignment_with_learnability() -> None:
     ids = context().prompt_ids
     cosines = dict.fromkeys(ids, 0.5) | {ids[0]: 1.0, ids[10]: 0.9}
-    found = places(find_strategy("learnalign").select(context(scores=table({"pool": cosines}))))
-    rate = context().pass_rate
+    chosen = places(find_strategy("learnalign").select(context(estimate=table({"pool": cosines}))))
+    rate = context().statistics.pass_rates
     score = rate * (1 - rate) * np.array([cosines[i] for i in ids])
-    assert found == np.argsort(-score, kind="stable")[:8].tolist()
-    assert found[0] == 10
+    assert chosen == np.argsort(-score, kind="stable")[:8].tolist()
+    assert chosen[0] == 10
 
 
 def test_what_a_strategy_needs_decides_what_it_pays_for() -> None:
@@ -236,8 +250,8 @@ def test_a_users_strategy_is_found_by_its_dotted_path(
 ) -> None:
     (tmp_path / "my_strategies.py").write_text(USERS)
     monkeypatch.syspath_prepend(tmp_path)
-    found = find_strategy(f"my_strategies:{attribute}").select(context())
-    assert places(found) == list(range(32, 40))
+    selection = find_strategy(f"my_strategies:{attribute}").select(context())
+    assert places(selection) == list(range(32, 40))
 
 
 @pytest.mark.parametrize(
@@ -248,7 +262,7 @@ def test_a_users_strategy_is_found_by_its_dotted_path(
         ("no_such_module_here:X", "no module named 'no_such_module_here'; install it"),
     ],
 )
-def test_what_is_not_a_strategy_is_an_error_with_its_fix(
+def test_a_users_strategy_that_cannot_be_used_is_an_error_with_a_fix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, message: str
 ) -> None:
     (tmp_path / "my_strategies.py").write_text(USERS)

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cropi.gradients.collation import Segments
-from cropi.gradients.contributions import MatrixContribution
+from cropi.gradients.contributions import MatrixContribution, Segments
 from cropi.sketches import (
     AdaptiveSketch,
     KroneckerSketch,

@@ -112,7 +112,7 @@ def test_choice_finds_the_letter(gold: str, completion: str, reward: float) -> N
 
 
 def test_choice_and_numeric_refuse_answers_of_another_kind() -> None:
-    with pytest.raises(ValueError, match="no letter"):
+    with pytest.raises(ValueError, match="not a letter"):
         choice.verify(asked("Paris"), "A")
     with pytest.raises(ValueError, match="no number"):
         numeric.verify(asked("Paris"), "1")

@@ -92,10 +92,39 @@ def test_prints_and_reads_of_user_code_do_not_touch_the_pipe(hostile: str) -> No
 def test_a_worker_that_dies_between_two_calls_costs_no_verdict(hostile: str) -> None:
     with Judge(VerifiersConfig(default=hostile, timeout=5)) as judge:
         judge.check([prompt()])
-        worker = judge._crew._workers[0]
+        worker = judge._pool._workers[0]
         os.kill(worker._process.pid, signal.SIGKILL)
         assert worker.ready(3)  # its pipe has closed
         assert [v.status for v in judge.judge([(prompt(), "1")] * 2)] == ["ok", "ok"]
+
+
+PICKLE = """
+import glob, os, pickle, struct
+
+class Harmful:
+    def __reduce__(self):
+        return os.mkdir, (HERE,)
+
+def write_to_all_pipes(completions, **columns):
+    body = pickle.dumps(Harmful())
+    for descriptor in range(3, 20):
+        try:
+            os.write(descriptor, struct.pack(">Q", len(body)) + body)
+        except OSError:
+            pass
+    return [1.0]
+"""
+
+
+def test_bytes_that_user_code_writes_to_the_pipe_are_never_run(tmp_path: Path) -> None:
+    target = tmp_path / "made by the judge"
+    (tmp_path / "harmful.py").write_text(f"HERE = {str(target)!r}\n{PICKLE}")
+    spec = f"{tmp_path}/harmful.py:write_to_all_pipes"
+    with Judge(VerifiersConfig(default=spec, timeout=5)) as judge:
+        (verdict,) = judge.judge([(prompt(), "1")])
+    assert verdict.status == "error"
+    assert "wrote to cropi's pipe" in verdict.detail
+    assert not target.exists()
 
 
 def test_order_is_kept_over_several_workers_and_many_responses() -> None:
@@ -124,7 +153,7 @@ def test_a_weighted_sum_fails_as_a_whole_if_one_term_fails(hostile: str) -> None
 def test_the_first_matching_pattern_picks_the_verifier_and_brackets_are_plain() -> None:
     sources = {"gsm[8k]": "numeric", "gsm*": "exact", "?": "choice"}
     with Judge(VerifiersConfig(sources=sources)) as judge:
-        picked = [judge.terms(s)[0][0] for s in ("gsm[8k]", "gsm8", "x", "other")]
+        picked = [judge.rewards_of(s)[0][0] for s in ("gsm[8k]", "gsm8", "x", "other")]
     assert picked == ["numeric", "exact", "choice", "math"]
 
 
@@ -144,7 +173,7 @@ def test_the_check_names_source_function_and_error(hostile: str) -> None:
             judge.check([prompt("hang", "bad")])
     with (
         Judge(VerifiersConfig(default="numeric")) as judge,
-        pytest.raises(InputError, match="holds no number"),
+        pytest.raises(InputError, match="has no number"),
     ):
         judge.check([prompt("Paris")])
 
@@ -209,7 +238,7 @@ from cropi.schema import Prompt
 from cropi.verifiers import Judge
 judge = Judge(VerifiersConfig(default=sys.argv[1], timeout=30))
 judge.judge([(Prompt("p", "1", "s", prompt="q"), "1")])
-print(judge._crew._workers[0]._process.pid, flush=True)
+print(judge._pool._workers[0]._process.pid, flush=True)
 if sys.argv[2] == "wait":
     sys.stdin.read()
 """

@@ -100,7 +100,7 @@ def score_stored(
     targets = named_files(target, "target")
     require_writable(out)
     influence = api.score_features(pool, targets, target=chosen.target)
-    write_scores(out, influence.table)
+    write_scores(out, influence.estimate)
     print_scores(influence, out)
 
 

@@ -47,24 +47,24 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
 
 def print_scores(influence: Influence, out: Path) -> None:
     """What was scored against what, what was skipped and why, and what deserves doubt."""
-    table = influence.table
+    scored = influence.estimate.scored()
     rows = [
         [
             name,
             f"{trust.informative:,}",
             f"{trust.effective:.1f}",
             f"{trust.split_half:.2f}",
-            f"{float(table.cosines[name].max()):.3f}",
-            f"{float(table.cosines[name].mean()):.3f}",
+            f"{float(scored.mean[name].max()):.3f}",
+            f"{float(scored.mean[name].mean()):.3f}",
         ]
-        for name, trust in influence.trust.items()
+        for name, trust in influence.reliability.items()
     ]
     print_table(
         ["target", "informative", "effective", "split-half", "max cosine", "mean cosine"], rows
     )
     reporter = make_narrator()
-    reporter.say(f"  {len(table.prompt_ids):,} of {table.pool_size:,} prompts scored -> {out}")
-    for reason, count in table.skipped.items():
+    reporter.say(f"  {len(scored.prompt_ids):,} of {scored.pool_size:,} prompts scored -> {out}")
+    for reason, count in scored.skipped.items():
         reporter.say(f"  {count:,} skipped: {reason}")
     for note in influence.notes:
         reporter.warn(note)

@@ -143,7 +143,7 @@ def score(
             progress=lambda phase, done, total: bar.update(done, total, note=phase),
         )
         bar.note = f"{influence.tokens:,} tokens"
-    write_scores(out, influence.table)
+    write_scores(out, influence.estimate)
     print_scores(influence, out)
 
 

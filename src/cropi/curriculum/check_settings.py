@@ -7,6 +7,7 @@ from pathlib import Path
 from cropi.config import RunConfig, check_files
 from cropi.curriculum.session import needs_in
 from cropi.progress import ProgressReporter
+from cropi.store.tables import require_set_names
 from cropi.training import StagePlan, find_trainer
 
 
@@ -17,6 +18,7 @@ def check_settings(config: RunConfig, base: Path | None, reporter: ProgressRepor
     """
     with reporter.phase("settings"):
         check_files(config, base)
+        require_set_names(config.prompts.validation)
         needs = [needs_in(config, name) for name in config.strategies]
         dynamic = any(each.dynamic_sampling for each in needs)
         doubts = find_trainer(config.training.engine).check(_plan(config, dynamic))

@@ -10,7 +10,7 @@ from cropi.curriculum.session import Session
 from cropi.influence.cosines import Influence
 from cropi.influence.settings import InfluenceConfig
 from cropi.influence.setup import make_scorer
-from cropi.schema import RolloutGroup, ScoreTable, fingerprint
+from cropi.schema import InfluenceEstimate, RolloutGroup, fingerprint
 from cropi.selection import Needs
 from cropi.store.files import is_current, write_json
 from cropi.store.run_directory import Stage
@@ -19,7 +19,7 @@ from cropi.store.tables import read_scores, write_scores
 
 def score(
     session: Session, stage: Stage, needs: Needs, policy: str, rollouts: StageRollouts
-) -> ScoreTable | None:
+) -> InfluenceEstimate | None:
     """Return the scores that a strategy needs, from file where they are current."""
     if needs.scoring == "never":
         return None
@@ -31,7 +31,7 @@ def score(
             influence = _influence(session, stage, policy, needs, rollouts)
         write_json(stage.influence_facts, _facts(influence))
         write_scores(
-            stage.scores, influence.table, {"cropi.inputs_fingerprint": inputs_fingerprint}
+            stage.scores, influence.estimate, {"cropi.inputs_fingerprint": inputs_fingerprint}
         )
     return read_scores(stage.scores)
 
@@ -50,7 +50,9 @@ def _influence(
             Path(policy),
         )
         influence = scorer.score(rollouts.pool, directions(needs, rollouts))
-        bar.note = f"{len(influence.table.prompt_ids):,} prompts, {influence.tokens:,} tokens"
+        bar.note = (
+            f"{int(influence.estimate.is_scored.sum()):,} prompts, {influence.tokens:,} tokens"
+        )
     if needs.validation:  # what is said of a target makes no sense of the pool as its own
         for note in influence.notes:
             session.reporter.warn(note)
@@ -85,7 +87,7 @@ def _settings(session: Session, stage: Stage, needs: Needs) -> InfluenceConfig:
 def _facts(influence: Influence) -> dict[str, object]:
     return {
         "tokens": influence.tokens,
-        "targets": {name: dataclasses.asdict(t) for name, t in influence.trust.items()},
+        "targets": {name: dataclasses.asdict(t) for name, t in influence.reliability.items()},
         "notes": influence.notes,
     }
 

@@ -7,10 +7,14 @@ from pathlib import Path
 from cropi.curriculum.refresh_rollouts import StageRollouts
 from cropi.curriculum.session import Session
 from cropi.rollouts import rollout_statistics
-from cropi.schema import ScoreTable, Selection, fingerprint
-from cropi.selection import SelectionContext, find_strategy
+from cropi.schema import InfluenceEstimate, Selection, fingerprint
+from cropi.selection import (
+    SelectionContext,
+    find_strategy,
+    require_not_empty,
+    selection_size,
+)
 from cropi.selection.settings import StrategyChoice
-from cropi.selection.strategy import require_not_empty, selection_size
 from cropi.store.files import file_hash, is_current
 from cropi.store.run_directory import Stage
 from cropi.store.tables import read_scores, read_selection, write_selection
@@ -20,7 +24,7 @@ def select(
     session: Session,
     stage: Stage,
     choice: StrategyChoice,
-    scores: ScoreTable | None,
+    scores: InfluenceEstimate | None,
     rollouts: StageRollouts,
 ) -> Selection:
     """Return the stage's selection, from file where it is current."""
@@ -53,7 +57,7 @@ def select(
 def _context(
     session: Session,
     stage: Stage,
-    scores: ScoreTable | None,
+    scores: InfluenceEstimate | None,
     rollouts: StageRollouts,
     remembered: list[Path],
 ) -> SelectionContext:
@@ -62,21 +66,18 @@ def _context(
     source = {p.prompt_id: p.source for p in session.sets.pool}
     validation = session.sets.validation.values()
     return SelectionContext(
-        prompt_ids=statistics.prompt_ids,
-        pass_rate=statistics.pass_rates,
-        variance=statistics.variances,
-        informative=statistics.informative,
+        statistics=statistics,
         count=selection_size(config.selection.ratio, len(statistics.prompt_ids)),
         stage=stage.index,
         seed=session.seed("selection", stage.arm, stage.index),
-        scores=scores,
+        estimate=scores,
         earlier=[read_scores(path) for path in remembered],
         sources=[source[prompt_id] for prompt_id in statistics.prompt_ids],
         target_sources=frozenset(p.source for found in validation for p in found),
     )
 
 
-def _earlier(stage: Stage, scores: ScoreTable | None) -> list[Path]:
+def _earlier(stage: Stage, scores: InfluenceEstimate | None) -> list[Path]:
     """Scores of the stages before this one; a strategy that scores once has none to average."""
     if scores is None or not stage.scores.exists():
         return []

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cropi.errors import InputError
-from cropi.schema import RolloutGroup, ScoreTable
+from cropi.schema import InfluenceEstimate, RolloutGroup
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,7 +62,7 @@ def diagnose_step(
     validation: Mapping[str, Sequence[RolloutGroup] | AnyPath],
     model: Policy | AnyPath | nn.Module,
     *,
-    scores: ScoreTable | AnyPath | None = None,
+    scores: InfluenceEstimate | AnyPath | None = None,
     learning_rates: Sequence[float] = (1e-6, 1e-5, 1e-4),
     prompts: int = 64,
     repeats: int = 8,

@@ -22,9 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropi.estimation.intervals import Interval, mean_interval
-from cropi.schema import ScoreTable
-from cropi.selection.fusion import fuse
-from cropi.selection.strategy import selection_size
+from cropi.schema import InfluenceEstimate
+from cropi.selection import fuse, selection_size, top_by_score
 
 Cost = Literal["seconds", "bytes"]
 Cosines = Mapping[str, NDArray[np.floating]]
@@ -186,8 +185,7 @@ def top_overlap(
     exact: NDArray[np.floating], sketched: NDArray[np.floating], ids: Sequence[str], count: int
 ) -> float:
     """Share of the exact top `count` that the sketch's top `count` holds."""
-    names = np.array(ids)
-    tops = [set(np.lexsort((names, -c.astype(np.float64)))[:count]) for c in (exact, sketched)]
+    tops = [set(top_by_score(cosines, ids, count)) for cosines in (exact, sketched)]
     return len(tops[0] & tops[1]) / count
 
 
@@ -234,9 +232,8 @@ def recommend(sketches: Sequence[SketchFidelity], budget: Budget) -> SketchFidel
 def _fused_overlap(exact: Cosines, sketched: Cosines, ids: Sequence[str], count: int) -> float:
     chosen = []
     for cosines in (exact, sketched):
-        narrow = {name: values.astype(np.float32) for name, values in cosines.items()}
-        table = ScoreTable(list(ids), narrow, np.ones(len(ids), np.float32), len(ids))
-        chosen.append(set(fuse(table, count).prompt_ids))
+        estimate = InfluenceEstimate.from_means(ids, cosines)
+        chosen.append(set(fuse(estimate, count).prompt_ids))
     return len(chosen[0] & chosen[1]) / count
 
 

@@ -31,13 +31,12 @@ from cropi.diagnostics.fidelity import (
 )
 from cropi.diagnostics.sinks import Cosine, Drop, Mean, keeper
 from cropi.errors import InputError
-from cropi.gradients.consumers import DotConsumer, NormConsumer
-from cropi.gradients.directions import Directions
+from cropi.gradients.consumers import Directions, DotConsumer, NormConsumer
 from cropi.gradients.extractor import GradientExtractor
 from cropi.gradients.settings import ObjectiveConfig
 from cropi.influence.scorer import InfluenceScorer, Progress, require_informative
 from cropi.plugins import find_plugin, settings_of
-from cropi.schema import RolloutGroup, ScoreTable, derive_seed, longest_allowed
+from cropi.schema import InfluenceEstimate, RolloutGroup, derive_seed, longest_allowed
 from cropi.sketches import FittedSketch, Sketch, SketchConsumer, make_sketch
 
 PASS_BYTES = 1 << 30
@@ -133,7 +132,7 @@ class Measurement:
         """Exact scores, then sketches pass by pass, then each one's cost."""
         settings = self.settings
         scorer = InfluenceScorer(self.extractor, progress=self.progress)
-        exact = scorer.score(self.pool, self.targets).table
+        exact = scorer.score(self.pool, self.targets).estimate
         found: dict[SketchSpec, list[Agreement]] = {spec: [] for spec in self.specs}
         jobs = [(spec, seed) for seed in range(settings.seeds) for spec in self.specs]
         done = 0
@@ -184,7 +183,7 @@ class Measurement:
             yield part
 
     def _compare(
-        self, part: Sequence[tuple[SketchSpec, int]], exact: ScoreTable
+        self, part: Sequence[tuple[SketchSpec, int]], exact: InfluenceEstimate
     ) -> list[Agreement]:
         """One pass over targets and pool for all sketches of `part`."""
         sketches = [self._make(*job) for job in part]
@@ -198,7 +197,7 @@ class Measurement:
         names, share = list(self.targets), self.settings.share
         return [
             agreement(
-                exact.cosines,
+                exact.mean,
                 {n: score.cosines_PV[:, v] for v, n in enumerate(names)},
                 exact.prompt_ids,
                 share,

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from cropi.errors import InputError
 from cropi.estimation.intervals import Interval, mean_interval
-from cropi.schema import ScoreTable
+from cropi.schema import InfluenceEstimate
+from cropi.selection import top_by_score
 
 Band = Literal["top", "middle", "bottom", "random", "single"]
 CHOSEN: tuple[Band, ...] = ("top", "middle", "bottom")
@@ -170,7 +171,12 @@ class StepReport:
 
 
 def plan_steps(
-    scores: ScoreTable, targets: Sequence[str], size: int, repeats: int, singles: int, seed: int
+    scores: InfluenceEstimate,
+    targets: Sequence[str],
+    size: int,
+    repeats: int,
+    singles: int,
+    seed: int,
 ) -> list[StepPlan]:
     """The bands: each target's top, middle and bottom `size`, random ones, and single prompts.
 
@@ -186,25 +192,27 @@ def plan_steps(
     size = min(size, total // 3)
     plans = []
     for name in targets:
-        order = np.lexsort((np.array(scores.prompt_ids), -scores.cosines[name].astype(np.float64)))
+        order = top_by_score(scores.mean[name], scores.prompt_ids)
         middle = (total - size) // 2
         cuts = (order[:size], order[middle : middle + size], order[-size:])
         plans += [StepPlan(b, name, np.sort(m)) for b, m in zip(CHOSEN, cuts, strict=True)]
     rng = np.random.default_rng(seed)
     draws = [rng.choice(total, size, replace=False) for _ in range(repeats)]
     plans += [StepPlan("random", None, np.sort(drawn)) for drawn in draws]
-    mean = np.mean([scores.cosines[name] for name in targets], axis=0)
+    mean = np.mean([scores.mean[name] for name in targets], axis=0)
     ranked = np.argsort(-mean, kind="stable")
     places = np.unique(np.linspace(0, total - 1, min(singles, total)).round().astype(np.int64))
     return [*plans, *(StepPlan("single", None, ranked[p : p + 1]) for p in places)]
 
 
-def require_scored(scores: ScoreTable, pool: Mapping[str, object], targets: Sequence[str]) -> None:
+def require_scored(
+    scores: InfluenceEstimate, pool: Mapping[str, object], targets: Sequence[str]
+) -> None:
     """Raise InputError unless the scores are of this pool and these targets."""
     for name in targets:
-        if name not in scores.cosines:
+        if name not in scores.mean:
             raise InputError(
-                f"the scores have no validation set {name!r}, only {', '.join(scores.cosines)}; "
+                f"the scores have no validation set {name!r}, only {', '.join(scores.mean)}; "
                 "name the sets as they were scored"
             )
     if strange := [i for i in scores.prompt_ids if i not in pool]:

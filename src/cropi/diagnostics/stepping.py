@@ -27,11 +27,11 @@ from cropi.errors import InputError
 from cropi.estimation.intervals import mean_interval
 from cropi.gradients.consumers import SumConsumer
 from cropi.gradients.extractor import GradientExtractor
+from cropi.gradients.forward import in_float32
 from cropi.gradients.logprobs import LogprobReader, read_objectives
-from cropi.gradients.self_check import STRICT, in_float32
 from cropi.gradients.settings import ObjectiveConfig
 from cropi.influence.scorer import InfluenceScorer, Progress, require_informative
-from cropi.schema import RolloutGroup, ScoreTable, longest_allowed
+from cropi.schema import InfluenceEstimate, RolloutGroup, longest_allowed
 
 GRADIENT_BYTES = 1 << 31
 """Most bytes of bands' gradients held at once, unless one band needs more."""
@@ -76,7 +76,7 @@ def measure_steps(
     model: nn.Module,
     pool: Sequence[RolloutGroup],
     validation: Mapping[str, Sequence[RolloutGroup]],
-    scores: ScoreTable | None,
+    scores: InfluenceEstimate | None,
     settings: StepSettings,
     progress: Progress | None = None,
 ) -> StepReport:
@@ -85,8 +85,8 @@ def measure_steps(
     Raises InputError if scores and pool do not fit each other, a set has no informative prompt,
     or the model cannot be computed in fp32.
     """
-    with in_float32(model) as tolerance:
-        if tolerance != STRICT:
+    with in_float32(model) as is_float32:
+        if not is_float32:
             raise InputError(
                 "a real step needs weights in fp32, and this model is quantised or too large for "
                 "that; give a smaller checkpoint or adapters on one"
@@ -117,10 +117,10 @@ class Trial:
         }
         self.size = sum(p.numel() for p in self.extractor.parameters.values())
 
-    def run(self, scores: ScoreTable | None) -> StepReport:
+    def run(self, scores: InfluenceEstimate | None) -> StepReport:
         """Plan the bands, step on each, report."""
         settings, names = self.settings, list(self.validation)
-        scores = self._score() if scores is None else scores
+        scores = (self._score() if scores is None else scores).scored()
         require_scored(scores, self.pool, names)
         plans = plan_steps(
             scores, names, settings.prompts, settings.repeats, settings.singles, settings.seed
@@ -140,9 +140,9 @@ class Trial:
         )
         return StepReport(targets, settings.rates, settings.main, size, self.size, notes)
 
-    def _score(self) -> ScoreTable:
+    def _score(self) -> InfluenceEstimate:
         scorer = InfluenceScorer(self.extractor, progress=self.progress)
-        return scorer.score(list(self.pool.values()), self.validation).table
+        return scorer.score(list(self.pool.values()), self.validation).estimate
 
     def _outcomes(
         self, groups: Sequence[RolloutGroup], plans: Sequence[StepPlan]

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from cropi.errors import InputError
 from cropi.prompts.encoding import encode_all
-from cropi.rollouts.collect import Judge, judge_completions
+from cropi.rollouts.collect import judge_completions
 from cropi.rollouts.engines.engine import Completion, RolloutEngine, require_context
 from cropi.rollouts.statistics import as_passes
 from cropi.schema import EvaluationResult, Prompt, Sampling
-from cropi.verifiers.verdict import Verdict
+from cropi.verifiers.verdict import Grader, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class EvaluationSets:
     def evaluate(
         self,
         engine: RolloutEngine,
-        judge: Judge,
+        judge: Grader,
         sampling: Sampling,
         samples: int,
         k: Sequence[int],
@@ -81,7 +81,7 @@ def evaluate(
     engine: RolloutEngine,
     tokenizer: Any,
     sets: Mapping[str, Sequence[Prompt]],
-    judge: Judge,
+    judge: Grader,
     sampling: Sampling,
     samples: int,
     k: Sequence[int],

@@ -1,81 +1,52 @@
-"""Which prompts go through the model together, within a budget of tokens and logits."""
+"""Which prompts go through the model together, and how.
+
+There are up to three modes, found by trial: shared prefixes under our own attention, shared
+prefixes under a block mask with the model's attention, and one row per response. A prompt takes the
+best mode that its lengths allow; prefix sharing does not support sliding windows, so every response
+(or the whole shared row) must fit in one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-import numpy as np
+import torch
+from torch import nn
 
-from cropi.schema import Response, RolloutGroup
+from cropi.errors import InputError
+from cropi.gradients import Unsupported
+from cropi.gradients.attention import (
+    PrefixAttention,
+    attention_window,
+    supports_block_masks,
+    supports_prefix_attention,
+    text_config,
+)
+from cropi.gradients.collation import PreparedGroup, PromptBatch, collate
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
-"""Padded tokens of a batch where nobody says otherwise: a CPU gains nothing from more."""
+"""Default padded tokens per batch, by device: a CPU gains nothing from more."""
+
+LOGITS_BYTES = {"cpu": 1 << 29, "cuda": 1 << 33}
+"""Most bytes that a batch's logits would take in fp32; they exist once, in the model's dtype."""
+
+
+@dataclass(frozen=True, order=True)
+class ForwardMode:
+    """How rows are made: prefixes shared or not, under our prefix attention or the model's."""
+
+    share_prefix: bool
+    prefix_attention: bool
+
+
+ROWS = ForwardMode(share_prefix=False, prefix_attention=False)
+"""One row per response under the model's own attention: what every causal model supports."""
 
 
 @dataclass(frozen=True)
-class PreparedGroup:
-    """One informative prompt, with its distinct responses.
-
-    `index` is its place in the caller's list; `distinct` the different token sequences, in order
-    of first appearance; `which[k]` the distinct sequence that usable response k is.
-    """
-
-    index: int
-    prompt_ids: np.ndarray
-    responses: list[Response]
-    distinct: list[np.ndarray]
-    which: list[int]
-    temperature: float
-
-    @property
-    def shared_length(self) -> int:
-        """Positions of the row that holds the prompt once and every distinct response."""
-        return len(self.prompt_ids) + sum(len(ids) - 1 for ids in self.distinct)
-
-    @property
-    def row_lengths(self) -> list[int]:
-        """Positions of the rows that hold one distinct response each."""
-        return [len(self.prompt_ids) + len(ids) - 1 for ids in self.distinct]
-
-
-def prepare(index: int, group: RolloutGroup) -> PreparedGroup:
-    """Drop unusable responses and merge equal ones."""
-    responses = group.usable
-    seen: dict[bytes, int] = {}
-    distinct: list[np.ndarray] = []
-    which = []
-    for response in responses:
-        key = response.ids.tobytes()
-        if key not in seen:
-            seen[key] = len(distinct)
-            distinct.append(response.ids)
-        which.append(seen[key])
-    return PreparedGroup(
-        index, group.prompt_ids, responses, distinct, which, group.sampling.temperature
-    )
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What one batch may hold: padded positions through the model, and padded logit rows.
-
-    Logits are a vocabulary wide, so where it is large they fill memory long before positions do.
-    """
-
-    positions: int
-    predictions: int
-
-    def holds(self, load: Load) -> bool:
-        """Whether a batch of this load fits."""
-        return (
-            load.length * load.rows <= self.positions
-            and load.predictions * load.prompts <= self.predictions
-        )
-
-
-@dataclass(frozen=True)
-class Load:
+class BatchSize:
     """Size of a batch: its longest row, rows, prompts, and a prompt's most predictions."""
 
     length: int = 0
@@ -83,8 +54,8 @@ class Load:
     prompts: int = 0
     predictions: int = 0
 
-    def __add__(self, other: Load) -> Load:
-        return Load(
+    def __add__(self, other: BatchSize) -> BatchSize:
+        return BatchSize(
             max(self.length, other.length),
             self.rows + other.rows,
             self.prompts + other.prompts,
@@ -92,34 +63,148 @@ class Load:
         )
 
 
-def load_of(group: PreparedGroup, share_prefix: bool) -> Load:
-    """The load of one prompt. Responses that share the prompt share its last position's logits."""
-    tokens = sum(len(ids) for ids in group.distinct)
-    count = len(group.distinct)
-    if share_prefix:
-        return Load(group.shared_length, 1, 1, tokens - count + 1)
-    return Load(max(group.row_lengths), count, 1, tokens)
+@dataclass(frozen=True)
+class BatchLimits:
+    """What one batch may hold: padded positions through the model, and padded logit rows.
 
-
-def plan(
-    groups: Sequence[PreparedGroup], budget: Budget, share_prefix: bool
-) -> list[list[PreparedGroup]]:
-    """Split prompts into batches of similar row lengths within a budget.
-
-    Longest first, so that a budget that does not fit in memory fails at once and not after hours.
-    A prompt that exceeds the budget by itself is a batch of its own.
+    Logits are one vocabulary wide, so a large vocabulary fills memory long before positions do.
     """
-    loads = {g.index: load_of(g, share_prefix) for g in groups}
+
+    positions: int
+    predictions: int
+
+    def allow(self, size: BatchSize) -> bool:
+        """Whether a batch of this size is within the limits."""
+        return (
+            size.length * size.rows <= self.positions
+            and size.predictions * size.prompts <= self.predictions
+        )
+
+
+def size_of(group: PreparedGroup, share_prefix: bool) -> BatchSize:
+    """The size of one prompt. Responses that share the prompt share its last position's logits."""
+    tokens = sum(int(mask.sum()) for mask in group.unique_masks)
+    count = len(group.unique_ids)
+    if share_prefix:
+        first_tokens = sum(int(mask[0]) for mask in group.unique_masks)
+        predictions = tokens - max(0, first_tokens - 1)
+        return BatchSize(group.shared_length, 1, 1, predictions)
+    return BatchSize(max(group.row_lengths), count, 1, tokens)
+
+
+def plan_batches(
+    groups: Sequence[PreparedGroup], limits: BatchLimits, share_prefix: bool
+) -> list[list[PreparedGroup]]:
+    """Split prompts into batches of similar row lengths within the limits.
+
+    Longest first, so that limits that do not fit in memory fail at once and not after hours.
+    A prompt that exceeds the limits by itself is a batch of its own.
+    """
+    sizes = {g.index: size_of(g, share_prefix) for g in groups}
     ordered = sorted(
-        groups, key=lambda g: (loads[g.index].length, loads[g.index].rows, g.index), reverse=True
+        groups, key=lambda g: (sizes[g.index].length, sizes[g.index].rows, g.index), reverse=True
     )
     batches: list[list[PreparedGroup]] = []
-    total = Load()
+    total = BatchSize()
     for group in ordered:
-        grown = total + loads[group.index]
-        if not batches or not budget.holds(grown):
+        enlarged = total + sizes[group.index]
+        if not batches or not limits.allow(enlarged):
             batches.append([])
-            grown = loads[group.index]
+            enlarged = sizes[group.index]
         batches[-1].append(group)
-        total = grown
+        total = enlarged
     return batches
+
+
+class BatchPlanner:
+    """Plans batches of prompts, and builds them for `model` one after the other.
+
+    `best_mode` is the best mode that the model supports: ROWS until `choose_mode` was called.
+    """
+
+    def __init__(self, model: nn.Module, batch_tokens: int | None, share_prefix: bool) -> None:
+        self.model = model
+        self.share_prefix = share_prefix
+        self.device = next(model.parameters()).device
+        self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.device.type, 16384)
+        self.best_mode = ROWS
+        self._attention = PrefixAttention()
+
+    def choose_mode(self, require_agreement: Callable[[ForwardMode], None]) -> None:
+        """Take the first mode, best first, that passes `require_agreement`.
+
+        It raises Unsupported where a mode's results differ from those of one row per response.
+        """
+        candidates = []
+        if supports_prefix_attention(self.model):
+            candidates.append(ForwardMode(self.share_prefix, prefix_attention=True))
+        if self.share_prefix and supports_block_masks(self.model):
+            candidates.append(ForwardMode(share_prefix=True, prefix_attention=False))
+        self.best_mode = ROWS
+        for mode in candidates:
+            with suppress(Unsupported):
+                require_agreement(mode)
+                self.best_mode = mode
+                return
+
+    def batches(
+        self, prepared: Sequence[PreparedGroup]
+    ) -> Iterator[tuple[list[PreparedGroup], ForwardMode]]:
+        """Yield prompts that go together, and their mode."""
+        by_mode: dict[ForwardMode, list[PreparedGroup]] = {}
+        for group in prepared:
+            by_mode.setdefault(self._mode(group), []).append(group)
+        limits = BatchLimits(self.batch_tokens, self._most_predictions())
+        for mode in sorted(by_mode, reverse=True):
+            for members in plan_batches(by_mode[mode], limits, mode.share_prefix):
+                yield members, mode
+
+    @contextmanager
+    def batch(self, members: Sequence[PreparedGroup], mode: ForwardMode) -> Iterator[PromptBatch]:
+        """The batch of some prompts, with the mode's attention installed while it is in use.
+
+        Raises InputError where it does not fit in the device's memory.
+        """
+        batch = collate(members, mode.share_prefix, self.device, masked=not mode.prefix_attention)
+        layout = batch.layout if mode.prefix_attention else None
+        try:
+            with self._attention.installed(self.model, layout):
+                yield batch
+        except torch.OutOfMemoryError as error:
+            raise self._out_of_memory(batch) from error
+
+    def _mode(self, group: PreparedGroup) -> ForwardMode:
+        window = attention_window(self.model)
+        if self.best_mode.prefix_attention:
+            return self.best_mode if max(group.row_lengths) <= window else ROWS
+        fits = group.shared_length <= window
+        return self.best_mode if fits and self._masking_is_cheaper(group) else ROWS
+
+    def _masking_is_cheaper(self, group: PreparedGroup) -> bool:
+        """Whether one long row under a block mask costs less than one row per response.
+
+        Linear layers cost about 24 h^2 per position, dense attention 4 h per pair of positions.
+        """
+        width = getattr(text_config(self.model), "hidden_size", None) or 1024
+
+        def cost(length: int) -> int:
+            return length * (6 * width + length)
+
+        return cost(group.shared_length) <= sum(map(cost, group.row_lengths))
+
+    def _most_predictions(self) -> int:
+        """How many rows of logits a batch may have."""
+        vocabulary = len(self.model.get_output_embeddings().weight)  # type: ignore[operator]
+        return max(1, LOGITS_BYTES.get(self.device.type, 1 << 29) // (4 * vocabulary))
+
+    def _out_of_memory(self, batch: PromptBatch) -> InputError:
+        rows, length = batch.shape
+        remedy = (
+            f"lower batch_tokens (now {self.batch_tokens})"
+            if batch.prompts > 1
+            else "use LoRA, a smaller dtype or shorter responses"
+        )
+        return InputError(
+            f"{batch.prompts} prompts in {rows} rows of {length} positions do not fit in the "
+            f"device's memory; {remedy}, or turn on gradient_checkpointing"
+        )

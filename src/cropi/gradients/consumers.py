@@ -1,31 +1,132 @@
-"""What exact influence makes of per-prompt gradients as they stream by: norms, means and dots.
+"""Consumers of streaming per-prompt gradients: norms, weighted sums and inner products.
 
-Shape legend: P prompts of the batch, R rows, I width, V targets, C = R * I coordinates.
+Sums over long vectors are fp32 within blocks of BLOCK coordinates and float64 across them: a plain
+fp32 sum over millions of coordinates is off by 1e-3 (docs/method.md).
+
+Shape legend: P prompts of the batch, R rows, I width, V targets, B sums, C = R * I coordinates.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cropi.gradients.directions import Directions
+from cropi.gradients.contributions import Contribution, matrix_shape
 from cropi.gradients.settings import TargetMemory
-from cropi.gradients.sums import block_dots, block_squares
-from cropi.influence.cosines import cosine
+
+BLOCK = 1 << 14
+"""Coordinates summed in fp32 before the sum continues in float64."""
+
+FEW = 4
+"""Vectors below which batched products take a slow path on CPUs: measured ten times slower."""
+
+
+class GradientConsumer(Protocol):
+    """Takes per-prompt gradients as they are made, batch by batch."""
+
+    def begin(self, index_P: Tensor) -> None:
+        """A batch of prompts `index_P` int64 [P], places in the caller's list, starts."""
+
+    def consume(self, name: str, rows: slice | Tensor, gradient_PRI: Tensor) -> None:
+        """Use fp32 gradients of some rows of parameter `name`, treated as a matrix.
+
+        `rows` is a slice with start and stop, or sorted int64 [R]. Each row comes at most once per
+        batch; one that never comes is zero. The tensor is reused afterwards: do not keep it.
+        """
+
+    def finish(self) -> None:
+        """Every parameter of the batch's prompts has come."""
+
+
+@runtime_checkable
+class FactorConsumer(GradientConsumer, Protocol):
+    """A consumer that does not need dense gradients of some parameters."""
+
+    def takes_factors(self, name: str) -> bool:
+        """Whether it wants the contributions of this parameter instead of its dense rows."""
+
+    def consume_factors(self, name: str, contributions: Sequence[Contribution]) -> None:
+        """Use all contributions of one parameter; their sum is the gradient."""
+
+
+def consume_whole(consumer: GradientConsumer, name: str, gradient: Tensor) -> None:
+    """Give a consumer one prompt's whole gradient of a parameter, in the parameter's shape."""
+    height, width = matrix_shape(gradient.shape)
+    consumer.consume(name, slice(0, height), gradient.float().reshape(1, height, width))
+
+
+@dataclass
+class Directions:
+    """V vectors over all parameters (target directions), read and written by rows.
+
+    `shapes` are the parameters' shapes by name, `device` is where gradients are. Directions are the
+    largest thing that exact influence holds beside the model: 4 bytes per trainable parameter and
+    target in fp32. `memory` bf16 halves that (each coordinate is off by at most 1/256 of itself, a
+    cosine by about 1e-4); `offload` holds fp32 outside the device's memory, in pinned host memory
+    for a GPU and in a memory-mapped temporary file for a CPU, and brings rows in as they are used.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    count: int
+    device: torch.device
+    memory: TargetMemory = "fp32"
+    values: dict[str, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.values = {
+            name: self._zeros(self.count, *matrix_shape(shape))
+            for name, shape in self.shapes.items()
+        }
+
+    def _zeros(self, *shape: int) -> Tensor:
+        if self.memory != "offload":
+            dtype = torch.bfloat16 if self.memory == "bf16" else torch.float32
+            return torch.zeros(shape, dtype=dtype, device=self.device)
+        if self.device.type == "cuda":
+            return torch.zeros(shape, pin_memory=True)
+        size = torch.Size(shape).numel()
+        with tempfile.NamedTemporaryFile(prefix="cropi-directions-") as file:
+            # The mapping outlives the file's name, and the file lives as long as its mapping.
+            mapped = torch.from_file(file.name, shared=True, size=max(1, size))
+        return mapped[:size].view(shape)
+
+    def read(self, name: str, rows: slice | Tensor) -> Tensor:
+        """Rows of one parameter of every direction, fp32 [V, R, I] on the gradients' device."""
+        values = self.values[name]
+        if isinstance(rows, Tensor):
+            chosen = values.index_select(1, rows.to(values.device))
+        else:
+            chosen = values[:, rows]
+        return chosen.to(self.device, torch.float32, non_blocking=True)
+
+    def write(self, name: str, row: int, values_OI: Tensor) -> None:
+        """Set one parameter of direction `row`."""
+        self.values[name][row].copy_(values_OI)
+
+    def norms(self) -> list[float]:
+        """L2 norm of each direction, over all parameters."""
+        total = np.zeros(self.count)
+        for name, values in self.values.items():
+            rows = slice(0, values.shape[1])
+            total += block_squares(self.read(name, rows).flatten(1)).cpu().numpy()
+        return [math.sqrt(value) for value in total]
 
 
 class NormConsumer:
-    """Keeps the L2 norm of each prompt's gradient."""
+    """Collects the L2 norm of each prompt's gradient."""
 
     def __init__(self, prompts: int, device: torch.device) -> None:
         self._squares = torch.zeros(prompts, dtype=torch.float64, device=device)
 
     def begin(self, index_P: Tensor) -> None:
-        """Remember whose gradients come."""
+        """Remember which prompts the gradients belong to."""
         self._index_P = index_P
 
     def consume(self, name: str, rows: slice | Tensor, gradient_PRI: Tensor) -> None:
@@ -33,7 +134,7 @@ class NormConsumer:
         self._squares.index_add_(0, self._index_P, block_squares(gradient_PRI.flatten(1)))
 
     def finish(self) -> None:
-        """Nothing is left to do."""
+        """Nothing to do."""
 
     @property
     def norms(self) -> np.ndarray:
@@ -42,9 +143,9 @@ class NormConsumer:
 
 
 class SumConsumer:
-    """Sums gradients, weighted, into B directions: `weights_BN` says what each prompt adds to each.
+    """Accumulates B weighted sums of gradients; `weights_BN` is each prompt's weight in each sum.
 
-    Sums are kept in fp32, where `memory` says.
+    Sums are held in fp32, where `memory` says.
     """
 
     def __init__(
@@ -58,24 +159,24 @@ class SumConsumer:
         self.sums = Directions(shapes, len(weights_BN), device, memory)
 
     def begin(self, index_P: Tensor) -> None:
-        """Look up what the batch's prompts weigh."""
+        """Look up the weights of the batch's prompts."""
         self._weights_BP = self._weights_BN[:, index_P]
 
     def consume(self, name: str, rows: slice | Tensor, gradient_PRI: Tensor) -> None:
-        """Add some rows to the directions they belong to."""
+        """Add some rows to the sums."""
         sums_BRI = torch.tensordot(self._weights_BP, gradient_PRI, 1)
-        held = self.sums.values[name]
-        where = rows.to(held.device) if isinstance(rows, Tensor) else rows
-        held[:, where] += sums_BRI.to(held.device)
+        values = self.sums.values[name]
+        where = rows.to(values.device) if isinstance(rows, Tensor) else rows
+        values[:, where] += sums_BRI.to(values.device)
 
     def finish(self) -> None:
-        """Nothing is left to do."""
+        """Nothing to do."""
 
 
 class DirectionConsumer(SumConsumer):
-    """Sums gradients, weighted, into two halves (even and odd prompts): their sum is gbar.
+    """Accumulates weighted gradients in two halves (even and odd prompts): their sum is gbar.
 
-    The halves cost one more copy of the parameters and tell how far the direction can be trusted.
+    The halves cost one more copy of the parameters and show how reliable the direction is.
     """
 
     def __init__(
@@ -86,9 +187,9 @@ class DirectionConsumer(SumConsumer):
         memory: TargetMemory = "fp32",
     ) -> None:
         even = np.arange(len(weights)) % 2 == 0
-        # Sums are kept in fp32 even where the finished direction is not.
-        held: TargetMemory = "offload" if memory == "offload" else "fp32"
-        super().__init__(shapes, np.stack([weights * even, weights * ~even]), device, held)
+        # Sums are held in fp32 even where the finished direction is not.
+        sums_memory: TargetMemory = "offload" if memory == "offload" else "fp32"
+        super().__init__(shapes, np.stack([weights * even, weights * ~even]), device, sums_memory)
 
     @property
     def halves(self) -> Directions:
@@ -100,17 +201,17 @@ class DirectionConsumer(SumConsumer):
         for name, halves in self.halves.values.items():
             directions.write(name, row, halves.sum(0))
 
-    def split_half(self) -> float:
-        """Cosine of the two halves; NaN if one is empty or zero."""
+    def half_products(self) -> np.ndarray:
+        """Inner products of the two halves, float64 [2, 2]."""
         gram = np.zeros((2, 2))
         for halves in self.halves.values.values():
             flat = halves.flatten(1)
             gram += block_dots(flat, flat).cpu().numpy()
-        return cosine(gram[0, 1], gram[0, 0], gram[1, 1])
+        return gram
 
 
 class DotConsumer:
-    """Keeps each prompt's inner product with V directions."""
+    """Collects each prompt's inner product with V directions."""
 
     def __init__(self, directions: Directions, prompts: int) -> None:
         self._directions = directions
@@ -119,7 +220,7 @@ class DotConsumer:
         )
 
     def begin(self, index_P: Tensor) -> None:
-        """Remember whose gradients come."""
+        """Remember which prompts the gradients belong to."""
         self._index_P = index_P
 
     def consume(self, name: str, rows: slice | Tensor, gradient_PRI: Tensor) -> None:
@@ -128,7 +229,7 @@ class DotConsumer:
         self._dots.index_add_(0, self._index_P, block_dots(gradient_PRI.flatten(1), directions_VC))
 
     def finish(self) -> None:
-        """Nothing is left to do."""
+        """Nothing to do."""
 
     @property
     def dots(self) -> np.ndarray:
@@ -136,10 +237,49 @@ class DotConsumer:
         return self._dots.cpu().numpy()
 
 
-def lengths(directions: Directions) -> list[float]:
-    """L2 norm of each direction, over all parameters."""
-    total = np.zeros(directions.count)
-    for name in directions.shapes:
-        rows = slice(0, directions.values[name].shape[1])
-        total += block_squares(directions.read(name, rows).flatten(1)).cpu().numpy()
-    return [math.sqrt(value) for value in total]
+def _blocks(values_XC: Tensor) -> list[Tensor]:
+    """Views of BLOCK coordinates: all whole blocks as one [n, X, BLOCK], then the rest."""
+    whole = values_XC.shape[1] // BLOCK * BLOCK
+    views = []
+    if whole:
+        views.append(values_XC[:, :whole].view(len(values_XC), -1, BLOCK).transpose(0, 1))
+    if whole < values_XC.shape[1]:
+        views.append(values_XC[:, whole:])
+    return views
+
+
+def block_dots(gradient_PC: Tensor, directions_VC: Tensor) -> Tensor:
+    """Inner products float64 [P, V] of fp32 vectors.
+
+    Written as D g^T: with few, contiguous directions this order runs at memory speed.
+    """
+    prompts, targets = len(gradient_PC), len(directions_VC)
+    if prompts < FEW and not gradient_PC.is_cuda:
+        return _pairwise_dots(gradient_PC, directions_VC)
+    total = torch.zeros(targets, prompts, dtype=torch.float64, device=gradient_PC.device)
+    for g, d in zip(_blocks(gradient_PC), _blocks(directions_VC), strict=True):
+        total += (d @ g.mT).double().reshape(-1, targets, prompts).sum(0)
+    return total.T
+
+
+def _pairwise_dots(gradient_PC: Tensor, directions_VC: Tensor) -> Tensor:
+    """The same, one pair of vectors at a time: products of one row with one column stay fast."""
+    whole = gradient_PC.shape[1] // BLOCK * BLOCK
+    dots = []
+    for g in gradient_PC:
+        # Transposed views of rows, not views as columns: those are five times slower.
+        columns = g[:whole].view(-1, 1, BLOCK).mT
+        for d in directions_VC:
+            head = (d[:whole].view(-1, 1, BLOCK) @ columns).sum(dtype=torch.float64)
+            dots.append(head + torch.dot(d[whole:], g[whole:]))
+    return torch.stack(dots).view(len(gradient_PC), len(directions_VC))
+
+
+def block_squares(gradient_PC: Tensor) -> Tensor:
+    """Squared norms float64 [P] of fp32 vectors."""
+    prompts = len(gradient_PC)
+    total = torch.zeros(prompts, dtype=torch.float64, device=gradient_PC.device)
+    for g in _blocks(gradient_PC):
+        squares = torch.linalg.vector_norm(g, dim=-1).double().square()
+        total += squares.reshape(-1, prompts).sum(0)
+    return total

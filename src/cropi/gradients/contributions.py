@@ -1,12 +1,12 @@
-"""What one use of a parameter adds to every prompt's gradient, kept as factors until it is needed.
+"""What one use of a parameter adds to every prompt's gradient, stored as factors until needed.
 
-A parameter is seen as a matrix of rows (`matrix_shape`). A contribution makes some rows of the
-gradients of all prompts at once, or, for sketches that are themselves products, a projection or a
-block of them straight from the factors: then no dense gradient ever exists. Contributions add up,
-so a parameter used twice (tied embeddings) is the sum of its uses.
+A parameter is treated as a matrix of rows (`matrix_shape`). A contribution makes some rows of all
+prompts' gradients at once, or, for sketches that are themselves products, a projection or a block
+of them directly from the factors, without ever forming a dense gradient. Contributions add up, so
+the gradient of a parameter that is used twice (tied embeddings) is the sum of its uses.
 
-Shape legend: T vectors of all prompts, one after the other; P prompts, R rows asked for, I width,
-O all rows; A, B columns of left and right maps; C columns asked for.
+Shape legend: T vectors of all prompts, one prompt after the other; P prompts, R requested rows,
+I width, O all rows; A, B columns of left and right maps; C requested columns.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from cropi.gradients.collation import Segments
+SLAB_BYTES = 1 << 24
+"""Bytes of half-precision products that are made at once and widened one tile at a time."""
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
@@ -30,19 +32,41 @@ def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
     return shape[0], math.prod(shape[1:])
 
 
-SLAB_BYTES = 1 << 24
-"""Bytes of half-precision products that are made at once and widened a tile at a time."""
+@dataclass(frozen=True)
+class Segments:
+    """The range of each prompt's vectors in a flat list of vectors: [starts[p], stops[p]).
+
+    Segments follow one another without gaps.
+    """
+
+    starts: list[int]
+    stops: list[int]
+
+    @classmethod
+    def of(cls, owner: np.ndarray, owners: int) -> Segments:
+        """The segments of a sorted list of owners."""
+        edges = np.searchsorted(owner, np.arange(owners + 1))
+        return cls(edges[:-1].tolist(), edges[1:].tolist())
+
+    @property
+    def stride(self) -> int | None:
+        """Length of every segment where all are equal, else None."""
+        lengths = {stop - start for start, stop in zip(self.starts, self.stops, strict=True)}
+        return lengths.pop() if len(lengths) == 1 else None
+
+    def __len__(self) -> int:
+        return len(self.starts)
 
 
 @dataclass
 class Workspace:
-    """Buffers that live on: fresh memory costs more than what is computed in it."""
+    """Reusable buffers: allocating fresh memory costs more than what is computed in it."""
 
     device: torch.device
     _buffers: dict[torch.dtype, Tensor] = field(default_factory=dict)
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor of `shape` that holds anything; the next one of its dtype overwrites it."""
+        """An uninitialised tensor of `shape`, overwritten by the next one of the same dtype."""
         size = math.prod(shape)
         buffer = self._buffers.get(dtype)
         if buffer is None or len(buffer) < size:
@@ -51,13 +75,13 @@ class Workspace:
 
 
 class Contribution(Protocol):
-    """One use of a parameter: the gradients it gives each prompt."""
+    """One use of a parameter: the gradient that it gives each prompt."""
 
     def add_rows(self, tile_PRI: Tensor, rows: slice, first: bool, work: Workspace) -> None:
         """Add rows `rows` of each prompt's gradient to fp32 `tile_PRI`.
 
-        `first` means that the tile holds nothing yet (not even zeros) and is overwritten. `work` is
-        this contribution's alone until all its rows have been added.
+        `first` means that the tile is uninitialised and is overwritten. `work` belongs to this
+        contribution alone until all of its rows have been added.
         """
 
     def project(self, left_OA: Tensor, right_IB: Tensor) -> Tensor:
@@ -73,10 +97,12 @@ def segment_products(left_TA: Tensor, right_TB: Tensor, segments: Segments) -> T
     if stride is not None:
         shape = (len(segments), stride, -1)
         return torch.bmm(left_TA.view(shape).transpose(1, 2), right_TB.view(shape)).float()
-    found = torch.empty(len(segments), left_TA.shape[1], right_TB.shape[1], device=left_TA.device)
+    products_PAB = torch.empty(
+        len(segments), left_TA.shape[1], right_TB.shape[1], device=left_TA.device
+    )
     for p, (start, stop) in enumerate(zip(segments.starts, segments.stops, strict=True)):
-        found[p] = left_TA[start:stop].T @ right_TB[start:stop]
-    return found
+        products_PAB[p] = left_TA[start:stop].T @ right_TB[start:stop]
+    return products_PAB
 
 
 @dataclass
@@ -89,7 +115,7 @@ class MatrixContribution:
     _slab: tuple[int, int, Tensor] | None = field(init=False, repr=False, default=None)
 
     def add_rows(self, tile_PRI: Tensor, rows: slice, first: bool, work: Workspace) -> None:
-        """In fp32 products add to the tile themselves; a bf16 one is made first, then added."""
+        """Fp32 products are accumulated in the tile itself; bf16 ones are made, then added."""
         if self.left_TO.dtype == torch.float32:
             self._multiply(tile_PRI, rows, beta=0 if first else 1)
             return
@@ -97,9 +123,9 @@ class MatrixContribution:
         tile_PRI.copy_(product) if first else tile_PRI.add_(product)
 
     def _product(self, rows: slice, shape: torch.Size, work: Workspace) -> Tensor:
-        """Rows of the products [P, R, I], from a slab of more rows than were asked for.
+        """Rows of the products [P, R, I], from a slab of more rows than were requested.
 
-        A product of some rows copies that part of the left factor first, so it had better be many.
+        Each product first copies its rows of the left factor, so few large products are cheaper.
         """
         if self._slab is None or not self._slab[0] <= rows.start <= rows.stop <= self._slab[1]:
             dtype = self.left_TO.dtype
@@ -113,22 +139,22 @@ class MatrixContribution:
         return slab[:, rows.start - start : rows.stop - start]
 
     def _multiply(self, out_PRI: Tensor, rows: slice, beta: int) -> None:
-        """One batched matmul where all prompts have as many tokens, else one a prompt."""
+        """One batched matmul where all prompts have equally many tokens, else one per prompt."""
         stride = self.segments.stride
         if stride is not None:
             shape = (len(self.segments), stride, -1)
-            left = self._dense(self.left_TO.view(shape)[:, :, rows]).transpose(1, 2)
+            left = self._contiguous(self.left_TO.view(shape)[:, :, rows]).transpose(1, 2)
             torch.baddbmm(out_PRI, left, self.right_TI.view(shape), beta=beta, out=out_PRI)
             return
         edges = zip(self.segments.starts, self.segments.stops, strict=True)
         for out, (start, stop) in zip(out_PRI, edges, strict=True):
-            left, right = self._dense(self.left_TO[start:stop, rows]).T, self.right_TI[start:stop]
-            torch.addmm(out, left, right, beta=beta, out=out)
+            left = self._contiguous(self.left_TO[start:stop, rows]).T
+            torch.addmm(out, left, self.right_TI[start:stop], beta=beta, out=out)
 
-    def _dense(self, left: Tensor) -> Tensor:
-        """A part of the left factor as half-precision products want it.
+    def _contiguous(self, left: Tensor) -> Tensor:
+        """A part of the left factor in the memory layout that half-precision matmuls need.
 
-        They would copy it, transposed, themselves; lines copied as they are cost a third of that.
+        They would otherwise make a transposed copy, which costs three times a contiguous one.
         """
         return left if left.dtype == torch.float32 else left.contiguous()
 
@@ -145,7 +171,7 @@ class MatrixContribution:
 
 @dataclass(frozen=True)
 class VectorContribution:
-    """A small gradient that is simply there: fp32 [P, n], one row."""
+    """A small gradient that is given explicitly: fp32 [P, n], one row."""
 
     values_PN: Tensor
 
@@ -159,13 +185,13 @@ class VectorContribution:
         return (self.values_PN @ right_IB.float()).unsqueeze(1) * left_OA.float().view(1, -1, 1)
 
     def select(self, rows_R: Tensor, columns_C: Tensor) -> Tensor:
-        """The chosen columns, once for every time the one row is asked for."""
+        """The chosen columns, repeated for each time that the one row was requested."""
         return self.values_PN[:, columns_C].unsqueeze(1).expand(-1, len(rows_R), -1)
 
 
 @dataclass(frozen=True)
 class RowsContribution:
-    """Embedding: vector t of its prompt adds `values_TI` to row `ids_T` (int64)."""
+    """Embedding look-up: vector t of its prompt adds `values_TI` to row `ids_T` (int64)."""
 
     ids_T: Tensor
     values_TI: Tensor
@@ -180,7 +206,7 @@ class RowsContribution:
 
     @cached_property
     def _sorted(self) -> tuple[Tensor, Tensor]:
-        """Ids in order, and the vectors they belong to: a tile's are neighbours."""
+        """Sorted ids and the vectors they belong to, so that a tile's vectors are contiguous."""
         return self.ids_T.sort()
 
     def add_rows(self, tile_PRI: Tensor, rows: slice, first: bool, work: Workspace) -> None:
@@ -198,7 +224,7 @@ class RowsContribution:
         flat.index_add_(0, place, self.values_TI[vectors].to(flat.dtype))
 
     def within(self, rows: Tensor) -> RowsContribution:
-        """The same vectors, their rows numbered by place in sorted `rows`, which has them all."""
+        """The same vectors with rows renumbered by their place in sorted, complete `rows`."""
         places = torch.searchsorted(rows, self.ids_T)
         return RowsContribution(places, self.values_TI, self.segments)
 
@@ -209,19 +235,19 @@ class RowsContribution:
         return segment_products(left, self.values_TI @ right_IB.to(dtype), self.segments)
 
     def select(self, rows_R: Tensor, columns_C: Tensor) -> Tensor:
-        """The vectors whose rows were asked for, `rows_R` in any order but each once."""
+        """The vectors whose rows were requested; `rows_R` in any order, without duplicates."""
         order = rows_R.argsort()
         place = torch.searchsorted(rows_R[order], self.ids_T).clamp_(max=len(rows_R) - 1)
         row_T = order[place]
         hit = (rows_R[row_T] == self.ids_T).nonzero().squeeze(1)
         prompts = len(self.segments)
-        found = torch.zeros(prompts * len(rows_R), len(columns_C), device=self.ids_T.device)
+        block = torch.zeros(prompts * len(rows_R), len(columns_C), device=self.ids_T.device)
         flat = self.slot_T[hit] * len(rows_R) + row_T[hit]
-        found.index_add_(0, flat, self.values_TI[hit][:, columns_C].float())
-        return found.view(prompts, len(rows_R), len(columns_C))
+        block.index_add_(0, flat, self.values_TI[hit][:, columns_C].float())
+        return block.view(prompts, len(rows_R), len(columns_C))
 
 
 def touched_rows(contributions: Sequence[Contribution]) -> Tensor | None:
-    """Sorted rows that can be non-zero where only a look-up uses the parameter, else None."""
+    """Sorted rows that can be non-zero where only look-ups use the parameter, else None."""
     ids = [c.ids_T for c in contributions if isinstance(c, RowsContribution)]
     return torch.unique(torch.cat(ids)) if len(ids) == len(contributions) else None

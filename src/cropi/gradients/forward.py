@@ -1,18 +1,26 @@
-"""One batch through a model: what it is fed, its logits where they are needed, their gradient."""
+"""One batch through a model: its inputs, its logits where needed, and their gradient.
+
+Also the states that a model is put into meanwhile (evaluation mode, frozen weights, gradient
+checkpointing, float32), each of which is undone afterwards.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cropi.errors import InputError
-from cropi.gradients.collation import Batch
-from cropi.gradients.layers import Unsupported
+from cropi.gradients import Unsupported
+from cropi.gradients.attention import additive_mask, supports_block_masks, text_config
+from cropi.gradients.collation import PromptBatch
 from cropi.gradients.objective import sum_over_equals, token_weights
 from cropi.gradients.settings import ObjectiveConfig
 from cropi.schema import RolloutGroup
@@ -20,8 +28,11 @@ from cropi.schema import RolloutGroup
 CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 28}
 """Bytes of logits that are widened to fp32 at once; on a CPU they should stay in its cache."""
 
+MAX_FLOAT32_PARAMETERS = 4_000_000_000
+"""Parameters above which a half-precision model is not widened to float32."""
 
-def forward_logits(model: nn.Module, batch: Batch) -> Tensor:
+
+def forward_logits(model: nn.Module, batch: PromptBatch) -> Tensor:
     """Logits [1, S, V] at the predicting positions: the head sees no others.
 
     Raises Unsupported where the head is not fed rows x positions of hidden states.
@@ -33,10 +44,8 @@ def forward_logits(model: nn.Module, batch: Batch) -> Tensor:
     }
     if batch.mask_N1LL is not None:
         dtype = next(model.parameters()).dtype
-        mask = torch.zeros(batch.mask_N1LL.shape, dtype=dtype, device=batch.input_ids_NL.device)
-        mask.masked_fill_(~batch.mask_N1LL, torch.finfo(dtype).min)
-        inputs["attention_mask"] = mask
-    with narrowed(model, batch):
+        inputs["attention_mask"] = additive_mask(batch.mask_N1LL, dtype)
+    with _narrow_head(model, batch):
         logits = model(**inputs).logits
     if logits.shape[:2] != (1, len(batch.predictors_S)):
         raise Unsupported(f"logits of shape {tuple(logits.shape)}: the head is not where expected")
@@ -44,8 +53,8 @@ def forward_logits(model: nn.Module, batch: Batch) -> Tensor:
 
 
 @contextmanager
-def narrowed(model: nn.Module, batch: Batch) -> Iterator[None]:
-    """Let the head see only the positions that predict a response token."""
+def _narrow_head(model: nn.Module, batch: PromptBatch) -> Iterator[None]:
+    """Feed the head only the positions that predict a policy token."""
 
     def narrow(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         (hidden,) = inputs
@@ -63,7 +72,7 @@ def narrowed(model: nn.Module, batch: Batch) -> Iterator[None]:
         handle.remove()
 
 
-def logits_gradient(logits_SV: Tensor, batch: Batch, objective: ObjectiveConfig) -> Tensor:
+def logits_gradient(logits_SV: Tensor, batch: PromptBatch, objective: ObjectiveConfig) -> Tensor:
     """dJ/dlogits [S, V]: sum over predicted tokens of weight (onehot - softmax) / temperature.
 
     Overwrites `logits_SV`, in its dtype: logits are the largest tensors of all, so fp32 copies
@@ -71,67 +80,48 @@ def logits_gradient(logits_SV: Tensor, batch: Batch, objective: ObjectiveConfig)
     """
     logsumexp_S, logp_DT = log_probs(logits_SV, batch)
     longest = batch.responses.mask_RT.shape[1]
-    weights_RT = token_weights(logp_DT[batch.which_R, :longest], batch.responses, objective)
-    weights_DT = sum_over_equals(weights_RT, batch.which_R, len(logp_DT))
+    weights_RT = token_weights(logp_DT[batch.unique_R, :longest], batch.responses, objective)
+    weights_DT = sum_over_equals(weights_RT, batch.unique_R, len(logp_DT))
     weights = weights_DT.flatten() / batch.temperature_S[batch.where_DT.flatten()]
     where, targets = batch.where_DT.flatten(), batch.targets_DT.flatten()
     total_S = weights.new_zeros(len(logits_SV)).index_add(0, where, weights)
-    for rows in _few_rows(logits_SV):
-        own = ((where >= rows.start) & (where < rows.stop)).nonzero().squeeze(1)
+    for rows in _row_chunks(logits_SV):
+        in_chunk = ((where >= rows.start) & (where < rows.stop)).nonzero().squeeze(1)
         gradient = (
             _scaled(logits_SV, rows, batch)
             .sub_(logsumexp_S[rows, None])
             .exp_()
             .mul_(-total_S[rows, None].float())
         )
-        place = (where[own] - rows.start, targets[own])
-        gradient.index_put_(place, weights[own].float(), accumulate=True)
+        place = (where[in_chunk] - rows.start, targets[in_chunk])
+        gradient.index_put_(place, weights[in_chunk].float(), accumulate=True)
         logits_SV[rows] = gradient.to(logits_SV.dtype)
     return logits_SV
 
 
-def log_probs(logits_SV: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+def log_probs(logits_SV: Tensor, batch: PromptBatch) -> tuple[Tensor, Tensor]:
     """Normalisers fp32 [S] at the rollouts' temperature; log-probs float64 [D, T], padded."""
     logsumexp_S = torch.empty(len(logits_SV), device=logits_SV.device)
-    for rows in _few_rows(logits_SV):
+    for rows in _row_chunks(logits_SV):
         logsumexp_S[rows] = torch.logsumexp(_scaled(logits_SV, rows, batch), -1)
     chosen_DT = logits_SV[batch.where_DT, batch.targets_DT].double()
     temperature_DT = batch.temperature_S[batch.where_DT]
     return logsumexp_S, chosen_DT / temperature_DT - logsumexp_S[batch.where_DT]
 
 
-def _scaled(logits_SV: Tensor, rows: slice, batch: Batch) -> Tensor:
+def _scaled(logits_SV: Tensor, rows: slice, batch: PromptBatch) -> Tensor:
     """An fp32 copy of some rows at the rollouts' temperature."""
     wide = logits_SV[rows].to(torch.float32, copy=True)
     temperature = batch.temperature_S[rows, None]
     return wide if bool((temperature == 1).all()) else wide.div_(temperature)
 
 
-def _few_rows(logits_SV: Tensor) -> Iterator[slice]:
+def _row_chunks(logits_SV: Tensor) -> Iterator[slice]:
     """Slices of rows whose fp32 copy takes at most CHUNK_BYTES."""
     limit = CHUNK_BYTES.get(logits_SV.device.type, 1 << 28)
     step = max(1, limit // (4 * logits_SV.shape[1]))
     for start in range(0, len(logits_SV), step):
         yield slice(start, min(start + step, len(logits_SV)))
-
-
-def text_config(model: nn.Module) -> Any:
-    """The config of the language model, within a multimodal one too; None without a config."""
-    config: Any = getattr(model, "config", None)
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
-
-
-def attention_window(config: Any) -> float:
-    """Positions that every layer sees, where some layers attend locally."""
-    names = ("sliding_window", "attention_chunk_size", "window_size")
-    sizes = [getattr(config, name, None) for name in names]
-    return min((size for size in sizes if isinstance(size, int) and size > 0), default=math.inf)
-
-
-def takes_block_masks(model: nn.Module) -> bool:
-    """Whether the attention in use reads a mask of who sees whom; flash attention does not."""
-    implementation = getattr(text_config(model), "_attn_implementation", None)
-    return implementation in (None, "sdpa", "eager")
 
 
 def require_fitting(model: nn.Module, groups: Sequence[RolloutGroup]) -> None:
@@ -140,13 +130,14 @@ def require_fitting(model: nn.Module, groups: Sequence[RolloutGroup]) -> None:
     That is a token id without an embedding, or more tokens than the model has positions.
     """
     context = getattr(text_config(model), "max_position_embeddings", None) or math.inf
-    known = len(model.get_input_embeddings().weight)  # type: ignore[operator]
+    vocabulary = len(model.get_input_embeddings().weight)  # type: ignore[operator]
     for group in groups:
         largest = max(int(ids.max()) for ids in (group.prompt_ids, *(r.ids for r in group.usable)))
-        if largest >= known:
+        if largest >= vocabulary:
             raise InputError(
-                f"prompt {group.prompt_id} has token id {largest}, and the model has {known} token "
-                "embeddings; score rollouts with the tokenizer and model family that sampled them"
+                f"prompt {group.prompt_id} has token id {largest}, and the model has {vocabulary} "
+                "token embeddings; score rollouts with the tokenizer and model family that sampled "
+                "them"
             )
         longest = len(group.prompt_ids) + max(len(r.ids) for r in group.usable)
         if longest > context:
@@ -154,3 +145,93 @@ def require_fitting(model: nn.Module, groups: Sequence[RolloutGroup]) -> None:
                 f"prompt {group.prompt_id} and its longest response have {longest} tokens, and the "
                 f"model's context is {context}; drop it, or score with the model that sampled it"
             )
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Turn dropout off; each module's previous mode is restored afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Keep autograd from computing weight gradients; hooks compute them per prompt."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def checkpointed(model: Any, enabled: bool) -> Iterator[None]:
+    """Recompute each decoder layer's activations in backward instead of storing them.
+
+    Raises InputError for a model whose layers do not support it.
+    """
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if enabled and not layers:
+        raise InputError(
+            f"gradient_checkpointing is on, and {type(model).__name__} has no layer that supports "
+            "it; turn it off and lower batch_tokens instead"
+        )
+    before = [dict(vars(layer)) for layer in layers]
+    for layer in layers if enabled else []:
+        # transformers' own switch would also hook the embeddings and not remove that hook.
+        layer.gradient_checkpointing, layer.training = True, True
+        layer._gradient_checkpointing_func = partial(_checkpoint_in_evaluation, layer)
+    try:
+        yield
+    finally:
+        for layer, attributes in zip(layers, before, strict=True) if enabled else []:
+            layer.training = False
+            for name in ("gradient_checkpointing", "_gradient_checkpointing_func"):
+                vars(layer).pop(name, None)
+                if name in attributes:
+                    setattr(layer, name, attributes[name])
+
+
+def _checkpoint_in_evaluation(layer: nn.Module, forward: Callable[..., Any], *inputs: Any) -> Any:
+    """Checkpoint a layer, in evaluation mode: its training flag only enables checkpointing."""
+
+    def evaluated(*again: Any) -> Any:
+        layer.training = False
+        try:
+            return forward(*again)
+        finally:
+            layer.training = True
+
+    return checkpoint(evaluated, *inputs, use_reentrant=False)
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[bool]:
+    """Compute in float32 where possible; yields whether it is.
+
+    Converting half precision to float32 and back is lossless. Quantised or very large weights, and
+    attention that does not support float32 (flash attention), are left as they are.
+    """
+    half = (torch.bfloat16, torch.float16)
+    converted = [t for t in (*model.parameters(), *model.buffers()) if t.dtype in half]
+    quantised = any(p.dtype.itemsize < 4 and p.dtype not in half for p in model.parameters())
+    too_large = sum(t.numel() for t in converted) > MAX_FLOAT32_PARAMETERS
+    if converted and (quantised or too_large or not supports_block_masks(model)):
+        yield False
+        return
+    dtypes = [t.dtype for t in converted]
+    try:
+        for tensor in converted:
+            tensor.data = tensor.data.float()
+        yield True
+    finally:
+        for tensor, dtype in zip(converted, dtypes, strict=True):
+            tensor.data = tensor.data.to(dtype)

@@ -2,11 +2,14 @@
 
     J(s) = 1/K sum_k 1/|y_k| sum_t rho_kt A_k,    rho_kt = pi(y_kt | ...) / beta(y_kt | ...)
 
-Nothing here knows of models or batches: log-probs go in, one number a group comes out. The
-gradient follows the paper's first-order surrogate: ratios carry gradient, advantages do not.
-Everything is float64, because the tensors are small and exp() of a log-ratio is not forgiving.
+Models and batches do not appear here: log-probs go in, one number per group comes out. The gradient
+follows the paper's first-order surrogate: ratios carry gradient, advantages do not. Everything is
+float64, because the tensors are small and exp() of a log-ratio amplifies rounding.
 
-Shape legend: R responses of all groups together, T tokens (padded), G groups.
+|y| and the sum over t count the policy's tokens; tokens that are not the policy's contribute
+nothing (they are left out of T, or false in `mask_RT`).
+
+Shape legend: R responses of all groups together, T policy tokens (padded), G groups.
 """
 
 from __future__ import annotations
@@ -20,16 +23,17 @@ from cropi.gradients.settings import ObjectiveConfig
 
 ADVANTAGE_EPSILON = 1e-4
 
-CANCELLED = 1e-12
-"""Share of the weights that went into a sum, below which the sum is float64's rounding."""
+CANCELLATION = 1e-12
+"""A sum smaller than this share of its absolute terms is float64 rounding."""
 
 
 @dataclass(frozen=True)
 class ResponseTensors:
-    """What the objective needs of the responses, beside the policy's log-probs.
+    """What the objective needs of the responses, besides the policy's log-probs.
 
-    `behaviour_RT` float64 log-probs of the sampler, in nats; `mask_RT` bool, true on real tokens;
-    `rewards_R` float64; `group_R` int64, the group each response belongs to, in [0, groups).
+    `behaviour_RT` float64 log-probs of the sampler, in nats, finite everywhere; `mask_RT` bool,
+    true on the policy's tokens; `rewards_R` float64; `group_R` int64, the group each response
+    belongs to, in [0, groups).
     """
 
     behaviour_RT: Tensor
@@ -40,23 +44,23 @@ class ResponseTensors:
 
     @property
     def lengths_R(self) -> Tensor:
-        """Tokens of each response, as float64."""
+        """|y|, the policy's tokens of each response, as float64."""
         return self.mask_RT.sum(1).to(torch.float64)
 
     def group_sum(self, values_R: Tensor) -> Tensor:
-        """Sum a value a response over each group -> [G]."""
+        """Sum one value per response over each group -> [G]."""
         return values_R.new_zeros(self.groups).index_add(0, self.group_R, values_R)
 
     def group_mean(self, values_R: Tensor, weights_R: Tensor) -> Tensor:
-        """Weighted mean of a value a response over each group -> [G]."""
+        """Weighted mean of one value per response over each group -> [G]."""
         return self.group_sum(values_R * weights_R) / self.group_sum(weights_R)
 
 
 def advantages(responses: ResponseTensors, weights_R: Tensor, scale_by_std: bool) -> Tensor:
     """Group-relative advantages A_R = (r - mean) / (std + 1e-4), std with K - 1.
 
-    `weights_R` are ones, or the sequence ratios where mean and std are self-normalised; weights
-    of one give the plain sample mean and std.
+    `weights_R` are ones (the plain sample mean and std), or the sequence ratios where mean and std
+    are self-normalised.
     """
     mean_G = responses.group_mean(responses.rewards_R, weights_R)
     centred_R = responses.rewards_R - mean_G[responses.group_R]
@@ -118,7 +122,7 @@ def _normalise(sums_R: Tensor, responses: ResponseTensors, config: ObjectiveConf
 def token_weights(logp_RT: Tensor, responses: ResponseTensors, config: ObjectiveConfig) -> Tensor:
     """Return dJ/dlogp, float64 [R, T]: the weight of each token's score function.
 
-    The groups' objectives do not share responses, so one backward through their sum serves all.
+    The groups' objectives do not share responses, so one backward through their sum gives all.
     """
     leaf_RT = logp_RT.detach().to(torch.float64).requires_grad_(True)
     with torch.enable_grad():
@@ -126,16 +130,16 @@ def token_weights(logp_RT: Tensor, responses: ResponseTensors, config: Objective
     return weights_RT
 
 
-def sum_over_equals(weights_RT: Tensor, which_R: Tensor, distinct: int) -> Tensor:
-    """Add the weights of equal responses -> float64 [distinct, T].
+def sum_over_equals(weights_RT: Tensor, unique_R: Tensor, unique: int) -> Tensor:
+    """Add the weights of equal responses -> float64 [unique, T].
 
-    A judge may reward equal responses differently, and then their weights can cancel. What is left
-    of that is rounding, and would point anywhere; it becomes zero.
+    A verifier may reward equal responses differently, and then their weights can cancel. What
+    remains is rounding, in an arbitrary direction; it is set to zero.
     """
-    shape = (distinct, weights_RT.shape[1])
+    shape = (unique, weights_RT.shape[1])
     summed_DT, size_DT = (
-        weights_RT.new_zeros(shape).index_add_(0, which_R, values)
+        weights_RT.new_zeros(shape).index_add_(0, unique_R, values)
         for values in (weights_RT, weights_RT.abs())
     )
     # Written so that NaN stays NaN.
-    return summed_DT.masked_fill(summed_DT.abs() <= CANCELLED * size_DT, 0.0)
+    return summed_DT.masked_fill(summed_DT.abs() <= CANCELLATION * size_DT, 0.0)

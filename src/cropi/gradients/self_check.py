@@ -1,15 +1,18 @@
-"""Is the fast path right for this model? A comparison with plain autograd, before every run.
+"""Plain autograd, one response at a time, and the check that the fast path agrees with it.
 
-A layer may be called in ways that hooks do not see, a model may ignore block masks: rather than
-trusting a list of architectures, one short prompt's gradient is computed both ways.
+Plain autograd makes no assumption about the model: it is what the fast path is compared with before
+every run, and what a model takes that the fast path does not cover. The check computes one short
+prompt's gradient both ways instead of trusting a list of architectures, because a layer may be
+called in ways that hooks do not see, and a model may ignore block masks.
+
+Shape legend: D unique responses, R usable responses, T policy tokens of a response.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,31 +20,112 @@ import torch
 from torch import Tensor, nn
 
 from cropi.errors import InputError
-from cropi.gradients.autograd import prompt_gradient
-from cropi.gradients.batching import PreparedGroup
+from cropi.gradients import Unsupported
+from cropi.gradients.collation import PreparedGroup, response_tensors
 from cropi.gradients.contributions import matrix_shape
-from cropi.gradients.forward import takes_block_masks
-from cropi.gradients.layers import Unsupported, rule_for
+from cropi.gradients.layers import rule_for
+from cropi.gradients.objective import sum_over_equals, token_weights
 from cropi.gradients.settings import ObjectiveConfig
 
-STRICT, LOOSE = (1e-3, 1e-3), (0.4, 0.15)
-"""Shares by which the fast gradient of (one parameter, all together) may differ from autograd's, in
-fp32 and in bf16, where two right ways to compute differ by 0.24 and 0.06 on SmolLM2-135M."""
 
-REFERENCES = 4
+@dataclass(frozen=True)
+class Tolerance:
+    """Relative differences allowed between the fast gradient and autograd's.
+
+    `parameter` applies to each parameter alone, `total` to all together.
+    """
+
+    parameter: float
+    total: float
+
+
+FP32_TOLERANCE = Tolerance(1e-3, 1e-3)
+
+BF16_TOLERANCE = Tolerance(0.4, 0.15)
+"""Two correct bf16 computations differ by 0.24 and 0.06 on SmolLM2-135M."""
+
+REFERENCE_TRIALS = 4
 """Prompts to try, at most, in search of one whose gradient is not zero."""
 
 
-MOST_IN_FLOAT32 = 4_000_000_000
-"""Parameters above which a half-precision model is not widened for the comparison."""
+def response_logprobs(
+    model: nn.Module, prompt_ids: Tensor, response_ids: Tensor, temperature: float
+) -> Tensor:
+    """Log-probs of every token at the rollouts' temperature, float32 or wider, with graph."""
+    ids = torch.cat([prompt_ids, response_ids]).unsqueeze(0)
+    logits = model(input_ids=ids[:, :-1], use_cache=False).logits[0, len(prompt_ids) - 1 :]
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    logps = torch.log_softmax(wide / temperature, dim=-1)
+    return logps.gather(1, response_ids.unsqueeze(1)).squeeze(1)
 
 
-def telling(group: PreparedGroup) -> bool:
-    """Whether a wrong block mask would show in a prompt's gradient."""
-    return sum(len(ids) >= 2 for ids in group.distinct) >= 2
+def unique_logprobs(model: nn.Module, group: PreparedGroup, which: int) -> Tensor:
+    """Log-probs [T] of the policy's tokens of one unique response, with graph."""
+    device = next(model.parameters()).device
+    prompt, ids = (
+        torch.as_tensor(values, dtype=torch.int64, device=device)
+        for values in (group.prompt_ids, group.unique_ids[which])
+    )
+    logps = response_logprobs(model, prompt, ids, group.temperature)
+    return logps[torch.from_numpy(group.unique_masks[which]).to(device)]
 
 
-def reference(
+def prompt_gradient(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    group: PreparedGroup,
+    config: ObjectiveConfig,
+) -> dict[str, Tensor]:
+    """Gradient of J of one prompt by name, in the parameters' shapes and at least fp32.
+
+    Each unique response has its own forward and backward, weighted by dJ/dlogp: left to autograd,
+    the sum over the responses of a bf16 model would be taken in bf16, and the graphs of all of
+    them would be held at once.
+    """
+    with torch.no_grad():
+        logps = [unique_logprobs(model, group, n) for n in range(len(group.unique_ids))]
+    weights_DT = _unique_weights(logps, group, config)
+    total = {name: torch.zeros_like(p, dtype=_wide_dtype(p)) for name, p in parameters.items()}
+    for n, weights_T in enumerate(weights_DT):
+        with torch.enable_grad():
+            logp = unique_logprobs(model, group, n)
+            weights = weights_T[: len(logp)].to(logp.dtype)
+            gradients = torch.autograd.grad(
+                logp, list(parameters.values()), weights, allow_unused=True
+            )
+        for name, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                total[name] += gradient
+    return total
+
+
+def _unique_weights(
+    logps: Sequence[Tensor], group: PreparedGroup, config: ObjectiveConfig
+) -> Tensor:
+    """dJ/dlogp float64 [D, T] of each unique response, summed over its equals."""
+    device = logps[0].device
+    responses = response_tensors([group], device)
+    unique_R = torch.tensor(group.unique_index, device=device)
+    logp_DT = nn.utils.rnn.pad_sequence(list(logps), batch_first=True)
+    weights_RT = token_weights(logp_DT[unique_R], responses, config)
+    return sum_over_equals(weights_RT, unique_R, len(logps))
+
+
+def _wide_dtype(values: Tensor) -> torch.dtype:
+    """At least fp32."""
+    return torch.float64 if values.dtype == torch.float64 else torch.float32
+
+
+def exercises_block_mask(group: PreparedGroup) -> bool:
+    """Whether a wrong block mask would change a prompt's gradient.
+
+    That takes two responses with a policy token after their first, which the other's tokens would
+    reach.
+    """
+    return sum(bool(mask[1:].any()) for mask in group.unique_masks) >= 2
+
+
+def reference_gradient(
     model: nn.Module,
     parameters: dict[str, nn.Parameter],
     prepared: Sequence[PreparedGroup],
@@ -49,89 +133,64 @@ def reference(
 ) -> tuple[PreparedGroup, dict[str, Tensor]]:
     """A short prompt that can show a difference, with its gradient by plain autograd.
 
-    Two responses of two tokens are needed for a block mask to matter, and a gradient that is not
-    zero for anything to.
+    It should exercise the block mask, and its gradient should not be zero.
     """
 
     def order(group: PreparedGroup) -> tuple[bool, int, int]:
-        return not telling(group), group.shared_length, group.index
+        return not exercises_block_mask(group), group.shared_length, group.index
 
-    for group in sorted(prepared, key=order)[:REFERENCES]:
+    for group in sorted(prepared, key=order)[:REFERENCE_TRIALS]:
         expected = prompt_gradient(model, parameters, group, objective)
-        check_finite(expected)
+        require_finite(expected)
         if any(bool(gradient.any()) for gradient in expected.values()):
             break
     return group, expected
 
 
 @dataclass
-class Comparison:
-    """A consumer that holds the fast gradients of one prompt to the expected ones."""
+class GradientComparison:
+    """A consumer that compares the fast gradients of one prompt with the expected ones."""
 
     expected: dict[str, Tensor]
-    found: dict[str, Tensor] = field(default_factory=dict)
+    fast: dict[str, Tensor] = field(default_factory=dict)
 
     def begin(self, index_P: Tensor) -> None:
         """One prompt comes, once."""
 
     def consume(self, name: str, rows: slice | Tensor, gradient_PRI: Tensor) -> None:
-        """Keep some rows of one parameter."""
-        if name not in self.found:
-            self.found[name] = gradient_PRI.new_zeros(matrix_shape(self.expected[name].shape))
-        self.found[name][rows] = gradient_PRI[0]
+        """Store some rows of one parameter."""
+        if name not in self.fast:
+            self.fast[name] = gradient_PRI.new_zeros(matrix_shape(self.expected[name].shape))
+        self.fast[name][rows] = gradient_PRI[0]
 
     def finish(self) -> None:
-        """Nothing is left to do."""
+        """Nothing to do."""
 
     def _difference(self, name: str) -> float:
         """Norm of the difference; what never came counts as zero."""
         expected = self.expected[name].float()
-        if name not in self.found:
+        if name not in self.fast:
             return float(expected.norm())
-        return float((self.found[name].view_as(expected) - expected).norm())
+        return float((self.fast[name].view_as(expected) - expected).norm())
 
-    def conclude(self, one: float, whole: float) -> None:
-        """Raise Unsupported where gradients differ by more than a share of their norms.
+    def raise_if_different(self, tolerance: Tolerance) -> None:
+        """Raise Unsupported where gradients differ by more than the tolerance.
 
-        `one` is the share allowed for a single parameter, `whole` for all together. Gradients
-        that are tiny beside the whole are held to the whole's rounding instead.
+        Parameters whose gradients are tiny beside the total may differ by the total's rounding.
         """
         norms = {name: float(g.float().norm()) for name, g in self.expected.items()}
-        off = {name: self._difference(name) for name in norms}
+        differences = {name: self._difference(name) for name in norms}
         total = math.hypot(*norms.values())
         for name, norm in norms.items():
             # Written so that NaN is a disagreement.
-            if not off[name] <= one * norm + 1e-2 * whole * total:
+            allowed = tolerance.parameter * norm + 1e-2 * tolerance.total * total
+            if not differences[name] <= allowed:
                 raise Unsupported(f"the fast gradient of {name} disagrees with autograd")
-        if not math.hypot(*off.values()) <= whole * total:
+        if not math.hypot(*differences.values()) <= tolerance.total * total:
             raise Unsupported("the fast gradient disagrees with autograd")
 
 
-@contextmanager
-def in_float32(model: nn.Module) -> Iterator[tuple[float, float]]:
-    """Compute in fp32 for a while, and yield how closely paths must then agree.
-
-    The rounding of bf16 would hide a wrong gradient, or condemn a right one. The way there and
-    back changes no bit. Quantised or very large weights, and attention that knows no fp32, stay.
-    """
-    half = (torch.bfloat16, torch.float16)
-    coarse = [t for t in (*model.parameters(), *model.buffers()) if t.dtype in half]
-    quantised = any(p.dtype.itemsize < 4 and p.dtype not in half for p in model.parameters())
-    too_large = sum(t.numel() for t in coarse) > MOST_IN_FLOAT32
-    if coarse and (quantised or too_large or not takes_block_masks(model)):
-        yield LOOSE
-        return
-    dtypes = [t.dtype for t in coarse]
-    try:
-        for tensor in coarse:
-            tensor.data = tensor.data.float()
-        yield STRICT
-    finally:
-        for tensor, dtype in zip(coarse, dtypes, strict=True):
-            tensor.data = tensor.data.to(dtype)
-
-
-def check_finite(gradients: dict[str, Tensor]) -> None:
+def require_finite(gradients: dict[str, Tensor]) -> None:
     """Raise InputError where the model itself gives NaN or infinite gradients."""
     for name, gradient in gradients.items():
         if not bool(torch.isfinite(gradient).all()):
@@ -142,8 +201,8 @@ def check_finite(gradients: dict[str, Tensor]) -> None:
 
 
 def require_covered(model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
-    """Raise Unsupported where the fast path could not even be tried."""
-    if missing := uncovered(model, parameters):
+    """Raise Unsupported where the fast path cannot even be tried."""
+    if missing := _uncovered(model, parameters):
         raise Unsupported(f"no rule for {', '.join(missing[:3])}")
     base: Any = model
     if hasattr(base, "get_base_model"):
@@ -152,14 +211,14 @@ def require_covered(model: nn.Module, parameters: dict[str, nn.Parameter]) -> No
         raise Unsupported(f"{type(base).__name__} takes no position_ids")
 
 
-def uncovered(model: nn.Module, parameters: dict[str, nn.Parameter]) -> list[str]:
+def _uncovered(model: nn.Module, parameters: dict[str, nn.Parameter]) -> list[str]:
     """Names of trainable parameters that belong to a layer without a rule."""
     wanted = {id(p): name for name, p in parameters.items()}
     missing = []
     for module in model.modules():
         if rule_for(module) is None:
-            own = module.parameters(recurse=False)
+            direct = module.parameters(recurse=False)
             missing += [
-                f"{wanted[id(p)]} ({type(module).__name__})" for p in own if id(p) in wanted
+                f"{wanted[id(p)]} ({type(module).__name__})" for p in direct if id(p) in wanted
             ]
     return missing

@@ -1,6 +1,5 @@
-"""Influence: how much a step on one prompt would help each validation objective.
+"""How well a prompt's gradient points where the validation sets want to go.
 
-Read in this order: `scorer` (gradients of the pool against target directions), `cosines` (what
-becomes of the products), `preconditioner` (directions scaled by Adam's second moments),
-`features` (sketches that are kept). Importing this package loads no torch.
+Read in this order: `cosines` (what influence is), `scorer` (a model's influence), `preconditioner`
+(as Adam weighs steps), `features` (sketches stored once and compared often).
 """

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from cropi.errors import InputError
-from cropi.schema import ScoreTable
+from cropi.schema import InfluenceEstimate
 
 Target = Literal["mean", "unit_mean"]
 
@@ -51,10 +51,10 @@ class TargetReliability:
 
 @dataclass(frozen=True)
 class Influence:
-    """The scores of a pool, with what they rest on and what they cost."""
+    """A pool's scores, the reliability of each target, and the tokens that scoring took."""
 
-    table: ScoreTable
-    trust: dict[str, TargetReliability]
+    estimate: InfluenceEstimate
+    reliability: dict[str, TargetReliability]
     tokens: int
     notes: list[str] = field(default_factory=list)
 

@@ -32,8 +32,8 @@ import torch
 from torch import Tensor
 
 from cropi.errors import InputError
+from cropi.gradients.consumers import GradientConsumer
 from cropi.gradients.contributions import matrix_shape
-from cropi.gradients.tap import GradientConsumer
 from cropi.policy.optimizer_state import SecondMoments
 
 

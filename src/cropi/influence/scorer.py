@@ -10,14 +10,15 @@ sketches both sides. Nothing here knows of runs, files or command lines.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from cropi.errors import InputError
-from cropi.gradients.consumers import DirectionConsumer, DotConsumer, NormConsumer, lengths
-from cropi.gradients.directions import Directions
+from cropi.estimation.evidence import pooled_standard_error
+from cropi.gradients.consumers import DirectionConsumer, Directions, DotConsumer, NormConsumer
 from cropi.gradients.extractor import GradientExtractor
 from cropi.gradients.settings import TargetMemory
 from cropi.influence.cosines import (
@@ -30,7 +31,7 @@ from cropi.influence.cosines import (
     target_weights,
 )
 from cropi.influence.preconditioner import Preconditioner, PreconditioningConsumer
-from cropi.schema import RolloutGroup, ScoreTable, fingerprint
+from cropi.schema import SCORED, UNSCORED, InfluenceEstimate, RolloutGroup, fingerprint
 from cropi.sketches import FittedSketch, Sketch, SketchBuffer, SketchConsumer
 from cropi.sketches.counter_rng import parameters_identity
 
@@ -59,15 +60,9 @@ class Pass:
 
 def keep_informative(groups: Sequence[RolloutGroup]) -> Pass:
     """Keep the prompts that have a gradient; count the others by reason."""
-    kept, skipped = [], {"rewards all equal": 0, "fewer than two usable responses": 0}
-    for group in groups:
-        if group.informative:
-            kept.append(group)
-        elif len(group.usable) < 2:
-            skipped["fewer than two usable responses"] += 1
-        else:
-            skipped["rewards all equal"] += 1
-    return Pass(kept, {reason: n for reason, n in skipped.items() if n})
+    counts = Counter(group.score_status for group in groups)
+    skipped = {reason: counts[reason] for reason in UNSCORED if counts[reason]}
+    return Pass([group for group in groups if group.informative], skipped)
 
 
 class InfluenceScorer:
@@ -107,16 +102,9 @@ class InfluenceScorer:
         informative = {n: require_informative(f"validation set {n}", g) for n, g in targets.items()}
         score = self._exact if self.sketch is None else self._sketched
         cosines_PV, norms_P, trust = score(kept.groups, informative)
-        table = ScoreTable(
-            prompt_ids=[g.prompt_id for g in kept.groups],
-            cosines={n: cosines_PV[:, v].astype(np.float32) for v, n in enumerate(targets)},
-            norms=norms_P.astype(np.float32),
-            pool_size=len(pool),
-            skipped=kept.skipped,
-            identity=self.identity,
-        )
+        estimate = estimate_of(pool, cosines_PV, norms_P, list(targets), self.identity)
         notes = [w for name, t in trust.items() for w in t.warnings(name)]
-        return Influence(table, trust, self.tokens, notes)
+        return Influence(estimate, trust, self.tokens, notes)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -149,7 +137,7 @@ class InfluenceScorer:
         dots = DotConsumer(directions, len(pool))
         norms = NormConsumer(len(pool), self.extractor.device)
         self._stream("pool", pool, dots, norms)
-        found = cosines(dots.dots, norms.norms, lengths(directions), list(targets))
+        found = cosines(dots.dots, norms.norms, directions.norms(), list(targets))
         return found, norms.norms, trust
 
     def directions(
@@ -167,7 +155,9 @@ class InfluenceScorer:
             if self.preconditioner is not None:
                 self.preconditioner.apply(halves.halves.values)
             halves.write_direction(row, directions)
-            trust[name] = target_reliability(weights * norms.norms, halves.split_half())
+            gram = halves.half_products()
+            split_half = cosine(gram[0, 1], gram[0, 0], gram[1, 1])
+            trust[name] = target_reliability(weights * norms.norms, split_half)
             del halves  # they must not wait beside the next target's
         return directions, trust
 
@@ -239,6 +229,35 @@ def sample_of(groups: Sequence[RolloutGroup], count: int) -> list[RolloutGroup]:
         return hashlib.sha256(group.prompt_id.encode()).hexdigest()
 
     return sorted(groups, key=place)[:count]
+
+
+def estimate_of(
+    pool: Sequence[RolloutGroup],
+    cosines_NV: np.ndarray,
+    norms_N: np.ndarray,
+    names: Sequence[str],
+    identity: dict[str, str],
+) -> InfluenceEstimate:
+    """The estimate of a whole pool [P] from the cosines and norms of its N informative prompts."""
+    status = [group.score_status for group in pool]
+    places = np.flatnonzero(np.array([each == SCORED for each in status], dtype=bool))
+
+    def spread(values_N: np.ndarray) -> np.ndarray:
+        values_P = np.full(len(pool), np.nan, np.float32)
+        values_P[places] = values_N
+        return values_P
+
+    mean = {name: spread(cosines_NV[:, v].astype(np.float32)) for v, name in enumerate(names)}
+    return InfluenceEstimate(
+        prompt_ids=[group.prompt_id for group in pool],
+        mean=mean,
+        standard_error=pooled_standard_error(mean),
+        norms=spread(norms_N.astype(np.float32)),
+        tokens=np.array([group.tokens for group in pool], np.int64),
+        group_size=np.array([len(group.usable) for group in pool], np.int32),
+        status=status,
+        identity=identity,
+    )
 
 
 def require_informative(what: str, groups: Sequence[RolloutGroup]) -> Pass:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cropi.errors import InputError
-from cropi.gradients.extractor import GradientExtractor
+from cropi.gradients.extractor import GradientExtractor, UnmatchedPatternError
 from cropi.influence.preconditioner import Preconditioner
 from cropi.influence.scorer import InfluenceScorer, Progress
 from cropi.influence.settings import InfluenceConfig
@@ -31,20 +31,27 @@ def make_scorer(
     `checkpoint` is the folder whose Adam state preconditions the directions, where the config asks
     for that. Raises InputError if it has none.
     """
-    extractor = GradientExtractor(
-        _without_underflow(model),
-        config.objective.with_length(constant_length),
-        config.batch_tokens,
-        config.share_prefix,
-        config.gradient_checkpointing,
-        config.parameters,
-    )
+    extractor = _extractor(model, config, constant_length)
     exact = config.sketch.is_exact
     sketch = None if exact else make_sketch(config.sketch, extractor.shapes, seed)
     adam = None
     if config.precondition == "adam":
         adam = Preconditioner(second_moments(_required(checkpoint), extractor.model))
     return InfluenceScorer(extractor, sketch, config.target, progress, config.target_memory, adam)
+
+
+def _extractor(model: Any, config: InfluenceConfig, constant_length: int) -> GradientExtractor:
+    try:
+        return GradientExtractor(
+            _without_underflow(model),
+            config.objective.with_length(constant_length),
+            config.batch_tokens,
+            config.share_prefix,
+            config.gradient_checkpointing,
+            config.parameters,
+        )
+    except UnmatchedPatternError as error:
+        raise InputError(f"influence.parameters: {error}") from error
 
 
 def _required(checkpoint: Path | None) -> Path:
@@ -59,6 +66,6 @@ def _required(checkpoint: Path | None) -> Path:
 def _without_underflow(model: Any) -> Any:
     """A float16 model is widened: gradients of long responses fall below float16's range."""
     if any(p.dtype == torch.float16 for p in model.parameters()):
-        warnings.warn("float16 gradients underflow; computing in float32 instead", stacklevel=3)
+        warnings.warn("float16 gradients underflow; computing in float32 instead", stacklevel=4)
         return model.float()
     return model

@@ -22,7 +22,8 @@ from cropi.plugins import name_in, slug
 from cropi.report.numbers import Row
 from cropi.report.rollouts import RolloutFacts, rollout_facts
 from cropi.report.rows import METRICS, TIMINGS, metrics_rows, readable_rows
-from cropi.schema import ScoreTable, Selection
+from cropi.schema import InfluenceEstimate, Selection
+from cropi.store.tables import scores_from
 
 MARKS = ("config.yaml", "manifest.json", METRICS)
 
@@ -32,7 +33,7 @@ class StageFiles:
     """What one arm's stage left behind."""
 
     number: int
-    scores: ScoreTable | None
+    scores: InfluenceEstimate | None
     selection: Selection | None
 
 
@@ -150,20 +151,15 @@ def _stages(run: RunData, arm: str) -> list[StageFiles]:
     return [StageFiles(int(p.name), _scores(run, p), _selection(run, p)) for p in ordered]
 
 
-def _scores(run: RunData, folder: Path) -> ScoreTable | None:
+def _scores(run: RunData, folder: Path) -> InfluenceEstimate | None:
     table = table_of(run, folder / "scores.parquet")
     if table is None:
         return None
-    metadata = table.schema.metadata or {}
-    numbers = [f.name for f in table.schema if pa.types.is_floating(f.type) and f.name != "norm"]
-    cosines = {name: _column(table, name) for name in numbers}
-    return ScoreTable(
-        prompt_ids=[str(i) for i in table["prompt_id"].to_pylist()],
-        cosines=cosines,
-        norms=_column(table, "norm"),
-        pool_size=int(metadata.get(b"cropi.pool_size", b"0")),
-        skipped=json.loads(metadata.get(b"cropi.skipped", b"{}")),
-    )
+    try:
+        return scores_from(table, folder / "scores.parquet").scored()
+    except InputError as error:
+        run.missing.append(str(error))
+        return None
 
 
 def _selection(run: RunData, folder: Path) -> Selection | None:

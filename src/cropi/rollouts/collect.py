@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -30,28 +30,16 @@ from cropi.schema import (
     unique,
 )
 from cropi.store.files import INPUTS_FINGERPRINT, cannot_write, is_current
-from cropi.verifiers.verdict import Verdict
+from cropi.verifiers.verdict import Grader, Verdict
 
 Progress = Callable[[int, int], None]
-
-
-class Judge(Protocol):
-    """Rewards responses; `cropi.verifiers` has the real one."""
-
-    def judge(
-        self,
-        items: Sequence[tuple[Prompt, str]],
-        token_ids: Sequence[Sequence[int]] | None = None,
-    ) -> Sequence[Verdict]:
-        """Return one verdict a pair of prompt and response text, in order."""
-        ...
 
 
 def collect(
     engine: RolloutEngine,
     tokenizer: Any,
     prompts: Sequence[Prompt],
-    judge: Judge,
+    judge: Grader,
     sampling: Sampling,
     responses: int,
     seed: int,
@@ -132,7 +120,7 @@ def encode_prompts(
 
 
 def judge_completions(
-    judge: Judge,
+    judge: Grader,
     tokenizer: Any,
     prompts: Sequence[Prompt],
     sampled: Sequence[Sequence[Completion]],
@@ -158,7 +146,7 @@ class _Plan:
     tokenizer: Any
     prompts: Sequence[Prompt]
     encoded: list[list[int]]
-    judge: Judge
+    judge: Grader
     sampling: Sampling
     responses: int
     seed: int

@@ -1,4 +1,4 @@
-"""Which prompts the next stage trains on: one file a strategy, one small interface."""
+"""Which prompts the next stage trains on: strategies behind one small interface."""
 
 from cropi.selection.fusion import fuse
 from cropi.selection.strategy import (
@@ -7,6 +7,19 @@ from cropi.selection.strategy import (
     Strategy,
     find_strategy,
     needs_of,
+    require_not_empty,
+    selection_size,
+    top_by_score,
 )
 
-__all__ = ["Needs", "SelectionContext", "Strategy", "find_strategy", "fuse", "needs_of"]
+__all__ = [
+    "Needs",
+    "SelectionContext",
+    "Strategy",
+    "find_strategy",
+    "fuse",
+    "needs_of",
+    "require_not_empty",
+    "selection_size",
+    "top_by_score",
+]

@@ -1,17 +1,18 @@
-"""The interface of a selection strategy, and what it may look at."""
+"""The interface of a selection strategy: what it may look at, and what that costs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from cropi.errors import InputError
 from cropi.plugins import find_plugin
-from cropi.schema import ScoreTable, Selection
+from cropi.rollouts.statistics import RolloutStatistics
+from cropi.schema import InfluenceEstimate, Selection
 from cropi.selection.settings import StrategyChoice
 
 Scoring = Literal["stage", "once", "never"]
@@ -22,24 +23,31 @@ Direction = Literal["sets", "mean", "pool"]
 class SelectionContext:
     """What a strategy sees before a stage.
 
-    `prompt_ids` is the whole pool; `pass_rate` and `variance` float64 [n] of the rewards and
-    `informative` bool [n] are aligned with it. `count` is how many to choose, `scores` the
-    influence under the current policy where the strategy asked for it. `seed` is the stage's.
-    `earlier` are the scores of the stages before, oldest first, where the strategy asked for them.
-    `sources` names each prompt's source, `target_sources` those of the validation prompts.
+    `statistics` describes the pool's rollouts, one entry per prompt; `count` is how many to choose
+    and `seed` the stage's own. `estimate` is the influence under the current policy, if the
+    strategy asked for it, and `earlier` the estimates of the stages before, oldest first. `sources`
+    names each pool prompt's source, `target_sources` those of the validation prompts.
     """
 
-    prompt_ids: Sequence[str]
-    pass_rate: NDArray[np.float64]
-    variance: NDArray[np.float64]
-    informative: NDArray[np.bool_]
+    statistics: RolloutStatistics
     count: int
     stage: int = 0
     seed: int = 0
-    scores: ScoreTable | None = None
-    earlier: Sequence[ScoreTable] = ()
+    estimate: InfluenceEstimate | None = None
+    earlier: Sequence[InfluenceEstimate] = ()
     sources: Sequence[str] = ()
     target_sources: frozenset[str] = frozenset()
+
+    @property
+    def prompt_ids(self) -> list[str]:
+        """The whole pool, in its order."""
+        return self.statistics.prompt_ids
+
+    @property
+    def scored(self) -> InfluenceEstimate:
+        """The estimate of the prompts that have a score."""
+        assert self.estimate is not None, "the strategy needs scores and was given none"
+        return self.estimate.scored()
 
 
 class Strategy(Protocol):
@@ -58,12 +66,12 @@ class Strategy(Protocol):
 
 @dataclass(frozen=True)
 class Needs:
-    """What a strategy lives on, which is also what it has to pay for.
+    """What a strategy needs, which is also what it has to pay for.
 
     `rollouts`: whether it looks at the pool's rollouts at all. `direction`: what scores compare a
     prompt with: every validation set, the mean over all validation prompts, or the pool's own
     mean unit gradient. `fresh`: every stage has rollouts of its own policy. `dynamic_sampling`:
-    training replaces groups whose rewards are all equal. `earlier`: it looks at the scores of
+    training replaces groups whose rewards are all equal. `earlier`: it looks at the estimates of
     earlier stages. `target_sources`: it looks at the sources of the validation prompts.
     """
 
@@ -86,6 +94,12 @@ class Needs:
         return self.validation or self.target_sources
 
 
+def needs_of(strategy: Strategy) -> Needs:
+    """The attributes of `Needs` that `strategy` has, and the defaults of the others."""
+    names = [each.name for each in fields(Needs)]
+    return Needs(**{name: getattr(strategy, name) for name in names if hasattr(strategy, name)})
+
+
 def find_strategy(choice: StrategyChoice | str) -> Strategy:
     """Return the chosen strategy, with its settings; a name alone means the defaults.
 
@@ -94,19 +108,13 @@ def find_strategy(choice: StrategyChoice | str) -> Strategy:
     if isinstance(choice, str):
         choice = StrategyChoice.of(choice)
     target = find_plugin("strategy", choice.name)
-    strategy = choice.build() if isinstance(target, type) else target
+    strategy: Any = choice.build() if isinstance(target, type) else target
     if not callable(getattr(strategy, "select", None)) or not hasattr(strategy, "scoring"):
         raise InputError(
             f"strategy {choice.name!r} is not a strategy; it needs select(context) and a scoring "
             "attribute of 'stage', 'once' or 'never'"
         )
     return strategy  # type: ignore[no-any-return]
-
-
-def needs_of(strategy: Strategy) -> Needs:
-    """What `strategy` says it needs."""
-    told = {f.name: getattr(strategy, f.name) for f in fields(Needs) if hasattr(strategy, f.name)}
-    return Needs(**told)
 
 
 def selection_size(ratio: float, pool_size: int) -> int:
@@ -121,22 +129,23 @@ def require_not_empty(selection: Selection, who: str) -> None:
     """Raise InputError if nothing was selected."""
     if not selection.prompt_ids:
         raise InputError(
-            f"{who} selected no prompt at all; the pool has none that qualifies: add prompts, "
-            "sample more responses, or choose another strategy"
+            f"{who} selected no prompt, because none of the pool qualifies: add prompts, sample "
+            "more responses, or choose another strategy"
         )
 
 
 def top_by_score(
-    context: SelectionContext, score: NDArray[np.float64], allowed: NDArray[np.bool_]
-) -> Selection:
-    """The allowed prompts of highest score; equal scores in an order drawn from the seed."""
-    draw = np.random.default_rng(context.seed).permutation(len(context.prompt_ids))
-    order = np.lexsort((draw, -score))
-    chosen = order[allowed[order]][: context.count]
-    notes = shortfall(len(chosen), context.count, "prompts qualify")
-    return Selection([context.prompt_ids[i] for i in chosen], score[chosen], notes=notes)
+    score: ArrayLike, tie_break: ArrayLike, count: int | None = None
+) -> NDArray[np.int64]:
+    """Places of the `count` highest scores (None: all), best first; equal ones by `tie_break`.
+
+    `tie_break` (ascending) is the prompts' ids, or a random order.
+    """
+    return np.lexsort((np.asarray(tie_break), -np.asarray(score, dtype=np.float64)))[:count]
 
 
-def shortfall(found: int, wanted: int, what: str) -> list[str]:
-    """A note where fewer prompts were to be had than wanted."""
-    return [f"only {found} of the wanted {wanted} {what}; all were taken"] if found < wanted else []
+def shortfall(available: int, wanted: int, what: str) -> list[str]:
+    """A note if there are fewer prompts than wanted."""
+    if available >= wanted:
+        return []
+    return [f"only {available} of the wanted {wanted} {what}; all were taken"]

@@ -33,8 +33,8 @@ from pydantic import Field
 from torch import Tensor
 
 from cropi.errors import InputError
+from cropi.gradients.consumers import block_dots
 from cropi.gradients.contributions import Contribution
-from cropi.gradients.sums import block_dots
 from cropi.plugins import plugin
 from cropi.settings import Count, Section
 from cropi.sketches.sketch import Shapes, Sketch

@@ -16,8 +16,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from cropi.gradients.consumers import block_squares
 from cropi.gradients.contributions import Contribution
-from cropi.gradients.sums import block_squares
 from cropi.sketches.settings import SketchChoice
 
 Sink = Callable[[Tensor, Tensor, Tensor], None]

@@ -3,85 +3,158 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cropi.errors import InputError
-from cropi.schema import ScoreTable, Selection, unique
+from cropi.schema import SCORED, InfluenceEstimate, Selection, unique
 from cropi.store.files import read_table, table_metadata, write_table
 
-RESERVED = ("prompt_id", "norm")
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ERROR_SUFFIX = "_standard_error"
+"""What is appended to a validation set's name for the column of its standard errors."""
+RESERVED = ("prompt_id", "norm", "tokens", "group_size", "status")
+"""Columns of a score file that are not validation sets."""
 
 
-def write_scores(path: Path, scores: ScoreTable, metadata: dict[str, str] | None = None) -> None:
-    """Write one row an informative prompt: prompt_id, norm, one float32 cosine a target.
+def require_set_names(names: Iterable[str], where: str = "a score file") -> None:
+    """Raise InputError if a validation set has the name of another column of a score file."""
+    for name in names:
+        if name in RESERVED or name.endswith(ERROR_SUFFIX):
+            raise InputError(
+                f"a validation set cannot be called {name!r}, which is a column of its own in "
+                f"{where}; give it another name"
+            )
 
-    Raises InputError if a target is called like one of the other columns.
+
+def write_scores(
+    path: Path, estimate: InfluenceEstimate, metadata: dict[str, str] | None = None
+) -> None:
+    """Write one row per prompt of the pool, in its order.
+
+    prompt_id, norm, per validation set one float32 cosine under its name (null: not measured) and
+    one float64 <set>_standard_error, tokens, group_size and status. Raises InputError if a
+    validation set is called like one of the other columns.
     """
     import pyarrow as pa
 
-    if taken := sorted(set(RESERVED) & set(scores.cosines)):
-        raise InputError(
-            f"a validation set cannot be called {taken[0]!r}, which is a column of its own in "
-            f"{path}; give it another name"
-        )
+    require_set_names(estimate.mean, str(path))
     columns: dict[str, Any] = {
-        "prompt_id": pa.array(scores.prompt_ids, pa.string()),
-        "norm": pa.array(scores.norms, pa.float32()),
+        "prompt_id": pa.array(estimate.prompt_ids, pa.string()),
+        "norm": _nullable(estimate.norms, pa.float32()),
     }
-    columns |= {n: pa.array(c, pa.float32()) for n, c in scores.cosines.items()}
+    for name, mean in estimate.mean.items():
+        columns[name] = _nullable(mean, pa.float32())
+    for name, error in estimate.standard_error.items():
+        columns[name + ERROR_SUFFIX] = _nullable(error, pa.float64())
+    columns |= {
+        "tokens": pa.array(estimate.tokens, pa.int64()),
+        "group_size": pa.array(estimate.group_size, pa.int32()),
+        "status": pa.array(estimate.status, pa.string()),
+    }
     about = {
-        "cropi.pool_size": str(scores.pool_size),
-        "cropi.skipped": json.dumps(scores.skipped),
-        "cropi.influence": json.dumps(scores.identity, sort_keys=True),
+        "cropi.pool_size": str(estimate.pool_size),
+        "cropi.unlisted": json.dumps(estimate.unlisted),
+        "cropi.influence": json.dumps(estimate.identity, sort_keys=True),
     }
     write_table(path, pa.table(columns), {**about, **(metadata or {})})
 
 
-def read_scores(path: Path) -> ScoreTable:
-    """Read a score file; every column beside prompt_id and norm that holds floats is a target.
+def read_scores(path: Path) -> InfluenceEstimate:
+    """Read a score file; see `scores_from`."""
+    return scores_from(read_table(path), path)
 
-    Raises InputError if it is no score file.
+
+def scores_from(table: pa.Table, path: Path) -> InfluenceEstimate:
+    """The estimate in a score file's table; every other column of floats is a validation set.
+
+    Files that list scored prompts only, without `status`, are read too. Raises InputError, naming
+    `path`, if the table is not one of scores.
     """
-    import pyarrow as pa
-
-    table = read_table(path)
     about = table_metadata(table)
-    targets = [
-        f.name for f in table.schema if f.name not in RESERVED and pa.types.is_floating(f.type)
-    ]
+    targets = _targets(table)
     if "prompt_id" not in table.column_names or not targets:
         raise InputError(
-            f"{path} is no score file: it needs prompt_id and one float column a validation set, "
-            f"and has {table.column_names}; make one with `cropi score`"
+            f"{path} is not a score file: it needs prompt_id and one float column per validation "
+            f"set, and has {table.column_names}; make one with `cropi score`"
         )
-    if table.num_rows == 0:
-        raise InputError(f"{path} scores no prompt (0 rows); score a pool with informative prompts")
     ids = [str(i) for i in table["prompt_id"].to_pylist()]
+    status = table["status"].to_pylist() if "status" in table.column_names else [SCORED] * len(ids)
+    scored = np.array([each == SCORED for each in status], dtype=bool)
+    if not scored.any():
+        raise InputError(
+            f"{path} scores no prompt ({len(ids)} rows); score a pool with informative prompts"
+        )
     if not unique(ids):
         raise InputError(f"{path} has a prompt_id on more than one row; each may be scored once")
-    cosines = {n: table[n].to_numpy().astype(np.float32) for n in targets}
-    for name, values in cosines.items():
-        if not np.isfinite(values).all():
+    mean = {name: _floats(table, name).astype(np.float32) for name in targets}
+    for name, values in mean.items():
+        if not np.isfinite(values[scored]).all():
             raise InputError(f"{path}: column {name} holds NaN or infinite values; score again")
-    norms = table["norm"].to_numpy() if "norm" in table.column_names else np.ones(len(ids))
     if "cropi.pool_size" not in about:
         warnings.warn(
             f"{path} does not say how large the pool is (its metadata lacks cropi.pool_size); the "
             f"ratio is taken of the {len(ids)} scored prompts",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return ScoreTable(
+    return InfluenceEstimate(
         prompt_ids=ids,
-        cosines=cosines,
-        norms=norms.astype(np.float32),
-        pool_size=int(about.get("cropi.pool_size", len(ids))),
-        skipped=json.loads(about.get("cropi.skipped", "{}")),
+        mean=mean,
+        standard_error={name: _floats(table, name + ERROR_SUFFIX) for name in targets},
+        norms=_floats(table, "norm", 1.0).astype(np.float32),
+        tokens=_counts(table, "tokens").astype(np.int64),
+        group_size=_counts(table, "group_size").astype(np.int32),
+        status=status,
+        unlisted=_unlisted(about, len(ids)),
         identity=json.loads(about.get("cropi.influence", "{}")),
     )
+
+
+def _targets(table: pa.Table) -> list[str]:
+    """The columns that hold a validation set's cosines."""
+    import pyarrow as pa
+
+    floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
+    errors = {name + ERROR_SUFFIX for name in floats}
+    return [name for name in floats if name not in RESERVED and name not in errors]
+
+
+def _unlisted(about: Mapping[str, str], rows: int) -> dict[str, int]:
+    """Prompts of the pool without a row, by reason; older files call them skipped."""
+    by_reason: dict[str, int] = json.loads(
+        about.get("cropi.unlisted", about.get("cropi.skipped", "{}"))
+    )
+    rest = int(about.get("cropi.pool_size", rows)) - rows - sum(by_reason.values())
+    return by_reason | {"not listed": rest} if rest > 0 else by_reason
+
+
+def _floats(table: pa.Table, name: str, default: float = math.nan) -> NDArray[np.float64]:
+    """A column with NaN for null, or `default` everywhere where there is no such column."""
+    if name not in table.column_names:
+        return np.full(table.num_rows, default)
+    return np.asarray(table[name].to_numpy(), dtype=np.float64)
+
+
+def _counts(table: pa.Table, name: str) -> NDArray[np.int64]:
+    """A column of counts; zeros where there is no such column."""
+    if name not in table.column_names:
+        return np.zeros(table.num_rows, np.int64)
+    return np.asarray(table[name].to_numpy(), dtype=np.int64)
+
+
+def _nullable(values: NDArray[np.floating], kind: pa.DataType) -> pa.Array:
+    """A column with null for NaN."""
+    import pyarrow as pa
+
+    return pa.array(values, kind, mask=np.isnan(values))
 
 
 def write_selection(
@@ -108,7 +181,7 @@ def write_selection(
 
 
 def read_selection(path: Path) -> Selection:
-    """Read a selection file. Raises InputError if it is none, or selects nothing."""
+    """Read a selection file. Raises InputError if it is not one, or selects nothing."""
     table = read_table(path)
     if "prompt_id" not in table.column_names or table.num_rows == 0:
         raise InputError(

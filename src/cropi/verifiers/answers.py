@@ -1,4 +1,4 @@
-"""Where a response states its final answer."""
+"""Finding the final answer in a response."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 
 
 def last_boxed(text: str) -> str | None:
-    """Return what stands in the last complete \\boxed{...}, braces balanced; None without one."""
+    """Return the content of the last complete \\boxed{...}, braces balanced; None without one."""
     for match in reversed(list(_BOXED.finditer(text))):
         depth = 1
         for place in range(match.end(), len(text)):
@@ -19,6 +19,6 @@ def last_boxed(text: str) -> str | None:
 
 
 def last_tagged(text: str) -> str | None:
-    """Return what stands in the last <answer>...</answer>; None without one."""
-    found = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
-    return found[-1].strip() if found else None
+    """Return the content of the last <answer>...</answer>; None without one."""
+    answers = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
+    return answers[-1].strip() if answers else None

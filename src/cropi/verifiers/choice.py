@@ -1,4 +1,4 @@
-"""`choice`: the letter of a multiple-choice answer, as models really write it."""
+"""`choice`: the letter of a multiple-choice answer, in the forms that models use."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _PATTERNS = (
 def verify(prompt: Prompt, completion: str) -> float:
     """Return 1.0 if the response chooses the answer's letter, else 0.0.
 
-    Raises ValueError if the answer is no letter from A to J.
+    Raises ValueError if the answer is not a letter from A to J.
     """
     gold = _GOLD.match(prompt.answer.strip())
     if gold is None:
-        raise ValueError(f"the answer {prompt.answer!r} is no letter from A to J")
+        raise ValueError(f"the answer {prompt.answer!r} is not a letter from A to J")
     return float(_chosen(completion) == gold.group(1).upper())
 
 
 def _chosen(text: str) -> str | None:
-    """Return the letter that the response settles on, if any."""
+    """Return the letter that the response chooses, if any."""
     for stated in (last_boxed(text), last_tagged(text)):
         letter = _leading(stated) if stated is not None else None
         if letter is not None:
@@ -44,9 +44,9 @@ def _chosen(text: str) -> str | None:
     if len(text.strip()) <= 4 and (letter := _leading(text)) is not None:
         return letter
     for pattern in _PATTERNS:
-        found = pattern.findall(text)
-        if found:
-            return str(found[-1])
+        matches = pattern.findall(text)
+        if matches:
+            return str(matches[-1])
     return None
 
 

@@ -1,4 +1,4 @@
-"""`exact`: the response is the answer, character for character, but for outer whitespace."""
+"""`exact`: the response is the answer, character by character, except for outer whitespace."""
 
 from __future__ import annotations
 

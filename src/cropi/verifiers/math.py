@@ -1,7 +1,7 @@
 """`math`: mathematical equality of the final answers, by Hugging Face's math-verify.
 
-math-verify's own timeouts swallow the fact that they struck and work in main threads only; they
-are off here, for the worker's deadline tells a timeout from a wrong answer.
+math-verify's own timeouts look like wrong answers and work in main threads only. They are off
+here: the worker's deadline tells a timeout from a wrong answer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class MathVerifier:
     """Compares the response's last mathematical expression with the answer's."""
 
     def __init__(self) -> None:
-        # It warns that its timeouts are off, which is what we want.
+        # math-verify warns that its timeouts are off, which is intended here.
         logging.getLogger("math_verify").setLevel(logging.ERROR)
         # The first parse compiles grammars; that must not count towards a response's deadline.
         _parsed("\\boxed{\\frac{1}{2}}")
@@ -49,9 +49,9 @@ class MathVerifier:
 
 
 def _stated(text: str, words: bool = False) -> str:
-    """Return the final statement: what follows GSM8K's `####` in the last line, or all.
+    """Return the final statement: the text after GSM8K's `####` in the last line, or all of it.
 
-    With `words`, the statement is cut down to what a word could stand in: the box or last line.
+    With `words`, only the part that can hold an answer in words: the box, or the last line.
     """
     lines = text.strip().splitlines() or [""]
     if "####" in lines[-1]:
@@ -64,7 +64,7 @@ def _stated(text: str, words: bool = False) -> str:
 
 
 def _only_words(text: str) -> str | None:
-    """Return the folded words of an answer that is prose without numbers, else None.
+    """Return the case-folded words of an answer that is prose without numbers, else None.
 
     math-verify would read `Paris` as a product of five symbols, equal to any of its anagrams.
     """
@@ -78,9 +78,9 @@ def _only_words(text: str) -> str | None:
 
 
 def _marked(text: str) -> str:
-    """Wrap a bare formula in a box, for math-verify reads LaTeX only inside delimiters.
+    """Wrap a bare formula in a box, because math-verify reads LaTeX only inside delimiters.
 
-    Prose stays as it is: there the last number or the phrase "answer is" decides.
+    Prose is returned unchanged: in prose the last number or the phrase "answer is" decides.
     """
     if _DELIMITED.search(text) or "\n" in text:
         return text
@@ -91,22 +91,22 @@ def _marked(text: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _parsed(text: str) -> tuple[Any, ...]:
-    """Return math-verify's readings of a text, as expressions or strings; empty if none."""
+    """Return math-verify's readings of a text, as expressions or strings; empty without any."""
     from math_verify import parse
 
     return tuple(parse(text, parsing_timeout=None))
 
 
-def _equal(expected: tuple[Any, ...], found: tuple[Any, ...]) -> bool:
+def _equal(expected: tuple[Any, ...], stated: tuple[Any, ...]) -> bool:
     """Whether any reading matches; a comparison that fails is an error unless another matches."""
     from math_verify import verify
 
     failure: Exception | None = None
-    for gold, target in product(expected, found):
+    for gold, target in product(expected, stated):
         try:
             if verify(gold, target, timeout_seconds=None, raise_on_error=True):
                 return True
-        except Exception as error:  # noqa: BLE001  (sympy raises whatever it likes)
+        except Exception as error:  # noqa: BLE001  (sympy raises anything)
             failure = error
     if failure is not None:
         raise ValueError(f"sympy cannot compare the answers: {failure!r}") from failure

@@ -1,4 +1,4 @@
-"""`numeric`: the last number of the response is the answer's, within rounding.
+"""`numeric`: the last number of the response equals the answer's, within rounding.
 
 Reads 1,234.5, 1/2, \\frac{1}{2}, 50%, 1e-3 and -4; a \\boxed{} number wins over later ones.
 """
@@ -29,7 +29,7 @@ class _Number:
     percent: bool
 
     def equals(self, other: _Number) -> bool:
-        """Whether both mean the same; a percent sign on one side only may count or not."""
+        """Whether both mean the same; a percent sign on one side alone may be ignored."""
         if self.percent == other.percent:
             return _close(self.value, other.value)
         percent, bare = (self, other) if self.percent else (other, self)
@@ -44,13 +44,13 @@ def _close(left: float, right: float) -> bool:
 def verify(prompt: Prompt, completion: str) -> float:
     """Return 1.0 if the response's last number equals the answer's, else 0.0.
 
-    Raises ValueError if the answer holds no number.
+    Raises ValueError if the answer has no number.
     """
     gold = _last_number(prompt.answer)
     if gold is None:
-        raise ValueError(f"the answer {prompt.answer!r} holds no number")
-    found = _last_number(completion)
-    return float(found is not None and gold.equals(found))
+        raise ValueError(f"the answer {prompt.answer!r} has no number")
+    number = _last_number(completion)
+    return float(number is not None and gold.equals(number))
 
 
 def _last_number(text: str) -> _Number | None:
@@ -59,10 +59,10 @@ def _last_number(text: str) -> _Number | None:
         return number
     text = _FRACTION.sub(r" \1/\2 ", text.replace("\u2212", "-"))
     for match in reversed(list(_NUMBER.finditer(text))):
-        above, below, percent = match.groups()
-        divisor = _as_float(below) if below else 1.0
+        numerator, denominator, percent = match.groups()
+        divisor = _as_float(denominator) if denominator else 1.0
         if divisor:
-            return _Number(_as_float(above) / divisor, percent is not None)
+            return _Number(_as_float(numerator) / divisor, percent is not None)
     return None
 
 

@@ -1,4 +1,4 @@
-"""The user's own reward function, in TRL's or in verl's signature, told apart by its parameters.
+"""The user's reward function, in TRL's or verl's signature, recognised by its parameters.
 
 TRL:  `f(prompts, completions, completion_ids, **columns) -> list[float | None]`
 verl: `compute_score(data_source, solution_str, ground_truth, extra_info=None) -> float | dict`
@@ -35,17 +35,17 @@ def find_verifier(name: str) -> Verifier:
 
 
 class UserVerifier:
-    """Calls a user's function the way its own trainer would."""
+    """Calls a user's function as the trainer it was written for would."""
 
     def __init__(self, spec: str, function: Callable[..., Any]) -> None:
         self._function = function
         parameters = inspect.signature(function).parameters
-        self._any_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        self._takes_any_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         self._names = {n for n, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
         is_trl, is_verl = "completions" in self._names, "solution_str" in self._names
         if is_trl == is_verl or inspect.isclass(function):
             raise InputError(
-                f"verifier {spec!r} has the parameters ({', '.join(parameters)}), and a reward "
+                f"verifier {spec!r} has the parameters ({', '.join(parameters)}), but a reward "
                 f"function is {SIGNATURES}; rename its parameters"
             )
         self._call = self._call_trl if is_trl else self._call_verl
@@ -59,12 +59,12 @@ class UserVerifier:
     ) -> float:
         """Return the function's reward.
 
-        Raises TypeError on a result that is no number, and whatever the function raises.
+        Raises TypeError if the result is not a number, and whatever the function raises.
         """
         return as_number(self._call(prompt, completion, token_ids))
 
     def _call_trl(self, prompt: Prompt, completion: str, token_ids: Sequence[int] | None) -> Any:
-        """Call with a group of one. Without token ids the argument is absent, never made up."""
+        """Call with a group of one. Without token ids the argument is left out."""
         columns = {"prompt_id": prompt.prompt_id, **prompt.extra}
         columns |= {"answer": prompt.answer, "source": prompt.source}
         arguments = {name: [value] for name, value in columns.items()}
@@ -79,8 +79,8 @@ class UserVerifier:
         return rewards[0]
 
     def _call_verl(self, prompt: Prompt, completion: str, token_ids: Sequence[int] | None) -> Any:
-        judged = prompt.extra.get("reward_model")
-        raw = judged.get("ground_truth") if isinstance(judged, Mapping) else None
+        reward_model = prompt.extra.get("reward_model")
+        raw = reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None
         arguments = {
             "data_source": prompt.extra.get("data_source", prompt.source),
             "solution_str": completion,
@@ -91,9 +91,9 @@ class UserVerifier:
         return result.get("score") if isinstance(result, Mapping) else result
 
     def _result(self, arguments: Mapping[str, Any]) -> Any:
-        """Call with the arguments that the function takes, and await it where it is async."""
-        taken = {k: v for k, v in arguments.items() if self._any_name or k in self._names}
-        result = self._function(**taken)
+        """Call with the arguments that the function takes, and await the result if it is async."""
+        accepted = {k: v for k, v in arguments.items() if self._takes_any_name or k in self._names}
+        result = self._function(**accepted)
         return _awaited(result) if inspect.isawaitable(result) else result
 
 
@@ -107,7 +107,7 @@ def _awaited(result: Awaitable[Any]) -> Any:
 
 
 def _ignore(*_: Any, **__: Any) -> None:
-    """Stand in for TRL's logging callbacks: there is no trainer here to log to."""
+    """Replace TRL's logging callbacks: there is no trainer here to log to."""
 
 
 _TRL_CALLBACKS: dict[str, Any] = {
@@ -118,18 +118,18 @@ _TRL_CALLBACKS: dict[str, Any] = {
 
 
 def _trl_texts(prompt: Prompt, completion: str) -> dict[str, list[Any]]:
-    """Return `prompts` and `completions` as TRL gives them: messages where the prompt is a chat."""
+    """Return `prompts` and `completions` as TRL passes them: messages if the prompt is a chat."""
     if prompt.messages is None:
         return {"prompts": [prompt.prompt], "completions": [completion]}
-    spoken = [{"role": "assistant", "content": completion}]
-    return {"prompts": [[dict(m) for m in prompt.messages]], "completions": [spoken]}
+    reply = [{"role": "assistant", "content": completion}]
+    return {"prompts": [[dict(m) for m in prompt.messages]], "completions": [reply]}
 
 
 def as_number(value: Any) -> float:
     """Return a reward as a float.
 
-    Raises NotApplicableError on None, which is what TRL means by it, and TypeError on text and
-    anything else without a value.
+    Raises NotApplicableError on None, as TRL defines it, and TypeError on text and anything else
+    that is not a number.
     """
     if value is None:
         raise NotApplicableError("the function returned None, not a number")

@@ -1,4 +1,4 @@
-"""What a verifier is, and what judging a response gives."""
+"""What a verifier is, and what judging a response returns."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from cropi.schema import Prompt, RewardStatus
 class Verifier(Protocol):
     """Judges one response to one prompt.
 
-    Returns a finite reward; a wrong answer is a reward (usually 0.0), not an exception. Raises
-    whatever it likes where it cannot judge, such as ValueError on an answer it cannot read: the
+    Returns a finite reward; a wrong answer is a reward (usually 0.0), not an exception. If it
+    cannot judge, for example because it cannot read the answer, it raises any exception: the
     response then has status "error" and leaves its group.
     """
 
@@ -24,17 +24,29 @@ class Verifier(Protocol):
 
 
 class NotApplicableError(TypeError):
-    """The function has no say on this response (TRL's None); in a weighted sum it is left out."""
+    """The function does not apply to this response (TRL's None); weighted sums leave it out."""
 
 
 @runtime_checkable
 class TokenVerifier(Protocol):
-    """A verifier that also looks at the response's token ids (TRL's `completion_ids`)."""
+    """A verifier that also reads the response's token ids (TRL's `completion_ids`)."""
 
     def judge_tokens(
         self, prompt: Prompt, completion: str, token_ids: Sequence[int] | None
     ) -> float:
-        """Return the reward; `token_ids` is None where only the text is known."""
+        """Return the reward; `token_ids` is None if only the text is known."""
+        ...
+
+
+class Grader(Protocol):
+    """Whatever gives verdicts on responses; `cropi.verifiers.Judge` is the one that runs use."""
+
+    def judge(
+        self,
+        items: Sequence[tuple[Prompt, str]],
+        token_ids: Sequence[Sequence[int]] | None = None,
+    ) -> Sequence[Verdict]:
+        """Return one verdict per (prompt, response text), in order."""
         ...
 
 
@@ -47,15 +59,15 @@ class Verdict:
     detail: str = ""
 
 
-Term = tuple[str, float]
-"""A resolved function and its weight."""
+WeightedReward = tuple[str, float]
+"""A verifier's resolved name and its weight."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One response to judge, by the weighted sum of `terms`."""
+    """One response to judge, by the weighted sum of `rewards`."""
 
-    terms: tuple[Term, ...]
+    rewards: tuple[WeightedReward, ...]
     prompt: Prompt
     completion: str
     token_ids: tuple[int, ...] | None = None

@@ -67,7 +67,7 @@ def test_targets_take_over_what_the_pools_sketch_learnt(
     assert pool.sketch_file is not None
     assert like.sketch_file is not None
     assert like.sketch_file.read_bytes() == pool.sketch_file.read_bytes()
-    found = score_features(pool, {"v": like}).table.cosines["v"]
+    found = score_features(pool, {"v": like}).estimate.scored().mean["v"]
     assert np.isfinite(found).all()
     alone = extract(files["v"], tmp_path / "alone").store
     with pytest.raises(InputError, match=r"sketch.learnt .* --like"):

@@ -112,7 +112,7 @@ def test_scores_from_features_equal_direct_ones(
         *("score", "--policy", "pocket", "--rollouts", files["pool"], *sets, "--out", direct),
         *("--sketch", sketch, f"sketch.dim={DIM}", "--seed", 3, f"target={target}"),
     ).done()
-    one, other = read_scores(out), read_scores(direct)
+    one, other = read_scores(out).scored(), read_scores(direct).scored()
     assert one.prompt_ids == other.prompt_ids
     assert (
         (one.pool_size, one.skipped)
@@ -125,7 +125,7 @@ def test_scores_from_features_equal_direct_ones(
     assert pq.read_table(out).column_names == pq.read_table(direct).column_names
     assert one.norms == pytest.approx(other.norms, rel=1e-5)
     for name in ("v", "w"):
-        assert np.abs(one.cosines[name] - other.cosines[name]).max() < 1e-3
+        assert np.abs(one.mean[name] - other.mean[name]).max() < 1e-3
     assert one.identity == {**other.identity, "features": "float16"}
 
 
@@ -137,8 +137,10 @@ def test_trust_from_features_equals_that_of_direct_scoring(
         name: api.extract_features("pocket", path, tmp_path / name, settings=settings).store
         for name, path in files.items()
     }
-    found = api.score_features(stores["pool"], {"v": stores["v"]}).trust["v"]
-    wanted = api.score("pocket", files["pool"], {"v": files["v"]}, settings=settings).trust["v"]
+    found = api.score_features(stores["pool"], {"v": stores["v"]}).reliability["v"]
+    wanted = api.score("pocket", files["pool"], {"v": files["v"]}, settings=settings).reliability[
+        "v"
+    ]
     assert found.informative == wanted.informative
     assert found.split_half == pytest.approx(wanted.split_half, abs=1e-3)
     assert found.effective == pytest.approx(wanted.effective, rel=1e-5)
@@ -169,9 +171,14 @@ def test_preconditioned_targets_score_as_directly(files: dict[str, Path], tmp_pa
         found = score_features(pool, {"v": stored("v", adam)}, target)
         scorer = InfluenceScorer(extractor, sketch, target, preconditioner=adam)
         wanted = scorer.score(groups[0], {"v": groups[1]})
-        assert np.abs(found.table.cosines["v"] - wanted.table.cosines["v"]).max() < 1e-3
-        assert found.trust["v"].effective == pytest.approx(wanted.trust["v"].effective, rel=1e-5)
-        assert found.table.identity["moments"] == "abc"
+        assert (
+            np.abs(found.estimate.scored().mean["v"] - wanted.estimate.scored().mean["v"]).max()
+            < 1e-3
+        )
+        assert found.reliability["v"].effective == pytest.approx(
+            wanted.reliability["v"].effective, rel=1e-5
+        )
+        assert found.estimate.identity["moments"] == "abc"
     with pytest.raises(InputError, match="only a target's may be"):
         score_features(stored("pool", adam), {"v": stored("v", adam)})
     with pytest.raises(InputError, match="preconditioned differently"):

@@ -54,10 +54,10 @@ def test_scores_from_features_are_the_sketches_cosines(tmp_path: Path, target: s
         rows, norms = (x.double().numpy() for x in sketches(9, seed=seed))
         weighted = target_weights(norms, target)[:, None] * rows
         expected = cosines_of(found, weighted.sum(0))
-        assert influence.table.cosines[name].dtype == np.float32
-        assert np.abs(influence.table.cosines[name] - expected).max() < 1e-3
+        assert influence.estimate.scored().mean[name].dtype == np.float32
+        assert np.abs(influence.estimate.scored().mean[name] - expected).max() < 1e-3
         halves = [weighted[h::2].sum(0) for h in (0, 1)]
-        trust = influence.trust[name]
+        trust = influence.reliability[name]
         assert trust.split_half == pytest.approx(
             float(cosines_of(halves[0][None], halves[1])[0]), abs=1e-3
         )
@@ -68,16 +68,18 @@ def test_scores_from_features_are_the_sketches_cosines(tmp_path: Path, target: s
         assert trust.largest_share == pytest.approx(
             weighted_norms.max() / weighted_norms.sum(), rel=1e-6
         )
-    assert influence.table.pool_size == 53
-    assert influence.table.skipped == {"rewards all equal": 3}
-    assert influence.table.cosines["v"][2] == 0, "a gradient that cancels helps nobody"
+    assert influence.estimate.pool_size == 53
+    assert influence.estimate.skipped == {"rewards all equal": 3}
+    assert influence.estimate.scored().mean["v"][2] == 0, "a gradient that cancels helps nobody"
 
 
 def test_one_loud_prompt_in_a_target_is_warned_of(tmp_path: Path) -> None:
     pool = store(tmp_path / "pool")
     (note,) = score_features(pool, {"v": pool}).notes
     assert "one prompt carries" in note
-    assert score_features(pool, {"v": pool}, "unit_mean").trust["v"].effective == pytest.approx(20)
+    assert score_features(pool, {"v": pool}, "unit_mean").reliability[
+        "v"
+    ].effective == pytest.approx(20)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +103,7 @@ def test_features_of_different_things_are_not_compared(
 def test_rollouts_sizes_and_dtypes_may_differ(tmp_path: Path) -> None:
     pool = store(tmp_path / "pool", 30)
     other = store(tmp_path / "v", 5, dtype="float32", rollouts="others", rows_per_shard=2)
-    assert len(score_features(pool, {"v": other}).table.prompt_ids) == 30
+    assert len(score_features(pool, {"v": other}).estimate.scored().prompt_ids) == 30
 
 
 def test_a_target_that_sums_to_zero_points_nowhere(tmp_path: Path) -> None:

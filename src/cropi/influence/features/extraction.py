@@ -12,9 +12,8 @@ import torch
 from torch import nn
 
 from cropi.errors import InputError
-from cropi.gradients.consumers import NormConsumer
+from cropi.gradients.consumers import GradientConsumer, NormConsumer
 from cropi.gradients.extractor import GradientExtractor
-from cropi.gradients.tap import GradientConsumer
 from cropi.influence.features.feature_store import FeatureStore
 from cropi.influence.features.identity import (
     IDENTITY,
@@ -87,7 +86,7 @@ def write_features(
     """
     if sketch is None:
         raise InputError(
-            "the sketch 'exact' leaves nothing to store; choose another, e.g. adaptive"
+            "the sketch 'exact' stores nothing; choose another, e.g. adaptive"
         )
     if preconditioner is not None:
         preconditioner.require(extractor.shapes)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from cropi.errors import InputError
+from cropi.estimation.evidence import pooled_standard_error
 from cropi.influence.cosines import (
     Influence,
     Target,
@@ -18,7 +19,7 @@ from cropi.influence.cosines import (
 )
 from cropi.influence.features.feature_store import FeatureStore
 from cropi.influence.features.identity import require_comparable
-from cropi.schema import ScoreTable, fingerprint
+from cropi.schema import SCORED, InfluenceEstimate, fingerprint
 
 
 def score_features(
@@ -41,16 +42,20 @@ def score_features(
         [float(length) for length in np.linalg.norm(directions_VD, axis=1)],
         list(targets),
     )
-    table = ScoreTable(
+    mean = {n: cosines_PV[:, v].astype(np.float32) for v, n in enumerate(targets)}
+    estimate = InfluenceEstimate(
         prompt_ids=pool.prompt_ids,
-        cosines={n: cosines_PV[:, v].astype(np.float32) for v, n in enumerate(targets)},
+        mean=mean,
+        standard_error=pooled_standard_error(mean),
         norms=pool.norms.astype(np.float32),
-        pool_size=pool.identity.pool_size,
-        skipped=dict(pool.identity.skipped),
+        tokens=pool.tokens,
+        group_size=np.zeros(len(pool), np.int32),  # not stored
+        status=[SCORED] * len(pool),
+        unlisted=dict(pool.identity.skipped),
         identity=score_identity(pool, adam, target),
     )
     trust = {name: held for name, (_, held) in found.items()}
-    return Influence(table, trust, 0, [w for n, t in trust.items() for w in t.warnings(n)])
+    return Influence(estimate, trust, 0, [w for n, t in trust.items() for w in t.warnings(n)])
 
 
 def direction(store: FeatureStore, target: Target) -> tuple[np.ndarray, TargetReliability]:

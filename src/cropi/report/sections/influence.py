@@ -23,7 +23,7 @@ from cropi.report.markup import (
 from cropi.report.numbers import of_kind
 from cropi.report.reading import RunData, StageFiles
 from cropi.report.wording import DASH, percent
-from cropi.schema import ScoreTable
+from cropi.schema import InfluenceEstimate
 
 SHOWN_SOURCES = 14
 
@@ -36,7 +36,7 @@ LOUD_PROMPT = 0.25
 
 def body(run: RunData, charts: Charts) -> Safe:
     """Return distributions by stage and by source, and the table of target directions."""
-    scored = [s for s in run.stages.get(run.main, []) if s.scores is not None and s.scores.cosines]
+    scored = [s for s in run.stages.get(run.main, []) if s.scores is not None and s.scores.mean]
     if not scored:
         return absent(f"{run.main} has scored nothing yet, or its strategy uses no influence.")
     pair = [
@@ -59,8 +59,8 @@ def _by_stage(charts: Charts, scored: list[StageFiles]) -> Safe:
     return charts.add(bars.boxes(groups), 380, "influence by stage and target")
 
 
-def _cosines(scores: ScoreTable | None) -> Mapping[str, Any]:
-    return scores.cosines if scores is not None else {}
+def _cosines(scores: InfluenceEstimate | None) -> Mapping[str, Any]:
+    return scores.mean if scores is not None else {}
 
 
 def _sources_figure(run: RunData, charts: Charts, scored: list[StageFiles]) -> Safe:
@@ -82,7 +82,7 @@ def _sources_figure(run: RunData, charts: Charts, scored: list[StageFiles]) -> S
 def _source_boxes(run: RunData, stage: StageFiles, name: str, place: int) -> Figure:
     """Draw the sources with the highest medians; with many, those in between are left out."""
     assert stage.scores is not None
-    split = by_source(stage.scores.prompt_ids, stage.scores.cosines[name], run.sources)
+    split = by_source(stage.scores.prompt_ids, stage.scores.mean[name], run.sources)
     found = {source: b for source, values in split.items() if (b := box(values)) is not None}
     ranked = sorted(found, key=lambda s: -found[s].median)
     if len(ranked) > SHOWN_SOURCES:

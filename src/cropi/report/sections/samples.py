@@ -11,7 +11,7 @@ import numpy as np
 from cropi.report.markup import Charts, Safe, absent, details, hint, joined, tag
 from cropi.report.reading import RunData, StageFiles, table_of
 from cropi.report.wording import DASH, percent
-from cropi.schema import ScoreTable
+from cropi.schema import InfluenceEstimate
 
 SHOWN = 4
 LONGEST = 700
@@ -59,9 +59,9 @@ def _groups(stage: StageFiles) -> dict[str, list[str]]:
         "Selected first": chosen[:SHOWN],
         "Selected last": chosen[max(SHOWN, len(chosen) - SHOWN) :],
     }
-    if stage.scores is not None and stage.scores.cosines:
+    if stage.scores is not None and stage.scores.mean:
         taken = set(chosen)
-        mean = np.mean(list(stage.scores.cosines.values()), axis=0)
+        mean = np.mean(list(stage.scores.mean.values()), axis=0)
         worst = [stage.scores.prompt_ids[i] for i in np.argsort(mean)]
         groups["Scored lowest, left out"] = [i for i in worst if i not in taken][:SHOWN]
     return {title: ids for title, ids in groups.items() if ids}
@@ -82,7 +82,7 @@ def _card(
     prompt_id: str,
     prompts: Mapping[str, Sequence[Mapping[str, Any]]],
     said: Mapping[str, Sequence[Mapping[str, Any]]],
-    scores: ScoreTable | None,
+    scores: InfluenceEstimate | None,
 ) -> Safe:
     row = next(iter(prompts.get(prompt_id, ())), {})
     group = run.rollouts.groups.get(prompt_id) if run.rollouts else None
@@ -101,11 +101,11 @@ def _card(
     return tag("article", *shown, _responses(responses) if responses else Safe())
 
 
-def _cosines(prompt_id: str, scores: ScoreTable | None) -> list[str]:
+def _cosines(prompt_id: str, scores: InfluenceEstimate | None) -> list[str]:
     if scores is None or prompt_id not in scores.prompt_ids:
         return []
     place = scores.prompt_ids.index(prompt_id)
-    return [f"{name} {values[place]:+.3f}" for name, values in scores.cosines.items()]
+    return [f"{name} {values[place]:+.3f}" for name, values in scores.mean.items()]
 
 
 def _content(row: Mapping[str, Any]) -> str:

@@ -1,7 +1,12 @@
-"""Messages between judge and worker: pickles, each led by its length, over a pipe."""
+"""Messages between judge and worker over a pipe, each preceded by its length.
+
+The judge sends pickles. A worker answers with JSON: it runs the user's code, which could write to
+the pipe, and unpickling bytes can run any code in the judge's process.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import struct
@@ -10,9 +15,17 @@ from typing import Any
 _LENGTH = struct.Struct(">Q")
 
 
-def frame(message: Any) -> bytes:
-    """Return a message as bytes."""
-    body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+def job_frame(message: Any) -> bytes:
+    """Return the bytes of a judge's message."""
+    return _frame(pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL))
+
+
+def reply_frame(message: Any) -> bytes:
+    """Return the bytes of a worker's message, which must be JSON values."""
+    return _frame(json.dumps(message).encode())
+
+
+def _frame(body: bytes) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
@@ -23,8 +36,8 @@ def write_all(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def read_message(descriptor: int) -> Any:
-    """Wait for one message. Raises EOFError if the other side is gone."""
+def read_job_message(descriptor: int) -> Any:
+    """Wait for one message of the judge. Raises EOFError if the judge is gone."""
     (length,) = _LENGTH.unpack(_read_exactly(descriptor, _LENGTH.size))
     return pickle.loads(_read_exactly(descriptor, length))
 
@@ -40,29 +53,29 @@ def _read_exactly(descriptor: int, size: int) -> bytes:
 
 
 class MessageReader:
-    """Collects bytes as they arrive and gives out whole messages."""
+    """Collects a worker's bytes as they arrive and returns whole messages."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
 
     def read(self, descriptor: int) -> list[Any]:
-        """Read what is there (wait if nothing is) and return the messages that are complete.
+        """Read the bytes that have arrived, or wait for some; return the complete messages.
 
-        Raises EOFError if the other side is gone.
+        Raises EOFError if the worker is gone, and ValueError if its bytes are not JSON.
         """
         part = os.read(descriptor, 1 << 16)
         if not part:
             raise EOFError
         self._bytes += part
-        return list(iter(self._take, None))
+        return list(iter(self._next_message, None))
 
-    def _take(self) -> Any:
+    def _next_message(self) -> Any:
         if len(self._bytes) < _LENGTH.size:
             return None
         (length,) = _LENGTH.unpack_from(self._bytes)
         end = _LENGTH.size + length
         if len(self._bytes) < end:
             return None
-        message = pickle.loads(self._bytes[_LENGTH.size : end])
+        message = json.loads(self._bytes[_LENGTH.size : end])
         del self._bytes[:end]
         return message

@@ -1,4 +1,7 @@
-"""Several workers on one list of jobs: no job is lost, doubled or blamed for its neighbour."""
+"""Several workers on one list of jobs.
+
+Every job gets exactly one verdict, and a crash or timeout is attributed to the job that caused it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ LARGEST_BATCH = 256
 
 
 class WorkerPool:
-    """Starts workers when there is work, and replaces those that hang or die."""
+    """Starts workers when there is work, and restarts those that hang or die."""
 
     def __init__(self, size: int, timeout: float, folders: Sequence[Path] = ()) -> None:
         self._size = size
@@ -27,8 +30,8 @@ class WorkerPool:
     def load(self, specs: Iterable[str]) -> None:
         """Load verifiers in one worker. Raises InputError if one cannot be loaded."""
         try:
-            self._hire(1)
-            self._workers[0].revive()
+            self._spawn(1)
+            self._workers[0].restart_if_dead()
             self._workers[0].load(specs)
         except BaseException:
             self.close()
@@ -43,9 +46,9 @@ class WorkerPool:
         waiting = deque(range(len(jobs)))
         batch = max(1, min(LARGEST_BATCH, math.ceil(len(jobs) / (4 * self._size))))
         try:
-            self._hire(min(self._size, math.ceil(len(jobs) / batch)))
+            self._spawn(min(self._size, math.ceil(len(jobs) / batch)))
             while len(verdicts) < len(jobs):
-                self._hand_out(jobs, waiting, batch, verdicts)
+                self._dispatch(jobs, waiting, batch, verdicts)
                 self._collect(waiting, verdicts)
         except BaseException:
             # Also on Ctrl-C: a worker in an unknown state must not serve the next call.
@@ -53,11 +56,11 @@ class WorkerPool:
             raise
         return [verdicts[i] for i in range(len(jobs))]
 
-    def _hire(self, count: int) -> None:
+    def _spawn(self, count: int) -> None:
         while len(self._workers) < count:
             self._workers.append(WorkerProcess(self._timeout, self._folders))
 
-    def _hand_out(
+    def _dispatch(
         self, jobs: Sequence[Job], waiting: deque[int], batch: int, verdicts: dict[int, Verdict]
     ) -> None:
         """Give every idle worker its next jobs."""
@@ -65,48 +68,48 @@ class WorkerPool:
             if not worker.idle or not waiting:
                 continue
             numbers = [waiting.popleft() for _ in range(min(batch, len(waiting)))]
-            given = [jobs[i] for i in numbers]
+            batch_jobs = [jobs[i] for i in numbers]
             try:
-                worker.revive()
-                worker.load(dict.fromkeys(spec for job in given for spec, _ in job.terms))
-                worker.give(numbers, given)
+                worker.restart_if_dead()
+                worker.load(dict.fromkeys(spec for job in batch_jobs for spec, _ in job.rewards))
+                worker.submit(numbers, batch_jobs)
             except WorkerDiedError as death:
                 worker.pending = deque(numbers)
-                self._replace(worker, Verdict(math.nan, "error", str(death)), waiting, verdicts)
+                self._restart(worker, Verdict(math.nan, "error", str(death)), waiting, verdicts)
 
     def _collect(self, waiting: deque[int], verdicts: dict[int, Verdict]) -> None:
-        """Wait for replies until the next deadline, and replace workers that died or hang."""
+        """Wait for replies until the next deadline, and restart workers that died or hang."""
         busy = [w for w in self._workers if not w.idle]
         if not busy:
             return
-        patience = max(0.0, min(w.deadline for w in busy) - time.monotonic())
-        readable = set(wait([w.fileno() for w in busy], patience))
+        timeout = max(0.0, min(w.deadline for w in busy) - time.monotonic())
+        readable = set(wait([w.fileno() for w in busy], timeout))
         for worker in busy:
             if worker.fileno() in readable:
-                self._take(worker, waiting, verdicts)
+                self._read_replies(worker, waiting, verdicts)
         for worker in busy:
-            # `ready` again: while others were served, its reply may have come.
+            # Ask `ready` again: its reply may have arrived while others were served.
             if not worker.idle and time.monotonic() >= worker.deadline and not worker.ready():
-                late = f"no reward within {self._timeout:g} s"
-                self._replace(worker, Verdict(math.nan, "timeout", late), waiting, verdicts)
+                detail = f"no reward within {self._timeout:g} s"
+                self._restart(worker, Verdict(math.nan, "timeout", detail), waiting, verdicts)
 
-    def _take(
+    def _read_replies(
         self, worker: WorkerProcess, waiting: deque[int], verdicts: dict[int, Verdict]
     ) -> None:
         try:
             for number, (status, reward, detail) in worker.replies():
                 verdicts[number] = Verdict(reward, status, detail)
         except WorkerDiedError as death:
-            self._replace(worker, Verdict(math.nan, "error", str(death)), waiting, verdicts)
+            self._restart(worker, Verdict(math.nan, "error", str(death)), waiting, verdicts)
 
-    def _replace(
+    def _restart(
         self,
         worker: WorkerProcess,
         verdict: Verdict,
         waiting: deque[int],
         verdicts: dict[int, Verdict],
     ) -> None:
-        """Give the job that the worker was at its verdict; the rest goes to the front again."""
+        """Give `verdict` to the job that was running; the jobs after it go back to the front."""
         if worker.pending:
             verdicts[worker.pending.popleft()] = verdict
             waiting.extendleft(reversed(worker.pending))

@@ -1,4 +1,4 @@
-"""One worker process, seen from the judge: started, fed, watched, and killed when it hangs."""
+"""One worker process as the judge sees it: started, given jobs, watched, killed if it hangs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from cropi.errors import InputError
-from cropi.verifiers.runtime.channel import MessageReader, frame, write_all
+from cropi.verifiers.runtime.channel import MessageReader, job_frame, write_all
 from cropi.verifiers.runtime.worker import LOAD_SECONDS, Reply
 from cropi.verifiers.verdict import Job
 
 # Not multiprocessing: its spawn imports the caller's main script again, so that a script without
-# a __main__ guard would start itself. The worker gets the caller's import path, as spawn's would.
+# a __main__ guard would start itself. As with spawn, the worker gets the caller's import path.
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
     "from cropi.verifiers.runtime.worker import main; main(float(sys.argv[1]))"
@@ -30,11 +30,11 @@ _START = (
 
 
 class WorkerDiedError(Exception):
-    """The worker's process ended; the message says how."""
+    """The worker's process ended or became unusable; the message says how."""
 
 
 class WorkerProcess:
-    """A worker, and what it has been given to judge."""
+    """A worker, and the jobs it has not answered yet."""
 
     def __init__(self, timeout: float, folders: Sequence[Path] = ()) -> None:
         self.timeout = timeout
@@ -46,12 +46,12 @@ class WorkerProcess:
 
     def _start(self) -> None:
         path = [*sys.path, *(f for f in self._folders if f not in sys.path)]
-        self._inbox = MessageReader()
+        self._reader = MessageReader()
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", _START, str(self.timeout), json.dumps(path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # Its own group: what it starts dies with it, and Ctrl-C reaches the judge alone.
+            # A separate group: its children die with it, and Ctrl-C reaches the judge alone.
             start_new_session=True,
             bufsize=0,
         )
@@ -66,7 +66,7 @@ class WorkerProcess:
 
     @property
     def idle(self) -> bool:
-        """Whether every job given has been answered."""
+        """Whether every job has been answered."""
         return not self.pending
 
     def load(self, specs: Iterable[str]) -> None:
@@ -88,13 +88,15 @@ class WorkerProcess:
                     f"verifier {spec!r} was not loaded within {LOAD_SECONDS:g} s; make its import "
                     "faster"
                 )
-            (failure,) = self._receive()
+            replies = self._receive()
+            if len(replies) != 1 or not isinstance(replies[0], str):
+                raise self._broken()
         except WorkerDiedError as error:
             raise InputError(
-                f"verifier {spec!r} cannot be loaded: {error}; mend what its import does"
+                f"verifier {spec!r} cannot be loaded: {error}; fix what its import does"
             ) from None
-        if failure:
-            raise InputError(failure)
+        if replies[0]:
+            raise InputError(replies[0])
 
     def restart(self) -> None:
         """Start a fresh process with the same verifiers; raises as `load` does."""
@@ -104,15 +106,15 @@ class WorkerProcess:
         self._start()
         self.load(loaded)
 
-    def revive(self) -> None:
-        """Restart an idle worker that died since its last job, so that no new job is blamed."""
+    def restart_if_dead(self) -> None:
+        """Restart an idle worker that died since its last job, so no new job gets its error."""
         if self.ready():
             self.restart()
 
-    def give(self, numbers: Sequence[int], jobs: Sequence[Job]) -> None:
-        """Hand over jobs; `numbers` are how the judge calls them. Only for an idle worker.
+    def submit(self, numbers: Sequence[int], jobs: Sequence[Job]) -> None:
+        """Send jobs, with the judge's numbers for them; the worker must be idle.
 
-        An idle worker reads all it is sent before it writes, so that neither side can block.
+        An idle worker reads a whole message before it writes, so that neither side can block.
         Raises WorkerDiedError if the process is gone.
         """
         self.pending.extend(numbers)
@@ -122,11 +124,26 @@ class WorkerProcess:
     def replies(self) -> list[tuple[int, Reply]]:
         """Return the new replies with their job's number; the next job's deadline starts now.
 
-        Raises WorkerDiedError if the process is gone.
+        Raises WorkerDiedError if the process is gone, or sent something else than replies.
         """
-        found = [(self.pending.popleft(), reply) for reply in self._receive()]
+        replies = [self._checked(reply) for reply in self._receive()]
+        if len(replies) > len(self.pending):
+            raise self._broken()
+        numbered = [(self.pending.popleft(), reply) for reply in replies]
         self.deadline = time.monotonic() + self.timeout
-        return found
+        return numbered
+
+    def _checked(self, reply: Any) -> Reply:
+        """Return a worker's reply. Raises WorkerDiedError if it does not have a reply's form."""
+        match reply:
+            case ["ok" | "error" as status, float() | int() as reward, str() as detail]:
+                return status, float(reward), detail
+        raise self._broken()
+
+    def _broken(self) -> WorkerDiedError:
+        """End a process whose pipe cannot be trusted any more; return the error."""
+        self.kill()
+        return WorkerDiedError("the verifier's process wrote to cropi's pipe")
 
     def ready(self, seconds: float = 0.0) -> bool:
         """Whether a reply, or the end of the process, can be read within that time."""
@@ -134,19 +151,21 @@ class WorkerProcess:
 
     def _send(self, message: Any) -> None:
         try:
-            write_all(self._to, frame(message))
+            write_all(self._to, job_frame(message))
         except BrokenPipeError:
             raise WorkerDiedError(self._how_it_ended()) from None
 
     def _receive(self) -> list[Any]:
         try:
-            return self._inbox.read(self._from)
+            return self._reader.read(self._from)
         except EOFError:
             raise WorkerDiedError(self._how_it_ended()) from None
+        except ValueError:
+            raise self._broken() from None
 
     def _how_it_ended(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            # The pipe closes shortly before the process has ended: its own code tells why.
+            # The pipe closes shortly before the process ends; its exit code says why.
             self._process.wait(2.0)
         self.kill()
         code = self._process.returncode
@@ -167,7 +186,7 @@ def _signal_name(number: int) -> str:
 
 
 def _stop(process: subprocess.Popen[bytes], owner: int) -> None:
-    """Kill the worker's group and free its pipes; a fork of the judge must leave it alone."""
+    """Kill the worker's group and free its pipes; does nothing in a fork of the judge."""
     if os.getpid() != owner:
         return
     with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -1,8 +1,8 @@
-"""The process in which verifiers run: it may hang, crash or print, and the run goes on.
+"""The process in which verifiers run: it may hang, crash or print without ending the run.
 
-It takes messages from its standard input and answers on its standard output, over copies of the
-two; the originals are turned away, so that neither prints nor `input()` of a user's function can
-reach the pipes. It exits when the judge is gone.
+It reads messages from its standard input and answers on its standard output, through duplicates of
+the two; the originals are redirected, so that neither `print` nor `input` of a user's function
+touches the pipes. It exits when the judge is gone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from cropi.errors import InputError
 from cropi.schema import Prompt
-from cropi.verifiers.runtime.channel import frame, read_message, write_all
+from cropi.verifiers.runtime.channel import read_job_message, reply_frame, write_all
 from cropi.verifiers.user import find_verifier
 from cropi.verifiers.verdict import Job, NotApplicableError, TokenVerifier, Verifier
 
@@ -28,11 +28,11 @@ Reply = tuple[Literal["ok", "error"], float, str]
 
 
 def main(timeout: float) -> None:
-    """Serve the judge until it closes the pipe; `timeout` is its deadline for one response."""
+    """Serve the judge until it closes the pipe; `timeout` is its limit per response in seconds."""
     inbound, outbound = _private_pipes()
-    with open(os.devnull, "w") as nowhere:
+    with open(os.devnull, "w") as devnull:
         try:
-            _serve(inbound, outbound, _OrphanGuard(timeout, nowhere))
+            _serve(inbound, outbound, _OrphanGuard(timeout, devnull))
         except (EOFError, BrokenPipeError):
             sys.stdout.flush()
         # A thread that a user's function left behind must not keep the process alive.
@@ -43,35 +43,35 @@ def _serve(inbound: int, outbound: int, guard: _OrphanGuard) -> None:
     """Answer messages. Raises EOFError or BrokenPipeError when the judge is gone."""
     loaded: dict[str, Verifier] = {}
     while True:
-        kind, content = read_message(inbound)
+        kind, content = read_job_message(inbound)
         if kind == "load":
             guard.arm(LOAD_SECONDS)
-            write_all(outbound, frame(_load(content, loaded)))
+            write_all(outbound, reply_frame(_load(content, loaded)))
         else:
             _judge_all(content, loaded, outbound, guard)
         guard.disarm()
 
 
 def _private_pipes() -> tuple[int, int]:
-    """Keep the pipes for ourselves: user code reads from nothing and prints to stderr."""
+    """Hide the pipes from user code, which reads from nothing and prints to stderr."""
     inbound, outbound = os.dup(0), os.dup(1)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
+    devnull = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(devnull, 0)
+    os.close(devnull)
     os.dup2(2, 1)
     return inbound, outbound
 
 
 class _OrphanGuard:
-    """Ends the process if it hangs after the judge died, when nobody is left to kill it.
+    """Ends the process if it hangs after the judge died, when nothing else would kill it.
 
     faulthandler's watchdog is a C thread: it also works while a long computation holds the GIL.
-    Winding it up costs most of a millisecond, so that is done once a second.
+    Arming it costs most of a millisecond, so that is done at most once per second.
     """
 
-    def __init__(self, timeout: float, nowhere: Any) -> None:
+    def __init__(self, timeout: float, devnull: Any) -> None:
         self._default = 2 * timeout + 5
-        self._nowhere = nowhere
+        self._devnull = devnull
         self._armed = -math.inf
 
     def arm(self, seconds: float = 0.0) -> None:
@@ -79,7 +79,7 @@ class _OrphanGuard:
         if now - self._armed > 1.0:
             self._armed = now
             longest = max(seconds, self._default)
-            faulthandler.dump_traceback_later(longest, exit=True, file=self._nowhere)
+            faulthandler.dump_traceback_later(longest, exit=True, file=self._devnull)
 
     def disarm(self) -> None:
         faulthandler.cancel_dump_traceback_later()
@@ -87,13 +87,13 @@ class _OrphanGuard:
 
 
 def _load(spec: str, loaded: dict[str, Verifier]) -> str:
-    """Load a verifier; return why it cannot be, or nothing."""
+    """Load a verifier; return why it cannot be loaded, or an empty string."""
     try:
         loaded[spec] = find_verifier(spec)
     except InputError as error:
         return str(error)
     except (Exception, SystemExit) as error:  # noqa: BLE001  (a user's module runs here)
-        return f"verifier {spec!r} cannot be loaded: {_reason(error)}; mend the file or the name"
+        return f"verifier {spec!r} cannot be loaded: {_reason(error)}; fix the file or the name"
     return ""
 
 
@@ -103,19 +103,20 @@ def _judge_all(
     """Answer each response as soon as it is judged, so that the judge knows which one hangs."""
     for job in jobs:
         guard.arm()
-        write_all(outbound, frame(_judged(job, loaded)))
+        write_all(outbound, reply_frame(_judge(job, loaded)))
 
 
-def _judged(job: Job, loaded: dict[str, Verifier]) -> Reply:
+def _judge(job: Job, loaded: dict[str, Verifier]) -> Reply:
+    """Return the weighted sum of all functions that apply to the job."""
     total, applied, unused = 0.0, 0, ""
-    for spec, weight in job.terms:
+    for spec, weight in job.rewards:
         try:
             reward = _reward(loaded[spec], job.prompt, job.completion, job.token_ids)
         except NotApplicableError as error:
-            unused = _reason(error, spec if len(job.terms) > 1 else "")
+            unused = _reason(error, spec if len(job.rewards) > 1 else "")
             continue
         except (Exception, SystemExit) as error:  # noqa: BLE001  (a user's function runs here)
-            return "error", math.nan, _reason(error, spec if len(job.terms) > 1 else "")
+            return "error", math.nan, _reason(error, spec if len(job.rewards) > 1 else "")
         total += weight * reward
         applied += 1
     return ("ok", total, "") if applied else ("error", math.nan, unused)

@@ -1,4 +1,4 @@
-"""Wrong answers and wrong verdicts: as many as said, where said, and always the same ones."""
+"""Wrong answers and wrong verdicts: as many and where they should be, and always the same."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import noise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from cropi.config import VerifiersConfig, load_config
-from cropi.errors import InputError
-from cropi.pocket.noise import (
+from noise import (
     FLIP_SHARE,
     commonest_wrong,
     even_shares,
@@ -23,11 +21,15 @@ from cropi.pocket.noise import (
     pool_of,
     with_wrong_answers,
 )
+
+from cropi.config import VerifiersConfig, load_config
+from cropi.errors import InputError
 from cropi.pocket.tasks import SKILLS, rows
 from cropi.schema import Prompt
 from cropi.verifiers import Judge
 from cropi.verifiers.exact import verify
 
+NOISE = Path(noise.__file__)
 SLIPS = ("", "0", "999", "a", "x y")
 
 
@@ -47,9 +49,9 @@ def small_pool(limit: int) -> list[Prompt]:
 def verdicts(function: str, items: list[tuple[Prompt, str]]) -> list[float]:
     with Judge(VerifiersConfig(default=function)) as judge:
         judge.check([prompt for prompt, _ in items])
-        found = judge.judge(items)
-    assert {verdict.status for verdict in found} == {"ok"}
-    return [verdict.reward for verdict in found]
+        judged_items = judge.judge(items)
+    assert {verdict.status for verdict in judged_items} == {"ok"}
+    return [verdict.reward for verdict in judged_items]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def judged() -> dict[str, list[float]]:
     return {
         f"{split} {name}": verdicts(function, pairs(split))
         for split in ("pool", "validation", "test")
-        for name, function in (("exact", "exact"), ("flipped", "cropi.pocket.noise:flipped"))
+        for name, function in (("exact", "exact"), ("flipped", f"{NOISE}:flipped"))
     }
 
 
@@ -105,7 +107,7 @@ def test_where_nothing_is_flipped_verdicts_are_the_exact_verifiers() -> None:
 
 
 def test_a_verifier_process_needs_no_torch() -> None:
-    code = "import sys, cropi.pocket.noise; sys.exit('torch' in sys.modules)"
+    code = f"import runpy, sys; runpy.run_path({str(NOISE)!r}); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -138,10 +140,10 @@ def test_a_skill_short_of_wrong_responses_leaves_its_share_to_the_others() -> No
     few = [p.prompt_id for p in pool if p.extra["skill"] == "max"][:3]
     wrong = {p.prompt_id: "?" for p in pool if p.extra["skill"] != "max" or p.prompt_id in few}
     table = with_wrong_answers(pool, wrong, 0.3, seed=0)
-    lies = Counter(row["extra"]["skill"] for row in table if row["extra"]["wrong"])
-    assert lies.total() == 180
-    assert lies["max"] == 3
-    assert {lies[skill] for skill in by_skill if skill != "max"} <= {16, 17}
+    wrong_counts = Counter(row["extra"]["skill"] for row in table if row["extra"]["wrong"])
+    assert wrong_counts.total() == 180
+    assert wrong_counts["max"] == 3
+    assert {wrong_counts[skill] for skill in by_skill if skill != "max"} <= {16, 17}
     assert all((row["answer"] == "?") == row["extra"]["wrong"] for row in table)
 
 
@@ -170,7 +172,7 @@ def test_the_script_writes_a_pool_with_the_models_own_mistakes(tmp_path: Path) -
     assert [(row["prompt_id"], row["prompt"]) for row in table] == [
         (p.prompt_id, p.content) for p in pool
     ]
-    lies = [row for row in table if row["extra"]["wrong"]]
-    assert len(lies) == 18
+    wrong_rows = [row for row in table if row["extra"]["wrong"]]
+    assert len(wrong_rows) == 18
     right = {row["prompt"]: SKILLS[row["extra"]["skill"]].answer(row["prompt"]) for row in table}
     assert all((row["answer"] != right[row["prompt"]]) == row["extra"]["wrong"] for row in table)

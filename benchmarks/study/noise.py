@@ -1,12 +1,12 @@
-"""Two ways in which a pool of pocket prompts lies: wrong answers, and a grader that errs.
+"""Two kinds of label noise for pocket: wrong answers, and a verifier that errs.
 
-- `flipped` is a verifier that judges exactly and then turns 30% of its verdicts on pool prompts
-  around: always the same ones, as a faulty grader does, and not at random each time.
+- `flipped` is a verifier that judges exactly and then inverts 30% of its verdicts on pool prompts:
+  always the same ones, as a faulty grader does, not at random each time.
 - This script writes a config's pool with 30% of its answers wrong. A wrong answer is the start
   model's own most frequent wrong response, as in data that a model labelled: an answer that the
-  model never gives would do no harm, for its prompt earns no reward.
+  model never gives would do no harm, because its prompt earns no reward.
 
-    python -m cropi.pocket.noise --out FILE [--config pocket] [--share 0.3] [--responses 16]
+    python benchmarks/study/noise.py --out FILE [--config pocket] [--share 0.3] [--responses 16]
 
 What the model samples may differ by rounding on another machine, so the study's file is kept
 beside its config. The verifier needs neither torch nor transformers.
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from cropi.config import RunConfig
 
 FLIP_SHARE = 0.3
-"""Share of the (pool prompt, response) pairs whose verdict `flipped` turns around."""
+"""Share of the (pool prompt, response) pairs whose verdict `flipped` inverts."""
 
 _FLIP_KEY = b"cropi-pocket-flip-v1"
 
@@ -52,12 +52,12 @@ def flipped(prompts: list[str], completions: list[str], answer: list[str]) -> li
 
 def _flipped(prompt: str, response: str, answer: str) -> float:
     reward = verify(Prompt("", answer, "", prompt), response)
-    lies = split_of(prompt) == "pool" and _place(prompt, response) < FLIP_SHARE
-    return 1.0 - reward if lies else reward
+    inverted = split_of(prompt) == "pool" and _uniform(prompt, response) < FLIP_SHARE
+    return 1.0 - reward if inverted else reward
 
 
-def _place(prompt: str, response: str) -> float:
-    """A uniform number in [0, 1) that belongs to the pair."""
+def _uniform(prompt: str, response: str) -> float:
+    """A number in [0, 1), uniform over pairs and always the same for one pair."""
     text = json.dumps([prompt, response])
     digest = blake2b(text.encode(), key=_FLIP_KEY, digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
@@ -66,7 +66,7 @@ def _place(prompt: str, response: str) -> float:
 def commonest_wrong(
     answers: Mapping[str, str], sampled: Mapping[str, Sequence[str]]
 ) -> dict[str, str]:
-    """The most frequent wrong response to each prompt that has one; of equals the first by text.
+    """The most frequent wrong response to each prompt that has one; ties go to the first by text.
 
     Args:
         answers: prompt id -> right answer.
@@ -75,23 +75,23 @@ def commonest_wrong(
     Returns:
         Prompt id -> wrong response, in the order of `answers`.
     """
-    found = {}
+    wrong = {}
     for prompt_id, answer in answers.items():
         texts = (text.strip() for text in sampled[prompt_id])
         counts = Counter(text for text in texts if text not in ("", answer))
         if counts:
-            found[prompt_id] = min(counts, key=lambda text: (-counts[text], text))
-    return found
+            wrong[prompt_id] = min(counts, key=lambda text: (-counts[text], text))
+    return wrong
 
 
 def even_shares(total: int, capacities: Mapping[str, int]) -> dict[str, int]:
-    """Split `total` as evenly as the capacities let it: who is full leaves the rest to others."""
-    assert total <= sum(capacities.values()), "more than all together can take"
+    """Split `total` as evenly as capacities allow: what one cannot take goes to the others."""
+    assert total <= sum(capacities.values()), "more than all capacities together"
     shares = {}
-    # The smallest first: what it cannot take is spread over everybody after it.
+    # Smallest capacity first: what it cannot take is spread over those after it.
     names = sorted(capacities, key=lambda name: capacities[name])
-    for place, name in enumerate(names):
-        shares[name] = min(capacities[name], total // (len(names) - place))
+    for position, name in enumerate(names):
+        shares[name] = min(capacities[name], total // (len(names) - position))
         total -= shares[name]
     return {name: shares[name] for name in capacities}
 
@@ -113,7 +113,7 @@ def with_wrong_answers(
         Rows as `cropi.pocket.tasks.rows` gives them, with `wrong` (bool) in `extra`.
 
     Raises:
-        InputError: `share` is no share, or `wrong` holds fewer prompts.
+        InputError: `share` is out of range, or `wrong` holds fewer prompts.
     """
     total = round(share * len(prompts))
     if not 0 <= total <= len(wrong):
@@ -180,11 +180,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Command line entry point."""
     from cropi.config import load_config
 
-    parser = argparse.ArgumentParser(prog="cropi.pocket.noise", description=__doc__)
+    parser = argparse.ArgumentParser(prog="noise.py", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="JSONL file to write")
     parser.add_argument("--config", default="pocket", help="preset or YAML file with the pool")
     parser.add_argument("--share", type=float, default=0.3, help="share of wrong answers")
-    parser.add_argument("--responses", type=int, default=16, help="sampled a prompt")
+    parser.add_argument("--responses", type=int, default=16, help="sampled per prompt")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="over the config's")
     options = parser.parse_args(arguments)
@@ -192,8 +192,8 @@ def main(arguments: list[str] | None = None) -> None:
     rows = noisy_pool(config, options.share, options.responses, options.seed)
     lines = [json.dumps(row, separators=(",", ":")) + "\n" for row in rows]
     options.out.write_text("".join(lines), encoding="utf-8")
-    lies = Counter(row["extra"]["skill"] for row in rows if row["extra"]["wrong"])
-    print(f"{lies.total()} of {len(rows)} answers are wrong: {dict(lies)}")
+    wrong_counts = Counter(row["extra"]["skill"] for row in rows if row["extra"]["wrong"])
+    print(f"{wrong_counts.total()} of {len(rows)} answers are wrong: {dict(wrong_counts)}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,123 @@
+"""Strategies that need no gradient: everything, a draw, or what the rewards alone say."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cropi.errors import InputError
+from cropi.plugins import plugin
+from cropi.schema import Selection
+from cropi.selection.strategy import Scoring, SelectionContext, shortfall, top_by_score
+
+LOWEST_PASS_RATE, HIGHEST_PASS_RATE = 0.25, 0.75
+
+
+@plugin("strategy", "full")
+class Full:
+    """The baseline of the paper's claim: the whole pool, in its own order, whatever the ratio."""
+
+    scoring: Scoring = "never"
+    rollouts = False
+
+    def select(self, context: SelectionContext) -> Selection:
+        """Take every prompt."""
+        return Selection(list(context.prompt_ids), np.ones(len(context.prompt_ids)))
+
+
+@plugin("strategy", "dapo")
+class Dapo(Full):
+    """Dynamic sampling: the whole pool, but groups whose rewards are all equal are replaced.
+
+    DAPO (arXiv 2503.14476, section 3.2) drops them after they were sampled, and samples further
+    prompts until the step is full. What that costs counts. The loss stays the config's.
+    """
+
+    dynamic_sampling = True
+
+
+@plugin("strategy", "random")
+class Random:
+    """The baseline that any method has to beat: a fresh uniform draw per stage.
+
+    From the whole pool, uninformative prompts included.
+    """
+
+    scoring: Scoring = "never"
+    rollouts = False
+
+    def select(self, context: SelectionContext) -> Selection:
+        """Draw without replacement."""
+        count = len(context.prompt_ids)
+        return _select_top(context, np.zeros(count), np.ones(count, dtype=bool))
+
+
+@plugin("strategy", "pass_rate")
+class PassRate:
+    """Difficulty filtering: a draw from prompts that are solved neither rarely nor nearly always.
+
+    Uniform among informative prompts with a pass rate in [0.25, 0.75] under the start policy. If
+    the band holds too few, those nearest to it follow.
+    """
+
+    scoring: Scoring = "never"
+
+    def select(self, context: SelectionContext) -> Selection:
+        """Score by closeness to the band; the draw breaks ties."""
+        rates = context.statistics.pass_rates
+        outside = np.maximum(LOWEST_PASS_RATE - rates, rates - HIGHEST_PASS_RATE).clip(min=0)
+        return _select_top(context, -outside, context.statistics.informative)
+
+
+@plugin("strategy", "learnability")
+class Learnability:
+    """Highest reward variance under the start policy, p (1 - p) for rewards of 0 and 1.
+
+    Equal ones in an order that is drawn again in every stage.
+    """
+
+    scoring: Scoring = "never"
+
+    def select(self, context: SelectionContext) -> Selection:
+        """Score by variance."""
+        statistics = context.statistics
+        return _select_top(context, statistics.variances, statistics.informative)
+
+
+@plugin("strategy", "oracle")
+class Oracle:
+    """The upper bound for choosing by source: every prompt of the validation prompts' sources.
+
+    It uses what no method is given: where the target's own prompts are. The ratio does not apply.
+    """
+
+    scoring: Scoring = "never"
+    rollouts = False
+    target_sources = True
+
+    def select(self, context: SelectionContext) -> Selection:
+        """Take the prompts of the target sources, in the pool's order.
+
+        Raises InputError if the pool has none: there is no oracle for such a pool.
+        """
+        # Outside a run the sources are unknown, and nothing is chosen.
+        pairs = zip(context.prompt_ids, context.sources, strict=False)
+        chosen = [prompt_id for prompt_id, source in pairs if source in context.target_sources]
+        if not chosen:
+            raise InputError(
+                f"strategy oracle: no pool prompt has a source of the validation sets "
+                f"({', '.join(sorted(context.target_sources)) or 'none is known'}); leave it out, "
+                "or give the sources the same names"
+            )
+        return Selection(chosen, np.ones(len(chosen)))
+
+
+def _select_top(
+    context: SelectionContext, score: NDArray[np.float64], allowed: NDArray[np.bool_]
+) -> Selection:
+    """The allowed prompts of highest score; equal scores in an order drawn from the seed."""
+    draw = np.random.default_rng(context.seed).permutation(len(context.prompt_ids))
+    order = top_by_score(score, draw)
+    chosen = order[allowed[order]][: context.count]
+    notes = shortfall(len(chosen), context.count, "prompts qualify")
+    return Selection([context.prompt_ids[i] for i in chosen], score[chosen], notes=notes)

@@ -1,0 +1,63 @@
+"""Published relatives of CROPI that compare gradients in another way."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cropi.plugins import plugin
+from cropi.schema import Selection
+from cropi.selection.strategy import (
+    Direction,
+    Scoring,
+    SelectionContext,
+    shortfall,
+    top_by_score,
+)
+
+
+@plugin("strategy", "gradalign")
+class GradAlign:
+    """Gradient alignment with on-policy rollouts: highest cosine with one validation gradient.
+
+    Before every stage pool and validation prompts are sampled again from the current policy; a
+    prompt's score is the cosine of its policy gradient with the mean gradient of all validation
+    prompts. Ties are broken by prompt id.
+    """
+
+    scoring: Scoring = "stage"
+    direction: Direction = "mean"
+    fresh = True
+
+    def select(self, context: SelectionContext) -> Selection:
+        """Rank by cosine."""
+        scored = context.scored
+        cosine = np.mean([mean.astype(np.float64) for mean in scored.mean.values()], axis=0)
+        chosen = top_by_score(cosine, scored.prompt_ids, context.count)
+        notes = shortfall(len(chosen), context.count, "prompts are informative")
+        negative = int((cosine[chosen] < 0).sum())
+        ids = [scored.prompt_ids[place] for place in chosen]
+        return Selection(ids, cosine[chosen], {}, negative, notes)
+
+
+@plugin("strategy", "learnalign")
+class LearnAlign:
+    """Alignment within the pool: prompts that agree with many others, weighted by learnability.
+
+    With unit gradients u, a prompt's mean cosine with the pool is u . mean(u), so that one
+    direction, the pool's mean unit gradient, replaces all pairs. The score is that cosine times
+    p (1 - p), once, from the start policy. No validation set is used.
+    """
+
+    scoring: Scoring = "once"
+    direction: Direction = "pool"
+
+    def select(self, context: SelectionContext) -> Selection:
+        """Rank by alignment times learnability; ties are broken by prompt id."""
+        scored, statistics = context.scored, context.statistics
+        (cosine,) = scored.mean.values()
+        variance = dict(zip(statistics.prompt_ids, statistics.variances, strict=True))
+        score = cosine.astype(np.float64) * np.array([variance[i] for i in scored.prompt_ids])
+        chosen = top_by_score(score, scored.prompt_ids, context.count)
+        notes = shortfall(len(chosen), context.count, "prompts are informative")
+        ids = [scored.prompt_ids[place] for place in chosen]
+        return Selection(ids, score[chosen], notes=notes)
