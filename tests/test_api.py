@@ -162,7 +162,7 @@ def test_a_second_stage_goes_on_with_optimizer_and_schedule(work: Path, trained:
 def test_evaluation_writes_what_it_prints(work: Path, trained: Path) -> None:
     out = work / "accuracy.json"
     command("evaluate", "--policy", trained, "--set", f"sort={work / 'test.jsonl'}",
-            "--verifier", "exact", "--samples", 2, "--temperature", 1.0, "--k", 1, "--k", 2,
+            "--verifier", "exact", "--responses", 2, "--temperature", 1.0, "--k", 1, "--k", 2,
             "--max-new-tokens", 8, "--out", out)  # fmt: skip
     (row,) = json.loads(out.read_text())
     assert (row["set"], row["prompts"], list(row["pass_at"])) == ("sort", 8, ["1", "2"])

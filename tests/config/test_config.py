@@ -177,7 +177,7 @@ def test_a_rich_config_survives_a_round_trip(file: Path) -> None:
         [
             "influence.objective.clip={low: 0.1, high: 0.3}",
             "training.lora.target_modules=[q_proj, v_proj]",
-            "training.engine.grpo={beta: 0.0, note: 'äöü: \u2028 yes', nothing: null, on: true}",
+            "training.engine.grpo={beta: 0.0, note: 'äöü: \u2028 yes', nothing: null, flag: true}",
             "verifiers.sources={'gsm8k*': [{function: math, weight: 0.5}, {function: exact}]}",
             "evaluation={responses: 4, temperature: 0.7, k: [1, 4]}",
             "training.learning_rate=1e-6",

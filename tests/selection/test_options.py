@@ -61,6 +61,6 @@ def test_the_strategy_ranks_by_the_running_mean() -> None:
 
 def test_the_one_shot_baseline_stays_as_published() -> None:
     table = scores({f"p{n:02d}": (0.5 if n < 8 else -0.01 * (n % 3) - 0.001) for n in range(4, 40)})
-    given = context(table, noise_floor=3.0, memory=0.5, earlier=[table])
+    given = context(table, earlier=[table])
     assert len(find_strategy("one_shot").select(given).prompt_ids) == 8
     assert len(find_strategy("cropi").select(given).prompt_ids) == 4
