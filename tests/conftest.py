@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -14,7 +15,19 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 @pytest.fixture(autouse=True, scope="module")
+def frozen_garbage() -> None:
+    """Spare the many collections of the training libraries a walk through all that is imported."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> None:
     """One thread for every module, whatever the module before it has set."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+
+
+def pytest_sessionfinish() -> None:
+    """Let the interpreter clean up what `frozen_garbage` kept from it."""
+    gc.unfreeze()

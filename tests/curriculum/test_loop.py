@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
-import time
+import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cropi.curriculum import train_stage as training_step
 from cropi.curriculum.loop import run
 from cropi.errors import InputError
+from cropi.influence.scorer import InfluenceScorer
 from cropi.store.files import read_jsonl
 from cropi.store.tables import read_scores, read_selection
-from support.tiny_runs import promised_bytes, tiny_config, write_config
-
-KILL_POINTS = (
-    "rollouts/pool.parquet.parts/000000.parquet",
-    "arms/cropi/stages/0/policy.part",
-    "arms/cropi/stages/1/policy.part",
-)
+from cropi.training import StageOutcome, StagePlan
+from support.fakes import FakeEngine, FakeTrainer
+from support.tiny_runs import fake_config, promised_bytes, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -33,31 +27,66 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(folder: Path) -> Path:
     """An uninterrupted run, with its full-data baseline."""
-    return run(tiny_config(folder, "baselines=[full]"))
+    return run(fake_config(folder, "baselines=[full]"))
 
 
-def run_until(config: Path, event: Path) -> None:
-    """Start the run in a process of its own and kill it as soon as the file `event` is there."""
-    command = [sys.executable, "-m", "cropi.cli", "run", str(config), "baselines=[full]"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        while not event.exists():
-            assert process.poll() is None, process.communicate()[1].decode()
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert process.returncode == -signal.SIGKILL
+class Killed(BaseException):
+    """What no part of a run may catch."""
 
 
-def test_a_run_killed_anywhere_ends_with_the_same_bytes(finished: Path, tmp_path: Path) -> None:
-    config = write_config(tmp_path)
-    for event in KILL_POINTS:
-        run_until(config, tmp_path / "runs" / "tiny" / event)
-    resumed = run(tiny_config(tmp_path, "baselines=[full]"))
-    expected = promised_bytes(finished)
-    found = promised_bytes(resumed)
+class Killer:
+    """Raises at the first rename of every file, once a file, and leaves a torn `.part` behind."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.killed: list[str] = []
+        self.torn: tuple[Path, bytes | None] | None = None
+        self.rename = os.replace
+        monkeypatch.setattr(os, "replace", self)
+
+    def __call__(self, source: str | Path, target: str | Path) -> None:
+        if str(target) in self.killed:
+            self.rename(source, target)
+            return
+        self.killed.append(str(target))
+        part = Path(source)
+        self.torn = part, None if part.is_dir() else part.read_bytes()[:-1]
+        raise Killed
+
+    def tear(self) -> None:
+        """Leave what a process that is killed cannot clean up."""
+        assert self.torn is not None
+        part, content = self.torn
+        part.parent.mkdir(parents=True, exist_ok=True)
+        if content is None:
+            part.mkdir()
+            (part / "model.safetensors").write_bytes(b"torn")
+        else:
+            part.write_bytes(content)
+
+
+def test_a_run_killed_at_the_rename_of_any_file_ends_with_the_same_bytes(
+    folder: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = fake_config(tmp_path, "baselines=[full]")
+    killer = Killer(monkeypatch)
+    attempts = 0
+    while True:
+        attempts += 1
+        try:
+            resumed = run(config)
+        except Killed:
+            killer.tear()
+        else:
+            break
+    expected, found = promised_bytes(finished), promised_bytes(resumed)
     # The config names the directory of the runs, which differs.
     assert [n for n in expected if expected[n] != found.get(n)] == ["config.yaml"]
     assert found.keys() == expected.keys()
+    assert attempts == len(killer.killed) + 1
+    # Every file was renamed, but the lock and those that come with the policy's folder.
+    renamed = {Path(name).relative_to(resumed).as_posix() for name in killer.killed}
+    assert {n for n in expected if "/policy/" not in n and n != ".lock"} <= renamed
+    assert {f"arms/{arm}/stages/{i}/policy" for arm in ("cropi", "full") for i in (0, 1)} <= renamed
 
 
 def test_no_half_written_file_outlives_a_finished_run(finished: Path) -> None:
@@ -67,10 +96,9 @@ def test_no_half_written_file_outlives_a_finished_run(finished: Path) -> None:
 def test_the_same_seed_selects_the_same_and_another_seed_does_not(
     finished: Path, tmp_path: Path
 ) -> None:
-    again = run(tiny_config(tmp_path, "curriculum.stages=1", "curriculum.steps_per_stage=1"))
-    other = run(
-        tiny_config(tmp_path, "curriculum={stages: 1, steps_per_stage: 1}", "seed=1", "name=b")
-    )
+    again = run(fake_config(tmp_path, "curriculum.stages=1", "curriculum.steps_per_stage=1"))
+    short = "curriculum={stages: 1, steps_per_stage: 1}"
+    other = run(fake_config(tmp_path, short, "seed=1", "name=b"))
     place = "arms/cropi/stages/0/selection.parquet"
     first, same, different = (read_selection(r / place) for r in (finished, again, other))
     assert first.prompt_ids == same.prompt_ids
@@ -84,17 +112,17 @@ def test_a_finished_run_trains_and_samples_nothing_again(
         raise AssertionError("a finished run did work again")
 
     before = promised_bytes(finished)
-    monkeypatch.setattr(training_step.StageRun, "run", forbidden)
-    monkeypatch.setattr("cropi.curriculum.score_prompts.make_scorer", forbidden)
-    monkeypatch.setattr("cropi.curriculum.collect_rollouts.collect", forbidden)
-    run(tiny_config(folder, "baselines=[full]"))
+    monkeypatch.setattr(FakeTrainer, "train", forbidden)
+    monkeypatch.setattr(FakeEngine, "generate", forbidden)
+    monkeypatch.setattr(InfluenceScorer, "score", forbidden)
+    run(fake_config(folder, "baselines=[full]"))
     assert promised_bytes(finished) == before
 
 
 def test_another_config_is_refused_in_the_same_directory(folder: Path, finished: Path) -> None:
     before = promised_bytes(finished)
     with pytest.raises(InputError, match=r"selection\.ratio: 0\.1 -> 0\.2"):
-        run(tiny_config(folder, "baselines=[full]", "selection.ratio=0.2"))
+        run(fake_config(folder, "baselines=[full]", "selection.ratio=0.2"))
     assert promised_bytes(finished) == before
 
 
@@ -102,7 +130,7 @@ def test_changed_inputs_are_refused_in_the_same_directory(tmp_path: Path) -> Non
     pool = tmp_path / "pool.jsonl"
     rows = [f'{{"prompt": "s{n}21=", "answer": "1", "id": {n}}}' for n in range(4)]
     pool.write_text("\n".join(rows))
-    config = tiny_config(
+    config = fake_config(
         tmp_path,
         f"prompts.pool=[{{path: {pool}}}]",
         "selection.strategy=random",
@@ -117,27 +145,26 @@ def test_changed_inputs_are_refused_in_the_same_directory(tmp_path: Path) -> Non
     assert promised_bytes(directory) == before
 
 
-def test_a_config_that_failed_before_any_work_may_be_mended(tmp_path: Path) -> None:
+def test_a_config_that_failed_before_any_work_may_be_corrected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="neither a directory"):
-        run(tiny_config(tmp_path, "model.path=./nowhere"))
+        run(fake_config(tmp_path, "model.path=./nowhere"))
     with pytest.raises(InputError, match="nosuch"):
-        run(tiny_config(tmp_path, "selection.strategy=nosuch"))
-    run(tiny_config(tmp_path, "curriculum.stages=1", "curriculum.steps_per_stage=1"))
+        run(fake_config(tmp_path, "selection.strategy=nosuch"))
+    run(fake_config(tmp_path, "curriculum.stages=1", "curriculum.steps_per_stage=1"))
 
 
 def test_full_data_training_sees_every_prompt_before_any_twice(tmp_path: Path) -> None:
     visited: list[str] = []
-    original = training_step._plan
+    train = FakeTrainer.train
 
-    def recorded(*arguments: object) -> object:
-        plan = original(*arguments)  # type: ignore[arg-type]
+    def recorded(trainer: FakeTrainer, plan: StagePlan, *rest: Any) -> StageOutcome:
         visited.extend(p.prompt_id for p in plan.prompts)
-        return plan
+        return train(trainer, plan, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training_step, "_plan", recorded)
+        patch.setattr(FakeTrainer, "train", recorded)
         run(
-            tiny_config(
+            fake_config(
                 tmp_path,
                 "selection.strategy=full",
                 "prompts.pool=[{pocket: [sort, shift], split: pool, size: 10}]",
@@ -170,13 +197,13 @@ def test_damaged_files_of_a_run_are_made_again(folder: Path, finished: Path) -> 
     (finished / "arms/cropi/stages/0/scores.parquet").write_bytes(b"")
     with (finished / "timings.jsonl").open("a") as handle:
         handle.write('{"phase": "clock", "ar')
-    run(tiny_config(folder, "baselines=[full]"))
+    run(fake_config(folder, "baselines=[full]"))
     assert promised_bytes(finished) == before
 
 
 @pytest.mark.parametrize("method", ["exact", "adaptive"])
 def test_directions_follow_adam_from_the_second_stage_on(tmp_path: Path, method: str) -> None:
-    config = tiny_config(
+    config = fake_config(
         tmp_path,
         "influence.precondition=adam",
         f"influence.sketch={method}",
@@ -187,34 +214,8 @@ def test_directions_follow_adam_from_the_second_stage_on(tmp_path: Path, method:
     assert ["preconditioner" in identity for identity in identities] == [False, True]
 
 
-def test_lora_and_warmup_run_two_stages_and_resume(tmp_path: Path) -> None:
-    overrides = (
-        "training.lora.r=4",
-        "warmup.steps=2",
-        "warmup.batch_size=4",
-        "curriculum.steps_per_stage=2",
-        "prompts.pool=[{pocket: [sort, shift], split: pool, size: 30}]",
-    )
-    directory = run(tiny_config(tmp_path, *overrides))
-    before = promised_bytes(directory)
-    policies = [directory / f"arms/cropi/stages/{i}/policy" for i in (0, 1)]
-    assert all((p / "adapter_model.safetensors").is_file() for p in policies)
-    assert not any((p / "model.safetensors").exists() for p in policies)
-    shared = {row["phase"]: row["tokens_backward"] for row in read_jsonl(directory / "costs.jsonl")}
-    assert 2 * 4 * 5 <= shared["warmup"] <= 2 * 4 * 20
-
-    from peft import AutoPeftModelForCausalLM
-
-    for policy in policies:
-        assert AutoPeftModelForCausalLM.from_pretrained(policy) is not None
-    (policies[1] / "cropi_stage.json").unlink()  # as if killed before the last rename
-    (directory / "costs.jsonl").unlink()
-    run(tiny_config(tmp_path, *overrides))
-    assert promised_bytes(directory) == before
-
-
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("training.engine.grpo.no_such=1", "training.engine.grpo.no_such"),
         ("training.engine.grpo.num_iterations=2", "training.engine.grpo.num_iterations"),
@@ -232,9 +233,9 @@ def test_lora_and_warmup_run_two_stages_and_resume(tmp_path: Path) -> None:
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_anything_is_made(
-    tmp_path: Path, override: str, told: str
+    tmp_path: Path, override: str, message: str
 ) -> None:
-    with pytest.raises(InputError, match=told.replace("'", ".")):
+    with pytest.raises(InputError, match=message.replace("'", ".")):
         run(tiny_config(tmp_path, override))
     made = tmp_path / "runs" / "tiny"
     assert not (made / "rollouts").exists()

@@ -16,8 +16,10 @@ from cropi.rollouts import read_rollouts
 from cropi.schema import Response, RolloutGroup
 from cropi.store.files import read_jsonl
 from cropi.store.tables import read_scores
-from support.tiny_runs import promised_bytes, tiny_config
+from support.tiny_runs import fake_config, promised_bytes
 
+SAMPLED = ("rollouts.engine=transformers", "rollouts.responses=8", "training.learning_rate=3e-2")
+"""Responses of the model itself, and a learning rate at which random steps ruin it."""
 SHORT = ("curriculum.steps_per_stage=2", "evaluation.every=10", "training.learning_rate=3e-4")
 
 
@@ -36,7 +38,7 @@ def costs(run_directory: Path, phase: str = "rollouts") -> list[dict[str, object
     return [r for r in rows if r["kind"] == "cost" and r["phase"] == phase and r["arm"]]
 
 
-def test_newer_rollouts_take_the_place_of_their_prompt_and_of_no_other() -> None:
+def test_newer_rollouts_replace_those_of_their_prompt_and_no_others() -> None:
     found = replace_groups(
         [group("a", 0), group("b", 0), group("c", 0)], [group("c", 1), group("a", 1)]
     )
@@ -48,13 +50,13 @@ def test_newer_rollouts_take_the_place_of_their_prompt_and_of_no_other() -> None
 
 
 def test_the_papers_recipe_samples_once(tmp_path: Path) -> None:
-    done = run(tiny_config(tmp_path, *SHORT, "curriculum.refresh=never"))
+    done = run(fake_config(tmp_path, *SHORT, "curriculum.refresh=never"))
     assert not list(done.rglob("stages/*/rollouts*"))
     assert costs(done) == []
 
 
 def test_validation_alone_is_sampled_again_from_the_stages_policy(tmp_path: Path) -> None:
-    done = run(tiny_config(tmp_path, *SHORT, "curriculum.refresh=validation"))
+    done = run(fake_config(tmp_path, *SHORT, "curriculum.refresh=validation"))
     assert not stage(done, 0).joinpath("rollouts").exists()
     files = [
         f.relative_to(stage(done, 1) / "rollouts").as_posix()
@@ -73,15 +75,14 @@ def test_validation_alone_is_sampled_again_from_the_stages_policy(tmp_path: Path
 
 def test_a_set_without_an_informative_prompt_left_keeps_its_last_direction(tmp_path: Path) -> None:
     """A learning rate that ruins the policy leaves no right response to any validation prompt."""
-    ruin = (*SHORT[:2], "training.learning_rate=3e-3", "curriculum.refresh=validation")
-    done = run(tiny_config(tmp_path, *ruin))
+    done = run(fake_config(tmp_path, *SHORT, *SAMPLED, "curriculum.refresh=validation"))
     fresh = read_rollouts(stage(done, 1) / "rollouts/validation/sort.parquet")
     assert not any(g.informative for g in fresh)
     assert (stage(done, 1) / "scores.parquet").exists()
 
 
 def test_gradalign_scores_every_later_stage_on_rollouts_of_its_own(tmp_path: Path) -> None:
-    done = run(tiny_config(tmp_path, *SHORT, "selection.strategy=gradalign"))
+    done = run(fake_config(tmp_path, *SHORT, "selection.strategy=gradalign"))
     fresh = read_rollouts(stage(done, 1, "gradalign") / "rollouts/pool.parquet")
     assert len(fresh) == len(read_rollouts(done / "rollouts/pool.parquet"))
     scores = read_scores(stage(done, 1, "gradalign") / "scores.parquet")
@@ -93,11 +94,12 @@ def test_gradalign_scores_every_later_stage_on_rollouts_of_its_own(tmp_path: Pat
 
 def test_only_stale_prompts_of_the_pool_are_sampled_again(tmp_path: Path) -> None:
     """A learning rate that moves the policy far leaves rollouts behind; a tiny one leaves none."""
-    far = run(tiny_config(tmp_path, *SHORT, "curriculum.refresh=stale", "name=far"))
+    far = run(fake_config(tmp_path, *SHORT, *SAMPLED, "curriculum.refresh=stale", "name=far"))
     near = run(
-        tiny_config(
+        fake_config(
             tmp_path,
             *SHORT,
+            *SAMPLED,
             "curriculum.refresh=stale",
             "training.learning_rate=1e-9",
             "name=near",
@@ -117,7 +119,7 @@ def test_only_stale_prompts_of_the_pool_are_sampled_again(tmp_path: Path) -> Non
 
 
 def test_learnalign_looks_once_at_the_pool_and_at_no_validation_set(tmp_path: Path) -> None:
-    done = run(tiny_config(tmp_path, *SHORT, "selection.strategy=learnalign"))
+    done = run(fake_config(tmp_path, *SHORT, "selection.strategy=learnalign"))
     scores = read_scores(stage(done, 0, "learnalign") / "scores.parquet")
     assert list(scores.mean) == ["pool"]
     assert scores.identity["target"] == "unit_mean"
@@ -127,8 +129,8 @@ def test_learnalign_looks_once_at_the_pool_and_at_no_validation_set(tmp_path: Pa
 
 
 @pytest.mark.parametrize("refresh", ["validation", "stale"])
-def test_a_stage_that_is_made_again_samples_the_same(tmp_path: Path, refresh: str) -> None:
-    config = tiny_config(tmp_path, *SHORT, f"curriculum.refresh={refresh}")
+def test_a_stage_that_is_repeated_samples_the_same(tmp_path: Path, refresh: str) -> None:
+    config = fake_config(tmp_path, *SHORT, f"curriculum.refresh={refresh}")
     before = promised_bytes(run(config))
     last = stage(config.directory, 1)
     for file in (last / "rollouts.json", last / "scores.parquet", last / "selection.parquet"):
@@ -136,10 +138,10 @@ def test_a_stage_that_is_made_again_samples_the_same(tmp_path: Path, refresh: st
     assert promised_bytes(run(config)) == before
 
 
-def test_a_retrained_stage_has_the_next_one_sample_anew_and_remains_are_not_read(
+def test_a_retrained_stage_makes_the_next_one_sample_again_and_leftovers_are_not_read(
     tmp_path: Path,
 ) -> None:
-    config = tiny_config(tmp_path, *SHORT, "curriculum.refresh=validation")
+    config = fake_config(tmp_path, *SHORT, "curriculum.refresh=validation")
     done = run(config)
     before = promised_bytes(done)
     last = stage(config.directory, 1)
@@ -155,8 +157,8 @@ def test_a_retrained_stage_has_the_next_one_sample_anew_and_remains_are_not_read
     assert promised_bytes(done) == before
 
 
-def test_weights_that_were_let_go_and_are_needed_again_are_named(tmp_path: Path) -> None:
-    config = tiny_config(tmp_path, *SHORT, "curriculum.keep_checkpoints=last")
+def test_removed_weights_that_are_needed_again_are_named(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, *SHORT, "curriculum.keep_checkpoints=last")
     scores = stage(run(config), 1) / "scores.parquet"
     scores.write_bytes(b"PAR1 torn")
     with pytest.raises(InputError, match=r"training\.keep is last.*remove .*0/policy/cropi_stage"):
@@ -166,8 +168,8 @@ def test_weights_that_were_let_go_and_are_needed_again_are_named(tmp_path: Path)
     assert read_scores(scores).is_scored.any()
 
 
-def test_checkpoints_that_nothing_needs_are_let_go(tmp_path: Path) -> None:
-    config = tiny_config(tmp_path, *SHORT, "curriculum.keep_checkpoints=last")
+def test_checkpoints_that_nothing_needs_are_removed(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, *SHORT, "curriculum.keep_checkpoints=last")
     done = run(config)
     assert [f.name for f in (stage(done, 0) / "policy").iterdir()] == ["cropi_stage.json"]
     kept = {f.name for f in (stage(done, 1) / "policy").iterdir()}

@@ -10,16 +10,18 @@ import pytest
 import torch
 from torch import nn
 
-from cropi.config import ClipConfig, ObjectiveConfig
+from cropi.config import ObjectiveConfig
 from cropi.gradients.collation import collate, prepare
 from cropi.gradients.objective import advantages, objective, token_weights
 from support.oracle import Method, flatten, oracle_gradient, oracle_objective
 from support.tiny_models import (
     FAST,
+    OPTIONS,
     SLOW,
     WINDOW,
     assert_equal_gradients,
     gradients,
+    method_of,
     mixed_groups,
     random_group,
     random_response,
@@ -29,30 +31,6 @@ from support.tiny_models import (
 STEP = 1e-4
 """Of the finite differences: far above the rounding of norms, which models take in float32."""
 
-OPTIONS = {
-    "default": {},
-    "sequence-ratio": {"ratio": "sequence"},
-    "reinforce": {"ratio": "none"},
-    "clipped": {"clip": ClipConfig(low=0.2, high=0.28)},
-    "clipped-sequence": {"ratio": "sequence", "clip": ClipConfig(low=0.1, high=0.1)},
-    "token-mean": {"normalisation": "token"},
-    "constant-length": {"normalisation": "constant", "constant_length": 9},
-    "centred-only": {"scale_by_std": False},
-    "self-normalised": {"self_normalised": True},
-    "self-normalised-centred": {"self_normalised": True, "scale_by_std": False},
-    "gspo-token-self": {
-        "ratio": "sequence",
-        "normalisation": "token",
-        "self_normalised": True,
-        "clip": ClipConfig(low=0.3, high=0.4),
-    },
-}
-
-
-def method_of(settings: dict) -> Method:
-    clip = settings.get("clip")
-    return Method(**{**settings, "clip": (clip.low, clip.high) if clip else None})
-
 
 @pytest.mark.parametrize("name", FAST)
 def test_fast_gradients_equal_the_oracle(name: str) -> None:
@@ -60,8 +38,8 @@ def test_fast_gradients_equal_the_oracle(name: str) -> None:
     expected = [oracle_gradient(model, group) for group in groups]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = gradients(model, groups, path="shared", batch_tokens=80)
-    assert_equal_gradients(found, expected)
+        actual = gradients(model, groups, path="shared", batch_tokens=80)
+    assert_equal_gradients(actual, expected)
 
 
 @pytest.mark.parametrize("name", SLOW)
@@ -69,16 +47,16 @@ def test_models_without_rules_take_the_slow_path_and_equal_the_oracle(name: str)
     model, groups = tiny_model(name), mixed_groups(3)
     expected = [oracle_gradient(model, group) for group in groups]
     with pytest.warns(UserWarning, match="one prompt at a time"):
-        found = gradients(model, groups, path="autograd")
-    assert_equal_gradients(found, expected)
+        actual = gradients(model, groups, path="autograd")
+    assert_equal_gradients(actual, expected)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_every_option_of_the_objective_equals_the_oracle(qwen: nn.Module, options: dict) -> None:
     groups = mixed_groups(4, seed=3)
     expected = [oracle_gradient(qwen, group, method_of(options)) for group in groups]
-    found = gradients(qwen, groups, ObjectiveConfig(**options), path="shared")
-    assert_equal_gradients(found, expected)
+    actual = gradients(qwen, groups, ObjectiveConfig(**options), path="shared")
+    assert_equal_gradients(actual, expected)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -92,9 +70,9 @@ def test_objective_values_equal_the_oracle_in_any_batch(qwen: nn.Module, options
     with torch.no_grad():
         for row, (group, response) in enumerate(flat):
             logp_RT[row, : len(response.ids)] = log_probs(double, group, response)
-        found = objective(logp_RT, responses, ObjectiveConfig(**options))
+        actual = objective(logp_RT, responses, ObjectiveConfig(**options))
         expected = [float(oracle_objective(double, g, method_of(options))) for g in groups]
-    assert found.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert actual.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 def log_probs(model, group, response) -> torch.Tensor:
@@ -109,10 +87,10 @@ def test_advantages_use_the_sample_standard_deviation() -> None:
     for response, reward in zip(group.responses, (0.0, 1.0, 1.0), strict=True):
         response.reward = reward
     responses = collate([prepare(0, group)], False, torch.device("cpu")).responses
-    found = advantages(responses, torch.ones(3, dtype=torch.float64), scale_by_std=True)
+    actual = advantages(responses, torch.ones(3, dtype=torch.float64), scale_by_std=True)
     std = math.sqrt(1 / 3)
     expected = [-2 / 3 / (std + 1e-4), 1 / 3 / (std + 1e-4), 1 / 3 / (std + 1e-4)]
-    assert found.tolist() == pytest.approx(expected, rel=1e-12)
+    assert actual.tolist() == pytest.approx(expected, rel=1e-12)
 
 
 def test_padding_has_no_weight_even_where_its_log_probs_are_wild(qwen: nn.Module) -> None:
@@ -144,8 +122,8 @@ def test_short_rows_beside_a_long_shared_row_stay_within_learned_positions() -> 
     groups = [long, random_group(rng, "short", responses=2, prompt=2, longest=3)]
     assert prepare(0, long).shared_length > model.config.n_positions
     expected = [oracle_gradient(model, group) for group in groups]
-    found = gradients(model, groups, path="shared", batch_tokens=10**6)
-    assert_equal_gradients(found, expected)
+    actual = gradients(model, groups, path="shared", batch_tokens=10**6)
+    assert_equal_gradients(actual, expected)
 
 
 def test_the_slow_path_equals_the_oracle_on_a_model_that_does_not_need_it(
@@ -155,8 +133,8 @@ def test_the_slow_path_equals_the_oracle_on_a_model_that_does_not_need_it(
 
     parameters = dict(qwen.named_parameters())
     groups = mixed_groups(3, seed=8)
-    found = [prompt_gradient(qwen, parameters, prepare(0, g), ObjectiveConfig()) for g in groups]
-    assert_equal_gradients(found, [oracle_gradient(qwen, group) for group in groups])
+    actual = [prompt_gradient(qwen, parameters, prepare(0, g), ObjectiveConfig()) for g in groups]
+    assert_equal_gradients(actual, [oracle_gradient(qwen, group) for group in groups])
 
 
 def test_finite_differences_agree_with_the_oracle(qwen: nn.Module) -> None:

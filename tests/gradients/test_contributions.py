@@ -39,17 +39,17 @@ def dense(contribution: Contribution) -> Tensor:
     """The gradients [P, rows, I], written down token by token."""
     if isinstance(contribution, VectorContribution):
         return contribution.values_PN.unsqueeze(1)
-    found = torch.zeros(PROMPTS, ROWS, WIDTH)
+    actual = torch.zeros(PROMPTS, ROWS, WIDTH)
     segments = contribution.segments
     for p, (start, stop) in enumerate(zip(segments.starts, segments.stops, strict=True)):
         for t in range(start, stop):
             if isinstance(contribution, RowsContribution):
-                found[p, contribution.ids_T[t]] += contribution.values_TI[t].float()
+                actual[p, contribution.ids_T[t]] += contribution.values_TI[t].float()
             else:
                 assert isinstance(contribution, MatrixContribution)
                 left, right = contribution.left_TO[t].float(), contribution.right_TI[t].float()
-                found[p] += torch.outer(left, right)
-    return found
+                actual[p] += torch.outer(left, right)
+    return actual
 
 
 CASES = [(k, s) for k in ("matrix", "rows", "vector") for s in (EVEN, UNEVEN)]
@@ -81,9 +81,9 @@ def test_a_projection_from_factors_is_that_of_the_dense_gradient(
     contribution = made(kind, segments)
     expected = dense(contribution)
     left, right = torch.randn(expected.shape[1], 4), torch.randn(WIDTH, 5)
-    found = contribution.project(left, right)
-    assert found.dtype == torch.float32
-    assert torch.allclose(found, left.T @ expected @ right, atol=1e-5)
+    actual = contribution.project(left, right)
+    assert actual.dtype == torch.float32
+    assert torch.allclose(actual, left.T @ expected @ right, atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "segments"), CASES)
@@ -92,8 +92,8 @@ def test_a_block_from_factors_is_that_of_the_dense_gradient(kind: str, segments:
     expected = dense(contribution)
     rows = torch.tensor([7, 0, 3]) if expected.shape[1] > 1 else torch.tensor([0])
     columns = torch.tensor([5, 1])
-    found = contribution.select(rows, columns)
-    assert torch.allclose(found, expected[:, rows][:, :, columns], atol=1e-6)
+    actual = contribution.select(rows, columns)
+    assert torch.allclose(actual, expected[:, rows][:, :, columns], atol=1e-6)
 
 
 def test_only_look_ups_leave_rows_untouched() -> None:

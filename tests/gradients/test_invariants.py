@@ -19,7 +19,7 @@ from cropi.gradients.extractor import GradientExtractor
 from cropi.schema import Response, RolloutGroup
 from support.oracle import flatten, oracle_gradient
 from support.tiny_models import (
-    Keep,
+    GradientStore,
     assert_equal_gradients,
     changed,
     gradients,
@@ -55,8 +55,8 @@ def test_dense_gradients_in_small_tiles_change_nothing(
     whole = gradients(model, groups, share_prefix=share_prefix)
     for rows in (1, 3):
         monkeypatch.setattr("cropi.gradients.layers.TILE_BYTES", {"cpu": 4 * 7 * 32 * rows})
-        found = gradients(model, groups, share_prefix=share_prefix)
-        assert_equal_gradients(found, whole, 1e-6)
+        actual = gradients(model, groups, share_prefix=share_prefix)
+        assert_equal_gradients(actual, whole, 1e-6)
 
 
 @pytest.mark.parametrize("name", ["qwen2-tied", "gemma2", "gpt-neox"])
@@ -74,30 +74,30 @@ def test_gradient_checkpointing_changes_nothing_but_recomputes(name: str) -> Non
     assert len(calls) - once > once
 
 
-def test_checkpointing_a_model_that_cannot_is_the_users_error() -> None:
+def test_checkpointing_an_unsupported_model_is_an_input_error() -> None:
     model = tiny_model("qwen2-tied")
     with pytest.raises(InputError, match="gradient_checkpointing"):
         gradients(WithoutLayers(model), mixed_groups(2), gradient_checkpointing=True)
 
 
-def test_layers_that_nobody_asks_for_cost_nothing(qwen: nn.Module) -> None:
+def test_layers_below_the_lowest_wanted_one_cost_nothing(qwen: nn.Module) -> None:
     reached = []
     for below in (qwen.model.layers[0], qwen.model.layers[1].self_attn):
         below.register_full_backward_hook(lambda *_: reached.append(1))
     groups = mixed_groups(3)
     wanted = ["model.layers.1.mlp.down_proj.weight", "model.norm.*"]
-    found = gradients(qwen, groups, path="shared", patterns=wanted)
-    assert sorted(found[0]) == ["model.layers.1.mlp.down_proj.weight", "model.norm.weight"]
+    actual = gradients(qwen, groups, path="shared", patterns=wanted)
+    assert sorted(actual[0]) == ["model.layers.1.mlp.down_proj.weight", "model.norm.weight"]
     expected = [oracle_gradient(qwen, group) for group in groups]
-    assert_equal_gradients(found, [{n: e[n] for n in found[0]} for e in expected])
+    assert_equal_gradients(actual, [{n: e[n] for n in actual[0]} for e in expected])
     extractor = GradientExtractor(qwen, patterns=wanted)
     extractor.path = "shared"
     reached.clear()
-    extractor.run(groups, [Keep(extractor, len(groups))])
+    extractor.run(groups, [GradientStore(extractor, len(groups))])
     assert not reached, "backward went below the lowest layer that was asked for"
 
 
-def test_a_pattern_that_matches_nothing_is_the_users_error(qwen: nn.Module) -> None:
+def test_a_pattern_that_matches_nothing_is_an_input_error(qwen: nn.Module) -> None:
     with pytest.raises(InputError, match=r"model\.layer\.\*.*matches none of the"):
         GradientExtractor(qwen, patterns=["model.norm.*", "model.layer.*"])
 
@@ -123,13 +123,15 @@ def test_permuting_responses_changes_nothing(qwen: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"ratio": "none"}, {"self_normalised": True}])
-def test_rewards_shifted_and_scaled_keep_the_direction(qwen: nn.Module, options: dict) -> None:
+def test_shifted_and_scaled_rewards_leave_the_direction_unchanged(
+    qwen: nn.Module, options: dict
+) -> None:
     groups = mixed_groups(5)
-    moved = [
+    affine = [
         changed(g, lambda r: dataclasses.replace(r, reward=3.0 * r.reward - 7.0)) for g in groups
     ]
     config = ObjectiveConfig(**options)
-    pairs = zip(gradients(qwen, groups, config), gradients(qwen, moved, config), strict=True)
+    pairs = zip(gradients(qwen, groups, config), gradients(qwen, affine, config), strict=True)
     for before, after in pairs:
         assert float(direction(before) @ direction(after)) > 1 - 1e-9
 
@@ -182,23 +184,23 @@ def test_dropout_in_the_config_has_no_effect(qwen: nn.Module) -> None:
     assert_equal_gradients(gradients(dropping, groups), expected)
 
 
-def test_only_a_frozen_models_free_parameters_have_gradients(qwen: nn.Module) -> None:
+def test_only_trainable_parameters_have_gradients(qwen: nn.Module) -> None:
     for name, parameter in qwen.named_parameters():
         parameter.requires_grad_("layers.1" in name and "norm" not in name)
     groups = mixed_groups(4)
-    found = gradients(qwen, groups, path="shared")
-    free = [n for n, p in qwen.named_parameters() if p.requires_grad]
-    assert list(found[0]) == free
-    assert 0 < len(free) < len(list(qwen.named_parameters()))
-    assert_equal_gradients(found, [oracle_gradient(qwen, group) for group in groups])
+    actual = gradients(qwen, groups, path="shared")
+    trainable = [n for n, p in qwen.named_parameters() if p.requires_grad]
+    assert list(actual[0]) == trainable
+    assert 0 < len(trainable) < len(list(qwen.named_parameters()))
+    assert_equal_gradients(actual, [oracle_gradient(qwen, group) for group in groups])
 
 
-def test_a_bias_or_a_weight_alone_may_be_free(qwen: nn.Module) -> None:
+def test_a_bias_or_a_weight_alone_may_be_trainable(qwen: nn.Module) -> None:
     for name, parameter in qwen.named_parameters():
         parameter.requires_grad_(name.endswith(("q_proj.bias", "k_proj.weight")))
     groups = mixed_groups(3)
-    found = gradients(qwen, groups, path="shared")
-    assert_equal_gradients(found, [oracle_gradient(qwen, group) for group in groups])
+    actual = gradients(qwen, groups, path="shared")
+    assert_equal_gradients(actual, [oracle_gradient(qwen, group) for group in groups])
 
 
 def adapted(settings: dict) -> nn.Module:
@@ -215,18 +217,18 @@ def adapted(settings: dict) -> nn.Module:
 def test_lora_gradients_are_the_adapters_and_equal_the_oracle(dropout: float) -> None:
     model = adapted({"target_modules": "all-linear", "lora_dropout": dropout})
     groups = mixed_groups(4)
-    found = gradients(model, groups, path="shared")
-    assert found[0]
-    assert all("lora_" in name for name in found[0])
-    assert_equal_gradients(found, [oracle_gradient(model, group) for group in groups])
+    actual = gradients(model, groups, path="shared")
+    assert actual[0]
+    assert all("lora_" in name for name in actual[0])
+    assert_equal_gradients(actual, [oracle_gradient(model, group) for group in groups])
 
 
 def test_lora_on_the_embeddings_falls_back_and_equals_the_oracle() -> None:
     model = adapted({"target_modules": ["q_proj", "embed_tokens"]})
     groups = mixed_groups(2)
     with pytest.warns(UserWarning, match="slow"):
-        found = gradients(model, groups, path="autograd")
-    assert_equal_gradients(found, [oracle_gradient(model, group) for group in groups])
+        actual = gradients(model, groups, path="autograd")
+    assert_equal_gradients(actual, [oracle_gradient(model, group) for group in groups])
 
 
 def test_bf16_gradients_point_where_fp32_ones_do(qwen: nn.Module) -> None:
@@ -234,16 +236,16 @@ def test_bf16_gradients_point_where_fp32_ones_do(qwen: nn.Module) -> None:
     groups = mixed_groups(6)
     # The weights are the same numbers; only the computation is coarser.
     fine = gradients(copy.deepcopy(coarse).float(), groups)
-    for path, found in (
+    for path, actual in (
         ("shared", gradients(coarse, groups, path="shared")),
         ("rows", gradients(coarse, groups, path="rows", share_prefix=False)),
     ):
-        for a, b in zip(found, fine, strict=True):
+        for a, b in zip(actual, fine, strict=True):
             assert float(direction(a) @ direction(b)) > 0.995, path
 
 
-class TwoMatmuls(nn.Linear):
-    """A layer whose weight is used a second time where no hook sees it."""
+class OverriddenLinear(nn.Linear):
+    """A layer that overrides `forward`, so that no rule covers it."""
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.weight, self.bias)
@@ -260,7 +262,7 @@ class WithoutLayers(nn.Module):
 
 
 class HiddenUse(nn.Module):
-    """Wraps attention's output projection and adds a use of its weight that no layer shows."""
+    """Wraps attention's output projection and adds a use of its weight that no hook sees."""
 
     def __init__(self, inner: nn.Linear) -> None:
         super().__init__()
@@ -280,7 +282,7 @@ def test_checking_a_bf16_model_changes_no_bit_of_it(qwen: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("name", ["qwen2-tied", "llama-untied", "gpt-neox"])
-def test_a_missed_use_is_seen_through_the_rounding_of_bf16(name: str) -> None:
+def test_a_missed_use_is_detected_despite_bf16_rounding(name: str) -> None:
     model = tiny_model(name).bfloat16()
     module = next(n for n, _ in model.named_modules() if n.endswith(("o_proj", "attention.dense")))
     model.set_submodule(module, HiddenUse(model.get_submodule(module)))
@@ -288,7 +290,7 @@ def test_a_missed_use_is_seen_through_the_rounding_of_bf16(name: str) -> None:
         gradients(model, mixed_groups(3), path="autograd")
 
 
-@pytest.mark.parametrize("kind", [HiddenUse, TwoMatmuls])
+@pytest.mark.parametrize("kind", [HiddenUse, OverriddenLinear])
 def test_a_model_whose_fast_gradient_would_be_wrong_takes_the_slow_path(
     qwen: nn.Module, kind: type
 ) -> None:
@@ -296,15 +298,15 @@ def test_a_model_whose_fast_gradient_would_be_wrong_takes_the_slow_path(
     if kind is HiddenUse:
         attention.o_proj = HiddenUse(attention.o_proj)
     else:
-        attention.o_proj.__class__ = TwoMatmuls
+        attention.o_proj.__class__ = OverriddenLinear
     groups = mixed_groups(3)
     with pytest.warns(UserWarning, match="slow"):
-        found = gradients(qwen, groups, path="autograd")
-    assert_equal_gradients(found, [oracle_gradient(qwen, group) for group in groups])
+        actual = gradients(qwen, groups, path="autograd")
+    assert_equal_gradients(actual, [oracle_gradient(qwen, group) for group in groups])
 
 
-def first_prompt_tells_nothing(kind: str) -> RolloutGroup:
-    """A group on which every path agrees: it is the shortest, and is no proof of anything."""
+def uninformative_reference(kind: str) -> RolloutGroup:
+    """The shortest group, on which every path agrees, so that it cannot show a difference."""
     rng = np.random.default_rng(5)
     group = random_group(rng, "vacuous", responses=2, prompt=1, longest=1)
     if kind == "gradient zero":
@@ -324,38 +326,36 @@ class IgnoresMask(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["gradient zero", "one token"])
-def test_a_prompt_that_proves_nothing_does_not_vouch_for_the_fast_path(
+def test_a_prompt_that_cannot_exercise_the_check_verifies_nothing(
     qwen: nn.Module, kind: str
 ) -> None:
     attention = qwen.model.layers[0].self_attn
     attention.o_proj = HiddenUse(attention.o_proj)
-    groups = [first_prompt_tells_nothing(kind), *mixed_groups(3)]
+    groups = [uninformative_reference(kind), *mixed_groups(3)]
     with pytest.warns(UserWarning, match="slow"):
         gradients(qwen, groups, path="autograd")
 
 
 @pytest.mark.parametrize("kind", ["gradient zero", "one token"])
-def test_a_model_that_ignores_block_masks_goes_in_rows(
+def test_a_model_that_ignores_block_masks_takes_one_row_per_response(
     qwen: nn.Module, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cropi.gradients.batching.supports_prefix_attention", lambda model: False)
     for layer in qwen.model.layers:
         layer.self_attn = IgnoresMask(layer.self_attn)
-    groups = [first_prompt_tells_nothing(kind), *mixed_groups(4)]
-    found = gradients(qwen, groups, path="rows")
-    assert_equal_gradients(found[1:], [oracle_gradient(qwen, group) for group in groups[1:]])
+    groups = [uninformative_reference(kind), *mixed_groups(4)]
+    actual = gradients(qwen, groups, path="rows")
+    assert_equal_gradients(actual[1:], [oracle_gradient(qwen, group) for group in groups[1:]])
 
 
 @pytest.mark.parametrize("name", ["qwen2-tied", "gemma", "gpt2"])
-def test_attention_of_ours_needs_no_mask_and_equals_block_masks(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prefix_attention_equals_block_masks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, groups = tiny_model(name), mixed_groups(6)
     extractor = GradientExtractor(model)
-    keep = Keep(extractor, len(groups))
-    extractor.run(groups, [keep])
+    store = GradientStore(extractor, len(groups))
+    extractor.run(groups, [store])
     assert extractor.planner.best_mode.prefix_attention
-    ours = [{n: g[i] for n, g in keep.gradients.items()} for i in range(len(groups))]
+    ours = [{n: g[i] for n, g in store.gradients.items()} for i in range(len(groups))]
     monkeypatch.setattr("cropi.gradients.attention.EXPLICIT_SCORES", 0)
     assert_equal_gradients(gradients(model, groups), ours, 1e-6)
     monkeypatch.setattr("cropi.gradients.batching.supports_prefix_attention", lambda model: False)
@@ -377,21 +377,21 @@ def test_nan_in_a_fast_gradient_is_a_disagreement(
 
 
 @pytest.mark.parametrize("name", ["model.layers.0.mlp.up_proj.weight", "model.norm.weight"])
-def test_nan_weights_are_the_users_error(qwen: nn.Module, name: str) -> None:
+def test_nan_weights_are_an_input_error(qwen: nn.Module, name: str) -> None:
     with torch.no_grad():
         qwen.get_parameter(name)[0] = float("nan")
     with pytest.raises(InputError, match=r"not finite.*check the checkpoint"):
         gradients(qwen, mixed_groups(2))
 
 
-def test_token_ids_of_another_models_vocabulary_are_the_users_error(qwen: nn.Module) -> None:
+def test_token_ids_of_another_models_vocabulary_are_an_input_error(qwen: nn.Module) -> None:
     groups = mixed_groups(2)
     groups[1].usable[-1].ids[0] = 64
     with pytest.raises(InputError, match="prompt p1 has token id 64, and the model has 64 token"):
         gradients(qwen, groups)
 
 
-def test_a_model_without_trainable_parameters_is_the_users_error(qwen: nn.Module) -> None:
+def test_a_model_without_trainable_parameters_is_an_input_error(qwen: nn.Module) -> None:
     qwen.requires_grad_(False)
     with pytest.raises(InputError, match="no trainable parameter"):
         GradientExtractor(qwen)
@@ -408,7 +408,7 @@ def state_of(model: nn.Module) -> tuple:
 
 
 class Failing:
-    """A consumer that gives up on its third gradient."""
+    """A consumer that raises on its third gradient."""
 
     def __init__(self) -> None:
         self.left = 3
@@ -419,7 +419,7 @@ class Failing:
     def consume(self, name: str, rows: slice | Tensor, gradient_PRI: Tensor) -> None:
         self.left -= 1
         if self.left == 0:
-            raise KeyError("the consumer's own failure")
+            raise KeyError("the consumer's failure")
 
     def finish(self) -> None:
         pass
@@ -432,19 +432,19 @@ def test_the_model_is_left_as_it_was_even_after_an_exception(qwen: nn.Module, sl
     qwen.model.norm.weight.requires_grad_(False)
     before = state_of(qwen)
     if slow:
-        qwen.model.layers[0].self_attn.o_proj.__class__ = TwoMatmuls
+        qwen.model.layers[0].self_attn.o_proj.__class__ = OverriddenLinear
     extractor = GradientExtractor(qwen)
     groups = mixed_groups(3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(KeyError, match="own failure"):
+        with pytest.raises(KeyError, match="consumer's failure"):
             extractor.run(groups, [Failing()])
         assert state_of(qwen) == before
-        keep = Keep(extractor, len(groups))
-        extractor.run(groups, [keep])
+        store = GradientStore(extractor, len(groups))
+        extractor.run(groups, [store])
     assert state_of(qwen) == before
-    found = [{n: g[i] for n, g in keep.gradients.items()} for i in range(3)]
-    assert_equal_gradients(found, [oracle_gradient(qwen, group) for group in groups])
+    actual = [{n: g[i] for n, g in store.gradients.items()} for i in range(3)]
+    assert_equal_gradients(actual, [oracle_gradient(qwen, group) for group in groups])
 
 
 def test_the_callers_groups_are_not_changed(qwen: nn.Module) -> None:
@@ -463,8 +463,8 @@ def test_a_group_whose_every_token_is_clipped_has_gradient_zero(qwen: nn.Module)
     worse, better = sorted(group.responses, key=lambda r: r.reward)
     worse.logprobs[:], better.logprobs[:] = 0.0, -100.0
     config = ObjectiveConfig(clip=ClipConfig(low=0.01, high=0.01))
-    (found,) = gradients(qwen, [group], config)
-    assert not flatten(found).any()
+    (actual,) = gradients(qwen, [group], config)
+    assert not flatten(actual).any()
 
 
 def test_a_run_of_no_prompts_does_nothing(qwen: nn.Module) -> None:
@@ -497,22 +497,22 @@ def test_equal_responses_that_were_judged_differently_cancel_exactly(
     group = random_group(rng)
     silent = RolloutGroup("q", group.prompt_ids, [same, wrong, wrong], group.sampling)
     if slow:
-        qwen.model.layers[0].self_attn.o_proj.__class__ = TwoMatmuls
+        qwen.model.layers[0].self_attn.o_proj.__class__ = OverriddenLinear
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = gradients(qwen, [group, silent])
-    assert not any(bool(g.any()) for g in found[1].values())
+        actual = gradients(qwen, [group, silent])
+    assert not any(bool(g.any()) for g in actual[1].values())
 
 
-def test_checkpointing_turns_no_dropout_on() -> None:
+def test_checkpointing_does_not_turn_dropout_on() -> None:
     model = tiny_model("opt")
     for layer in model.model.decoder.layers:
         layer.dropout = 0.5
     group = mixed_groups(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = gradients(model, group, gradient_checkpointing=True)
-    assert_equal_gradients(found, [oracle_gradient(model, group[0])])
+        actual = gradients(model, group, gradient_checkpointing=True)
+    assert_equal_gradients(actual, [oracle_gradient(model, group[0])])
 
 
 class InPlace(nn.Module):
@@ -531,5 +531,5 @@ def test_a_layer_whose_output_changes_in_place_takes_the_slow_path(qwen: nn.Modu
     attention.q_proj = InPlace(attention.q_proj)
     groups = mixed_groups(2)
     with pytest.warns(UserWarning, match="slow"):
-        found = gradients(qwen, groups, path="autograd")
-    assert_equal_gradients(found, [oracle_gradient(qwen, group) for group in groups])
+        actual = gradients(qwen, groups, path="autograd")
+    assert_equal_gradients(actual, [oracle_gradient(qwen, group) for group in groups])

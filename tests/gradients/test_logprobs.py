@@ -21,7 +21,7 @@ from cropi.schema import RolloutGroup
 from support.tiny_models import mixed_groups, random_group, random_response, tiny_model
 
 
-def obvious(model: nn.Module, group: RolloutGroup) -> list[np.ndarray]:
+def one_by_one(model: nn.Module, group: RolloutGroup) -> list[np.ndarray]:
     """One response at a time, nothing shared."""
     prompt = torch.from_numpy(group.prompt_ids.astype(np.int64))
     with torch.no_grad():
@@ -44,10 +44,10 @@ def test_batched_logprobs_equal_those_of_one_response_at_a_time(name: str, path:
     model = tiny_model(name)
     groups = mixed_groups(9)
     reader = LogprobReader(model, batch_tokens=90)
-    found = read_logprobs(reader, groups)
+    actual = read_logprobs(reader, groups)
     assert reader.path == path
-    for group, own in zip(groups, found, strict=True):
-        for a, b in zip(own, obvious(model, group), strict=True):
+    for group, logprobs in zip(groups, actual, strict=True):
+        for a, b in zip(logprobs, one_by_one(model, group), strict=True):
             np.testing.assert_allclose(a, b, atol=2e-5)
 
 
@@ -56,21 +56,21 @@ def test_batched_logprobs_equal_those_of_one_response_at_a_time(name: str, path:
 def test_logprobs_do_not_depend_on_batching(batch_tokens: int, share_prefix: bool) -> None:
     model, groups = tiny_model("qwen2-tied"), mixed_groups(8)
     expected = read_logprobs(LogprobReader(model), groups)
-    found = read_logprobs(LogprobReader(model, batch_tokens, share_prefix), groups)
-    for a, b in zip(expected, found, strict=True):
+    actual = read_logprobs(LogprobReader(model, batch_tokens, share_prefix), groups)
+    for a, b in zip(expected, actual, strict=True):
         for x, y in zip(a, b, strict=True):
             np.testing.assert_allclose(x, y, atol=2e-5)
 
 
-def test_equal_and_unusable_responses_keep_their_places() -> None:
+def test_log_probs_are_aligned_with_usable_responses() -> None:
     model = tiny_model("qwen2-tied")
     group = random_group(np.random.default_rng(3), responses=4)
     first, *others = group.responses
     failed = dataclasses.replace(first, reward=float("nan"), reward_status="error")
     group.responses = [first, failed, *others, dataclasses.replace(first, reward=0.5)]
-    (found,) = read_logprobs(LogprobReader(model), [group])
-    assert len(found) == 5
-    for a, b in zip(found, obvious(model, group), strict=True):
+    (actual,) = read_logprobs(LogprobReader(model), [group])
+    assert len(actual) == 5
+    for a, b in zip(actual, one_by_one(model, group), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
@@ -79,13 +79,13 @@ def test_an_uninformative_prompt_is_read_too() -> None:
     group = random_group(np.random.default_rng(3), responses=2)
     group.responses = [dataclasses.replace(r, reward=1.0) for r in group.responses]
     assert not group.informative
-    (found,) = read_logprobs(LogprobReader(model), [group])
-    np.testing.assert_allclose(found[1], obvious(model, group)[1], atol=2e-5)
+    (actual,) = read_logprobs(LogprobReader(model), [group])
+    np.testing.assert_allclose(actual[1], one_by_one(model, group)[1], atol=2e-5)
 
 
-def test_a_model_that_batches_wrongly_is_read_one_response_at_a_time() -> None:
+def test_a_model_whose_batched_log_probs_would_be_wrong_is_read_one_response_at_a_time() -> None:
     class Offset(nn.Module):
-        """A head that answers differently when narrowed."""
+        """A head whose output depends on how many positions it sees."""
 
         def __init__(self, head: nn.Linear) -> None:
             super().__init__()
@@ -103,23 +103,23 @@ def test_a_model_that_batches_wrongly_is_read_one_response_at_a_time() -> None:
     model.lm_head = Offset(model.lm_head)
     reader = LogprobReader(model)
     with pytest.warns(UserWarning, match="one response at a time"):
-        found = read_logprobs(reader, groups)
+        actual = read_logprobs(reader, groups)
     assert reader.path == "plain"
-    for group, own in zip(groups, found, strict=True):
-        for a, b in zip(own, obvious(model, group), strict=True):
+    for group, logprobs in zip(groups, actual, strict=True):
+        for a, b in zip(logprobs, one_by_one(model, group), strict=True):
             np.testing.assert_allclose(a, b, atol=2e-5)
 
 
-def test_the_objective_read_is_the_one_the_gradients_come_from() -> None:
+def test_read_objectives_are_those_that_the_gradients_differentiate() -> None:
     model, groups = tiny_model("qwen2-tied"), mixed_groups(5)
     config = ObjectiveConfig(normalisation="token")
-    found = read_objectives(LogprobReader(model, 60), groups, config)
+    actual = read_objectives(LogprobReader(model, 60), groups, config)
     for n, group in enumerate(groups):
         batch = collate([prepare(0, group)], False, torch.device("cpu"))
-        own = [torch.from_numpy(values).double() for values in obvious(model, group)]
-        padded = nn.utils.rnn.pad_sequence(own, batch_first=True)
+        logprobs = [torch.from_numpy(values).double() for values in one_by_one(model, group)]
+        padded = nn.utils.rnn.pad_sequence(logprobs, batch_first=True)
         expected = objective(padded, batch.responses, config)
-        assert found[n] == pytest.approx(float(expected), abs=1e-5)
+        assert actual[n] == pytest.approx(float(expected), abs=1e-5)
 
 
 def test_rollouts_of_another_vocabulary_are_refused() -> None:
@@ -129,7 +129,7 @@ def test_rollouts_of_another_vocabulary_are_refused() -> None:
         read_logprobs(LogprobReader(tiny_model("qwen2-tied")), [group])
 
 
-def test_reading_leaves_no_trace_on_the_model() -> None:
+def test_reading_leaves_the_model_unchanged() -> None:
     model = tiny_model("qwen2-tied").train()
     before = {name: p.clone() for name, p in model.named_parameters()}
     with warnings.catch_warnings():
@@ -141,7 +141,7 @@ def test_reading_leaves_no_trace_on_the_model() -> None:
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
-def test_normalisers_are_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_normalisers_do_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = collate([prepare(0, mixed_groups(1)[0])], True, torch.device("cpu"))
     logits = torch.randn(len(batch.predictors_S), 64)
     expected = torch.logsumexp(logits / batch.temperature_S[:, None], 1)

@@ -1,4 +1,4 @@
-"""A policy loads whole and neutral, knows who it is, or says in one sentence what is wrong."""
+"""A policy loads whole, neutral and with its identity, or one sentence says what is wrong."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cropi.schema import Sampling
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint whose generation config wants something else than ours."""
+    """A tiny checkpoint whose generation config differs from cropi's."""
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(
@@ -69,7 +69,7 @@ def first_tokens(policy: Policy) -> set[int]:
     return {int(completion.ids[0]) for completion in groups[0]}
 
 
-def test_a_policy_is_in_eval_mode_and_knows_its_context_and_eos_ids(tiny: Path) -> None:
+def test_a_policy_is_in_eval_mode_and_has_its_context_and_eos_ids(tiny: Path) -> None:
     policy = load_policy(tiny)
     assert not policy.model.training
     assert policy.context == 48
@@ -151,10 +151,10 @@ def test_an_adapter_loads_around_its_base_with_only_the_adapter_trainable(
 
 
 def spoil(name: str, folder: Path) -> None:
-    """Break a checkpoint in the way called `name`."""
+    """Break a checkpoint; `name` says how."""
     weights, config = folder / "model.safetensors", folder / "config.json"
     layer = "model.layers.1.mlp.up_proj.weight"
-    ways: dict[str, Callable[[], object]] = {
+    edits: dict[str, Callable[[], object]] = {
         "no config": config.unlink,
         "no weights": weights.unlink,
         "no tokenizer": (folder / "tokenizer.json").unlink,
@@ -169,7 +169,7 @@ def spoil(name: str, folder: Path) -> None:
         "NaN": lambda: edit_weights(folder, lambda w: w[layer][3].fill_(float("nan"))),
         "infinite": lambda: edit_weights(folder, lambda w: w[layer][3].fill_(float("-inf"))),
     }
-    ways[name]()
+    edits[name]()
 
 
 def shrink_vocabulary(folder: Path) -> None:
@@ -181,16 +181,16 @@ def shrink_vocabulary(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("no config", r"is no model: it lacks config\.json"),
-        ("no weights", r"is no model: it lacks weights \(model\.safetensors\)"),
-        ("no tokenizer", r"is no model: it lacks a tokenizer \(tokenizer\.json\)"),
+        ("no config", r"is not a model: it lacks config\.json"),
+        ("no weights", r"is not a model: it lacks weights \(model\.safetensors\)"),
+        ("no tokenizer", r"is not a model: it lacks a tokenizer \(tokenizer\.json\)"),
         ("corrupt config", "the config cannot be loaded .*not a valid JSON"),
         ("corrupt tokenizer", "the tokenizer cannot be loaded"),
         ("truncated weights", "the weights cannot be loaded"),
         ("unknown architecture", "the config cannot be loaded .*martian"),
         ("no language model", "the weights cannot be loaded .*ViTConfig"),
         ("other sizes", r"weight model\.layers\.0\.mlp\.down_proj\.weight has shape \(32, 64\)"),
-        ("too few embeddings", "20 token embeddings and its tokenizer makes ids up to 47"),
+        ("too few embeddings", "20 token embeddings but its tokenizer has ids up to 47"),
         ("missing weight", r"lacks 1 of its weights, first model\.layers\.1\.mlp\.up_proj"),
         ("NaN", r"NaN or infinite weights, first in model\.layers\.1\.mlp\.up_proj\.weight"),
         ("infinite", r"NaN or infinite weights, first in model\.layers\.1\.mlp\.up_proj\.weight"),
@@ -205,7 +205,7 @@ def test_a_broken_checkpoint_is_one_sentence(copy: Path, name: str, message: str
 
 
 @pytest.mark.parametrize("path", ["/nowhere/at/all", "./nowhere", "runs/mine/stage-1", ""])
-def test_a_path_that_is_none_is_never_sought_on_the_hub(path: str) -> None:
+def test_a_path_that_does_not_exist_is_never_looked_up_on_the_hub(path: str) -> None:
     with pytest.raises(InputError, match=r"neither a directory nor reachable"):
         load_policy(path)
 
@@ -219,10 +219,10 @@ def test_an_unreachable_hub_id_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         load_policy("someone/some-model")
 
 
-def test_files_that_are_no_gguf_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_not_gguf_are_refused(tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("hello")
-    with pytest.raises(InputError, match=r"is a file but no \.gguf"):
+    with pytest.raises(InputError, match=r"is a file but not a \.gguf"):
         load_policy(text)
     for content, message in ((b"junk", "not a GGUF file"), (b"GGUF\x03\0\0\0abc", "cannot be")):
         (tmp_path / "x.gguf").write_bytes(content)

@@ -1,4 +1,4 @@
-"""The rollout store keeps everything, reads other tools' files, and refuses what would poison."""
+"""Rollout files keep everything, other tools' files are read, and bad rows are refused by name."""
 
 from __future__ import annotations
 
@@ -268,7 +268,7 @@ BAD = {
     "null temperature": ({"temperature": [1.0, None, 1.0]}, "row 1, column temperature: is null"),
     "status": (
         {"reward_status": ["ok", "wrong", "ok"]},
-        "row 1, column reward_status: wrong is none",
+        "row 1, column reward_status: wrong is not one of ok, timeout, error",
     ),
     "NaN reward": ({"reward": [1.0, NAN, 0.0], **OK}, "row 1, column reward: is NaN"),
     "null reward": ({"reward": [1.0, None, 0.0], **OK}, "row 1, column reward: is NaN"),
@@ -277,7 +277,7 @@ BAD = {
         {"response_ids": [[4.5], [5.0, 6.0], [7.0]]},
         "column response_ids: .*cannot be read",
     ),
-    "doubled": ({"response_index": [0, 0, 0]}, "row 2, column response_index: 0 stands twice"),
+    "doubled": ({"response_index": [0, 0, 0]}, "row 2, column response_index: 0 appears twice"),
     "temperature": (
         {"temperature": [1.0, 0.0, 1.0]},
         "row 1, column temperature: 0.0 is not above 0",
@@ -327,7 +327,7 @@ def test_a_missing_required_column_is_named(tmp_path: Path, column: str) -> None
         read_rollouts(path)
 
 
-def test_an_empty_table_and_a_file_that_is_none_are_refused(tmp_path: Path) -> None:
+def test_an_empty_table_and_files_that_are_not_parquet_are_refused(tmp_path: Path) -> None:
     empty = tmp_path / "empty.parquet"
     pq.write_table(rollout_table(groups()).slice(0, 0), empty)
     with pytest.raises(InputError, match="has no rows"):
@@ -340,7 +340,7 @@ def test_an_empty_table_and_a_file_that_is_none_are_refused(tmp_path: Path) -> N
         read_rollouts(tmp_path / "nowhere.parquet")
 
 
-def test_the_store_loads_neither_torch_nor_transformers() -> None:
+def test_reading_rollouts_loads_neither_torch_nor_transformers() -> None:
     code = (
         "import sys, cropi.rollouts; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     )

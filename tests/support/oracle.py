@@ -35,23 +35,23 @@ def oracle_gradient(
     double = copy.deepcopy(model).double().eval()
     parameters = {n: p for n, p in double.named_parameters() if p.requires_grad}
     total = oracle_objective(double, group, method or Method())
-    found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
     return {
         name: torch.zeros_like(parameter) if gradient is None else gradient
-        for (name, parameter), gradient in zip(parameters.items(), found, strict=True)
+        for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True)
     }
 
 
 def oracle_objective(model: nn.Module, group: RolloutGroup, method: Method) -> Tensor:
     """J of one prompt, with graph."""
-    usable = [r for r in group.responses if r.reward_status == "ok" and len(r.ids) > 0]
+    usable = [r for r in group.responses if r.reward_status == "ok" and policy_tokens(r)]
     logps = [token_logprobs(model, group, response) for response in usable]
     advantages = oracle_advantages(usable, logps, method)
     sums = []
     for response, logp, advantage in zip(usable, logps, advantages, strict=True):
         terms = token_terms(response, logp, advantage, method)
         sums.append(sum(terms[1:], start=terms[0]))
-    lengths = [len(response.ids) for response in usable]
+    lengths = [len(policy_tokens(response)) for response in usable]
     if method.normalisation == "token":
         return sum(sums[1:], start=sums[0]) / sum(lengths)
     if method.normalisation == "constant":
@@ -60,16 +60,27 @@ def oracle_objective(model: nn.Module, group: RolloutGroup, method: Method) -> T
     return sum(means[1:], start=means[0]) / len(means)
 
 
+def policy_tokens(response: Response) -> list[int]:
+    """Places of the tokens that are the policy's: all of them without a loss mask."""
+    mask = response.loss_mask
+    return [t for t in range(len(response.ids)) if mask is None or int(mask[t]) != 0]
+
+
 def token_logprobs(model: nn.Module, group: RolloutGroup, response: Response) -> list[Tensor]:
-    """Log pi(y_t | s, y_<t) of each token at the rollouts' temperature, a list of scalars."""
+    """Log pi(y_t | s, y_<t) of each policy token at the rollouts' temperature, as scalars."""
     prompt, ids = group.prompt_ids.tolist(), response.ids.tolist()
     sequence = torch.tensor([prompt + ids])
     logits = model(input_ids=sequence, use_cache=False).logits[0]
-    found = []
-    for t, token in enumerate(ids):
+    logps = []
+    for t in policy_tokens(response):
         scaled = logits[len(prompt) + t - 1] / group.sampling.temperature
-        found.append(scaled[token] - torch.logsumexp(scaled, 0))
-    return found
+        logps.append(scaled[ids[t]] - torch.logsumexp(scaled, 0))
+    return logps
+
+
+def behaviour_logprobs(response: Response) -> list[float]:
+    """The sampler's log-probs of the policy's tokens."""
+    return [float(response.logprobs[t]) for t in policy_tokens(response)]
 
 
 def oracle_advantages(
@@ -95,22 +106,22 @@ def oracle_advantages(
 def sequence_ratio(response: Response, logp: list[Tensor]) -> Tensor:
     """GSPO's ratio: exp of the mean log-ratio over the response."""
     total = torch.zeros((), dtype=torch.float64)
-    for own, behaviour in zip(logp, response.logprobs.tolist(), strict=True):
-        total = total + (own - behaviour)
+    for current, behaviour in zip(logp, behaviour_logprobs(response), strict=True):
+        total = total + (current - behaviour)
     return torch.exp(total / len(logp))
 
 
 def token_terms(
     response: Response, logp: list[Tensor], advantage: float, method: Method
 ) -> list[Tensor]:
-    """rho_t A of each token, clipped where asked; log pi A without ratio."""
+    """rho_t A of each policy token, clipped if asked for; log pi A without ratio."""
     whole = sequence_ratio(response, logp)
     terms = []
-    for own, behaviour in zip(logp, response.logprobs.tolist(), strict=True):
+    for current, behaviour in zip(logp, behaviour_logprobs(response), strict=True):
         if method.ratio == "none":
-            terms.append(own * advantage)
+            terms.append(current * advantage)
             continue
-        ratio = whole if method.ratio == "sequence" else torch.exp(own - behaviour)
+        ratio = whole if method.ratio == "sequence" else torch.exp(current - behaviour)
         terms.append(clipped(ratio, advantage, method))
     return terms
 

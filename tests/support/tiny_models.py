@@ -1,4 +1,4 @@
-"""Tiny random models of many architectures, random rollout groups, and a consumer that keeps all.
+"""Tiny random models of many architectures, random rollout groups, and a consumer that stores all.
 
 Norms and biases are random too: at their initial ones and zeros a wrong rule could look right.
 """
@@ -12,10 +12,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from cropi.config import ObjectiveConfig
+from cropi.config import ClipConfig, ObjectiveConfig
 from cropi.gradients.contributions import matrix_shape
 from cropi.gradients.extractor import GradientExtractor
 from cropi.schema import Response, RolloutGroup, Sampling
+from support.oracle import Method
 
 VOCABULARY = 64
 WINDOW = 8
@@ -64,6 +65,31 @@ SLOW: dict[str, tuple[str, dict]] = {
     "bloom": ("Bloom", {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
 }
 
+OPTIONS = {
+    "default": {},
+    "sequence-ratio": {"ratio": "sequence"},
+    "reinforce": {"ratio": "none"},
+    "clipped": {"clip": ClipConfig(low=0.2, high=0.28)},
+    "clipped-sequence": {"ratio": "sequence", "clip": ClipConfig(low=0.1, high=0.1)},
+    "token-mean": {"normalisation": "token"},
+    "constant-length": {"normalisation": "constant", "constant_length": 9},
+    "centred-only": {"scale_by_std": False},
+    "self-normalised": {"self_normalised": True},
+    "self-normalised-centred": {"self_normalised": True, "scale_by_std": False},
+    "gspo-token-self": {
+        "ratio": "sequence",
+        "normalisation": "token",
+        "self_normalised": True,
+        "clip": ClipConfig(low=0.3, high=0.4),
+    },
+}
+
+
+def method_of(settings: dict) -> Method:
+    """The oracle's options for the objective's settings."""
+    clip = settings.get("clip")
+    return Method(**{**settings, "clip": (clip.low, clip.high) if clip else None})
+
 
 def tiny_model(name: str, seed: int = 0) -> nn.Module:
     """A random fp32 model in eval mode, every vector parameter random as well."""
@@ -94,11 +120,11 @@ def random_group(
     longest: int = 6,
     temperature: float = 1.0,
 ) -> RolloutGroup:
-    """An informative group with graded rewards; pad and eos ids may stand anywhere."""
+    """An informative group with graded rewards; pad and eos ids may appear anywhere."""
     rewards = rng.permutation(np.linspace(0.0, 1.0, responses)) ** 2
-    found = [random_response(rng, int(rng.integers(1, longest + 1)), float(r)) for r in rewards]
+    sampled = [random_response(rng, int(rng.integers(1, longest + 1)), float(r)) for r in rewards]
     ids = rng.integers(0, VOCABULARY, prompt).astype(np.int32)
-    return RolloutGroup(name, ids, found, Sampling(temperature=temperature))
+    return RolloutGroup(name, ids, sampled, Sampling(temperature=temperature))
 
 
 def mixed_groups(count: int, seed: int = 0, longest: int = 6) -> list[RolloutGroup]:
@@ -117,8 +143,8 @@ def mixed_groups(count: int, seed: int = 0, longest: int = 6) -> list[RolloutGro
     ]
 
 
-class Keep:
-    """A consumer that keeps every gradient, and insists that each row comes at most once."""
+class GradientStore:
+    """A consumer that stores every gradient, and asserts that each row comes at most once."""
 
     def __init__(self, extractor: GradientExtractor, prompts: int) -> None:
         self.gradients = {
@@ -133,12 +159,12 @@ class Keep:
         assert gradient_PRI.dtype == torch.float32
         places = rows.tolist() if isinstance(rows, Tensor) else range(rows.start, rows.stop)
         for p, index in enumerate(self.index_P.tolist()):
-            came = {(name, index, place) for place in places}
-            assert len(came) == gradient_PRI.shape[1]
-            assert not came & self.seen, "a gradient came twice"
-            self.seen |= came
-            kept = self.gradients[name][index]
-            kept.view(matrix_shape(kept.shape))[rows] = gradient_PRI[p]
+            arrived = {(name, index, place) for place in places}
+            assert len(arrived) == gradient_PRI.shape[1]
+            assert not arrived & self.seen, "a gradient came twice"
+            self.seen |= arrived
+            gradient = self.gradients[name][index]
+            gradient.view(matrix_shape(gradient.shape))[rows] = gradient_PRI[p]
 
     def finish(self) -> None:
         del self.index_P
@@ -153,22 +179,22 @@ def gradients(
 ) -> list[dict[str, Tensor]]:
     """The gradient of each group by parameter name; `path` asserts the path taken."""
     extractor = GradientExtractor(model, objective or ObjectiveConfig(), **settings)
-    keep = Keep(extractor, len(groups))
-    report = extractor.run(groups, [keep])
+    store = GradientStore(extractor, len(groups))
+    report = extractor.run(groups, [store])
     assert path is None or report.path == path, report.path
-    return [{n: g[i] for n, g in keep.gradients.items()} for i in range(len(groups))]
+    return [{n: g[i] for n, g in store.gradients.items()} for i in range(len(groups))]
 
 
 def assert_equal_gradients(
-    found: Sequence[dict[str, Tensor]],
+    actual: Sequence[dict[str, Tensor]],
     expected: Sequence[dict[str, Tensor]],
     tolerance: float = 1e-5,
 ) -> None:
     """Every parameter's gradient is within `tolerance` of the prompt's whole gradient's norm.
 
-    Where the expected gradient is exactly zero (all of it clipped), so is the one found.
+    Where the expected gradient is exactly zero (all of it clipped), so is the one actual.
     """
-    for prompt, (a, b) in enumerate(zip(found, expected, strict=True)):
+    for prompt, (a, b) in enumerate(zip(actual, expected, strict=True)):
         assert a.keys() == b.keys()
         whole = torch.cat([g.double().flatten() for g in b.values()]).norm()
         for name in a:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from cropi.config import RunConfig, load_config
+from support.fakes import ENGINE, TRAINER
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -35,6 +36,13 @@ TINY: dict[str, Any] = {
     "evaluation": {"every": 2},
 }
 
+FAKE = (
+    f"training.engine={TRAINER}",
+    f"rollouts.engine={ENGINE}",
+    "rollouts.responses=4",
+    "prompts.pool=[{pocket: [sort, shift], split: pool, size: 12}]",
+)
+
 
 def write_config(folder: Path, name: str = "tiny.yaml") -> Path:
     """Write the tiny config; its runs go to `folder`/runs."""
@@ -52,3 +60,8 @@ def promised_bytes(run: Path) -> dict[str, str]:
     files = [f for f in sorted(run.rglob("*")) if f.is_file()]
     kept = [f for f in files if f.name not in ("timings.jsonl", "report.html")]
     return {f.relative_to(run).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in kept}
+
+
+def fake_config(folder: Path, *overrides: str) -> RunConfig:
+    """A tiny run that neither samples nor trains: see `support.fakes`."""
+    return tiny_config(folder, *FAKE, *overrides)

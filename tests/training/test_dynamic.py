@@ -108,14 +108,14 @@ def test_groups_without_a_gradient_are_sampled_and_paid_for_but_never_trained(
     assert outcome.uninformative_trained == 0
     trained = {i for batch in seen.handed for i in batch["prompt_id"]}
     assert trained <= {p.prompt_id for p in plan.prompts if p.answer != "none"}
-    assert outcome.visited == len(seen.prompts) > STEPS * SIZE
-    assert sum(row["candidates"] for row in outcome.log) == outcome.visited
+    assert outcome.prompts_sampled == len(seen.prompts) > STEPS * SIZE
+    assert sum(row["candidates"] for row in outcome.log) == outcome.prompts_sampled
     assert outcome.generated_tokens == sum(map(len, seen.responses))
     assert outcome.prefill_tokens == sum(map(len, seen.prompts))
     assert outcome.trained_tokens == seen.trained_tokens
     # Judged once: what TRL is told was found before.
-    assert _judged(judge) - judged_before == outcome.visited * RESPONSES
-    assert sum(outcome.statuses.values()) == outcome.visited * RESPONSES
+    assert _judged(judge) - judged_before == outcome.prompts_sampled * RESPONSES
+    assert sum(outcome.statuses.values()) == outcome.prompts_sampled * RESPONSES
 
 
 def _judged(judge: Judge) -> int:
@@ -180,10 +180,10 @@ def test_the_next_stage_goes_on_with_the_candidates_and_draws_as_one_stage_would
 ) -> None:
     one = train(make_dynamic(STEPS + 1), judge, tmp_path / "whole")
     first = train(plan, judge, tmp_path / "first")
-    rest, start = plan.prompts[first.visited :], str(tmp_path / "first")
+    rest, start = plan.prompts[first.prompts_sampled :], str(tmp_path / "first")
     later = replace(make_dynamic(1), start=start, first_step=STEPS, prompts=rest)
     second = train(later, judge, tmp_path / "second")
-    assert one.visited == first.visited + second.visited
+    assert one.prompts_sampled == first.prompts_sampled + second.prompts_sampled
     assert one.generated_tokens == first.generated_tokens + second.generated_tokens
     assert one.log[-1]["candidates"] == second.log[-1]["candidates"]
     # TRL shuffles a step's responses by a random state that a new stage shifts: sums round anew.
@@ -197,7 +197,7 @@ def test_a_pool_that_teaches_nothing_is_given_up_after_the_rounds(
     prompts = hopeless(list(plan.prompts))
     assert len(prompts) > STEPS * SIZE * MAX_SAMPLING_ROUNDS
     outcome = train(replace(plan, prompts=prompts), judge, tmp_path / "out")
-    assert outcome.visited == STEPS * SIZE * MAX_SAMPLING_ROUNDS
+    assert outcome.prompts_sampled == STEPS * SIZE * MAX_SAMPLING_ROUNDS
     assert outcome.uninformative_trained == STEPS * SIZE
     assert [row["zero_std_share"] for row in outcome.log] == [1.0] * STEPS
 
@@ -209,7 +209,7 @@ def test_a_step_leaves_enough_candidates_for_those_after_it(
     prompts = hopeless(list(plan.prompts[: STEPS * SIZE + spare]))
     outcome = train(replace(plan, prompts=prompts), judge, tmp_path / "out")
     assert [row["candidates"] for row in outcome.log] == [SIZE + spare, SIZE]
-    assert (outcome.visited, outcome.uninformative_trained) == (len(prompts), STEPS * SIZE)
+    assert (outcome.prompts_sampled, outcome.uninformative_trained) == (len(prompts), STEPS * SIZE)
 
 
 def test_fillers_are_the_groups_dropped_last(

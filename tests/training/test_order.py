@@ -17,8 +17,8 @@ def test_no_prompt_is_visited_twice_before_all_are_once(
     ids = [str(i) for i in range(count)]
     whole = stage_order(ids, offset + visits, seed)
     assert whole[offset:] == stage_order(ids, visits, seed, offset)
-    found = Counter(whole)
-    assert max(found.values()) - min(found[i] for i in ids) <= 1
+    visits_of = Counter(whole)
+    assert max(visits_of.values()) - min(visits_of[i] for i in ids) <= 1
 
 
 def test_epochs_differ_in_order() -> None:

@@ -1,4 +1,4 @@
-"""What TRL was given is what it is paid for, and what could not be judged moves nobody."""
+"""A completion gets the reward of its own prompt; one that could not be judged has no effect."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from cropi.schema import Prompt
-from cropi.training.rewards import JudgedRewards, completion_text, neutralised
+from cropi.training.rewards import JudgedRewards, completion_text, fill_unjudged_with_group_mean
 from cropi.verifiers.verdict import Verdict
 
 PROMPTS = {i: Prompt(i, i.upper(), "s", prompt=i) for i in "ab"}
@@ -31,14 +31,14 @@ class ScriptedJudge:
 
 def rewarded(ids: list[str], texts: list[str]) -> tuple[JudgedRewards, list[float]]:
     rewards = JudgedRewards(ScriptedJudge(), PROMPTS, 2)  # type: ignore[arg-type]
-    found = rewards(ids, texts, [[1]] * len(texts), prompt_id=ids, other=["x"] * len(texts))
-    return rewards, found
+    values = rewards(ids, texts, [[1]] * len(texts), prompt_id=ids, other=["x"] * len(texts))
+    return rewards, values
 
 
 def test_each_completion_is_judged_by_its_own_prompt() -> None:
-    rewards, found = rewarded(["b", "b", "a", "a"], ["A", "B", "A", "x"])
-    assert found == [0.0, 1.0, 1.0, 0.0]
-    assert rewards.visited == ["b", "a"]
+    rewards, values = rewarded(["b", "b", "a", "a"], ["A", "B", "A", "x"])
+    assert values == [0.0, 1.0, 1.0, 0.0]
+    assert rewards.trained == ["b", "a"]
     assert (rewards.generated_tokens, rewards.trained_tokens) == (4, 4)
 
 
@@ -47,15 +47,15 @@ def test_a_group_of_two_prompts_is_a_broken_trainer() -> None:
         rewarded(["a", "b"], ["A", "B"])
 
 
-def test_an_unjudged_completion_has_no_advantage_and_moves_no_mean() -> None:
-    rewards, found = rewarded(["a", "a", "b", "b"], ["?", "A", "?", "?"])
-    assert found == [1.0, 1.0, 0.0, 0.0]
+def test_an_unjudged_completion_has_no_advantage_and_does_not_change_the_mean() -> None:
+    rewards, values = rewarded(["a", "a", "b", "b"], ["?", "A", "?", "?"])
+    assert values == [1.0, 1.0, 0.0, 0.0]
     assert rewards.statuses == {"timeout": 3, "ok": 1}
 
 
 @pytest.mark.parametrize("reward", [0.0, 0.25, -1.0])
-def test_neutral_rewards_equal_the_mean_of_the_rest(reward: float) -> None:
-    group = neutralised([reward, 1.0, math.nan, math.nan], 4)
+def test_filled_rewards_equal_the_mean_of_the_rest(reward: float) -> None:
+    group = fill_unjudged_with_group_mean([reward, 1.0, math.nan, math.nan], 4)
     assert group[2] == group[3] == (reward + 1.0) / 2
     assert sum(group) / 4 == pytest.approx((reward + 1.0) / 2)
 

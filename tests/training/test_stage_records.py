@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cropi.curriculum.loop import run
+from cropi.rollouts import read_rollouts
 from cropi.schema import derive_seed
 from cropi.store.files import read_jsonl
 from cropi.store.run_directory import Row, Stage
@@ -73,6 +74,21 @@ def test_only_dynamic_sampling_drops_groups(finished: Path, plans: list[StagePla
         assert row["candidates"] >= 4
     assert all("candidates" not in row for row in rows(finished, "train", "full"))
     assert [row["uninformative_trained"] for row in rows(finished, "stage", "dapo")] == [0, 0]
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_the_rollouts_of_training_are_stored_with_their_stage(
+    finished: Path, plans: list[StagePlan], arm: str
+) -> None:
+    for index in range(2):
+        plan, of_arm = plans[2 * ARMS.index(arm) + index], stage(finished, arm, index)
+        groups = read_rollouts(of_arm.rollouts("training"))
+        sampled = of_arm.recorded()["visited"]
+        in_order = [p.prompt_id for p in plan.prompts[:sampled]]
+        assert [g.prompt_id for g in groups] == list(dict.fromkeys(in_order))
+        assert sum(len(g.responses) for g in groups) == sampled * plan.training.generations
+        first, after = plan.first_step, plan.first_step + plan.steps
+        assert {g.policy.step for g in groups} <= set(range(first, after))
 
 
 @pytest.mark.parametrize("arm", ARMS)

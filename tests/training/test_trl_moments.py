@@ -15,7 +15,7 @@ from cropi.training import StageOutcome, StagePlan, find_trainer, trl_stage
 from cropi.verifiers import Judge
 
 
-def test_a_stage_of_trl_leaves_moments_that_are_found_by_name(
+def test_a_stage_of_trl_leaves_second_moments_by_name(
     make_plan: Callable[..., StagePlan],
     judge: Judge,
     tmp_path: Path,
@@ -31,8 +31,8 @@ def test_a_stage_of_trl_leaves_moments_that_are_found_by_name(
     plan, outcome = make_plan("pocket", 2, weight_decay=0.1), StageOutcome()
     find_trainer(plan.training.engine).train(plan, judge, tmp_path, outcome=outcome)
     model = load_policy(str(tmp_path), dtype="float32", device="cpu").model
-    found = second_moments(tmp_path, model)
-    assert set(found) == set(live) == {n for n, _ in model.named_parameters()}
-    assert all(torch.equal(found[name], moment) for name, moment in live.items())
-    assert found.step == 2
-    assert Preconditioner(found).scale(next(iter(found))).isfinite().all()
+    moments = second_moments(tmp_path, model)
+    assert set(moments) == set(live) == {n for n, _ in model.named_parameters()}
+    assert all(torch.equal(moments[name], moment) for name, moment in live.items())
+    assert moments.step == 2
+    assert Preconditioner(moments).scale(next(iter(moments))).isfinite().all()

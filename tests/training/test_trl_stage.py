@@ -1,4 +1,4 @@
-"""A stage of TRL trains what it was given, and the next one goes on exactly where it stopped."""
+"""A stage of TRL trains what it was given, and the next one continues exactly where it ended."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from cropi.config import TrainingConfig
 from cropi.errors import InputError
 from cropi.schema import Prompt
 from cropi.training import StageOutcome, StagePlan, find_trainer
+from cropi.training.libraries import reraise_disk_errors
 from cropi.training.rewards import JudgedRewards
-from cropi.training.saving import reraise_disk_errors
 from cropi.training.trl_stage import check_settings
 from cropi.verifiers import Judge
 
@@ -75,15 +75,15 @@ def test_steps_are_counted_over_all_stages(
     assert [row["step"] for row in stages["second"][1].log] == [3, 4]
 
 
-def test_tokens_count_prompts_once_a_group_sampled_and_once_a_generation_trained(
+def test_tokens_count_prompts_once_per_group_sampled_and_once_per_response_trained(
     stages: dict[str, tuple[Path, StageOutcome]], prompts: list[Prompt]
 ) -> None:
     outcome = stages["whole"][1]
-    prefill = sum(len(p.content) for p in prompts)  # a character a token
+    prefill = sum(len(p.content) for p in prompts)  # one token per character
     assert outcome.generated_tokens > 0
     assert outcome.prefill_tokens == prefill
     assert outcome.trained_tokens == outcome.generated_tokens + prefill * 4
-    assert (outcome.visited, outcome.uninformative_trained) == (len(prompts), 0)
+    assert (outcome.prompts_sampled, outcome.uninformative_trained) == (len(prompts), 0)
     assert sum(outcome.statuses.values()) == len(prompts) * 4
 
 
@@ -126,17 +126,17 @@ def test_smaller_device_batches_are_the_same_steps(
     assert adam_steps(tmp_path / "out") == {2.0}
 
 
-def test_a_trainer_that_reorders_prompts_is_found_out(
+def test_a_trainer_that_reorders_prompts_is_detected(
     make_plan: MakePlan, judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = JudgedRewards._groups
-    monkeypatch.setattr(JudgedRewards, "_groups", lambda *a: honest(*a)[::-1])
+    honest = JudgedRewards._prompt_of_each_group
+    monkeypatch.setattr(JudgedRewards, "_prompt_of_each_group", lambda *a: honest(*a)[::-1])
     with pytest.raises(AssertionError, match="in another order"):
         train(make_plan("pocket", 2), judge, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"no_such": 1}, "no such"),
         ({"learning_rate": 1}, r"training\.learning_rate"),
@@ -146,13 +146,13 @@ def test_a_trainer_that_reorders_prompts_is_found_out(
         ({"loss_type": "gppo"}, "unknown to TRL"),
     ],
 )
-def test_settings_decided_elsewhere_are_refused(settings: dict[str, Any], told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_settings_decided_elsewhere_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         check_settings(settings)
 
 
 @pytest.mark.parametrize(
-    ("loss", "normalisation", "doubts"),
+    ("loss", "normalisation", "warnings"),
     [
         ("grpo", "sequence", 0),
         ("grpo", "token", 1),
@@ -163,14 +163,14 @@ def test_settings_decided_elsewhere_are_refused(settings: dict[str, Any], told: 
         ("sapo", "sequence", 0),
     ],
 )
-def test_a_loss_that_is_not_the_objective_is_told(
-    make_plan: MakePlan, loss: str, normalisation: str, doubts: int
+def test_a_loss_that_is_not_the_objective_is_reported(
+    make_plan: MakePlan, loss: str, normalisation: str, warnings: int
 ) -> None:
     plan = replace(make_plan("pocket", 2, loss_type=loss), normalisation=normalisation)
-    assert len(find_trainer(plan.training.engine).check(plan)) == doubts
+    assert len(find_trainer(plan.training.engine).check(plan)) == warnings
 
 
-def test_a_package_that_trl_would_miss_later_is_missed_at_once(
+def test_a_package_that_trl_would_need_later_is_asked_for_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("cropi.training.trl_stage.find_spec", lambda _: None)
@@ -180,7 +180,7 @@ def test_a_package_that_trl_would_miss_later_is_missed_at_once(
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "code"),
     [
         (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos"), errno.ENOSPC),
         (RuntimeError("PytorchStreamWriter failed writing file data/0"), errno.ENOSPC),
@@ -188,10 +188,10 @@ def test_a_package_that_trl_would_miss_later_is_missed_at_once(
         (SafetensorError("I/O error: Read-only file system (os error 30)"), errno.EROFS),
     ],
 )
-def test_a_write_that_failed_is_an_os_error_whoever_wrote(error: Exception, told: int) -> None:
-    with pytest.raises(OSError, match=os.strerror(told)) as caught, reraise_disk_errors():
+def test_a_failed_write_is_an_os_error_whichever_library_wrote(error: Exception, code: int) -> None:
+    with pytest.raises(OSError, match=os.strerror(code)) as caught, reraise_disk_errors():
         raise error
-    assert caught.value.errno == told
+    assert caught.value.errno == code
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a defect"), SafetensorError("bad header")])

@@ -12,8 +12,9 @@ from cropi.curriculum.measure_accuracy import accuracy_note, evaluate, evaluatio
 from cropi.curriculum.refresh_rollouts import refresh_costs
 from cropi.curriculum.session import Session
 from cropi.policy.loading import Policy
+from cropi.rollouts import write_rollouts
 from cropi.schema import Selection, fingerprint
-from cropi.store.files import atomic_folder, write_json
+from cropi.store.files import INPUTS_FINGERPRINT, atomic_folder, write_json
 from cropi.store.metrics import (
     ClockRow,
     CostRow,
@@ -27,7 +28,13 @@ from cropi.store.metrics import (
 )
 from cropi.store.run_directory import Row, Stage
 from cropi.store.tables import read_selection
-from cropi.training import StageOutcome, StagePlan, find_trainer, stage_order
+from cropi.training import (
+    StageOutcome,
+    StagePlan,
+    find_trainer,
+    one_group_per_prompt,
+    stage_order,
+)
 from cropi.training.stage import MAX_SAMPLING_ROUNDS
 
 TOKENS = ("generated_tokens", "prefill_tokens", "trained_tokens")
@@ -95,12 +102,22 @@ class StageRun:
                 "arm": stage.arm,
                 "stage": stage.index,
                 **self._tokens(),
-                "visited": self.outcome.visited,
+                "visited": self.outcome.prompts_sampled,
             }
             write_json(part / stage.record.name, record)
             write_rows(stage.metrics, self.rows)
+            self._write_rollouts(inputs_fingerprint)
         self._write_clock()
         directory.gather_metrics()
+
+    def _write_rollouts(self, inputs_fingerprint: str) -> None:
+        """Store the groups that training sampled, where its engine reports them."""
+        if self.outcome.rollouts:
+            write_rollouts(
+                self.stage.rollouts("training"),
+                one_group_per_prompt(self.outcome.rollouts),
+                {INPUTS_FINGERPRINT.decode(): inputs_fingerprint},
+            )
 
     def _evaluate(self, policy: Policy, step: int) -> None:
         with self.session.directory.timed("evaluation", self.stage.arm, self.stage.index):
@@ -142,7 +159,7 @@ class StageRun:
             notes=[*self.selection.notes, *facts.get("notes", [])],
             targets=facts.get("targets", {}),
             reward_statuses=self.outcome.statuses,
-            visited=self.outcome.visited,
+            visited=self.outcome.prompts_sampled,
             uninformative_trained=self.outcome.uninformative_trained,
         )
         log = [

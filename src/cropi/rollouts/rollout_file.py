@@ -1,29 +1,26 @@
-"""The rollout store: groups of responses as one flat Parquet table, a row a response.
+"""Rollout files: groups of responses as one flat Parquet table with one row per response.
 
 Reading works on Arrow buffers and NumPy offsets, so that tens of thousands of responses take well
-under a second. Files from other tools are welcome: widths are cast where that is safe, sampling
-columns may be missing, unknown columns survive a rewrite (`read_side_columns`), and rows may stand
-in any order. What would poison a gradient later is refused here, naming file, row and column.
-This module loads neither torch nor transformers.
+under a second. Files from other tools can be read: types are cast if that is safe, sampling columns
+may be missing, unknown columns survive a rewrite (`read_side_columns`), and rows may be in any
+order. What would spoil a gradient later is refused here, naming file, row and column. This module
+loads neither torch nor transformers.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cropi.rollouts.columns import Columns, Ragged
+from cropi.rollouts.columns import Columns, Rows, read_rows
 from cropi.schema import (
     OPTIONAL_ROLLOUT_COLUMNS,
     ROLLOUT_COLUMNS,
-    LogprobMode,
     PolicyIdentity,
     Response,
     RolloutGroup,
@@ -33,17 +30,14 @@ from cropi.store.files import read_table, table_metadata, write_table
 
 MAX_NEW_TOKENS = "cropi.max_new_tokens"
 REQUIRED = ("prompt_id", "prompt_ids", "response_ids", "logprobs", "reward")
-STATUSES = ("ok", "timeout", "error")
-LOGPROB_MODES: tuple[LogprobMode, ...] = get_args(LogprobMode)
 _READ_COLUMNS = frozenset((*ROLLOUT_COLUMNS, *OPTIONAL_ROLLOUT_COLUMNS))
-_SAMPLING_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
 
 
 def read_rollouts(path: str | Path) -> list[RolloutGroup]:
     """Read rollouts, groups in order of first appearance, responses by `response_index`.
 
-    Missing sampling columns mean temperature 1.0, top_p 1.0, top_k 0 and are warned of once; a
-    missing `reward_status` means ok where the reward is finite, else error.
+    Missing sampling columns mean temperature 1.0, top_p 1.0, top_k 0, with one warning; a missing
+    `reward_status` means ok if the reward is finite, else error.
 
     Raises InputError naming file, row (from 0) and column of the first thing that is wrong.
     """
@@ -51,17 +45,17 @@ def read_rollouts(path: str | Path) -> list[RolloutGroup]:
     table = read_table(path)
     columns = Columns(table, path)
     columns.require(REQUIRED)
-    rows = _read_rows(columns)
+    rows = read_rows(columns)
     order = _row_order(columns)
     limit = int(table_metadata(table).get(MAX_NEW_TOKENS, Sampling().max_new_tokens))
     return [_group(columns, rows, group, limit) for group in order]
 
 
 def read_side_columns(path: str | Path) -> pa.Table | None:
-    """Return the columns that cropi does not know, to be kept when the file is rewritten.
+    """Return the columns that cropi does not use, so that a rewritten file can keep them.
 
-    The table has `prompt_id`, `response_index` (the place in the group as `read_rollouts` returns
-    it) and the unknown columns; None if there are none.
+    The table has `prompt_id`, `response_index` (the position in the group that `read_rollouts`
+    returns) and the unknown columns; None if there are none.
     """
     path = Path(path)
     table = read_table(path)
@@ -74,8 +68,8 @@ def read_side_columns(path: str | Path) -> pa.Table | None:
     rows = np.concatenate(order)
     places = np.concatenate([np.arange(len(group), dtype=np.int32) for group in order])
     ids = pa.array(columns.strings("prompt_id"), pa.string()).take(pa.array(rows))
-    kept = table.select(unknown).take(pa.array(rows))
-    return kept.add_column(0, "prompt_id", ids).add_column(1, "response_index", pa.array(places))
+    side = table.select(unknown).take(pa.array(rows))
+    return side.add_column(0, "prompt_id", ids).add_column(1, "response_index", pa.array(places))
 
 
 def write_rollouts(
@@ -86,22 +80,21 @@ def write_rollouts(
 ) -> None:
     """Write groups atomically; equal arguments give equal bytes.
 
-    `side_columns`, from `read_side_columns`, are joined by prompt and place in the group; rows
-    that they do not know are null.
+    `side_columns`, from `read_side_columns`, are joined by prompt and position in the group; rows
+    that they lack are null.
     """
     table = rollout_table(groups)
     if side_columns is not None:
         table = _with_side_columns(table, side_columns)
     limits = {group.sampling.max_new_tokens for group in groups}
-    known = {MAX_NEW_TOKENS: str(max(limits))} if limits else {}
-    write_table(Path(path), table, {**known, **(metadata or {})})
+    limit = {MAX_NEW_TOKENS: str(max(limits))} if limits else {}
+    write_table(Path(path), table, {**limit, **(metadata or {})})
 
 
 def rollout_table(groups: Sequence[RolloutGroup]) -> pa.Table:
     """Return the flat table of docs/method.md, columns in the order of ROLLOUT_COLUMNS.
 
-    Those of OPTIONAL_ROLLOUT_COLUMNS follow where a response or group has something else than the
-    default to store.
+    Those of OPTIONAL_ROLLOUT_COLUMNS follow if a response or group differs from the default.
     """
     pairs = [(group, response) for group in groups for response in group.responses]
     places = [place for group in groups for place in range(len(group.responses))]
@@ -130,7 +123,7 @@ def rollout_table(groups: Sequence[RolloutGroup]) -> pa.Table:
 
 
 def _optional_columns(pairs: Sequence[tuple[RolloutGroup, Response]]) -> dict[str, pa.Array]:
-    """Return the optional columns that hold something, null where a response has no such field."""
+    """Return the optional columns that are not empty, null if a response has no such field."""
     columns = {}
     masks, versions = [[getattr(r, n) for _, r in pairs] for n in ("loss_mask", "policy_versions")]
     if any(mask is not None for mask in masks):
@@ -140,156 +133,6 @@ def _optional_columns(pairs: Sequence[tuple[RolloutGroup, Response]]) -> dict[st
     if any(group.logprob_mode != "processed" for group, _ in pairs):
         columns["logprob_mode"] = pa.array([g.logprob_mode for g, _ in pairs], pa.string())
     return columns
-
-
-@dataclass(slots=True)
-class _Rows:
-    """The file's columns as arrays and lists, a place a row."""
-
-    prompt_ids: Ragged
-    response_ids: Ragged
-    logprobs: Ragged
-    rewards: NDArray[np.float64]
-    statuses: list[Any]
-    texts: list[Any]
-    finish_reasons: list[Any]
-    sampling: list[tuple[float, float, int]]
-    loss_masks: list[NDArray[np.uint8] | None]
-    policy_versions: list[NDArray[np.int32] | None]
-    logprob_modes: list[LogprobMode]
-
-
-def _read_rows(columns: Columns) -> _Rows:
-    """Decode and check everything that concerns one row alone."""
-    rewards = columns.numbers("reward", pa.float64(), missing=float("nan"), nulls=float("nan"))
-    statuses = _statuses(columns, rewards)
-    prompt_ids = columns.ragged("prompt_ids", pa.int32())
-    response_ids = columns.ragged("response_ids", pa.int32())
-    logprobs = columns.ragged("logprobs", pa.float32())
-    columns.require_no_row("prompt_ids", prompt_ids.lengths == 0, "is empty; give the prompt's ids")
-    for name, ids in (("prompt_ids", prompt_ids), ("response_ids", response_ids)):
-        columns.require_no_row(name, ids.any_of(ids.values < 0), "holds a negative token id")
-    columns.require_no_row(
-        "logprobs",
-        response_ids.lengths != logprobs.lengths,
-        "differs in length from response_ids; give one log-prob a token",
-    )
-    masks = _loss_masks(columns, response_ids)
-    _zero_masked_logprobs(logprobs, masks)
-    is_ok = np.array([status == "ok" for status in statuses], dtype=bool)
-    columns.require_no_row(
-        "logprobs",
-        logprobs.any_of(~np.isfinite(logprobs.values)) & is_ok,
-        "holds NaN or infinity in a row whose reward_status is ok; fix it, or mark it as error",
-    )
-    sampling = _sampling_rows(columns)
-    return _Rows(
-        prompt_ids,
-        response_ids,
-        logprobs,
-        rewards,
-        statuses,
-        columns.strings("text", missing="", nulls=""),
-        columns.strings("finish_reason", missing="stop", nulls="stop"),
-        sampling,
-        masks,
-        _optional_lists(columns, "policy_versions", "one version", response_ids),
-        _logprob_modes(columns, sampling),
-    )
-
-
-def _optional_lists(
-    columns: Columns, name: str, unit: str, response_ids: Ragged
-) -> list[NDArray[np.int32] | None]:
-    """Return a list column with a value per response token; None in rows that have no list."""
-    ragged, present = columns.optional_ragged(name, pa.int32())
-    columns.require_no_row(
-        name,
-        present & (ragged.lengths != response_ids.lengths),
-        f"differs in length from response_ids; give {unit} per token",
-    )
-    return [ragged[row] if there else None for row, there in enumerate(present.tolist())]
-
-
-def _loss_masks(columns: Columns, response_ids: Ragged) -> list[NDArray[np.uint8] | None]:
-    """Return each row's mask of the policy's tokens; None in rows that have none."""
-    masks = _optional_lists(columns, "loss_mask", "one value", response_ids)
-    wrong = [mask is not None and bool(((mask != 0) & (mask != 1)).any()) for mask in masks]
-    columns.require_no_row(
-        "loss_mask",
-        np.array(wrong, dtype=bool),
-        "holds a value other than 0 and 1; use 1 for the policy's tokens and 0 for others",
-    )
-    return [None if mask is None else mask.astype(np.uint8) for mask in masks]
-
-
-def _zero_masked_logprobs(logprobs: Ragged, masks: Sequence[NDArray[np.uint8] | None]) -> None:
-    """Set to 0 what is not finite at tokens that are not the policy's: nothing may read it."""
-    for row, mask in enumerate(masks):
-        if mask is not None:
-            values = logprobs[row]
-            values[(mask == 0) & ~np.isfinite(values)] = 0.0
-
-
-def _logprob_modes(
-    columns: Columns, sampling: Sequence[tuple[float, float, int]]
-) -> list[LogprobMode]:
-    """Return which distribution each row's log-probs are of, warning once of a wrong temperature.
-
-    Importance ratios take both policies at the sampling temperature, which raw log-probs are not.
-    """
-    modes = columns.strings("logprob_mode", missing="processed", nulls="processed")
-    unknown = np.array([mode not in LOGPROB_MODES for mode in modes], dtype=bool)
-    columns.require_no_row(
-        "logprob_mode", unknown, f"is not one of {', '.join(LOGPROB_MODES)}", shown=modes
-    )
-    raw = zip(modes, sampling, strict=True)
-    row = next((n for n, (mode, drawn) in enumerate(raw) if mode == "raw" and drawn[0] != 1), None)
-    if row is not None:
-        warnings.warn(
-            f"{columns.path} row {row}: logprob_mode is raw and temperature is {sampling[row][0]}, "
-            "so importance ratios compare distributions at different temperatures; store the "
-            "log-probs of the sampled distribution, or use objective.ratio=none",
-            stacklevel=4,
-        )
-    return cast(list[LogprobMode], modes)
-
-
-def _statuses(columns: Columns, rewards: NDArray[np.float64]) -> list[str]:
-    """Return each row's reward status; a status of ok needs a finite reward."""
-    finite = np.isfinite(rewards)
-    if "reward_status" not in columns:
-        return ["ok" if value else "error" for value in finite]
-    statuses = columns.strings("reward_status")
-    known = np.array([status in STATUSES for status in statuses], dtype=bool)
-    columns.require_no_row(
-        "reward_status", ~known, f"is none of {', '.join(STATUSES)}", shown=statuses
-    )
-    is_ok = np.array([status == "ok" for status in statuses], dtype=bool)
-    columns.require_no_row(
-        "reward", is_ok & ~finite, "is NaN, infinite or null, and its reward_status is ok"
-    )
-    return statuses
-
-
-def _sampling_rows(columns: Columns) -> list[tuple[float, float, int]]:
-    """Return (temperature, top_p, top_k) a row, warning once of columns that are not there."""
-    missing = [name for name in _SAMPLING_DEFAULTS if name not in columns]
-    if missing:
-        meant = ", ".join(f"{name} {_SAMPLING_DEFAULTS[name]}" for name in missing)
-        warnings.warn(
-            f"{columns.path} lacks {', '.join(missing)}; read as {meant}: if it was sampled "
-            "otherwise, add the columns",
-            stacklevel=4,
-        )
-    temperature = columns.numbers("temperature", pa.float64(), missing=1.0)
-    top_p = columns.numbers("top_p", pa.float64(), missing=1.0)
-    top_k = columns.numbers("top_k", pa.int32(), missing=0)
-    columns.require_no_row("temperature", ~(temperature > 0), "is not above 0", temperature)
-    columns.require_no_row("top_p", ~((top_p > 0) & (top_p <= 1)), "is not in (0, 1]", top_p)
-    # vLLM writes -1 for "off".
-    top_k = np.maximum(top_k, 0)
-    return list(zip(temperature.tolist(), top_p.tolist(), top_k.tolist(), strict=True))
 
 
 def _row_order(columns: Columns) -> list[NDArray[np.int64]]:
@@ -303,16 +146,19 @@ def _row_order(columns: Columns) -> list[NDArray[np.int64]]:
         index = np.arange(len(ids), dtype=np.int64)
     order = np.lexsort((index, group_of))
     same = (np.diff(group_of[order]) == 0) & (np.diff(index[order]) == 0)
-    doubled = np.zeros(len(ids), dtype=bool)
-    doubled[order[1:][same]] = True
+    repeated = np.zeros(len(ids), dtype=bool)
+    repeated[order[1:][same]] = True
     columns.require_no_row(
-        "response_index", doubled, "stands twice for its prompt; number a prompt's responses", index
+        "response_index",
+        repeated,
+        "appears twice for its prompt; number each prompt's responses",
+        index,
     )
     return np.split(order, np.flatnonzero(np.diff(group_of[order])) + 1)
 
 
 def _group(
-    columns: Columns, rows: _Rows, members: NDArray[np.int64], max_new_tokens: int
+    columns: Columns, rows: Rows, members: NDArray[np.int64], max_new_tokens: int
 ) -> RolloutGroup:
     """Build one group from its rows, which must agree on prompt and sampling."""
     first, *others = members.tolist()
@@ -348,13 +194,13 @@ def _group(
     )
 
 
-def _response(rows: _Rows, row: int) -> Response:
+def _response(rows: Rows, row: int) -> Response:
     status = rows.statuses[row]
     return Response(
         ids=rows.response_ids[row],
         logprobs=rows.logprobs[row],
         text=rows.texts[row],
-        # Other tools know more reasons; what matters later is whether the limit cut it off.
+        # Other tools give more reasons; what matters later is whether the limit cut it off.
         finish_reason="length" if rows.finish_reasons[row] == "length" else "stop",
         reward=float(rows.rewards[row]) if status == "ok" else float("nan"),
         reward_status=status,
@@ -372,7 +218,7 @@ def _policy(columns: Columns, row: int) -> PolicyIdentity:
 
 
 def _list_array(rows: Sequence[NDArray[Any]], kind: pa.DataType) -> pa.Array:
-    """Return a list column; 64-bit offsets only where 32 do not suffice."""
+    """Return a list column, with 64-bit offsets only if 32 bits do not suffice."""
     offsets = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum([len(row) for row in rows], out=offsets[1:])
     flat = np.concatenate(rows) if rows else np.zeros(0)
@@ -389,8 +235,8 @@ def _with_side_columns(table: pa.Table, side: pa.Table) -> pa.Table:
         named = (source["prompt_id"].to_pylist(), source["response_index"].to_pylist())
         return list(zip(*named, strict=True))
 
-    place = {key: row for row, key in enumerate(keys(side))}
-    rows = pa.array([place.get(key) for key in keys(table)], pa.int64())
+    row_of = {key: row for row, key in enumerate(keys(side))}
+    rows = pa.array([row_of.get(key) for key in keys(table)], pa.int64())
     for name in side.column_names:
         if name not in _READ_COLUMNS:
             table = table.append_column(name, side[name].take(rows))

@@ -1,17 +1,17 @@
-"""How far a newer policy has moved from the one that sampled the rollouts.
+"""How far a policy has moved from the one that sampled the rollouts.
 
 With w = pi(y|s) / beta(y|s) the weight of a whole response and rho_t its factor at token t:
 
-    ESS = (sum w)^2 / sum w^2 / K          effective share of a prompt's K responses
-    KL(beta || pi) a token, k3             mean over tokens of rho - 1 - log rho   (never negative)
-    KL(beta || pi) a response, plain mean  mean over responses of -log w
+    ESS = (sum w)^2 / sum w^2 / K            effective share of a prompt's K responses
+    KL(beta || pi) per token, k3             mean over tokens of rho - 1 - log rho (never negative)
+    KL(beta || pi) per response, plain mean  mean over responses of -log w
 
-k3 (Schulman, "Approximating KL divergence", 2020) varies less than the plain mean of -log rho and
-has its mean; over whole responses it would rest on the largest weight alone, hence the plain mean.
-ESS sees only how unequal the weights are. A policy that has left all of a prompt's responses
-behind gives them equal, tiny weights; the mean weight, 1 in expectation, tells.
+k3 (Schulman, "Approximating KL divergence", 2020) has the mean of -log rho and a smaller variance;
+over whole responses it would depend on the largest weight alone, hence the plain mean. ESS measures
+only how unequal the weights are: a policy that hardly produces any of a prompt's responses gives
+them equal, tiny weights. The mean weight, 1 in expectation, detects that.
 
-Everything here is arrays in and plain values out; `logprobs` does the forward passes.
+This module maps arrays to plain values; `gradients.logprobs` does the forward passes.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ LEFT_BEHIND = 0.1
 NARROW, WIDE = (0.8, 1.25), (0.5, 2.0)
 """Ranges of token ratios: about PPO's clip range, and a factor of two."""
 QUANTILES = (0.01, 0.5, 0.99)
-FEW, MANY = 0.05, 0.5
-"""Shares of stale prompts below which all is well, and above which all go."""
+FRESH_BELOW, STALE_ABOVE = 0.05, 0.5
+"""Shares of stale prompts below which rollouts are fresh, and above which all are stale."""
 BINS = 61
 SPAN = 3.0
-"""The histogram's bins, over log2 of the token ratio from -SPAN to SPAN; the ends hold the rest."""
+"""The histogram covers log2 of the token ratio from -SPAN to SPAN; the outer bins hold the rest."""
 
 Values = NDArray[np.float64]
 
@@ -46,8 +46,9 @@ Values = NDArray[np.float64]
 class PromptStaleness:
     """One prompt: `ess` of response weights and `ess_token` of token ratios in (0, 1].
 
-    `ess` is None with a single response. `kl_token` (k3) and `kl_response` (plain mean) in nats,
-    `mean_weight` of the responses' weights, `outside` the share of tokens outside NARROW.
+    `ess` is None with a single response. `kl_token` (k3) and `kl_response` (plain mean) are in
+    nats, `mean_weight` is the mean of the responses' weights, and `outside` is the share of tokens
+    outside NARROW.
     """
 
     prompt_id: str
@@ -65,7 +66,7 @@ class PromptStaleness:
 
 @dataclass(frozen=True)
 class Tails:
-    """Ratios pi/beta of all tokens: shares outside NARROW and WIDE, and their QUANTILES."""
+    """Ratios pi/beta of all tokens: the shares outside NARROW and WIDE, and the QUANTILES."""
 
     outside_narrow: float
     outside_wide: float
@@ -74,7 +75,7 @@ class Tails:
 
 @dataclass(frozen=True)
 class Staleness:
-    """A set of rollouts under a policy; `prompts` are all those with a usable response.
+    """Rollouts compared with a policy; `prompts` are all those with a usable response.
 
     `ess` and `ess_token` pool all responses and tokens; `prompt_ess` is the mean over prompts and
     `stale` the share to sample again, with 95% intervals over prompts. `histogram` counts tokens
@@ -96,35 +97,39 @@ class Staleness:
 
     @property
     def refresh(self) -> list[str]:
-        """Ids of the prompts to sample again, the worst first."""
+        """Ids of the prompts to sample again, worst first."""
         return [p.prompt_id for p in self.worst if p.stale]
 
     @property
     def worst(self) -> list[PromptStaleness]:
-        """All prompts, those of the smallest effective share first."""
-        return sorted(self.prompts, key=lambda p: (not p.stale, _or_one(p.ess), -p.kl_response))
+        """All prompts, those with the smallest effective share first."""
+        return sorted(
+            self.prompts, key=lambda p: (not p.stale, _one_if_none(p.ess), -p.kl_response)
+        )
 
     @property
     def level(self) -> str:
         """`fresh`, `partly stale` or `stale`."""
-        if self.stale.mean < FEW:
+        if self.stale.mean < FRESH_BELOW:
             return "fresh"
-        return "partly stale" if self.stale.mean < MANY else "stale"
+        return "partly stale" if self.stale.mean < STALE_ABOVE else "stale"
 
     @property
     def verdict(self) -> str:
         """What to do, in one sentence."""
         count, total = len(self.refresh), len(self.prompts)
         mean = f"{self.prompt_ess.mean:.0%}"
-        kept = f"a prompt's responses count for {mean} of their number on average"
+        average = f"the average effective share of a prompt's responses is {mean}"
         if self.level == "fresh":
-            told = f"{count} of {total:,} prompts" if count else f"none of the {total:,} prompts"
-            return f"Fresh: {kept}, and {told} fell below {STALE_ESS:.0%}; use them as they are."
+            below = f"{count} of {total:,} prompts" if count else f"none of the {total:,} prompts"
+            return (
+                f"Fresh: {average}, and {below} fell below {STALE_ESS:.0%}; use them as they are."
+            )
         if self.level == "partly stale":
             share = f"{self.stale.mean:.0%} of {total:,}"
-            return f"Partly stale: {kept}; sample the {count:,} stale prompts ({share}) again."
+            return f"Partly stale: {average}; sample the {count:,} stale prompts ({share}) again."
         share = f"{count:,} of {total:,} prompts are stale"
-        return f"Stale: {kept} and {share}; sample the whole pool again with this policy."
+        return f"Stale: {average} and {share}; sample the whole pool again with this policy."
 
 
 def measure_staleness(
@@ -141,24 +146,24 @@ def measure_staleness(
         ]
         for group_logprobs, group in zip(logprobs, groups, strict=True)
     ]
-    prompts = [_prompt(g, own) for g, own in zip(groups, ratios, strict=True)]
-    tokens = np.concatenate([r for own in ratios for r in own])
-    responses = np.array([r.sum() for own in ratios for r in own])
-    # With one response a prompt has no spread to see; it counts nowhere that needs one.
-    known = [p for p in prompts if p.ess is not None]
+    prompts = [_prompt(group, ratios_of) for group, ratios_of in zip(groups, ratios, strict=True)]
+    tokens = np.concatenate([ratio for ratios_of in ratios for ratio in ratios_of])
+    responses = np.array([ratio.sum() for ratios_of in ratios for ratio in ratios_of])
+    # A single response has no spread, so its prompt is left out of statistics of the spread.
+    measured = [p for p in prompts if p.ess is not None]
     return Staleness(
         prompts=prompts,
         responses=len(responses),
         tokens=len(tokens),
         ess=effective_share(responses),
         ess_token=effective_share(tokens),
-        prompt_ess=mean_interval([p.ess for p in known if p.ess is not None]),
-        stale=share_interval(sum(p.stale for p in known), len(known)),
+        prompt_ess=mean_interval([p.ess for p in measured if p.ess is not None]),
+        stale=share_interval(sum(p.stale for p in measured), len(measured)),
         kl_token=mean_interval([p.kl_token for p in prompts]),
         kl_response=mean_interval([p.kl_response for p in prompts]),
         tails=_tails(tokens),
         histogram=_histogram(tokens),
-        notes=_notes(groups, len(prompts) - len(known)),
+        notes=_notes(groups, len(prompts) - len(measured)),
     )
 
 
@@ -169,7 +174,7 @@ def effective_share(log_weights: Values) -> float:
 
 
 def k3(log_ratio: Values) -> Values:
-    """The estimator rho - 1 - log rho of KL(beta || pi), a value a token."""
+    """The estimator rho - 1 - log rho of KL(beta || pi), one value per token."""
     return np.expm1(np.minimum(log_ratio, 700.0)) - log_ratio
 
 
@@ -178,7 +183,7 @@ def _prompt(group: RolloutGroup, log_ratios: Sequence[Values]) -> PromptStalenes
     sums = np.array([r.sum() for r in log_ratios])
     ess = effective_share(sums) if len(sums) > 1 else None
     mean_weight = float(np.exp(np.minimum(sums, 700.0)).mean())
-    behind = mean_weight < LEFT_BEHIND and not _truncated(group)
+    left_behind = mean_weight < LEFT_BEHIND and not _truncated(group)
     return PromptStaleness(
         prompt_id=group.prompt_id,
         responses=len(sums),
@@ -190,11 +195,11 @@ def _prompt(group: RolloutGroup, log_ratios: Sequence[Values]) -> PromptStalenes
         kl_response=float(-sums.mean()),
         mean_weight=mean_weight,
         outside=_outside(tokens, NARROW),
-        stale=ess is not None and (ess < STALE_ESS or behind),
+        stale=ess is not None and (ess < STALE_ESS or left_behind),
     )
 
 
-def _or_one(ess: float | None) -> float:
+def _one_if_none(ess: float | None) -> float:
     return 1.0 if ess is None else ess
 
 
@@ -204,8 +209,8 @@ def _outside(log_ratio: Values, bounds: tuple[float, float]) -> float:
 
 
 def _tails(log_ratio: Values) -> Tails:
-    found = np.exp(np.quantile(log_ratio, QUANTILES))
-    quantiles = {f"{q:.0%}": float(v) for q, v in zip(QUANTILES, found, strict=True)}
+    values = np.exp(np.quantile(log_ratio, QUANTILES))
+    quantiles = {f"{q:.0%}": float(v) for q, v in zip(QUANTILES, values, strict=True)}
     return Tails(_outside(log_ratio, NARROW), _outside(log_ratio, WIDE), quantiles)
 
 
@@ -223,7 +228,7 @@ def _truncated(group: RolloutGroup) -> bool:
 
 
 def _notes(groups: Sequence[RolloutGroup], single: int) -> list[str]:
-    """What blurs the figures."""
+    """Return what makes the figures less reliable."""
     notes = []
     if cut := sum(map(_truncated, groups)):
         notes.append(
@@ -233,7 +238,7 @@ def _notes(groups: Sequence[RolloutGroup], single: int) -> list[str]:
     if inexact := sum(not g.exact for g in groups):
         notes.append(
             f"{inexact} prompts come from imported text (exact = false): tokens and log-probs may "
-            "not be the sampler's own"
+            "not be the sampler's"
         )
     if single:
         notes.append(f"{single} prompts have one usable response, which has no effective share")

@@ -1,7 +1,7 @@
-"""What a collection of rollouts says about its prompts, before any gradient.
+"""Statistics of the prompts in a set of rollouts, before any gradient.
 
-Selection strategies and the report read these: how often a prompt is solved, how much its rewards
-vary, whether it can teach anything. Torch-free.
+Selection strategies and the report read them: how often a prompt is solved, how much its rewards
+vary, whether it has a gradient. Torch-free.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ STATUSES: tuple[RewardStatus, ...] = get_args(RewardStatus)
 
 @dataclass(frozen=True, slots=True)
 class RolloutStatistics:
-    """One place a prompt [P], in the groups' order.
+    """Arrays with one element per prompt [P], in the groups' order.
 
     `pass_rates` float64: the mean reward of the usable responses, or the share at or above the
     threshold; NaN without a usable response. `variances` float64: their population variance,
     which is p(1 - p) for rewards of 0 and 1. `informative`: whether the rewards differ, so that
-    there is a gradient. `distinct`: different responses by token ids. `statuses`: how many
-    responses have each reward status.
+    there is a gradient. `distinct`: responses with different token ids. `tokens`: those that the
+    policy sampled. `statuses`: how many responses have each reward status.
     """
 
     prompt_ids: list[str]
@@ -56,7 +56,7 @@ def rollout_statistics(
 
 
 def as_passes(rewards: NDArray[np.float64], threshold: float | None) -> NDArray[np.float64]:
-    """Return rewards as they are, or as 0 and 1 where there is a threshold to reach."""
+    """Return rewards unchanged, or as 0 and 1 if there is a threshold to reach."""
     if threshold is None:
         return rewards
     return np.asarray(rewards >= threshold, dtype=np.float64)

@@ -1,9 +1,9 @@
 """Rollouts with `model.generate`: batched by length, each prompt computed once for all responses.
 
 Three things differ from a plain call. The sampling parameters come from `Sampling` alone, because
-`generate` otherwise falls back on the model's own generation config and on top_k = 50. The
-log-probs are recorded while sampling, from the very scores that are sampled from, one step at a
-time: neither a second forward pass nor scores of shape [steps, batch, vocab] are needed. And the
+`generate` otherwise falls back on the model's generation config and on top_k = 50. The log-probs
+are recorded during sampling, from the same scores that tokens are drawn from, one step at a time:
+neither a second forward pass nor scores of shape [steps, batch, vocab] are needed. And the
 prompt's keys and values are computed once and repeated for its responses.
 
 Shapes: B rows of a batch (prompts x responses), P prompt tokens, T new tokens, V vocabulary.
@@ -50,10 +50,10 @@ class TransformersEngine:
     def generate(
         self, prompt_ids: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
     ) -> list[list[Completion]]:
-        """Return `n` completions a prompt, in the prompts' order.
+        """Return `n` completions per prompt, in the prompts' order.
 
         The result is a function of the arguments and the batch size; the caller's random state
-        is left alone. A temperature of 0 decodes greedily.
+        does not change. A temperature of 0 decodes greedily.
         """
         completions: list[list[Completion]] = [[] for _ in prompt_ids]
         plan = plan_batches([len(ids) for ids in prompt_ids], n, self.batch_size)
@@ -74,14 +74,14 @@ class TransformersEngine:
         model, device = _base_model(self.policy.model), self.policy.model.device
         ids_BP, mask_BP = _left_pad(rows, self.policy.tokenizer.pad_token_id, device)
         recorder = LogprobRecorder()
-        shared = _prefix_cache(model, ids_BP, mask_BP, n)
+        prefix_cache = _prefix_cache(model, ids_BP, mask_BP, n)
         with _seeded(seed, device):
             sequences = model.generate(
                 input_ids=ids_BP.repeat_interleave(n, dim=0),
                 attention_mask=mask_BP.repeat_interleave(n, dim=0),
                 generation_config=model.generation_config,
                 logits_processor=_processors(sampling, recorder),
-                **({"past_key_values": shared} if shared is not None else {}),
+                **({} if prefix_cache is None else {"past_key_values": prefix_cache}),
             )
         tokens = sequences[:, ids_BP.shape[1] :]
         logprobs = recorder.finish(tokens[:, -1])
@@ -90,7 +90,7 @@ class TransformersEngine:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Prompts (positions in the caller's list) generated together, `responses` for each."""
+    """Prompts (positions in the caller's list) generated together, `responses` of each."""
 
     prompts: list[int]
     responses: int
@@ -111,10 +111,10 @@ def plan_batches(lengths: Sequence[int], n: int, batch_size: int) -> list[Batch]
 
 
 class LogprobRecorder:
-    """The last logits processor: remembers how likely the token was that was drawn.
+    """The last logits processor: records the log-prob of each drawn token, and changes nothing.
 
-    It changes nothing. At step t it is shown the scores [B, V] that the next token is drawn from;
-    the token itself is known at step t + 1, as the last input id. One step's scores are kept.
+    At step t it receives the scores [B, V] from which the next token is drawn; the token is known
+    at step t + 1, as the last input id. The scores of one step are stored at a time.
     """
 
     def __init__(self) -> None:
@@ -155,11 +155,11 @@ def _processors(sampling: Sampling, recorder: LogprobRecorder) -> LogitsProcesso
 
 
 def _generation_config(policy: Policy, sampling: Sampling) -> GenerationConfig:
-    """Return a config that applies no warper of its own: `_processors` holds them all."""
+    """Return a config that adds no warpers: `_processors` has them all."""
     greedy = sampling.temperature == 0
     config = neutral_generation_config(policy.tokenizer, policy.eos_token_ids, greedy=greedy)
     config.max_new_tokens = sampling.max_new_tokens
-    # Compilation costs more than it saves on prompts of ever different lengths.
+    # Compilation costs more than it saves, because the prompts' lengths keep changing.
     config.disable_compile = True
     return config
 
@@ -181,12 +181,12 @@ def _left_pad(
 def _prefix_cache(model: Any, ids: torch.Tensor, mask: torch.Tensor, n: int) -> Any:
     """Return keys and values of all prompt tokens but the last, repeated `n` times, or None.
 
-    None where nothing is saved, where a prompt has a single token (its row would be padding
-    alone), or where the model has no positions to give or no plain cache to repeat.
+    None if nothing would be saved, if a prompt has a single token (its row would be only padding),
+    or if the model takes no positions or has no plain cache to repeat.
     """
     if n == 1 or int(mask.sum(dim=1).min()) < 2:
         return None
-    backbone = model.base_model  # without its head: no logits are wanted
+    backbone = model.base_model  # without its head: no logits are needed
     if "position_ids" not in inspect.signature(backbone.forward).parameters:
         return None
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
@@ -207,7 +207,7 @@ def _prefix_cache(model: Any, ids: torch.Tensor, mask: torch.Tensor, n: int) -> 
 def _trim(
     tokens: NDArray[np.int64], logprobs: NDArray[np.float32], eos: Sequence[int]
 ) -> list[Completion]:
-    """Cut each row of [B, T] after its first EOS; a row without one ended at the length limit."""
+    """Cut each row of [B, T] after its first EOS; a row without one reached the length limit."""
     is_eos = np.isin(tokens, np.asarray(eos, dtype=np.int64))
     stopped: NDArray[np.bool_] = np.any(is_eos, axis=1)
     lengths = np.where(stopped, is_eos.argmax(axis=1) + 1, tokens.shape[1])
@@ -227,7 +227,7 @@ def _base_model(model: Any) -> Any:
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw from `seed` inside, and leave the caller's random state as it was."""
+    """Draw from `seed` inside, and restore the caller's random state."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -238,15 +238,15 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 def _sampling_mode(policy: Policy, sampling: Sampling) -> Iterator[None]:
     """Put the model into eval mode with the config of this sampling, and restore both.
 
-    The config stands on the model because `generate` takes what it is not given from
+    The config is set on the model because `generate` takes whatever it is not given from
     `model.generation_config`, which a trainer may have replaced since the policy was loaded.
     """
     base = _base_model(policy.model)
-    training, known = policy.model.training, base.generation_config
+    training, previous = policy.model.training, base.generation_config
     base.generation_config = _generation_config(policy, sampling)
     policy.model.eval()
     try:
         yield
     finally:
-        base.generation_config = known
+        base.generation_config = previous
         policy.model.train(training)

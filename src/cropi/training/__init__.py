@@ -1,6 +1,19 @@
 """Training: GRPO on a selection, one stage at a time, one file an engine."""
 
-from cropi.training.order import stage_order
-from cropi.training.stage import StageOutcome, StagePlan, Trainer, find_trainer
+from cropi.training.stage import (
+    StageOutcome,
+    StagePlan,
+    Trainer,
+    find_trainer,
+    one_group_per_prompt,
+    stage_order,
+)
 
-__all__ = ["StageOutcome", "StagePlan", "Trainer", "find_trainer", "stage_order"]
+__all__ = [
+    "StageOutcome",
+    "StagePlan",
+    "Trainer",
+    "find_trainer",
+    "one_group_per_prompt",
+    "stage_order",
+]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from cropi.errors import InputError
 from cropi.plugins import find_plugin
 from cropi.policy.settings import ModelConfig
 from cropi.rollouts.settings import RolloutsConfig
-from cropi.schema import Prompt
+from cropi.schema import Prompt, RolloutGroup, derive_seed
 from cropi.training.settings import TrainerChoice, TrainingConfig
 
 if TYPE_CHECKING:
@@ -68,9 +70,12 @@ class StageOutcome:
     `clock` rows are (step, seconds since the stage began, evaluation excluded). A group is the
     responses to one prompt. `generated_tokens` were sampled and `prefill_tokens` are the prompts
     of sampled groups, once a group; both count groups that dynamic sampling dropped.
-    `trained_tokens` are prompt and response of every response trained on. `visited` counts the
-    plan's prompts that were sampled: where a later stage on the same prompts goes on.
+    `trained_tokens` are prompt and response of every response trained on. `prompts_sampled` counts
+    the plan's prompts that were sampled: where a later stage on the same prompts continues.
     `uninformative_trained` counts groups without a gradient that dynamic sampling had to train on.
+    `rollouts` are the groups that were sampled, dropped ones included, in the order of sampling;
+    `policy.step` of each counts the steps of its sampler. Engines that cannot report log-probs
+    leave groups out.
     """
 
     log: list[Row] = field(default_factory=list)
@@ -78,9 +83,10 @@ class StageOutcome:
     generated_tokens: int = 0
     prefill_tokens: int = 0
     trained_tokens: int = 0
-    visited: int = 0
+    prompts_sampled: int = 0
     uninformative_trained: int = 0
     statuses: dict[str, int] = field(default_factory=dict)
+    rollouts: list[RolloutGroup] = field(default_factory=list, compare=False)
 
 
 class Trainer(Protocol):
@@ -123,3 +129,41 @@ def find_trainer(choice: TrainerChoice | str) -> Trainer:
 
 def _is_factory(target: Any) -> bool:
     return isinstance(target, type) or hasattr(target, "Settings")
+
+
+def stage_order(prompt_ids: Sequence[str], visits: int, seed: int, offset: int = 0) -> list[str]:
+    """Return `visits` prompt ids: whole epochs, each in a fresh order drawn from the seed.
+
+    `offset` visits have been made already: a later stage on the same prompts continues where the
+    earlier one stopped, so that full-data training sees every prompt before any twice. This order
+    is the one that is trained: the trainer does not shuffle.
+    """
+    count = len(prompt_ids)
+    ordered: list[str] = []
+    epoch, skip = divmod(offset, count)
+    while len(ordered) < visits:
+        draw = np.random.default_rng(derive_seed(seed, "epoch", epoch)).permutation(count)
+        ordered += [prompt_ids[i] for i in draw[skip:]]
+        epoch, skip = epoch + 1, 0
+    return ordered[:visits]
+
+
+def one_group_per_prompt(groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+    """Join the groups of prompts that a stage sampled more than once, as a rollout file needs it.
+
+    Joined responses keep their order, and each says in `policy_versions` after how many steps it
+    was sampled; the group has the policy of the first.
+    """
+    by_prompt: dict[str, list[RolloutGroup]] = {}
+    for group in groups:
+        by_prompt.setdefault(group.prompt_id, []).append(group)
+    return [same[0] if len(same) == 1 else _joined(same) for same in by_prompt.values()]
+
+
+def _joined(groups: Sequence[RolloutGroup]) -> RolloutGroup:
+    responses = [
+        replace(r, policy_versions=np.full(len(r.ids), group.policy.step, dtype=np.int32))
+        for group in groups
+        for r in group.responses
+    ]
+    return replace(groups[0], responses=responses)

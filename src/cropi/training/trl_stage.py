@@ -25,15 +25,21 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from cropi.errors import InputError
-from cropi.policy.loading import Policy, load_policy, require_one_gpu, resolve_device
+from cropi.policy.loading import (
+    Policy,
+    load_policy,
+    quiet_libraries,
+    require_one_gpu,
+    resolve_device,
+)
 from cropi.prompts.encoding import encode_all, trl_row
 from cropi.schema import Prompt
 from cropi.store.files import write_json
-from cropi.training.dynamic import DynamicSampler, check_dynamic
+from cropi.training.dynamic import DynamicSampler, check_dynamic, sampling_of
 from cropi.training.engines.trl import TrlSettings
-from cropi.training.quiet import quiet
+from cropi.training.libraries import reraise_disk_errors
+from cropi.training.recorded_groups import GroupRecorder, LossLogprobs
 from cropi.training.rewards import JudgedRewards
-from cropi.training.saving import reraise_disk_errors
 from cropi.training.stage import Evaluator, Row, StageOutcome, StagePlan
 from cropi.verifiers import Judge
 
@@ -135,7 +141,7 @@ class TrlTrainer:
     def check(self, plan: StagePlan) -> list[str]:
         """Raise InputError for settings, or a choice of GPUs, that TRL or this engine refuses."""
         require_one_gpu(plan.model.device)
-        with quiet():
+        with quiet_libraries():
             arguments = _arguments(plan, Path(plan.start), self.grpo)
         return mismatch(arguments.loss_type, plan.normalisation)
 
@@ -157,17 +163,25 @@ class TrlTrainer:
         encoded = _encoded(plan, policy)
         sampler = DynamicSampler(plan, policy, rewards, encoded) if plan.dynamic_sampling else None
         work = out / "trainer"
-        with quiet():
+        with quiet_libraries():
             trainer = GRPOTrainer(
                 model=policy.model,
                 reward_funcs=[rewards],
                 args=_arguments(plan, work, self.grpo),
-                train_dataset=Dataset.from_list([trl_row(p) for p in _places(plan)]),
+                train_dataset=Dataset.from_list([trl_row(p) for p in _dataset_rows(plan)]),
                 processing_class=policy.tokenizer,
                 rollout_func=sampler,
             )
             _require_same_encoding(trainer, plan, policy)
-            counts = StageCounts(plan, rewards, encoded, sampler)
+            recorder = GroupRecorder(
+                encoded,
+                sampling_of(trainer.args),
+                policy.identity,
+                policy.eos_token_ids,
+                plan.seed,
+                LossLogprobs(trainer),
+            )
+            counts = StageCounts(plan, rewards, encoded, recorder, sampler)
             trainer.remove_callback(PrinterCallback)
             trainer.add_callback(
                 StageCallback(plan, policy, counts, outcome, evaluate, progress, trainer)
@@ -182,21 +196,23 @@ class TrlTrainer:
 
 @dataclass(frozen=True, slots=True)
 class StageCounts:
-    """What a stage has sampled and trained on so far; `encoded` are the prompts' token ids."""
+    """What a stage has sampled and trained on; `encoded` are the prompts' token ids."""
 
     plan: StagePlan
     rewards: JudgedRewards
     encoded: Mapping[str, Sequence[int]]
+    recorder: GroupRecorder
     sampler: DynamicSampler | None = None
 
-    def fill(self, outcome: StageOutcome) -> None:
-        """Write the counts into `outcome`."""
+    def fill(self, outcome: StageOutcome, step: int) -> None:
+        """Write the counts after `step` steps, and the last step's rollouts, into `outcome`."""
         rewards = self.rewards
+        outcome.rollouts += self.recorder.rollouts(rewards.take_groups(), step - 1)
         outcome.generated_tokens = rewards.generated_tokens
         outcome.prefill_tokens = self._prompt_tokens(rewards.sampled)
-        prompts = self._prompt_tokens(rewards.visited) * self.plan.training.responses
+        prompts = self._prompt_tokens(rewards.trained) * self.plan.training.responses
         outcome.trained_tokens = rewards.trained_tokens + prompts
-        outcome.visited = len(rewards.sampled)
+        outcome.prompts_sampled = len(rewards.sampled)
         outcome.uninformative_trained = self.sampler.uninformative_trained if self.sampler else 0
 
     def _prompt_tokens(self, prompt_ids: Sequence[str]) -> int:
@@ -241,7 +257,7 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
         step = int(state.global_step)
         self.seconds += time.perf_counter() - self.mark
         self.outcome.clock.append((step, self.seconds))
-        self.counts.fill(self.outcome)
+        self.counts.fill(self.outcome, step)
         done = step - self.plan.first_step
         last = done >= self.plan.steps
         due = self.plan.evaluate_every and step % self.plan.evaluate_every == 0
@@ -329,7 +345,7 @@ def _encoded(plan: StagePlan, policy: Policy) -> dict[str, list[int]]:
     return {p.prompt_id: ids for p, ids in zip(distinct, encoded, strict=True)}
 
 
-def _places(plan: StagePlan) -> Sequence[Prompt]:
+def _dataset_rows(plan: StagePlan) -> Sequence[Prompt]:
     """The rows of TRL's data set: as many as the stage trains on."""
     wanted = plan.steps * plan.training.prompts_per_step
     assert len(plan.prompts) == wanted or (plan.dynamic_sampling and len(plan.prompts) > wanted), (
@@ -355,8 +371,8 @@ def _require_trained(
     """Hold the trainer to the steps and the prompts it was given, in their order."""
     steps = int(trainer.state.global_step) - plan.first_step
     assert steps == plan.steps, f"TRL trained {steps} steps instead of {plan.steps}"
-    wanted = sampler.kept if sampler else [p.prompt_id for p in plan.prompts]
-    assert rewards.visited == wanted, "TRL trained on other prompts, or in another order"
+    wanted = sampler.prompts_trained if sampler else [p.prompt_id for p in plan.prompts]
+    assert rewards.trained == wanted, "TRL trained on other prompts, or in another order"
     if sampler:
         sampler.require_trained()
 

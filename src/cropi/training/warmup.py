@@ -15,12 +15,11 @@ from typing import Any
 
 from cropi.config import RunConfig
 from cropi.errors import InputError
-from cropi.policy.loading import Policy, load_policy, resolve_device
+from cropi.policy.loading import Policy, load_policy, quiet_libraries, resolve_device
 from cropi.policy.settings import ModelConfig
 from cropi.schema import Prompt, fingerprint
 from cropi.store.files import POLICY_RECORD, atomic_folder
-from cropi.training.quiet import quiet
-from cropi.training.saving import reraise_disk_errors
+from cropi.training.libraries import reraise_disk_errors
 from cropi.training.settings import LoraConfig, TrainingConfig, WarmupConfig
 
 
@@ -64,7 +63,9 @@ def prepare_start(
                 trained.name_or_path = str((out / "base").resolve())
         if config.training.lora is not None:
             trained = with_adapters(trained, config.training.lora, seed)
-        with quiet():  # PEFT misses the base, which has its name only once all of this is there
+        with (
+            quiet_libraries()
+        ):  # PEFT misses the base, which has its name only once all of this is there
             trained.save_pretrained(part)
         policy.tokenizer.save_pretrained(part)
         (part / POLICY_RECORD).write_text(
@@ -157,7 +158,7 @@ def warm_up(
 
     on_gpu = resolve_device(str(policy.model.device)).type == "cuda"
     rows = [supervised_row(p, config.template) for p in prompts]
-    with quiet():
+    with quiet_libraries():
         trainer = SFTTrainer(
             model=policy.model,
             args=SFTConfig(

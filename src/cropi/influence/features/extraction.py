@@ -85,9 +85,7 @@ def write_features(
     `like`, or the preconditioner lacks a parameter.
     """
     if sketch is None:
-        raise InputError(
-            "the sketch 'exact' stores nothing; choose another, e.g. adaptive"
-        )
+        raise InputError("the sketch 'exact' stores nothing; choose another, e.g. adaptive")
     if preconditioner is not None:
         preconditioner.require(extractor.shapes)
     kept = require_informative("the rollouts", groups)

@@ -1,4 +1,4 @@
-"""Telling a disk that cannot be written from a defect, whichever library met it first."""
+"""How the training libraries report failed writes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 @contextmanager
 def reraise_disk_errors() -> Iterator[None]:
-    """Turn what safetensors and torch raise when a write fails into the OSError that it was."""
+    """Convert failed writes, as safetensors and torch report them, into OSError."""
     try:
         yield
     except SafetensorError as error:
@@ -23,7 +23,7 @@ def reraise_disk_errors() -> Iterator[None]:
         number = int(code.group(1))
         raise OSError(number, os.strerror(number)) from error
     except RuntimeError as error:
-        # torch's zip writer keeps no error code: short of space is what it mostly means.
+        # torch's zip writer keeps no error code; mostly the disk is full.
         if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
             raise
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error

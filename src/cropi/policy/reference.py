@@ -1,0 +1,117 @@
+"""A reference to a policy: everything that is known without its weights, and the weights on demand.
+
+Rollout engines and encoders take a `PolicyRef`. One that samples on a server needs the path, the
+revision and the tokenizer, and never loads the weights into this process; one that samples here
+calls `load`.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cropi.schema import PolicyIdentity
+
+if TYPE_CHECKING:
+    from cropi.policy.loading import Policy
+
+
+class PolicyRef:
+    """A policy by its path, or one whose weights are in memory (`PolicyRef.of`).
+
+    `path` is a hub id, a directory, a `.gguf` file or a built-in name; None if the weights may
+    exist in memory alone, as during training. The arguments are those of `load_policy`. Nothing is
+    read before it is asked for, and everything is read once; whatever reads it raises InputError
+    if the checkpoint is missing or broken.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        attention: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.path: str | None = str(path)
+        self.revision = revision
+        self.trust_remote_code = trust_remote_code
+        self._load_options: dict[str, Any] = {
+            "dtype": dtype,
+            "device": device,
+            "attention": attention,
+        }
+        self._policy: Policy | None = None
+
+    @classmethod
+    def of(cls, policy: Policy | PolicyRef | str | Path) -> PolicyRef:
+        """Return a reference to a policy, whose weights are not loaded again if it is in memory."""
+        if isinstance(policy, PolicyRef):
+            return policy
+        if isinstance(policy, str | Path):
+            return cls(policy)
+        reference = cls(policy.identity.name)
+        reference.path = None
+        reference._policy = policy
+        return reference
+
+    def load(self) -> Policy:
+        """Return the policy with its weights; they are loaded by the first call."""
+        if self._policy is None:
+            from cropi.policy.loading import load_policy
+
+            assert self.path is not None, "a policy in memory was lost"
+            self._policy = load_policy(
+                self.path,
+                revision=self.revision,
+                trust_remote_code=self.trust_remote_code,
+                **self._load_options,
+            )
+        return self._policy
+
+    @cached_property
+    def identity(self) -> PolicyIdentity:
+        """The policy's name and its revision: a hub commit, or a hash of config and weights."""
+        if self._policy is not None:
+            return self._policy.identity
+        from cropi.policy.checkpoints import revision_of
+
+        return PolicyIdentity(self._source.name, revision_of(self._source, self.trust_remote_code))
+
+    @property
+    def tokenizer(self) -> Any:
+        """The policy's tokenizer, with a pad token and left padding."""
+        return self._policy.tokenizer if self._policy is not None else self._facts[0]
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The ids that end a response: the tokenizer's and the generation config's."""
+        return self._policy.eos_token_ids if self._policy is not None else self._facts[1]
+
+    @property
+    def context(self) -> int:
+        """How many positions the policy has."""
+        return self._policy.context if self._policy is not None else self._facts[2]
+
+    @cached_property
+    def _source(self) -> Any:
+        from cropi.policy.checkpoints import locate
+
+        assert self.path is not None, "a policy in memory was lost"
+        return locate(self.path, self.revision)
+
+    @cached_property
+    def _facts(self) -> tuple[Any, tuple[int, ...], int]:
+        """Tokenizer, end-of-sequence ids and context, without the weights."""
+        from cropi.policy import loading
+        from cropi.policy.checkpoints import load_tokenizer_and_configs
+
+        with loading.quiet_libraries(stderr=True):
+            parts = load_tokenizer_and_configs(self._source, self.trust_remote_code)
+        tokenizer, config, generation_config = parts
+        eos = loading.eos_ids(generation_config, tokenizer, self._source.name)
+        loading.prepare_tokenizer(tokenizer, eos)
+        return tokenizer, eos, loading.context_of(config)

@@ -1,0 +1,102 @@
+"""Runs with the real trainer and engine: what `support.fakes` leaves out, from end to end."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cropi.curriculum.loop import run
+from cropi.store.files import read_jsonl
+from cropi.store.tables import read_selection
+from support.tiny_runs import promised_bytes, tiny_config, write_config
+
+KILL_POINT = "arms/cropi/stages/1/policy.part"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run, with its full-data baseline."""
+    return run(tiny_config(tmp_path_factory.mktemp("reference"), "baselines=[full]"))
+
+
+def run_until(config: Path, event: Path) -> None:
+    """Start the run in a process of its own and kill it as soon as the file `event` is there."""
+    command = [sys.executable, "-m", "cropi.cli", "run", str(config), "baselines=[full]"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while not event.exists():
+            assert process.poll() is None, process.communicate()[1].decode()
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_run_whose_process_was_killed_ends_with_the_same_bytes(
+    finished: Path, tmp_path: Path
+) -> None:
+    run_until(write_config(tmp_path), tmp_path / "runs" / "tiny" / KILL_POINT)
+    resumed = run(tiny_config(tmp_path, "baselines=[full]"))
+    expected = promised_bytes(finished)
+    found = promised_bytes(resumed)
+    # The config names the directory of the runs, which differs.
+    assert [n for n in expected if expected[n] != found.get(n)] == ["config.yaml"]
+    assert found.keys() == expected.keys()
+
+
+def test_the_same_seed_selects_the_same_and_another_seed_does_not(
+    finished: Path, tmp_path: Path
+) -> None:
+    again = run(tiny_config(tmp_path, "curriculum.stages=1", "curriculum.steps_per_stage=1"))
+    short = "curriculum={stages: 1, steps_per_stage: 1}"
+    other = run(tiny_config(tmp_path, short, "seed=1", "name=b"))
+    place = "arms/cropi/stages/0/selection.parquet"
+    first, same, different = (read_selection(r / place) for r in (finished, again, other))
+    assert first.prompt_ids == same.prompt_ids
+    assert first.prompt_ids != different.prompt_ids
+
+
+def test_every_phase_leaves_its_cost(finished: Path) -> None:
+    costs = [row for row in read_jsonl(finished / "metrics.jsonl") if row["kind"] == "cost"]
+    phases = {(row["arm"], row["phase"]) for row in costs}
+    assert phases == {
+        ("", "rollouts"),
+        ("", "evaluation"),
+        ("cropi", "scoring"),
+        ("cropi", "training"),
+        ("cropi", "evaluation"),
+        ("full", "training"),
+        ("full", "evaluation"),
+    }
+    assert all(row["flops"] > 0 for row in costs)
+    assert read_jsonl(finished / "costs.jsonl") == [row for row in costs if not row["arm"]]
+
+
+def test_lora_and_warmup_run_two_stages_and_resume(tmp_path: Path) -> None:
+    overrides = (
+        "training.lora.r=4",
+        "warmup.steps=2",
+        "warmup.batch_size=4",
+        "curriculum.steps_per_stage=2",
+        "prompts.pool=[{pocket: [sort, shift], split: pool, size: 30}]",
+    )
+    directory = run(tiny_config(tmp_path, *overrides))
+    before = promised_bytes(directory)
+    policies = [directory / f"arms/cropi/stages/{i}/policy" for i in (0, 1)]
+    assert all((p / "adapter_model.safetensors").is_file() for p in policies)
+    assert not any((p / "model.safetensors").exists() for p in policies)
+    shared = {row["phase"]: row["tokens_backward"] for row in read_jsonl(directory / "costs.jsonl")}
+    assert 2 * 4 * 5 <= shared["warmup"] <= 2 * 4 * 20
+
+    from peft import AutoPeftModelForCausalLM
+
+    for policy in policies:
+        assert AutoPeftModelForCausalLM.from_pretrained(policy) is not None
+    (policies[1] / "cropi_stage.json").unlink()  # as if killed before the last rename
+    (directory / "costs.jsonl").unlink()
+    run(tiny_config(tmp_path, *overrides))
+    assert promised_bytes(directory) == before
