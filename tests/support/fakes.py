@@ -156,7 +156,7 @@ class _Stage:
         outcome.generated_tokens += generated
         outcome.prefill_tokens += prefill
         outcome.trained_tokens += generated + prefill * self.plan.training.responses
-        outcome.visited += len(encoded)
+        outcome.prompts_sampled += len(encoded)
         for status in statuses:
             outcome.statuses[status] = outcome.statuses.get(status, 0) + 1
 

@@ -86,7 +86,7 @@ def test_the_rollouts_of_training_are_stored_with_their_stage(
         sampled = of_arm.recorded()["visited"]
         in_order = [p.prompt_id for p in plan.prompts[:sampled]]
         assert [g.prompt_id for g in groups] == list(dict.fromkeys(in_order))
-        assert sum(len(g.responses) for g in groups) == sampled * plan.training.generations
+        assert sum(len(g.responses) for g in groups) == sampled * plan.training.responses
         first, after = plan.first_step, plan.first_step + plan.steps
         assert {g.policy.step for g in groups} <= set(range(first, after))
 
