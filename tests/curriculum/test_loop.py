@@ -11,7 +11,7 @@ import pytest
 
 from cropi.curriculum.loop import run
 from cropi.errors import InputError
-from cropi.influence.scorer import InfluenceScorer
+from cropi.influence.scorer import Scorer
 from cropi.store.files import read_jsonl
 from cropi.store.tables import read_scores, read_selection
 from cropi.training import StageOutcome, StagePlan
@@ -114,7 +114,7 @@ def test_a_finished_run_trains_and_samples_nothing_again(
     before = promised_bytes(finished)
     monkeypatch.setattr(FakeTrainer, "train", forbidden)
     monkeypatch.setattr(FakeEngine, "generate", forbidden)
-    monkeypatch.setattr(InfluenceScorer, "score", forbidden)
+    monkeypatch.setattr(Scorer, "score", forbidden)
     run(fake_config(folder, "baselines=[full]"))
     assert promised_bytes(finished) == before
 

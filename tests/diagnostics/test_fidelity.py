@@ -25,7 +25,7 @@ from cropi.diagnostics.sketching import FidelitySettings, Measurement
 from cropi.errors import InputError
 from cropi.estimation.intervals import Interval
 from cropi.gradients.extractor import GradientExtractor
-from cropi.influence.scorer import InfluenceScorer
+from cropi.influence.scorer import Scorer
 from cropi.schema import RolloutGroup
 from cropi.sketches import make_sketch
 from support.tiny_models import mixed_groups, tiny_model
@@ -129,7 +129,7 @@ def test_scores_of_many_sketches_at_once_are_those_of_each_alone() -> None:
         sketches=("sparse", "kronecker"), dims=(64, 256), ratios=(1.0, 0.2), seeds=1
     )
     measurement = Measurement(model, pool, targets, settings, lambda *_: None)
-    exact = InfluenceScorer(GradientExtractor(model)).score(pool, targets).estimate
+    exact = Scorer(GradientExtractor(model)).score(pool, targets).estimate
     jobs = [(spec, 0) for spec in measurement.specs]
     together = measurement._compare(jobs, exact)
     alone = [measurement._compare([job], exact)[0] for job in jobs]

@@ -15,7 +15,7 @@ from cropi.errors import InputError
 
 if TYPE_CHECKING:
     from cropi.diagnostics.pages import Diagnosis
-    from cropi.influence.scorer import Progress
+    from cropi.influence.informative import PhaseProgress
     from cropi.progress import Bar
     from cropi.schema import RolloutGroup
 
@@ -214,7 +214,7 @@ def fidelity(
 
 
 @contextmanager
-def _watched(title: str) -> Iterator[tuple[Bar, Progress]]:
+def _watched(title: str) -> Iterator[tuple[Bar, PhaseProgress]]:
     """A bar for a phase, and the callback that moves it."""
     with make_narrator().phase(title) as bar:
         yield bar, lambda phase, done, total: bar.update(done, total, note=phase)

@@ -50,7 +50,7 @@ def features(
         cropi features val.parquet --model DIR --out val.features --like pool.features
     """
     from cropi import api
-    from cropi.influence.features.writer import require_store_place
+    from cropi.influence.features.feature_writer import require_store_place
     from cropi.influence.settings import InfluenceConfig
 
     chosen = section(InfluenceConfig, settings, sketch=sketch)

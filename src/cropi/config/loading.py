@@ -20,6 +20,7 @@ from cropi.config.run_config import RunConfig
 from cropi.errors import InputError
 from cropi.plugins import Choice, is_built_in
 from cropi.settings import Section
+from cropi.store.remote import remote_url
 
 SectionType = TypeVar("SectionType", bound=Section)
 
@@ -108,7 +109,7 @@ def check_files(config: RunConfig, base: Path | None = None) -> None:
         s for named in (sets.validation, sets.test) for part in named.values() for s in part
     ]
     for source in sources:
-        if source.path is None:
+        if source.path is None or remote_url(source.path):
             continue
         places = [Path(source.path), *([base / source.path] if base else [])]
         if not any(place.is_file() for place in places):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cropi.diagnostics.sketching import FidelitySettings
     from cropi.diagnostics.step import StepReport
     from cropi.gradients.settings import ObjectiveConfig
-    from cropi.influence.scorer import Progress
+    from cropi.influence.informative import PhaseProgress
     from cropi.policy.loading import Policy
     from cropi.rollouts.staleness import Staleness
 
@@ -35,7 +35,7 @@ def diagnose_staleness(
     model: Policy | AnyPath | nn.Module,
     *,
     batch_tokens: int | None = None,
-    progress: Progress | None = None,
+    progress: PhaseProgress | None = None,
 ) -> Staleness:
     """How far `model` has moved from the policy that sampled `rollouts`.
 
@@ -43,7 +43,7 @@ def diagnose_staleness(
     is none, or the model cannot have sampled them.
     """
     from cropi.gradients.logprobs import LogprobReader, read_logprobs
-    from cropi.influence.scorer import counted
+    from cropi.influence.informative import progress_counter
     from cropi.rollouts.staleness import measure_staleness
 
     groups = [g for g in _groups(rollouts) if g.usable]
@@ -53,7 +53,7 @@ def diagnose_staleness(
             "were computed"
         )
     reader = LogprobReader(_model(model), batch_tokens)
-    advance = counted(progress, "log-probs", len(groups)) if progress else None
+    advance = progress_counter(progress, "log-probs", len(groups)) if progress else None
     return measure_staleness(groups, read_logprobs(reader, groups, advance))
 
 
@@ -70,7 +70,7 @@ def diagnose_step(
     objective: ObjectiveConfig | None = None,
     seed: int = 0,
     batch_tokens: int | None = None,
-    progress: Progress | None = None,
+    progress: PhaseProgress | None = None,
 ) -> StepReport:
     """Whether real gradient steps move each validation objective as influence predicts.
 
@@ -105,7 +105,7 @@ def diagnose_fidelity(
     model: Policy | AnyPath | nn.Module,
     *,
     settings: FidelitySettings | None = None,
-    progress: Progress | None = None,
+    progress: PhaseProgress | None = None,
 ) -> FidelityReport:
     """How well each sketch finds what exact influence finds, and what it costs.
 

@@ -34,7 +34,8 @@ from cropi.errors import InputError
 from cropi.gradients.consumers import Directions, DotConsumer, NormConsumer
 from cropi.gradients.extractor import GradientExtractor
 from cropi.gradients.settings import ObjectiveConfig
-from cropi.influence.scorer import InfluenceScorer, Progress, require_informative
+from cropi.influence.informative import PhaseProgress, require_informative
+from cropi.influence.scorer import Scorer
 from cropi.plugins import find_plugin, settings_of
 from cropi.schema import InfluenceEstimate, RolloutGroup, derive_seed, longest_allowed
 from cropi.sketches import FittedSketch, Sketch, SketchConsumer, make_sketch
@@ -95,7 +96,7 @@ def measure_fidelity(
     pool: Groups,
     validation: Mapping[str, Groups],
     settings: FidelitySettings,
-    progress: Progress | None = None,
+    progress: PhaseProgress | None = None,
 ) -> FidelityReport:
     """Hold every sketch asked for to exact influence.
 
@@ -113,7 +114,7 @@ class Measurement:
         pool: Groups,
         validation: Mapping[str, Groups],
         settings: FidelitySettings,
-        progress: Progress,
+        progress: PhaseProgress,
     ) -> None:
         self.settings, self.progress = settings, progress
         self.specs = settings.specs()
@@ -131,7 +132,7 @@ class Measurement:
     def run(self) -> FidelityReport:
         """Exact scores, then sketches pass by pass, then each one's cost."""
         settings = self.settings
-        scorer = InfluenceScorer(self.extractor, progress=self.progress)
+        scorer = Scorer(self.extractor, progress=self.progress)
         exact = scorer.score(self.pool, self.targets).estimate
         found: dict[SketchSpec, list[Agreement]] = {spec: [] for spec in self.specs}
         jobs = [(spec, seed) for seed in range(settings.seeds) for spec in self.specs]

@@ -30,7 +30,8 @@ from cropi.gradients.extractor import GradientExtractor
 from cropi.gradients.forward import in_float32
 from cropi.gradients.logprobs import LogprobReader, read_objectives
 from cropi.gradients.settings import ObjectiveConfig
-from cropi.influence.scorer import InfluenceScorer, Progress, require_informative
+from cropi.influence.informative import PhaseProgress, require_informative
+from cropi.influence.scorer import Scorer
 from cropi.schema import InfluenceEstimate, RolloutGroup, longest_allowed
 
 GRADIENT_BYTES = 1 << 31
@@ -78,7 +79,7 @@ def measure_steps(
     validation: Mapping[str, Sequence[RolloutGroup]],
     scores: InfluenceEstimate | None,
     settings: StepSettings,
-    progress: Progress | None = None,
+    progress: PhaseProgress | None = None,
 ) -> StepReport:
     """Step on every band and read the validation objectives before and after.
 
@@ -104,7 +105,7 @@ class Trial:
         pool: Sequence[RolloutGroup],
         validation: Mapping[str, Sequence[RolloutGroup]],
         settings: StepSettings,
-        progress: Progress,
+        progress: PhaseProgress,
     ) -> None:
         self.settings, self.progress = settings, progress
         self.objective = settings.objective.with_length(longest_allowed(pool))
@@ -141,7 +142,7 @@ class Trial:
         return StepReport(targets, settings.rates, settings.main, size, self.size, notes)
 
     def _score(self) -> InfluenceEstimate:
-        scorer = InfluenceScorer(self.extractor, progress=self.progress)
+        scorer = Scorer(self.extractor, progress=self.progress)
         return scorer.score(list(self.pool.values()), self.validation).estimate
 
     def _outcomes(

@@ -1,10 +1,10 @@
 """Writing a feature store, so that a kill costs at most the shard in flight.
 
-Which prompts a shard holds is settled before any gradient is computed: shard k has the k-th
+Which prompts a shard holds is decided before any gradient is computed: shard k has the k-th
 `rows_per_shard` informative prompts, in the pool's order. So the store has the same bytes however
-often it was interrupted, and a shard is there or it is not.
+often it was interrupted, and a shard is either complete or missing.
 
-Shapes: P prompts of a batch, R rows of a shard, D dimensions.
+Shape legend: P prompts of a batch, R rows of a shard, D dimensions.
 """
 
 from __future__ import annotations
@@ -20,36 +20,33 @@ import torch
 from torch import Tensor
 
 from cropi.errors import InputError
-from cropi.influence.features.identity import (
+from cropi.influence.features.feature_files import (
     IDENTITY,
+    SKETCH_FILE,
+    ShardRows,
     StoreIdentity,
     differences,
-    read_identity,
-    write_identity,
-)
-from cropi.influence.features.shards import (
-    ShardRows,
     map_matrix,
     matrix_path,
+    read_identity,
     read_rows,
     rows_path,
+    write_identity,
     write_shard,
 )
 from cropi.schema import unique
 from cropi.store.files import atomic_write, file_hash, require_writable
 
-SKETCH_FILE = "sketch.npz"
-"""What an adaptive sketch learnt; only in the stores of such sketches."""
-
 
 def require_store_place(folder: Path) -> None:
-    """Raise InputError unless a store can be written, or gone on with, at `folder`."""
-    # A kill before the identity was there leaves these.
-    begun = {f"{IDENTITY}.part", f"{SKETCH_FILE}.part", SKETCH_FILE}
+    """Raise InputError unless a store can be written, or continued, at `folder`."""
+    # A kill before the identity was written leaves these.
+    leftovers = {f"{IDENTITY}.part", f"{SKETCH_FILE}.part", SKETCH_FILE}
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if names - begun and IDENTITY not in names:
+    if names - leftovers and IDENTITY not in names:
         raise InputError(
-            f"{folder} holds files that are no feature store's; give a new or empty directory"
+            f"{folder} holds files that do not belong to a feature store; give a new or "
+            "empty directory"
         )
     require_writable(folder / IDENTITY)
 
@@ -62,7 +59,7 @@ def content_hash(content: bytes) -> str:
 class ShardSink:
     """Takes the sketches of one shard's prompts, in any order and any batches.
 
-    What `SketchConsumer` calls: places are relative to the shard.
+    `SketchConsumer` calls it; places are relative to the shard.
     """
 
     def __init__(self, prompt_ids: Sequence[str], identity: StoreIdentity) -> None:
@@ -78,14 +75,14 @@ class ShardSink:
         Raises InputError if one is not finite.
         """
         places = index_P.cpu().numpy()
-        assert np.isnan(self.norms[places]).all(), "a prompt came twice"
+        assert np.isnan(self.norms[places]).all(), "a prompt was sketched twice"
         lengths_P = torch.linalg.vector_norm(sketches_PD, dim=1, dtype=torch.float64)
         self._require_finite(places, (lengths_P + norms_P.to(lengths_P.device)).cpu().numpy())
         # A sketch that is exactly zero has no direction: its row stays zero.
         scale_P = math.sqrt(sketches_PD.shape[1]) / lengths_P.where(lengths_P > 0, math.inf)
         units_PD = sketches_PD * scale_P.to(sketches_PD.dtype)[:, None]
-        kept = torch.float16 if self.matrix_RD.dtype == np.float16 else torch.float32
-        self.matrix_RD[places] = units_PD.to(kept).cpu().numpy()
+        dtype = torch.float16 if self.matrix_RD.dtype == np.float16 else torch.float32
+        self.matrix_RD[places] = units_PD.to(dtype).cpu().numpy()
         self.lengths[places] = lengths_P.cpu().numpy()
         self.norms[places] = norms_P.cpu().numpy()
 
@@ -100,17 +97,17 @@ class ShardSink:
 
     def rows(self, tokens: Sequence[int]) -> ShardRows:
         """The finished rows."""
-        assert not np.isnan(self.norms).any(), "a prompt of the shard never came"
+        assert not np.isnan(self.norms).any(), "a prompt of the shard is missing"
         return ShardRows(
             self.prompt_ids, self.norms, self.lengths, np.asarray(tokens, dtype=np.int32)
         )
 
 
 class FeatureWriter:
-    """Writes a store, or goes on with one; one writer at a time.
+    """Writes a store, or continues one; one writer at a time.
 
     `prompt_ids` and `tokens` (each prompt's sampled tokens) are those of the informative prompts,
-    in the pool's order. `sketch_file` is what an adaptive sketch learnt, whose hash the identity
+    in the pool's order. `sketch_file` is the state of a fitted sketch, whose hash the identity
     must carry. Raises InputError if the folder holds a store of another identity.
     """
 
@@ -123,44 +120,44 @@ class FeatureWriter:
         sketch_file: bytes | None = None,
     ) -> None:
         assert len(prompt_ids) == len(tokens) == identity.prompts
-        assert unique(prompt_ids), "a prompt_id stands twice"
+        assert unique(prompt_ids), "a prompt_id appears twice"
         assert identity.sketch_file == (content_hash(sketch_file) if sketch_file else "")
         self.folder, self.identity = folder, identity
         self.prompt_ids, self.tokens = list(prompt_ids), list(tokens)
         require_store_place(folder)
-        self._settle(sketch_file)
-        self._whole = {n for n, _ in enumerate(identity.shard_places()) if self._is_whole(n)}
-        self._clean()
+        self._open(sketch_file)
+        self._complete = {n for n, _ in enumerate(identity.shard_places()) if self._is_complete(n)}
+        self._remove_leftovers()
 
     @property
     def done(self) -> set[str]:
-        """The prompt_ids whose shards are there, whole."""
+        """The prompt_ids whose shards are complete."""
         places = self.identity.shard_places()
-        return {self.prompt_ids[place] for n in self._whole for place in places[n]}
+        return {self.prompt_ids[place] for n in self._complete for place in places[n]}
 
     def pending(self) -> list[tuple[int, range]]:
         """Shards still to write: number, and the places of their prompts."""
         places = self.identity.shard_places()
-        return [(n, found) for n, found in enumerate(places) if n not in self._whole]
+        return [(n, members) for n, members in enumerate(places) if n not in self._complete]
 
     @contextmanager
     def shard(self, number: int) -> Iterator[ShardSink]:
-        """Yield the sink of one shard, which is written when its prompts have all come."""
+        """Yield the sink of one shard, which is written at the end of the block."""
         places = self.identity.shard_places()[number]
         sink = ShardSink([self.prompt_ids[p] for p in places], self.identity)
         yield sink
         rows = sink.rows([self.tokens[p] for p in places])
         write_shard(self.folder, number, sink.matrix_RD, rows)
-        self._whole.add(number)
+        self._complete.add(number)
 
-    def _settle(self, sketch_file: bytes | None) -> None:
-        """Find that the store is the same, or begin it; the identity comes last."""
+    def _open(self, sketch_file: bytes | None) -> None:
+        """Check that the store there is the same, or begin one; the identity is written last."""
         if (self.folder / IDENTITY).is_file():
-            found = differences(read_identity(self.folder), self.identity)
-            if found:
+            differing = differences(read_identity(self.folder), self.identity)
+            if differing:
                 raise InputError(
-                    f"{self.folder} holds other features: {'; '.join(found)}; give another "
-                    "directory, or the same model, rollouts and settings to go on with these"
+                    f"{self.folder} holds other features: {'; '.join(differing)}; give another "
+                    "directory, or the same model, rollouts and settings to continue these"
                 )
         path = self.folder / SKETCH_FILE
         if sketch_file and not (path.is_file() and file_hash(path) == self.identity.sketch_file):
@@ -169,8 +166,8 @@ class FeatureWriter:
         if not (self.folder / IDENTITY).is_file():
             write_identity(self.folder, self.identity)
 
-    def _is_whole(self, number: int) -> bool:
-        """Whether a shard is there with its prompts; a damaged one is made again."""
+    def _is_complete(self, number: int) -> bool:
+        """Whether a shard has all of its prompts; a damaged one is made again."""
         places = self.identity.shard_places()[number]
         if not rows_path(self.folder, number).is_file():
             return False
@@ -181,10 +178,10 @@ class FeatureWriter:
             return False
         return rows.prompt_ids == [self.prompt_ids[p] for p in places]
 
-    def _clean(self) -> None:
-        """Remove what a kill left: half-written files, and files of shards that are not whole."""
-        found = {*self.folder.glob("*.part"), *self.folder.glob("shard-*")}
-        for number in self._whole:
-            found -= {matrix_path(self.folder, number), rows_path(self.folder, number)}
-        for path in found:
+    def _remove_leftovers(self) -> None:
+        """Remove what a kill left: half-written files, and files of incomplete shards."""
+        leftovers = {*self.folder.glob("*.part"), *self.folder.glob("shard-*")}
+        for number in self._complete:
+            leftovers -= {matrix_path(self.folder, number), rows_path(self.folder, number)}
+        for path in leftovers:
             path.unlink()
