@@ -201,13 +201,12 @@ def test_damaged_files_of_a_run_are_made_again(folder: Path, finished: Path) -> 
     assert promised_bytes(finished) == before
 
 
-@pytest.mark.parametrize("method", ["exact", "adaptive"])
-def test_directions_follow_adam_from_the_second_stage_on(tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize("sketch", ["exact", "{name: adaptive, dim: 64}"])
+def test_directions_follow_adam_from_the_second_stage_on(tmp_path: Path, sketch: str) -> None:
     config = fake_config(
         tmp_path,
         "influence.precondition=adam",
-        f"influence.sketch={method}",
-        "influence.dim=64",
+        f"influence.sketch={sketch}",
         "evaluation.every=10",
     )
     identities = [read_scores(f).identity for f in sorted(run(config).rglob("scores.parquet"))]

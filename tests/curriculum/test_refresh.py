@@ -161,7 +161,7 @@ def test_removed_weights_that_are_needed_again_are_named(tmp_path: Path) -> None
     config = fake_config(tmp_path, *SHORT, "curriculum.keep_checkpoints=last")
     scores = stage(run(config), 1) / "scores.parquet"
     scores.write_bytes(b"PAR1 torn")
-    with pytest.raises(InputError, match=r"training\.keep is last.*remove .*0/policy/cropi_stage"):
+    with pytest.raises(InputError, match=r"keep_checkpoints=last.*remove .*0/policy/cropi_stage"):
         run(config)
     (stage(config.directory, 0) / "policy" / "cropi_stage.json").unlink()
     run(config)
