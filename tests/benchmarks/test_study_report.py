@@ -14,7 +14,7 @@ import yaml
 import study as script
 from cropi.config import load_config, to_yaml
 from cropi.errors import InputError
-from cropi.study.measuring import measure
+from cropi.study.comparison import measure_study
 from cropi.study.plan import StudyPlan
 from study_report.bar import ORACLE, TARGETS, judged
 from study_report.gathering import gather
@@ -97,26 +97,29 @@ def page_for(results: Results) -> str:
 
 
 def test_the_numbers_are_those_of_the_study(clean: Results, tmp_path: Path) -> None:
-    study = measure(tmp_path / "runs" / "clean-study")
+    study = measure_study(tmp_path / "runs" / "clean-study")
     regime = clean.regimes["clean"]
     for name in STRATEGIES:
         final, area = regime.estimate(name, "final"), regime.estimate(name, "area")
-        standing = study.standings[name]
+        result = study.strategies[name]
         assert final is not None
         assert area is not None
-        assert final.value == pytest.approx(standing.final.value, rel=1e-5)
+        assert final.mean == pytest.approx(result.final.mean, rel=1e-5)
         assert (final.low, final.high) == pytest.approx(
-            (standing.final.low, standing.final.high), rel=1e-5
+            (result.final.low, result.final.high), rel=1e-5
         )
-        assert area.value == pytest.approx(standing.area.value, rel=1e-5)
+        assert area.mean == pytest.approx(result.area.mean, rel=1e-5)
     for axis in ("steps", "flops", "seconds"):
         for share in (0.8, 0.9, 0.95):
-            found, known = regime.speed("cropi", axis, share), study.speed("cropi", axis, share)
+            found, known = (
+                regime.acceleration("cropi", axis, share),
+                study.acceleration("cropi", axis, share),
+            )
             assert found is not None
             assert known is not None
             assert found.ratio == pytest.approx(known.ratio, rel=1e-5)
             assert found.low == pytest.approx(known.low, rel=1e-5)
-    coarse, fine = regime.coarse_speed("cropi"), regime.speed("cropi")
+    coarse, fine = regime.coarse_acceleration("cropi"), regime.acceleration("cropi")
     assert coarse is not None
     assert fine is not None
     assert coarse.strategy > fine.strategy  # its curve bends early
@@ -178,7 +181,7 @@ def test_an_interval_is_judged_by_its_worse_end(tmp_path: Path) -> None:
     results = results_of(tmp_path, config)
     gap = results.regimes["noisy_answers"].gap("cropi", "final")
     assert gap is not None
-    assert gap.value == pytest.approx(0.005)
+    assert gap.mean == pytest.approx(0.005)
     assert verdicts(results, "noisy_answers")[asked] == "no"
 
 
@@ -195,7 +198,7 @@ def test_the_oracle_alone_is_no_baseline(clean: Results) -> None:
     regime = clean.regimes["clean"]
     ahead = regime.ahead(ORACLE, "area")
     assert ahead is not None
-    assert ahead.value < 0
+    assert ahead.mean < 0
     assert verdicts(clean)["highest area of all but the oracle"] == "yes"
 
 

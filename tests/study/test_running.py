@@ -16,11 +16,11 @@ from cropi.cli.compare import parsed
 from cropi.config import RunConfig, load_config
 from cropi.errors import InputError
 from cropi.execution import Processes, WorkUnit, usable_cores
+from cropi.report import write_study_report
 from cropi.store.files import file_hash, read_jsonl
 from cropi.store.run_directory import RunDirectory
 from cropi.store.tables import read_selection
 from cropi.study.cells import is_finished, link_shared_files
-from cropi.study.measuring import write
 from cropi.study.plan import StudyPlan
 from cropi.study.runner import run_study, run_threads
 from support.tiny_runs import tiny_config, write_config
@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def root(folder: Path) -> Path:
     """A study of three labels and two seeds, run two at a time."""
     found = run_study(plan(folder, "random", "wider"), jobs=2)
-    write(found)
+    write_study_report(found)
     return found
 
 
@@ -134,7 +134,7 @@ def test_a_cell_that_fails_is_named_and_stops_no_other(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"1 of 2 runs are not finished \(oracle, seed 0.*no pool"):
         run_study(study)
     assert is_finished(study.runs()[1].config)
-    assert write(study.root).standings.keys() == {"full"}
+    assert write_study_report(study.root).strategies.keys() == {"full"}
 
 
 def test_a_crash_in_a_cell_stops_no_other_and_leaves_its_traceback(

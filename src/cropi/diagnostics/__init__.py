@@ -1,7 +1,7 @@
-"""Is what influence rests on true here? Stale rollouts, real steps, sketches against exact.
+"""Does what influence is based on hold here? Stale rollouts, real steps, sketches against exact.
 
 The three functions are `cropi diagnose`'s commands for notebooks: they take rollouts and a model
-as objects or paths, and return plain dataclasses with a `verdict`. `cropi.diagnostics.pages` draws
+as objects or paths, and return plain dataclasses with a `verdict`. `cropi.report` draws
 them. Importing this package loads no torch.
 """
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from cropi.diagnostics.fidelity import FidelityReport
-    from cropi.diagnostics.sketching import FidelitySettings
+    from cropi.diagnostics.fidelity_experiment import FidelitySettings
     from cropi.diagnostics.step import StepReport
     from cropi.gradients.settings import ObjectiveConfig
     from cropi.influence.informative import PhaseProgress
@@ -40,7 +40,7 @@ def diagnose_staleness(
     """How far `model` has moved from the policy that sampled `rollouts`.
 
     Every usable response counts, those of uninformative prompts too. Raises InputError if there
-    is none, or the model cannot have sampled them.
+    is not one, or the model cannot have sampled them.
     """
     from cropi.gradients.logprobs import LogprobReader, read_logprobs
     from cropi.influence.informative import progress_counter
@@ -77,7 +77,7 @@ def diagnose_step(
     `scores` of the pool under this very model are computed where they are not given. The model's
     weights are the same bits afterwards.
     """
-    from cropi.diagnostics.stepping import StepSettings, measure_steps
+    from cropi.diagnostics.step_experiment import StepSettings, measure_steps
     from cropi.gradients.settings import ObjectiveConfig
 
     if not validation:
@@ -111,7 +111,7 @@ def diagnose_fidelity(
 
     Raises InputError if the pool or a validation set has no informative prompt.
     """
-    from cropi.diagnostics.sketching import FidelitySettings, measure_fidelity
+    from cropi.diagnostics.fidelity_experiment import FidelitySettings, measure_fidelity
 
     if not validation:
         raise InputError("diagnose fidelity needs at least one validation set: NAME and rollouts")

@@ -158,7 +158,7 @@ class Scorer:
         """Fit a sketch that is fitted to data, unless it already is."""
         if isinstance(self.sketch, FittedSketch) and not self.sketch.learnt:
             size = min(len(pool), self.sketch.sample)
-            advance = progress_counter(self.progress, "learning the sketch", size)
+            advance = progress_counter(self.progress, "fitting the sketch", size)
             self.tokens += fit_sketch(self.extractor, self.sketch, pool, advance)
 
     def _exact(

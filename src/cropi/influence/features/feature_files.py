@@ -45,7 +45,7 @@ Dtype = Literal["float16", "float32"]
 
 @dataclass(frozen=True)
 class StoreIdentity:
-    """What a store holds, as far as it is known before any gradient is computed.
+    """What a store holds, all of it determined before any gradient is computed.
 
     `sketch` is the sketch's identity, `sketch_file` the hash of a fitted one's state (empty: the
     sketch is not fitted), `policy` a hash of the weights, `settings` the objective and whatever
