@@ -54,7 +54,7 @@ LOOKS = {
     "paper": Look("#0072b2", width=2.0),
     "learnability": Look("#009e73", width=1.8),
     "random": Look("#8a8a8a", width=1.8),
-    "influence": Look("#0072b2", "--"),
+    "one_shot": Look("#0072b2", "--"),
     "gradalign": Look("#cc79a7"),
     "learnalign": Look("#cc79a7", "--"),
     "pass_rate": Look("#009e73", "--"),

@@ -111,7 +111,7 @@ def _setting_line(regime: Regime) -> list[str]:
         prompts[True],
         prompts[False],
         f"{found['stages']} x {found['steps_per_stage']}",
-        f"{found['prompts_per_step']} x {found['generations']}",
+        f"{found['prompts_per_step']} x {found['responses']}",
         f"{found['ratio']:.0%}",
         str(max(seeds)) if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}",
     ]

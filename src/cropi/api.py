@@ -16,21 +16,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from cropi.config import (
-    EvaluationConfig,
-    InfluenceConfig,
-    ModelConfig,
-    PromptSource,
-    RolloutsConfig,
-    RunConfig,
-    TrainingConfig,
-    VerifiersConfig,
-    load_config,
-)
+from cropi.config import RunConfig, load_config
 from cropi.errors import InputError
+from cropi.evaluation.settings import EvaluationConfig
 from cropi.feature_api import extract_features, score_features
+from cropi.influence.settings import InfluenceConfig
+from cropi.policy.settings import ModelConfig
 from cropi.prompts import deduplicate, load_source
-from cropi.rollouts import collect, load_engine, read_rollouts, rollout_statistics
+from cropi.prompts.settings import PromptSource
+from cropi.rollouts import load_engine, read_rollouts, rollout_statistics
+from cropi.rollouts.collect import collect
+from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import (
     EvaluationResult,
     InfluenceEstimate,
@@ -47,10 +43,13 @@ from cropi.selection import (
     require_not_empty,
     selection_size,
 )
+from cropi.selection.settings import StrategyChoice
 from cropi.store.files import atomic_folder, require_writable
 from cropi.training import StageOutcome, StagePlan, find_trainer, stage_order
+from cropi.training.settings import TrainingConfig
 from cropi.training.stage import MAX_SAMPLING_ROUNDS, Row
 from cropi.verifiers import Judge
+from cropi.verifiers.settings import VerifiersConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -134,7 +133,7 @@ def rollout(
     settings = settings or RolloutsConfig()
     require_writable(Path(out))
     loaded = _policy(policy)
-    engine = load_engine(settings.engine, loaded, settings.batch_size)
+    engine = load_engine(settings.engine, loaded)
     verifiers = _verifiers(verifier)
     with Judge(verifiers) as judge:
         judge.check(prompts)
@@ -196,30 +195,32 @@ def select(
     scores: InfluenceEstimate | Influence | None = None,
     *,
     ratio: float = 0.1,
-    strategy: str = "cropi",
+    strategy: str | StrategyChoice = "cropi",
     rollouts: Sequence[RolloutGroup] | AnyPath | None = None,
     seed: int = 0,
     stage: int = 0,
-    fusion_constant: float = 0.0,
-    noise_floor: float = 3.0,
+    earlier: Sequence[InfluenceEstimate] = (),
     threshold: float | None = None,
 ) -> Selection:
     """Choose prompts by `strategy`; `rollouts` are needed by those that look at pass rates.
 
-    `ratio` in (0, 1] is a share of the whole pool, uninformative prompts included; prompts within
-    `noise_floor` standard deviations of noise are left out (docs/method.md).
+    `ratio` in (0, 1] is a share of the whole pool, uninformative prompts included. A strategy with
+    settings is a `StrategyChoice`, such as StrategyChoice.of("cropi", noise_floor=0); by default
+    prompts within three standard deviations of noise are left out (docs/method.md). `earlier` are
+    the scores of the stages before, oldest first, for a strategy with a memory.
     """
     if not 0 < ratio <= 1:
         raise InputError(
             f"ratio {ratio} selects nothing sensible; give a share in (0, 1], e.g. 0.1"
         )
-    chosen = find_strategy(strategy)
+    choice = StrategyChoice.of(strategy) if isinstance(strategy, str) else strategy
+    chosen = find_strategy(choice)
     table = scores if scores is None or isinstance(scores, InfluenceEstimate) else scores.estimate
     needs = needs_of(chosen)
     if needs.scoring != "never" and table is None:
-        raise InputError(f"strategy {strategy} needs scores; make them with `cropi score`")
+        raise InputError(f"strategy {choice.name} needs scores; make them with `cropi score`")
     if rollouts is None and (needs.scoring == "never" or needs.direction == "pool"):
-        raise InputError(f"strategy {strategy} needs the pool's rollouts; give rollouts")
+        raise InputError(f"strategy {choice.name} needs the pool's rollouts; give rollouts")
     groups = _groups(rollouts) if rollouts is not None else []
     statistics = rollout_statistics(groups, threshold)
     pool_size = len(groups) or (table.pool_size if table else 0)
@@ -229,11 +230,10 @@ def select(
         stage=stage,
         seed=seed,
         estimate=table,
-        fusion_constant=fusion_constant,
-        noise_floor=noise_floor,
+        earlier=earlier,
     )
     selection = chosen.select(context)
-    require_not_empty(selection, f"strategy {strategy}")
+    require_not_empty(selection, f"strategy {choice.name}")
     return selection
 
 
@@ -305,28 +305,30 @@ def evaluate(
     *,
     verifier: str | VerifiersConfig = "math",
     settings: EvaluationConfig | None = None,
-    max_new_tokens: int = 512,
-    batch_size: int = 256,
+    rollouts: RolloutsConfig | None = None,
     seed: int = 0,
 ) -> list[EvaluationResult]:
-    """Accuracy of a policy on named sets of prompts."""
-    from cropi.evaluation import evaluate as evaluate_sets
+    """Accuracy of a policy on named sets of prompts.
 
-    settings = settings or EvaluationConfig()
+    `rollouts` says which engine samples, and how many tokens where `settings` does not.
+    """
+    from cropi.evaluation.pass_at_k import evaluate as evaluate_sets
+
+    settings, sampled = settings or EvaluationConfig(), rollouts or RolloutsConfig()
     loaded = _policy(policy)
     verifiers = _verifiers(verifier)
     sampling = Sampling(
-        settings.temperature, settings.top_p, 0, settings.max_new_tokens or max_new_tokens
+        settings.temperature, settings.top_p, 0, settings.max_new_tokens or sampled.max_new_tokens
     )
     with Judge(verifiers) as judge:
         judge.check([p for prompts in sets.values() for p in prompts])
         return evaluate_sets(
-            load_engine("transformers", loaded, batch_size),
+            load_engine(sampled.engine, loaded),
             loaded.tokenizer,
             sets,
             judge,
             sampling,
-            settings.samples,
+            settings.responses,
             settings.k,
             seed,
             threshold=verifiers.threshold,

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cropi.config import InfluenceConfig
 from cropi.errors import InputError
+from cropi.influence.settings import InfluenceConfig
 from cropi.rollouts import read_rollouts
 from cropi.schema import longest_allowed
+from cropi.sketches.settings import SketchChoice
 from cropi.store.files import file_hash
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def extract_features(
 ) -> Extraction:
     """Sketch the gradients of a rollout file's informative prompts into the store `out`.
 
-    `settings.method` names the sketch (default: adaptive); `dtype` and `device` are those of
+    `settings.sketch` is the sketch (default: adaptive); `dtype` and `device` are those of
     `load_policy`. A call that was killed goes on where it stopped. `like` is the pool's store, for
     a target's: a sketch that learns takes from it what it learnt. Raises InputError if nothing is
     informative, `out` holds other features, or they could not be compared with `like`.
@@ -48,7 +49,7 @@ def extract_features(
     from cropi.influence.features.feature_writer import require_store_place
     from cropi.influence.setup import make_scorer
 
-    chosen = settings or InfluenceConfig(method="adaptive")
+    chosen = settings or InfluenceConfig(sketch=SketchChoice.of("adaptive"))
     require_store_place(Path(out))
     groups = read_rollouts(Path(rollouts))
     longest = longest_allowed(groups)

@@ -7,7 +7,6 @@ from pathlib import Path
 from cropi.config import RunConfig, check_files
 from cropi.curriculum.session import needs_in
 from cropi.progress import ProgressReporter
-from cropi.rollouts.engines.engine import require_engine
 from cropi.store.tables import require_set_names
 from cropi.training import StagePlan, find_trainer
 
@@ -20,7 +19,6 @@ def check_settings(config: RunConfig, base: Path | None, reporter: ProgressRepor
     with reporter.phase("settings"):
         check_files(config, base)
         require_set_names(config.prompts.validation)
-        require_engine(config.rollouts.engine)
         needs = [needs_in(config, name) for name in config.strategies]
         dynamic = any(each.dynamic_sampling for each in needs)
         doubts = find_trainer(config.training.engine).check(_plan(config, dynamic))
@@ -35,9 +33,9 @@ def _plan(config: RunConfig, dynamic: bool) -> StagePlan:
     return StagePlan(
         start=config.model.path,
         prompts=[],
-        steps=training.steps_per_stage,
+        steps=config.curriculum.steps_per_stage,
         first_step=0,
-        horizon=training.stages * training.steps_per_stage,
+        horizon=config.curriculum.steps,
         seed=0,
         model=config.model,
         training=training,

@@ -12,7 +12,8 @@ import numpy as np
 
 from cropi.curriculum.measure_accuracy import evaluation_cost
 from cropi.curriculum.session import Session
-from cropi.rollouts import RolloutEngine, collect, load_engine
+from cropi.rollouts import RolloutEngine, load_engine
+from cropi.rollouts.collect import collect
 from cropi.schema import Prompt, RolloutGroup, fingerprint
 from cropi.store.files import is_current
 from cropi.store.metrics import CostRow, EvaluationRow, cost_row, read_rows, write_rows
@@ -67,8 +68,7 @@ def inputs_fingerprint(
     return fingerprint(
         policy_key,
         dataclasses.asdict(session.config.rollouts.sampling),
-        session.config.rollouts.engine,
-        session.config.rollouts.batch_size,
+        session.config.rollouts.engine.model_dump(),
         session.config.result_settings("verifiers"),
         session.config.prompts.chat_template_kwargs,
         collection.responses,
@@ -86,7 +86,7 @@ class Sampler:
         rollouts = session.config.rollouts
         self.session = session
         self.policy = session.load(policy)
-        self.engine: RolloutEngine = load_engine(rollouts.engine, self.policy, rollouts.batch_size)
+        self.engine: RolloutEngine = load_engine(rollouts.engine, self.policy)
         self.title = title
         self.where = where
 

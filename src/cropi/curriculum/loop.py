@@ -16,22 +16,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cropi.config import RunConfig, resolve_model_path
-from cropi.curriculum import (
-    Session,
-    check_settings,
-    collect_rollouts,
-    evaluate_start,
-    load_prompts,
-    prepare_start,
-    prune_checkpoints,
-    refresh,
-    score,
-    select,
-    train,
-    write_report,
-)
+from cropi.curriculum.check_settings import check_settings
+from cropi.curriculum.collect_rollouts import collect_rollouts
+from cropi.curriculum.measure_accuracy import evaluate_start
+from cropi.curriculum.old_checkpoints import prune_checkpoints
+from cropi.curriculum.prepare_prompts import load_prompts
+from cropi.curriculum.refresh_rollouts import refresh
+from cropi.curriculum.score_prompts import score
+from cropi.curriculum.select_prompts import select
+from cropi.curriculum.session import Session
+from cropi.curriculum.start_policy import prepare_start
+from cropi.curriculum.train_stage import train
+from cropi.curriculum.write_report import write_report
 from cropi.progress import ProgressReporter
-from cropi.selection import find_strategy
+from cropi.selection.settings import StrategyChoice
 from cropi.store.lock import exclusive_lock
 from cropi.store.run_directory import RunDirectory
 
@@ -46,8 +44,8 @@ def run(
     """
     with opened(config, base, reporter) as session:
         start = prepare(session)
-        for name in config.strategies:
-            train_curriculum(session, name, start)
+        for strategy in config.strategies:
+            train_curriculum(session, strategy, start)
         write_report(session)
         return session.directory.root
 
@@ -75,15 +73,15 @@ def prepare(session: Session) -> str:
     return start
 
 
-def train_curriculum(session: Session, name: str, start: str) -> str:
-    """Train the strategy called `name` through all stages; return its last policy's path."""
-    strategy, needs = find_strategy(name), session.needs(name)
+def train_curriculum(session: Session, choice: StrategyChoice, start: str) -> str:
+    """Train with a strategy through all stages; return its last policy's path."""
+    needs = session.needs(choice)
     policy = start
-    for index in range(session.config.training.stages):
-        stage = session.directory.stage(name, index)
+    for index in range(session.config.curriculum.stages):
+        stage = session.directory.stage(choice.slug, index)
         rollouts = refresh(session, stage, needs, policy)
         scores = score(session, stage, needs, policy, rollouts)
-        selection = select(session, stage, strategy, scores, rollouts)
+        selection = select(session, stage, choice, scores, rollouts)
         policy = train(session, stage, selection, policy, needs.dynamic_sampling)
         prune_checkpoints(session, stage)
     return policy

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cropi.curriculum.session import Session
-from cropi.evaluation import EvaluationSets
+from cropi.evaluation.pass_at_k import EvaluationSets
 from cropi.policy.loading import Policy
 from cropi.rollouts import load_engine
 from cropi.schema import Sampling
@@ -35,10 +35,10 @@ def evaluate(session: Session, policy: Policy, step: int) -> list[EvaluationRow]
         for name, encoded in zip(prepared.names, prepared.encoded, strict=True)
     }
     results = prepared.evaluate(
-        load_engine(rollouts.engine, policy, rollouts.batch_size),
+        load_engine(rollouts.engine, policy),
         session.judge,
         Sampling(config.temperature, config.top_p, 0, new_tokens),
-        config.samples,
+        config.responses,
         config.k,
         session.seed("evaluation"),
         session.config.verifiers.threshold,
@@ -53,7 +53,7 @@ def evaluate(session: Session, policy: Policy, step: int) -> list[EvaluationRow]
             pass_at=result.pass_at,
             statuses=result.statuses,
             sampled_tokens=result.tokens,
-            prompt_tokens=lengths[result.set] * config.samples,
+            prompt_tokens=lengths[result.set] * config.responses,
         )
         for result in results
     ]

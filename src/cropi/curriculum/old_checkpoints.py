@@ -12,16 +12,16 @@ TRAINING_STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
 
 
 def prune_checkpoints(session: Session, stage: Stage) -> None:
-    """With `training.keep` = last, keep the records of all stages and the weights of the last.
+    """With `curriculum.keep_checkpoints` = last, keep all records and the last stage's weights.
 
     A stage's weights go once the next stage is there; the optimizer's state goes with the end. The
     records stay, so a finished run still knows that it is finished.
     """
-    if session.config.training.keep == "all":
+    if session.config.curriculum.keep_checkpoints == "all":
         return
     if stage.index > 0:
         _empty(stage.sibling(stage.index - 1))
-    if stage.index == session.config.training.stages - 1:
+    if stage.index == session.config.curriculum.stages - 1:
         for name in TRAINING_STATE:
             (stage.policy / name).unlink(missing_ok=True)
 

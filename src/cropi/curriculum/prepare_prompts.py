@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from cropi.config import strategy_slug
 from cropi.curriculum.session import Session
 from cropi.policy.loading import Policy
 from cropi.prompts import PromptSets, drop_overlong, load_prompt_sets, write_prompts
@@ -66,7 +65,7 @@ def _inputs(session: Session, policy: Policy) -> dict[str, Any]:
 def _seeds(session: Session) -> dict[str, int]:
     """The run's seed and every component's, by the path that it is derived with."""
     config = session.config
-    stages = range(config.training.stages)
+    stages = range(config.curriculum.stages)
     components: list[tuple[str | int, ...]] = [
         *(("prompts",), ("warmup",), ("warmup", "prompts"), ("sketch",), ("order",)),
         ("evaluation",),
@@ -74,8 +73,8 @@ def _seeds(session: Session) -> dict[str, int]:
         *(("rollouts", "validation", name) for name in config.prompts.validation),
         *(("training", stage) for stage in stages),
         *(
-            ("selection", strategy_slug(arm), stage)
-            for arm in config.strategies
+            ("selection", strategy.slug, stage)
+            for strategy in config.strategies
             for stage in stages
         ),
     ]

@@ -59,7 +59,7 @@ def refresh(session: Session, stage: Stage, needs: Needs, policy: str) -> StageR
 
 def due(session: Session, stage: Stage, needs: Needs) -> list[str]:
     """Which collections are due: all, the validation sets, or those and stale pool prompts."""
-    asked = "all" if needs.fresh else session.config.rollouts.refresh
+    asked = "all" if needs.fresh else session.config.curriculum.refresh
     if stage.index == 0 or asked == "never" or needs.scoring == "once":
         return []
     kinds = ["validation"] if needs.validation else []

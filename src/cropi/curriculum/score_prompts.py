@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from cropi.config import InfluenceConfig
 from cropi.curriculum.refresh_rollouts import StageRollouts
 from cropi.curriculum.session import Session
 from cropi.influence.cosines import Influence
+from cropi.influence.settings import InfluenceConfig
 from cropi.influence.setup import make_scorer
 from cropi.schema import InfluenceEstimate, RolloutGroup, fingerprint
 from cropi.selection import Needs

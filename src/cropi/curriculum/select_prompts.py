@@ -8,7 +8,13 @@ from cropi.curriculum.refresh_rollouts import StageRollouts
 from cropi.curriculum.session import Session
 from cropi.rollouts import rollout_statistics
 from cropi.schema import InfluenceEstimate, Selection, fingerprint
-from cropi.selection import SelectionContext, Strategy, require_not_empty, selection_size
+from cropi.selection import (
+    SelectionContext,
+    find_strategy,
+    require_not_empty,
+    selection_size,
+)
+from cropi.selection.settings import StrategyChoice
 from cropi.store.files import file_hash, is_current
 from cropi.store.run_directory import Stage
 from cropi.store.tables import read_scores, read_selection, write_selection
@@ -17,17 +23,19 @@ from cropi.store.tables import read_scores, read_selection, write_selection
 def select(
     session: Session,
     stage: Stage,
-    strategy: Strategy,
+    choice: StrategyChoice,
     scores: InfluenceEstimate | None,
     rollouts: StageRollouts,
 ) -> Selection:
     """Return the stage's selection, from file where it is current."""
-    remembered = _earlier(stage, scores) if session.config.selection.memory else []
+    strategy = find_strategy(choice)
+    remembered = _earlier(stage, scores) if session.needs(choice).earlier else []
     inputs_fingerprint = fingerprint(
         rollouts.key,
         [file_hash(path) for path in remembered],
         [file_hash(path) for path in (stage.scores, stage.sibling(0).scores) if path.exists()],
-        session.config.selection.model_dump(),
+        choice.model_dump(),
+        session.config.selection.ratio,
         session.config.verifiers.threshold,
         stage.arm,
         stage.index,
@@ -63,9 +71,6 @@ def _context(
         stage=stage.index,
         seed=session.seed("selection", stage.arm, stage.index),
         estimate=scores,
-        fusion_constant=config.selection.fusion_constant,
-        noise_floor=config.selection.noise_floor,
-        memory=config.selection.memory,
         earlier=[read_scores(path) for path in remembered],
         sources=[source[prompt_id] for prompt_id in statistics.prompt_ids],
         target_sources=frozenset(p.source for found in validation for p in found),

@@ -7,15 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
-from cropi.config import RunConfig, strategy_slug
+from cropi.config import RunConfig
 from cropi.errors import InputError
-from cropi.evaluation import EvaluationSets
+from cropi.evaluation.pass_at_k import EvaluationSets
 from cropi.policy.loading import Policy, load_policy
 from cropi.progress import ProgressReporter
 from cropi.prompts import PromptSets
 from cropi.rollouts import read_rollouts
 from cropi.schema import Prompt, RolloutGroup, derive_seed, fingerprint
 from cropi.selection import Needs, find_strategy, needs_of
+from cropi.selection.settings import StrategyChoice
 from cropi.store.files import POLICY_RECORD
 from cropi.store.run_directory import RunDirectory
 from cropi.verifiers import Judge
@@ -103,7 +104,7 @@ class Session:
             self._groups[path] = read_rollouts(path)
         return self._groups[path]
 
-    def needs(self, strategy: str) -> Needs:
+    def needs(self, strategy: StrategyChoice) -> Needs:
         """What a strategy needs to select; the config may ask for dynamic sampling with any."""
         return needs_in(self.config, strategy)
 
@@ -113,17 +114,17 @@ class Session:
 
 
 def _require_weights(policy: Path) -> None:
-    """Raise InputError for a stage whose weights were let go (`training.keep`)."""
+    """Raise InputError for a stage whose weights were deleted (`curriculum.keep_checkpoints`)."""
     record = policy / POLICY_RECORD
     if record.exists() and [file.name for file in policy.iterdir()] == [POLICY_RECORD]:
         raise InputError(
-            f"the weights in {policy} were let go (training.keep is last) and are needed again, as "
-            f"something made from them is missing or damaged; remove {record} and those of the "
+            f"the weights in {policy} were deleted (curriculum.keep_checkpoints=last) but are "
+            f"needed to rebuild a missing or damaged file; remove {record} and those of the "
             "stages before it, and the run trains them again"
         )
 
 
-def needs_in(config: RunConfig, strategy: str) -> Needs:
+def needs_in(config: RunConfig, strategy: StrategyChoice) -> Needs:
     """What a strategy needs under a config."""
     needs = needs_of(find_strategy(strategy))
     dynamic = needs.dynamic_sampling or config.training.dynamic_sampling
@@ -132,9 +133,9 @@ def needs_in(config: RunConfig, strategy: str) -> Needs:
 
 def arms_needing(config: RunConfig, kind: str) -> list[str]:
     """The arms of a run that look at rollouts of this kind, pool or validation."""
-    needed = {name: needs_in(config, name) for name in config.strategies}
+    needed = {strategy.slug: needs_in(config, strategy) for strategy in config.strategies}
     return [
-        strategy_slug(name)
-        for name, needs in needed.items()
+        arm
+        for arm, needs in needed.items()
         if (needs.validation if kind == "validation" else needs.rollouts)
     ]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cropi.config import WarmupConfig
 from cropi.curriculum.session import Session
 from cropi.errors import InputError
 from cropi.prompts import PromptSets, load_source
 from cropi.prompts.sets import normalised, question_text
 from cropi.schema import Prompt
 from cropi.training import warmup
+from cropi.training.settings import WarmupConfig
 
 
 def prepare_start(session: Session) -> str:

@@ -53,6 +53,7 @@ def train(
         session.policy_key(policy),
         [(p.prompt_id, p.answer) for p in plan.prompts],
         session.config.result_settings("training"),
+        session.config.result_settings("curriculum"),
         session.config.result_settings("evaluation"),
         plan.seed,
     )
@@ -201,20 +202,17 @@ def _plan(
     session: Session, stage: Stage, selection: Selection, policy: str, dynamic: bool
 ) -> StagePlan:
     config, training = session.config, session.config.training
-    visits = (
-        training.steps_per_stage
-        * training.prompts_per_step
-        * (MAX_SAMPLING_ROUNDS if dynamic else 1)
-    )
+    steps, rounds = config.curriculum.steps_per_stage, MAX_SAMPLING_ROUNDS if dynamic else 1
+    visits = steps * training.prompts_per_step * rounds
     visited = _visited_before(stage, selection)
     order = stage_order(selection.prompt_ids, visits, session.seed("order"), visited)
     by_id = {p.prompt_id: p for p in session.sets.pool}
     return StagePlan(
         start=policy,
         prompts=[by_id[i] for i in order],
-        steps=training.steps_per_stage,
-        first_step=stage.index * training.steps_per_stage,
-        horizon=training.stages * training.steps_per_stage,
+        steps=steps,
+        first_step=stage.index * steps,
+        horizon=config.curriculum.steps,
         seed=session.seed("training", stage.index),
         model=config.model,
         training=training,

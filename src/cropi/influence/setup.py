@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from cropi.config import InfluenceConfig
 from cropi.errors import InputError
 from cropi.gradients.extractor import GradientExtractor, UnmatchedPatternError
 from cropi.influence.informative import PhaseProgress
 from cropi.influence.preconditioner import Preconditioner
 from cropi.influence.scorer import Scorer
+from cropi.influence.settings import InfluenceConfig
 from cropi.policy.optimizer_state import second_moments
 from cropi.sketches import make_sketch
 
@@ -33,16 +33,8 @@ def make_scorer(
     for that. Raises InputError if it has none.
     """
     extractor = _extractor(model, config, constant_length)
-    sketch = None
-    if config.method != "exact":
-        sketch = make_sketch(
-            config.method,
-            extractor.shapes,
-            seed,
-            config.dim,
-            config.sparse_ratio,
-            config.projection,
-        )
+    exact = config.sketch.is_exact
+    sketch = None if exact else make_sketch(config.sketch, extractor.shapes, seed)
     adam = None
     if config.precondition == "adam":
         adam = Preconditioner(second_moments(_required(checkpoint), extractor.model))

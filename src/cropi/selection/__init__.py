@@ -2,7 +2,6 @@
 
 from cropi.selection.fusion import fuse
 from cropi.selection.strategy import (
-    BUILTIN,
     Needs,
     SelectionContext,
     Strategy,
@@ -14,7 +13,6 @@ from cropi.selection.strategy import (
 )
 
 __all__ = [
-    "BUILTIN",
     "Needs",
     "SelectionContext",
     "Strategy",

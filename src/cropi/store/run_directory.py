@@ -25,8 +25,9 @@ from typing import Any
 import yaml
 
 from cropi import __version__
-from cropi.config import RunConfig, affects_results, flat, strategy_slug, to_yaml
+from cropi.config import RunConfig, affects_results, to_yaml
 from cropi.errors import InputError
+from cropi.settings import flat
 from cropi.store.files import (
     POLICY_RECORD,
     atomic_write,
@@ -157,9 +158,8 @@ class RunDirectory:
         """Accuracy before any training, shared by all arms."""
         return self.root / START_EVALUATION
 
-    def stage(self, strategy: str, index: int) -> Stage:
+    def stage(self, arm: str, index: int) -> Stage:
         """The folder of a stage."""
-        arm = strategy_slug(strategy)
         return Stage(arm, index, self.root / "arms" / arm / "stages" / str(index))
 
     @property
@@ -197,8 +197,8 @@ class RunDirectory:
         """Rebuild metrics.jsonl from the shared costs and every finished stage, arms in order."""
         files = [self.shared_costs]
         for strategy in self.config.strategies:
-            for index in range(self.config.training.stages):
-                files.append(self.stage(strategy, index).metrics)
+            for index in range(self.config.curriculum.stages):
+                files.append(self.stage(strategy.slug, index).metrics)
         with atomic_write(self.root / METRICS) as part, part.open("wb") as handle:
             for file in files:
                 handle.write(file.read_bytes() if file.exists() else b"")

@@ -16,9 +16,10 @@ from pathlib import Path
 from rich.console import Console
 
 from cropi.config import RunConfig, resolve_model_path
-from cropi.curriculum import check_settings, write_report
+from cropi.curriculum.check_settings import check_settings
 from cropi.curriculum.loop import opened, prepare, train_curriculum
 from cropi.curriculum.session import arms_needing
+from cropi.curriculum.write_report import write_report
 from cropi.progress import ProgressReporter
 from cropi.prompts.sources import source_hash
 from cropi.schema import fingerprint
@@ -88,11 +89,8 @@ def link_shared_files(shared: RunConfig, config: RunConfig) -> None:
 def _same_start_policy(shared: RunConfig, config: RunConfig) -> bool:
     """Whether both have the same start policy and the same rollouts of it."""
     sections = ("model", "prompts", "warmup", "verifiers", "rollouts")
-    later = "rollouts.refresh"
     return shared.training.lora == config.training.lora and all(
-        {**shared.result_settings(name), later: None}
-        == {**config.result_settings(name), later: None}
-        for name in sections
+        shared.result_settings(name) == config.result_settings(name) for name in sections
     )
 
 

@@ -13,12 +13,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cropi.config import LoraConfig, ModelConfig, RunConfig, TrainingConfig, WarmupConfig
+from cropi.config import RunConfig
 from cropi.errors import InputError
 from cropi.policy.loading import Policy, load_policy, quiet_libraries, resolve_device
+from cropi.policy.settings import ModelConfig
 from cropi.schema import Prompt, fingerprint
 from cropi.store.files import POLICY_RECORD, atomic_folder
 from cropi.training.libraries import reraise_disk_errors
+from cropi.training.settings import LoraConfig, TrainingConfig, WarmupConfig
 
 
 def prepare_start(
@@ -29,7 +31,9 @@ def prepare_start(
     progress: Callable[[int, int], None] | None = None,
 ) -> str:
     """Write the start policy to `out` unless it is there; return a line that says what it is."""
-    bf16 = config.training.grpo.get("bf16")  # the warm-up computes as GRPO will
+    bf16 = getattr(config.training.engine.settings, "grpo", {}).get(
+        "bf16"
+    )  # the warm-up computes as GRPO will
     inputs_fingerprint = fingerprint(
         bf16,
         config.result_settings("model"),

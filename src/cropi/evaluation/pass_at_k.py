@@ -135,7 +135,7 @@ def _require_samples(samples: int, k: Sequence[int]) -> None:
     if not k or min(k) < 1 or max(k) > samples:
         raise InputError(
             f"evaluation k {list(k)} needs values between 1 and samples ({samples}); lower k or "
-            "raise evaluation.samples"
+            "raise evaluation.responses"
         )
 
 
