@@ -195,14 +195,14 @@ def test_a_cell_with_rollouts_of_its_own_does_not_take_the_shared_ones_times(
     )
     assert shared.directory.is_dir()
     link_shared_files(shared, own)
-    rows = read_jsonl(RunDirectory(own.directory, own).timings)
+    rows = read_jsonl(RunDirectory(own.directory).timings)
     assert [r for r in rows if r["phase"] == "rollouts"] == []
 
 
 @pytest.mark.parametrize(
     ("labels", "seeds", "message"),
     [
-        (["ful"], [0], r"'ful' is neither a strategy nor a variant; allowed: cropi, dapo.*wider"),
+        (["ful"], [0], r"unknown strategy 'ful'; allowed: cropi, dapo.*wider.*did you mean 'full'"),
         (["full", "full"], [0], "name at least one, and each once"),
         (["full"], [], "compare seeds"),
         (["r.5", "r-5"], [0], "two share a folder; rename a variant"),

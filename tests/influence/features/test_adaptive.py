@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cropi import api
+import cropi
 from cropi.config import InfluenceConfig, SketchChoice
 from cropi.errors import InputError
 from cropi.gradients.extractor import GradientExtractor
@@ -23,7 +23,7 @@ from support.rollout_files import rollouts
 def extract(
     path: Path, out: Path, like: FeatureStore | None = None, stop_after: int | None = None
 ) -> Extraction:
-    extractor = GradientExtractor(api.load_model("pocket"))
+    extractor = GradientExtractor(cropi.load_model("pocket"))
     base = SparseSketch(extractor.shapes, 0, 1.0, 512)
 
     def progress(done: int, total: int) -> None:
@@ -98,9 +98,9 @@ def test_features_unlike_the_pools_are_refused_before_any_gradient(
     files: dict[str, Path], tmp_path: Path
 ) -> None:
     settings = InfluenceConfig(sketch=SketchChoice.of("sparse", dim=64))
-    pool = api.extract_features("pocket", files["pool"], tmp_path / "pool", settings=settings)
+    pool = cropi.extract_features("pocket", files["pool"], tmp_path / "pool", settings=settings)
     with pytest.raises(InputError, match=r"would not match .* sketch.seed '1', not '0'"):
-        api.extract_features(
+        cropi.extract_features(
             "pocket", files["v"], tmp_path / "v", settings=settings, seed=1, like=pool.store
         )
     assert not list((tmp_path / "v").glob("*"))

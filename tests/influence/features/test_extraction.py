@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cropi import api
 from cropi.cli import main
 from cropi.config import InfluenceConfig, SketchChoice
 from cropi.errors import InputError
@@ -23,6 +22,8 @@ from cropi.influence.features.extraction import policy_hash, write_features
 from cropi.influence.features.feature_files import StoreIdentity
 from cropi.influence.preconditioner import Preconditioner
 from cropi.influence.scorer import Scorer
+from cropi.influence.setup import extract_features, score
+from cropi.policy.loading import load_model
 from cropi.policy.optimizer_state import SecondMoments
 from cropi.rollouts import read_rollouts, write_rollouts
 from cropi.sketches import SparseSketch
@@ -134,13 +135,11 @@ def test_reliability_from_features_equals_that_of_direct_scoring(
 ) -> None:
     settings = InfluenceConfig(sketch=SketchChoice.of("sparse", dim=DIM))
     stores = {
-        name: api.extract_features("pocket", path, tmp_path / name, settings=settings).store
+        name: extract_features("pocket", path, tmp_path / name, settings=settings).store
         for name, path in files.items()
     }
-    stored = api.score_features(stores["pool"], {"v": stores["v"]}).reliability["v"]
-    direct = api.score("pocket", files["pool"], {"v": files["v"]}, settings=settings).reliability[
-        "v"
-    ]
+    stored = score_features(stores["pool"], {"v": stores["v"]}).reliability["v"]
+    direct = score("pocket", files["pool"], {"v": files["v"]}, settings).reliability["v"]
     assert stored.informative == direct.informative
     assert stored.split_half == pytest.approx(direct.split_half, abs=1e-3)
     assert stored.effective == pytest.approx(direct.effective, rel=1e-5)
@@ -148,7 +147,7 @@ def test_reliability_from_features_equals_that_of_direct_scoring(
 
 
 def test_preconditioned_targets_score_as_directly(files: dict[str, Path], tmp_path: Path) -> None:
-    extractor = GradientExtractor(api.load_model("pocket"))
+    extractor = GradientExtractor(load_model("pocket"))
     sketch = SparseSketch(extractor.shapes, 0, 1.0, DIM)
     draws = torch.Generator().manual_seed(0)
     raw = {n: torch.rand(s, generator=draws) ** 8 for n, s in extractor.shapes.items()}
@@ -198,7 +197,7 @@ def test_a_killed_extraction_ends_with_the_same_bytes(
             if stop_after is not None and done > stop_after:
                 raise KeyboardInterrupt
 
-        return api.extract_features(
+        return extract_features(
             "pocket", files["pool"], folder, settings=settings, progress=progress
         ).tokens
 
@@ -258,9 +257,9 @@ def test_rollouts_without_an_informative_prompt_are_refused(
 
 
 def test_the_policys_hash_follows_its_weights() -> None:
-    model = api.load_model("pocket")
+    model = load_model("pocket")
     before = policy_hash(model)
-    assert policy_hash(api.load_model("pocket")) == before
+    assert policy_hash(load_model("pocket")) == before
     next(model.parameters()).data[0, 0] += 1e-3
     assert policy_hash(model) != before
     assert policy_hash(model.bfloat16()) != before
