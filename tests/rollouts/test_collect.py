@@ -14,8 +14,8 @@ from cropi.errors import InputError
 from cropi.policy.loading import Policy
 from cropi.rollouts.collect import collect
 from cropi.rollouts.engines.engine import Completion
-from cropi.rollouts.engines.transformers_engine import TransformersEngine
 from cropi.rollouts.rollout_file import read_rollouts
+from cropi.rollouts.transformers_engine import TransformersEngine
 from cropi.schema import PolicyIdentity, Prompt, Sampling
 from cropi.store.files import file_hash, table_metadata
 from cropi.store.files import read_table as read_parquet

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cropi.config import RolloutsConfig, VerifiersConfig
 from cropi.errors import InputError
 from cropi.execution import Executor, Inline, WorkUnit, run_units
 from cropi.prompts.encoding import encode_all
@@ -26,6 +25,7 @@ from cropi.rollouts.engines.engine import (
     require_context,
 )
 from cropi.rollouts.rollout_file import read_rollouts, write_rollouts
+from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import (
     PolicyIdentity,
     Prompt,
@@ -38,6 +38,7 @@ from cropi.schema import (
 )
 from cropi.store.cached import is_current, stamp
 from cropi.store.files import cannot_write, require_writable
+from cropi.verifiers.settings import VerifiersConfig
 from cropi.verifiers.verdict import Grader, Verdict
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def rollout(
     settings = settings or RolloutsConfig()
     require_writable(Path(out))
     loaded = as_policy(policy)
-    engine = load_engine(settings.engine, loaded, settings.batch_size)
+    engine = load_engine(settings.engine, loaded)
     with open_judge(verifier) as judge:
         if not isinstance(verifier, Judge):
             judge.check(prompts)

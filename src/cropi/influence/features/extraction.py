@@ -72,7 +72,7 @@ def write_features(
     `like`, or the preconditioner lacks a parameter.
     """
     if sketch is None:
-        raise InputError("method 'exact' leaves nothing to store; choose a sketch, e.g. adaptive")
+        raise InputError("the sketch 'exact' stores nothing; choose another, e.g. adaptive")
     if preconditioner is not None:
         preconditioner.require(extractor.shapes)
     informative = require_informative("the rollouts", groups)
