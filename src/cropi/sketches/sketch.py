@@ -31,7 +31,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 def make_sketch(sketch: SketchChoice | str, shapes: Shapes, seed: int, **settings: Any) -> Sketch:
     """Return the chosen sketch of parameters with these shapes.
 
-    A name may be given with settings in place of a choice that has them. What it refers to is
+    A name with `settings` may be given instead of a choice that includes them. The plug-in is
     called as object(settings, shapes=, seed=). Raises InputError for an unknown name.
     """
     if isinstance(sketch, str):

@@ -82,7 +82,7 @@ def test_an_interrupted_call_fits_once_and_ends_with_the_same_bytes(
         extract(files["pool"], tmp_path / "killed", stop_after=6)
 
     def forbidden(*_: object) -> None:
-        raise AssertionError("it has learnt before")
+        raise AssertionError("it was fitted before")
 
     with monkeypatch.context() as patch:
         patch.setattr(AdaptiveSketch, "fit", forbidden)
