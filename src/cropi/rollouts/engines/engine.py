@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from cropi.errors import InputError
 from cropi.plugins import find_plugin
+from cropi.policy.reference import PolicyRef
 from cropi.schema import FinishReason, Sampling
 
 if TYPE_CHECKING:
@@ -25,11 +26,10 @@ BUILTIN = {"transformers": "cropi.rollouts.engines.transformers_engine:Transform
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sampled response: `ids` int32 [T], the EOS included where it was sampled.
+    """One sampled response: `ids` int32 [T], with the EOS token if it was sampled.
 
-    `logprobs` float32 [T] are in nats, of the distribution that was really sampled (after
-    temperature, top-k and top-p, renormalised); of the model's own distribution where decoding
-    was greedy.
+    `logprobs` float32 [T] are in nats, of the distribution that was sampled (after temperature,
+    top-k and top-p, renormalised), or of the model's distribution if decoding was greedy.
     """
 
     ids: NDArray[np.int32]
@@ -42,23 +42,23 @@ class RolloutEngine(Protocol):
 
     @property
     def context(self) -> int:
-        """Positions the policy has: a prompt and its response must fit together."""
+        """How many positions the policy has, for a prompt and its response together."""
         ...
 
     def generate(
         self, prompt_ids: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
     ) -> list[list[Completion]]:
-        """Return `n` completions a prompt, in their order; equal calls give equal results."""
+        """Return `n` completions per prompt, in order; equal calls give equal results."""
         ...
 
 
-def load_engine(name: str, policy: Policy, batch_size: int) -> RolloutEngine:
+def load_engine(name: str, policy: Policy | PolicyRef, batch_size: int) -> RolloutEngine:
     """Return the engine called `name`, around `policy`, generating `batch_size` responses at once.
 
     Raises InputError if `name` is neither known nor an importable `package.module:object`.
     """
     factory = find_plugin("rollouts.engine", name, BUILTIN)
-    return cast(RolloutEngine, factory(policy, batch_size))
+    return cast(RolloutEngine, factory(PolicyRef.of(policy), batch_size))
 
 
 def require_engine(name: str) -> None:
