@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cropi.config import RolloutsConfig
 from cropi.errors import InputError
 from cropi.policy.loading import Policy, load_policy
 from cropi.policy.reference import PolicyRef
 from cropi.rollouts.collect import SamplingPlan, collect, rollout
 from cropi.rollouts.engines.engine import Completion
-from cropi.rollouts.engines.transformers_engine import TransformersEngine
 from cropi.rollouts.rollout_file import read_rollouts
+from cropi.rollouts.settings import EngineChoice, RolloutsConfig
+from cropi.rollouts.transformers_engine import TransformersEngine
 from cropi.schema import PolicyIdentity, Prompt, Sampling
 from cropi.store.files import file_hash, table_metadata
 from cropi.store.files import read_table as read_parquet
@@ -47,6 +47,24 @@ class LengthJudge:
             Verdict(0.0, "timeout") if text[:1].isdigit() else Verdict(len(text) / 8, "ok")
             for _, text in items
         ]
+
+
+@dataclass
+class FailingJudge(LengthJudge):
+    """Fails at one of its calls."""
+
+    fails_at: int
+    calls: int = 0
+
+    def judge(
+        self,
+        items: Sequence[tuple[Prompt, str]],
+        token_ids: Sequence[Sequence[int]] | None = None,
+    ) -> list[Verdict]:
+        self.calls += 1
+        if self.calls == self.fails_at + 1:
+            raise ValueError("no verdict")
+        return super().judge(items, token_ids)
 
 
 @dataclass
@@ -128,6 +146,21 @@ def test_a_finished_file_is_kept_and_one_made_from_something_else_is_replaced(
     assert engine.calls == [2, 2, 2, 1]
 
 
+def test_a_chunk_that_fails_is_raised_and_those_before_it_are_kept(
+    policy: Policy, tmp_path: Path
+) -> None:
+    out = tmp_path / "r.parquet"
+    judge = FailingJudge(fails_at=2)
+    with pytest.raises(ValueError, match="no verdict"):
+        run(policy, out, judge=judge)
+    assert judge.calls == 3, "chunks after the one that failed are not sampled"
+    engine = Watched(TransformersEngine(policy, 8))
+    progress: list[tuple[int, int]] = []
+    run(policy, out, engine, progress=lambda done, total: progress.append((done, total)))
+    assert engine.calls == [2, 1]
+    assert progress == [(4, 7), (6, 7), (7, 7)]
+
+
 def test_parts_made_from_something_else_are_not_used(policy: Policy, tmp_path: Path) -> None:
     out = tmp_path / "r.parquet"
     with pytest.raises(KeyboardInterrupt):
@@ -176,7 +209,7 @@ def test_bad_prompts_and_paths_are_refused_before_anything_is_sampled(
 class ServedEngine:
     """An engine that samples elsewhere: it reads of the policy what needs no weights."""
 
-    def __init__(self, policy: PolicyRef, batch_size: int) -> None:
+    def __init__(self, policy: PolicyRef) -> None:
         self.policy = policy
 
     @property
@@ -204,7 +237,8 @@ def test_an_engine_without_weights_in_this_process_loads_none(
     served.Engine = ServedEngine  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "served", served)
     monkeypatch.setattr("cropi.policy.checkpoints.AutoModelForCausalLM.from_pretrained", forbidden)
-    settings = RolloutsConfig(engine="served:Engine", responses=2, max_new_tokens=4)
+    engine = EngineChoice.of("served:Engine")
+    settings = RolloutsConfig(engine=engine, responses=2, max_new_tokens=4)
     groups = rollout(path, prompts(), tmp_path / "r.parquet", settings, verifier="exact")
     assert {group.policy for group in groups} == {identity}
     assert [len(group.responses) for group in groups] == [2] * len(TEXTS)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cropi.config import RolloutsConfig, VerifiersConfig
 from cropi.errors import InputError
+from cropi.execution import Executor, Inline, WorkUnit, run_units
 from cropi.policy.reference import PolicyRef
 from cropi.prompts.encoding import encode_all
 from cropi.rollouts.engines.engine import (
@@ -26,6 +26,7 @@ from cropi.rollouts.engines.engine import (
     require_context,
 )
 from cropi.rollouts.rollout_file import read_rollouts, write_rollouts
+from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import (
     Prompt,
     Response,
@@ -37,6 +38,7 @@ from cropi.schema import (
 )
 from cropi.store.cached import is_current, stamp
 from cropi.store.files import cannot_write, require_writable
+from cropi.verifiers.settings import VerifiersConfig
 from cropi.verifiers.verdict import Grader, Verdict
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ def collect(
     out: Path,
     inputs_fingerprint: str,
     progress: Progress | None = None,
+    executor: Executor | None = None,
 ) -> Path:
     """Sample and judge responses to every prompt into the Parquet file `out`.
 
@@ -85,6 +88,9 @@ def collect(
         out: the Parquet file to write.
         inputs_fingerprint: fingerprint of everything that determines the result.
         progress: called with (prompts done, prompts in all) after each chunk.
+        executor: runs the chunks; default: one after the other in this process. One that runs them
+            elsewhere pickles `engine`, `policy` and `judge`; a pickled model's log-probs differ in
+            the last bits, so an engine should load its weights where it runs.
 
     Returns:
         `out`.
@@ -97,18 +103,17 @@ def collect(
         return out
     encoded = _encode(policy.tokenizer, prompts, plan, engine.context)
     sampler = _ChunkSampler(engine, policy, prompts, encoded, judge, plan)
-    parts = _parts_folder(out)
+    parts, chunks = _parts_folder(out), _chunks(encoded, plan.chunk_prompts)
     part_fingerprint = fingerprint(inputs_fingerprint, plan.chunk_prompts)
-    chunks = _chunks(encoded, plan.chunk_prompts)
-    done = 0
-    for index, members in enumerate(chunks):
-        part = parts / f"{index:06d}.parquet"
-        if not is_current(part, part_fingerprint):
-            groups = sampler.sample(members, derive_seed(plan.seed, "chunk", index))
-            write_rollouts(part, groups, stamp(part_fingerprint))
-        done += len(members)
-        if progress is not None:
-            progress(done, len(prompts))
+    units = _missing_chunks(sampler, chunks, parts, part_fingerprint)
+    done = len(prompts) - sum(len(unit.arguments[0]) for unit in units)
+    if done and progress is not None:
+        progress(done, len(prompts))
+    with executor or Inline() as chosen:
+        for finished in run_units(chosen, units):
+            done += finished.result()
+            if progress is not None:
+                progress(done, len(prompts))
     _join(parts, chunks, out, inputs_fingerprint)
     return out
 
@@ -150,7 +155,7 @@ def rollout(
     settings = settings or RolloutsConfig()
     require_writable(Path(out))
     reference = PolicyRef.of(policy)
-    engine = load_engine(settings.engine, reference, settings.batch_size)
+    engine = load_engine(settings.engine, reference)
     plan = SamplingPlan(settings.sampling, settings.responses, seed, template_kwargs)
     with open_judge(verifier) as judge:
         if not isinstance(verifier, Judge):
@@ -215,6 +220,12 @@ class _ChunkSampler:
     judge: Grader
     plan: SamplingPlan
 
+    def write(self, members: Sequence[int], index: int, part: Path, part_fingerprint: str) -> int:
+        """Sample chunk `index`, the prompts at these positions; return how many it has."""
+        groups = self.sample(members, derive_seed(self.plan.seed, "chunk", index))
+        write_rollouts(part, groups, stamp(part_fingerprint))
+        return len(members)
+
     def sample(self, members: Sequence[int], seed: int) -> list[RolloutGroup]:
         """Sample and judge the prompts at these positions."""
         rows = [self.encoded[m] for m in members]
@@ -252,6 +263,24 @@ def _chunks(encoded: Sequence[Sequence[int]], size: int) -> list[list[int]]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
+def _missing_chunks(
+    sampler: _ChunkSampler, chunks: Sequence[Sequence[int]], parts: Path, part_fingerprint: str
+) -> list[WorkUnit]:
+    """Return a work unit for every chunk without a file that was made from the same inputs."""
+    paths = [_part(parts, index) for index in range(len(chunks))]
+    return [
+        WorkUnit(
+            f"chunk {index}", sampler.write, (members, index, path, part_fingerprint), output=path
+        )
+        for index, (members, path) in enumerate(zip(chunks, paths, strict=True))
+        if not is_current(path, part_fingerprint)
+    ]
+
+
+def _part(parts: Path, index: int) -> Path:
+    return parts / f"{index:06d}.parquet"
+
+
 def _parts_folder(out: Path) -> Path:
     """Make the folder for finished chunks; InputError before any work if it cannot be made."""
     parts = out.with_name(out.name + ".parts")
@@ -266,7 +295,7 @@ def _join(parts: Path, chunks: Sequence[Sequence[int]], out: Path, inputs_finger
     """Write the chunks' groups in the prompts' order, then remove the chunks."""
     placed: dict[int, RolloutGroup] = {}
     for index, members in enumerate(chunks):
-        groups = read_rollouts(parts / f"{index:06d}.parquet")
+        groups = read_rollouts(_part(parts, index))
         placed.update(zip(members, groups, strict=True))
     write_rollouts(
         out,

@@ -1,7 +1,8 @@
 """What a rollout engine is: prompts of token ids in, sampled token ids and log-probs out.
 
-An engine is one small class, chosen by name or as `package.module:object`, a factory that is
-called with the policy and the batch size. This module loads neither torch nor transformers.
+An engine is one small class. What is registered for it, or the user's `package.module:object`, is
+called with its settings and a `PolicyRef`; it calls the reference's `load` only if it needs the
+weights in this process. This module loads neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -14,14 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropi.errors import InputError
-from cropi.plugins import find_plugin
 from cropi.policy.reference import PolicyRef
+from cropi.rollouts.settings import EngineChoice
 from cropi.schema import FinishReason, Sampling
 
 if TYPE_CHECKING:
     from cropi.policy.loading import Policy
-
-BUILTIN = {"transformers": "cropi.rollouts.engines.transformers_engine:TransformersEngine"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +51,14 @@ class RolloutEngine(Protocol):
         ...
 
 
-def load_engine(name: str, policy: Policy | PolicyRef, batch_size: int) -> RolloutEngine:
-    """Return the engine called `name`, around `policy`, generating `batch_size` responses at once.
+def load_engine(choice: EngineChoice | str, policy: Policy | PolicyRef) -> RolloutEngine:
+    """Return the chosen engine, with its settings, around `policy`; a name means the defaults.
 
-    Raises InputError if `name` is neither known nor an importable `package.module:object`.
+    Raises InputError if there is none of that name.
     """
-    factory = find_plugin("rollouts.engine", name, BUILTIN)
-    return cast(RolloutEngine, factory(PolicyRef.of(policy), batch_size))
-
-
-def require_engine(name: str) -> None:
-    """Raise InputError if `name` is neither known nor an importable `package.module:object`."""
-    find_plugin("rollouts.engine", name, BUILTIN)
+    if isinstance(choice, str):
+        choice = EngineChoice.of(choice)
+    return cast(RolloutEngine, choice.build(PolicyRef.of(policy)))
 
 
 def require_context(

@@ -38,10 +38,16 @@ from cropi.schema import Sampling, derive_seed
 class TransformersEngine:
     """Samples from a Hugging Face model, `batch_size` responses at once."""
 
-    def __init__(self, policy: Policy | PolicyRef, batch_size: int = 256) -> None:
+    def __init__(self, policy: Policy | PolicyRef, batch_size: int) -> None:
         assert batch_size >= 1, "batch_size counts responses"
-        self.policy = PolicyRef.of(policy).load()
+        self._reference = PolicyRef.of(policy)
+        self._reference.load()
         self.batch_size = batch_size
+
+    @property
+    def policy(self) -> Policy:
+        """The policy; in a process that the engine was sent to, it is loaded there."""
+        return self._reference.load()
 
     @property
     def context(self) -> int:
