@@ -368,8 +368,8 @@ def test_a_config_that_is_none_is_refused(
     path.write_bytes(text.encode("latin-1"))
     for command in (("run",), ("config", "check"), ("config", "show")):
         cropi(*command, path).refused(told)
-        cropi(*command, tmp_path).refused("no file")
-        cropi(*command, tmp_path / "gone.yaml").refused("no file")
+        cropi(*command, tmp_path).refused("neither a file")
+        cropi(*command, tmp_path / "gone.yaml").refused("neither a file")
 
 
 def test_a_key_with_a_slip_is_told_with_its_mend(cropi: Command, tmp_path: Path) -> None:
@@ -421,7 +421,7 @@ def test_an_interrupt_says_how_to_go_on(
 
 
 def test_report_of_no_run_is_refused(cropi: Command, tmp_path: Path) -> None:
-    cropi("report", tmp_path).refused("no run directory")
+    cropi("report", tmp_path).refused("not a run directory")
     cropi("report", tmp_path / "gone").refused("gone")
 
 
