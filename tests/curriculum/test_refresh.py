@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cropi.curriculum.loop import run
-from cropi.curriculum.refresh_rollouts import replace_groups
+from cropi.curriculum.stage_rollouts import replace_groups
 from cropi.errors import InputError
 from cropi.rollouts import read_rollouts
 from cropi.schema import Response, RolloutGroup

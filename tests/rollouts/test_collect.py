@@ -46,6 +46,24 @@ class LengthJudge:
 
 
 @dataclass
+class FailingJudge(LengthJudge):
+    """Fails at one of its calls."""
+
+    fails_at: int
+    calls: int = 0
+
+    def judge(
+        self,
+        items: Sequence[tuple[Prompt, str]],
+        token_ids: Sequence[Sequence[int]] | None = None,
+    ) -> list[Verdict]:
+        self.calls += 1
+        if self.calls == self.fails_at + 1:
+            raise ValueError("no verdict")
+        return super().judge(items, token_ids)
+
+
+@dataclass
 class Watched:
     """An engine that counts its calls and is killed before the one numbered `dies_at`."""
 
@@ -126,6 +144,21 @@ def test_a_finished_file_is_kept_and_one_made_from_something_else_is_replaced(
     assert engine.calls == []
     run(policy, out, engine, inputs_fingerprint="inputs 2", seed=6)
     assert engine.calls == [2, 2, 2, 1]
+
+
+def test_a_chunk_that_fails_is_raised_and_those_before_it_are_kept(
+    policy: Policy, tmp_path: Path
+) -> None:
+    out = tmp_path / "r.parquet"
+    judge = FailingJudge(fails_at=2)
+    with pytest.raises(ValueError, match="no verdict"):
+        run(policy, out, judge=judge)
+    assert judge.calls == 3, "chunks after the one that failed are not sampled"
+    engine = Watched(TransformersEngine(policy, 8))
+    progress: list[tuple[int, int]] = []
+    run(policy, out, engine, progress=lambda done, total: progress.append((done, total)))
+    assert engine.calls == [2, 1]
+    assert progress == [(4, 7), (6, 7), (7, 7)]
 
 
 def test_parts_made_from_something_else_are_not_used(policy: Policy, tmp_path: Path) -> None:

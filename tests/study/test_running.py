@@ -16,7 +16,7 @@ from cropi.cli.compare import parsed
 from cropi.config import RunConfig, load_config
 from cropi.errors import InputError
 from cropi.execution import Processes, WorkUnit, usable_cores
-from cropi.report import write_study_report
+from cropi.report import write_run_report, write_study_report
 from cropi.store.files import file_hash, read_jsonl
 from cropi.store.run_directory import RunDirectory
 from cropi.store.tables import read_selection
@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def root(folder: Path) -> Path:
     """A study of three labels and two seeds, run two at a time."""
-    found = run_study(plan(folder, "random", "wider"), jobs=2)
+    found = run_study(plan(folder, "random", "wider"), jobs=2, draw=write_run_report)
     write_study_report(found)
     return found
 
@@ -195,14 +195,14 @@ def test_a_cell_with_rollouts_of_its_own_does_not_take_the_shared_ones_times(
     )
     assert shared.directory.is_dir()
     link_shared_files(shared, own)
-    rows = read_jsonl(RunDirectory(own.directory, own).timings)
+    rows = read_jsonl(RunDirectory(own.directory).timings)
     assert [r for r in rows if r["phase"] == "rollouts"] == []
 
 
 @pytest.mark.parametrize(
     ("labels", "seeds", "message"),
     [
-        (["ful"], [0], r"'ful' is neither a strategy nor a variant; allowed: cropi, dapo.*wider"),
+        (["ful"], [0], r"unknown strategy 'ful'; allowed: cropi, dapo.*wider.*did you mean 'full'"),
         (["full", "full"], [0], "name at least one, and each once"),
         (["full"], [], "compare seeds"),
         (["r.5", "r-5"], [0], "two share a folder; rename a variant"),

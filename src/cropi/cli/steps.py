@@ -46,7 +46,7 @@ def rollout(
 
         cropi rollout --policy Qwen/Qwen2.5-1.5B-Instruct --prompts pool.jsonl --out pool.parquet
     """
-    from cropi import api
+    import cropi
     from cropi.rollouts.settings import RolloutsConfig
     from cropi.store.files import require_writable
 
@@ -62,8 +62,8 @@ def rollout(
     require_writable(out)
     rows = prompts_in(prompts, seed)
     with make_narrator().phase("rollouts", len(rows)) as bar:
-        groups = api.rollout(
-            api.load_policy(policy, dtype=dtype, device=device),
+        groups = cropi.rollout(
+            cropi.load_policy(policy, dtype=dtype, device=device),
             rows,
             out,
             verifier=verifier,
@@ -119,26 +119,24 @@ def score(
             "cropi score needs --policy and --rollouts, or --features; give the first two, or "
             "what `cropi features` wrote"
         )
-    from cropi import api
+    import cropi
     from cropi.influence.settings import InfluenceConfig
-    from cropi.schema import longest_allowed
     from cropi.store.files import require_writable
     from cropi.store.tables import write_scores
 
     chosen = section(InfluenceConfig, settings, sketch=sketch)
     targets = named_files(target, "target")
     require_writable(out)
-    groups = api.read_rollouts(rollouts)
-    target_groups = {name: api.read_rollouts(path) for name, path in targets.items()}
-    model = api.load_model(policy, dtype=dtype, device=device)
+    groups = cropi.read_rollouts(rollouts)
+    target_groups = {name: cropi.read_rollouts(path) for name, path in targets.items()}
+    model = cropi.load_model(policy, dtype=dtype, device=device)
     with make_narrator().phase("influence", len(groups)) as bar:
-        influence = api.score(
+        influence = cropi.score(
             model,
             groups,
             target_groups,
             settings=chosen,
             seed=seed,
-            constant_length=longest_allowed(groups),
             checkpoint=policy,
             progress=lambda phase, done, total: bar.update(done, total, note=phase),
         )
@@ -148,22 +146,29 @@ def score(
 
 
 def select(
-    scores: Annotated[Path | None, typer.Option(help="Scores of the pool (Parquet)")] = None,
-    ratio: Annotated[float, typer.Option(help="Share of the whole pool, in (0, 1]")] = 0.1,
+    scores: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Scores of the pool (Parquet); repeatable, those of earlier stages first"
+        ),
+    ] = None,
+    ratio: Annotated[
+        float | None, typer.Option(help="Share of the whole pool, in (0, 1]; default: 0.1")
+    ] = None,
     out: Annotated[Path, typer.Option(help="The Parquet file to write")] = Path(
         "selection.parquet"
     ),
     strategy: Annotated[
-        str,
-        typer.Option(help="The name of a strategy, or package.module:object"),
-    ] = "cropi",
+        str | None,
+        typer.Option(help="The name of a strategy, or package.module:object; default: cropi"),
+    ] = None,
     rollouts: Annotated[
         Path | None, typer.Option(help="Rollouts of the pool, for strategies that look at them")
     ] = None,
     seed: Seed = 0,
     settings: Settings = None,
 ) -> None:
-    """Choose the prompts of a stage.
+    """Choose the prompts of a stage, as a run does with the same settings.
 
     Settings are those of the config's selection section.
 
@@ -171,19 +176,23 @@ def select(
 
         cropi select --scores scores.parquet --ratio 0.1 --out selection.parquet
 
-        cropi select --scores scores.parquet strategy.noise_floor=0
+        cropi select --scores stage0.parquet --scores stage1.parquet strategy.memory=0.8
     """
-    from cropi import api
+    import cropi
     from cropi.selection.settings import SelectionConfig
     from cropi.store.files import require_writable
     from cropi.store.tables import read_scores, write_selection
 
-    chosen = section(SelectionConfig, settings, strategy=strategy, ratio=ratio)
+    given = {"ratio": ratio, "strategy": strategy}
+    chosen = section(
+        SelectionConfig, settings, **{name: v for name, v in given.items() if v is not None}
+    )
     require_writable(out)
-    selection = api.select(
-        read_scores(scores) if scores else None,
-        ratio=chosen.ratio,
-        strategy=chosen.strategy,
+    tables = [read_scores(path) for path in scores or []]
+    selection = cropi.select(
+        tables[-1] if tables else None,
+        chosen,
+        earlier=tables[:-1],
         rollouts=rollouts,
         seed=seed,
     )
@@ -222,14 +231,14 @@ def train(
 
         cropi train ... --steps 60 learning_rate=1e-6 engine.grpo.beta=0.01
     """
-    from cropi import api
+    import cropi
     from cropi.policy.settings import ModelConfig
     from cropi.rollouts.settings import RolloutsConfig
     from cropi.training.settings import TrainingConfig
 
     chosen = section(TrainingConfig, settings)
     with make_narrator().phase("GRPO", steps) as bar:
-        outcome = api.train(
+        outcome = cropi.train(
             policy,
             prompts_in(prompts, seed),
             selection_in(selection),
@@ -269,7 +278,7 @@ def evaluate(
     """
     import dataclasses
 
-    from cropi import api
+    import cropi
     from cropi.evaluation.settings import EvaluationConfig
     from cropi.rollouts.settings import RolloutsConfig
     from cropi.store.files import require_writable, write_json
@@ -278,8 +287,8 @@ def evaluate(
     if out is not None:
         require_writable(out)
     named = {n: prompts_in(path, seed) for n, path in named_files(sets, "set").items()}
-    results = api.evaluate(
-        api.load_policy(policy, dtype=dtype, device=device),
+    results = cropi.evaluate(
+        cropi.load_policy(policy, dtype=dtype, device=device),
         named,
         verifier=verifier,
         settings=settings,

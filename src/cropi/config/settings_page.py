@@ -54,12 +54,13 @@ def _tables(prefix: str, section: type[Section], written: set[type[Section]]) ->
     yield _table(prefix, section)
     for name, field in section.model_fields.items():
         inner = section_in(field.annotation)
+        alone = inner is field.annotation
         if inner is None or inner in written:
             continue
         if issubclass(inner, Choice):
-            if field.annotation is inner:
+            if alone:
                 yield from _plugins(f"{prefix}{name}", inner)
-        elif field.annotation is inner or type(None) in get_args(field.annotation):
+        elif alone or type(None) in get_args(field.annotation):
             yield from _tables(f"{prefix}{name}.", inner, written)
         else:
             written.add(inner)

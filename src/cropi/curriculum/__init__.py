@@ -1,5 +1,7 @@
-"""The curriculum: `loop` is the method on one screen, and each other file is one of its steps.
+"""The curriculum: the method as one loop (`loop`), and its steps with their files.
 
-Each step leaves a file that records what it was made from, and returns at once where that file is
-current; that is all there is to resuming.
+`starting_point` loads the prompts and makes the start policy, `start_rollouts` collects,
+`stage_rollouts` samples again what has gone stale, `stage_choice` scores and selects,
+`stage_training` trains and `accuracy` evaluates. The packages do the work; a step here adds the
+run directory's files to it, and does nothing if its output is current (`store.cached`).
 """

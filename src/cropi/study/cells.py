@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -16,18 +16,19 @@ from pathlib import Path
 from rich.console import Console
 
 from cropi.config import RunConfig, resolve_model_path
-from cropi.curriculum.check_settings import check_settings
-from cropi.curriculum.loop import opened, prepare, train_curriculum
-from cropi.curriculum.session import arms_needing
-from cropi.curriculum.write_report import write_report
+from cropi.curriculum.loop import prepared, run
+from cropi.curriculum.run_context import arms_needing, check_settings
 from cropi.progress import ProgressReporter
 from cropi.prompts.sources import source_hash
 from cropi.schema import fingerprint
+from cropi.store.cached import FINGERPRINT
 from cropi.store.files import write_json
 from cropi.store.lock import exclusive_lock
 from cropi.store.metrics import TimingRow, read_rows
 from cropi.store.run_directory import RunDirectory
 
+Draw = Callable[[Path], object]
+"""What draws a finished run, given its directory; it runs in the run's own process."""
 FINISHED = "finished.json"
 """Written last into a run's directory, with the fingerprint of the run."""
 
@@ -44,22 +45,25 @@ def prepare_shared(config: RunConfig, runs: Sequence[RunConfig], base: Path | No
     Raises InputError for a setting of any run that cannot be used, before rollouts are paid for.
     """
     with _logged(config) as reporter:
-        for run in runs:
-            check_settings(resolve_model_path(run, base), base, reporter)
-        with opened(config, base, reporter) as session:
-            prepare(session)
+        for each in runs:
+            check_settings(resolve_model_path(each, base), base, reporter)
+        with prepared(config, base, reporter):
+            pass  # opening a run makes what its arms share
 
 
-def run_cell(config: RunConfig, shared: RunConfig, base: Path | None) -> None:
-    """Complete one run, with the shared rollouts where its settings ask for the same ones."""
+def run_cell(
+    config: RunConfig, shared: RunConfig, base: Path | None, draw: Draw | None = None
+) -> None:
+    """Complete one run, with the shared rollouts where its settings ask for the same ones.
+
+    `draw` writes its page; it is given the run's directory.
+    """
     with exclusive_lock(config.directory), _logged(config) as reporter:
         link_shared_files(shared, config)
-        with opened(config, base, reporter) as session:
-            start = prepare(session)
-            for name in config.strategies:
-                train_curriculum(session, name, start)
-            write_report(session)
-        record = {"inputs_fingerprint": _run_fingerprint(config, base)}
+        directory = run(config, base, reporter)
+        if draw is not None:
+            draw(directory)
+        record = {FINGERPRINT: _run_fingerprint(config, base)}
         write_json(config.directory / FINISHED, record)
 
 
@@ -69,21 +73,21 @@ def link_shared_files(shared: RunConfig, config: RunConfig) -> None:
     Rollouts and start policy record what they were made from: a run whose settings differ there
     makes its own. The time that shared rollouts took counts for the run if its strategy uses them.
     """
-    run, source = RunDirectory(config.directory, config), RunDirectory(shared.directory, shared)
-    if run.manifest.is_file():
+    target, source = RunDirectory(config.directory), RunDirectory(shared.directory)
+    if target.manifest.is_file():
         return
     for name in ("rollouts", "start"):
         if (source.root / name).is_dir():
             shutil.copytree(
-                source.root / name, run.root / name, copy_function=_link, dirs_exist_ok=True
+                source.root / name, target.root / name, copy_function=_link, dirs_exist_ok=True
             )
-    run.root.mkdir(parents=True, exist_ok=True)
+    target.root.mkdir(parents=True, exist_ok=True)
     if not _same_start_policy(shared, config):
         return
     if shared.evaluation == config.evaluation and source.start_evaluation.is_file():
-        _link(str(source.start_evaluation), str(run.start_evaluation))
-    if not run.timings.exists():
-        _copy_rollout_timings(source, run)
+        _link(str(source.start_evaluation), str(target.start_evaluation))
+    if not target.timings.exists():
+        _copy_rollout_timings(source, target, config)
 
 
 def _same_start_policy(shared: RunConfig, config: RunConfig) -> bool:
@@ -94,10 +98,10 @@ def _same_start_policy(shared: RunConfig, config: RunConfig) -> bool:
     )
 
 
-def _copy_rollout_timings(source: RunDirectory, run: RunDirectory) -> None:
+def _copy_rollout_timings(source: RunDirectory, target: RunDirectory, config: RunConfig) -> None:
     for row in read_rows(source.timings).of(TimingRow):
         if row.phase == "rollouts" and row.set is not None:
-            run.add_timing(replace(row, arms=arms_needing(run.config, row.set)))
+            target.add_timing(replace(row, arms=arms_needing(config, row.set)))
 
 
 def _link(source: str, target: str) -> str:

@@ -33,7 +33,7 @@ from cropi.policy.loading import (
     resolve_device,
 )
 from cropi.prompts.encoding import encode_all, trl_row
-from cropi.schema import Prompt
+from cropi.schema import PolicyIdentity, Prompt
 from cropi.store.files import write_json
 from cropi.training.dynamic import DynamicSampler, check_dynamic, sampling_of
 from cropi.training.engines.trl import TrlSettings
@@ -176,7 +176,7 @@ class TrlTrainer:
             recorder = GroupRecorder(
                 encoded,
                 sampling_of(trainer.args),
-                policy.identity,
+                _named_anywhere(policy.identity),
                 policy.eos_token_ids,
                 plan.seed,
                 LossLogprobs(trainer),
@@ -343,6 +343,12 @@ def _encoded(plan: StagePlan, policy: Policy) -> dict[str, list[int]]:
     distinct = list({p.prompt_id: p for p in plan.prompts}.values())
     encoded = encode_all(policy.tokenizer, distinct, plan.template_kwargs)
     return {p.prompt_id: ids for p, ids in zip(distinct, encoded, strict=True)}
+
+
+def _named_anywhere(policy: PolicyIdentity) -> PolicyIdentity:
+    """A checkpoint's identity without the folder that its run happens to be in."""
+    folder = Path(policy.name)
+    return replace(policy, name=folder.name) if folder.is_dir() else policy
 
 
 def _dataset_rows(plan: StagePlan) -> Sequence[Prompt]:
