@@ -33,8 +33,7 @@ from cropi.diagnostics.fidelity import (
 from cropi.errors import InputError
 from cropi.gradients.consumers import Directions, DotConsumer, NormConsumer
 from cropi.gradients.extractor import GradientExtractor
-from cropi.influence.informative import PhaseProgress, require_informative
-from cropi.influence.scorer import Scorer
+from cropi.influence.scorer import PhaseProgress, Scorer, require_informative
 from cropi.schema import InfluenceEstimate, RolloutGroup, derive_seed, longest_allowed
 from cropi.sketches import FittedSketch, Sketch, SketchConsumer, make_sketch
 
