@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cropi.config import TargetMemory
 from cropi.errors import InputError
 from cropi.gradients.consumers import (
     DirectionConsumer,
@@ -31,6 +30,7 @@ from cropi.gradients.consumers import (
     NormConsumer,
 )
 from cropi.gradients.extractor import GradientExtractor
+from cropi.gradients.settings import TargetMemory
 from cropi.influence.cosines import Influence, cosines, pool_estimate
 from cropi.influence.preconditioner import Preconditioner, PreconditioningConsumer
 from cropi.influence.targets import (
