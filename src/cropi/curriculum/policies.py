@@ -61,9 +61,9 @@ def _require_weights(policy: Path) -> None:
     record = policy / POLICY_RECORD
     if record.exists() and [file.name for file in policy.iterdir()] == [POLICY_RECORD]:
         raise InputError(
-            f"the weights in {policy} were deleted (curriculum.keep_checkpoints=last) but are needed to rebuild "
-            f"a missing or damaged file; remove {record} and those of the stages before it, and "
-            "the run trains them again"
+            f"the weights in {policy} were deleted (curriculum.keep_checkpoints=last) but are "
+            f"needed to rebuild a missing or damaged file; remove {record} and those of the stages "
+            "before it, and the run trains them again"
         )
 
 
