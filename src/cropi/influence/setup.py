@@ -15,9 +15,8 @@ from cropi.influence.cosines import Influence
 from cropi.influence.features.feature_files import Dtype
 from cropi.influence.features.feature_store import FeatureStore, as_store
 from cropi.influence.features.feature_writer import require_store_place
-from cropi.influence.informative import PhaseProgress
 from cropi.influence.preconditioner import Preconditioner
-from cropi.influence.scorer import Scorer
+from cropi.influence.scorer import PhaseProgress, Scorer
 from cropi.influence.settings import InfluenceConfig
 from cropi.policy.loading import as_model
 from cropi.policy.optimizer_state import second_moments
