@@ -16,7 +16,7 @@ from cropi.cli.compare import parsed
 from cropi.config import RunConfig, load_config
 from cropi.errors import InputError
 from cropi.execution import Processes, WorkUnit, usable_cores
-from cropi.report import write_study_report
+from cropi.report import write_run_report, write_study_report
 from cropi.store.files import file_hash, read_jsonl
 from cropi.store.run_directory import RunDirectory
 from cropi.store.tables import read_selection
@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def root(folder: Path) -> Path:
     """A study of three labels and two seeds, run two at a time."""
-    found = run_study(plan(folder, "random", "wider"), jobs=2)
+    found = run_study(plan(folder, "random", "wider"), jobs=2, after_run=write_run_report)
     write_study_report(found)
     return found
 

@@ -42,6 +42,7 @@ def compare(
     plan = StudyPlan.of(
         loaded, [name.strip() for name in strategies.split(",") if name.strip()], parsed(seeds)
     )
+    from cropi.report import write_run_report
     from cropi.store.lock import exclusive_lock
     from cropi.study.runner import run_study
 
@@ -50,7 +51,7 @@ def compare(
     reporter.say(f"cropi compare {config}  ->  {plan.root}   ({count} cells)", style="bold")
     with exclusive_lock(plan.root):  # while the page is drawn, too
         try:
-            run_study(plan, base, reporter, jobs)
+            run_study(plan, base, reporter, jobs, after_run=write_run_report)
         finally:
             if (plan.root / "cells").is_dir():
                 print_study(plan.root)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cropi.config import RolloutsConfig, TrainingConfig
-from cropi.curriculum.accuracy import Evaluator, accuracy_note, evaluation_cost
+from cropi.curriculum.evaluator import Evaluator, accuracy_note, evaluation_cost
 from cropi.curriculum.policies import Policies
 from cropi.curriculum.run_context import RunLog, Seeds
 from cropi.curriculum.stage_rollouts import refresh_costs

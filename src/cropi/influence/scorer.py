@@ -29,12 +29,8 @@ from cropi.gradients.consumers import (
 )
 from cropi.gradients.extractor import GradientExtractor
 from cropi.influence.cosines import Influence, cosines, pool_estimate
-from cropi.influence.informative import (
-    PhaseProgress,
-    hash_sample,
-    progress_counter,
-    require_informative,
-)
+from cropi.influence.features.extraction import Extraction, fit_sketch, write_features
+from cropi.influence.informative import PhaseProgress, progress_counter, require_informative
 from cropi.influence.preconditioner import Preconditioner, PreconditioningConsumer
 from cropi.influence.targets import (
     Target,
@@ -48,7 +44,6 @@ from cropi.sketches import FittedSketch, Sketch, SketchBuffer, SketchConsumer
 from cropi.sketches.counter_rng import parameters_identity
 
 if TYPE_CHECKING:
-    from cropi.influence.features.extraction import Extraction
     from cropi.influence.features.feature_files import Dtype
     from cropi.influence.features.feature_store import FeatureStore
 
@@ -136,8 +131,6 @@ class Scorer:
         progress: Callable[[int, int], None] | None = None,
     ) -> Extraction:
         """Store the sketch of every informative prompt; see `features.extraction`."""
-        from cropi.influence.features.extraction import write_features
-
         return write_features(
             self.extractor,
             self.sketch,
@@ -237,18 +230,3 @@ class Scorer:
         buffer = SketchBuffer(len(groups), self.sketch.dim)
         self._stream(phase, groups, SketchConsumer(self.sketch, buffer, self.extractor.device))
         return buffer.sketches.double().numpy(), buffer.norms.numpy()
-
-
-def fit_sketch(
-    extractor: GradientExtractor,
-    sketch: FittedSketch,
-    pool: Groups,
-    advance: Callable[[int], None] | None = None,
-) -> int:
-    """Fit a sketch to a sample of informative pool prompts; return the tokens it took."""
-    sample = hash_sample(pool, sketch.sample)
-    buffer = SketchBuffer(len(sample), sketch.width)
-    consumer = SketchConsumer(sketch, buffer, extractor.device, wide=True)
-    report = extractor.run(sample, [consumer], advance)
-    sketch.learn(buffer.sketches)
-    return report.tokens

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,6 @@ from cropi.curriculum.loop import prepared, run
 from cropi.curriculum.run_context import arms_needing, check_settings
 from cropi.progress import ProgressReporter
 from cropi.prompts.sources import source_hash
-from cropi.report import write_run_report
 from cropi.schema import fingerprint
 from cropi.store.cached import FINGERPRINT
 from cropi.store.files import write_json
@@ -50,11 +49,21 @@ def prepare_shared(config: RunConfig, runs: Sequence[RunConfig], base: Path | No
             pass  # opening a run makes what its arms share
 
 
-def run_cell(config: RunConfig, shared: RunConfig, base: Path | None) -> None:
-    """Complete one run, with the shared rollouts where its settings ask for the same ones."""
+def run_cell(
+    config: RunConfig,
+    shared: RunConfig,
+    base: Path | None,
+    after_run: Callable[[Path], object] | None = None,
+) -> None:
+    """Complete one run, with the shared rollouts where its settings ask for the same ones.
+
+    `after_run` is called with the directory before the run counts as finished.
+    """
     with exclusive_lock(config.directory), _logged(config) as reporter:
         link_shared_files(shared, config)
-        write_run_report(run(config, base, reporter))
+        directory = run(config, base, reporter)
+        if after_run:
+            after_run(directory)
         record = {FINGERPRINT: _run_fingerprint(config, base)}
         write_json(config.directory / FINISHED, record)
 

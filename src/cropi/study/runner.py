@@ -6,7 +6,7 @@ that fails does not stop the others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cropi.config import to_yaml
@@ -29,6 +29,8 @@ from cropi.study.cells import FINISHED, is_finished, prepare_shared, run_cell
 from cropi.study.plan import STUDY_FILE, StudyPlan, StudyRun
 from cropi.study.results import read_yaml_mapping
 
+AfterRun = Callable[[Path], object]
+
 
 def run_study(
     plan: StudyPlan,
@@ -36,20 +38,22 @@ def run_study(
     reporter: ProgressReporter | None = None,
     jobs: int = 1,
     executor: Executor | None = None,
+    after_run: AfterRun | None = None,
 ) -> Path:
     """Run every run of the study that is not finished; return the study's directory.
 
     By default `jobs` runs at once, in processes of their own, each with its share of the CPU's
     cores (the number is fixed when the study begins), or with a GPU of its own where there are
-    several. An `executor` takes their place. Raises InputError naming the runs that failed, after
-    the others are done, or at once if another process is working on the study.
+    several. An `executor` takes their place. `after_run` is called in each run's process with its
+    directory, to write its report for instance. Raises InputError naming the runs that failed,
+    after the others are done, or at once if another process is working on the study.
     """
     with exclusive_lock(plan.root):
         executor = executor or Processes(jobs, run_threads(plan, jobs))
         threads = executor.threads or _recorded_threads(plan.root / STUDY_FILE)
         with atomic_write(plan.root / STUDY_FILE) as part:
             part.write_text(to_yaml(plan.as_config(threads)), encoding="utf-8")
-        _run_unfinished(plan, base, reporter or ProgressReporter(), executor)
+        _run_unfinished(plan, base, reporter or ProgressReporter(), executor, after_run)
     return plan.root
 
 
@@ -77,7 +81,11 @@ def _recorded_threads(study_file: Path) -> int | None:
 
 
 def _run_unfinished(
-    plan: StudyPlan, base: Path | None, reporter: ProgressReporter, executor: Executor
+    plan: StudyPlan,
+    base: Path | None,
+    reporter: ProgressReporter,
+    executor: Executor,
+    after_run: AfterRun | None,
 ) -> None:
     runs = plan.runs()
     unfinished = [run for run in runs if not is_finished(run.config, base)]
@@ -86,7 +94,8 @@ def _run_unfinished(
         reporter.say(f"  {done} of {len(runs)} runs are finished", style="dim")
     if not unfinished:
         return
-    failures = _execute(plan, base, reporter, executor, unfinished)
+    units = _units(plan, base, unfinished, after_run)
+    failures = _execute(units, reporter, executor, unfinished)
     if failures:
         left = sum(not is_finished(run.config, base) for run in unfinished)
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
@@ -97,18 +106,17 @@ def _run_unfinished(
 
 
 def _execute(
-    plan: StudyPlan,
-    base: Path | None,
+    units: Sequence[WorkUnit],
     reporter: ProgressReporter,
     executor: Executor,
     runs: Sequence[StudyRun],
 ) -> dict[str, str]:
-    """Run `runs` and report each as it ends; return what went wrong, by the unit's name."""
+    """Execute units and report each of `runs` as it ends; return what went wrong, by unit."""
     folders = {run.title: run.config.directory for run in runs}
     failures: dict[str, str] = {}
     done = 0
     with executor, reporter.phase("runs", len(runs)) as bar:
-        for finished in run_units(executor, _units(plan, base, runs)):
+        for finished in run_units(executor, units):
             name = finished.unit.name
             if finished.error is not None:
                 failures[name] = _reason(finished.error)
@@ -121,7 +129,9 @@ def _execute(
     return failures
 
 
-def _units(plan: StudyPlan, base: Path | None, runs: Sequence[StudyRun]) -> list[WorkUnit]:
+def _units(
+    plan: StudyPlan, base: Path | None, runs: Sequence[StudyRun], after_run: AfterRun | None
+) -> list[WorkUnit]:
     """A unit for what each seed's runs share, then one for each run."""
     shared = {
         seed: WorkUnit(
@@ -137,7 +147,7 @@ def _units(plan: StudyPlan, base: Path | None, runs: Sequence[StudyRun]) -> list
             WorkUnit(
                 run.title,
                 run_cell,
-                (run.config, plan.shared(run.seed), base),
+                (run.config, plan.shared(run.seed), base, after_run),
                 output=run.config.directory / FINISHED,
                 after=(shared[run.seed].name,),
             )
