@@ -336,7 +336,7 @@ def test_a_study_is_run_and_reported_for_real(tmp_path: Path) -> None:
     config = write_regime(tmp_path, "tiny", ["full", "cropi"])
     values = yaml.safe_load(config.read_text())
     values["compare"]["seeds"] = [0]
-    values["training"] |= {"stages": 1, "steps_per_stage": 2}
+    values["curriculum"] |= {"stages": 1, "steps_per_stage": 2}
     config.write_text(yaml.safe_dump(values))
     places = ["--out", str(tmp_path / "runs"), "--configs", str(config.parent)]
     script.main(["run", "--only", "tiny", *places])

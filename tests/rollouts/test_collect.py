@@ -14,8 +14,8 @@ from cropi.errors import InputError
 from cropi.policy.loading import Policy
 from cropi.rollouts.collect import collect
 from cropi.rollouts.engines.engine import Completion
-from cropi.rollouts.engines.transformers_engine import TransformersEngine
 from cropi.rollouts.rollout_file import read_rollouts
+from cropi.rollouts.transformers_engine import TransformersEngine
 from cropi.schema import PolicyIdentity, Prompt, Sampling
 from cropi.store.files import file_hash, table_metadata
 from cropi.store.files import read_table as read_parquet
@@ -43,6 +43,24 @@ class LengthJudge:
             Verdict(0.0, "timeout") if text[:1].isdigit() else Verdict(len(text) / 8, "ok")
             for _, text in items
         ]
+
+
+@dataclass
+class FailingJudge(LengthJudge):
+    """Fails at one of its calls."""
+
+    fails_at: int
+    calls: int = 0
+
+    def judge(
+        self,
+        items: Sequence[tuple[Prompt, str]],
+        token_ids: Sequence[Sequence[int]] | None = None,
+    ) -> list[Verdict]:
+        self.calls += 1
+        if self.calls == self.fails_at + 1:
+            raise ValueError("no verdict")
+        return super().judge(items, token_ids)
 
 
 @dataclass
@@ -126,6 +144,21 @@ def test_a_finished_file_is_kept_and_one_made_from_something_else_is_replaced(
     assert engine.calls == []
     run(policy, out, engine, inputs_fingerprint="inputs 2", seed=6)
     assert engine.calls == [2, 2, 2, 1]
+
+
+def test_a_chunk_that_fails_is_raised_and_those_before_it_are_kept(
+    policy: Policy, tmp_path: Path
+) -> None:
+    out = tmp_path / "r.parquet"
+    judge = FailingJudge(fails_at=2)
+    with pytest.raises(ValueError, match="no verdict"):
+        run(policy, out, judge=judge)
+    assert judge.calls == 3, "chunks after the one that failed are not sampled"
+    engine = Watched(TransformersEngine(policy, 8))
+    progress: list[tuple[int, int]] = []
+    run(policy, out, engine, progress=lambda done, total: progress.append((done, total)))
+    assert engine.calls == [2, 1]
+    assert progress == [(4, 7), (6, 7), (7, 7)]
 
 
 def test_parts_made_from_something_else_are_not_used(policy: Policy, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ class FakeEngine:
     own, from never to always.
     """
 
-    def __init__(self, policy: Policy, batch_size: int) -> None:
+    def __init__(self, policy: Policy) -> None:
         self.policy = policy
 
     @property
@@ -137,10 +137,10 @@ class _Stage:
         )
 
     def _sample(self, prompts: Sequence[Prompt], step: int) -> list[float]:
-        plan, count = self.plan, self.plan.training.generations
+        plan, count = self.plan, self.plan.training.responses
         encoded = encode_all(self.policy.tokenizer, prompts, plan.template_kwargs)
         tokens = plan.training.max_new_tokens or plan.rollouts.max_new_tokens
-        sampled = FakeEngine(self.policy, 1).generate(
+        sampled = FakeEngine(self.policy).generate(
             encoded, Sampling(max_new_tokens=tokens), count, derive_seed(plan.seed, step)
         )
         judged = judge_completions(self.judge, self.policy.tokenizer, prompts, sampled)
@@ -155,7 +155,7 @@ class _Stage:
         prefill = sum(map(len, encoded))
         outcome.generated_tokens += generated
         outcome.prefill_tokens += prefill
-        outcome.trained_tokens += generated + prefill * self.plan.training.generations
+        outcome.trained_tokens += generated + prefill * self.plan.training.responses
         outcome.prompts_sampled += len(encoded)
         for status in statuses:
             outcome.statuses[status] = outcome.statuses.get(status, 0) + 1

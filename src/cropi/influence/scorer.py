@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cropi.config import TargetMemory
 from cropi.gradients.consumers import (
     DirectionConsumer,
     Directions,
@@ -28,6 +27,7 @@ from cropi.gradients.consumers import (
     NormConsumer,
 )
 from cropi.gradients.extractor import GradientExtractor
+from cropi.gradients.settings import TargetMemory
 from cropi.influence.cosines import Influence, cosines, pool_estimate
 from cropi.influence.features.extraction import Extraction, fit_sketch, write_features
 from cropi.influence.informative import PhaseProgress, progress_counter, require_informative

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cropi.config import RolloutsConfig, VerifiersConfig
 from cropi.errors import InputError
+from cropi.execution import Executor, Inline, WorkUnit, run_units
 from cropi.prompts.encoding import encode_all
 from cropi.rollouts.engines.engine import (
     Completion,
@@ -25,6 +25,7 @@ from cropi.rollouts.engines.engine import (
     require_context,
 )
 from cropi.rollouts.rollout_file import read_rollouts, write_rollouts
+from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import (
     PolicyIdentity,
     Prompt,
@@ -37,6 +38,7 @@ from cropi.schema import (
 )
 from cropi.store.cached import is_current, stamp
 from cropi.store.files import cannot_write, require_writable
+from cropi.verifiers.settings import VerifiersConfig
 from cropi.verifiers.verdict import Grader, Verdict
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ def collect(
     template_kwargs: Mapping[str, Any] | None = None,
     chunk: int = 128,
     progress: Progress | None = None,
+    executor: Executor | None = None,
 ) -> Path:
     """Sample and judge `responses` for every prompt into the Parquet file `out`.
 
@@ -80,6 +83,9 @@ def collect(
         template_kwargs: arguments of the chat template.
         chunk: prompts between two saves.
         progress: called with (prompts done, prompts in all) after each chunk.
+        executor: runs the chunks; default: one after the other in this process. One that runs them
+            elsewhere pickles `engine`, `tokenizer` and `judge`; a pickled model's log-probs differ
+            in the last bits, so an engine for it should load its weights where it runs.
 
     Returns:
         `out`.
@@ -92,18 +98,16 @@ def collect(
         return out
     encoded = encode_prompts(tokenizer, prompts, sampling, engine.context, template_kwargs)
     plan = _Plan(engine, tokenizer, prompts, encoded, judge, sampling, responses, seed, identity)
-    parts = _parts_folder(out)
-    part_fingerprint = fingerprint(inputs_fingerprint, chunk)
-    chunks = _chunks(encoded, chunk)
-    done = 0
-    for index, members in enumerate(chunks):
-        part = parts / f"{index:06d}.parquet"
-        if not is_current(part, part_fingerprint):
-            groups = plan.sample(members, derive_seed(seed, "chunk", index))
-            write_rollouts(part, groups, stamp(part_fingerprint))
-        done += len(members)
-        if progress is not None:
-            progress(done, len(prompts))
+    parts, chunks = _parts_folder(out), _chunks(encoded, chunk)
+    units = _missing_chunks(plan, chunks, parts, fingerprint(inputs_fingerprint, chunk))
+    done = len(prompts) - sum(len(unit.arguments[0]) for unit in units)
+    if done and progress is not None:
+        progress(done, len(prompts))
+    with executor or Inline() as chosen:
+        for finished in run_units(chosen, units):
+            done += finished.result()
+            if progress is not None:
+                progress(done, len(prompts))
     _join(parts, chunks, out, inputs_fingerprint)
     return out
 
@@ -146,7 +150,7 @@ def rollout(
     settings = settings or RolloutsConfig()
     require_writable(Path(out))
     loaded = as_policy(policy)
-    engine = load_engine(settings.engine, loaded, settings.batch_size)
+    engine = load_engine(settings.engine, loaded)
     with open_judge(verifier) as judge:
         if not isinstance(verifier, Judge):
             judge.check(prompts)
@@ -230,6 +234,12 @@ class _Plan:
     seed: int
     identity: PolicyIdentity
 
+    def write(self, members: Sequence[int], index: int, part: Path, part_fingerprint: str) -> int:
+        """Sample chunk `index`, the prompts at these places, into a file; return their number."""
+        groups = self.sample(members, derive_seed(self.seed, "chunk", index))
+        write_rollouts(part, groups, stamp(part_fingerprint))
+        return len(members)
+
     def sample(self, members: Sequence[int], seed: int) -> list[RolloutGroup]:
         """Sample and judge the prompts at these places."""
         rows = [self.encoded[m] for m in members]
@@ -267,6 +277,24 @@ def _chunks(encoded: Sequence[Sequence[int]], size: int) -> list[list[int]]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
+def _missing_chunks(
+    plan: _Plan, chunks: Sequence[Sequence[int]], parts: Path, part_fingerprint: str
+) -> list[WorkUnit]:
+    """A work unit for every chunk whose file is not there or was made from something else."""
+    paths = [_part(parts, index) for index in range(len(chunks))]
+    return [
+        WorkUnit(
+            f"chunk {index}", plan.write, (members, index, path, part_fingerprint), output=path
+        )
+        for index, (members, path) in enumerate(zip(chunks, paths, strict=True))
+        if not is_current(path, part_fingerprint)
+    ]
+
+
+def _part(parts: Path, index: int) -> Path:
+    return parts / f"{index:06d}.parquet"
+
+
 def _parts_folder(out: Path) -> Path:
     """Make the folder for finished chunks; InputError before any work if it cannot be made."""
     parts = out.with_name(out.name + ".parts")
@@ -281,7 +309,7 @@ def _join(parts: Path, chunks: Sequence[Sequence[int]], out: Path, inputs_finger
     """Write the chunks' groups in the prompts' order, then remove the chunks."""
     placed: dict[int, RolloutGroup] = {}
     for index, members in enumerate(chunks):
-        groups = read_rollouts(parts / f"{index:06d}.parquet")
+        groups = read_rollouts(_part(parts, index))
         placed.update(zip(members, groups, strict=True))
     write_rollouts(
         out,

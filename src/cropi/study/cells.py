@@ -94,11 +94,8 @@ def link_shared_files(shared: RunConfig, config: RunConfig) -> None:
 def _same_start_policy(shared: RunConfig, config: RunConfig) -> bool:
     """Whether both have the same start policy and the same rollouts of it."""
     sections = ("model", "prompts", "warmup", "verifiers", "rollouts")
-    later = "rollouts.refresh"
     return shared.training.lora == config.training.lora and all(
-        {**shared.result_settings(name), later: None}
-        == {**config.result_settings(name), later: None}
-        for name in sections
+        shared.result_settings(name) == config.result_settings(name) for name in sections
     )
 
 

@@ -200,8 +200,9 @@ def score_features(
     """
     if not targets:
         raise InputError("score needs at least one target: give NAME and its features")
-    opened_pool = as_store(pool)
-    return _score(opened_pool, {name: as_store(store) for name, store in targets.items()}, target)
+    pool_store = as_store(pool)
+    stores = {name: as_store(store) for name, store in targets.items()}
+    return _score(pool_store, stores, target)
 
 
 def _score(pool: FeatureStore, targets: Mapping[str, FeatureStore], target: Target) -> Influence:

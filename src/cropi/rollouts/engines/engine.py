@@ -1,7 +1,7 @@
 """What a rollout engine is: prompts of token ids in, sampled token ids and log-probs out.
 
-An engine is one small class, chosen by name or as `package.module:object`, a factory that is
-called with the policy and the batch size. This module loads neither torch nor transformers.
+An engine is one small class; what registers it, or `package.module:object`, is called with its
+settings and the policy. This module loads neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropi.errors import InputError
-from cropi.plugins import find_plugin
+from cropi.rollouts.settings import EngineChoice
 from cropi.schema import FinishReason, Sampling
 
 if TYPE_CHECKING:
     from cropi.policy.loading import Policy
-
-BUILTIN = {"transformers": "cropi.rollouts.engines.transformers_engine:TransformersEngine"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +50,14 @@ class RolloutEngine(Protocol):
         ...
 
 
-def load_engine(name: str, policy: Policy, batch_size: int) -> RolloutEngine:
-    """Return the engine called `name`, around `policy`, generating `batch_size` responses at once.
+def load_engine(choice: EngineChoice | str, policy: Policy) -> RolloutEngine:
+    """Return the chosen engine, with its settings, around `policy`; a name means the defaults.
 
-    Raises InputError if `name` is neither known nor an importable `package.module:object`.
+    Raises InputError if there is none of that name.
     """
-    factory = find_plugin("rollouts.engine", name, BUILTIN)
-    return cast(RolloutEngine, factory(policy, batch_size))
-
-
-def require_engine(name: str) -> None:
-    """Raise InputError if `name` is neither known nor an importable `package.module:object`."""
-    find_plugin("rollouts.engine", name, BUILTIN)
+    if isinstance(choice, str):
+        choice = EngineChoice.of(choice)
+    return cast(RolloutEngine, choice.build(policy))
 
 
 def require_context(

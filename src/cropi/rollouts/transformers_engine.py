@@ -37,7 +37,7 @@ from cropi.schema import Sampling, derive_seed
 class TransformersEngine:
     """Samples from a Hugging Face model, `batch_size` responses at once."""
 
-    def __init__(self, policy: Policy, batch_size: int = 256) -> None:
+    def __init__(self, policy: Policy, batch_size: int) -> None:
         assert batch_size >= 1, "batch_size counts responses"
         self.policy = policy
         self.batch_size = batch_size

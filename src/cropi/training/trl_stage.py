@@ -3,10 +3,9 @@
 A stage is a pure function of files: it loads policy, optimizer, schedule and RNG from the last
 stage's checkpoint (`resume_from_checkpoint`, `ignore_data_skip`), trains with `max_steps` set to
 the whole run's horizon, so that the learning rate's schedule spans the stages, and a callback
-stops and saves at the stage's end. The data set holds exactly the rows of the stage in the
-wanted order, unshuffled; what was really trained on is recorded by the reward function and
-compared afterwards, because a trainer that reshuffles or trains zero steps says nothing. With
-dynamic sampling the rows are only places, which `DynamicSampler` fills.
+stops and saves at the stage's end. The data set holds exactly the rows of the stage, unshuffled;
+the reward function records what was really trained on, which is compared afterwards, because a
+trainer that reshuffles says nothing. `DynamicSampler` fills the rows where there is one.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
@@ -33,7 +32,7 @@ from cropi.policy.loading import (
     resolve_device,
 )
 from cropi.prompts.encoding import encode_all, trl_row
-from cropi.schema import Prompt
+from cropi.schema import PolicyIdentity, Prompt
 from cropi.store.files import write_json
 from cropi.training.dynamic import DynamicSampler, check_dynamic, sampling_of
 from cropi.training.libraries import reraise_disk_errors
@@ -42,10 +41,13 @@ from cropi.training.rewards import JudgedRewards
 from cropi.training.stage import Evaluator, Row, StageOutcome, StagePlan
 from cropi.verifiers import Judge
 
+if TYPE_CHECKING:
+    from cropi.training.engines.trl import TrlSettings
+
 RESERVED_KEYS = {
-    "num_generations": "training.generations",
-    "max_steps": "training.steps_per_stage and training.stages",
-    "num_train_epochs": "training.steps_per_stage and training.stages",
+    "num_generations": "training.responses",
+    "max_steps": "curriculum.steps_per_stage and curriculum.stages",
+    "num_train_epochs": "curriculum.steps_per_stage and curriculum.stages",
     "learning_rate": "training.learning_rate",
     "temperature": "training.temperature",
     "max_completion_length": "training.max_new_tokens",
@@ -54,13 +56,13 @@ RESERVED_KEYS = {
     "output_dir": "out",
     "ignore_data_skip": "nothing: stages are resumed whole",
     "resume_from_checkpoint": "nothing: stages are resumed whole",
-    "gradient_accumulation_steps": "training.grpo.per_device_train_batch_size",
-    "auto_find_batch_size": "training.grpo.per_device_train_batch_size",
+    "gradient_accumulation_steps": "training.engine.grpo.per_device_train_batch_size",
+    "auto_find_batch_size": "training.engine.grpo.per_device_train_batch_size",
     "steps_per_generation": "training.prompts_per_step: every step samples its own prompts",
     "generation_batch_size": "training.prompts_per_step: every step samples its own prompts",
     "num_iterations": "training.prompts_per_step: every step samples its own prompts",
-    "save_strategy": "training.steps_per_stage: a stage is saved at its end",
-    "save_steps": "training.steps_per_stage: a stage is saved at its end",
+    "save_strategy": "curriculum.steps_per_stage: a stage is saved at its end",
+    "save_steps": "curriculum.steps_per_stage: a stage is saved at its end",
     "save_only_model": "nothing: the next stage needs the optimizer",
     "load_best_model_at_end": "nothing: the next stage goes on from the last step",
     "eval_strategy": "evaluation.every",
@@ -92,29 +94,32 @@ LOG_NAMES = {
 }
 
 
-def check_settings(settings: dict[str, Any]) -> None:
-    """Raise InputError for a `training.grpo` key that GRPOConfig lacks or that is set elsewhere."""
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise InputError for a `grpo` key that GRPOConfig lacks or that is set elsewhere."""
     known = {f.name: f for f in fields(GRPOConfig)}
     for key, value in settings.items():
         if key in RESERVED_KEYS:
             raise InputError(
-                f"training.grpo.{key} = {value!r} is decided by {RESERVED_KEYS[key]}; set it there"
+                f"training.engine.grpo.{key} = {value!r} is decided by "
+                f"{RESERVED_KEYS[key]}; set it there"
             )
         if key not in known:
             raise InputError(
-                f"training.grpo.{key} = {value!r}: this version of TRL's GRPOConfig has no such "
-                "setting; see its documentation for the names"
+                f"training.engine.grpo.{key} = {value!r}: this version of TRL's GRPOConfig has no "
+                "such setting; see its documentation for the names"
             )
     for key, package in PACKAGES.items():
         if settings.get(key) and find_spec(package) is None:
             raise InputError(
-                f"training.grpo.{key} = {settings[key]!r} needs the package {package}, which is "
-                "not installed; install it, or leave the setting out"
+                f"training.engine.grpo.{key} = {settings[key]!r} needs the package {package}, "
+                "which is not installed; install it, or leave the setting out"
             )
     # TRL itself notices an unknown loss at the first step; its help names those it has.
     loss, told = settings.get("loss_type"), known["loss_type"].metadata.get("help", "")
     if loss is not None and told and f"'{loss}'" not in told:
-        raise InputError(f"training.grpo.loss_type = {loss!r} is unknown to TRL; {told[:160]}")
+        raise InputError(
+            f"training.engine.grpo.loss_type = {loss!r} is unknown to TRL; {told[:160]}"
+        )
 
 
 def mismatch(loss_type: str, normalisation: str) -> list[str]:
@@ -123,19 +128,22 @@ def mismatch(loss_type: str, normalisation: str) -> list[str]:
     if wanted == normalisation:
         return []
     return [
-        f"influence is of another loss than the one trained on: training.grpo.loss_type "
+        f"influence is of another loss than the one trained on: training.engine.grpo.loss_type "
         f"{loss_type} goes with influence.objective.normalisation={wanted}, not {normalisation}"
     ]
 
 
 class TrlTrainer:
-    """GRPO through TRL, one stage a call."""
+    """GRPO through TRL, one stage per call."""
+
+    def __init__(self, settings: TrlSettings) -> None:
+        self.grpo = settings.grpo
 
     def check(self, plan: StagePlan) -> list[str]:
         """Raise InputError for settings, or a choice of GPUs, that TRL or this engine refuses."""
         require_one_gpu(plan.model.device)
         with quiet_libraries():
-            arguments = _arguments(plan, Path(plan.start))
+            arguments = _arguments(plan, Path(plan.start), self.grpo)
         return mismatch(arguments.loss_type, plan.normalisation)
 
     def train(
@@ -151,7 +159,7 @@ class TrlTrainer:
         outcome = outcome if outcome is not None else StageOutcome()
         policy = _load(plan)
         rewards = JudgedRewards(
-            judge, {p.prompt_id: p for p in plan.prompts}, plan.training.generations
+            judge, {p.prompt_id: p for p in plan.prompts}, plan.training.responses
         )
         encoded = _encoded(plan, policy)
         sampler = DynamicSampler(plan, policy, rewards, encoded) if plan.dynamic_sampling else None
@@ -160,7 +168,7 @@ class TrlTrainer:
             trainer = GRPOTrainer(
                 model=policy.model,
                 reward_funcs=[rewards],
-                args=_arguments(plan, work),
+                args=_arguments(plan, work, self.grpo),
                 train_dataset=Dataset.from_list([trl_row(p) for p in _dataset_rows(plan)]),
                 processing_class=policy.tokenizer,
                 rollout_func=sampler,
@@ -169,7 +177,7 @@ class TrlTrainer:
             recorder = GroupRecorder(
                 encoded,
                 sampling_of(trainer.args),
-                policy.identity,
+                _named_anywhere(policy.identity),
                 policy.eos_token_ids,
                 plan.seed,
                 LossLogprobs(trainer),
@@ -203,7 +211,7 @@ class StageCounts:
         outcome.rollouts += self.recorder.rollouts(rewards.take_groups(), step - 1)
         outcome.generated_tokens = rewards.generated_tokens
         outcome.prefill_tokens = self._prompt_tokens(rewards.sampled)
-        prompts = self._prompt_tokens(rewards.trained) * self.plan.training.generations
+        prompts = self._prompt_tokens(rewards.trained) * self.plan.training.responses
         outcome.trained_tokens = rewards.trained_tokens + prompts
         outcome.prompts_sampled = len(rewards.sampled)
         outcome.uninformative_trained = self.sampler.uninformative_trained if self.sampler else 0
@@ -277,20 +285,20 @@ def _load(plan: StagePlan) -> Policy:
     )
 
 
-def _arguments(plan: StagePlan, work: Path) -> GRPOConfig:
-    """Our settings, then the user's `training.grpo` over them."""
+def _arguments(plan: StagePlan, work: Path, grpo: Mapping[str, Any]) -> GRPOConfig:
+    """Our settings, then the user's `grpo` over them."""
     training, rollouts = plan.training, plan.rollouts
-    check_settings(training.grpo)
+    check_settings(grpo)
     if plan.dynamic_sampling:
-        check_dynamic(training.grpo)
+        check_dynamic(grpo)
     on_gpu = resolve_device(plan.model.device).type == "cuda"
-    batch = training.prompts_per_step * training.generations
+    batch = training.prompts_per_step * training.responses
     settings: dict[str, Any] = {
         "output_dir": str(work),
         "max_steps": plan.horizon,
         "learning_rate": training.learning_rate,
         "per_device_train_batch_size": batch,
-        "num_generations": training.generations,
+        "num_generations": training.responses,
         "max_completion_length": training.max_new_tokens or rollouts.max_new_tokens,
         "temperature": training.temperature or rollouts.temperature,
         "top_p": rollouts.top_p,
@@ -310,14 +318,14 @@ def _arguments(plan: StagePlan, work: Path) -> GRPOConfig:
         "disable_tqdm": True,
         "chat_template_kwargs": dict(plan.template_kwargs),
     }
-    settings |= training.grpo
+    settings |= grpo
     settings |= _accumulation(settings, batch)
     try:
         return GRPOConfig(**settings)
     except (ValueError, TypeError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"TRL refuses the settings of training ({reason}); correct training.grpo"
+            f"TRL refuses the settings of training ({reason}); correct training.engine.grpo"
         ) from error
 
 
@@ -326,8 +334,8 @@ def _accumulation(settings: dict[str, Any], batch: int) -> dict[str, int]:
     device_batch = settings["per_device_train_batch_size"]
     if not isinstance(device_batch, int) or device_batch < 1 or batch % device_batch:
         raise InputError(
-            f"training.grpo.per_device_train_batch_size = {device_batch!r} does not divide a step "
-            f"of {batch} completions (prompts_per_step x generations); choose a divisor"
+            f"training.engine.grpo.per_device_train_batch_size = {device_batch!r} does not divide "
+            f"a step of {batch} completions (prompts_per_step x responses); choose a divisor"
         )
     return {"gradient_accumulation_steps": batch // device_batch}
 
@@ -336,6 +344,12 @@ def _encoded(plan: StagePlan, policy: Policy) -> dict[str, list[int]]:
     distinct = list({p.prompt_id: p for p in plan.prompts}.values())
     encoded = encode_all(policy.tokenizer, distinct, plan.template_kwargs)
     return {p.prompt_id: ids for p, ids in zip(distinct, encoded, strict=True)}
+
+
+def _named_anywhere(policy: PolicyIdentity) -> PolicyIdentity:
+    """A checkpoint's identity without the folder that its run happens to be in."""
+    folder = Path(policy.name)
+    return replace(policy, name=folder.name) if folder.is_dir() else policy
 
 
 def _dataset_rows(plan: StagePlan) -> Sequence[Prompt]:
@@ -350,9 +364,9 @@ def _dataset_rows(plan: StagePlan) -> Sequence[Prompt]:
 def _require_same_encoding(trainer: GRPOTrainer, plan: StagePlan, policy: Policy) -> None:
     """Training must see the very token ids that rollouts and gradients saw."""
     sample = plan.prompts[:1]
-    ours = encode_all(policy.tokenizer, sample, plan.template_kwargs)
-    theirs = trainer._tokenize_prompts([trl_row(p)["prompt"] for p in sample])[0]
-    assert [list(t) for t in theirs] == ours, "TRL encodes prompts differently from the rollouts"
+    expected = encode_all(policy.tokenizer, sample, plan.template_kwargs)
+    encoded = trainer._tokenize_prompts([trl_row(p)["prompt"] for p in sample])[0]
+    assert [list(t) for t in encoded] == expected, "TRL encodes differently from the rollouts"
 
 
 def _require_trained(
