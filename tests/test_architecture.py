@@ -67,11 +67,12 @@ def parsed(path: Path) -> ast.Module:
 
 def runtime_nodes(tree: ast.AST) -> Iterator[ast.AST]:
     """All nodes but those under `if TYPE_CHECKING`."""
-    for child in ast.iter_child_nodes(tree):
-        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
-            continue
-        yield child
-        yield from runtime_nodes(child)
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        if not (isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")):
+            yield node
+            waiting += ast.iter_child_nodes(node)
 
 
 def below_cropi(name: str) -> str | None:
@@ -80,9 +81,14 @@ def below_cropi(name: str) -> str | None:
     return rest if first == "cropi" else None
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def imports(path: Path) -> frozenset[str]:
     """Modules of cropi that a file imports, at its top or in its functions."""
-    for node in runtime_nodes(parsed(path)):
+    return frozenset(imported_modules(parsed(path)))
+
+
+def imported_modules(tree: ast.AST) -> Iterator[str]:
+    for node in runtime_nodes(tree):
         if isinstance(node, ast.Import):
             names = [below_cropi(alias.name) for alias in node.names]
             yield from (name for name in names if name is not None)
@@ -165,8 +171,3 @@ def test_a_local_is_named_after_what_it_holds() -> None:
         or (isinstance(node, ast.arg) and node.arg in FORBIDDEN_NAMES)
     }
     assert named == set()
-
-
-def test_the_facade_offers_what_the_packages_define() -> None:
-    for name in cropi.__all__:
-        assert getattr(cropi, name) is not None

@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def root(folder: Path) -> Path:
     """A study of three labels and two seeds, run two at a time."""
-    found = run_study(plan(folder, "random", "wider"), jobs=2, after_run=write_run_report)
+    found = run_study(plan(folder, "random", "wider"), jobs=2, draw=write_run_report)
     write_study_report(found)
     return found
 

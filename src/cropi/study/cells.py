@@ -27,6 +27,8 @@ from cropi.store.lock import exclusive_lock
 from cropi.store.metrics import TimingRow, read_rows
 from cropi.store.run_directory import RunDirectory
 
+Draw = Callable[[Path], object]
+"""What draws a finished run, given its directory; it runs in the run's own process."""
 FINISHED = "finished.json"
 """Written last into a run's directory, with the fingerprint of the run."""
 
@@ -50,20 +52,17 @@ def prepare_shared(config: RunConfig, runs: Sequence[RunConfig], base: Path | No
 
 
 def run_cell(
-    config: RunConfig,
-    shared: RunConfig,
-    base: Path | None,
-    after_run: Callable[[Path], object] | None = None,
+    config: RunConfig, shared: RunConfig, base: Path | None, draw: Draw | None = None
 ) -> None:
     """Complete one run, with the shared rollouts where its settings ask for the same ones.
 
-    `after_run` is called with the directory before the run counts as finished.
+    `draw` writes its page; it is given the run's directory.
     """
     with exclusive_lock(config.directory), _logged(config) as reporter:
         link_shared_files(shared, config)
         directory = run(config, base, reporter)
-        if after_run:
-            after_run(directory)
+        if draw is not None:
+            draw(directory)
         record = {FINGERPRINT: _run_fingerprint(config, base)}
         write_json(config.directory / FINISHED, record)
 

@@ -6,7 +6,7 @@ that fails does not stop the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from cropi.config import to_yaml
@@ -25,11 +25,9 @@ from cropi.progress import ProgressReporter
 from cropi.store.files import atomic_write
 from cropi.store.lock import exclusive_lock
 from cropi.store.metrics import METRICS, EvaluationRow, read_rows
-from cropi.study.cells import FINISHED, is_finished, prepare_shared, run_cell
+from cropi.study.cells import FINISHED, Draw, is_finished, prepare_shared, run_cell
 from cropi.study.plan import STUDY_FILE, StudyPlan, StudyRun
 from cropi.study.results import read_yaml_mapping
-
-AfterRun = Callable[[Path], object]
 
 
 def run_study(
@@ -38,22 +36,23 @@ def run_study(
     reporter: ProgressReporter | None = None,
     jobs: int = 1,
     executor: Executor | None = None,
-    after_run: AfterRun | None = None,
+    draw: Draw | None = None,
 ) -> Path:
     """Run every run of the study that is not finished; return the study's directory.
 
+    `draw` writes the page of a finished run, given its directory (`cropi.report.write_run_report`).
+
     By default `jobs` runs at once, in processes of their own, each with its share of the CPU's
     cores (the number is fixed when the study begins), or with a GPU of its own where there are
-    several. An `executor` takes their place. `after_run` is called in each run's process with its
-    directory, to write its report for instance. Raises InputError naming the runs that failed,
-    after the others are done, or at once if another process is working on the study.
+    several. An `executor` takes their place. Raises InputError naming the runs that failed, after
+    the others are done, or at once if another process is working on the study.
     """
     with exclusive_lock(plan.root):
         executor = executor or Processes(jobs, run_threads(plan, jobs))
         threads = executor.threads or _recorded_threads(plan.root / STUDY_FILE)
         with atomic_write(plan.root / STUDY_FILE) as part:
             part.write_text(to_yaml(plan.as_config(threads)), encoding="utf-8")
-        _run_unfinished(plan, base, reporter or ProgressReporter(), executor, after_run)
+        _run_unfinished(plan, base, reporter or ProgressReporter(), executor, draw)
     return plan.root
 
 
@@ -85,7 +84,7 @@ def _run_unfinished(
     base: Path | None,
     reporter: ProgressReporter,
     executor: Executor,
-    after_run: AfterRun | None,
+    draw: Draw | None,
 ) -> None:
     runs = plan.runs()
     unfinished = [run for run in runs if not is_finished(run.config, base)]
@@ -94,7 +93,7 @@ def _run_unfinished(
         reporter.say(f"  {done} of {len(runs)} runs are finished", style="dim")
     if not unfinished:
         return
-    units = _units(plan, base, unfinished, after_run)
+    units = _units(plan, base, unfinished, draw)
     failures = _execute(units, reporter, executor, unfinished)
     if failures:
         left = sum(not is_finished(run.config, base) for run in unfinished)
@@ -111,7 +110,7 @@ def _execute(
     executor: Executor,
     runs: Sequence[StudyRun],
 ) -> dict[str, str]:
-    """Execute units and report each of `runs` as it ends; return what went wrong, by unit."""
+    """Execute the units of `runs`, report each as it ends; return what went wrong, by unit."""
     folders = {run.title: run.config.directory for run in runs}
     failures: dict[str, str] = {}
     done = 0
@@ -130,7 +129,7 @@ def _execute(
 
 
 def _units(
-    plan: StudyPlan, base: Path | None, runs: Sequence[StudyRun], after_run: AfterRun | None
+    plan: StudyPlan, base: Path | None, runs: Sequence[StudyRun], draw: Draw | None
 ) -> list[WorkUnit]:
     """A unit for what each seed's runs share, then one for each run."""
     shared = {
@@ -147,7 +146,7 @@ def _units(
             WorkUnit(
                 run.title,
                 run_cell,
-                (run.config, plan.shared(run.seed), base, after_run),
+                (run.config, plan.shared(run.seed), base, draw),
                 output=run.config.directory / FINISHED,
                 after=(shared[run.seed].name,),
             )
