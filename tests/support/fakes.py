@@ -18,6 +18,7 @@ import torch
 
 from cropi.pocket.tasks import SKILLS
 from cropi.policy.loading import Policy, load_policy
+from cropi.policy.reference import PolicyRef
 from cropi.prompts.encoding import encode_all
 from cropi.rollouts.collect import judge_completions
 from cropi.rollouts.engines.engine import Completion
@@ -38,8 +39,8 @@ class FakeEngine:
     own, from never to always.
     """
 
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
+    def __init__(self, policy: Policy | PolicyRef) -> None:
+        self.policy = PolicyRef.of(policy).load()
 
     @property
     def context(self) -> int:

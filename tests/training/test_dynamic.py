@@ -243,7 +243,7 @@ def test_responses_are_drawn_as_trl_would_draw_them(
 def test_plain_stages_take_no_more_prompts_than_they_train_on(
     plan: StagePlan, judge: Judge, tmp_path: Path
 ) -> None:
-    with pytest.raises(AssertionError, match="places"):
+    with pytest.raises(AssertionError, match="prompts for 4 rows"):
         train(replace(plan, dynamic_sampling=False), judge, tmp_path / "out")
 
 

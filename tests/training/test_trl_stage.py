@@ -18,9 +18,9 @@ from cropi.config import TrainingConfig
 from cropi.errors import InputError
 from cropi.schema import Prompt
 from cropi.training import StageOutcome, StagePlan, find_trainer
-from cropi.training.libraries import reraise_disk_errors
+from cropi.training.grpo_settings import check_grpo_settings, grpo_config
 from cropi.training.rewards import JudgedRewards
-from cropi.training.trl_stage import check_settings
+from cropi.training.stage import reraise_disk_errors
 from cropi.verifiers import Judge
 
 MakePlan = Callable[..., StagePlan]
@@ -148,7 +148,7 @@ def test_a_trainer_that_reorders_prompts_is_detected(
 )
 def test_settings_decided_elsewhere_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        check_settings(settings)
+        check_grpo_settings(settings)
 
 
 @pytest.mark.parametrize(
@@ -173,10 +173,10 @@ def test_a_loss_that_is_not_the_objective_is_reported(
 def test_a_package_that_trl_would_need_later_is_asked_for_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cropi.training.trl_stage.find_spec", lambda _: None)
+    monkeypatch.setattr("cropi.training.grpo_settings.find_spec", lambda _: None)
     with pytest.raises(InputError, match="needs the package vllm"):
-        check_settings({"use_vllm": True})
-    check_settings({"use_vllm": False})
+        check_grpo_settings({"use_vllm": True})
+    check_grpo_settings({"use_vllm": False})
 
 
 @pytest.mark.parametrize(
@@ -201,12 +201,10 @@ def test_a_defect_stays_a_defect(error: Exception) -> None:
 
 
 def test_every_grpo_setting_reaches_trl(make_plan: MakePlan, tmp_path: Path) -> None:
-    from cropi.training.trl_stage import _arguments
-
     plan = make_plan("pocket", 2)
-    arguments = _arguments(plan, tmp_path, {"beta": 0.5, "epsilon": 0.1})
-    assert (arguments.beta, arguments.epsilon) == (0.5, 0.1)
-    assert (arguments.loss_type, arguments.shuffle_dataset) == ("grpo", False)
+    config = grpo_config(plan, tmp_path, {"beta": 0.5, "epsilon": 0.1})
+    assert (config.beta, config.epsilon) == (0.5, 0.1)
+    assert (config.loss_type, config.shuffle_dataset) == ("grpo", False)
 
 
 def test_an_engine_that_cannot_train_is_refused() -> None:

@@ -14,7 +14,7 @@ from cropi.cli.printing import make_console, make_narrator, print_table
 from cropi.errors import InputError
 
 if TYPE_CHECKING:
-    from cropi.influence.informative import PhaseProgress
+    from cropi.influence.scorer import PhaseProgress
     from cropi.progress import Bar
     from cropi.report.pages.diagnosis_page import Diagnosis
     from cropi.schema import RolloutGroup

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cropi.diagnostics.fidelity_experiment import FidelitySettings
     from cropi.diagnostics.step import StepReport
     from cropi.gradients.settings import ObjectiveConfig
-    from cropi.influence.informative import PhaseProgress
+    from cropi.influence.scorer import PhaseProgress
     from cropi.policy.loading import Policy
     from cropi.rollouts.staleness import Staleness
 

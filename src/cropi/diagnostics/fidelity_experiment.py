@@ -33,8 +33,7 @@ from cropi.errors import InputError
 from cropi.gradients.consumers import Directions, DotConsumer, NormConsumer
 from cropi.gradients.extractor import GradientExtractor
 from cropi.gradients.settings import ObjectiveConfig
-from cropi.influence.informative import PhaseProgress, require_informative
-from cropi.influence.scorer import Scorer
+from cropi.influence.scorer import PhaseProgress, Scorer, require_informative
 from cropi.plugins import find_plugin, settings_of
 from cropi.schema import InfluenceEstimate, RolloutGroup, derive_seed, longest_allowed
 from cropi.sketches import FittedSketch, Sketch, SketchConsumer, make_sketch

@@ -30,8 +30,7 @@ from cropi.gradients.extractor import GradientExtractor
 from cropi.gradients.forward import in_float32
 from cropi.gradients.logprobs import LogprobReader, read_objectives
 from cropi.gradients.settings import ObjectiveConfig
-from cropi.influence.informative import PhaseProgress, require_informative
-from cropi.influence.scorer import Scorer
+from cropi.influence.scorer import PhaseProgress, Scorer, require_informative
 from cropi.schema import InfluenceEstimate, RolloutGroup, longest_allowed
 
 GRADIENT_BYTES = 1 << 31

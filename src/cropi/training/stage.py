@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import errno
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from safetensors import SafetensorError
 
 from cropi.errors import InputError
 from cropi.plugins import find_plugin
@@ -129,6 +134,24 @@ def find_trainer(choice: TrainerChoice | str) -> Trainer:
 
 def _is_factory(target: Any) -> bool:
     return isinstance(target, type) or hasattr(target, "Settings")
+
+
+@contextmanager
+def reraise_disk_errors() -> Iterator[None]:
+    """Convert failed writes, as safetensors and torch report them, into OSError."""
+    try:
+        yield
+    except SafetensorError as error:
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        if code is None:
+            raise
+        number = int(code.group(1))
+        raise OSError(number, os.strerror(number)) from error
+    except RuntimeError as error:
+        # torch's zip writer keeps no error code; mostly the disk is full.
+        if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
 
 
 def stage_order(prompt_ids: Sequence[str], visits: int, seed: int, offset: int = 0) -> list[str]:

@@ -19,8 +19,8 @@ from cropi.policy.settings import ModelConfig
 from cropi.schema import Prompt
 from cropi.store.cached import FINGERPRINT
 from cropi.store.files import POLICY_RECORD, atomic_folder
-from cropi.training.libraries import reraise_disk_errors
 from cropi.training.settings import LoraConfig, TrainingConfig, WarmupConfig
+from cropi.training.stage import reraise_disk_errors
 
 
 def write_start_policy(

@@ -25,10 +25,10 @@ from cropi.influence.features.feature_files import (
 )
 from cropi.influence.features.feature_store import FeatureStore
 from cropi.influence.features.feature_writer import FeatureWriter, content_hash
-from cropi.influence.informative import InformativeGroups, hash_sample, require_informative
 from cropi.influence.preconditioner import Preconditioner, PreconditioningConsumer
+from cropi.influence.scorer import InformativeGroups, fit_sketch, require_informative
 from cropi.schema import RolloutGroup
-from cropi.sketches import FittedSketch, Sketch, SketchBuffer, SketchConsumer
+from cropi.sketches import FittedSketch, Sketch, SketchConsumer
 from cropi.store.files import file_hash
 
 
@@ -168,21 +168,6 @@ def fit_or_load_sketch(
     elif not sketch.learnt:
         tokens = fit_sketch(extractor, sketch, groups)
     return tokens, sketch.saved()
-
-
-def fit_sketch(
-    extractor: GradientExtractor,
-    sketch: FittedSketch,
-    pool: Sequence[RolloutGroup],
-    advance: Callable[[int], None] | None = None,
-) -> int:
-    """Fit a sketch to a sample of informative pool prompts; return the tokens it took."""
-    sample = hash_sample(pool, sketch.sample)
-    buffer = SketchBuffer(len(sample), sketch.width)
-    consumer = SketchConsumer(sketch, buffer, extractor.device, wide=True)
-    report = extractor.run(sample, [consumer], advance)
-    sketch.learn(buffer.sketches)
-    return report.tokens
 
 
 def interrupted_state(folder: Path) -> Path | None:

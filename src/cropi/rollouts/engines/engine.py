@@ -1,7 +1,8 @@
 """What a rollout engine is: prompts of token ids in, sampled token ids and log-probs out.
 
-An engine is one small class; what registers it, or `package.module:object`, is called with its
-settings and the policy. This module loads neither torch nor transformers.
+An engine is one small class. What is registered for it, or the user's `package.module:object`, is
+called with its settings and a `PolicyRef`; it calls the reference's `load` only if it needs the
+weights in this process. This module loads neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropi.errors import InputError
+from cropi.policy.reference import PolicyRef
 from cropi.rollouts.settings import EngineChoice
 from cropi.schema import FinishReason, Sampling
 
@@ -23,11 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sampled response: `ids` int32 [T], the EOS included where it was sampled.
+    """One sampled response: `ids` int32 [T], with the EOS token if it was sampled.
 
-    `logprobs` float32 [T] are in nats, of the distribution that was really sampled (after
-    temperature, top-k and top-p, renormalised); of the model's own distribution where decoding
-    was greedy.
+    `logprobs` float32 [T] are in nats, of the distribution that was sampled (after temperature,
+    top-k and top-p, renormalised), or of the model's distribution if decoding was greedy.
     """
 
     ids: NDArray[np.int32]
@@ -40,24 +41,24 @@ class RolloutEngine(Protocol):
 
     @property
     def context(self) -> int:
-        """Positions the policy has: a prompt and its response must fit together."""
+        """How many positions the policy has, for a prompt and its response together."""
         ...
 
     def generate(
         self, prompt_ids: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
     ) -> list[list[Completion]]:
-        """Return `n` completions a prompt, in their order; equal calls give equal results."""
+        """Return `n` completions per prompt, in order; equal calls give equal results."""
         ...
 
 
-def load_engine(choice: EngineChoice | str, policy: Policy) -> RolloutEngine:
+def load_engine(choice: EngineChoice | str, policy: Policy | PolicyRef) -> RolloutEngine:
     """Return the chosen engine, with its settings, around `policy`; a name means the defaults.
 
     Raises InputError if there is none of that name.
     """
     if isinstance(choice, str):
         choice = EngineChoice.of(choice)
-    return cast(RolloutEngine, choice.build(policy))
+    return cast(RolloutEngine, choice.build(PolicyRef.of(policy)))
 
 
 def require_context(

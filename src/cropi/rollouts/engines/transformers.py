@@ -14,7 +14,7 @@ from cropi.plugins import plugin
 from cropi.settings import Count, Section
 
 if TYPE_CHECKING:
-    from cropi.policy.loading import Policy
+    from cropi.policy.reference import PolicyRef
     from cropi.rollouts.engines.engine import RolloutEngine
 
 
@@ -25,7 +25,7 @@ class TransformersSettings(Section):
 
 
 @plugin("engine", "transformers", TransformersSettings)
-def transformers(settings: TransformersSettings, policy: Policy) -> RolloutEngine:
+def transformers(settings: TransformersSettings, policy: PolicyRef) -> RolloutEngine:
     """Samples from a Hugging Face model."""
     from cropi.rollouts.transformers_engine import TransformersEngine
 
