@@ -26,6 +26,7 @@ from types import ModuleType
 from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import (
+    GetJsonSchemaHandler,
     SerializationInfo,
     SerializeAsAny,
     ValidationError,
@@ -33,7 +34,8 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from cropi.errors import InputError
 from cropi.settings import NoSettings, Section
@@ -57,6 +59,8 @@ KINDS = {
     "verifier": Kind("verifier", "cropi.verifiers"),
     "model": Kind("model", "cropi.policy.models"),
 }
+RENAMED = {"influence": "one_shot"}
+"""Earlier names of plug-ins."""
 _registered: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
 _files: dict[Path, ModuleType] = {}
 
@@ -131,6 +135,8 @@ def resolve_name(kind: str, name: str, folders: Iterable[Path] = ()) -> str:
 
 def unknown_name(title: str, name: str, names: Iterable[str], more: str = "") -> str:
     """The message about a name that nothing has; `more` says what else would be allowed."""
+    if name in RENAMED:
+        return f"unknown {title} {name!r}; it is called {RENAMED[name]!r} here"
     allowed = sorted(names)
     close = difflib.get_close_matches(name, allowed, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -263,6 +269,25 @@ class Choice(Section):
         except ValidationError as error:
             context = {"errors": error.errors(), "section": kind, "plugin": name}
             raise PydanticCustomError("plugin_settings", "wrong settings", context) from None
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, _schema: CoreSchema, _handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """A name, or a mapping of a name and the settings of the plug-in that has it."""
+        names = plugin_names(cls.kind)
+        users_own = {"type": "string", "pattern": ":"}
+        mappings = [cls._mapping_schema(name) for name in names]
+        mappings.append({"properties": {"name": users_own}, "required": ["name"]})
+        forms = [{"enum": names}, users_own, *({"type": "object", **m} for m in mappings)]
+        return {"anyOf": forms, "description": cls.__doc__}
+
+    @classmethod
+    def _mapping_schema(cls, name: str) -> JsonSchemaValue:
+        settings = settings_of(find_plugin(cls.kind, name)).model_json_schema()
+        properties = {"name": {"const": name}, **settings.get("properties", {})}
+        required = [] if name == cls.default else ["name"]
+        return {"properties": properties, "required": required, "additionalProperties": False}
 
     @model_serializer(mode="plain")
     def _shorthand(self, info: SerializationInfo) -> Any:

@@ -43,3 +43,13 @@ def default_of(section: type[Section], key: str) -> Any:
 def is_default(section: Section, key: str) -> bool:
     """Whether a setting has the value that it would have if nobody had given one."""
     return bool(getattr(section, key) == default_of(type(section), key))
+
+
+def section_in(annotation: Any) -> type[Section] | None:
+    """The Section class in a field's annotation, such as `list[PromptSource] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        if (section := section_in(argument)) is not None:
+            return section
+    return None

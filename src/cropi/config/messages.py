@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from cropi.config.run_config import RunConfig
 from cropi.plugins import Choice
-from cropi.settings import Section
+from cropi.settings import Section, section_in
 
 RENAMED = {
     "method": "influence.sketch",
@@ -72,6 +72,7 @@ RENAMED = {
 """Names that other trainers, or this one before, use: what they are called here."""
 
 RENAMED_IN_SECTION = {
+    "batch_size": "engine.batch_size",
     **dict.fromkeys(
         ("generations", "num_generations", "n", "num_return_sequences", "samples", "rollout_n"),
         "responses",
@@ -126,7 +127,7 @@ def _of_plugin(problem: Any, nested: Any, location: tuple[str, ...]) -> list[str
 def _hint(location: tuple[str, ...], allowed: Sequence[str]) -> str:
     """What a key that does not exist may have been meant to be."""
     *section, leaf = location
-    if (same := RENAMED_IN_SECTION.get(leaf)) and same in allowed:
+    if (same := RENAMED_IN_SECTION.get(leaf)) and same.partition(".")[0] in allowed:
         return f"it is called {'.'.join((*section, same))} here"
     if leaf in RENAMED and RENAMED[leaf] != ".".join(location):
         return f"it is called {RENAMED[leaf]} here"
@@ -140,16 +141,6 @@ def _keys_at(location: Sequence[str], kind: type[Section]) -> list[str]:
     for name in location:
         fields = getattr(model, "model_fields", {})
         if name in fields:
-            model = _section_in(fields[name].annotation)
+            model = section_in(fields[name].annotation)
+            model = None if model and issubclass(model, Choice) else model
     return sorted(getattr(model, "model_fields", {}))
-
-
-def _section_in(annotation: Any) -> Any:
-    """Return the Section class inside an annotation such as `list[PromptSource] | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return None if issubclass(annotation, Choice) else annotation
-    for argument in getattr(annotation, "__args__", ()):
-        section = _section_in(argument)
-        if section is not None:
-            return section
-    return None

@@ -43,9 +43,9 @@ def affects_results(key: str) -> bool:
 class RunConfig(Section):
     """Everything a run needs."""
 
-    name: str = Field("run", pattern=r"^\w[\w.-]*$")
+    name: str = Field("run", pattern=r"^\w[\w.-]*$", description="the run's name")
     out: str = Field("runs", description="the run directory is out/name")
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="everything random derives from it")
     data_seed: Annotated[int, Field(ge=0)] | None = Field(
         None, description="draws prompts and the warm-up, which runs compared must share; as seed"
     )

@@ -12,7 +12,7 @@ from cropi.settings import Count, Section
 class CurriculumConfig(Section):
     """How many stages there are, and what happens between them."""
 
-    stages: Count = 4
+    stages: Count = Field(4, description="selections, each followed by training")
     steps_per_stage: Count = Field(60, description="optimizer steps")
     refresh: Literal["never", "validation", "stale", "all"] = Field(
         "never",

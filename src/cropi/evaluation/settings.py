@@ -16,10 +16,14 @@ class EvaluationConfig(Section):
     responses: Count = Field(
         1, description="responses per prompt; 1 with temperature 0 is greedy decoding"
     )
-    temperature: Annotated[float, Field(ge=0)] = 0.0
-    top_p: Fraction = 1.0
+    temperature: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="sampling temperature; 0: greedy"
+    )
+    top_p: Fraction = Field(1.0, description="sample from the likeliest tokens of this mass")
     k: list[Count] = Field(default_factory=lambda: [1], min_length=1, description="the k of pass@k")
-    max_new_tokens: Count | None = Field(None, description="default: as the rollouts")
+    max_new_tokens: Count | None = Field(
+        None, description="longest response; default: as the rollouts"
+    )
     targeted: list[str] | None = Field(
         None,
         description="test sets that count as targeted; default: those named as a validation set",

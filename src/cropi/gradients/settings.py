@@ -15,8 +15,8 @@ TargetMemory = Literal["fp32", "bf16", "offload"]
 class ClipConfig(Section):
     """PPO's clip range around ratio 1."""
 
-    low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    high: Annotated[float, Field(gt=0)] = 0.2
+    low: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="lowest ratio: 1 - low")
+    high: Annotated[float, Field(gt=0)] = Field(0.2, description="highest ratio: 1 + high")
 
 
 class ObjectiveConfig(Section):
@@ -28,7 +28,7 @@ class ObjectiveConfig(Section):
     clip: ClipConfig | None = Field(None, description="PPO's clipped minimum; default: no clipping")
     normalisation: Literal["sequence", "token", "constant"] = Field(
         "sequence",
-        description="mean a response (GRPO), a group's tokens (DAPO), constant (Dr.GRPO)",
+        description="mean per response (GRPO), over a group's tokens (DAPO), constant (Dr.GRPO)",
     )
     constant_length: Count | None = Field(
         None, description="the divisor of `constant`; default: the rollouts' max_new_tokens"

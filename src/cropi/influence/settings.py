@@ -14,7 +14,9 @@ from cropi.sketches.settings import SketchChoice
 class InfluenceConfig(Section):
     """How gradients are compared with the validation direction."""
 
-    sketch: SketchChoice = Field(default_factory=SketchChoice.of)
+    sketch: SketchChoice = Field(
+        default_factory=SketchChoice.of, description="what gradients are projected with"
+    )
     target: Literal["mean", "unit_mean"] = Field(
         "mean", description="mean of the gradients (paper), or of the unit gradients"
     )
@@ -37,7 +39,10 @@ class InfluenceConfig(Section):
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in backward: a quarter slower, far less memory"
     )
-    objective: ObjectiveConfig = Field(default_factory=lambda: ObjectiveConfig())
+    objective: ObjectiveConfig = Field(
+        default_factory=lambda: ObjectiveConfig(),
+        description="the objective that is differentiated",
+    )
 
     @model_validator(mode="after")
     def _memory_of_exact(self) -> InfluenceConfig:

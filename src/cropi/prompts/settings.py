@@ -73,8 +73,10 @@ class PromptSource(Section):
 class PromptsConfig(Section):
     """The pool, the validation sets that steer, and the test sets that judge."""
 
-    pool: list[PromptSource] = Field(min_length=1)
-    validation: dict[str, list[PromptSource]] = Field(default_factory=dict)
+    pool: list[PromptSource] = Field(min_length=1, description="prompts to select from")
+    validation: dict[str, list[PromptSource]] = Field(
+        default_factory=dict, description="sets that influence is computed for, by name"
+    )
     test: dict[str, list[PromptSource]] = Field(
         default_factory=dict,
         description="sets that are evaluated; without any, the validation sets are",
@@ -91,4 +93,6 @@ class PromptsConfig(Section):
     limit: Count | None = Field(
         None, description="keep this many prompts of every set, drawn with the seed: a trial run"
     )
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of the chat template"
+    )

@@ -21,15 +21,19 @@ class EngineChoice(Choice):
 class RolloutsConfig(Section):
     """How the behaviour policy is sampled, once."""
 
-    engine: EngineChoice = Field(default_factory=EngineChoice.of)
+    engine: EngineChoice = Field(
+        default_factory=EngineChoice.of, description="what samples the responses"
+    )
     responses: Annotated[int, Field(ge=2)] = Field(8, description="responses per prompt")
     validation_responses: Annotated[int, Field(ge=2)] | None = Field(
         None, description="responses per validation prompt; default: as `responses`"
     )
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    top_p: Fraction = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
-    max_new_tokens: Count = 512
+    temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="sampling temperature")
+    top_p: Fraction = Field(1.0, description="sample from the likeliest tokens of this mass")
+    top_k: Annotated[int, Field(ge=0)] = Field(
+        0, description="sample from so many of the likeliest tokens; 0: from all"
+    )
+    max_new_tokens: Count = Field(512, description="longest response, in tokens")
 
     @property
     def sampling(self) -> Sampling:

@@ -20,5 +20,7 @@ class StrategyChoice(Choice):
 class SelectionConfig(Section):
     """Which prompts a stage trains on."""
 
-    strategy: StrategyChoice = Field(default_factory=StrategyChoice.of)
+    strategy: StrategyChoice = Field(
+        default_factory=StrategyChoice.of, description="how prompts are chosen"
+    )
     ratio: Fraction = Field(0.1, description="share of the whole pool")

@@ -17,7 +17,9 @@ class CompareConfig(Section):
         default_factory=list,
         description="strategies and variants; default: selection.strategy and the baselines",
     )
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(default_factory=lambda: [0, 1, 2])
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+        default_factory=lambda: [0, 1, 2], description="seeds of each strategy"
+    )
     baseline: str = Field("full", description="the strategy that the others are held against")
     threads: Count | None = Field(
         None,

@@ -12,8 +12,8 @@ from cropi.settings import Count, Section
 class RewardTerm(Section):
     """One reward function of a weighted sum."""
 
-    function: str
-    weight: float = 1.0
+    function: str = Field(description="a verifier, as under verifiers.default")
+    weight: float = Field(1.0, description="its weight in the sum")
 
 
 class VerifiersConfig(Section):
@@ -28,7 +28,7 @@ class VerifiersConfig(Section):
         default_factory=dict, description="source pattern (* and ? allowed) -> verifier"
     )
     timeout: Annotated[float, Field(gt=0)] = Field(10.0, description="seconds for one response")
-    workers: Count = 1
+    workers: Count = Field(1, description="processes that judge at the same time")
     threshold: float | None = Field(
         None,
         description="a response passes at this reward or above; default: graded (the mean reward)",
