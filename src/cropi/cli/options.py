@@ -19,7 +19,7 @@ Settings = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Dotted settings, e.g. selection.ratio=0.2"),
 ]
-Config = Annotated[str, typer.Argument(help="A YAML file, or a preset: pocket, smollm2")]
+Config = Annotated[str, typer.Argument(help="A YAML file, or a preset such as pocket")]
 POLICY_HELP = "A checkpoint directory, a hub id, or a built-in model such as pocket"
 PolicyOption = Annotated[str, typer.Option(help=POLICY_HELP)]
 PromptsOption = Annotated[Path, typer.Option(help="Prompts: .jsonl, .json or .parquet")]
