@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from cropi.config.messages import explain
 from cropi.config.sections import RunConfig, SectionType
 from cropi.errors import InputError
+from cropi.store.remote import remote_url
 
 
 def presets() -> list[str]:
@@ -97,7 +98,7 @@ def check_files(config: RunConfig, base: Path | None = None) -> None:
         s for named in (sets.validation, sets.test) for found in named.values() for s in found
     ]
     for source in sources:
-        if source.path is None:
+        if source.path is None or remote_url(source.path):
             continue
         places = [Path(source.path), *([base / source.path] if base else [])]
         if not any(place.is_file() for place in places):

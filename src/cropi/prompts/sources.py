@@ -18,6 +18,7 @@ from cropi.errors import InputError
 from cropi.prompts.formats import Cells, json_value, to_prompt
 from cropi.schema import Prompt, derive_seed
 from cropi.store import files
+from cropi.store.remote import local_copy, remote_url
 
 T = TypeVar("T")
 NumberedRows = list[tuple[int, Mapping[str, Any]]]
@@ -30,7 +31,8 @@ DEFAULT_TASK_SIZE = 500
 def load_source(source: PromptSource, seed: int, base: Path | None = None) -> list[Prompt]:
     """Load the prompts of one source, in the source's order.
 
-    Relative paths are looked up in the current directory, then in `base` (the config's folder).
+    A path may be a URL, such as `s3://bucket/prompts.parquet` or `hf://datasets/owner/name/x.jsonl`;
+    relative paths are looked up in the current directory, then in `base` (the config's folder).
     `seed` drives generated tasks and which rows `limit` keeps. Ids may repeat; `sets.deduplicate`
     handles that.
 
@@ -49,7 +51,8 @@ def _read(source: PromptSource, seed: int, base: Path | None) -> tuple[str, str,
     """Return what errors call the source, the default `source` of its prompts, and its rows."""
     if source.path is not None:
         path = find_file(source.path, base)
-        return str(path), path.stem, read_file(path)
+        with local_copy(path) as file:
+            return str(path), file.stem, read_file(file)
     if source.hub is not None:
         return f"{source.hub} ({source.split})", source.hub, _read_hub(source)
     if source.reasoning_gym is not None:
@@ -67,11 +70,19 @@ def subsample(items: list[T], limit: int | None, seed: int) -> list[T]:
     return [items[i] for i in sorted(drawn)]
 
 
-def find_file(name: str, base: Path | None) -> Path:
+def source_hash(path: str, base: Path | None) -> str:
+    """Return a content hash of a source's file. Raises InputError if it cannot be read."""
+    with local_copy(find_file(path, base)) as file:
+        return files.file_hash(file)
+
+
+def find_file(name: str, base: Path | None) -> str | Path:
     """Return the path of a file, looked up in the current directory and then in `base`.
 
-    Raises InputError if it is in neither.
+    A URL is returned as it is. Raises InputError if a local file is in neither folder.
     """
+    if url := remote_url(name):
+        return url
     places = [Path(name).expanduser(), *([base / name] if base is not None else [])]
     path = next((p for p in places if p.is_file()), None)
     if path is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast, get_args
 
 import numpy as np
@@ -48,7 +47,7 @@ class Columns:
     if no such value is given.
     """
 
-    def __init__(self, table: pa.Table, path: Path) -> None:
+    def __init__(self, table: pa.Table, path: str) -> None:
         self.path = path
         self._table = table
         self._decoded: dict[str, Any] = {}

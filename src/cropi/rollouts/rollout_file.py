@@ -27,6 +27,7 @@ from cropi.schema import (
     Sampling,
 )
 from cropi.store.files import read_table, table_metadata, write_table
+from cropi.store.remote import local_copy, remote_url
 
 MAX_NEW_TOKENS = "cropi.max_new_tokens"
 REQUIRED = ("prompt_id", "prompt_ids", "response_ids", "logprobs", "reward")
@@ -36,15 +37,14 @@ _READ_COLUMNS = frozenset((*ROLLOUT_COLUMNS, *OPTIONAL_ROLLOUT_COLUMNS))
 def read_rollouts(path: str | Path) -> list[RolloutGroup]:
     """Read rollouts, groups in order of first appearance, responses by `response_index`.
 
+    `path` may be a URL, such as `s3://bucket/rollouts.parquet`.
+
     Missing sampling columns mean temperature 1.0, top_p 1.0, top_k 0, with one warning; a missing
     `reward_status` means ok if the reward is finite, else error.
 
     Raises InputError naming file, row (from 0) and column of the first thing that is wrong.
     """
-    path = Path(path)
-    table = read_table(path)
-    columns = Columns(table, path)
-    columns.require(REQUIRED)
+    table, columns = _open(path)
     rows = read_rows(columns)
     order = _row_order(columns)
     limit = int(table_metadata(table).get(MAX_NEW_TOKENS, Sampling().max_new_tokens))
@@ -57,19 +57,25 @@ def read_side_columns(path: str | Path) -> pa.Table | None:
     The table has `prompt_id`, `response_index` (the position in the group that `read_rollouts`
     returns) and the unknown columns; None if there are none.
     """
-    path = Path(path)
-    table = read_table(path)
+    table, columns = _open(path)
     unknown = [name for name in table.column_names if name not in _READ_COLUMNS]
     if not unknown:
         return None
-    columns = Columns(table, path)
-    columns.require(REQUIRED)
     order = _row_order(columns)
     rows = np.concatenate(order)
     places = np.concatenate([np.arange(len(group), dtype=np.int32) for group in order])
     ids = pa.array(columns.strings("prompt_id"), pa.string()).take(pa.array(rows))
     side = table.select(unknown).take(pa.array(rows))
     return side.add_column(0, "prompt_id", ids).add_column(1, "response_index", pa.array(places))
+
+
+def _open(path: str | Path) -> tuple[pa.Table, Columns]:
+    """Read a rollout file, which may be a URL; raises InputError without the required columns."""
+    with local_copy(path) as file:
+        table = read_table(file)
+    columns = Columns(table, remote_url(path) or str(path))
+    columns.require(REQUIRED)
+    return table, columns
 
 
 def write_rollouts(

@@ -20,9 +20,9 @@ from cropi.curriculum import check_settings, write_report
 from cropi.curriculum.loop import opened, prepare, train_curriculum
 from cropi.curriculum.session import arms_needing
 from cropi.progress import ProgressReporter
-from cropi.prompts.sources import find_file
+from cropi.prompts.sources import source_hash
 from cropi.schema import fingerprint
-from cropi.store.files import file_hash, write_json
+from cropi.store.files import write_json
 from cropi.store.lock import exclusive_lock
 from cropi.store.metrics import TimingRow, read_rows
 from cropi.store.run_directory import RunDirectory
@@ -134,7 +134,7 @@ def _prompt_file_hashes(config: RunConfig, base: Path | None) -> list[str]:
         source for group in (sets.validation, sets.test) for s in group.values() for source in s
     ]
     sources = [*sets.pool, *heldout, *config.warmup.prompts]
-    return [file_hash(find_file(source.path, base)) for source in sources if source.path]
+    return [source_hash(source.path, base) for source in sources if source.path]
 
 
 @contextmanager
