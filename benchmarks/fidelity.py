@@ -22,12 +22,12 @@ from cropi import api
 from cropi.cli.printing import make_narrator, print_table
 from cropi.config import RolloutsConfig
 from cropi.diagnostics import diagnose_fidelity
-from cropi.diagnostics.pages import numbers
-from cropi.diagnostics.pages.fidelity import COLUMNS, rows
-from cropi.diagnostics.sketching import FidelitySettings
+from cropi.diagnostics.fidelity_experiment import FidelitySettings
 from cropi.pocket.tasks import SKILLS, TARGETS
 from cropi.pocket.tasks import rows as pocket_rows
 from cropi.policy.loading import Policy
+from cropi.report.pages.diagnosis_page import numbers
+from cropi.report.pages.fidelity_page import COLUMNS, rows
 from cropi.schema import Prompt, RolloutGroup
 from cropi.store.files import write_json
 

@@ -16,7 +16,7 @@ import torch
 from cropi.config import InfluenceConfig
 from cropi.gradients.consumers import Directions, DotConsumer, NormConsumer
 from cropi.gradients.extractor import GradientExtractor
-from cropi.influence.scorer import InfluenceScorer
+from cropi.influence.scorer import Scorer
 from cropi.influence.setup import make_scorer
 from cropi.schema import RolloutGroup
 from cropi.sketches import FittedSketch, SketchBuffer, SketchConsumer, make_sketch
@@ -32,7 +32,7 @@ SKETCHES = (DEFAULT_SKETCH, "sparse", FACTORED_SKETCH)
 
 def exact_scorer(
     model: Any, share_prefix: bool, batch_tokens: int = 16384, parameters: list[str] | None = None
-) -> InfluenceScorer:
+) -> Scorer:
     """A scorer of exact influence, of all parameters or those whose names match."""
     config = InfluenceConfig(
         share_prefix=share_prefix, batch_tokens=batch_tokens, parameters=parameters
@@ -40,18 +40,20 @@ def exact_scorer(
     return make_scorer(model, config, seed=0)
 
 
-def sketch_scorer(model: Any, method: str, dim: int, seed: int = 0) -> InfluenceScorer:
+def sketch_scorer(model: Any, method: str, dim: int, seed: int = 0) -> Scorer:
     """A scorer with a sketch: the default one, the paper's at ratio 0.15, or another by name."""
     extractor = exact_scorer(model, share_prefix=True).extractor
-    return InfluenceScorer(extractor, make_sketch(method, extractor.shapes, seed, dim))
+    return Scorer(extractor, make_sketch(method, extractor.shapes, seed, dim))
 
 
-def target_directions(scorer: InfluenceScorer, targets: Mapping[str, Groups]) -> Directions:
+def target_directions(scorer: Scorer, targets: Mapping[str, Groups]) -> Directions:
     """The targets' directions, in memory."""
-    return scorer.directions({name: list(groups) for name, groups in targets.items()})[0]
+    directions = scorer.targets(targets).values
+    assert isinstance(directions, Directions)
+    return directions
 
 
-def exact_pass(scorer: InfluenceScorer, directions: Directions, groups: Groups) -> None:
+def exact_pass(scorer: Scorer, directions: Directions, groups: Groups) -> None:
     """Dot every prompt's gradient with every direction, and take its norm."""
     extractor = scorer.extractor
     norms = NormConsumer(len(groups), extractor.device)
@@ -82,8 +84,8 @@ class Scorers:
     Made once a model: each checks itself against plain autograd on its first prompt.
     """
 
-    rows: InfluenceScorer
-    shared: InfluenceScorer
+    rows: Scorer
+    shared: Scorer
 
     @classmethod
     def of(cls, model: Any) -> Scorers:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cropi.report.wording import DASH
-from cropi.study.measures import ASKED_RATIO, TOLERANCE, Axis
-from cropi.study.summary import points, ratio, times
+from cropi.report.data.study_summary import acceleration
+from cropi.report.kit.number_format import DASH, points, ratio
+from cropi.study.measures import REPORTED_COST_RATIO, TOLERANCE, Axis
 from study_report.results import Regime, Results
 
 HARD = ("noisy_answers", "noisy_verdicts", "low_utility")
@@ -63,13 +63,14 @@ def _at_least(value: float | None, least: float, measured: str) -> Judged:
     return Judged(measured, None if value is None else value >= least - TOLERANCE)
 
 
-def speed_of(axis: Axis, least: float, coarsely: bool = False) -> Judge:
+def acceleration_of(axis: Axis, least: float, coarsely: bool = False) -> Judge:
     """Judge the acceleration at the main level, or what half the evaluations would show of it."""
 
     def judge(regime: Regime) -> Judged:
-        read = regime.coarse_speed if coarsely else regime.speed
-        found = read(regime.method, axis)
-        return _at_least(found.ratio if found else None, least, ratio(found))
+        read = regime.coarse_acceleration if coarsely else regime.acceleration
+        measured = read(regime.method, axis)
+        value = measured.ratio if measured else None
+        return _at_least(value, least, acceleration(measured))
 
     return judge
 
@@ -78,9 +79,9 @@ def lower_end(least: float) -> Judge:
     """Judge the acceleration in steps by the lower end of its interval."""
 
     def judge(regime: Regime) -> Judged:
-        found = regime.speed(regime.method)
-        low = found.low if found else None
-        return _at_least(low, least, times(low))
+        measured = regime.acceleration(regime.method)
+        low = measured.low if measured else None
+        return _at_least(low, least, ratio(low))
 
     return judge
 
@@ -97,21 +98,21 @@ def pays(regime: Regime) -> Judged:
 
 
 def at_asked_ratio(least: float) -> Judge:
-    """Judge the compute acceleration if training cost ASKED_RATIO times its selection."""
+    """Judge the compute acceleration if training cost REPORTED_COST_RATIO times its selection."""
 
     def judge(regime: Regime) -> Judged:
         found = regime.break_even(regime.method)
         if not found:
             return _unreached(regime)
-        return _at_least(found["at_asked_ratio"], least, times(found["at_asked_ratio"]))
+        return _at_least(found["at_asked_ratio"], least, ratio(found["at_asked_ratio"]))
 
     return judge
 
 
 def _unreached(regime: Regime) -> Judged:
     """Without a break-even: a method that never reaches the level misses it, else it is open."""
-    speed = regime.speed(regime.method, "flops")
-    return Judged(times(speed.ratio if speed else None), False if speed else None)
+    measured = regime.acceleration(regime.method, "flops")
+    return Judged(ratio(measured.ratio if measured else None), False if measured else None)
 
 
 def close_to_baseline(regime: Regime) -> Judged:
@@ -133,9 +134,9 @@ def highest_area(regime: Regime) -> Judged:
     known = {name: gap for name, gap in gaps.items() if gap is not None}
     if not known:
         return Judged(DASH, None)
-    nearest = min(known, key=lambda name: known[name].value)
+    nearest = min(known, key=lambda name: known[name].mean)
     said = f"{points(known[nearest], interval=True)} over {nearest}"
-    return Judged(said, known[nearest].value > 0)
+    return Judged(said, known[nearest].mean > 0)
 
 
 def not_below_random(regime: Regime) -> Judged:
@@ -144,31 +145,31 @@ def not_below_random(regime: Regime) -> Judged:
     if area is None or final is None:
         return Judged(DASH, None)
     said = f"area {points(area)}, final {points(final)}"
-    return Judged(said, min(area.value, final.value) >= 0)
+    return Judged(said, min(area.mean, final.mean) >= 0)
 
 
 def keeps_the_rest(regime: Regime) -> Judged:
     """Judge the change of untargeted accuracy since the start."""
     change = regime.estimate(regime.method, "change")
-    return _at_least(change.value if change else None, -0.02, points(change, interval=True))
+    return _at_least(change.mean if change else None, -0.02, points(change, interval=True))
 
 
 CLEAN = ("clean",)
 COARSELY = "if evaluated half as often"
 TARGETS = (
-    Target("steps: at least 4x fewer", CLEAN, speed_of("steps", 4.0)),
-    Target(f"steps: at least 4x fewer {COARSELY}", CLEAN, speed_of("steps", 4.0, True)),
+    Target("steps: at least 4x fewer", CLEAN, acceleration_of("steps", 4.0)),
+    Target(f"steps: at least 4x fewer {COARSELY}", CLEAN, acceleration_of("steps", 4.0, True)),
     Target("steps: lower end of the interval at least 2.66x", CLEAN, lower_end(2.66)),
-    Target("compute: at least 1.3x less", CLEAN, speed_of("flops", 1.3)),
-    Target(f"compute: at least 1.3x less {COARSELY}", CLEAN, speed_of("flops", 1.3, True)),
+    Target("compute: at least 1.3x less", CLEAN, acceleration_of("flops", 1.3)),
+    Target(f"compute: at least 1.3x less {COARSELY}", CLEAN, acceleration_of("flops", 1.3, True)),
     Target("compute: training over selection cost at or above break-even", CLEAN, pays),
     Target(
-        f"compute: at least 2x less if training cost {ASKED_RATIO:.0f} times its selection",
+        f"compute: at least 2x less if training cost {REPORTED_COST_RATIO:.0f} times its selection",
         CLEAN,
         at_asked_ratio(2.0),
     ),
-    Target("steps: at least 3x fewer", HARD, speed_of("steps", 3.0)),
-    Target(f"steps: at least 3x fewer {COARSELY}", HARD, speed_of("steps", 3.0, True)),
+    Target("steps: at least 3x fewer", HARD, acceleration_of("steps", 3.0)),
+    Target(f"steps: at least 3x fewer {COARSELY}", HARD, acceleration_of("steps", 3.0, True)),
     Target("final targeted accuracy above full's, by the interval", HARD, above_baseline),
     Target("final targeted at most 1 point below full's, by the interval", None, close_to_baseline),
     Target("highest area of all but the oracle", None, highest_area),

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from cropi.store.files import atomic_write
-from cropi.study.measures import MAIN_LEVEL, knots
+from cropi.study.measures import MAIN_LEVEL, cost_accuracy_curve
 from study_report.results import Regime
 
 STYLE: dict[Any, Any] = {
@@ -118,11 +118,11 @@ def _along(curves: Mapping[str, Any], axis: str, values: list[float]) -> tuple[A
     if axis not in curves["training"]:
         return None, None
     training, selection = (np.array(curves[kind][axis]) for kind in ("training", "selection"))
-    return knots(training, selection, np.array(values))
+    return cost_accuracy_curve(training, selection, np.array(values))
 
 
 def _furnish(regime: Regime, steps: Axes, compute: Axes) -> None:
-    base = regime.speed(regime.baseline)
+    base = regime.acceleration(regime.baseline)
     for axes in (steps, compute):
         if base is not None:
             axes.axhline(base.level, color="#555555", linewidth=0.8, linestyle=(0, (2, 3)))

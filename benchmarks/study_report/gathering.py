@@ -13,13 +13,14 @@ import yaml
 
 from cropi import __version__
 from cropi.config import load_config, to_yaml
+from cropi.estimation.intervals import Interval
 from cropi.schema import fingerprint
 from cropi.study import measures
-from cropi.study.measures import AXES, Curves, Estimate
-from cropi.study.measuring import Comparison, Standing, Study, measure
+from cropi.study.comparison import BaselineComparison, StrategyResult, Study, measure_study
+from cropi.study.measures import AXES, Curves
+from cropi.study.output import RULES, interval_values, seed_values
 from cropi.study.plan import StudyPlan
-from cropi.study.reading import Cell
-from cropi.study.summary import RULES, seed_values
+from cropi.study.results import RunResult
 
 METHOD = "cropi"
 """The strategy that the bar is about: this package's method with its default options."""
@@ -36,7 +37,7 @@ def gather(configs: list[Path], out: str) -> Values:
     return {
         "cropi": __version__,
         "method": METHOD,
-        "rules": {**RULES, "asked_ratio": measures.ASKED_RATIO},
+        "rules": {**RULES, "asked_ratio": measures.REPORTED_COST_RATIO},
         "regimes": {path.stem: _rounded(regime(path, out)) for path in configs},
     }
 
@@ -51,15 +52,15 @@ def regime(config: Path, out: str) -> Values:
     }
     if not (plan.root / "study.yaml").is_file():
         return about | {"missing": ["not run yet"], "notes": []}
-    study = measure(plan.root)
+    study = measure_study(plan.root)
     notes = [*study.notes, *other_settings(plan)]
-    found = about | {"missing": unfinished(plan, study), "notes": notes}
-    return found | measured(plan, study) if study.standings else found
+    about |= {"missing": unfinished(plan, study), "notes": notes}
+    return about | measured(plan, study) if study.strategies else about
 
 
 def unfinished(plan: StudyPlan, study: Study) -> list[str]:
     """Say of which strategies that the config asks for not all seeds are finished."""
-    done = {label: {cell.seed for cell in study.cells(label)} for label in plan.labels}
+    done = {label: {run.seed for run in study.runs(label)} for label in plan.labels}
     left = {label: set(plan.seeds) - seeds for label, seeds in done.items()}
     count = len(plan.seeds)
     return [f"{label} {count - len(n)} of {count} seeds" for label, n in left.items() if n]
@@ -91,41 +92,41 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def measured(plan: StudyPlan, study: Study) -> Values:
-    """Return what is known of a study with finished cells."""
-    cells = [cell for cell in study.files.cells if cell.finished]
-    manifests = [_manifest(cell) for cell in cells]
+    """Return the numbers of a study with finished runs."""
+    runs = [run for run in study.files.runs if run.finished]
+    manifests = [_manifest(run) for run in runs]
     versions = {json.dumps(m["versions"], sort_keys=True): m["versions"] for m in manifests}
     return {
         "baseline": study.baseline,
         "config_hash": fingerprint(_settings(_study_yaml(plan))),
         "versions": list(versions.values()),
-        "setting": setting(study, cells[0], manifests[0]),
-        "levels": {f"{share:.2f}": vars(found) for share, found in study.levels.items()},
-        "strategies": {name: strategy(study, name) for name in study.standings},
+        "setting": setting(study, runs[0], manifests[0]),
+        "levels": {f"{share:.2f}": vars(level) for share, level in study.levels.items()},
+        "strategies": {name: strategy(study, name) for name in study.strategies},
         "method_minus": ahead(study),
     }
 
 
-def _manifest(cell: Cell) -> Values:
-    """A finished cell's manifest, with what is used of it."""
+def _manifest(run: RunResult) -> Values:
+    """What is used of a finished run's manifest."""
     try:
-        found = json.loads((cell.path / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads((run.path / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        found = {}
-    model = found.get("model") or {}
-    return {"versions": found.get("versions") or {}, "parameters": model.get("parameters")}
+        manifest = {}
+    model = manifest.get("model") or {}
+    return {"versions": manifest.get("versions") or {}, "parameters": model.get("parameters")}
 
 
-def setting(study: Study, cell: Cell, manifest: Values) -> Values:
-    """Return the sizes of a study, from its config and from what its first cell really had."""
+def setting(study: Study, run: RunResult, manifest: Values) -> Values:
+    """Return the sizes of a study, from its config and from what its first run really had."""
     config = study.files.config
     training, selection = config.get("training") or {}, config.get("selection") or {}
     wanted = ("stages", "steps_per_stage", "prompts_per_step", "generations", "learning_rate")
     return {
         "parameters": manifest["parameters"],
-        "pool": sum(cell.selected.pool.values()),
-        "pool_by_source": cell.selected.pool,
-        "test": {s.name: {"targeted": s.targeted, "prompts": s.prompts} for s in cell.sets},
+        "pool": sum(run.selected.pool.values()),
+        "pool_by_source": run.selected.pool,
+        "test": {s.name: {"targeted": s.targeted, "prompts": s.prompts} for s in run.sets},
         "ratio": selection.get("ratio"),
         **{key: training.get(key) for key in wanted},
     }
@@ -133,63 +134,63 @@ def setting(study: Study, cell: Cell, manifest: Values) -> Values:
 
 def strategy(study: Study, name: str) -> Values:
     """Return one strategy's numbers, by itself and against the baseline."""
-    own, cells = study.standings[name], study.cells(name)
-    found = study.comparisons.get(name)
+    result, runs = study.strategies[name], study.runs(name)
+    comparison = study.comparisons.get(name)
     return {
-        "seeds": [cell.seed for cell in cells],
-        **estimates(own),
-        "per_seed": [{"seed": cell.seed, **seed_values(study, cell)} for cell in cells],
-        "costs": own.costs,
-        "costs_by_phase": own.phases,
-        "curves": curves(own.curves),
-        "selected": chosen(cells),
-        "compared": compared(study, found) if found else None,
+        "seeds": [run.seed for run in runs],
+        **estimates(result),
+        "per_seed": [{"seed": run.seed, **seed_values(study, run)} for run in runs],
+        "costs": result.costs,
+        "costs_by_phase": result.phases,
+        "curves": curves(result.curves),
+        "selected": chosen(runs),
+        "compared": compared(study, comparison) if comparison else None,
     }
 
 
-def estimates(own: Standing) -> Values:
+def estimates(result: StrategyResult) -> Values:
     """Return a strategy's measures with their intervals."""
     return {
-        "start": own.start,
-        "final": vars(own.final),
-        "area": vars(own.area),
-        "untargeted": own.untargeted and vars(own.untargeted),
-        "change": own.change and vars(own.change),
+        "start": result.start,
+        "final": interval_values(result.final),
+        "area": interval_values(result.area),
+        "untargeted": interval_values(result.untargeted),
+        "change": interval_values(result.change),
     }
 
 
-def curves(found: Curves) -> Values:
+def curves(mean: Curves) -> Values:
     """Return mean curves over seeds with the targeted one's 95% band, and mean cumulative costs."""
-    edges = measures.band(found.targeted)
+    edges = measures.band(mean.targeted)
     low, high = (None, None) if edges is None else (edge.tolist() for edge in edges)
-    others = found.untargeted
+    others = mean.untargeted
     return {
-        "steps": found.steps.tolist(),
-        "targeted": found.targeted.mean(axis=0).tolist(),
+        "steps": mean.steps.tolist(),
+        "targeted": mean.targeted.mean(axis=0).tolist(),
         "targeted_low": low,
         "targeted_high": high,
         "untargeted": None if others is None else others.mean(axis=0).tolist(),
-        "training": {axis: cost.mean(axis=0).tolist() for axis, cost in found.training.items()},
-        "selection": {axis: cost.mean(axis=0).tolist() for axis, cost in found.selection.items()},
+        "training": {axis: cost.mean(axis=0).tolist() for axis, cost in mean.training.items()},
+        "selection": {axis: cost.mean(axis=0).tolist() for axis, cost in mean.selection.items()},
     }
 
 
-def chosen(cells: list[Cell]) -> list[Values]:
+def chosen(runs: list[RunResult]) -> list[Values]:
     """Return prompts by source that each stage selected, and their pass rate: means over seeds."""
     stages: dict[int, list[Any]] = {}
-    for cell in cells:
-        for choice in cell.selected.choices:
-            stages.setdefault(choice.stage, []).append(choice)
+    for run in runs:
+        for selection in run.selected.stages:
+            stages.setdefault(selection.stage, []).append(selection)
     return [
         {
             "stage": stage,
             "sources": {
-                source: float(np.mean([c.sources.get(source, 0) for c in found]))
-                for source in sorted({s for c in found for s in c.sources})
+                source: float(np.mean([s.sources.get(source, 0) for s in selections]))
+                for source in sorted({name for s in selections for name in s.sources})
             },
-            "pass_rate": _mean([c.pass_rate for c in found if c.pass_rate is not None]),
+            "pass_rate": _mean([s.pass_rate for s in selections if s.pass_rate is not None]),
         }
-        for stage, found in sorted(stages.items())
+        for stage, selections in sorted(stages.items())
     ]
 
 
@@ -197,62 +198,64 @@ def _mean(values: list[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def compared(study: Study, found: Comparison) -> Values:
+def compared(study: Study, comparison: BaselineComparison) -> Values:
     """Return a strategy's differences from the baseline, its accelerations, and its break-even."""
-    speeds: dict[str, Values] = {axis: {} for axis in AXES}
-    for (axis, share), speed in found.speeds.items():
-        speeds[axis][f"{share:.2f}"] = vars(speed)
+    ratios: dict[str, Values] = {axis: {} for axis in AXES}
+    for (axis, share), ratio in comparison.accelerations.items():
+        ratios[axis][f"{share:.2f}"] = vars(ratio)
     return {
-        "seeds": list(found.seeds),
-        "read_coarsely": read_coarsely(study, found),
-        "final": vars(found.final),
-        "area": vars(found.area),
-        "untargeted": found.untargeted and vars(found.untargeted),
-        "accelerations": speeds,
+        "seeds": list(comparison.seeds),
+        "read_coarsely": read_coarsely(study, comparison),
+        "final": interval_values(comparison.final),
+        "area": interval_values(comparison.area),
+        "untargeted": interval_values(comparison.untargeted),
+        "accelerations": ratios,
         "break_even": {
-            f"{share:.2f}": vars(even)
+            f"{share:.2f}": vars(point)
             | {
-                "acceleration": even.at(even.measured),
-                "at_asked_ratio": even.at(measures.ASKED_RATIO),
+                "acceleration": point.at(point.measured),
+                "at_asked_ratio": point.at(measures.REPORTED_COST_RATIO),
             }
-            for share, even in found.break_even.items()
+            for share, point in comparison.break_even.items()
         },
     }
 
 
-def read_coarsely(study: Study, found: Comparison) -> Values:
+def read_coarsely(study: Study, comparison: BaselineComparison) -> Values:
     """Return the accelerations at the main level as every second evaluation alone shows them."""
-    base, own = (study.standings[n].curves for n in (study.baseline, found.strategy))
-    base, own = (c.of(found.seeds).every(2) for c in (base, own))
-    speeds = {axis: measures.speed(base, own, measures.MAIN_LEVEL, axis) for axis in AXES}
-    return {axis: vars(speed) for axis, speed in speeds.items() if speed}
+    names = (study.baseline, comparison.strategy)
+    baseline, coarse = (study.strategies[n].curves.of(comparison.seeds).every(2) for n in names)
+    share = measures.MAIN_LEVEL
+    ratios = {axis: measures.acceleration(baseline, coarse, share, axis) for axis in AXES}
+    return {axis: vars(ratio) for axis, ratio in ratios.items() if ratio}
 
 
 def ahead(study: Study) -> Values:
     """Return our method's area and final accuracy minus every other strategy's, seeds paired."""
-    mine = study.standings.get(METHOD)
-    if mine is None:
+    method = study.strategies.get(METHOD)
+    if method is None:
         return {}
-    found = {}
-    for name, other in study.standings.items():
-        shared = tuple(s for s in mine.curves.seeds if s in other.curves.seeds)
+    gaps = {}
+    for name, other in study.strategies.items():
+        shared = tuple(s for s in method.curves.seeds if s in other.curves.seeds)
         if name != METHOD and shared:
-            pair = mine.curves.of(shared), other.curves.of(shared)
-            found[name] = {"area": vars(_area_gap(*pair)), "final": vars(_final_gap(*pair))}
-    return found
+            pair = method.curves.of(shared), other.curves.of(shared)
+            area, final = interval_values(_area_gap(*pair)), interval_values(_final_gap(*pair))
+            gaps[name] = {"area": area, "final": final}
+    return gaps
 
 
-def _area_gap(mine: Curves, other: Curves) -> Estimate:
-    areas = (measures.area(c.steps, c.targeted) for c in (mine, other))
-    return measures.estimate(np.subtract(*areas))
+def _area_gap(method: Curves, other: Curves) -> Interval:
+    areas = (measures.area(c.steps, c.targeted) for c in (method, other))
+    return measures.mean_over_seeds(np.subtract(*areas))
 
 
-def _final_gap(mine: Curves, other: Curves) -> Estimate:
-    return measures.estimate(mine.targeted[:, -1] - other.targeted[:, -1])
+def _final_gap(method: Curves, other: Curves) -> Interval:
+    return measures.mean_over_seeds(method.targeted[:, -1] - other.targeted[:, -1])
 
 
 def _rounded(value: Any) -> Any:
-    """The same values with six significant digits; what is no number is null."""
+    """The same values with six significant digits; what is not a number is null."""
     if isinstance(value, Mapping):
         return {str(key): _rounded(v) for key, v in value.items()}
     if isinstance(value, list | tuple):

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cropi.study.measures import MAIN_LEVEL, Axis, Estimate, Speed
+from cropi.estimation.intervals import Interval
+from cropi.study.measures import MAIN_LEVEL, Acceleration, Axis
 
 
 class Regime:
@@ -32,30 +33,32 @@ class Regime:
         first = (self.baseline, self.method)
         return sorted(self.strategies, key=lambda n: first.index(n) if n in first else len(first))
 
-    def estimate(self, strategy: str, measure: str) -> Estimate | None:
+    def estimate(self, strategy: str, measure: str) -> Interval | None:
         """A strategy's final, area, untargeted or (untargeted) change; None if unmeasured."""
-        return _estimate(self.strategies.get(strategy, {}).get(measure))
+        return _interval(self.strategies.get(strategy, {}).get(measure))
 
-    def gap(self, strategy: str, measure: str) -> Estimate | None:
+    def gap(self, strategy: str, measure: str) -> Interval | None:
         """A strategy's final, area or untargeted, minus the baseline's."""
-        return _estimate(self._compared(strategy).get(measure))
+        return _interval(self._compared(strategy).get(measure))
 
-    def ahead(self, other: str, measure: str) -> Estimate | None:
+    def ahead(self, other: str, measure: str) -> Interval | None:
         """Our method's area or final accuracy minus another strategy's."""
-        return _estimate(self.values.get("method_minus", {}).get(other, {}).get(measure))
+        return _interval(self.values.get("method_minus", {}).get(other, {}).get(measure))
 
-    def speed(self, strategy: str, axis: Axis = "steps", share: float = MAIN_LEVEL) -> Speed | None:
+    def acceleration(
+        self, strategy: str, axis: Axis = "steps", share: float = MAIN_LEVEL
+    ) -> Acceleration | None:
         """A strategy's acceleration; of the baseline, its own steps to the level."""
         levels = self._compared(strategy).get("accelerations", {}).get(axis, {})
         if strategy == self.baseline and axis == "steps":
             levels = self.values.get("levels", {})
-        found = levels.get(f"{share:.2f}")
-        return Speed(**found) if found else None
+        values = levels.get(f"{share:.2f}")
+        return Acceleration(**values) if values else None
 
-    def coarse_speed(self, strategy: str, axis: Axis = "steps") -> Speed | None:
+    def coarse_acceleration(self, strategy: str, axis: Axis = "steps") -> Acceleration | None:
         """A strategy's acceleration at the main level, read off every second evaluation alone."""
-        found = self._compared(strategy).get("read_coarsely", {}).get(axis)
-        return Speed(**found) if found else None
+        values = self._compared(strategy).get("read_coarsely", {}).get(axis)
+        return Acceleration(**values) if values else None
 
     def break_even(self, strategy: str, share: float = MAIN_LEVEL) -> Mapping[str, Any]:
         """What a strategy's compute comes to at other prices of selection; empty if unknown."""
@@ -65,8 +68,9 @@ class Regime:
         return self.strategies.get(strategy, {}).get("compared") or {}
 
 
-def _estimate(found: Mapping[str, Any] | None) -> Estimate | None:
-    return Estimate(**found) if found else None
+def _interval(values: Mapping[str, Any] | None) -> Interval | None:
+    """A stored mean and its interval; how many seeds are behind it is stored elsewhere (0 here)."""
+    return Interval(values["value"], values["low"], values["high"], 0) if values else None
 
 
 class Results:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from cropi.report.wording import DASH
+from cropi.report.data.study_summary import acceleration, steps_to_level
+from cropi.report.kit.number_format import DASH, percent_interval, points
 from cropi.study.measures import LEVELS, MAIN_LEVEL, Axis
-from cropi.study.summary import points, ratio, share, steps_to
 from study_report.bar import NOT_RUN, SO_FAR, TARGETS, judged, rows_of
 from study_report.results import Regime, Results
 
@@ -75,19 +75,23 @@ def _label(regime: Regime, name: str) -> str:
 def _main_line(regime: Regime, name: str) -> list[str]:
     return [
         _label(regime, name),
-        share(regime.estimate(name, "final")),
+        percent_interval(regime.estimate(name, "final")),
         points(regime.estimate(name, "change"), interval=True),
-        share(regime.estimate(name, "area")),
-        steps_to(regime.speed(name)),
-        DASH if name == regime.baseline else ratio(regime.speed(name)),
-        DASH if name == regime.baseline else ratio(regime.speed(name, "flops")),
+        percent_interval(regime.estimate(name, "area")),
+        steps_to_level(regime.acceleration(name)),
+        DASH if name == regime.baseline else acceleration(regime.acceleration(name)),
+        DASH if name == regime.baseline else acceleration(regime.acceleration(name, "flops")),
     ]
 
 
 def _more_line(regime: Regime, name: str) -> list[str]:
     axes: tuple[Axis, ...] = ("steps", "flops")
-    speeds = [ratio(regime.speed(name, axis, level)) for axis in axes for level in OTHER_LEVELS]
-    return [_label(regime, name), *speeds, ratio(regime.speed(name, "seconds"))]
+    ratios = [
+        acceleration(regime.acceleration(name, axis, level))
+        for axis in axes
+        for level in OTHER_LEVELS
+    ]
+    return [_label(regime, name), *ratios, acceleration(regime.acceleration(name, "seconds"))]
 
 
 def setting_table(results: Results) -> str:

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from cropi.influence.cosines import Influence
-    from cropi.influence.scorer import Progress
+    from cropi.influence.informative import PhaseProgress
     from cropi.policy.loading import Policy
     from cropi.progress import ProgressReporter
 
@@ -169,7 +169,7 @@ def score(
     seed: int = 0,
     constant_length: int = 512,
     checkpoint: AnyPath | None = None,
-    progress: Progress | None = None,
+    progress: PhaseProgress | None = None,
 ) -> Influence:
     """Influence of each informative pool prompt on each target, under `policy`.
 

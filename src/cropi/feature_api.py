@@ -45,8 +45,7 @@ def extract_features(
     a target's: a sketch that learns takes from it what it learnt. Raises InputError if nothing is
     informative, `out` holds other features, or they could not be compared with `like`.
     """
-    from cropi.influence.features.extraction import write_features
-    from cropi.influence.features.writer import require_store_place
+    from cropi.influence.features.feature_writer import require_store_place
     from cropi.influence.setup import make_scorer
 
     chosen = settings or InfluenceConfig(method="adaptive")
@@ -56,16 +55,12 @@ def extract_features(
     folder = Path(policy) if isinstance(policy, str | Path) else None
     model = _model(policy, dtype, device)
     scorer = make_scorer(model, chosen, seed, constant_length=longest, checkpoint=folder)
-    return write_features(
-        scorer.extractor,
-        scorer.sketch,
+    return scorer.features(
         groups,
         Path(out),
         rollouts=file_hash(Path(rollouts)),
-        settings=chosen,
         dtype=stored,
         like=None if like is None else _store(like),
-        preconditioner=scorer.preconditioner,
         progress=progress,
     )
 

@@ -17,7 +17,7 @@ import study as script
 from cropi.config import load_config, to_yaml
 from cropi.errors import InputError
 from cropi.execution import Inline
-from cropi.study.measuring import measure
+from cropi.study.comparison import measure_study
 from cropi.study.plan import StudyPlan
 from cropi.study.runner import run_study
 from study_report.bar import ORACLE, TARGETS, judged
@@ -25,8 +25,9 @@ from study_report.gathering import gather
 from study_report.page import filled
 from study_report.results import Results
 from study_report.tables import tally
+from support.fakes import ENGINE, TRAINER
 from support.synthetic_study import write_study
-from support.tiny_runs import FAKE, TINY
+from support.tiny_runs import TINY
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
@@ -101,26 +102,29 @@ def page_for(results: Results) -> str:
 
 
 def test_the_numbers_are_those_of_the_study(clean: Results, tmp_path: Path) -> None:
-    study = measure(tmp_path / "runs" / "clean-study")
+    study = measure_study(tmp_path / "runs" / "clean-study")
     regime = clean.regimes["clean"]
     for name in STRATEGIES:
         final, area = regime.estimate(name, "final"), regime.estimate(name, "area")
-        standing = study.standings[name]
+        result = study.strategies[name]
         assert final is not None
         assert area is not None
-        assert final.value == pytest.approx(standing.final.value, rel=1e-5)
+        assert final.mean == pytest.approx(result.final.mean, rel=1e-5)
         assert (final.low, final.high) == pytest.approx(
-            (standing.final.low, standing.final.high), rel=1e-5
+            (result.final.low, result.final.high), rel=1e-5
         )
-        assert area.value == pytest.approx(standing.area.value, rel=1e-5)
+        assert area.mean == pytest.approx(result.area.mean, rel=1e-5)
     for axis in ("steps", "flops", "seconds"):
         for share in (0.8, 0.9, 0.95):
-            found, known = regime.speed("cropi", axis, share), study.speed("cropi", axis, share)
+            found, known = (
+                regime.acceleration("cropi", axis, share),
+                study.acceleration("cropi", axis, share),
+            )
             assert found is not None
             assert known is not None
             assert found.ratio == pytest.approx(known.ratio, rel=1e-5)
             assert found.low == pytest.approx(known.low, rel=1e-5)
-    coarse, fine = regime.coarse_speed("cropi"), regime.speed("cropi")
+    coarse, fine = regime.coarse_acceleration("cropi"), regime.acceleration("cropi")
     assert coarse is not None
     assert fine is not None
     assert coarse.strategy > fine.strategy  # its curve bends early
@@ -182,7 +186,7 @@ def test_an_interval_is_judged_by_its_worse_end(tmp_path: Path) -> None:
     results = results_of(tmp_path, config)
     gap = results.regimes["noisy_answers"].gap("cropi", "final")
     assert gap is not None
-    assert gap.value == pytest.approx(0.005)
+    assert gap.mean == pytest.approx(0.005)
     assert verdicts(results, "noisy_answers")[asked] == "no"
 
 
@@ -199,7 +203,7 @@ def test_the_oracle_alone_is_no_baseline(clean: Results) -> None:
     regime = clean.regimes["clean"]
     ahead = regime.ahead(ORACLE, "area")
     assert ahead is not None
-    assert ahead.value < 0
+    assert ahead.mean < 0
     assert verdicts(clean)["highest area of all but the oracle"] == "yes"
 
 
@@ -335,13 +339,14 @@ def test_a_study_is_run_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyP
         *python, config, out, jobs, number = command
         assert python == [sys.executable, "-m", "cropi.cli", "compare"]
         assert (jobs, number, check) == ("--jobs", "1", False)
-        run_study(StudyPlan.of(load_config(config, [out, *FAKE])), executor=Inline())
+        run_study(StudyPlan.of(load_config(config, [out])), executor=Inline())
         return subprocess.CompletedProcess(command, 0)
 
     config = write_regime(tmp_path, "tiny", ["full", "cropi"])
     values = yaml.safe_load(config.read_text())
     values["compare"]["seeds"] = [0]
-    values["training"] |= {"stages": 1, "steps_per_stage": 2}
+    values["training"] |= {"stages": 1, "steps_per_stage": 2, "engine": TRAINER}
+    values["rollouts"] |= {"engine": ENGINE}
     config.write_text(yaml.safe_dump(values))
     places = ["--out", str(tmp_path / "runs"), "--configs", str(config.parent)]
     with monkeypatch.context() as patch:

@@ -73,11 +73,11 @@ def written(out: Path, name: str) -> dict:
     assert 'class="chart"' in page
 
     def refuse(text: str) -> None:
-        raise AssertionError(f"{text} is no strict JSON")
+        raise AssertionError(f"{text} is not strict JSON")
 
-    found = json.loads((out / f"{name}.json").read_text(), parse_constant=refuse)
-    assert found["verdict"]
-    return dict(found)
+    numbers = json.loads((out / f"{name}.json").read_text(), parse_constant=refuse)
+    assert numbers["verdict"]
+    return dict(numbers)
 
 
 def test_staleness_prints_a_verdict_and_writes_page_and_numbers(
@@ -89,11 +89,11 @@ def test_staleness_prints_a_verdict_and_writes_page_and_numbers(
     assert code == 0, err
     assert "effective share" in out
     assert "p<b>" in out
-    found = written(tmp_path / "look", "staleness")
-    assert found["level"] in ("fresh", "partly stale", "stale")
-    assert found["verdict"] in out
-    assert len(found["prompts"]) == 12
-    assert set(found["refresh"]) <= {p["prompt_id"] for p in found["prompts"]}
+    numbers = written(tmp_path / "look", "staleness")
+    assert numbers["level"] in ("fresh", "partly stale", "stale")
+    assert numbers["verdict"] in out
+    assert len(numbers["prompts"]) == 12
+    assert set(numbers["refresh"]) <= {p["prompt_id"] for p in numbers["prompts"]}
 
 
 def test_step_prints_every_band_and_writes_page_and_numbers(
@@ -105,10 +105,10 @@ def test_step_prints_every_band_and_writes_page_and_numbers(
     assert code == 0, err
     for band in ("most influential", "middle", "least influential", "random"):
         assert band in out
-    found = written(tmp_path / "look", "step")
-    steps = found["targets"][0]["steps"]
+    numbers = written(tmp_path / "look", "step")
+    steps = numbers["targets"][0]["steps"]
     assert len(steps) == 2 * (3 + 2) + 4
-    assert isinstance(found["as_predicted"], bool)
+    assert isinstance(numbers["as_predicted"], bool)
 
 
 def test_fidelity_recommends_and_writes_page_and_numbers(
@@ -120,9 +120,9 @@ def test_fidelity_recommends_and_writes_page_and_numbers(
     code, out, err = diagnose("fidelity", pool, *arguments, *few, "--out", tmp_path / "look")
     assert code == 0, err
     assert "Use " in out
-    found = written(tmp_path / "look", "fidelity")
-    assert len(found["sketches"]) == 6
-    name, _, dim = str(found["recommended"]).rpartition(", ")
+    numbers = written(tmp_path / "look", "fidelity")
+    assert len(numbers["sketches"]) == 6
+    name, _, dim = str(numbers["recommended"]).rpartition(", ")
     assert name in ("sparse 1", "sparse 0.2", "windowed")
     assert dim in ("64", "128")
 
@@ -140,12 +140,12 @@ def test_bad_input_is_one_sentence_before_any_work(
         (("fidelity", pool, "--model", "pocket", *target, "--sketches", "no"), "no"),
         (("staleness", pool, "--model", "pocket", "--out", pool), "pool.parquet"),
     ]
-    for arguments, told in cases:
+    for arguments, words in cases:
         code, _, err = diagnose(*arguments)
         assert code == 2, arguments
         assert err.startswith("error: "), err
         assert err.count("\n") == 1, err
-        assert told in err, err
+        assert words in err, err
 
 
 def test_help_loads_no_torch() -> None:

@@ -21,11 +21,11 @@ from cropi.diagnostics.fidelity import (
     relative_error,
     top_overlap,
 )
-from cropi.diagnostics.sketching import FidelitySettings, Measurement
+from cropi.diagnostics.fidelity_experiment import FidelityExperiment, FidelitySettings
 from cropi.errors import InputError
 from cropi.estimation.intervals import Interval
 from cropi.gradients.extractor import GradientExtractor
-from cropi.influence.scorer import InfluenceScorer
+from cropi.influence.scorer import Scorer
 from cropi.schema import RolloutGroup
 from cropi.sketches import make_sketch
 from support.tiny_models import mixed_groups, tiny_model
@@ -109,13 +109,16 @@ def test_a_smaller_sketch_within_the_interval_is_as_good() -> None:
     assert best.spec.name == "small"
 
 
-def test_a_budget_that_nothing_fits_is_told_with_what_comes_near() -> None:
+def test_a_budget_that_nothing_fits_names_what_comes_close() -> None:
     sketches = [made("a", 100, 0.8, 1), made("b", 400, 0.9, 2)]
-    for budget, told in ((Budget(seconds=0.1), "fastest is a"), (Budget(precision=0.99), "b, 400")):
+    for budget, words in (
+        (Budget(seconds=0.1), "fastest is a"),
+        (Budget(precision=0.99), "b, 400"),
+    ):
         report = FidelityReport(100, {"v": 5}, 10, 0.1, 5, 0.5, sketches, budget)
         assert report.recommended is None
         assert report.verdict.startswith("Nothing fits the budget")
-        assert told in report.verdict
+        assert words in report.verdict
 
 
 def groups(count: int, seed: int = 0) -> list[RolloutGroup]:
@@ -128,11 +131,11 @@ def test_scores_of_many_sketches_at_once_are_those_of_each_alone() -> None:
     settings = FidelitySettings(
         sketches=("sparse", "kronecker"), dims=(64, 256), ratios=(1.0, 0.2), seeds=1
     )
-    measurement = Measurement(model, pool, targets, settings, lambda *_: None)
-    exact = InfluenceScorer(GradientExtractor(model)).score(pool, targets).estimate
-    jobs = [(spec, 0) for spec in measurement.specs]
-    together = measurement._compare(jobs, exact)
-    alone = [measurement._compare([job], exact)[0] for job in jobs]
+    experiment = FidelityExperiment(model, pool, targets, settings, lambda *_: None)
+    exact = Scorer(GradientExtractor(model)).score(pool, targets).estimate
+    jobs = [(spec, 0) for spec in experiment.specs]
+    together = experiment._compare(jobs, exact)
+    alone = [experiment._compare([job], exact)[0] for job in jobs]
     for a, b in zip(together, alone, strict=True):
         assert a.precision == b.precision
         assert a.error == pytest.approx(b.error, abs=1e-5)
@@ -159,7 +162,7 @@ def test_a_sketch_of_all_coordinates_is_nearly_exact_and_a_tiny_one_is_not() -> 
     assert any("40 informative prompts" in note for note in report.notes)
 
 
-def test_adaptive_sketches_learn_before_they_are_compared() -> None:
+def test_adaptive_sketches_are_fitted_before_they_are_compared() -> None:
     report = diagnose_fidelity(
         groups(30),
         {"v": groups(5, 1)},
@@ -172,15 +175,15 @@ def test_adaptive_sketches_learn_before_they_are_compared() -> None:
     assert adaptive.error.mean < windowed.error.mean
 
 
-def test_learning_is_the_same_whatever_shares_the_pass() -> None:
+def test_a_fit_is_the_same_whatever_shares_the_pass() -> None:
     model, pool = tiny_model("qwen2-tied"), groups(12)
     settings = FidelitySettings(sketches=("adaptive",), dims=(32, 64), seeds=1)
-    measurement = Measurement(model, pool, {"v": groups(3, 1)}, settings, lambda *_: None)
-    shapes = measurement.extractor.shapes
+    experiment = FidelityExperiment(model, pool, {"v": groups(3, 1)}, settings, lambda *_: None)
+    shapes = experiment.extractor.shapes
     pair = [make_sketch("adaptive", shapes, 3, dim) for dim in (32, 64)]
     single = make_sketch("adaptive", shapes, 3, 64)
-    measurement._teach(pair)
-    measurement._teach([single])
+    experiment._fit(pair)
+    experiment._fit([single])
     assert pair[1].identity == single.identity
 
 
@@ -192,20 +195,20 @@ def test_factorised_with_all_coordinates_is_not_measured_twice() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "words"),
     [
         ({"sketches": ("nonsense",)}, "nonsense"),
         ({"ratios": (1.5,)}, "1.5"),
         ({"dims": ()}, "dims"),
     ],
 )
-def test_a_sketch_that_cannot_be_made_is_refused_before_any_work(wrong: dict, told: str) -> None:
+def test_a_sketch_that_cannot_be_made_is_refused_before_any_work(wrong: dict, words: str) -> None:
     def no_forward(*_: object, **__: object) -> None:
         raise AssertionError("work was done")
 
     model = tiny_model("qwen2-tied")
     model.forward = no_forward
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=words):
         diagnose_fidelity(groups(5), {"v": groups(3)}, model, settings=FidelitySettings(**wrong))
 
 

@@ -9,7 +9,7 @@ import torch
 from cropi.config import ObjectiveConfig
 from cropi.diagnostics import diagnose_step
 from cropi.diagnostics.step import plan_steps
-from cropi.diagnostics.stepping import inner, mean_gradients, moved, norm
+from cropi.diagnostics.step_experiment import inner, mean_gradients, norm, perturbed
 from cropi.errors import InputError
 from cropi.gradients.extractor import GradientExtractor
 from cropi.gradients.logprobs import LogprobReader, read_objectives
@@ -72,7 +72,7 @@ def test_moved_weights_come_back_bit_by_bit_even_after_an_error() -> None:
     direction = {name: torch.randn(p.numel()) for name, p in parameters.items()}
 
     def fail() -> None:
-        with moved(parameters, direction, 0.1):
+        with perturbed(parameters, direction, 0.1):
             assert not any(torch.equal(before[name], p) for name, p in parameters.items())
             raise KeyError
 
@@ -88,7 +88,7 @@ def test_a_step_along_the_validation_gradient_moves_the_objective_as_predicted()
     reader = LogprobReader(model)
     before = read_objectives(reader, groups, config).mean()
     eta = 1e-3
-    with moved(extractor.parameters, direction, eta / norm(direction)):
+    with perturbed(extractor.parameters, direction, eta / norm(direction)):
         change = read_objectives(reader, groups, config).mean() - before
     assert change == pytest.approx(eta * norm(direction), rel=0.05)
 

@@ -22,8 +22,9 @@ from cropi.gradients.consumers import (
     block_squares,
 )
 from cropi.gradients.extractor import GradientExtractor
-from cropi.influence.cosines import TargetReliability
-from cropi.influence.scorer import InfluenceScorer, keep_informative
+from cropi.influence.informative import keep_informative
+from cropi.influence.scorer import Scorer
+from cropi.influence.targets import TargetReliability, half_weights
 from cropi.schema import SCORED, Response, RolloutGroup
 from cropi.selection import fuse
 from cropi.sketches import SparseSketch, make_sketch
@@ -60,8 +61,8 @@ def oracle_cosines(
     return torch.cosine_similarity(found, gradients.mean(0)[None], dim=1).numpy()
 
 
-def scorer(model: nn.Module, **settings: object) -> InfluenceScorer:
-    return InfluenceScorer(GradientExtractor(model, ObjectiveConfig(), 100), **settings)
+def scorer(model: nn.Module, **settings: object) -> Scorer:
+    return Scorer(GradientExtractor(model, ObjectiveConfig(), 100), **settings)
 
 
 @pytest.mark.parametrize("target", ["mean", "unit_mean"])
@@ -267,7 +268,9 @@ def test_long_sums_are_exact_to_rounding() -> None:
 
 def test_directions_are_summed_in_fp32_whatever_the_models_dtype(model: nn.Module) -> None:
     """256 + 1 is 256 in bf16: a sum kept in bf16 would stop growing."""
-    consumer = DirectionConsumer({"w": (2,)}, np.ones(400), torch.device("cpu"))
+    consumer = DirectionConsumer(
+        {"w": (2,)}, 400 * half_weights(np.ones(400), "mean"), torch.device("cpu")
+    )
     for n in range(400):
         consumer.begin(torch.tensor([n]))
         consumer.consume("w", slice(0, 1), torch.full((1, 1, 2), 1.0))
@@ -275,9 +278,8 @@ def test_directions_are_summed_in_fp32_whatever_the_models_dtype(model: nn.Modul
     consumer.write_direction(0, directions)
     assert directions.read("w", slice(0, 1)).tolist() == [[[400.0, 400.0]]]
     coarse = copy.deepcopy(model).bfloat16()
-    halves = DirectionConsumer(
-        GradientExtractor(coarse).shapes, np.ones(1), torch.device("cpu")
-    ).halves
+    shapes = GradientExtractor(coarse).shapes
+    halves = DirectionConsumer(shapes, np.ones((2, 1)), torch.device("cpu")).sums
     assert {half.dtype for half in halves.values.values()} == {torch.float32}
 
 

@@ -67,10 +67,13 @@ def test_a_reference_agrees_with_the_loaded_policy(
     assert reference.identity == policy.identity
     assert reference.eos_token_ids == policy.eos_token_ids
     assert reference.context == policy.context
-    ours, theirs = reference.tokenizer, policy.tokenizer
-    assert ours.get_vocab() == theirs.get_vocab()
-    assert (ours.pad_token_id, ours.padding_side) == (theirs.pad_token_id, theirs.padding_side)
-    assert ours.chat_template == theirs.chat_template
+    from_reference, from_policy = reference.tokenizer, policy.tokenizer
+    assert from_reference.get_vocab() == from_policy.get_vocab()
+    assert (from_reference.pad_token_id, from_reference.padding_side) == (
+        from_policy.pad_token_id,
+        from_policy.padding_side,
+    )
+    assert from_reference.chat_template == from_policy.chat_template
 
 
 def forbidden(*_: Any, **__: Any) -> None:

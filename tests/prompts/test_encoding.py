@@ -86,11 +86,11 @@ def sets() -> PromptSets:
 def test_overlong_prompts_stop_the_run_or_are_dropped_and_counted(tokenizer: Any) -> None:
     with pytest.raises(InputError, match=r"2 of 3 .* set pool .* 10 tokens.*'b' with 16"):
         drop_overlong(tokenizer, sets(), 10)
-    kept = drop_overlong(tokenizer, sets(), 10, "drop")
-    assert [p.prompt_id for p in kept.pool] == ["a"]
-    assert kept.notes.overlong == {"pool": 2}
-    assert kept.notes.sizes["pool"] == 1
-    assert kept.notes.lines() == ["2 prompts of the pool too long for the model: dropped"]
+    fitting = drop_overlong(tokenizer, sets(), 10, "drop")
+    assert [p.prompt_id for p in fitting.pool] == ["a"]
+    assert fitting.notes.overlong == {"pool": 2}
+    assert fitting.notes.sizes["pool"] == 1
+    assert fitting.notes.lines() == ["2 prompts of the pool too long for the model: dropped"]
     assert drop_overlong(tokenizer, sets(), 100).notes.overlong == {}
 
 

@@ -47,9 +47,9 @@ def test_trl_and_common_columns_are_recognised(question: str, column: str) -> No
     assert prompt.extra == {"level": 3, column: 4}
 
 
-def test_trl_chats_and_our_own_rows_are_recognised() -> None:
+def test_trl_chats_and_cropis_rows_are_recognised() -> None:
     assert convert({"prompt": CHAT, "answer": "4"}).messages == tuple(CHAT)
-    own = {
+    stored = {
         "prompt_id": "p",
         "prompt": None,
         "messages": CHAT,
@@ -58,14 +58,14 @@ def test_trl_chats_and_our_own_rows_are_recognised() -> None:
         "extra": '{"level": 3}',
     }
     expected = Prompt("p", "4", "sums", messages=tuple(CHAT), extra={"level": 3})
-    assert convert(own) == expected
+    assert convert(stored) == expected
 
 
 def test_columns_can_be_named_and_the_config_names_the_source_last() -> None:
-    row = {"query": "2+2?", "gold": "so\n#### 4", "answer": "no", "source": "theirs"}
-    prompt = convert(row, prompt="query", answer="gold", answer_regex="#### (.+)", source="mine")
-    assert (prompt.prompt, prompt.answer, prompt.source) == ("2+2?", "4", "mine")
-    assert prompt.extra == {"gold": "so\n#### 4", "answer": "no", "source": "theirs"}
+    row = {"query": "2+2?", "gold": "so\n#### 4", "answer": "no", "source": "dataset"}
+    prompt = convert(row, prompt="query", answer="gold", answer_regex="#### (.+)", source="config")
+    assert (prompt.prompt, prompt.answer, prompt.source) == ("2+2?", "4", "config")
+    assert prompt.extra == {"gold": "so\n#### 4", "answer": "no", "source": "dataset"}
 
 
 def test_template_system_and_chat_shape_the_prompt() -> None:

@@ -76,16 +76,16 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     path = tmp_path / "r.parquet"
     write_rollouts(path, groups(), {"cropi.inputs_fingerprint": "x"})
     back = read_rollouts(path)
-    for ours, theirs in zip(groups(), back, strict=True):
-        assert repr(theirs.responses) == repr(ours.responses)
-        assert (theirs.sampling, theirs.policy, theirs.seed, theirs.exact) == (
-            ours.sampling,
-            ours.policy,
-            ours.seed,
-            ours.exact,
+    for written, read in zip(groups(), back, strict=True):
+        assert repr(read.responses) == repr(written.responses)
+        assert (read.sampling, read.policy, read.seed, read.exact) == (
+            written.sampling,
+            written.policy,
+            written.seed,
+            written.exact,
         )
-        np.testing.assert_array_equal(theirs.prompt_ids, ours.prompt_ids)
-        assert theirs.responses[1].ids.flags.writeable
+        np.testing.assert_array_equal(read.prompt_ids, written.prompt_ids)
+        assert read.responses[1].ids.flags.writeable
 
 
 def test_equal_groups_give_equal_bytes(tmp_path: Path) -> None:

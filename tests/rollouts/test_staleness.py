@@ -1,4 +1,4 @@
-"""What staleness figures must say of policies whose distance is known."""
+"""Staleness figures of policies whose distance is given."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ def group(name: str, logps: list[list[float]], **sampling: float) -> RolloutGrou
     """Responses with these behaviour log-probs, rewards alternating."""
     responses = [
         Response(
-            np.arange(len(own), dtype=np.int32),
-            np.array(own, dtype=np.float32),
+            np.arange(len(logprobs), dtype=np.int32),
+            np.array(logprobs, dtype=np.float32),
             reward=float(k % 2),
         )
-        for k, own in enumerate(logps)
+        for k, logprobs in enumerate(logps)
     ]
     return RolloutGroup(name, np.array([1], np.int32), responses, Sampling(**sampling))
 
 
 def shifted(groups: list[RolloutGroup], shift: list[list[float]]) -> list[list[np.ndarray]]:
-    """Policy log-probs: the stored ones plus a number a response."""
+    """Policy log-probs: the stored ones plus one number per response."""
     return [
-        [r.logprobs.astype(np.float64) + s for r, s in zip(g.usable, own, strict=True)]
-        for g, own in zip(groups, shift, strict=True)
+        [r.logprobs.astype(np.float64) + s for r, s in zip(g.usable, shifts, strict=True)]
+        for g, shifts in zip(groups, shift, strict=True)
     ]
 
 

@@ -74,17 +74,17 @@ def test_sampling_comes_from_our_config_not_from_the_models(policy: Policy) -> N
     engine = TransformersEngine(policy, 64)
     sampling = Sampling(max_new_tokens=8)
     expected = engine.generate(PROMPTS, sampling, 16, seed=1)
-    known = policy.model.generation_config
+    neutral = policy.model.generation_config
     policy.model.generation_config = GenerationConfig(
         do_sample=True, temperature=0.1, top_k=1, repetition_penalty=3.0, eos_token_id=5
     )
     try:
-        found = engine.generate(PROMPTS, sampling, 16, seed=1)
+        sampled = engine.generate(PROMPTS, sampling, 16, seed=1)
         assert policy.model.generation_config.top_k == 1, "the caller's config is put back"
     finally:
-        policy.model.generation_config = known
-    assert tokens_of(found) == tokens_of(expected)
-    assert len({c.ids.tobytes() for c in found[0]}) > 8, "top_k = 1 would give one response"
+        policy.model.generation_config = neutral
+    assert tokens_of(sampled) == tokens_of(expected)
+    assert len({c.ids.tobytes() for c in sampled[0]}) > 8, "top_k = 1 would give one response"
 
 
 def test_tokens_outside_top_50_are_sampled(policy: Policy) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from cropi.estimation.intervals import Interval
 from cropi.study import measures
 from cropi.study.measures import Axis, Curves
 
@@ -20,9 +21,9 @@ CHUNK = 9.0
 def curves(*seeds: tuple[float, ...], paid: tuple[float, ...] = (0, 0, 0, 0, 0)) -> Curves:
     """Curves whose training costs 9 FLOPs between evaluations, and selection as `paid`."""
     count = len(seeds)
-    own = np.tile(CHUNK * np.arange(5.0), (count, 1))
+    training_cost = np.tile(CHUNK * np.arange(5.0), (count, 1))
     selection = np.tile(np.array(paid, dtype=float), (count, 1))
-    training: dict[Axis, np.ndarray] = {"flops": own}
+    training: dict[Axis, np.ndarray] = {"flops": training_cost}
     return Curves(tuple(range(count)), STEPS, np.array(seeds), None, training, {"flops": selection})
 
 
@@ -36,21 +37,21 @@ SELECTING = (0.0, 13.5, 13.5, 18.0, 18.0)
 def test_levels_are_shares_of_the_gain_up_to_the_last_quarters_mean(
     share: float, level: float, steps: float
 ) -> None:
-    found = measures.speed(curves(SLOW), curves(FAST), share, "steps")
-    assert found is not None
-    assert found.level == pytest.approx(level)
-    assert found.baseline == pytest.approx(steps)
-    assert found.strategy == pytest.approx(steps / 2)
-    assert found.ratio == pytest.approx(2)
+    result = measures.acceleration(curves(SLOW), curves(FAST), share, "steps")
+    assert result is not None
+    assert result.level == pytest.approx(level)
+    assert result.baseline == pytest.approx(steps)
+    assert result.strategy == pytest.approx(steps / 2)
+    assert result.ratio == pytest.approx(2)
 
 
 def test_crossings_are_interpolated_on_the_mean_curve_and_not_averaged_over_seeds() -> None:
     early, late = (0.4, 0.8, 0.8, 0.8, 0.8), (0.4, 0.4, 0.4, 0.8, 0.8)
     base = curves(SLOW, SLOW)
-    found = measures.speed(base, curves(early, late), 0.8, "steps")
+    result = measures.acceleration(base, curves(early, late), 0.8, "steps")
     # The mean curve is 0.4, 0.6, 0.6, 0.8, 0.8: it crosses 0.68 at 50 + 25 x 0.08 / 0.2.
-    assert found is not None
-    assert found.strategy == pytest.approx(60)
+    assert result is not None
+    assert result.strategy == pytest.approx(60)
     assert measures.seed_steps(curves(early, late), 0.68) == pytest.approx([17.5, 67.5])
 
 
@@ -63,18 +64,18 @@ def test_fewer_evaluations_understate_a_curve_that_bends() -> None:
     assert fine.every(1).targeted.tolist() == fine.targeted.tolist()
     assert fine.every(3).steps.tolist() == [STEPS[0], STEPS[3], STEPS[4]]
     bent = (0.4, 0.76, 0.82, 0.84, 0.86)
-    found = [measures.speed(curves(SLOW).every(n), curves(bent).every(n), 0.8, "steps")
+    results = [measures.acceleration(curves(SLOW).every(n), curves(bent).every(n), 0.8, "steps")
              for n in (1, 2)]  # fmt: skip
-    assert found[0] is not None
-    assert found[1] is not None
-    assert found[0].strategy < found[1].strategy
+    assert results[0] is not None
+    assert results[1] is not None
+    assert results[0].strategy < results[1].strategy
 
 
 def test_first_crossing_counts_even_if_the_curve_falls_back() -> None:
     bumpy = (0.4, 0.7, 0.5, 0.6, 0.8)
-    found = measures.speed(curves(SLOW), curves(bumpy), 0.8, "steps")
-    assert found is not None
-    assert found.strategy == pytest.approx(25 * 0.28 / 0.3)
+    result = measures.acceleration(curves(SLOW), curves(bumpy), 0.8, "steps")
+    assert result is not None
+    assert result.strategy == pytest.approx(25 * 0.28 / 0.3)
 
 
 def test_a_level_met_exactly_at_an_evaluation_is_reached_there() -> None:
@@ -85,51 +86,53 @@ def test_a_level_met_exactly_at_an_evaluation_is_reached_there() -> None:
 
 def test_compute_acceleration_pays_selection_before_the_stage() -> None:
     strategy = curves(FAST, paid=SELECTING)
-    found = measures.speed(curves(SLOW), strategy, 0.8, "flops")
+    result = measures.acceleration(curves(SLOW), strategy, 0.8, "flops")
     # 70 steps cost 70 / 25 x 9 = 25.2; 35 steps cost 12.6, and 13.5 for selection.
-    assert found is not None
-    assert found.baseline == pytest.approx(25.2)
-    assert found.strategy == pytest.approx(26.1)
-    assert found.ratio == pytest.approx(25.2 / 26.1)
+    assert result is not None
+    assert result.baseline == pytest.approx(25.2)
+    assert result.strategy == pytest.approx(26.1)
+    assert result.ratio == pytest.approx(25.2 / 26.1)
 
 
-def test_costs_paid_between_evaluations_are_a_level_stretch() -> None:
-    x, y = measures.knots(np.array([0.0, 9, 18]), np.array([0.0, 5, 5]), np.array([0.1, 0.2, 0.3]))
+def test_costs_paid_between_evaluations_are_a_flat_stretch() -> None:
+    x, y = measures.cost_accuracy_curve(
+        np.array([0.0, 9, 18]), np.array([0.0, 5, 5]), np.array([0.1, 0.2, 0.3])
+    )
     assert x.tolist() == [0, 5, 14, 14, 23]
     assert y.tolist() == [0.1, 0.1, 0.2, 0.2, 0.3]
 
 
 def test_selection_paid_after_the_crossing_costs_nothing_up_to_it() -> None:
     later = curves(FAST, paid=(0, 0, 0, 1000, 1000))
-    found = measures.speed(curves(SLOW), later, 0.8, "flops")
-    assert found is not None
-    assert found.ratio == pytest.approx(2)
+    result = measures.acceleration(curves(SLOW), later, 0.8, "flops")
+    assert result is not None
+    assert result.ratio == pytest.approx(2)
 
 
 def test_an_unmeasured_axis_has_no_acceleration() -> None:
-    assert measures.speed(curves(SLOW), curves(FAST), 0.8, "seconds") is None
+    assert measures.acceleration(curves(SLOW), curves(FAST), 0.8, "seconds") is None
 
 
 def test_never_is_a_ratio_of_zero() -> None:
     flat = (0.4, 0.5, 0.5, 0.5, 0.5)
-    found = measures.speed(curves(SLOW, SLOW), curves(flat, flat), 0.8, "steps")
-    assert found is not None
-    assert found.strategy is None
-    assert (found.ratio, found.low, found.high) == (0, 0, 0)
-    assert found.never == measures.RESAMPLES
+    result = measures.acceleration(curves(SLOW, SLOW), curves(flat, flat), 0.8, "steps")
+    assert result is not None
+    assert result.strategy is None
+    assert (result.ratio, result.low, result.high) == (0, 0, 0)
+    assert result.never == measures.RESAMPLES
 
 
 def test_a_strategy_that_starts_at_the_level_has_no_ratio() -> None:
-    found = measures.speed(curves(SLOW), curves((0.9,) * 5), 0.8, "steps")
-    assert found is not None
-    assert found.strategy == 0
-    assert found.ratio is None
+    result = measures.acceleration(curves(SLOW), curves((0.9,) * 5), 0.8, "steps")
+    assert result is not None
+    assert result.strategy == 0
+    assert result.ratio is None
 
 
 @pytest.mark.parametrize("gain", [-0.1, 0.0, 0.019])
 def test_a_baseline_that_gains_too_little_has_no_level(gain: float) -> None:
     still = tuple(np.full(5, 0.4) + np.array([0, 0, 0, gain, gain]))
-    assert measures.speed(curves(still), curves(FAST), 0.8, "steps") is None
+    assert measures.acceleration(curves(still), curves(FAST), 0.8, "steps") is None
     assert measures.break_even(curves(still), curves(FAST, paid=SELECTING), 0.8) is None
 
 
@@ -140,9 +143,9 @@ def test_the_baseline_reaches_every_level_of_its_own() -> None:
         if measures.gain(base.steps, base.targeted.mean(axis=0)) < measures.LEAST_GAIN:
             continue
         for share in measures.LEVELS:
-            found = measures.speed(base, base, share, "steps")
-            assert found is not None
-            assert found.ratio == pytest.approx(1)
+            result = measures.acceleration(base, base, share, "steps")
+            assert result is not None
+            assert result.ratio == pytest.approx(1)
 
 
 def test_area_is_the_mean_accuracy_over_training() -> None:
@@ -153,73 +156,73 @@ def test_area_is_the_mean_accuracy_over_training() -> None:
 
 
 def test_one_seed_has_no_interval() -> None:
-    found = measures.speed(curves(SLOW), curves(FAST), 0.8, "steps")
-    assert found is not None
-    assert found.low is None
-    assert found.high is None
-    assert measures.estimate(np.array([0.5])) == measures.Estimate(0.5)
+    result = measures.acceleration(curves(SLOW), curves(FAST), 0.8, "steps")
+    assert result is not None
+    assert result.low is None
+    assert result.high is None
+    assert measures.mean_over_seeds(np.array([0.5])) == Interval(0.5, None, None, 1)
     assert measures.band(np.array([FAST])) is None
 
 
 def test_equal_seeds_have_intervals_without_width() -> None:
-    found = measures.speed(curves(SLOW, SLOW), curves(FAST, FAST), 0.8, "steps")
-    assert found is not None
-    assert found.low == pytest.approx(2)
-    assert found.high == pytest.approx(2)
+    result = measures.acceleration(curves(SLOW, SLOW), curves(FAST, FAST), 0.8, "steps")
+    assert result is not None
+    assert result.low == pytest.approx(2)
+    assert result.high == pytest.approx(2)
 
 
 def test_seeds_are_paired_in_the_bootstrap() -> None:
     """Seeds that shift baseline and strategy alike leave the difference without spread."""
     shift = np.array([[-0.05], [0.0], [0.08]])
     slow, fast = np.array(SLOW) + shift, np.array(FAST) + shift
-    difference = measures.estimate(fast[:, 2] - slow[:, 2])
+    difference = measures.mean_over_seeds(fast[:, 2] - slow[:, 2])
     assert difference.low == pytest.approx(0.2)
     assert difference.high == pytest.approx(0.2)
     pair = curves(*map(tuple, slow)), curves(*map(tuple, fast))
-    found = measures.speed(*pair, 0.9, "steps")
-    assert found is not None
-    assert found.low == pytest.approx(2)
-    assert found.high == pytest.approx(2)
+    result = measures.acceleration(*pair, 0.9, "steps")
+    assert result is not None
+    assert result.low == pytest.approx(2)
+    assert result.high == pytest.approx(2)
 
 
 def test_two_seeds_mix_in_the_binomial_proportions() -> None:
     """Of two seeds a draw holds the first twice, both, or the second twice: 1/4, 1/2, 1/4."""
-    weights = measures.draws(2)
+    weights = measures.bootstrap_weights(2)
     assert weights is not None
     shares = [float((weights[:, 0] == w).mean()) for w in (0, 0.5, 1)]
     assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.02)
     assert np.allclose(weights.sum(axis=1), 1)
-    assert np.array_equal(weights, measures.draws(2))
+    assert np.array_equal(weights, measures.bootstrap_weights(2))
 
 
 def test_the_interval_of_a_mean_agrees_with_the_normal_approximation() -> None:
     values = np.random.default_rng(5).normal(0.6, 0.1, 200)
-    found = measures.estimate(values)
+    mean = measures.mean_over_seeds(values)
     half = 1.96 * values.std() / np.sqrt(len(values))
-    assert found.low == pytest.approx(values.mean() - half, abs=0.1 * half)
-    assert found.high == pytest.approx(values.mean() + half, abs=0.1 * half)
+    assert mean.low == pytest.approx(values.mean() - half, abs=0.1 * half)
+    assert mean.high == pytest.approx(values.mean() + half, abs=0.1 * half)
 
 
-def test_resamples_that_never_reach_count_as_zero_and_are_told() -> None:
+def test_resamples_that_never_reach_count_as_zero_and_are_counted() -> None:
     """Of two seeds only one reaches: the quarter of the draws without it never does."""
     flat = (0.4, 0.45, 0.5, 0.5, 0.5)
     reaching = (0.4, 0.8, 1.0, 1.0, 1.0)
-    found = measures.speed(curves(SLOW, SLOW), curves(flat, reaching), 0.8, "steps")
-    assert found is not None
-    assert found.ratio is not None
-    assert found.ratio > 0
-    assert found.never == pytest.approx(measures.RESAMPLES / 4, rel=0.1)
-    assert found.low == 0
-    assert found.high == pytest.approx(70 / (25 * 0.28 / 0.4))
+    result = measures.acceleration(curves(SLOW, SLOW), curves(flat, reaching), 0.8, "steps")
+    assert result is not None
+    assert result.ratio is not None
+    assert result.ratio > 0
+    assert result.never == pytest.approx(measures.RESAMPLES / 4, rel=0.1)
+    assert result.low == 0
+    assert result.high == pytest.approx(70 / (25 * 0.28 / 0.4))
 
 
-def test_resamples_in_which_the_baseline_gains_nothing_are_left_out_and_told() -> None:
+def test_resamples_in_which_the_baseline_gains_nothing_are_left_out_and_counted() -> None:
     still = (0.4,) * 5
-    found = measures.speed(curves(still, SLOW), curves(FAST, FAST), 0.8, "steps")
-    assert found is not None
-    assert found.undefined == pytest.approx(measures.RESAMPLES / 4, rel=0.1)
-    assert found.low is not None
-    assert found.low > 1
+    result = measures.acceleration(curves(still, SLOW), curves(FAST, FAST), 0.8, "steps")
+    assert result is not None
+    assert result.undefined == pytest.approx(measures.RESAMPLES / 4, rel=0.1)
+    assert result.low is not None
+    assert result.low > 1
 
 
 def test_an_interval_ends_at_ratios_that_were_drawn() -> None:
@@ -230,32 +233,32 @@ def test_an_interval_ends_at_ratios_that_were_drawn() -> None:
 
 
 def test_break_even_in_compute_by_hand() -> None:
-    found = measures.break_even(curves(SLOW), curves(FAST, paid=SELECTING), 0.8)
+    point = measures.break_even(curves(SLOW), curves(FAST, paid=SELECTING), 0.8)
     # Training 36 of 2 stages, selection 18: c = 2. B = 25.2, m = 12.6, s = 13.5.
-    assert found is not None
-    assert found.measured == pytest.approx(2)
-    assert found.break_even == pytest.approx(13.5 * 2 / 12.6)
-    assert found.at(found.measured) == pytest.approx(25.2 / 26.1)
-    assert found.at(5) == pytest.approx(25.2 / (12.6 + 13.5 * 2 / 5))
-    assert found.break_even is not None
-    assert found.at(found.break_even) == pytest.approx(1)
+    assert point is not None
+    assert point.measured == pytest.approx(2)
+    assert point.break_even == pytest.approx(13.5 * 2 / 12.6)
+    assert point.at(point.measured) == pytest.approx(25.2 / 26.1)
+    assert point.at(5) == pytest.approx(25.2 / (12.6 + 13.5 * 2 / 5))
+    assert point.break_even is not None
+    assert point.at(point.break_even) == pytest.approx(1)
 
 
 def test_break_even_is_what_repricing_selection_really_gives() -> None:
     base, strategy = curves(SLOW), curves(FAST, paid=SELECTING)
-    found = measures.break_even(base, strategy, 0.9)
-    assert found is not None
+    point = measures.break_even(base, strategy, 0.9)
+    assert point is not None
     cheaper = replace(strategy, selection={"flops": strategy.selection["flops"] * 2 / 5})
-    again = measures.speed(base, cheaper, 0.9, "flops")
+    again = measures.acceleration(base, cheaper, 0.9, "flops")
     assert again is not None
-    assert again.ratio == pytest.approx(found.at(5))
+    assert again.ratio == pytest.approx(point.at(5))
 
 
 def test_no_price_of_selection_pays_for_a_strategy_that_is_slower_anyway() -> None:
-    found = measures.break_even(curves(FAST), curves(SLOW, paid=SELECTING), 0.8)
-    assert found is not None
-    assert found.break_even is None
-    assert found.at(1e9) < 1
+    point = measures.break_even(curves(FAST), curves(SLOW, paid=SELECTING), 0.8)
+    assert point is not None
+    assert point.break_even is None
+    assert point.at(1e9) < 1
 
 
 def test_break_even_needs_a_price_and_a_crossing() -> None:

@@ -1,4 +1,4 @@
-"""User functions in TRL's and verl's signature get what their own trainers would give them."""
+"""User functions in TRL's and verl's signature get what those trainers would give them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_trl_functions_get_messages_for_chat_prompts() -> None:
     assert verifier(f)(CHAT, "4") == 1.0
 
 
-def test_token_ids_are_passed_on_and_never_made_up() -> None:
+def test_token_ids_are_passed_on_and_never_invented() -> None:
     def f(completions: Any, completion_ids: Any) -> list[float]:
         return [len(ids) for ids in completion_ids]
 
@@ -95,8 +95,8 @@ def test_a_trl_result_that_is_not_one_number_is_an_error(result: Any) -> None:
         verifier(lambda completions: result)(TEXT, "4")
 
 
-def test_a_term_without_a_say_is_left_out_of_the_sum(tmp_path: Path) -> None:
-    """TRL's None means "not applicable": only where nothing applies is there no verdict."""
+def test_a_term_that_does_not_apply_is_left_out_of_the_sum(tmp_path: Path) -> None:
+    """TRL's None means "does not apply"; there is an error only if no term applies."""
     code = (
         "def silent(prompts, completions, **columns):\n    return [None]\n\n"
         "def half(prompts, completions, **columns):\n    return [0.5]\n"

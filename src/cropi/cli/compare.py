@@ -59,13 +59,12 @@ def compare(
 def print_study(root: Path) -> None:
     """Draw a study's page, and print its headline and table."""
     from cropi.progress import ProgressReporter
-    from cropi.study.measuring import write
-    from cropi.study.summary import COLUMNS, cells, headline
+    from cropi.report import study_headline, study_table, write_study_report
 
-    study = write(root)
+    study = write_study_report(root)
     reporter = ProgressReporter(make_console())
-    reporter.say(f"\n{headline(study)}", style="bold")
-    print_table(list(COLUMNS), [list(row) for row in cells(study)])
+    reporter.say(f"\n{study_headline(study)}", style="bold")
+    print_table(*study_table(study))
     for note in study.notes:
         reporter.warn(note)
     reporter.say(f"report: {root / 'report.html'}")

@@ -14,9 +14,9 @@ from cropi.cli.printing import make_console, make_narrator, print_table
 from cropi.errors import InputError
 
 if TYPE_CHECKING:
-    from cropi.diagnostics.pages import Diagnosis
-    from cropi.influence.scorer import Progress
+    from cropi.influence.informative import PhaseProgress
     from cropi.progress import Bar
+    from cropi.report.pages.diagnosis_page import Diagnosis
     from cropi.schema import RolloutGroup
 
 diagnose_app = typer.Typer(
@@ -74,7 +74,12 @@ def staleness(
     """
     from cropi import api
     from cropi.diagnostics import diagnose_staleness
-    from cropi.diagnostics.pages.staleness import WORST, measures, render, worst_rows
+    from cropi.report.pages.staleness_page import (
+        WORST_COLUMNS,
+        measures,
+        render,
+        worst_rows,
+    )
 
     _require_folder(out, "staleness")
     groups = api.read_rollouts(rollouts)
@@ -85,7 +90,7 @@ def staleness(
     print_table(["measure", "value", ""], [list(row) for row in measures(report)])
     if worst:
         make_console().print()
-        print_table(list(WORST), [list(row) for row in worst_rows(report, worst)])
+        print_table(list(WORST_COLUMNS), [list(row) for row in worst_rows(report, worst)])
     about = {"model": model, "rollouts": f"{rollouts}, {len(report.prompts):,} prompts"}
     _conclude(report, render, out, "staleness", about, level=report.level, refresh=report.refresh)
 
@@ -120,7 +125,7 @@ def step(
     from cropi import api
     from cropi.config import ObjectiveConfig
     from cropi.diagnostics import diagnose_step
-    from cropi.diagnostics.pages.step import COLUMNS, render, rows
+    from cropi.report.pages.step_page import COLUMNS, render, rows
 
     objective = section(ObjectiveConfig, settings)
     rates = _numbers(learning_rate, "learning-rate")
@@ -185,8 +190,8 @@ def fidelity(
     from cropi.config import ObjectiveConfig
     from cropi.diagnostics import diagnose_fidelity
     from cropi.diagnostics.fidelity import Budget
-    from cropi.diagnostics.pages.fidelity import COLUMNS, render, rows
-    from cropi.diagnostics.sketching import FidelitySettings
+    from cropi.diagnostics.fidelity_experiment import FidelitySettings
+    from cropi.report.pages.fidelity_page import COLUMNS, render, rows
 
     chosen = FidelitySettings(
         sketches=tuple(name.strip() for name in sketches.split(",")),
@@ -214,7 +219,7 @@ def fidelity(
 
 
 @contextmanager
-def _watched(title: str) -> Iterator[tuple[Bar, Progress]]:
+def _watched(title: str) -> Iterator[tuple[Bar, PhaseProgress]]:
     """A bar for a phase, and the callback that moves it."""
     with make_narrator().phase(title) as bar:
         yield bar, lambda phase, done, total: bar.update(done, total, note=phase)
@@ -231,9 +236,9 @@ def _read(
 
 def _require_folder(out: Path | None, name: str) -> None:
     if out is not None:
-        from cropi.diagnostics.pages import require_folder
+        from cropi.report.pages.diagnosis_page import require_writable_output
 
-        require_folder(out, name)
+        require_writable_output(out, name)
 
 
 def _conclude(
@@ -241,7 +246,7 @@ def _conclude(
 ) -> None:
     """Say the verdict and what blurs it; write page and numbers where asked."""
     from cropi import __version__
-    from cropi.diagnostics.pages import write_diagnosis
+    from cropi.report.pages.diagnosis_page import write_diagnosis
 
     reporter = make_narrator()
     make_console().print()

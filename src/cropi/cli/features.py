@@ -55,7 +55,7 @@ def features(
     """
     from cropi import api
     from cropi.config import InfluenceConfig
-    from cropi.influence.features.writer import require_store_place
+    from cropi.influence.features.feature_writer import require_store_place
 
     chosen = section(InfluenceConfig, settings, method=sketch, dim=dim)
     require_store_place(out)

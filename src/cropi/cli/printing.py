@@ -73,12 +73,12 @@ def print_scores(influence: Influence, out: Path) -> None:
 def print_summary(console: Console, directory: Path) -> None:
     """The run's headline, a short table and the path of the report."""
     from cropi.progress import ProgressReporter
-    from cropi.report import COLUMNS, cells, headline_of, summary_table
+    from cropi.report import run_headline, run_table
 
     console.print()
     reporter = ProgressReporter(console)
-    reporter.say(headline_of(directory), style="bold")
-    print_table(list(COLUMNS), [list(cells(row)) for row in summary_table(directory)])
+    reporter.say(run_headline(directory), style="bold")
+    print_table(*run_table(directory))
     reporter.say(f"report: {directory / 'report.html'}")
 
 

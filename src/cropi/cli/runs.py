@@ -46,9 +46,9 @@ def report(run: Annotated[Path, typer.Argument(help="A run's or a study's direct
     if (run / "study.yaml").is_file():
         print_study(run)
         return
-    from cropi.report import report as draw
+    from cropi.report import write_run_report
 
-    draw(run)
+    write_run_report(run)
     print_summary(make_console(), run)
 
 

@@ -1,7 +1,7 @@
-"""Is what influence rests on true here? Stale rollouts, real steps, sketches against exact.
+"""Does what influence is based on hold here? Stale rollouts, real steps, sketches against exact.
 
 The three functions are `cropi diagnose`'s commands for notebooks: they take rollouts and a model
-as objects or paths, and return plain dataclasses with a `verdict`. `cropi.diagnostics.pages` draws
+as objects or paths, and return plain dataclasses with a `verdict`. `cropi.report` draws
 them. Importing this package loads no torch.
 """
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from cropi.config import ObjectiveConfig
     from cropi.diagnostics.fidelity import FidelityReport
-    from cropi.diagnostics.sketching import FidelitySettings
+    from cropi.diagnostics.fidelity_experiment import FidelitySettings
     from cropi.diagnostics.step import StepReport
-    from cropi.influence.scorer import Progress
+    from cropi.influence.informative import PhaseProgress
     from cropi.policy.loading import Policy
     from cropi.rollouts.staleness import Staleness
 
@@ -35,15 +35,15 @@ def diagnose_staleness(
     model: Policy | AnyPath | nn.Module,
     *,
     batch_tokens: int | None = None,
-    progress: Progress | None = None,
+    progress: PhaseProgress | None = None,
 ) -> Staleness:
     """How far `model` has moved from the policy that sampled `rollouts`.
 
     Every usable response counts, those of uninformative prompts too. Raises InputError if there
-    is none, or the model cannot have sampled them.
+    is not one, or the model cannot have sampled them.
     """
     from cropi.gradients.logprobs import LogprobReader, read_logprobs
-    from cropi.influence.scorer import counted
+    from cropi.influence.informative import progress_counter
     from cropi.rollouts.staleness import measure_staleness
 
     groups = [g for g in _groups(rollouts) if g.usable]
@@ -53,7 +53,7 @@ def diagnose_staleness(
             "were computed"
         )
     reader = LogprobReader(_model(model), batch_tokens)
-    advance = counted(progress, "log-probs", len(groups)) if progress else None
+    advance = progress_counter(progress, "log-probs", len(groups)) if progress else None
     return measure_staleness(groups, read_logprobs(reader, groups, advance))
 
 
@@ -70,7 +70,7 @@ def diagnose_step(
     objective: ObjectiveConfig | None = None,
     seed: int = 0,
     batch_tokens: int | None = None,
-    progress: Progress | None = None,
+    progress: PhaseProgress | None = None,
 ) -> StepReport:
     """Whether real gradient steps move each validation objective as influence predicts.
 
@@ -78,7 +78,7 @@ def diagnose_step(
     weights are the same bits afterwards.
     """
     from cropi.config import ObjectiveConfig
-    from cropi.diagnostics.stepping import StepSettings, measure_steps
+    from cropi.diagnostics.step_experiment import StepSettings, measure_steps
 
     if not validation:
         raise InputError("diagnose step needs at least one validation set: give NAME and rollouts")
@@ -105,13 +105,13 @@ def diagnose_fidelity(
     model: Policy | AnyPath | nn.Module,
     *,
     settings: FidelitySettings | None = None,
-    progress: Progress | None = None,
+    progress: PhaseProgress | None = None,
 ) -> FidelityReport:
     """How well each sketch finds what exact influence finds, and what it costs.
 
     Raises InputError if the pool or a validation set has no informative prompt.
     """
-    from cropi.diagnostics.sketching import FidelitySettings, measure_fidelity
+    from cropi.diagnostics.fidelity_experiment import FidelitySettings, measure_fidelity
 
     if not validation:
         raise InputError("diagnose fidelity needs at least one validation set: NAME and rollouts")

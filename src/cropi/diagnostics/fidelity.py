@@ -8,7 +8,7 @@ For one target, with c the exact cosines of the pool's prompts and c' a sketch's
     error          |c' - c| / |c|, norms over prompts
 
 averaged over targets, then over seeds with Student's 95% interval. Everything here is arrays in
-and plain values out; `sketching` makes the sketches.
+and plain values out; `fidelity_experiment` makes the sketches.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from cropi.selection import fuse, selection_size, top_by_score
 Cost = Literal["seconds", "bytes"]
 Cosines = Mapping[str, NDArray[np.floating]]
 
-BYTES_A_NUMBER = 2
+BYTES_PER_NUMBER = 2
 """Stored sketches are float16 (docs/method.md)."""
 
 
@@ -47,7 +47,7 @@ class SketchSpec:
 
     @property
     def label(self) -> str:
-        """The whole in words."""
+        """Name, ratio and dimensions in words."""
         return f"{self.family}, {self.dim:,}"
 
 
@@ -78,13 +78,13 @@ class SketchFidelity:
     bytes: int
 
     def cost(self, kind: Cost) -> float:
-        """Seconds or bytes a prompt."""
+        """Seconds or bytes per prompt."""
         return self.seconds if kind == "seconds" else float(self.bytes)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What the user can afford a prompt, and the precision that is enough; None: any."""
+    """What the user can afford per prompt, and the precision that is enough; None: any."""
 
     seconds: float | None = None
     bytes: float | None = None
@@ -105,7 +105,7 @@ class FidelityReport:
     """All sketches against exact influence on one pool.
 
     `prompts` is how many informative prompts of the pool were compared, `share` the k of
-    precision@k over them, `exact_seconds` what exact influence takes a prompt.
+    precision@k over them, `exact_seconds` what exact influence takes per prompt.
     """
 
     prompts: int
@@ -131,17 +131,17 @@ class FidelityReport:
     @property
     def verdict(self) -> str:
         """What to use, in one sentence."""
-        best, exact = self.recommended, f"exact takes {1000 * self.exact_seconds:.2g} ms a prompt"
+        best, exact = self.recommended, f"exact takes {1000 * self.exact_seconds:.2g} ms per prompt"
         if best is None:
             return f"Nothing fits the budget: {self._nearest()}; {exact}."
-        found = (
+        result = (
             f"finds {best.precision.mean:.1%} of exact influence's top {self.share:.0%} at "
-            f"{1000 * best.seconds:.2g} ms and {best.bytes:,} bytes a prompt"
+            f"{1000 * best.seconds:.2g} ms and {best.bytes:,} bytes per prompt"
         )
         limit = self.budget.seconds
         if limit is not None and self.exact_seconds > limit:
-            return f"Use {best.spec.label}: it {found}; {exact}, over the limit."
-        return f"Use {best.spec.label}: it {found}; {exact} and stores nothing."
+            return f"Use {best.spec.label}: it {result}; {exact}, over the limit."
+        return f"Use {best.spec.label}: it {result}; {exact} and stores nothing."
 
     def _nearest(self) -> str:
         affordable = [s for s in self.sketches if self.budget.affords(s)]
@@ -152,12 +152,12 @@ class FidelityReport:
         smallest = min(self.sketches, key=lambda s: s.bytes)
         return (
             f"the fastest is {fastest.spec.label} at {1000 * fastest.seconds:.2g} ms, the smallest "
-            f"{smallest.spec.label} at {smallest.bytes:,} bytes a prompt"
+            f"{smallest.spec.label} at {smallest.bytes:,} bytes per prompt"
         )
 
 
 def agreement(exact: Cosines, sketched: Cosines, ids: Sequence[str], share: float) -> Agreement:
-    """Hold one sketch's cosines by target to the exact ones; ties go by id, as in selection."""
+    """Compare one sketch's cosines with the exact ones; ties go by id, as in selection."""
     count = selection_size(share, len(ids))
     return Agreement(
         precision={n: top_overlap(exact[n], sketched[n], ids, count) for n in exact},
@@ -167,17 +167,19 @@ def agreement(exact: Cosines, sketched: Cosines, ids: Sequence[str], share: floa
     )
 
 
-def summarise(spec: SketchSpec, found: Sequence[Agreement], seconds: float) -> SketchFidelity:
+def summarise(spec: SketchSpec, agreements: Sequence[Agreement], seconds: float) -> SketchFidelity:
     """Means over targets and intervals over seeds."""
     return SketchFidelity(
         spec=spec,
-        precision=mean_interval([_mean(a.precision) for a in found]),
-        precisions={n: mean_interval([a.precision[n] for a in found]) for n in found[0].precision},
-        fused=mean_interval([a.fused for a in found]),
-        spearman=mean_interval([_mean(a.spearman) for a in found]),
-        error=mean_interval([_mean(a.error) for a in found]),
+        precision=mean_interval([_mean(a.precision) for a in agreements]),
+        precisions={
+            n: mean_interval([a.precision[n] for a in agreements]) for n in agreements[0].precision
+        },
+        fused=mean_interval([a.fused for a in agreements]),
+        spearman=mean_interval([_mean(a.spearman) for a in agreements]),
+        error=mean_interval([_mean(a.error) for a in agreements]),
         seconds=seconds,
-        bytes=BYTES_A_NUMBER * spec.dim,
+        bytes=BYTES_PER_NUMBER * spec.dim,
     )
 
 

@@ -7,7 +7,7 @@ A step on a band of prompts goes along its mean gradient g, and all steps are eq
 
 eta sqrt(N), N the number of trainable weights, is about the length of one Adam step at learning
 rate eta, in which every weight moves by about eta. Everything here is arrays in and plain values
-out; `stepping` takes the steps.
+out; `step_experiment` takes the steps.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Band = Literal["top", "middle", "bottom", "random", "single"]
 CHOSEN: tuple[Band, ...] = ("top", "middle", "bottom")
 BANDS: tuple[Band, ...] = (*CHOSEN, "random")
 
-CLOSE = (0.7, 1.3)
+RATIO_OK = (0.7, 1.3)
 """Actual over predicted within which a first-order prediction is called good."""
 NEGLIGIBLE = 0.05
 """A prediction below this share of the largest is too near zero for a ratio to mean anything."""
@@ -92,11 +92,13 @@ class TargetSteps:
         return [s for s in self.steps if s.learning_rate == learning_rate and s.band == band]
 
     def summary(self, learning_rate: float) -> list[BandSummary]:
-        """One line a band, at one learning rate."""
-        found = {band: self.at(learning_rate, band) for band in BANDS}
-        largest = max((abs(s.predicted) for steps in found.values() for s in steps), default=0.0)
+        """One summary per band, at one learning rate."""
+        by_band = {band: self.at(learning_rate, band) for band in BANDS}
+        largest = max((abs(s.predicted) for steps in by_band.values() for s in steps), default=0.0)
         return [
-            _summary(band, learning_rate, steps, largest) for band, steps in found.items() if steps
+            _summary(band, learning_rate, steps, largest)
+            for band, steps in by_band.items()
+            if steps
         ]
 
     def agreement(self, learning_rate: float) -> tuple[int, int]:
@@ -116,11 +118,11 @@ class TargetSteps:
         return all(a > b for a, b in pairwise(order))
 
     def reach(self, learning_rates: Sequence[float]) -> float | None:
-        """The largest rate up to which the top band's change is within CLOSE of predicted."""
+        """The largest rate up to which the top band's change is within RATIO_OK of predicted."""
         reached = None
         for rate in sorted(learning_rates):
             top = next((r for r in self.summary(rate) if r.band == "top"), None)
-            if top is None or top.ratio is None or not CLOSE[0] <= top.ratio <= CLOSE[1]:
+            if top is None or top.ratio is None or not RATIO_OK[0] <= top.ratio <= RATIO_OK[1]:
                 break
             reached = rate
         return reached
@@ -149,15 +151,15 @@ class StepReport:
 
     @property
     def verdict(self) -> str:
-        """What the steps say, in one sentence a validation set."""
+        """What the steps say, in one sentence with a part for each validation set."""
         lead = "As predicted" if self.as_predicted else "Not as predicted"
         return f"{lead}: {'; '.join(self._sentence(target) for target in self.targets)}."
 
     def _sentence(self, target: TargetSteps) -> str:
         rows = {row.band: row for row in target.summary(self.main)}
         top = rows["top"]
-        told = f"on {target.name} a step on the {self.prompts} most influential prompts changed J "
-        told += f"by {top.actual.mean:+.2g} ({top.predicted.mean:+.2g} predicted)"
+        first = f"on {target.name} a step on the {self.prompts} most influential prompts changed J "
+        first += f"by {top.actual.mean:+.2g} ({top.predicted.mean:+.2g} predicted)"
         names = {"random": "as many random ones", "bottom": "the least influential"}
         others = [
             f"{name} by {rows[band].actual.mean:+.2g}"
@@ -166,7 +168,7 @@ class StepReport:
         ]
         agreeing, steps = target.agreement(self.main)
         return (
-            f"{', '.join([told, *others])}, with the predicted sign in {agreeing} of {steps} steps"
+            f"{', '.join([first, *others])}, with the predicted sign in {agreeing} of {steps} steps"
         )
 
 
@@ -215,10 +217,10 @@ def require_scored(
                 f"the scores have no validation set {name!r}, only {', '.join(scores.mean)}; "
                 "name the sets as they were scored"
             )
-    if strange := [i for i in scores.prompt_ids if i not in pool]:
+    if unknown := [i for i in scores.prompt_ids if i not in pool]:
         raise InputError(
-            f"{len(strange)} scored prompts are not informative prompts of the pool, first "
-            f"{strange[0]!r}; give the rollouts that were scored"
+            f"{len(unknown)} scored prompts are not informative prompts of the pool, first "
+            f"{unknown[0]!r}; give the rollouts that were scored"
         )
 
 
@@ -234,14 +236,16 @@ def _summary(
 ) -> BandSummary:
     predicted = mean_interval([s.predicted for s in steps])
     actual = mean_interval([s.actual for s in steps])
-    telling = abs(predicted.mean) > NEGLIGIBLE * largest
+    ratio = None
+    if abs(predicted.mean) > NEGLIGIBLE * largest:
+        ratio = actual.mean / predicted.mean
     return BandSummary(
         band,
         learning_rate,
         predicted,
         # A band that was stepped on once has the interval over the validation prompts instead.
         actual if len(steps) > 1 else steps[0].spread,
-        actual.mean / predicted.mean if telling else None,
+        ratio,
         sum(map(_agrees, steps)),
         len(steps),
     )

@@ -1,4 +1,4 @@
-"""Means with 95% intervals: of few seeds or repeats (Student's t), and of shares (Wilson's)."""
+"""Means with 95% intervals: over few seeds or repeats (Student's t), and of shares (Wilson's)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Z_975 = 1.959964
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean of `count` values and the 95% interval around it; `low` and `high` None for one."""
+    """A mean of `count` values and its 95% interval; `low` and `high` are None for one value."""
 
     mean: float
     low: float | None
@@ -30,31 +30,31 @@ class Interval:
 
     @property
     def half(self) -> float:
-        """Half the interval's width; 0 where there is none."""
+        """Half the interval's width; 0 without an interval."""
         return 0.0 if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
 def t_quantile(freedom: int) -> float:
-    """The 97.5% quantile of Student's t; beyond the table Cornish and Fisher's first term."""
+    """The 97.5% quantile of Student's t; beyond the table, Cornish and Fisher's first term."""
     if freedom <= len(T_975):
         return T_975[freedom - 1]
     return Z_975 + (Z_975**3 + Z_975) / (4 * freedom)
 
 
 def mean_interval(values: Sequence[float] | NDArray[np.float64]) -> Interval:
-    """The mean of independent values with Student's 95% interval; of none, NaN."""
-    found = np.asarray(values, dtype=np.float64)
-    if len(found) == 0:
+    """The mean of independent values with Student's 95% interval; NaN without values."""
+    sample = np.asarray(values, dtype=np.float64)
+    if len(sample) == 0:
         return Interval(math.nan, None, None, 0)
-    mean = float(found.mean())
-    if len(found) == 1:
+    mean = float(sample.mean())
+    if len(sample) == 1:
         return Interval(mean, None, None, 1)
-    half = t_quantile(len(found) - 1) * float(found.std(ddof=1)) / math.sqrt(len(found))
-    return Interval(mean, mean - half, mean + half, len(found))
+    half = t_quantile(len(sample) - 1) * float(sample.std(ddof=1)) / math.sqrt(len(sample))
+    return Interval(mean, mean - half, mean + half, len(sample))
 
 
 def share_interval(hits: int, count: int) -> Interval:
-    """A share with Wilson's 95% interval, which stays within [0, 1]; of none, NaN."""
+    """A share with Wilson's 95% interval, which stays within [0, 1]; NaN without cases."""
     if count == 0:
         return Interval(math.nan, None, None, 0)
     share, square = hits / count, Z_975**2

@@ -174,7 +174,7 @@ class SumConsumer:
 
 
 class DirectionConsumer(SumConsumer):
-    """Accumulates weighted gradients in two halves (even and odd prompts): their sum is gbar.
+    """Accumulates weighted gradients in two halves, whose sum is gbar.
 
     The halves cost one more copy of the parameters and show how reliable the direction is.
     """
@@ -182,29 +182,23 @@ class DirectionConsumer(SumConsumer):
     def __init__(
         self,
         shapes: Mapping[str, tuple[int, ...]],
-        weights: np.ndarray,
+        weights_2N: np.ndarray,
         device: torch.device,
         memory: TargetMemory = "fp32",
     ) -> None:
-        even = np.arange(len(weights)) % 2 == 0
         # Sums are held in fp32 even where the finished direction is not.
         sums_memory: TargetMemory = "offload" if memory == "offload" else "fp32"
-        super().__init__(shapes, np.stack([weights * even, weights * ~even]), device, sums_memory)
-
-    @property
-    def halves(self) -> Directions:
-        """The two sums."""
-        return self.sums
+        super().__init__(shapes, weights_2N, device, sums_memory)
 
     def write_direction(self, row: int, directions: Directions) -> None:
         """Put gbar into direction `row`."""
-        for name, halves in self.halves.values.items():
+        for name, halves in self.sums.values.items():
             directions.write(name, row, halves.sum(0))
 
     def half_products(self) -> np.ndarray:
         """Inner products of the two halves, float64 [2, 2]."""
         gram = np.zeros((2, 2))
-        for halves in self.halves.values.values():
+        for halves in self.sums.values.values():
             flat = halves.flatten(1)
             gram += block_dots(flat, flat).cpu().numpy()
         return gram

@@ -8,14 +8,14 @@ gradient ascent moves them along g(s). Gamma is diagonal, so what the step does 
 and it is enough to scale the few directions; prompts' gradients stay as they are. The cosine
 divides by |Gamma gbar_V| and |g(s)|: prompts are ranked by gain for a step of given gradient
 norm. v is the second moment *before* the step, without its bias; momentum and weight decay are
-the same whichever prompt is taken, and leave no trace in the ranking.
+the same whichever prompt is chosen, and do not affect the ranking.
 
 Departure from Adam: a floor under sqrt(v). A coordinate that was never trained has v = 0, and
-1 / eps is a hundred million; one such coordinate (an embedding row whose token never came) would
-own the direction. Adam itself does not explode there, because it puts the step's own gradient g
-into v before it divides: after t steps with weight w = (1 - beta2) / (1 - beta2^(t+1)), 1/4 after
-three steps and 1 - beta2 in the long run, so that sqrt(v) is never below sqrt(w) |g|. As Gamma
-must not depend on the prompt, a gradient of the tensor's usual size stands in for g: the floor
+1 / eps is a hundred million; one such coordinate (an embedding row whose token never occurred)
+would dominate the direction. Adam itself does not explode there, because it puts the step's
+gradient g into v before it divides: after t steps with weight w = (1 - beta2) / (1 - beta2^(t+1)),
+1/4 after three steps and 1 - beta2 in the long run, so that sqrt(v) is never below sqrt(w) |g|. As
+Gamma must not depend on the prompt, a gradient of the tensor's usual size is used for g: the floor
 is sqrt(w) times the root mean square of sqrt(v) in the tensor. On a tiny model after three steps,
 of all floors this one came closest to the steps that AdamW really took.
 
@@ -42,8 +42,8 @@ class Preconditioner:
     """The diagonal Gamma = 1 / (max(sqrt(v), floor * rms) + eps), by parameter name.
 
     `floor` is a share of the root mean square of sqrt(v) within each tensor, or over all tensors
-    where one was never trained; None is sqrt(w) of the module's docstring, 0 is no floor. Raises
-    InputError where the moments are all zero or not finite, or where `floor` is negative.
+    if this one was never trained; None is sqrt(w) of the module's docstring, 0 is no floor. Raises
+    InputError if the moments are all zero or not finite, or if `floor` is negative.
     """
 
     moments: SecondMoments
@@ -53,7 +53,7 @@ class Preconditioner:
 
     def __post_init__(self) -> None:
         if self.floor is not None and not 0 <= self.floor < math.inf:
-            raise InputError(f"floor = {self.floor} is no share of a size; give 0 or more")
+            raise InputError(f"floor = {self.floor} is not a share of a size; give 0 or more")
         sums = {name: _total(self.moments.corrected(name)) for name in self.moments}
         sizes = {name: value.numel() for name, value in self.moments.raw.items()}
         for name, total in sums.items():
@@ -80,7 +80,7 @@ class Preconditioner:
         }
 
     def scale(self, name: str, device: torch.device | str = "cpu") -> Tensor:
-        """Gamma's diagonal for one parameter, fp32 in its shape, made anew on `device`."""
+        """Gamma's diagonal for one parameter, fp32 in its shape, computed on `device`."""
         root = self.moments.corrected(name).to(device).sqrt()
         smallest = self._share(name) * math.sqrt(self._mean[name] or self._overall)
         return root.clamp_(min=smallest).add_(self.moments.eps).reciprocal_()
@@ -111,9 +111,9 @@ class Preconditioner:
 
 
 class PreconditioningConsumer:
-    """Hands every gradient on multiplied by Gamma; wrap what takes the *targets'* gradients.
+    """Passes every gradient on, multiplied by Gamma; wrap what takes the *targets'* gradients.
 
-    Gamma is kept on the gradients' device, 4 bytes a parameter, for as long as this consumer is.
+    Gamma is held on the gradients' device, 4 bytes per parameter, as long as this consumer exists.
     It has no `consume_factors`: a matrix of scales does not pass through a product.
     """
 
@@ -136,7 +136,7 @@ class PreconditioningConsumer:
         self.inner.consume(name, rows, torch.mul(gradient_PRI, scale_RI, out=scaled_PRI))
 
     def finish(self) -> None:
-        """Every parameter of the batch has come."""
+        """Every parameter of the batch's prompts has come."""
         self.inner.finish()
 
     def _scale(self, name: str, device: torch.device) -> Tensor:
@@ -148,5 +148,5 @@ class PreconditioningConsumer:
 
 
 def _total(values: Tensor) -> float:
-    """Sum in float64, a piece at a time; NaN and infinity show."""
+    """Sum in float64, piece by piece; NaN and infinity show in it."""
     return float(sum(piece.double().sum() for piece in torch.split(values.reshape(-1), 1 << 24)))

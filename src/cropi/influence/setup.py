@@ -11,8 +11,9 @@ import torch
 from cropi.config import InfluenceConfig
 from cropi.errors import InputError
 from cropi.gradients.extractor import GradientExtractor, UnmatchedPatternError
+from cropi.influence.informative import PhaseProgress
 from cropi.influence.preconditioner import Preconditioner
-from cropi.influence.scorer import InfluenceScorer, Progress
+from cropi.influence.scorer import Scorer
 from cropi.policy.optimizer_state import second_moments
 from cropi.sketches import make_sketch
 
@@ -21,10 +22,10 @@ def make_scorer(
     model: Any,
     config: InfluenceConfig,
     seed: int,
-    progress: Progress | None = None,
+    progress: PhaseProgress | None = None,
     constant_length: int = 512,
     checkpoint: Path | None = None,
-) -> InfluenceScorer:
+) -> Scorer:
     """Return a scorer of `model` as the config says.
 
     `seed` defines the sketch; `constant_length` is Dr.GRPO's divisor where the config has none;
@@ -45,7 +46,7 @@ def make_scorer(
     adam = None
     if config.precondition == "adam":
         adam = Preconditioner(second_moments(_required(checkpoint), extractor.model))
-    return InfluenceScorer(extractor, sketch, config.target, progress, config.target_memory, adam)
+    return Scorer(extractor, sketch, config.target, progress, config.target_memory, adam)
 
 
 def _extractor(model: Any, config: InfluenceConfig, constant_length: int) -> GradientExtractor:

@@ -173,7 +173,7 @@ def neutral_generation_config(
 def eos_ids(generation_config: Any, tokenizer: Any, name: str) -> tuple[int, ...]:
     """Return the ids that end a response, the tokenizer's first, as TRL's trainer takes them.
 
-    Raises InputError if there is none: every response would run to its length limit.
+    Raises InputError without any: every response would run to its length limit.
     """
     configured = getattr(generation_config, "eos_token_id", None)
     ids = [configured] if isinstance(configured, int) else list(configured or [])

@@ -6,9 +6,9 @@ have been written, and compared with what was saved: the size of every group and
 moment. Exactly one assignment must fit; none means another model, and two mean that shapes do not
 decide.
 
-Within one order, parameters of equal shape (a projection of layer 3 and of layer 7) are told apart
-by the model's own order, as when training resumes: a file in which two such moments were swapped
-by hand would pass.
+Within one order, parameters of equal shape (a projection of layer 3 and of layer 7) are
+distinguished by the model's order, as when training resumes: a file in which two such moments were
+swapped by hand would pass.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class SecondMoments(Mapping[str, Tensor]):
 def second_moments(checkpoint: Path, model: nn.Module) -> SecondMoments:
     """Read the second moments in `checkpoint`, a folder with an `optimizer.pt`.
 
-    `model` is the checkpoint's own, for an adapter the PeftModel. Names are those of its
+    `model` is the checkpoint's, for an adapter the PeftModel. Names are those of its
     `named_parameters`, for every parameter that the optimizer was given.
 
     Raises InputError if there is no such file, if another optimizer than a plain Adam wrote it, or

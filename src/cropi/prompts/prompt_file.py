@@ -19,7 +19,7 @@ def write_prompts(
 ) -> None:
     """Write prompts atomically, in order.
 
-    Raises InputError if the place cannot be written.
+    Raises InputError if `path` cannot be written.
     """
     import pyarrow as pa
 

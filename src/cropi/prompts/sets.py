@@ -71,7 +71,7 @@ class PromptNotes:
     def _shared_ids_line(self) -> list[str]:
         if not self.shared_ids:
             return []
-        tail = "on different prompts of different sets: sets are told apart by name"
+        tail = "on different prompts of different sets: sets are distinguished by name"
         return [_count(self.shared_ids, "id", tail)]
 
     def as_dict(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class _Texts:
     normal: dict[str, str]
 
     def overlap(self, other: _Texts) -> dict[str, bool]:
-        """Return the ids whose text stands in `other`: True word for word, False normalised."""
+        """Return the ids whose text is also in `other`: True if word for word, else False."""
         exact, normal = set(other.exact.values()), set(other.normal.values())
         return {i: self.exact[i] in exact for i, text in self.normal.items() if text in normal}
 

@@ -1,49 +1,90 @@
-"""The report of a run: one HTML page that works offline, and the same numbers as a table.
+"""Reports of runs, studies and diagnoses: HTML pages that work offline, and the same as a table.
 
-`numbers` computes, `wording` says it; the page and the command line share both.
+`kit` is what pages are made of, `data` reads runs and studies and puts them into words and rows,
+`pages` draws them. The pages and the command line share the words and the numbers. Importing this
+package loads no torch.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cropi.report.numbers import baseline_of
-from cropi.report.reading import read_run
-from cropi.report.summary import ArmSummary, summarise
-from cropi.report.wording import COLUMNS, cells, headline
 from cropi.store.files import atomic_write
 
-__all__ = ["COLUMNS", "ArmSummary", "cells", "headline_of", "report", "summary_table"]
+if TYPE_CHECKING:
+    from cropi.study.comparison import Study
+
+__all__ = ["run_headline", "run_table", "study_headline", "study_table", "write_run_report",
+           "write_study_report"]  # fmt: skip
+
+Table = tuple[list[str], list[list[str]]]
+"""Column names, and rows of text."""
 
 
-def report(run: Path) -> Path:
+def write_run_report(run: Path) -> Path:
     """Write `report.html` into a run directory, finished or not, and return its path.
 
-    Raises InputError if `run` is no run directory or cannot be written to.
+    Raises InputError if `run` is not a run directory or cannot be written to.
     """
-    from cropi.report.page import render
+    from cropi.report.data.run_data import read_run
+    from cropi.report.pages.run_page import render
 
-    page = render(read_run(run))
-    target = run / "report.html"
+    return _write(run, render(read_run(run)))
+
+
+def run_table(run: Path) -> Table:
+    """Return the summary of a run, one row per arm, the main one first.
+
+    Raises InputError if `run` is not a run directory.
+    """
+    from cropi.report.data.run_data import read_run
+    from cropi.report.data.run_summary import COLUMNS, table_row
+
+    return list(COLUMNS), [list(table_row(row)) for row in read_run(run).summary()]
+
+
+def run_headline(run: Path) -> str:
+    """Return what happened in one sentence, as the page's headline says it.
+
+    Raises InputError if `run` is not a run directory.
+    """
+    from cropi.report.data.run_data import read_run
+
+    return read_run(run).headline()
+
+
+def write_study_report(root: Path) -> Study:
+    """Measure a study and write results.parquet, study.json and report.html, each whole.
+
+    Raises InputError if `root` is not a study's directory or cannot be written to.
+    """
+    from cropi.report.pages.study_page import render
+    from cropi.study.comparison import measure_study
+    from cropi.study.output import write_results
+
+    study = measure_study(root)
+    write_results(study, study_headline(study))
+    _write(root, render(study))
+    return study
+
+
+def study_table(study: Study) -> Table:
+    """Return the summary of a study, one row per strategy, in the order of the plan."""
+    from cropi.report.data.study_summary import COLUMNS, table_rows
+
+    return list(COLUMNS), [list(row) for row in table_rows(study)]
+
+
+def study_headline(study: Study) -> str:
+    """Return what a study found in one sentence, as the page's headline says it."""
+    from cropi.report.data.study_summary import headline
+
+    return headline(study)
+
+
+def _write(folder: Path, page: str) -> Path:
+    target = folder / "report.html"
     with atomic_write(target) as part:
         part.write_text(page, encoding="utf-8")
     return target
-
-
-def summary_table(run: Path) -> list[ArmSummary]:
-    """Return one line an arm, the main one first; `cells` says a line, under COLUMNS.
-
-    Raises InputError if `run` is no run directory.
-    """
-    data = read_run(run)
-    return summarise(data.metrics, data.timings, data.arms, data.main) if data.arms else []
-
-
-def headline_of(run: Path) -> str:
-    """Return what happened in one sentence, as the page's headline says it.
-
-    Raises InputError if `run` is no run directory.
-    """
-    data = read_run(run)
-    rows = summarise(data.metrics, data.timings, data.arms, data.main) if data.arms else []
-    return headline(rows, baseline_of(data.arms, data.main), data.planned_steps)

@@ -1,21 +1,37 @@
 """Statistics of the prompts in a set of rollouts, before any gradient.
 
 Selection strategies and the report read them: how often a prompt is solved, how much its rewards
-vary, whether it has a gradient. Torch-free.
+vary, whether it has a gradient. Groups in memory have `rollout_statistics`; a file of any size is
+summarised in batches, without its texts, by `summarise_rollout_file`. Torch-free.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import get_args
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cropi.schema import RewardStatus, RolloutGroup
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 STATUSES: tuple[RewardStatus, ...] = get_args(RewardStatus)
+GroupKind = Literal["informative", "all right", "all wrong", "all the same", "too few judged"]
+GROUP_KINDS: tuple[GroupKind, ...] = get_args(GroupKind)
+SUMMARY_COLUMNS = (
+    "prompt_id",
+    "reward",
+    "reward_status",
+    "finish_reason",
+    "response_ids",
+    "loss_mask",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +85,100 @@ def _distinct(group: RolloutGroup) -> int:
 def _count(groups: Sequence[RolloutGroup], status: str) -> NDArray[np.int64]:
     counts = [sum(r.reward_status == status for r in group.responses) for group in groups]
     return np.array(counts, dtype=np.int64)
+
+
+@dataclass(slots=True)
+class GroupSummary:
+    """The usable responses of one prompt: how many, and the range of their rewards."""
+
+    count: int = 0
+    total: float = 0.0
+    least: float = float("inf")
+    greatest: float = float("-inf")
+
+    def add(self, reward: float) -> None:
+        """Count one usable response."""
+        self.count += 1
+        self.total += reward
+        self.least = min(self.least, reward)
+        self.greatest = max(self.greatest, reward)
+
+    @property
+    def pass_rate(self) -> float | None:
+        """The mean reward; None where no response was judged."""
+        return self.total / self.count if self.count else None
+
+    @property
+    def kind(self) -> GroupKind:
+        """Whether the group has a gradient, and if not, why (docs/method.md)."""
+        if self.count < 2:
+            return "too few judged"
+        if self.greatest > self.least:
+            return "informative"
+        if self.least >= 1:
+            return "all right"
+        return "all wrong" if self.greatest <= 0 else "all the same"
+
+
+@dataclass(slots=True)
+class RolloutFileSummary:
+    """The groups of a rollout file by prompt, and counts over all its responses."""
+
+    groups: dict[str, GroupSummary] = field(default_factory=dict)
+    statuses: Counter[str] = field(default_factory=Counter)
+    finish_reasons: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
+
+    @property
+    def responses(self) -> int:
+        """How many responses the file holds."""
+        return sum(self.statuses.values())
+
+    @property
+    def informative(self) -> int:
+        """How many prompts have a gradient."""
+        return sum(g.kind == "informative" for g in self.groups.values())
+
+
+def summarise_rollout_file(path: Path) -> RolloutFileSummary:
+    """Summarise a rollout file of any size. Raises pyarrow's errors if it cannot be read."""
+    import pyarrow.parquet as pq
+
+    summary = RolloutFileSummary()
+    with pq.ParquetFile(path) as file:
+        present = [c for c in SUMMARY_COLUMNS if c in file.schema_arrow.names]
+        for batch in file.iter_batches(batch_size=65536, columns=present):
+            _add_batch(summary, batch)
+    return summary
+
+
+def _add_batch(summary: RolloutFileSummary, batch: pa.RecordBatch) -> None:
+    lengths = _policy_tokens(batch)
+    statuses = _texts(batch, "reward_status", "ok")
+    summary.statuses.update(statuses)
+    summary.finish_reasons.update(_texts(batch, "finish_reason", "stop"))
+    summary.tokens += sum(lengths)
+    ids, rewards = batch.column("prompt_id").to_pylist(), batch.column("reward").to_pylist()
+    for prompt_id, reward, status, length in zip(ids, rewards, statuses, lengths, strict=True):
+        group = summary.groups.setdefault(str(prompt_id), GroupSummary())
+        if status == "ok" and length and reward is not None and reward == reward:
+            group.add(float(reward))
+
+
+def _policy_tokens(batch: pa.RecordBatch) -> list[int]:
+    """The policy's own tokens in each response; without token ids every response counts as one."""
+    import pyarrow.compute as pc
+
+    if "response_ids" not in batch.schema.names:
+        return [1] * batch.num_rows
+    lengths = [int(n or 0) for n in pc.list_value_length(batch.column("response_ids")).to_pylist()]
+    if "loss_mask" not in batch.schema.names:
+        return lengths
+    masks = batch.column("loss_mask").to_pylist()
+    return [n if mask is None else sum(mask) for n, mask in zip(lengths, masks, strict=True)]
+
+
+def _texts(batch: pa.RecordBatch, name: str, default: str) -> list[str]:
+    if name not in batch.schema.names:
+        return [default] * batch.num_rows
+    return [str(v) for v in batch.column(name).to_pylist()]

@@ -98,7 +98,7 @@ class Oracle:
         if not chosen:
             raise InputError(
                 f"strategy oracle: no pool prompt has a source of the validation sets "
-                f"({', '.join(sorted(context.target_sources)) or 'none is known'}); leave it out, "
+                f"({', '.join(sorted(context.target_sources)) or 'none are known'}); leave it out, "
                 "or give the sources the same names"
             )
         return Selection(chosen, np.ones(len(chosen)))

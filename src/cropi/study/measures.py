@@ -3,24 +3,25 @@
 Legend: S seeds, T evaluations, K knots of a curve, R resamples; accuracies are shares in [0, 1].
 
 **Curve.** Accuracy of a strategy at the evaluation steps that all its seeds share: the mean over
-sets a seed, then the mean over seeds, straight lines in between. Nothing else is smoothed.
+sets per seed, then the mean over seeds, straight lines in between. Nothing else is smoothed.
 
 **Level.** With b(t) the baseline's mean curve and T its last step,
 
     level(f) = b(0) + f * (mean of b(t) over evaluations with t >= 3/4 T  -  b(0)),  f in LEVELS.
 
-The mean over the last quarter stands for where the baseline ends, less noisy than one evaluation.
+The mean over the last quarter is where the baseline ends, with less noise than one evaluation has.
 It is at most the highest of them, so that the baseline itself always reaches its levels. A baseline
-that gains less than LEAST_GAIN has no level worth the name: no ratio is given.
+that gains less than LEAST_GAIN has no meaningful level: no ratio is given.
 
 **Steps to a level.** Where the mean curve first crosses it, by linear interpolation.
 
 **Acceleration** = the baseline's steps to the level / the strategy's. A strategy that never
-reaches the level gets 0, which is said as "never".
+reaches the level gets 0, which is shown as "never".
 
 **Compute acceleration** is the same ratio on the axis of FLOPs, and likewise of seconds: x is the
 mean over seeds of what had been paid at each evaluation, selection included. What a stage's
-selection costs is paid before the stage's first step: there the curve runs level (`knots`).
+selection costs is paid before the stage's first step: there the curve is flat
+(`cost_accuracy_curve`).
 
 **Area** = area under the targeted curve by the trapezoid rule, over the number of steps: the mean
 accuracy during training.
@@ -41,6 +42,8 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cropi.estimation.intervals import Interval
 
 Array = NDArray[np.float64]
 Axis = Literal["steps", "flops", "seconds"]
@@ -80,8 +83,8 @@ class Curves:
     def every(self, count: int) -> Curves:
         """The same curves as if only every `count`-th evaluation, and the last, had been made."""
         last = len(self.steps) - 1
-        kept = np.unique([*range(0, last, count), last])
-        return replace(self._each(lambda values: values[:, kept]), steps=self.steps[kept])
+        places = np.unique([*range(0, last, count), last])
+        return replace(self._each(lambda values: values[:, places]), steps=self.steps[places])
 
     def _each(self, change: Callable[[Array], Array]) -> Curves:
         """The same curves with every `(S, T)` array changed."""
@@ -96,24 +99,15 @@ class Curves:
     def costs(self, axis: Axis) -> tuple[Array, Array] | None:
         """Training's and selection's cost on an axis, both `(S, T)`; None if unmeasured."""
         if axis == "steps":
-            own = np.broadcast_to(self.steps, self.targeted.shape)
-            return np.asarray(own, dtype=np.float64), np.zeros(self.targeted.shape)
+            steps = np.broadcast_to(self.steps, self.targeted.shape)
+            return np.asarray(steps, dtype=np.float64), np.zeros(self.targeted.shape)
         if axis not in self.training:
             return None
         return self.training[axis], self.selection[axis]
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds and its 95% bootstrap interval; `low` and `high` None with one seed."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True)
-class Speed:
+class Acceleration:
     """How soon a strategy reaches a level, against the baseline, on one axis.
 
     `baseline` and `strategy` are the axis' amounts up to the level; `strategy` is None if it never
@@ -134,11 +128,11 @@ class Speed:
     undefined: int = 0
 
 
-def draws(seeds: int, resamples: int = RESAMPLES) -> Array | None:
+def bootstrap_weights(seeds: int, resamples: int = RESAMPLES) -> Array | None:
     """Return bootstrap weights `(R, S)`, rows summing to 1; None for fewer than two seeds.
 
     Row r holds how often each seed was drawn, over S: the mean over the drawn seeds of any
-    `(S, T)` array is a matrix product. The same S always gives the same draws.
+    `(S, T)` array is a matrix product. The same S always gives the same weights.
     """
     if seeds < 2:
         return None
@@ -149,25 +143,26 @@ def draws(seeds: int, resamples: int = RESAMPLES) -> Array | None:
 
 
 def interval(values: Array) -> tuple[float, float] | None:
-    """Return the 2.5% and 97.5% percentiles of the values that are no NaN; None without any."""
-    known = values[~np.isnan(values)]
-    if not len(known):
+    """Return the 2.5% and 97.5% percentiles of the values that are not NaN; None without any."""
+    defined = values[~np.isnan(values)]
+    if not len(defined):
         return None
     # Neighbouring order statistics, not a line between them: half-way to "never" means nothing.
-    low = np.percentile(known, 2.5, method="lower")
-    return float(low), float(np.percentile(known, 97.5, method="higher"))
+    low = np.percentile(defined, 2.5, method="lower")
+    return float(low), float(np.percentile(defined, 97.5, method="higher"))
 
 
-def estimate(values: Array) -> Estimate:
-    """Return the mean over seeds `(S,)` with its bootstrap interval."""
-    mean, weights = float(values.mean()), draws(len(values))
-    found = None if weights is None else interval(weights @ values)
-    return Estimate(mean) if found is None else Estimate(mean, *found)
+def mean_over_seeds(values: Array) -> Interval:
+    """Return the mean over seeds `(S,)` with its bootstrap interval, if there is more than one."""
+    mean, weights = float(values.mean()), bootstrap_weights(len(values))
+    ends = None if weights is None else interval(weights @ values)
+    low, high = ends or (None, None)
+    return Interval(mean, low, high, len(values))
 
 
 def band(values: Array) -> tuple[Array, Array] | None:
     """Return the 95% interval of the mean at every evaluation, each `(T,)`; None for one seed."""
-    weights = draws(len(values))
+    weights = bootstrap_weights(len(values))
     if weights is None:
         return None
     low, high = np.percentile(weights @ values, [2.5, 97.5], axis=0)
@@ -196,12 +191,12 @@ def level(steps: Array, curve: Array, share: float) -> Array:
     return np.asarray(curve[..., 0] + share * gain(steps, curve), dtype=np.float64)
 
 
-def knots(training: Array, selection: Array, accuracy: Array) -> tuple[Array, Array]:
+def cost_accuracy_curve(training: Array, selection: Array, accuracy: Array) -> tuple[Array, Array]:
     """Return x and y `(..., 2T - 1)` of the curve of accuracy against total cost.
 
     All arguments are `(..., T)`: what training alone had cost at each evaluation, what selection
-    had, and accuracy. Between two evaluations accuracy first stands still while selection is paid,
-    then rises in a straight line with training:
+    had, and accuracy. Between two evaluations accuracy first stays as it is while selection is
+    paid, then rises in a straight line with training:
 
         (m0 + s0, a0), (m0 + s1, a0), (m1 + s1, a1), (m1 + s2, a1), ...
     """
@@ -242,41 +237,50 @@ def crossings(curves: Curves, axis: Axis, goal: Array, weights: Array) -> Array 
     if costs is None:
         return None
     training, selection = (weights @ c for c in costs)
-    return first_crossing(*knots(training, selection, weights @ curves.targeted), goal)
+    return first_crossing(
+        *cost_accuracy_curve(training, selection, weights @ curves.targeted), goal
+    )
 
 
 def seed_steps(curves: Curves, goal: float) -> list[float | None]:
     """Return the step where each seed's own curve first reaches `goal`; None for never."""
     each = np.eye(len(curves.seeds))
-    found = crossings(curves, "steps", np.full(len(each), goal), each)
-    assert found is not None, "steps are always measured"
-    return [float(x) if np.isfinite(x) else None for x in found]
+    steps = crossings(curves, "steps", np.full(len(each), goal), each)
+    assert steps is not None, "steps are always measured"
+    return [float(x) if np.isfinite(x) else None for x in steps]
 
 
-def speed(baseline: Curves, strategy: Curves, share: float, axis: Axis) -> Speed | None:
+def acceleration(
+    baseline: Curves, strategy: Curves, share: float, axis: Axis
+) -> Acceleration | None:
     """Return the acceleration at one level on one axis; both curves hold the same seeds in order.
 
     None where the axis was not measured, or where the baseline gains less than LEAST_GAIN.
     """
     assert baseline.seeds == strategy.seeds, "paired seeds"
     count = len(strategy.seeds)
-    found = _ratios(baseline, strategy, share, axis, np.full((1, count), 1 / count))
-    if found is None or np.isnan(found.goal[0]):
+    means = _ratios(baseline, strategy, share, axis, np.full((1, count), 1 / count))
+    if means is None or np.isnan(means.goal[0]):
         return None
-    theirs, mine, ratio = float(found.baseline[0]), float(found.strategy[0]), float(found.ratio[0])
-    point = Speed(
+    point = Acceleration(
         share=share,
-        level=float(found.goal[0]),
+        level=float(means.goal[0]),
         axis=axis,
-        baseline=theirs if np.isfinite(theirs) else None,
-        strategy=mine if np.isfinite(mine) else None,
-        ratio=None if np.isnan(ratio) else ratio,
+        baseline=_finite(means.baseline[0]),
+        strategy=_finite(means.strategy[0]),
+        ratio=_finite(means.ratio[0]),
     )
-    weights = draws(count)
+    weights = bootstrap_weights(count)
     return point if weights is None else _with_interval(point, baseline, strategy, weights)
 
 
-def _with_interval(point: Speed, baseline: Curves, strategy: Curves, weights: Array) -> Speed:
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _with_interval(
+    point: Acceleration, baseline: Curves, strategy: Curves, weights: Array
+) -> Acceleration:
     drawn = _ratios(baseline, strategy, point.share, point.axis, weights)
     assert drawn is not None, "the axis was measured"
     low, high = interval(drawn.ratio) or (None, None)
@@ -303,21 +307,22 @@ def _ratios(
     baseline: Curves, strategy: Curves, share: float, axis: Axis, weights: Array
 ) -> _Ratios | None:
     mean = weights @ baseline.targeted
-    worth = gain(baseline.steps, mean) >= LEAST_GAIN
-    goal = np.where(worth, level(baseline.steps, mean, share), np.nan)
-    theirs = crossings(baseline, axis, goal, weights)
-    mine = crossings(strategy, axis, goal, weights)
-    if theirs is None or mine is None:
+    has_level = gain(baseline.steps, mean) >= LEAST_GAIN
+    goal = np.where(has_level, level(baseline.steps, mean, share), np.nan)
+    baseline_cost = crossings(baseline, axis, goal, weights)
+    strategy_cost = crossings(strategy, axis, goal, weights)
+    if baseline_cost is None or strategy_cost is None:
         return None
-    # A strategy at the level from its start on (mine = 0) has no ratio; never is x / inf = 0.
-    meaning = worth & np.isfinite(theirs) & (mine > 0)
-    ratio = np.divide(theirs, mine, out=np.full_like(theirs, np.nan), where=meaning)
-    return _Ratios(goal, theirs, mine, ratio)
+    # A strategy at the level from its start on (cost 0) has no ratio; never is x / inf = 0.
+    meaningful = has_level & np.isfinite(baseline_cost) & (strategy_cost > 0)
+    undefined = np.full_like(baseline_cost, np.nan)
+    ratio = np.divide(baseline_cost, strategy_cost, out=undefined, where=meaningful)
+    return _Ratios(goal, baseline_cost, strategy_cost, ratio)
 
 
 @dataclass(frozen=True)
 class BreakEven:
-    """Compute acceleration as a function of how dear a stage's training is beside its selection.
+    """Compute acceleration as a function of a stage's training cost over its selection cost.
 
     With m and s the FLOPs that training and selection had cost the strategy where it crosses the
     level, B the baseline's total there, and c the ratio
@@ -343,38 +348,39 @@ class BreakEven:
         return self.baseline / (self.training + self.selection * self.measured / ratio)
 
 
-ASKED_RATIO = 5.0
+REPORTED_COST_RATIO = 5.0
 """The c at which the compute acceleration is reported beside the measured one."""
 
 
 def break_even(baseline: Curves, strategy: Curves, share: float) -> BreakEven | None:
     """Return the break-even of a strategy's compute at one level, over the shared seeds.
 
-    None where there is no level, where the strategy never reaches it, or where it selects for free.
+    None where there is no level, where the strategy never reaches it, or where selection
+    costs nothing.
     """
     assert baseline.seeds == strategy.seeds, "paired seeds"
     uniform = np.full((1, len(strategy.seeds)), 1 / len(strategy.seeds))
-    found = _ratios(baseline, strategy, share, "flops", uniform)
-    if found is None or not found.ratio[0] > 0:
+    means = _ratios(baseline, strategy, share, "flops", uniform)
+    if means is None or not means.ratio[0] > 0:
         return None
     training, selection = strategy.training["flops"], strategy.selection["flops"]
     whole, paid = float(training[:, -1].mean()), float(selection[:, -1].mean())
-    alone = crossings(_selecting_for_free(strategy), "flops", found.goal, uniform)
+    alone = crossings(_without_selection_cost(strategy), "flops", means.goal, uniform)
     if not paid or alone is None:
         return None
-    own, theirs = float(alone[0]), float(found.baseline[0])
-    owed = float(found.strategy[0]) - own
-    measured, spare = whole / paid, theirs - own
+    training_alone, baseline_total = float(alone[0]), float(means.baseline[0])
+    selection_part = float(means.strategy[0]) - training_alone
+    measured, saved = whole / paid, baseline_total - training_alone
     return BreakEven(
         share=share,
         measured=measured,
-        break_even=owed * measured / spare if spare > 0 else None,
-        training=own,
-        selection=owed,
-        baseline=theirs,
+        break_even=selection_part * measured / saved if saved > 0 else None,
+        training=training_alone,
+        selection=selection_part,
+        baseline=baseline_total,
     )
 
 
-def _selecting_for_free(curves: Curves) -> Curves:
+def _without_selection_cost(curves: Curves) -> Curves:
     free = {axis: np.zeros_like(cost) for axis, cost in curves.selection.items()}
     return replace(curves, selection=free)

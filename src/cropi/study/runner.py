@@ -27,7 +27,7 @@ from cropi.store.lock import exclusive_lock
 from cropi.store.metrics import METRICS, EvaluationRow, read_rows
 from cropi.study.cells import FINISHED, is_finished, prepare_shared, run_cell
 from cropi.study.plan import STUDY_FILE, StudyPlan, StudyRun
-from cropi.study.reading import mapping_in
+from cropi.study.results import read_yaml_mapping
 
 
 def run_study(
@@ -71,7 +71,7 @@ def run_threads(plan: StudyPlan, jobs: int) -> int:
 
 def _recorded_threads(study_file: Path) -> int | None:
     """The threads that a study's file records; None where it does not."""
-    compare = mapping_in(study_file).get("compare")
+    compare = read_yaml_mapping(study_file).get("compare")
     threads = compare.get("threads") if isinstance(compare, dict) else None
     return threads if isinstance(threads, int) and threads > 0 else None
 

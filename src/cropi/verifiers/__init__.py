@@ -1,6 +1,6 @@
 """Verifiers: a reward for a response, computed outside the main process, with a deadline.
 
-`Judge` is the way in. Every built-in verifier is one file with one callable; the user's own
+`Judge` is the entry point. Every built-in verifier is one file with one callable; the user's
 functions come in TRL's or verl's signature. Importing this package loads neither torch nor
 transformers, and the worker process that judges does not either.
 """

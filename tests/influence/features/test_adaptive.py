@@ -36,7 +36,6 @@ def extract(
         read_rollouts(path),
         out,
         rollouts=file_hash(path),
-        settings=InfluenceConfig(),
         like=like,
         progress=progress,
     )

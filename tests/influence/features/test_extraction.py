@@ -20,9 +20,9 @@ from cropi.errors import InputError
 from cropi.gradients.extractor import GradientExtractor
 from cropi.influence.features import FeatureStore, score_features
 from cropi.influence.features.extraction import policy_hash, write_features
-from cropi.influence.features.identity import StoreIdentity
+from cropi.influence.features.feature_files import StoreIdentity
 from cropi.influence.preconditioner import Preconditioner
-from cropi.influence.scorer import InfluenceScorer
+from cropi.influence.scorer import Scorer
 from cropi.policy.optimizer_state import SecondMoments
 from cropi.rollouts import read_rollouts, write_rollouts
 from cropi.sketches import SparseSketch
@@ -161,7 +161,6 @@ def test_preconditioned_targets_score_as_directly(files: dict[str, Path], tmp_pa
             read_rollouts(files[name]),
             tmp_path / f"{name}-{preconditioner is not None}",
             rollouts=name,
-            settings=InfluenceConfig(),
             preconditioner=preconditioner,
         ).store
 
@@ -169,7 +168,7 @@ def test_preconditioned_targets_score_as_directly(files: dict[str, Path], tmp_pa
     groups = [read_rollouts(files[name]) for name in ("pool", "v")]
     for target in ("mean", "unit_mean"):
         found = score_features(pool, {"v": stored("v", adam)}, target)
-        scorer = InfluenceScorer(extractor, sketch, target, preconditioner=adam)
+        scorer = Scorer(extractor, sketch, target, preconditioner=adam)
         wanted = scorer.score(groups[0], {"v": groups[1]})
         assert (
             np.abs(found.estimate.scored().mean["v"] - wanted.estimate.scored().mean["v"]).max()
@@ -236,7 +235,7 @@ def test_options_that_would_change_nothing_are_refused(
     cropi(*scoring, "--dim", 64).refused("--dim")
     cropi(*scoring, "--policy", "pocket", "--seed", 0).refused("--policy, --seed")
     cropi(*scoring, "objective.ratio=none").refused("objective")
-    cropi(*scoring).refused("nowhere", "no feature store")
+    cropi(*scoring).refused("nowhere", "not a feature store")
     cropi("score", "--target", "v=there", "--out", tmp_path / "s").refused("--policy", "--features")
     cropi(
         "features", files["pool"], "--model", "pocket", "--out", tmp_path / "f", "--sketch", "exact"
@@ -244,7 +243,7 @@ def test_options_that_would_change_nothing_are_refused(
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     cropi("features", files["pool"], "--model", "nowhere", "--out", tmp_path / "full").refused(
-        "no feature store's"
+        "do not belong to a feature store"
     )
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from cropi.errors import InputError
-from cropi.influence.cosines import target_weights
 from cropi.influence.features import FeatureStore, score_features
+from cropi.influence.targets import target_weights
 from support.fake_stores import cosines_of, fill, identity, sketches, store, writer
 
 
@@ -116,7 +116,7 @@ def test_a_target_that_sums_to_zero_points_nowhere(tmp_path: Path) -> None:
 
 def test_scoring_features_loads_no_model_code(tmp_path: Path) -> None:
     script = (
-        "import sys, cropi.influence.features, cropi.influence.features.stored_scores\n"
+        "import sys, cropi.influence.features\n"
         "unwanted = {'transformers', 'trl', 'cropi.gradients', 'cropi.policy.loading'}\n"
         "heavy = unwanted & set(sys.modules)\n"
         "assert not heavy, heavy\n"

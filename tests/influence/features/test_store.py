@@ -12,7 +12,7 @@ import torch
 
 from cropi.errors import InputError
 from cropi.influence.features import FeatureStore, FeatureWriter, ShardSink
-from cropi.influence.features.writer import content_hash
+from cropi.influence.features.feature_writer import content_hash
 from cropi.store.files import file_hash
 from support.fake_stores import DIM, contents, fill, identity, ids, sketches, store, writer
 
@@ -82,11 +82,11 @@ def test_a_shard_whose_prompts_did_not_all_come_is_not_written(tmp_path: Path) -
         killed()
     assert writing.done == set()
     assert not list((tmp_path / "s").glob("shard-*"))
-    with pytest.raises(AssertionError, match="never came"), writing.shard(0) as sink:
+    with pytest.raises(AssertionError, match="is missing"), writing.shard(0) as sink:
         sink(torch.arange(3), found[:3], norms[:3])
     sink = ShardSink(ids(8), identity(21))
     sink(torch.tensor([0, 1]), found[:2], norms[:2])
-    with pytest.raises(AssertionError, match="came twice"):
+    with pytest.raises(AssertionError, match="was sketched twice"):
         sink(torch.tensor([1]), found[:1], norms[:1])
 
 
@@ -141,7 +141,7 @@ def spoil(folder: Path, damage: str) -> Path:
         ("gone", "does not exist"),
         ("table", "not a readable Parquet"),
         ("rows", "5 rows of .* not 8"),
-        ("ids", "'p000000', which stands in the store already"),
+        ("ids", "'p000000', which is in the store already"),
     ],
 )
 def test_a_damaged_shard_is_refused_by_name(tmp_path: Path, damage: str, told: str) -> None:
@@ -183,12 +183,12 @@ def test_a_store_of_another_identity_is_not_gone_on_with(
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="no feature store's; give a new"):
+    with pytest.raises(InputError, match="do not belong to a feature store; give a new"):
         writer(tmp_path, identity(21))
     assert (tmp_path / "thesis.txt").read_text() == "mine"
     with pytest.raises(InputError, match="cannot write"):
         writer(tmp_path / "thesis.txt", identity(21))
-    with pytest.raises(InputError, match="is no feature store"):
+    with pytest.raises(InputError, match="is not a feature store"):
         FeatureStore(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""From a model and rollouts to a feature store: gradients, sketched as they stream by."""
+"""From a model and rollouts to a feature store: gradients, sketched as they are computed."""
 
 from __future__ import annotations
 
@@ -6,46 +6,29 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from cropi.config import InfluenceConfig
 from cropi.errors import InputError
 from cropi.gradients.consumers import GradientConsumer, NormConsumer
 from cropi.gradients.extractor import GradientExtractor
-from cropi.influence.features.feature_store import FeatureStore
-from cropi.influence.features.identity import (
+from cropi.influence.features.feature_files import (
     IDENTITY,
+    SKETCH_FILE,
     Dtype,
     StoreIdentity,
     read_identity,
     require_comparable,
 )
-from cropi.influence.features.writer import SKETCH_FILE, FeatureWriter, content_hash
+from cropi.influence.features.feature_store import FeatureStore
+from cropi.influence.features.feature_writer import FeatureWriter, content_hash
+from cropi.influence.informative import InformativeGroups, require_informative
 from cropi.influence.preconditioner import Preconditioner, PreconditioningConsumer
-from cropi.influence.scorer import Pass, learn, require_informative
+from cropi.influence.scorer import fit_sketch
 from cropi.schema import RolloutGroup
 from cropi.sketches import FittedSketch, Sketch, SketchConsumer
 from cropi.store.files import file_hash
-
-NOT_GRADIENTS = {
-    "method",
-    "sparse_ratio",
-    "projection",
-    "dim",
-    "target",
-    "target_memory",
-    "precondition",
-    "batch_tokens",
-    "share_prefix",
-    "gradient_checkpointing",
-    "objective",
-}
-"""Settings that say how gradients are sketched (the sketch's identity knows), computed or
-compared, but not what they are, and two that are taken resolved: the extractor's objective and the
-preconditioner's identity."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +56,6 @@ def write_features(
     folder: Path,
     *,
     rollouts: str,
-    settings: InfluenceConfig,
     dtype: Dtype = "float16",
     like: FeatureStore | None = None,
     preconditioner: Preconditioner | None = None,
@@ -82,32 +64,35 @@ def write_features(
     """Sketch the gradient of every informative prompt into the store `folder`.
 
     `rollouts` is the hash of the file that `groups` were read from. `like` is the pool's store, for
-    a target's, whose gradients `preconditioner` scales. A call that was killed goes on where it
+    a target's, whose gradients `preconditioner` scales. A call that was killed continues where it
     stopped, and ends with the same bytes. Raises InputError if no prompt is informative, a
     gradient is not finite, the folder holds other features, these could not be compared with
     `like`, or the preconditioner lacks a parameter.
     """
     if sketch is None:
-        raise InputError("method 'exact' keeps nothing to store; choose a sketch, e.g. adaptive")
+        raise InputError("method 'exact' leaves nothing to store; choose a sketch, e.g. adaptive")
     if preconditioner is not None:
         preconditioner.require(extractor.shapes)
-    kept = require_informative("the rollouts", groups)
-    tokens, learnt = make_ready(extractor, sketch, kept.groups, folder, like)
+    informative = require_informative("the rollouts", groups)
+    tokens, state = fit_or_load_sketch(extractor, sketch, informative.groups, folder, like)
     identity = replace(
-        identify(extractor, sketch, kept, len(groups), rollouts, settings),
+        identity_of(extractor, sketch, informative, len(groups), rollouts),
         dtype=dtype,
-        sketch_file="" if learnt is None else content_hash(learnt),
+        sketch_file="" if state is None else content_hash(state),
         preconditioner={} if preconditioner is None else preconditioner.identity,
     )
     if like is not None:
         require_comparable(like.identity, identity, f"{folder} would not match {like.folder}")
-    ids = [group.prompt_id for group in kept.groups]
-    writer = FeatureWriter(folder, identity, ids, [g.tokens for g in kept.groups], learnt)
-    tokens += fill(writer, extractor, sketch, kept.groups, preconditioner, progress)
+    ids = [group.prompt_id for group in informative.groups]
+    lengths = [group.tokens for group in informative.groups]
+    writer = FeatureWriter(folder, identity, ids, lengths, state)
+    tokens += write_missing_shards(
+        writer, extractor, sketch, informative.groups, preconditioner, progress
+    )
     return Extraction(FeatureStore(folder), tokens)
 
 
-def fill(
+def write_missing_shards(
     writer: FeatureWriter,
     extractor: GradientExtractor,
     sketch: Sketch,
@@ -130,7 +115,8 @@ def fill(
             members = groups[places.start : places.stop]
             consumers: list[GradientConsumer] = [SketchConsumer(sketch, sink, extractor.device)]
             if preconditioner is not None:
-                norms = NormConsumer(len(members), extractor.device)  # plain, as the weights are
+                # Norms of plain gradients, as the weights of a target need them.
+                norms = NormConsumer(len(members), extractor.device)
                 consumers = [PreconditioningConsumer(consumers[0], preconditioner), norms]
             tokens += extractor.run(members, consumers, advance).tokens
             if preconditioner is not None:
@@ -138,53 +124,57 @@ def fill(
     return tokens
 
 
-def make_ready(
+def fit_or_load_sketch(
     extractor: GradientExtractor,
     sketch: Sketch,
     groups: Sequence[RolloutGroup],
     folder: Path,
     like: FeatureStore | None,
 ) -> tuple[int, bytes | None]:
-    """Let a sketch that learns do so, or take what `like` or an interrupted call has learnt.
+    """Fit a sketch that is fitted to data, or load the state of `like` or an interrupted call.
 
-    Returns the tokens it took, and what it learnt, as a file's content.
+    Returns the tokens it took, and the state as a file's content (None: nothing to fit).
     """
     if not isinstance(sketch, FittedSketch):
         return 0, None
-    known = like.sketch_file if like is not None else learnt_before(folder)
+    state_file = like.sketch_file if like is not None else interrupted_state(folder)
     tokens = 0
-    if known is not None:
-        sketch.load(known.read_bytes())
+    if state_file is not None:
+        sketch.load(state_file.read_bytes())
     elif not sketch.learnt:
-        tokens = learn(extractor, sketch, groups)
+        tokens = fit_sketch(extractor, sketch, groups)
     return tokens, sketch.saved()
 
 
-def learnt_before(folder: Path) -> Path | None:
-    """What the sketch of an interrupted call learnt, if it is there and whole."""
+def interrupted_state(folder: Path) -> Path | None:
+    """The file of the sketch that an interrupted call fitted, if it is there and complete."""
     path = folder / SKETCH_FILE
     if not path.is_file() or not (folder / IDENTITY).is_file():
         return None
     return path if file_hash(path) == read_identity(folder).sketch_file else None
 
 
-def identify(
+def identity_of(
     extractor: GradientExtractor,
     sketch: Sketch,
-    kept: Pass,
+    informative: InformativeGroups,
     pool_size: int,
     rollouts: str,
-    settings: InfluenceConfig,
 ) -> StoreIdentity:
-    """What the store will hold, from everything that determines it."""
-    defining: dict[str, Any] = settings.model_dump(mode="json", exclude=NOT_GRADIENTS)
+    """The identity of the store to be written, from everything that determines it.
+
+    How gradients are batched or where directions are held changes none, and is not in it.
+    """
     return StoreIdentity(
         sketch=sketch.identity,
         policy=policy_hash(extractor.model),
         rollouts=rollouts,
         dim=sketch.dim,
-        prompts=len(kept.groups),
+        prompts=len(informative.groups),
         pool_size=pool_size,
-        settings={**defining, "objective": extractor.objective.model_dump(mode="json")},
-        skipped=kept.skipped,
+        settings={
+            "parameters": None if extractor.patterns is None else list(extractor.patterns),
+            "objective": extractor.objective.model_dump(mode="json"),
+        },
+        skipped=informative.skipped,
     )

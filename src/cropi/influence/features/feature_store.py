@@ -1,15 +1,16 @@
-"""Reading a feature store: directions summed and prompts dotted at the speed of the memory.
+"""Reading a feature store, and influence from its features alone: no model, no gradients.
 
-A store is a directory: `identity.json`, shards of unit sketches that are mapped and never loaded
-as a whole, and, where the sketch is adaptive, `sketch.npz` with what it learnt.
+Directions are summed and prompts dotted in one scan, at the speed of the memory; shards of unit
+sketches are mapped and never loaded as a whole.
 
-Shapes: N prompts of the store, R rows of a block, V directions, W sets of weights, D dimensions.
+Shape legend: N prompts of the store, R rows of a block, V directions, W sets of weights, D
+dimensions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,16 +20,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cropi.errors import InputError
-from cropi.influence.features.identity import read_identity
-from cropi.influence.features.shards import (
-    AGAIN,
+from cropi.estimation.evidence import pooled_standard_error
+from cropi.influence.cosines import Influence, cosines
+from cropi.influence.features.feature_files import (
+    REBUILD_HINT,
+    SKETCH_FILE,
     ShardRows,
     map_matrix,
     matrix_path,
+    read_identity,
     read_rows,
+    require_comparable,
     rows_path,
 )
-from cropi.influence.features.writer import SKETCH_FILE
+from cropi.influence.targets import (
+    Target,
+    TargetReliability,
+    half_products,
+    half_weights,
+    target_reliability,
+)
+from cropi.schema import SCORED, InfluenceEstimate, fingerprint
 from cropi.store.files import file_hash
 
 BLOCK_BYTES = 1 << 22
@@ -64,13 +76,13 @@ class FeatureStore:
         self._places = self.identity.shard_places()
         self._require_complete()
         self._require_sketch_file()
-        found = [read_rows(self.folder, n, len(p)) for n, p in enumerate(self._places)]
-        self.prompt_ids = self._distinct(found)
-        self.norms = np.concatenate([rows.norms for rows in found])
-        self.lengths = np.concatenate([rows.lengths for rows in found]).astype(np.float64)
-        self.tokens = np.concatenate([rows.tokens for rows in found]).astype(np.int64)
+        shards = [read_rows(self.folder, n, len(p)) for n, p in enumerate(self._places)]
+        self.prompt_ids = self._unique_ids(shards)
+        self.norms = np.concatenate([rows.norms for rows in shards])
+        self.lengths = np.concatenate([rows.lengths for rows in shards]).astype(np.float64)
+        self.tokens = np.concatenate([rows.tokens for rows in shards]).astype(np.int64)
         for number in range(len(self._places)):
-            self._matrix(number)  # a damaged one is told of now, not after an hour's scan
+            self._matrix(number)  # a damaged one is reported now, not after an hour's scan
 
     def __len__(self) -> int:
         return len(self.prompt_ids)
@@ -82,7 +94,7 @@ class FeatureStore:
 
     @property
     def sketch_file(self) -> Path | None:
-        """What the store's sketch learnt, if it is adaptive."""
+        """The state of the store's sketch, if it is fitted to data."""
         return self.folder / SKETCH_FILE if self.identity.sketch_file else None
 
     def dots(self, directions_VD: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -92,16 +104,16 @@ class FeatureStore:
         a hundredth of float16's own.
         """
         directions = torch.from_numpy(np.ascontiguousarray(directions_VD, dtype=np.float32))
-        found = np.empty((len(self), len(directions)))
+        dots_NV = np.empty((len(self), len(directions)))
         with one_thread():
             for places, block_RD in self.blocks():
                 # D g^T: with few, contiguous directions this order runs at memory speed.
-                found[places.start : places.stop] = (directions @ block_RD.T).T.numpy()
-        found /= math.sqrt(self.dim)
-        return found
+                dots_NV[places.start : places.stop] = (directions @ block_RD.T).T.numpy()
+        dots_NV /= math.sqrt(self.dim)
+        return dots_NV
 
     def weighted_sums(self, weights_WN: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Sums [W, D] of unit sketches, each with a weight of its own.
+        """Sums [W, D] of unit sketches, each weighted.
 
         Weights and sums are fp32 within a block of rows, float64 across blocks.
         """
@@ -118,8 +130,8 @@ class FeatureStore:
 
         None means the mean of the sketches (not of the unit sketches).
         """
-        chosen = np.full(len(self), 1 / len(self)) if weights is None else weights
-        (total,) = self.weighted_sums((chosen * self.lengths)[None])
+        weights_N = np.full(len(self), 1 / len(self)) if weights is None else weights
+        (total,) = self.weighted_sums((weights_N * self.lengths)[None])
         return np.asarray(total)
 
     def blocks(self) -> Iterator[tuple[range, Tensor]]:
@@ -145,7 +157,7 @@ class FeatureStore:
             raise InputError(
                 f"{self.folder} is incomplete: {len(missing)} of {len(self._places)} shards are "
                 f"missing, first {rows_path(self.folder, missing[0]).name}; run the same "
-                "`cropi features` again, which goes on with what is there"
+                "`cropi features` again, which continues with what is there"
             )
 
     def _require_sketch_file(self) -> None:
@@ -156,15 +168,98 @@ class FeatureStore:
                 "with these; copy it from another store of the same sketch, or make them again"
             )
 
-    def _distinct(self, shards: list[ShardRows]) -> list[str]:
-        """All prompt_ids. Raises InputError naming the file in which one stands again."""
+    def _unique_ids(self, shards: list[ShardRows]) -> list[str]:
+        """All prompt_ids. Raises InputError naming the file in which one appears again."""
         seen: set[str] = set()
         for number, rows in enumerate(shards):
             for name in rows.prompt_ids:
                 if name in seen:
                     raise InputError(
-                        f"{rows_path(self.folder, number)} has prompt_id {name!r}, which stands "
-                        f"in the store already; {AGAIN}"
+                        f"{rows_path(self.folder, number)} has prompt_id {name!r}, which is "
+                        f"in the store already; {REBUILD_HINT}"
                     )
                 seen.add(name)
         return [name for rows in shards for name in rows.prompt_ids]
+
+
+def score_features(
+    pool: FeatureStore, targets: Mapping[str, FeatureStore], target: Target = "mean"
+) -> Influence:
+    """One cosine per target for each prompt of `pool`, as `Scorer` gives with that sketch.
+
+    Raises InputError if a target's features are not comparable with the pool's, or its gradients
+    sum to zero.
+    """
+    for name, store in targets.items():
+        what = f"the features of target {name} ({store.folder}) do not match {pool.folder}"
+        require_comparable(pool.identity, store.identity, what)
+    adam = preconditioner_of(pool, targets)
+    directions = {name: target_direction(store, target) for name, store in targets.items()}
+    directions_VD = np.stack([direction for direction, _ in directions.values()])
+    cosines_PV = cosines(
+        pool.dots(directions_VD),
+        np.sign(pool.lengths),  # rows are of unit length, or zero
+        [float(length) for length in np.linalg.norm(directions_VD, axis=1)],
+        list(targets),
+    )
+    mean = {n: cosines_PV[:, v].astype(np.float32) for v, n in enumerate(targets)}
+    estimate = InfluenceEstimate(
+        prompt_ids=pool.prompt_ids,
+        mean=mean,
+        standard_error=pooled_standard_error(mean),
+        norms=pool.norms.astype(np.float32),
+        tokens=pool.tokens,
+        group_size=np.zeros(len(pool), np.int32),  # not stored
+        status=[SCORED] * len(pool),
+        unlisted=dict(pool.identity.skipped),
+        identity=score_identity(pool, adam, target),
+    )
+    reliability = {name: each for name, (_, each) in directions.items()}
+    notes = [w for name, each in reliability.items() for w in each.warnings(name)]
+    return Influence(estimate, reliability, 0, notes)
+
+
+def target_direction(
+    store: FeatureStore, target: Target
+) -> tuple[NDArray[np.float64], TargetReliability]:
+    """A target's direction, float64 [D], and how reliable it is."""
+    weights_2N = half_weights(store.norms, target)
+    halves_2D = store.weighted_sums(weights_2N * store.lengths)
+    reliability = target_reliability(weights_2N, store.norms, half_products(halves_2D))
+    return halves_2D.sum(0), reliability
+
+
+def preconditioner_of(pool: FeatureStore, targets: Mapping[str, FeatureStore]) -> Mapping[str, str]:
+    """The identity of what scaled the targets' gradients, the same for all; the pool's are plain.
+
+    Raises InputError otherwise.
+    """
+    if pool.identity.preconditioner:
+        raise InputError(
+            f"{pool.folder} holds preconditioned features, and only a target's may be; make the "
+            "pool's with precondition=none"
+        )
+    first, *others = targets.values()
+    for store in others:
+        if store.identity.preconditioner != first.identity.preconditioner:
+            raise InputError(
+                f"{first.folder} and {store.folder} are preconditioned differently; make all "
+                "targets' features with the same precondition and checkpoint"
+            )
+    return first.identity.preconditioner
+
+
+def score_identity(
+    pool: FeatureStore, preconditioner: Mapping[str, str], target: Target
+) -> dict[str, str]:
+    """What defines the scores beside policy and rollouts."""
+    sketch, dtype = pool.identity.sketch, pool.identity.dtype
+    objective = fingerprint(pool.identity.settings["objective"])
+    return {
+        "method": "sketch",
+        **sketch,
+        "objective": objective,
+        **preconditioner,
+        "target": target,
+        "features": dtype,
+    }

@@ -100,7 +100,7 @@ def _load(spec: str, loaded: dict[str, Verifier]) -> str:
 def _judge_all(
     jobs: Sequence[Job], loaded: dict[str, Verifier], outbound: int, guard: _OrphanGuard
 ) -> None:
-    """Answer each response as soon as it is judged, so that the judge knows which one hangs."""
+    """Answer each response as soon as it is judged, so that the judge can tell which one hangs."""
     for job in jobs:
         guard.arm()
         write_all(outbound, reply_frame(_judge(job, loaded)))

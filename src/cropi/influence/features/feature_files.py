@@ -1,0 +1,217 @@
+"""The files of a feature store: its identity, and shards of sketches with a table of their rows.
+
+`identity.json` says what a store was made from, and what two stores must share to be compared.
+`shard-00000.npy` holds unit sketches times sqrt(dim) [rows, dim], so that it can be mapped into
+memory. A coordinate of a unit vector is about 1/sqrt(dim), and most of those of 8,192 dimensions
+and more would come near float16's subnormal numbers, where precision is lost; scaled, they are
+about 1, and the largest possible, sqrt(dim), is far below 65,504. `shard-00000.parquet` holds each
+row's prompt_id, norm and so on. The table is written last: a matrix without one is what a kill
+left behind. `sketch.npz` is the state of a sketch that is fitted to data.
+
+Shape legend: R rows of a shard, D dimensions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cropi.errors import InputError
+from cropi.store.files import atomic_write, read_table, require_file, write_json, write_table
+
+IDENTITY = "identity.json"
+SKETCH_FILE = "sketch.npz"
+VERSION = 1
+COMPARABLE = ("version", "sketch", "sketch_file", "policy", "settings", "dim")
+"""Fields that make inner products between two stores meaningful. The others say how much is in a
+store and how it is laid out on disk."""
+COLUMNS = {
+    "prompt_id": pa.string(),
+    "norm": pa.float64(),
+    "length": pa.float32(),
+    "tokens": pa.int32(),
+}
+REBUILD_HINT = "delete it and run the same `cropi features` again, which makes what is missing"
+
+Dtype = Literal["float16", "float32"]
+
+
+@dataclass(frozen=True)
+class StoreIdentity:
+    """What a store holds, all of it determined before any gradient is computed.
+
+    `sketch` is the sketch's identity, `sketch_file` the hash of a fitted one's state (empty: the
+    sketch is not fitted), `policy` a hash of the weights, `settings` the objective and whatever
+    else defines a gradient, `preconditioner` the identity of Adam's scales on a target's gradients
+    (empty: plain gradients), `rollouts` the hash of the rollout file. `prompts` counts the rows to
+    come; `pool_size` and `skipped` count the prompts without a gradient too.
+    """
+
+    sketch: Mapping[str, str]
+    policy: str
+    rollouts: str
+    dim: int
+    prompts: int
+    pool_size: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    preconditioner: Mapping[str, str] = field(default_factory=dict)
+    sketch_file: str = ""
+    dtype: Dtype = "float16"
+    rows_per_shard: int = 256
+    version: int = VERSION
+
+    def shard_places(self) -> list[range]:
+        """Places in the list of informative prompts that each shard holds, in order."""
+        starts = range(0, self.prompts, self.rows_per_shard)
+        return [range(s, min(s + self.rows_per_shard, self.prompts)) for s in starts]
+
+
+def write_identity(folder: Path, identity: StoreIdentity) -> None:
+    """Write the identity, atomically."""
+    write_json(folder / IDENTITY, asdict(identity))
+
+
+def read_identity(folder: Path) -> StoreIdentity:
+    """Read a store's identity.
+
+    Raises InputError if there is no store, or one that this version cannot read.
+    """
+    path = folder / IDENTITY
+    if not path.is_file():
+        raise InputError(
+            f"{folder} is not a feature store (it has no {IDENTITY}); make one with "
+            "`cropi features`"
+        )
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if fields["version"] != VERSION:
+            raise InputError(
+                f"{path} is of version {fields['version']}, and this cropi reads {VERSION}; make "
+                "the features again"
+            )
+        return StoreIdentity(**fields)
+    except (ValueError, TypeError, KeyError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{path} is damaged ({type(error).__name__}: {error}); make the features again in an "
+            "empty directory"
+        ) from error
+
+
+def differences(
+    one: StoreIdentity, other: StoreIdentity, names: tuple[str, ...] | None = None
+) -> list[str]:
+    """Fields in which two identities differ, as "field a, not b"; `names` None means all."""
+    flat = [
+        _flat("", {k: v for k, v in asdict(i).items() if not names or k in names})
+        for i in (one, other)
+    ]
+    keys = dict.fromkeys([*flat[0], *flat[1]])
+    return [
+        f"{key} {flat[0].get(key)!r}, not {flat[1].get(key)!r}"
+        for key in keys
+        if flat[0].get(key) != flat[1].get(key)
+    ]
+
+
+def require_comparable(pool: StoreIdentity, other: StoreIdentity, what: str) -> None:
+    """Raise InputError, saying `what` and which fields differ, unless both share a sketch space."""
+    differing = differences(other, pool, COMPARABLE)
+    if differing:
+        raise InputError(
+            f"{what}: {'; '.join(differing)}; make both with the same model, sketch, seed and "
+            "settings, and a target's with --like and the pool's features if the sketch is fitted"
+        )
+
+
+def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(f"{prefix}{key}.", value)
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """The rows of a shard beside their sketches.
+
+    `norms` float64 [R] are the gradients' L2 norms, `lengths` float32 [R] those of their
+    sketches, `tokens` int32 [R] the prompts' sampled tokens.
+    """
+
+    prompt_ids: list[str]
+    norms: NDArray[np.float64]
+    lengths: NDArray[np.float32]
+    tokens: NDArray[np.int32]
+
+
+def matrix_path(folder: Path, number: int) -> Path:
+    """The file of shard `number`'s sketches."""
+    return folder / f"shard-{number:05d}.npy"
+
+
+def rows_path(folder: Path, number: int) -> Path:
+    """The file of shard `number`'s table of rows."""
+    return folder / f"shard-{number:05d}.parquet"
+
+
+def write_shard(folder: Path, number: int, matrix_RD: NDArray[Any], rows: ShardRows) -> None:
+    """Write a shard; it exists from the moment its table has its name."""
+    with atomic_write(matrix_path(folder, number)) as part, part.open("wb") as handle:
+        np.lib.format.write_array(handle, matrix_RD, allow_pickle=False)
+    values = (rows.prompt_ids, rows.norms, rows.lengths, rows.tokens)
+    columns = {
+        name: pa.array(column, kind)
+        for (name, kind), column in zip(COLUMNS.items(), values, strict=True)
+    }
+    write_table(rows_path(folder, number), pa.table(columns))
+
+
+def read_rows(folder: Path, number: int, expected: int) -> ShardRows:
+    """Read a shard's table. Raises InputError if it is damaged or has another number of rows."""
+    path = rows_path(folder, number)
+    table = read_table(path)
+    if {f.name: f.type for f in table.schema} != COLUMNS or table.num_rows != expected:
+        raise InputError(
+            f"{path} has {table.num_rows} rows of {table.column_names}, not {expected} of "
+            f"{list(COLUMNS)}; {REBUILD_HINT}"
+        )
+    return ShardRows(
+        table["prompt_id"].to_pylist(),
+        *(table[name].to_numpy() for name in ("norm", "length", "tokens")),
+    )
+
+
+def map_matrix(path: Path, rows: int, identity: StoreIdentity) -> NDArray[Any]:
+    """Map a shard's sketches [R, D] into memory.
+
+    Raises InputError if the file is cut off, has extra bytes, or another shape or dtype.
+    """
+    require_file(path)
+    try:
+        # Copy-on-write, because torch needs writable arrays; nothing is ever written.
+        matrix = np.lib.format.open_memmap(path, mode="c")
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{path} is cut off or damaged ({error}); {REBUILD_HINT}") from error
+    expected = (rows, identity.dim)
+    if matrix.shape != expected or matrix.dtype != np.dtype(identity.dtype):
+        raise InputError(
+            f"{path} holds {matrix.dtype} {list(matrix.shape)}, not {identity.dtype} "
+            f"{list(expected)}; {REBUILD_HINT}"
+        )
+    if matrix.offset + matrix.nbytes != path.stat().st_size:
+        raise InputError(f"{path} has bytes after its {rows} rows; {REBUILD_HINT}")
+    return matrix

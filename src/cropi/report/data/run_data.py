@@ -1,0 +1,226 @@
+"""Reading a run directory that may be unfinished: what is there, and what is missing.
+
+Nothing here fails on an absent or half-written file; it is noted in `RunData.missing`, which the
+page shows. Only a directory that is not a run at all is the user's error.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from cropi.errors import InputError
+from cropi.report.data.run_summary import ArmSummary, baseline_of, headline, summarise
+from cropi.rollouts.statistics import RolloutFileSummary, summarise_rollout_file
+from cropi.schema import InfluenceEstimate, Selection
+from cropi.store.metrics import METRICS, TIMINGS
+from cropi.store.tables import read_scores, read_selection
+from cropi.study.accuracy import RunRows, read_run_rows
+from cropi.study.selected_prompts import unreadable
+
+RUN_FILES = ("config.yaml", "manifest.json", METRICS)
+"""A directory with one of these is a run."""
+
+Value = TypeVar("Value")
+
+
+@dataclass(slots=True)
+class StageFiles:
+    """What one arm's stage left behind."""
+
+    number: int
+    scores: InfluenceEstimate | None
+    selection: Selection | None
+
+    @property
+    def name(self) -> str:
+        """Display name."""
+        return f"stage {self.number}"
+
+
+@dataclass(slots=True)
+class RunData:
+    """Everything the page shows, in memory. `arms` starts with `main`, the one of interest."""
+
+    path: Path
+    config_text: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    manifest: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    rows: RunRows = field(default_factory=RunRows)
+    arms: list[str] = field(default_factory=list)
+    stages: dict[str, list[StageFiles]] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    rollouts: RolloutFileSummary | None = None
+    validation: dict[str, RolloutFileSummary] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def main(self) -> str:
+        """The arm the run is about."""
+        return self.arms[0] if self.arms else str(self.setting("selection", "strategy") or "cropi")
+
+    @property
+    def baseline(self) -> str | None:
+        """The arm that the main one is compared with; None if there is no other."""
+        return baseline_of(self.arms, self.main)
+
+    @property
+    def planned_steps(self) -> int | None:
+        """How many steps an arm takes when the run is finished."""
+        stages = self.setting("training", "stages")
+        steps = self.setting("training", "steps_per_stage")
+        return int(stages) * int(steps) if stages and steps else None
+
+    def setting(self, *keys: str) -> Any:
+        """Return a value of the config by its path; None where it is absent."""
+        node: Any = self.config
+        for key in keys:
+            node = node.get(key) if isinstance(node, dict) else None
+        return node
+
+    def summary(self) -> list[ArmSummary]:
+        """Return one line per arm, the main one first."""
+        return summarise(self.rows, self.arms, self.main) if self.arms else []
+
+    def headline(self) -> str:
+        """Return what happened in one sentence."""
+        return headline(self.summary(), self.baseline, self.planned_steps)
+
+    def selections(self, arm: str) -> dict[str, Selection]:
+        """Return the arm's selections by the stage's name, in order."""
+        stages = self.stages.get(arm, [])
+        return {s.name: s.selection for s in stages if s.selection is not None}
+
+
+def read_run(path: Path) -> RunData:
+    """Read what a run directory holds.
+
+    Raises InputError if `path` is not a run directory.
+    """
+    if not path.is_dir():
+        raise InputError(
+            f"{path} is not a directory; give the directory of a run (out/name of its config)"
+        )
+    if not any((path / name).is_file() for name in RUN_FILES):
+        raise InputError(
+            f"{path} is not a run directory: it has none of {', '.join(RUN_FILES)}; "
+            "give the directory out/name of a run's config"
+        )
+    run = RunData(path)
+    _read_settings(run)
+    run.missing += [f"{n} is not there" for n in (METRICS, TIMINGS) if not (path / n).is_file()]
+    run.rows = read_run_rows(path, path, run.missing)
+    run.arms = _arms(run)
+    run.stages = {arm: _stages(run, arm) for arm in run.arms}
+    _read_pool(run)
+    return run
+
+
+def _read_settings(run: RunData) -> None:
+    run.config_text = _text(run, run.path / "config.yaml")
+    run.config = _mapping(run, "config.yaml", run.config_text, yaml.safe_load, yaml.YAMLError)
+    text = _text(run, run.path / "manifest.json")
+    run.manifest = _mapping(run, "manifest.json", text, json.loads, json.JSONDecodeError)
+    notes = run.path / "prompts" / "notes.json"
+    if notes.is_file():
+        text = _text(run, notes)
+        about = _mapping(run, "prompts/notes.json", text, json.loads, json.JSONDecodeError)
+        run.notes = [str(line) for line in about.get("lines") or []]
+
+
+def _text(run: RunData, path: Path) -> str:
+    if not path.is_file():
+        run.missing.append(f"{path.relative_to(run.path)} is not there")
+        return ""
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def _mapping(
+    run: RunData,
+    name: str,
+    text: str,
+    parse: Callable[[str], Any],
+    error: type[Exception],
+) -> dict[str, Any]:
+    try:
+        value = parse(text) if text else {}
+    except error:
+        run.missing.append(f"{name} cannot be parsed")
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _arms(run: RunData) -> list[str]:
+    configured = [run.setting("selection", "strategy"), *(run.setting("baselines") or [])]
+    folders = sorted(p.name for p in run.path.glob("arms/*") if p.is_dir() and p.suffix != ".part")
+    in_rows = [arm for row in run.rows.rows if (arm := getattr(row, "arm", ""))]
+    return list(dict.fromkeys([*(str(arm) for arm in configured if arm), *folders, *in_rows]))
+
+
+def _stages(run: RunData, arm: str) -> list[StageFiles]:
+    folders = [p for p in run.path.glob(f"arms/{arm}/stages/*") if p.is_dir() and p.name.isdigit()]
+    return [
+        StageFiles(
+            int(p.name),
+            _read(run, p / "scores.parquet", _scored),
+            _read(run, p / "selection.parquet", read_selection),
+        )
+        for p in sorted(folders, key=lambda p: int(p.name))
+    ]
+
+
+def _scored(path: Path) -> InfluenceEstimate:
+    """Read the scores of the prompts that have one; the others are counted by reason."""
+    return read_scores(path).scored()
+
+
+def _read(run: RunData, path: Path, reader: Callable[[Path], Value]) -> Value | None:
+    """Read a file; None, with a note, if that is not possible, and None if it is not there."""
+    if not path.is_file():
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the page is not where files are checked
+            return reader(path)
+    except (InputError, pa.ArrowException, OSError, KeyError) as error:
+        run.missing.append(unreadable(path, run.path, error))
+        return None
+
+
+def _read_pool(run: RunData) -> None:
+    prompts = table_of(run, run.path / "prompts" / "pool.parquet", ["prompt_id", "source"])
+    if prompts is None:
+        run.missing.append("prompts/pool.parquet is not there")
+    else:
+        ids, names = prompts["prompt_id"].to_pylist(), prompts["source"].to_pylist()
+        run.sources = {str(i): str(s) for i, s in zip(ids, names, strict=True)}
+    pool = run.path / "rollouts" / "pool.parquet"
+    run.rollouts = _read(run, pool, summarise_rollout_file)
+    if not pool.is_file():
+        run.missing.append("rollouts/pool.parquet is not there")
+    for path in sorted(run.path.glob("rollouts/validation/*.parquet")):
+        if (summary := _read(run, path, summarise_rollout_file)) is not None:
+            run.validation[path.stem] = summary
+
+
+def table_of(
+    run: RunData, path: Path, columns: list[str] | None = None, ids: Iterable[str] | None = None
+) -> pa.Table | None:
+    """Read columns of a Parquet file, of some prompts if `ids` are given; None without a file."""
+    wanted = None if ids is None else [("prompt_id", "in", list(ids))]
+
+    def read(file: Path) -> pa.Table:
+        present = pq.read_schema(file).names
+        chosen = None if columns is None else [c for c in columns if c in present]
+        return pq.read_table(file, columns=chosen, filters=wanted, partitioning=None)
+
+    return _read(run, path, read)

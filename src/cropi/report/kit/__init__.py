@@ -1,0 +1,1 @@
+"""What every page is made of: HTML, number formats, charts, and the document around them."""

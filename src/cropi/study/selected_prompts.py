@@ -1,0 +1,119 @@
+"""What each stage of a run selected: prompts by source, and how often they were solved before."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cropi.errors import InputError
+from cropi.rollouts.statistics import summarise_rollout_file
+from cropi.store.files import file_hash
+from cropi.store.tables import read_selection
+
+Counts = dict[str, int]
+
+
+@dataclass(frozen=True)
+class StageSelection:
+    """What one stage selected: prompts by source, and their mean pass rate under the rollouts.
+
+    `pass_rate` is None where no rollout of a selected prompt was judged.
+    """
+
+    stage: int
+    sources: Counts
+    pass_rate: float | None
+
+
+@dataclass(frozen=True)
+class RunSelections:
+    """A run's selections, stage by stage, beside the pool by source and its mean pass rate."""
+
+    stages: tuple[StageSelection, ...]
+    pool: Counts
+    pool_pass_rate: float | None
+
+
+class PoolReader:
+    """Sources and pass rates of pools; runs of a seed share their rollouts: each is read once.
+
+    A run that has no pool of its own is looked up in the seed's shared run.
+    """
+
+    def __init__(self, root: Path, missing: list[str]) -> None:
+        """Read below the study's directory `root`; what cannot be read is noted in `missing`."""
+        self.root = root
+        self.missing = missing
+        self.cache: dict[str, dict[str, Any]] = {}
+
+    def selections(self, path: Path, seed: int, arm: str) -> RunSelections:
+        """Return what the run selected from its pool, as far as its stages have come."""
+        sources = self._read(path, seed, "prompts", _sources)
+        rates = self._read(path, seed, "rollouts", _pass_rates)
+        folders = [p for p in path.glob(f"arms/{arm}/stages/*") if p.name.isdigit()]
+        stages = []
+        for folder in sorted(folders, key=lambda p: int(p.name)):
+            ids = self._selected_ids(folder / "selection.parquet")
+            if ids is not None:
+                counts = _counted(sources.get(i, "unknown") for i in ids)
+                stages.append(StageSelection(int(folder.name), counts, _mean_rate(ids, rates)))
+        rate = _mean_rate(list(sources), rates)
+        return RunSelections(tuple(stages), _counted(sources.values()), rate)
+
+    def _read(
+        self, path: Path, seed: int, kind: str, read: Callable[[Path], dict[str, Any]]
+    ) -> dict[str, Any]:
+        local = path / kind / "pool.parquet"
+        file = local if local.is_file() else self.root / f"shared/seed-{seed}/{kind}/pool.parquet"
+        if not file.is_file():
+            return {}
+        try:
+            key = f"{kind} {file_hash(file)}"
+            if key not in self.cache:
+                self.cache[key] = read(file)
+        except (pa.ArrowException, OSError, KeyError) as error:
+            self.missing.append(unreadable(file, self.root, error))
+            return {}
+        return self.cache[key]
+
+    def _selected_ids(self, file: Path) -> list[str] | None:
+        if not file.is_file():
+            return None
+        try:
+            return read_selection(file).prompt_ids
+        except InputError as error:
+            self.missing.append(unreadable(file, self.root, error))
+            return None
+
+
+def unreadable(file: Path, root: Path, error: Exception) -> str:
+    """Say that a file below `root` cannot be read, and why."""
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return f"{file.relative_to(root)} cannot be read: {reason.replace(str(file), 'it')}"
+
+
+def _counted(names: Iterable[str]) -> Counts:
+    return dict(sorted(Counter(names).items()))
+
+
+def _sources(file: Path) -> dict[str, str]:
+    table = pq.read_table(file, columns=["prompt_id", "source"], partitioning=None)
+    ids, names = table["prompt_id"].to_pylist(), table["source"].to_pylist()
+    return {str(i): str(s) for i, s in zip(ids, names, strict=True)}
+
+
+def _pass_rates(file: Path) -> dict[str, float]:
+    groups = summarise_rollout_file(file).groups
+    return {str(i): g.pass_rate for i, g in groups.items() if g.pass_rate is not None}
+
+
+def _mean_rate(ids: Sequence[str], rates: Mapping[str, float]) -> float | None:
+    judged = [rates[i] for i in ids if i in rates]
+    return float(np.mean(judged)) if judged else None

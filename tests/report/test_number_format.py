@@ -1,0 +1,40 @@
+"""One format for each kind of number."""
+
+from __future__ import annotations
+
+import pytest
+
+from cropi.report.kit.number_format import DASH, amount, duration, percent, ratio
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(None, "\u2013"), (12, "12"), (999_999, "1M"), (1_234_567, "1.23M"), (5e18, "5E")],
+)
+def test_amounts_are_short(value: float | None, words: str) -> None:
+    assert amount(value) == words
+
+
+def test_durations_use_two_units() -> None:
+    assert [duration(s) for s in (3.14, 42, 99, 7260)] == [
+        "3.1 s",
+        "42 s",
+        "1 min 39 s",
+        "2 h 01 min",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(None, DASH), (0.0, "never"), (0.8234, "0.82x"), (6.748, "6.75x"), (12.34, "12.3x")],
+)
+def test_ratios_have_the_digits_they_need(value: float | None, words: str) -> None:
+    assert ratio(value) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(None, DASH), (float("nan"), DASH), (0.0, "0.0%"), (0.4304, "43.0%"), (0.000123, "0.012%")],
+)
+def test_small_shares_are_not_shown_as_zero(value: float | None, words: str) -> None:
+    assert percent(value) == words
