@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from cropi import api
+import cropi
 from cropi.cli.printing import make_narrator, print_table
 from cropi.config import RolloutsConfig
 from cropi.diagnostics import diagnose_fidelity
@@ -44,7 +44,7 @@ def main() -> None:
     """Measure, print and write."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    policy = api.load_policy("pocket")
+    policy = cropi.load_policy("pocket")
     skills = list(SKILLS)
     pool = sample(policy, "pool", skills, SAMPLED * arguments.prompts // len(skills), arguments)
     targets = {
@@ -107,7 +107,7 @@ def sample(
     ]
     settings = RolloutsConfig(responses=arguments.responses, max_new_tokens=12, batch_size=512)
     with TemporaryDirectory() as folder, make_narrator().phase(f"rollouts {split}") as bar:
-        groups = api.rollout(
+        groups = cropi.rollout(
             policy,
             prompts,
             Path(folder) / "rollouts.parquet",

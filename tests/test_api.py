@@ -13,13 +13,13 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 import cropi
-from cropi import api
 from cropi.cli import main
-from cropi.config import RolloutsConfig, TrainingConfig
+from cropi.config import RolloutsConfig, SelectionConfig, TrainingConfig
 from cropi.errors import InputError
 from cropi.pocket import rows
 from cropi.rollouts import read_rollouts
 from cropi.schema import ROLLOUT_COLUMNS, InfluenceEstimate, Selection
+from cropi.selection import select
 from cropi.selection.strategy import Scoring, SelectionContext
 from cropi.store.tables import read_scores, read_selection
 
@@ -107,7 +107,7 @@ def test_rollouts_follow_the_contract(work: Path) -> None:
     table = pq.read_table(work / "pool.parquet")
     assert tuple(table.column_names) == ROLLOUT_COLUMNS
     assert table.num_rows == 48 * 6
-    prompts = api.load_prompts(work / "pool.jsonl")
+    prompts = cropi.load_prompts(work / "pool.jsonl")
     assert [g.prompt_id for g in read_rollouts(work / "pool.parquet")] == [
         p.prompt_id for p in prompts
     ]
@@ -180,81 +180,83 @@ def test_an_adapter_is_trained_where_lora_is_asked_for(work: Path, trained: Path
 
 def test_a_strategy_is_found_by_its_dotted_path(scored: Path) -> None:
     scores = read_scores(scored).scored()
-    selection = api.select(scores, ratio=0.1, strategy=f"{__name__}:Worst")
+    selection = cropi.select(scores, SelectionConfig(strategy=f"{__name__}:Worst"))
     cosines = scores.mean["sort set"]
     assert selection.prompt_ids[0] == scores.prompt_ids[int(np.argmin(cosines))]
 
 
 def test_functions_and_commands_agree(work: Path, scored: Path) -> None:
-    influence = api.score("pocket", work / "pool.parquet", {"v": work / "val.parquet"})
+    influence = cropi.score("pocket", work / "pool.parquet", {"v": work / "val.parquet"})
     expected = read_scores(scored).scored().mean["sort set"]
     np.testing.assert_array_equal(influence.estimate.scored().mean["v"], expected)
-    assert api.select(influence).prompt_ids == api.select(read_scores(scored)).prompt_ids
+    assert cropi.select(influence).prompt_ids == cropi.select(read_scores(scored)).prompt_ids
 
 
 def test_rollouts_that_are_there_are_not_sampled_again(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prompts = api.load_prompts(work / "test.jsonl")
+    prompts = cropi.load_prompts(work / "test.jsonl")
     settings = RolloutsConfig(responses=2, max_new_tokens=8)
     out = work / "again.parquet"
-    first = api.rollout("pocket", prompts, out, verifier="exact", settings=settings)
+    first = cropi.rollout("pocket", prompts, out, verifier="exact", settings=settings)
     before = out.read_bytes()
     monkeypatch.setattr(
         "cropi.rollouts.engines.transformers_engine.TransformersEngine.generate", None
     )
-    again = api.rollout("pocket", prompts, out, verifier="exact", settings=settings)
+    again = cropi.rollout("pocket", prompts, out, verifier="exact", settings=settings)
     assert [g.prompt_id for g in again] == [g.prompt_id for g in first]
     assert out.read_bytes() == before
 
 
 def test_a_stage_does_not_replace_what_no_stage_wrote(work: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    prompts = api.load_prompts(work / "pool.jsonl")
+    prompts = cropi.load_prompts(work / "pool.jsonl")
     with pytest.raises(InputError, match="give a new path"):
-        api.train("pocket", prompts, [prompts[0].prompt_id], tmp_path, steps=1)
+        cropi.train("pocket", prompts, [prompts[0].prompt_id], tmp_path, steps=1)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
 def test_training_refuses_what_it_cannot_do(work: Path, trained: Path, tmp_path: Path) -> None:
-    prompts = api.load_prompts(work / "pool.jsonl")
+    prompts = cropi.load_prompts(work / "pool.jsonl")
     ids, out = [prompts[0].prompt_id], tmp_path / "out"
     with pytest.raises(InputError, match="the prompts lack"):
-        api.train("pocket", prompts, ["gone"], out, steps=1)
+        cropi.train("pocket", prompts, ["gone"], out, steps=1)
     with pytest.raises(InputError, match="is empty"):
-        api.train("pocket", prompts, [], out, steps=1)
+        cropi.train("pocket", prompts, [], out, steps=1)
     with pytest.raises(InputError, match="no optimizer state"):
-        api.train("pocket", prompts, ids, out, steps=1, carry_optimizer=True)
+        cropi.train("pocket", prompts, ids, out, steps=1, carry_optimizer=True)
     with pytest.raises(InputError, match="horizon 2 comes before step 3"):
-        api.train(trained, prompts, ids, out, steps=1, carry_optimizer=True, horizon=2)
+        cropi.train(trained, prompts, ids, out, steps=1, carry_optimizer=True, horizon=2)
     with pytest.raises(InputError, match=r"training\.grpo\.nosuch"):
-        api.train("pocket", prompts, ids, out, steps=1, settings=TrainingConfig(grpo={"nosuch": 1}))
+        cropi.train(
+            "pocket", prompts, ids, out, steps=1, settings=TrainingConfig(grpo={"nosuch": 1})
+        )
     assert not out.exists()
 
 
 def test_a_strategy_that_finds_nothing_is_an_error(work: Path) -> None:
     solved = [g for g in read_rollouts(work / "pool.parquet") if not g.informative]
     with pytest.raises(InputError, match="selected no prompt"):
-        api.select(strategy="learnability", rollouts=solved)
+        cropi.select(None, SelectionConfig(strategy="learnability"), rollouts=solved)
 
 
 def test_scores_are_needed_where_a_strategy_looks_at_them() -> None:
     with pytest.raises(InputError, match="needs scores"):
-        api.select(None)
+        cropi.select(None)
     with pytest.raises(InputError, match="rollouts"):
-        api.select(None, strategy="random")
+        cropi.select(None, SelectionConfig(strategy="random"))
     with pytest.raises(InputError, match="at least one target"):
-        api.score("pocket", [], {})
+        cropi.score("pocket", [], {})
 
 
 def test_the_package_offers_every_step_lazily() -> None:
     for name in cropi.__all__:
         assert getattr(cropi, name) is not None
-    assert cropi.select is api.select
+    assert cropi.select is select
     with pytest.raises(AttributeError, match="nosuch"):
         cropi.nosuch  # noqa: B018
 
 
 def test_an_estimate_selects_like_its_influence() -> None:
     estimate = InfluenceEstimate.from_means(["a", "b"], {"v": np.array([0.1, 0.9])}, {"unknown": 8})
-    assert api.select(estimate, ratio=0.1).prompt_ids == ["b"]
+    assert cropi.select(estimate, SelectionConfig(ratio=0.1)).prompt_ids == ["b"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cropi.errors import InputError
-from cropi.evaluation import EvaluationSets, best_of, evaluate
+from cropi.evaluation import EvaluationSets, best_of
 from cropi.rollouts.engines.engine import Completion
 from cropi.schema import Prompt, Sampling
 from cropi.verifiers.verdict import Verdict
@@ -75,9 +75,8 @@ def sets(**texts: list[str]) -> dict[str, list[Prompt]]:
 
 def run(prompts: dict[str, list[Prompt]], k: Sequence[int], **changes: Any) -> list[Any]:
     arguments: dict[str, Any] = {"samples": 4, "seed": 0, "threshold": None, **changes}
-    return evaluate(
-        Echo(), Letters(), prompts, Reader(), Sampling(max_new_tokens=1), k=k, **arguments
-    )
+    prepared = EvaluationSets.prepare(Letters(), prompts)
+    return prepared.evaluate(Echo(), Reader(), Sampling(max_new_tokens=1), k=k, **arguments)
 
 
 def test_pass_at_k_is_the_mean_over_all_subsets() -> None:

@@ -51,7 +51,7 @@ ROWS: list[AnyRow] = [
         notes=["few"],
         targets={"sort": {"largest_share": 0.5}},
         reward_statuses={"ok": 9, "timeout": 1},
-        visited=12,
+        prompts_sampled=12,
         uninformative_trained=2,
     ),
     CostRow(phase="rollouts", tokens_generated=5, flops=10, set="pool", arms=["cropi"]),

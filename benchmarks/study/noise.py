@@ -157,12 +157,12 @@ def sample(
     config: RunConfig, prompts: Sequence[Prompt], responses: int, seed: int
 ) -> dict[str, list[str]]:
     """Texts of the start model's responses by prompt id, sampled as the config's rollouts."""
-    from cropi import api
+    import cropi
 
     settings = config.rollouts.model_copy(update={"responses": responses})
     with TemporaryDirectory() as folder:
         out = Path(folder) / "rollouts.parquet"
-        groups = api.rollout(
+        groups = cropi.rollout(
             config.model.path, prompts, out, verifier="exact", settings=settings, seed=seed
         )
     return {group.prompt_id: [response.text for response in group.responses] for group in groups}

@@ -18,7 +18,7 @@ from study_report.results import Regime, Results
 HARD = ("noisy_answers", "noisy_verdicts", "low_utility")
 """Regimes in which choosing well should also end higher."""
 ORACLE = "oracle"
-"""Is told where the targets' own prompts are: a bound, no baseline."""
+"""Is told where the targets' own prompts are: a bound, not a baseline."""
 RANDOM = "random"
 
 NOT_RUN = "not run yet"
@@ -87,24 +87,24 @@ def lower_end(least: float) -> Judge:
 
 
 def pays(regime: Regime) -> Judged:
-    """Judge whether training was dear enough, beside selection, for it to pay."""
-    found = regime.break_even(regime.method)
-    if not found:
+    """Judge whether training cost enough, compared with selection, for selection to pay."""
+    point = regime.break_even(regime.method)
+    if not point:
         return _unreached(regime)
-    even, real = found["break_even"], found["measured"]
-    if even is None:
+    needed, measured = point["break_even"], point["measured"]
+    if needed is None:
         return Judged("at no price", False)
-    return Judged(f"{real:.2f}, break-even {even:.2f}", real >= even)
+    return Judged(f"{measured:.2f}, break-even {needed:.2f}", measured >= needed)
 
 
 def at_asked_ratio(least: float) -> Judge:
     """Judge the compute acceleration if training cost REPORTED_COST_RATIO times its selection."""
 
     def judge(regime: Regime) -> Judged:
-        found = regime.break_even(regime.method)
-        if not found:
+        point = regime.break_even(regime.method)
+        if not point:
             return _unreached(regime)
-        return _at_least(found["at_asked_ratio"], least, ratio(found["at_asked_ratio"]))
+        return _at_least(point["at_asked_ratio"], least, ratio(point["at_asked_ratio"]))
 
     return judge
 
@@ -131,12 +131,12 @@ def above_baseline(regime: Regime) -> Judged:
 def highest_area(regime: Regime) -> Judged:
     """Judge the area against that of the best other strategy."""
     gaps = {name: regime.ahead(name, "area") for name in regime.strategies if name != ORACLE}
-    known = {name: gap for name, gap in gaps.items() if gap is not None}
-    if not known:
+    measured = {name: gap for name, gap in gaps.items() if gap is not None}
+    if not measured:
         return Judged(DASH, None)
-    nearest = min(known, key=lambda name: known[name].mean)
-    said = f"{points(known[nearest], interval=True)} over {nearest}"
-    return Judged(said, known[nearest].mean > 0)
+    nearest = min(measured, key=lambda name: measured[name].mean)
+    words = f"{points(measured[nearest], interval=True)} over {nearest}"
+    return Judged(words, measured[nearest].mean > 0)
 
 
 def not_below_random(regime: Regime) -> Judged:
@@ -144,8 +144,8 @@ def not_below_random(regime: Regime) -> Judged:
     area, final = (regime.ahead(RANDOM, measure) for measure in ("area", "final"))
     if area is None or final is None:
         return Judged(DASH, None)
-    said = f"area {points(area)}, final {points(final)}"
-    return Judged(said, min(area.mean, final.mean) >= 0)
+    words = f"area {points(area)}, final {points(final)}"
+    return Judged(words, min(area.mean, final.mean) >= 0)
 
 
 def keeps_the_rest(regime: Regime) -> Judged:
@@ -179,13 +179,13 @@ TARGETS = (
 
 
 def judged(target: Target, regime: Regime) -> Row:
-    """Judge one target in one regime; what may still change is said to be so far."""
+    """Judge one target in one regime; what may still change is marked "so far"."""
     if regime.method not in regime.strategies:
         return Row(target.asked, regime.name, DASH, NOT_RUN)
-    found = target.judge(regime)
-    verdict = "open" if found.met is None else "yes" if found.met else "no"
-    so_far = SO_FAR if regime.missing and found.met is not None else ""
-    return Row(target.asked, regime.name, found.measured, verdict + so_far)
+    judgement = target.judge(regime)
+    verdict = "open" if judgement.met is None else "yes" if judgement.met else "no"
+    so_far = SO_FAR if regime.missing and judgement.met is not None else ""
+    return Row(target.asked, regime.name, judgement.measured, verdict + so_far)
 
 
 def rows_of(results: Results) -> list[Row]:

@@ -1,7 +1,7 @@
 """A regime's figure: targeted accuracy against steps and against compute, as an SVG.
 
 The same numbers give the same bytes: no date, a fixed salt for the ids, text drawn as paths in the
-font that comes with matplotlib. A strategy looks the same in every regime.
+font that comes with matplotlib. A strategy has the same style in every regime.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STYLE: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
-class Look:
+class LineStyle:
     """How a strategy is drawn."""
 
     colour: str
@@ -48,32 +48,32 @@ class Look:
 
 
 # Okabe and Ito's colours for those that every regime has; the others are told apart by dashes too.
-LOOKS = {
-    "full": Look("#000000", width=2.2),
-    "cropi": Look("#d55e00", width=2.6),
-    "paper": Look("#0072b2", width=2.0),
-    "learnability": Look("#009e73", width=1.8),
-    "random": Look("#8a8a8a", width=1.8),
-    "influence": Look("#0072b2", "--"),
-    "gradalign": Look("#cc79a7"),
-    "learnalign": Look("#cc79a7", "--"),
-    "pass_rate": Look("#009e73", "--"),
-    "dapo": Look("#000000", "--"),
-    "oracle": Look("#e69f00", ":", 2.0),
+STYLES = {
+    "full": LineStyle("#000000", width=2.2),
+    "cropi": LineStyle("#d55e00", width=2.6),
+    "paper": LineStyle("#0072b2", width=2.0),
+    "learnability": LineStyle("#009e73", width=1.8),
+    "random": LineStyle("#8a8a8a", width=1.8),
+    "influence": LineStyle("#0072b2", "--"),
+    "gradalign": LineStyle("#cc79a7"),
+    "learnalign": LineStyle("#cc79a7", "--"),
+    "pass_rate": LineStyle("#009e73", "--"),
+    "dapo": LineStyle("#000000", "--"),
+    "oracle": LineStyle("#e69f00", ":", 2.0),
 }
-SPARE = (Look("#56b4e9"), Look("#7b3294"), Look("#a6761d"), Look("#4d9221"))
-"""Of strategies and variants without a look of their own, in turn; then dashed, then dotted."""
+SPARE = (LineStyle("#56b4e9"), LineStyle("#7b3294"), LineStyle("#a6761d"), LineStyle("#4d9221"))
+"""Of strategies and variants without a style of their own, in turn; then dashed, then dotted."""
 DASHES = ("-", "--", ":", "-.")
 
 
-def looks(names: list[str]) -> dict[str, Look]:
-    """Return every strategy's look."""
-    others = [name for name in names if name not in LOOKS]
+def line_styles(names: list[str]) -> dict[str, LineStyle]:
+    """Return every strategy's style."""
+    others = [name for name in names if name not in STYLES]
     spare = {
-        name: Look(SPARE[i % len(SPARE)].colour, DASHES[i // len(SPARE) % len(DASHES)])
+        name: LineStyle(SPARE[i % len(SPARE)].colour, DASHES[i // len(SPARE) % len(DASHES)])
         for i, name in enumerate(others)
     }
-    return {name: LOOKS.get(name) or spare[name] for name in names}
+    return {name: STYLES.get(name) or spare[name] for name in names}
 
 
 def draw(regime: Regime, path: Path) -> None:
@@ -81,12 +81,12 @@ def draw(regime: Regime, path: Path) -> None:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.4, 4.3), layout="constrained")
         steps, compute = figure.subplots(1, 2, sharey=True)
-        known = looks(regime.order)
-        for place, (name, look) in enumerate(known.items()):
+        styles = line_styles(regime.order)
+        for place, (name, style) in enumerate(styles.items()):
             # Our method lies on top, then the baseline, then the others.
             above = 90 if name == regime.method else 80 - place
-            _curve(steps, name, look, regime.strategies[name]["curves"], "steps", above)
-            _curve(compute, name, look, regime.strategies[name]["curves"], "flops", above)
+            _curve(steps, name, style, regime.strategies[name]["curves"], "steps", above)
+            _curve(compute, name, style, regime.strategies[name]["curves"], "flops", above)
         _furnish(regime, steps, compute)
         handles, labels = steps.get_legend_handles_labels()
         columns = min(len(labels), 6)
@@ -97,7 +97,7 @@ def draw(regime: Regime, path: Path) -> None:
 
 
 def _curve(
-    axes: Axes, name: str, look: Look, curves: Mapping[str, Any], axis: str, above: int
+    axes: Axes, name: str, style: LineStyle, curves: Mapping[str, Any], axis: str, above: int
 ) -> None:
     mean, low, high = (curves[k] for k in ("targeted", "targeted_low", "targeted_high"))
     x, y = _along(curves, axis, mean)
@@ -105,10 +105,11 @@ def _curve(
         return
     if low is not None and high is not None:
         edges = [_along(curves, axis, edge)[1] for edge in (low, high)]
-        axes.fill_between(x, *edges, color=look.colour, alpha=0.10, linewidth=0, zorder=above - 70)
+        axes.fill_between(x, *edges, color=style.colour, alpha=0.10, linewidth=0, zorder=above - 70)
     label = name.replace("$", r"\$")
-    style: dict[str, Any] = {"color": look.colour, "linestyle": look.dash, "linewidth": look.width}
-    axes.plot(x, y, label=label, zorder=above, solid_joinstyle="round", **style)
+    drawn: dict[str, Any] = {"color": style.colour, "linestyle": style.dash}
+    drawn |= {"linewidth": style.width, "solid_joinstyle": "round"}
+    axes.plot(x, y, label=label, zorder=above, **drawn)
 
 
 def _along(curves: Mapping[str, Any], axis: str, values: list[float]) -> tuple[Any, Any]:
@@ -129,9 +130,9 @@ def _furnish(regime: Regime, steps: Axes, compute: Axes) -> None:
         axes.set_xlim(left=0)
         axes.margins(x=0.02)
     if base is not None:
-        said = f"{MAIN_LEVEL:.0%} of {regime.baseline}'s gain"
+        words = f"{MAIN_LEVEL:.0%} of {regime.baseline}'s gain"
         place = compute.get_yaxis_transform()
-        compute.text(0.99, base.level - 0.004, said, transform=place, ha="right", va="top",
+        compute.text(0.99, base.level - 0.004, words, transform=place, ha="right", va="top",
                    fontsize=8, color="#555555")  # fmt: skip
     steps.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     compute.xaxis.set_major_formatter(EngFormatter(sep=""))

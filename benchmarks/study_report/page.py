@@ -29,16 +29,18 @@ def fill(page: Path, results: Results) -> None:
 def filled(text: str, results: Results) -> str:
     """Return the page's text with its blocks filled."""
     contents = blocks(results)
-    found = [f"{m['kind']}: {m['name']}" for m in BLOCK.finditer(text)]
+    present = [f"{m['kind']}: {m['name']}" for m in BLOCK.finditer(text)]
     for name in contents:
-        if found.count(name) != 1:
+        if present.count(name) != 1:
             raise InputError(
-                f"the page has {found.count(name)} blocks `<!-- {name} -->` ... `<!-- end -->`; "
+                f"the page has {present.count(name)} blocks `<!-- {name} -->` ... `<!-- end -->`; "
                 "it needs one"
             )
-    for name in found:
+    for name in present:
         if name not in contents:
-            raise InputError(f"nobody fills `<!-- {name} -->`; allowed: {', '.join(contents)}")
+            raise InputError(
+                f"no table or figure is called `<!-- {name} -->`; allowed: {', '.join(contents)}"
+            )
 
     def block(match: re.Match[str]) -> str:
         name = f"{match['kind']}: {match['name']}"
@@ -49,13 +51,15 @@ def filled(text: str, results: Results) -> str:
 
 
 def blocks(results: Results) -> dict[str, str]:
-    """Return what belongs into every block, by its marker."""
-    found = {
+    """Return the content of every block, by its marker."""
+    contents = {
         "table: setting": setting_table(results),
         "table: bar": bar_table(results),
     }
     for name, regime in results.regimes.items():
         caption = f"Targeted accuracy in {name}, against steps and against compute"
-        found[f"figure: {name}"] = f"![{caption}](figures/{name}.svg)" if regime.strategies else ""
-        found[f"table: {name}"] = regime_tables(regime)
-    return found
+        contents[f"figure: {name}"] = (
+            f"![{caption}](figures/{name}.svg)" if regime.strategies else ""
+        )
+        contents[f"table: {name}"] = regime_tables(regime)
+    return contents

@@ -62,8 +62,8 @@ def regime_tables(regime: Regime) -> str:
 
 def caveats(regime: Regime) -> list[str]:
     """Say what keeps the numbers from being the last ones, or from being taken at face value."""
-    said = (("Unfinished", regime.missing), ("Note", regime.notes))
-    return [f"*{word}: {'; '.join(lines)}.*" for word, lines in said if lines]
+    caveats = (("Unfinished", regime.missing), ("Note", regime.notes))
+    return [f"*{word}: {'; '.join(lines)}.*" for word, lines in caveats if lines]
 
 
 def _label(regime: Regime, name: str) -> str:
@@ -101,18 +101,18 @@ def setting_table(results: Results) -> str:
 
 
 def _setting_line(regime: Regime) -> list[str]:
-    found = regime.values["setting"]
-    tests = {t: [s for s in found["test"].values() if s["targeted"] is t] for t in (True, False)}
+    sizes = regime.values["setting"]
+    tests = {t: [s for s in sizes["test"].values() if s["targeted"] is t] for t in (True, False)}
     prompts = {t: f"{sum(s['prompts'] for s in sets):,}" for t, sets in tests.items()}
     seeds = {len(s["seeds"]) for s in regime.strategies.values()}
     return [
         regime.name,
-        f"{found['pool']:,}",
+        f"{sizes['pool']:,}",
         prompts[True],
         prompts[False],
-        f"{found['stages']} x {found['steps_per_stage']}",
-        f"{found['prompts_per_step']} x {found['generations']}",
-        f"{found['ratio']:.0%}",
+        f"{sizes['stages']} x {sizes['steps_per_stage']}",
+        f"{sizes['prompts_per_step']} x {sizes['generations']}",
+        f"{sizes['ratio']:.0%}",
         str(max(seeds)) if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}",
     ]
 
@@ -125,8 +125,8 @@ def bar_table(results: Results) -> str:
     lines = []
     for target in TARGETS:
         asked = [r for r in results.regimes.values() if target.asks(r.name)]
-        found = {r.name: judged(target, r) for r in asked}
-        cells = [_verdict(found[n].verdict, found[n].measured) if n in found else ""
+        by_regime = {r.name: judged(target, r) for r in asked}
+        cells = [_verdict(by_regime[n].verdict, by_regime[n].measured) if n in by_regime else ""
                  for n in results.regimes]  # fmt: skip
         lines.append([target.asked, *cells])
     return f"{tally(results)}\n\n{table(heads, lines)}"
@@ -135,8 +135,8 @@ def bar_table(results: Results) -> str:
 def _verdict(verdict: str, measured: str) -> str:
     if verdict == NOT_RUN:
         return NOT_RUN
-    said = f"**{verdict}**" if verdict.startswith("no") else verdict
-    return f"{said}: {measured}"
+    shown = f"**{verdict}**" if verdict.startswith("no") else verdict
+    return f"{shown}: {measured}"
 
 
 def tally(results: Results) -> str:
@@ -144,13 +144,13 @@ def tally(results: Results) -> str:
     rows = rows_of(results)
     met = sum(row.verdict.startswith("yes") for row in rows)
     parts = [f"Met: {met} of {len(rows)}."]
-    for said, verdict in (("Not met", "no"), ("Not decided", "open")):
+    for label, verdict in (("Not met", "no"), ("Not decided", "open")):
         where: dict[str, list[str]] = {}
         for row in rows:
             if row.verdict.removesuffix(SO_FAR) == verdict:
                 where.setdefault(row.asked, []).append(row.regime)
         if where:
             named = (f"{asked} ({', '.join(regimes)})" for asked, regimes in where.items())
-            parts.append(f"{said}: {'; '.join(named)}.")
+            parts.append(f"{label}: {'; '.join(named)}.")
     absent = sum(row.verdict == NOT_RUN for row in rows)
     return " ".join([*parts, *([f"Not run yet: {absent}."] if absent else [])])

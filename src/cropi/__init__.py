@@ -1,13 +1,29 @@
 """CROPI: train language models with verifiable rewards on a tenth of the data.
 
 Curriculum RL with off-policy influence guidance (arXiv 2510.26491). The command line is `cropi`;
-the same steps are in `cropi.api`, which this package offers lazily, so that `import cropi` stays
-light: nothing here imports torch until a step is used.
+the same functions are here, each from the package that it is about. They are loaded when they are
+used, so that `import cropi` stays light: nothing here imports torch.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cropi.config import RunConfig, load_config
+    from cropi.errors import InputError
+    from cropi.evaluation import evaluate
+    from cropi.influence.features import score_features
+    from cropi.influence.setup import extract_features, score
+    from cropi.policy.loading import load_model, load_policy
+    from cropi.progress import ProgressReporter
+    from cropi.prompts import load_prompts
+    from cropi.rollouts import read_rollouts, rollout
+    from cropi.selection import select
+    from cropi.training import train
 
 __version__ = "0.1.0"
 
@@ -16,23 +32,65 @@ __all__ = [
     "RunConfig",
     "__version__",
     "evaluate",
+    "extract_features",
     "load_config",
+    "load_model",
     "load_policy",
+    "load_prompts",
     "read_rollouts",
     "rollout",
     "run",
     "score",
+    "score_features",
     "select",
     "train",
 ]
 
+_HOMES = {
+    "InputError": "cropi.errors",
+    "RunConfig": "cropi.config",
+    "evaluate": "cropi.evaluation",
+    "extract_features": "cropi.influence.setup",
+    "load_config": "cropi.config",
+    "load_model": "cropi.policy.loading",
+    "load_policy": "cropi.policy.loading",
+    "load_prompts": "cropi.prompts",
+    "read_rollouts": "cropi.rollouts",
+    "rollout": "cropi.rollouts",
+    "score": "cropi.influence.setup",
+    "score_features": "cropi.influence.features",
+    "select": "cropi.selection",
+    "train": "cropi.training",
+}
+"""Where each name is defined."""
+
+
+def run(
+    config: RunConfig, base: Path | None = None, reporter: ProgressReporter | None = None
+) -> Path:
+    """Run the curriculum and its baselines, and write report.html; return the run directory.
+
+    `base` is where relative paths in the config start, beside the current directory. A run that was
+    killed continues where it stopped. Raises InputError for anything in the config, the prompts or
+    the model that cannot be used.
+    """
+    from cropi.curriculum.loop import run as run_curriculum
+    from cropi.progress import ProgressReporter
+    from cropi.report import write_run_report
+
+    reporter = reporter or ProgressReporter()
+    directory = run_curriculum(config, base, reporter)
+    with reporter.phase("report") as bar:
+        bar.note = str(write_run_report(directory))
+    return directory
+
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from cropi import api
-
-        return getattr(api, name)
-    raise AttributeError(f"module 'cropi' has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cropi' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

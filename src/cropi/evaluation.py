@@ -1,8 +1,8 @@
 """Evaluation: pass@1 and pass@k of a policy on any number of sets, in one generation pass.
 
 A curve needs an evaluation every few steps, so the prompts are encoded once (`EvaluationSets`) and
-all sets share their batches. A response that could not be judged is no wrong answer: it leaves the
-mean and is counted by status.
+all sets share their batches. A response that could not be judged is not a wrong answer: it leaves
+the mean and is counted by status.
 """
 
 from __future__ import annotations
@@ -11,18 +11,29 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cropi.config import EvaluationConfig, RolloutsConfig, VerifiersConfig
 from cropi.errors import InputError
 from cropi.prompts.encoding import encode_all
 from cropi.rollouts.collect import judge_completions
-from cropi.rollouts.engines.engine import Completion, RolloutEngine, require_context
+from cropi.rollouts.engines.engine import (
+    Completion,
+    RolloutEngine,
+    load_engine,
+    require_context,
+)
 from cropi.rollouts.statistics import as_passes
 from cropi.schema import EvaluationResult, Prompt, Sampling
 from cropi.verifiers.verdict import Grader, Verdict
+
+if TYPE_CHECKING:
+    from cropi.policy.loading import Policy
+    from cropi.verifiers import Judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +62,10 @@ class EvaluationSets:
         encoded = [encode_all(tokenizer, prompts, template_kwargs) for prompts in sets.values()]
         return cls(list(sets), [list(prompts) for prompts in sets.values()], encoded, tokenizer)
 
+    def prompt_tokens(self, name: str) -> int:
+        """Return the length of a set's prompts, in tokens."""
+        return sum(map(len, self.encoded[self.names.index(name)]))
+
     def evaluate(
         self,
         engine: RolloutEngine,
@@ -61,7 +76,7 @@ class EvaluationSets:
         seed: int,
         threshold: float | None = None,
     ) -> list[EvaluationResult]:
-        """Return one result a set; see the function `evaluate`."""
+        """Return one result per set, from responses that `engine` samples; see `evaluate`."""
         _require_samples(samples, k)
         prompts = [prompt for group in self.prompts for prompt in group]
         encoded = [ids for group in self.encoded for ids in group]
@@ -78,41 +93,54 @@ class EvaluationSets:
 
 
 def evaluate(
-    engine: RolloutEngine,
-    tokenizer: Any,
-    sets: Mapping[str, Sequence[Prompt]],
-    judge: Grader,
-    sampling: Sampling,
-    samples: int,
-    k: Sequence[int],
-    seed: int,
+    policy: Policy | str | Path,
+    sets: Mapping[str, Sequence[Prompt]] | EvaluationSets,
+    settings: EvaluationConfig | None = None,
+    *,
+    rollouts: RolloutsConfig | None = None,
+    verifier: str | VerifiersConfig | Judge | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
-    threshold: float | None = None,
+    seed: int = 0,
 ) -> list[EvaluationResult]:
-    """Evaluate a policy on every set.
+    """Accuracy of a policy on named sets of prompts.
 
-    `pass_at[k]` is the mean over prompts of the unbiased estimate from `samples` responses; with
-    graded rewards and no `threshold`, of the expected best of k. Timeouts and errors are counted
-    in `statuses` and leave the mean; a prompt with fewer than k judged responses leaves pass@k,
-    which is NaN if none is left. `tokens` counts sampled tokens.
+    `pass_at[k]` is the mean over prompts of the unbiased estimate from `settings.samples`
+    responses; with graded rewards and no threshold, of the expected best of k. Timeouts and errors
+    are counted in `statuses` and leave the mean; a prompt with fewer than k judged responses leaves
+    pass@k, which is NaN if none is left. `tokens` counts sampled tokens.
 
     Args:
-        engine: samples from the policy.
-        tokenizer: the policy's.
-        sets: prompts by the name of their set.
-        judge: rewards the responses' texts.
-        sampling: a temperature of 0 is greedy decoding, which is worth one sample.
-        samples: responses for each prompt.
-        k: the k of pass@k, each at most `samples`.
-        seed: of the sampling.
+        policy: a loaded policy, or a path, hub id or built-in name.
+        sets: prompts by the name of their set, or sets that are encoded already.
+        settings: samples, temperature and k; a temperature of 0 is greedy decoding.
+        rollouts: the engine that samples, and the length limit where `settings` has none.
+        verifier: a verifier's name, settings, or an open judge that has checked the prompts.
         template_kwargs: arguments of the chat template.
-        threshold: the reward at which a response passes; default: rewards are graded.
+        seed: of the sampling.
 
     Raises:
-        InputError: a set is empty, a k exceeds `samples`, or a prompt exceeds the context.
+        InputError: a set is empty, a k exceeds the samples, or a prompt exceeds the context.
     """
-    prepared = EvaluationSets.prepare(tokenizer, sets, template_kwargs)
-    return prepared.evaluate(engine, judge, sampling, samples, k, seed, threshold)
+    from cropi.policy.loading import as_policy
+    from cropi.verifiers import Judge, open_judge
+
+    settings, rollouts = settings or EvaluationConfig(), rollouts or RolloutsConfig()
+    loaded = as_policy(policy)
+    if not isinstance(sets, EvaluationSets):
+        sets = EvaluationSets.prepare(loaded.tokenizer, sets, template_kwargs)
+    new_tokens = settings.max_new_tokens or rollouts.max_new_tokens
+    with open_judge(verifier) as judge:
+        if not isinstance(verifier, Judge):
+            judge.check([prompt for prompts in sets.prompts for prompt in prompts])
+        return sets.evaluate(
+            load_engine(rollouts.engine, loaded, rollouts.batch_size),
+            judge,
+            Sampling(settings.temperature, settings.top_p, 0, new_tokens),
+            settings.samples,
+            settings.k,
+            seed,
+            judge.settings.threshold,
+        )
 
 
 def best_of(rewards: NDArray[np.float64], k: int) -> float:
@@ -160,6 +188,6 @@ def _result(
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Return the mean of the values that are there, NaN if none is."""
-    known = [value for value in values if value == value]
-    return float(np.mean(known)) if known else float("nan")
+    """Return the mean of the values that are not NaN; NaN if there are none."""
+    numbers = [value for value in values if value == value]
+    return float(np.mean(numbers)) if numbers else float("nan")

@@ -277,7 +277,10 @@ def test_a_study_run_with_other_settings_is_told(tmp_path: Path) -> None:
     ("page", "said"),
     [
         ("", "0 blocks"),
-        ("<!-- table: other -->\n<!-- end -->", "nobody fills `<!-- table: other -->`"),
+        (
+            "<!-- table: other -->\n<!-- end -->",
+            "no table or figure is called `<!-- table: other -->`",
+        ),
         ("<!-- table: clean -->\n<!-- end -->", "2 blocks"),
     ],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cropi.config import load_config, presets
-from cropi.curriculum.start_policy import warmup_prompts
+from cropi.curriculum.starting_point import warmup_prompts
 from cropi.errors import InputError
 from cropi.prompts import load_prompt_sets, load_source
 from cropi.verifiers import Judge

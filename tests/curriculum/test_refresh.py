@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cropi.curriculum.loop import run
-from cropi.curriculum.refresh_rollouts import replace_groups
+from cropi.curriculum.stage_rollouts import replace_groups
 from cropi.errors import InputError
 from cropi.rollouts import read_rollouts
 from cropi.schema import Response, RolloutGroup
@@ -163,7 +163,7 @@ def test_removed_weights_that_are_needed_again_are_named(tmp_path: Path) -> None
     config = fake_config(tmp_path, *SHORT, "training.keep=last")
     scores = stage(run(config), 1) / "scores.parquet"
     scores.write_bytes(b"PAR1 torn")
-    with pytest.raises(InputError, match=r"training\.keep is last.*remove .*0/policy/cropi_stage"):
+    with pytest.raises(InputError, match=r"training\.keep=last.*remove .*0/policy/cropi_stage"):
         run(config)
     (stage(config.directory, 0) / "policy" / "cropi_stage.json").unlink()
     run(config)

@@ -45,11 +45,11 @@ def made(
 def test_a_sketch_that_changes_nothing_agrees_wholly() -> None:
     rng = np.random.default_rng(0)
     cosines = {n: rng.normal(size=20).astype(np.float32) for n in ("v", "w")}
-    found = agreement(cosines, cosines, IDS, 0.1)
-    assert found.precision == {"v": 1.0, "w": 1.0}
-    assert found.spearman == pytest.approx({"v": 1.0, "w": 1.0})
-    assert found.error == {"v": 0.0, "w": 0.0}
-    assert found.fused == 1.0
+    result = agreement(cosines, cosines, IDS, 0.1)
+    assert result.precision == {"v": 1.0, "w": 1.0}
+    assert result.spearman == pytest.approx({"v": 1.0, "w": 1.0})
+    assert result.error == {"v": 0.0, "w": 0.0}
+    assert result.fused == 1.0
 
 
 def test_precision_counts_the_shared_top() -> None:
@@ -92,8 +92,8 @@ def test_the_most_precise_sketch_in_the_budget_is_recommended() -> None:
     sketches = [made("a", 100, 0.8, 1), made("b", 400, 0.9, 2), made("c", 800, 0.99, 9)]
 
     def chosen(**budget: float) -> str | None:
-        found = recommend(sketches, Budget(**budget))
-        return found and found.spec.name
+        best = recommend(sketches, Budget(**budget))
+        return best and best.spec.name
 
     assert chosen() == "c"
     assert chosen(seconds=5) == "b"

@@ -58,8 +58,8 @@ def test_a_bands_gradient_is_the_mean_of_its_prompts() -> None:
     model, groups = tiny_model("qwen2-tied"), mixed_groups(6)
     each = gradients(model, groups)
     bands = [np.array([0, 2, 5]), np.array([2]), np.arange(6)]
-    found = mean_gradients(GradientExtractor(model), groups, bands)
-    for band, vector in zip(bands, found, strict=True):
+    means = mean_gradients(GradientExtractor(model), groups, bands)
+    for band, vector in zip(bands, means, strict=True):
         for name, values in vector.items():
             expected = torch.stack([each[b][name] for b in band]).mean(0).flatten()
             torch.testing.assert_close(values, expected, atol=1e-6, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Second moments go to the parameters they belong to, and say what an Adam step will do."""
+"""Second moments are assigned to their parameters, and predict what an Adam step does."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def train(model: nn.Module, out: Path, **settings: Any) -> Trainer:
 
 
 def live_moments(trainer: Trainer, model: nn.Module) -> dict[str, Tensor]:
-    """The running optimizer's own moments, found by the identity of the parameters."""
+    """The running optimizer's moments, looked up by the parameters themselves."""
     state = getattr(trainer.optimizer, "optimizer", trainer.optimizer).state
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     return {n: state[p]["exp_avg_sq"] for n, p in trained.items()}
@@ -84,12 +84,12 @@ def rewritten(
     return rewrite
 
 
-def assert_same_moments(found: SecondMoments, expected: dict[str, Tensor]) -> None:
-    assert set(found) == set(expected)
+def assert_same_moments(moments: SecondMoments, expected: dict[str, Tensor]) -> None:
+    assert set(moments) == set(expected)
     for name, moment in expected.items():
-        assert found[name].dtype == torch.float32
-        assert torch.equal(found[name], moment.float()), name
-        assert torch.allclose(found.corrected(name), moment.float() / (1 - 0.999**3), rtol=1e-5)
+        assert moments[name].dtype == torch.float32
+        assert torch.equal(moments[name], moment.float()), name
+        assert torch.allclose(moments.corrected(name), moment.float() / (1 - 0.999**3), rtol=1e-5)
     assert any(moment.any() for moment in expected.values())
 
 
@@ -104,10 +104,10 @@ def test_every_moment_is_that_of_the_live_optimizer(kind: str, tmp_path: Path) -
     trainer = train(model, tmp_path)
     groups = [len(g["params"]) for g in trainer.optimizer.param_groups]
     assert len(groups) == 2
-    assert all(groups), "both groups, with and without decay, are to be told apart"
-    found = second_moments(tmp_path / "checkpoint-3", tiny_model(kind, seed=1))
-    assert_same_moments(found, live_moments(trainer, model))
-    assert (found.step, found.beta2, found.eps) == (3, 0.999, 1e-8)
+    assert all(groups), "both groups, with and without decay, are distinguished"
+    moments = second_moments(tmp_path / "checkpoint-3", tiny_model(kind, seed=1))
+    assert_same_moments(moments, live_moments(trainer, model))
+    assert (moments.step, moments.beta2, moments.eps) == (3, 0.999, 1e-8)
 
 
 def test_adapters_find_their_moments_under_the_names_of_the_peft_model(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_single_group_of_a_plain_optimizer_is_read(foreach: bool, tmp_path: Pa
     assert_same_moments(second_moments(tmp_path, model), expected)
 
 
-def test_names_that_an_optimizer_saved_itself_are_believed(tmp_path: Path) -> None:
+def test_names_that_the_optimizer_saved_are_used(tmp_path: Path) -> None:
     model = tiny_model("qwen2-tied")
     shuffled = sorted(model.named_parameters(), key=lambda item: item[0][::-1])
     expected = plain_adam(model, shuffled, tmp_path)
@@ -139,7 +139,7 @@ def test_names_that_an_optimizer_saved_itself_are_believed(tmp_path: Path) -> No
 
 
 def plain_adam(model: nn.Module, given: Any, out: Path, **settings: Any) -> dict[str, Tensor]:
-    """Three steps of torch's own AdamW, saved in `out`; returns its moments by name."""
+    """Three steps of torch's AdamW, saved in `out`; returns its moments by name."""
     optimizer = torch.optim.AdamW(given, **settings)
     for seed in range(3):
         torch.manual_seed(seed)
@@ -174,12 +174,12 @@ def test_a_parameter_that_never_had_a_gradient_is_zero(
 ) -> None:
     model, _, expected = trained
     folder = rewritten(lambda saved: saved["state"].pop(2))
-    found = second_moments(folder, model)
-    lost = [name for name in found if found.steps[name] == 0]
+    moments = second_moments(folder, model)
+    lost = [name for name in moments if moments.steps[name] == 0]
     assert len(lost) == 1
-    assert found[lost[0]].shape == expected[lost[0]].shape
-    assert not found[lost[0]].any()
-    scale = Preconditioner(found).scale(lost[0])
+    assert moments[lost[0]].shape == expected[lost[0]].shape
+    assert not moments[lost[0]].any()
+    scale = Preconditioner(moments).scale(lost[0])
     assert scale.shape == expected[lost[0]].shape
     assert 1 < float(scale.max()) < 1 / EPS / 10
 
@@ -214,15 +214,17 @@ def test_an_adapter_is_refused_the_moments_of_the_whole_model(
         second_moments(trained[1], adapted(tiny_model("qwen2-tied")))
 
 
-def test_two_assignments_that_fit_are_refused_as_undecided(
+def test_two_assignments_that_fit_are_refused_as_ambiguous(
     trained: tuple[nn.Module, Path, dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = list(optimizer_state.parameter_groupings(trained[0]))
-    exchanged = [list(group) for group in known[0]]
+    groupings = list(optimizer_state.parameter_groupings(trained[0]))
+    exchanged = [list(group) for group in groupings[0]]
     one, other = (f"model.layers.{n}.mlp.up_proj.weight" for n in (0, 1))
     first, second = exchanged[0].index(one), exchanged[0].index(other)
     exchanged[0][first], exchanged[0][second] = other, one
-    monkeypatch.setattr(optimizer_state, "parameter_groupings", lambda model: [*known, exchanged])
+    monkeypatch.setattr(
+        optimizer_state, "parameter_groupings", lambda model: [*groupings, exchanged]
+    )
     with pytest.raises(InputError, match=rf"2 ways.*{one} \(48, 32\)"):
         second_moments(trained[1], trained[0])
 
@@ -282,13 +284,13 @@ def test_other_formats_are_named(tmp_path: Path, file: str, message: str) -> Non
         second_moments(tmp_path, nn.Linear(2, 2))
 
 
-def test_a_damaged_file_is_a_sentence(tmp_path: Path) -> None:
+def test_a_damaged_file_is_an_error_of_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "optimizer.pt").write_bytes(b"no archive")
     with pytest.raises(InputError, match="cannot be read"):
         second_moments(tmp_path, nn.Linear(2, 2))
 
 
-def test_without_a_floor_the_scale_is_adams_own() -> None:
+def test_without_a_floor_the_scale_is_that_of_adam() -> None:
     moments = SecondMoments({"w": torch.tensor([[4.0, 0.0, 1e-6]])}, {"w": 2}, 0.9, EPS)
     roots = torch.tensor([[4.0, 0.0, 1e-6]]).div(1 - 0.9**2).sqrt()
     assert torch.allclose(Preconditioner(moments, floor=0.0).scale("w"), 1 / (roots + EPS))
@@ -307,7 +309,7 @@ def test_the_floor_is_what_the_next_gradient_of_usual_size_would_leave(
     assert torch.allclose(Preconditioner(moments).scale("w"), expected, rtol=1e-5)
 
 
-def test_a_floor_is_a_share_of_the_tensors_own_usual_size_or_of_alls() -> None:
+def test_a_floor_is_a_share_of_the_usual_size_of_the_tensor_or_of_all() -> None:
     moments = made_of(w=torch.tensor([4.0, 0.0]), dead=torch.zeros(3))
     preconditioner = Preconditioner(moments, floor=0.5)
     smallest = 0.5 * math.sqrt(2.0)
@@ -332,15 +334,15 @@ def test_directions_are_scaled_in_place(dtype: torch.dtype, shape: tuple[int, ..
     moments = made_of(w=torch.rand(2, 3) + 1, s=torch.tensor(4.0))
     given = torch.randn(3, *shape).to(dtype)
     directions = {"w": given.clone(), "s": torch.ones(3, 1, 1, dtype=dtype)}
-    kept = directions["w"]
+    scaled_direction = directions["w"]
     Preconditioner(moments).apply(directions)
     expected = given.float() / moments["w"].sqrt().view(shape)
-    assert torch.allclose(kept, expected.to(dtype), rtol=1e-2)
+    assert torch.allclose(scaled_direction, expected.to(dtype), rtol=1e-2)
     assert torch.allclose(directions["s"].float(), torch.full((3, 1, 1), 0.5))
 
 
 class Recorder:
-    """A consumer that puts tiles back together, and keeps what it was handed."""
+    """A consumer that puts tiles back together, and records what it was given."""
 
     def __init__(self, shapes: dict[str, tuple[int, int]], prompts: int) -> None:
         self.whole = {name: torch.zeros(prompts, *shape) for name, shape in shapes.items()}
@@ -381,20 +383,20 @@ def test_a_wrapped_consumer_sees_scaled_tiles_and_the_others_the_plain_ones() ->
         assert torch.allclose(recorder.whole[name], gradient * scale)
 
 
-def test_the_identity_tells_moments_and_floors_apart(
+def test_the_identity_distinguishes_moments_and_floors(
     trained: tuple[nn.Module, Path, dict[str, Tensor]],
     rewritten: Callable[[Callable[[Saved], object]], Path],
 ) -> None:
     model, folder, _ = trained
     other = rewritten(lambda saved: saved["state"][0]["exp_avg_sq"].mul_(2))
-    found = [
+    preconditioners = [
         Preconditioner(second_moments(folder, model)),
         Preconditioner(second_moments(folder, model), floor=0.1),
         Preconditioner(second_moments(other, model)),
     ]
-    identities = [tuple(sorted(p.identity.items())) for p in found]
+    identities = [tuple(sorted(p.identity.items())) for p in preconditioners]
     assert len(set(identities)) == 3
-    assert Preconditioner(second_moments(folder, model)).identity == found[0].identity
+    assert Preconditioner(second_moments(folder, model)).identity == preconditioners[0].identity
 
 
 def test_an_adam_step_on_a_prompt_gains_what_its_influence_predicts(
@@ -425,8 +427,8 @@ def moved(model: nn.Module, step: dict[str, Tensor], rate: float) -> nn.Module:
 
 
 def mean_gradient(model: nn.Module, groups: Any) -> dict[str, Tensor]:
-    found = [oracle_gradient(model, group) for group in groups]
-    return {name: torch.stack([g[name] for g in found]).mean(0) for name in found[0]}
+    per_prompt = [oracle_gradient(model, group) for group in groups]
+    return {name: torch.stack([g[name] for g in per_prompt]).mean(0) for name in per_prompt[0]}
 
 
 def objective_of(model: nn.Module, groups: Any) -> float:
@@ -453,7 +455,7 @@ def test_without_a_floor_gamma_is_what_a_vanishing_adam_step_adds(
 def test_with_its_floor_gamma_is_closer_to_a_real_step_than_without_or_than_the_gradient(
     trained: tuple[nn.Module, Path, dict[str, Tensor]],
 ) -> None:
-    """Of a gradient as large as those of training, which v feels."""
+    """Of a gradient as large as those of training, which changes v."""
     model, folder, _ = trained
     moments = second_moments(folder, model)
     usual = math.sqrt(sum(float(moments.corrected(name).sum()) for name in moments))
@@ -461,9 +463,9 @@ def test_with_its_floor_gamma_is_closer_to_a_real_step_than_without_or_than_the_
         gradient = oracle_gradient(model, group)
         plain = torch.cat([g.flatten() for g in gradient.values()])
         real = real_step(model, folder, gradient, usual / float(plain.norm()))
-        found = [scaled(gradient, Preconditioner(moments, floor)) for floor in (None, 0.0)]
+        directions = [scaled(gradient, Preconditioner(moments, floor)) for floor in (None, 0.0)]
         floored, bare, without = (
-            float(torch.cosine_similarity(real, guess, dim=0)) for guess in (*found, plain)
+            float(torch.cosine_similarity(real, guess, dim=0)) for guess in (*directions, plain)
         )
         assert floored > bare + 0.02
         assert floored > without + 0.02

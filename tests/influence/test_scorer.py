@@ -1,4 +1,4 @@
-"""Influence: exact scores are cosines of materialised gradients, and nobody is lost on the way."""
+"""Influence: exact scores are cosines of materialised gradients, and no prompt is lost."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def oracle_cosines(
     gradients = oracle_matrix(model, target)
     if unit:
         gradients = gradients / gradients.norm(dim=1, keepdim=True)
-    found = oracle_matrix(model, pool)
-    return torch.cosine_similarity(found, gradients.mean(0)[None], dim=1).numpy()
+    pool_gradients = oracle_matrix(model, pool)
+    return torch.cosine_similarity(pool_gradients, gradients.mean(0)[None], dim=1).numpy()
 
 
 def scorer(model: nn.Module, **settings: object) -> Scorer:
@@ -72,14 +72,14 @@ def test_exact_influence_is_the_cosine_of_materialised_gradients(
     targets: dict[str, list[RolloutGroup]],
     target: str,
 ) -> None:
-    table = scorer(model, target=target).score(pool, targets).estimate
-    assert table.prompt_ids == [group.prompt_id for group in pool]
+    estimate = scorer(model, target=target).score(pool, targets).estimate
+    assert estimate.prompt_ids == [group.prompt_id for group in pool]
     for name, groups in targets.items():
         expected = oracle_cosines(model, pool, groups, unit=target == "unit_mean")
-        assert table.mean[name].dtype == np.float32
-        assert np.abs(table.mean[name] - expected).max() < 1e-5
+        assert estimate.mean[name].dtype == np.float32
+        assert np.abs(estimate.mean[name] - expected).max() < 1e-5
     norms = oracle_matrix(model, pool).norm(dim=1).numpy()
-    assert table.norms == pytest.approx(norms, rel=1e-5)
+    assert estimate.norms == pytest.approx(norms, rel=1e-5)
 
 
 def test_a_sketch_of_many_dimensions_comes_close_to_exact(
@@ -90,9 +90,9 @@ def test_a_sketch_of_many_dimensions_comes_close_to_exact(
     for seed in range(3):
         sketched = scorer(model)
         sketched.sketch = SparseSketch(sketched.extractor.shapes, seed, 1.0, 8192)
-        table = sketched.score(pool, targets).estimate
-        errors += [table.mean[name] - exact.mean[name] for name in targets]
-        assert table.norms == pytest.approx(exact.norms, rel=1e-6)
+        estimate = sketched.score(pool, targets).estimate
+        errors += [estimate.mean[name] - exact.mean[name] for name in targets]
+        assert estimate.norms == pytest.approx(exact.norms, rel=1e-6)
     assert np.sqrt(np.mean(np.square(errors))) < 2 / math.sqrt(8192)
 
 
@@ -102,9 +102,9 @@ def test_sketched_and_exact_targets_agree_on_unit_means(
     exact = scorer(model, target="unit_mean").score(pool, targets).estimate
     sketched = scorer(model, target="unit_mean")
     sketched.sketch = SparseSketch(sketched.extractor.shapes, 0, 1.0, 1 << 15)
-    table = sketched.score(pool, targets).estimate
+    estimate = sketched.score(pool, targets).estimate
     for name in targets:
-        assert np.abs(table.mean[name] - exact.mean[name]).max() < 0.03
+        assert np.abs(estimate.mean[name] - exact.mean[name]).max() < 0.03
 
 
 def test_the_order_of_prompts_changes_no_cosine(
@@ -127,7 +127,7 @@ def uninformative(kind: str, name: str) -> RolloutGroup:
     return group
 
 
-def test_skipped_prompts_shift_nobody_onto_the_wrong_prompt(
+def test_skipped_prompts_do_not_shift_scores_onto_other_prompts(
     model: nn.Module, pool: list[RolloutGroup], targets: dict[str, list[RolloutGroup]]
 ) -> None:
     plain = scorer(model).score(pool, targets).estimate
@@ -135,17 +135,17 @@ def test_skipped_prompts_shift_nobody_onto_the_wrong_prompt(
     for place, kind in ((0, "equal"), (3, "errors"), (7, "single"), (11, "equal")):
         mixed.insert(place, uninformative(kind, f"dull-{place}"))
     dull_target = [uninformative("equal", "v"), *targets["algebra"]]
-    table = scorer(model).score(mixed, {**targets, "algebra": dull_target}).estimate
-    assert table.prompt_ids == [group.prompt_id for group in mixed]
-    assert table.status.count(SCORED) == len(pool) == len(mixed) - 4
-    assert table.scored().prompt_ids == plain.prompt_ids
-    assert table.pool_size == table.scored().pool_size == len(mixed) == len(pool) + 4
-    assert table.skipped == {"rewards all equal": 2, "fewer than two usable responses": 2}
+    estimate = scorer(model).score(mixed, {**targets, "algebra": dull_target}).estimate
+    assert estimate.prompt_ids == [group.prompt_id for group in mixed]
+    assert estimate.status.count(SCORED) == len(pool) == len(mixed) - 4
+    assert estimate.scored().prompt_ids == plain.prompt_ids
+    assert estimate.pool_size == estimate.scored().pool_size == len(mixed) == len(pool) + 4
+    assert estimate.skipped == {"rewards all equal": 2, "fewer than two usable responses": 2}
     for name in targets:
-        assert table.scored().mean[name] == pytest.approx(plain.mean[name], abs=1e-6)
-        assert np.isnan(table.mean[name]).tolist() == [s != SCORED for s in table.status]
-    assert table.tokens.tolist() == [group.tokens for group in mixed]
-    assert table.group_size.tolist() == [len(group.usable) for group in mixed]
+        assert estimate.scored().mean[name] == pytest.approx(plain.mean[name], abs=1e-6)
+        assert np.isnan(estimate.mean[name]).tolist() == [s != SCORED for s in estimate.status]
+    assert estimate.tokens.tolist() == [group.tokens for group in mixed]
+    assert estimate.group_size.tolist() == [len(group.usable) for group in mixed]
 
 
 def test_uninformative_prompts_cost_no_forward_pass(
@@ -158,12 +158,12 @@ def test_uninformative_prompts_cost_no_forward_pass(
 
 def test_every_informative_prompt_is_kept_and_every_other_counted() -> None:
     groups = [*mixed_groups(3), uninformative("equal", "a"), uninformative("single", "b")]
-    kept = keep_informative(groups)
-    assert len(kept.groups) + sum(kept.skipped.values()) == len(groups)
+    informative = keep_informative(groups)
+    assert len(informative.groups) + sum(informative.skipped.values()) == len(groups)
 
 
 @pytest.mark.parametrize("kind", ["equal", "errors", "none"])
-def test_a_target_without_informative_prompts_names_the_set_and_the_mend(
+def test_a_target_without_informative_prompts_is_an_error_with_the_set_and_a_fix(
     model: nn.Module, pool: list[RolloutGroup], kind: str
 ) -> None:
     groups = [] if kind == "none" else [uninformative(kind, "v1"), uninformative(kind, "v2")]
@@ -173,14 +173,14 @@ def test_a_target_without_informative_prompts_names_the_set_and_the_mend(
     assert "\n" not in str(caught.value)
 
 
-def test_a_pool_without_informative_prompts_says_so(
+def test_a_pool_without_informative_prompts_is_an_error(
     model: nn.Module, targets: dict[str, list[RolloutGroup]]
 ) -> None:
     with pytest.raises(InputError, match="the pool has no informative prompt among 1"):
         scorer(model).score([uninformative("equal", "a")], targets)
 
 
-def test_targets_whose_gradients_cancel_point_nowhere(
+def test_targets_whose_gradients_cancel_are_refused(
     model: nn.Module, pool: list[RolloutGroup]
 ) -> None:
     (group,) = mixed_groups(1, seed=4)
@@ -191,18 +191,18 @@ def test_targets_whose_gradients_cancel_point_nowhere(
 
 
 @pytest.mark.parametrize("sketched", [False, True])
-def test_a_cancelled_gradient_does_not_spoil_a_unit_mean(
+def test_a_cancelled_gradient_does_not_change_a_unit_mean(
     model: nn.Module, pool: list[RolloutGroup], sketched: bool
 ) -> None:
     still, *others = mixed_groups(4, seed=5)
     equal = still.responses[0]
     still.responses = [Response(equal.ids, equal.logprobs, reward=r) for r in (0.0, 1.0)]
-    found = []
+    cosines = []
     for groups in ([*others, still], others):
         one = scorer(model, target="unit_mean")
         one.sketch = SparseSketch(one.extractor.shapes, 0, 1.0, 512) if sketched else None
-        found.append(one.score(pool, {"v": groups}).estimate.scored().mean["v"])
-    assert found[0] == pytest.approx(found[1], abs=1e-6)
+        cosines.append(one.score(pool, {"v": groups}).estimate.scored().mean["v"])
+    assert cosines[0] == pytest.approx(cosines[1], abs=1e-6)
 
 
 def test_nan_log_probs_are_the_users_error(
@@ -218,30 +218,32 @@ def test_split_half_and_effective_number_describe_the_target(
     model: nn.Module, pool: list[RolloutGroup]
 ) -> None:
     groups = mixed_groups(6, seed=6)
-    trust = scorer(model).score(pool, {"v": groups}).reliability["v"]
+    reliability = scorer(model).score(pool, {"v": groups}).reliability["v"]
     gradients = oracle_matrix(model, groups)
     norms = gradients.norm(dim=1)
     halves = [gradients[h::2].sum(0) for h in (0, 1)]
-    assert trust.informative == 6
+    assert reliability.informative == 6
     expected = torch.cosine_similarity(*halves, dim=0)
-    assert trust.split_half == pytest.approx(float(expected), abs=1e-5)
-    assert trust.effective == pytest.approx(float(norms.sum() ** 2 / (norms**2).sum()), rel=1e-5)
-    assert trust.largest_share == pytest.approx(float(norms.max() / norms.sum()), rel=1e-5)
+    assert reliability.split_half == pytest.approx(float(expected), abs=1e-5)
+    assert reliability.effective == pytest.approx(
+        float(norms.sum() ** 2 / (norms**2).sum()), rel=1e-5
+    )
+    assert reliability.largest_share == pytest.approx(float(norms.max() / norms.sum()), rel=1e-5)
     sketched = scorer(model)
     sketched.sketch = SparseSketch(sketched.extractor.shapes, 0, 1.0, 1 << 15)
     other = sketched.score(pool, {"v": groups}).reliability["v"]
-    assert other.split_half == pytest.approx(trust.split_half, abs=0.05)
-    assert other.effective == pytest.approx(trust.effective, rel=1e-5)
+    assert other.split_half == pytest.approx(reliability.split_half, abs=0.05)
+    assert other.effective == pytest.approx(reliability.effective, rel=1e-5)
 
 
-def test_unit_means_weigh_every_prompt_alike(model: nn.Module, pool: list[RolloutGroup]) -> None:
+def test_unit_means_weight_every_prompt_equally(model: nn.Module, pool: list[RolloutGroup]) -> None:
     groups = mixed_groups(5, seed=7)
-    trust = scorer(model, target="unit_mean").score(pool, {"v": groups}).reliability["v"]
-    assert trust.effective == pytest.approx(5, rel=1e-6)
-    assert trust.largest_share == pytest.approx(0.2, rel=1e-6)
+    reliability = scorer(model, target="unit_mean").score(pool, {"v": groups}).reliability["v"]
+    assert reliability.effective == pytest.approx(5, rel=1e-6)
+    assert reliability.largest_share == pytest.approx(0.2, rel=1e-6)
 
 
-def test_one_loud_prompt_and_disagreeing_halves_are_warned_of() -> None:
+def test_a_dominant_prompt_and_disagreeing_halves_give_warnings() -> None:
     assert TargetReliability(8, 0.9, 7.0, 0.2).warnings("v") == []
     (loud,) = TargetReliability(8, 0.9, 1.5, 0.8).warnings("v")
     assert "80%" in loud
@@ -253,8 +255,8 @@ def test_one_loud_prompt_and_disagreeing_halves_are_warned_of() -> None:
 def test_a_target_of_one_prompt_has_no_second_half(
     model: nn.Module, pool: list[RolloutGroup]
 ) -> None:
-    trust = scorer(model).score(pool, {"v": mixed_groups(1)}).reliability["v"]
-    assert math.isnan(trust.split_half)
+    reliability = scorer(model).score(pool, {"v": mixed_groups(1)}).reliability["v"]
+    assert math.isnan(reliability.split_half)
 
 
 def test_long_sums_are_exact_to_rounding() -> None:
@@ -288,9 +290,9 @@ def test_bf16_cosines_are_close_to_fp32_ones(
 ) -> None:
     coarse = copy.deepcopy(model).bfloat16()
     fine = scorer(copy.deepcopy(coarse).float()).score(pool, targets).estimate
-    table = scorer(coarse).score(pool, targets).estimate
+    estimate = scorer(coarse).score(pool, targets).estimate
     for name in targets:
-        assert np.abs(table.mean[name] - fine.mean[name]).max() < 0.02
+        assert np.abs(estimate.mean[name] - fine.mean[name]).max() < 0.02
 
 
 def mixed_pool(count: int) -> list[RolloutGroup]:
@@ -314,18 +316,18 @@ def test_scoring_mixed_groups_in_memory_matches_the_oracle_and_its_top_tenth(
     model: nn.Module, targets: dict[str, list[RolloutGroup]]
 ) -> None:
     groups = mixed_pool(40)
-    table = scorer(model).score(groups, targets).estimate.scored()
+    estimate = scorer(model).score(groups, targets).estimate.scored()
     scored = [group for group in groups if group.informative]
-    assert table.prompt_ids == [group.prompt_id for group in scored]
-    assert len(scored) < len(groups) == table.pool_size
+    assert estimate.prompt_ids == [group.prompt_id for group in scored]
+    assert len(scored) < len(groups) == estimate.pool_size
     for name, target in targets.items():
         expected = oracle_cosines(model, scored, target)
-        assert np.abs(table.mean[name] - expected).max() < 1e-4
+        assert np.abs(estimate.mean[name] - expected).max() < 1e-4
         count = max(1, len(scored) // 10)
-        top = [set(np.argsort(-c)[:count].tolist()) for c in (table.mean[name], expected)]
+        top = [set(np.argsort(-c)[:count].tolist()) for c in (estimate.mean[name], expected)]
         assert top[0] == top[1]
-    chosen = fuse(table, 4)
-    assert set(chosen.prompt_ids) <= set(table.prompt_ids)
+    chosen = fuse(estimate, 4)
+    assert set(chosen.prompt_ids) <= set(estimate.prompt_ids)
 
 
 def test_the_identity_names_what_defines_the_scores(model: nn.Module) -> None:
@@ -352,7 +354,7 @@ def test_progress_reaches_every_phases_total(
 
 @pytest.mark.parametrize("coordinates", [5, BLOCK, 2 * BLOCK + 7])
 @pytest.mark.parametrize(("prompts", "targets"), [(1, 1), (1, 2), (3, 2), (6, 3)])
-def test_sums_in_blocks_are_the_plain_ones(coordinates: int, prompts: int, targets: int) -> None:
+def test_sums_in_blocks_equal_plain_sums(coordinates: int, prompts: int, targets: int) -> None:
     torch.manual_seed(0)
     gradient, directions = torch.randn(prompts, coordinates), torch.randn(targets, coordinates)
     expected = gradient.double() @ directions.double().T
@@ -361,7 +363,7 @@ def test_sums_in_blocks_are_the_plain_ones(coordinates: int, prompts: int, targe
 
 
 @pytest.mark.parametrize(("memory", "tolerance"), [("fp32", 0), ("offload", 0), ("bf16", 1e-3)])
-def test_directions_held_elsewhere_give_the_same_cosines(
+def test_cosines_do_not_depend_on_where_directions_are_held(
     model: nn.Module,
     pool: list[RolloutGroup],
     targets: dict[str, list[RolloutGroup]],
@@ -369,9 +371,9 @@ def test_directions_held_elsewhere_give_the_same_cosines(
     tolerance: float,
 ) -> None:
     expected = scorer(model).score(pool, targets).estimate
-    found = scorer(model, target_memory=memory).score(pool, targets).estimate
+    elsewhere = scorer(model, target_memory=memory).score(pool, targets).estimate
     for name in targets:
-        assert np.abs(found.mean[name] - expected.mean[name]).max() <= tolerance
+        assert np.abs(elsewhere.mean[name] - expected.mean[name]).max() <= tolerance
 
 
 def test_an_offloaded_direction_leaves_no_file_behind(tmp_path: Path) -> None:
@@ -382,7 +384,7 @@ def test_an_offloaded_direction_leaves_no_file_behind(tmp_path: Path) -> None:
     assert set(Path(tempfile.gettempdir()).glob("cropi-directions-*")) == before
 
 
-def test_a_sketch_that_learns_sees_the_pool_in_any_order_and_no_target(
+def test_a_fitted_sketch_depends_neither_on_the_pools_order_nor_on_targets(
     model: nn.Module, pool: list[RolloutGroup], targets: dict[str, list[RolloutGroup]]
 ) -> None:
     def scores(
@@ -390,9 +392,9 @@ def test_a_sketch_that_learns_sees_the_pool_in_any_order_and_no_target(
     ) -> tuple[dict[str, float], str]:
         shapes = GradientExtractor(model).shapes
         sketched = scorer(model, sketch=make_sketch("adaptive", shapes, seed=0, dim=512))
-        table = sketched.score(groups, sets).estimate
-        return dict(zip(table.prompt_ids, table.mean["algebra"], strict=True)), str(
-            sorted(table.identity.items())
+        estimate = sketched.score(groups, sets).estimate
+        return dict(zip(estimate.prompt_ids, estimate.mean["algebra"], strict=True)), str(
+            sorted(estimate.identity.items())
         )
 
     ahead, identity = scores(pool, targets)

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from cropi.report.kit.number_format import DASH, amount, duration, percent, ratio
+from cropi.report.kit.number_format import (
+    DASH,
+    amount,
+    duration,
+    number,
+    percent,
+    ratio,
+)
 
 
 @pytest.mark.parametrize(
@@ -38,3 +45,21 @@ def test_ratios_have_the_digits_they_need(value: float | None, words: str) -> No
 )
 def test_small_shares_are_not_shown_as_zero(value: float | None, words: str) -> None:
     assert percent(value) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "words"),
+    [
+        (None, 3, DASH),
+        (0.0, 3, "0.00"),
+        (0.48213, 3, "0.482"),
+        (110.4, 2, "110"),
+        (12_345.0, 3, "12,345"),
+        (0.0000123, 3, "1.23e-5"),
+        (2_500_000.0, 2, "2.5e6"),
+    ],
+)
+def test_numbers_have_significant_digits_and_no_needless_exponent(
+    value: float | None, digits: int, words: str
+) -> None:
+    assert number(value, digits) == words

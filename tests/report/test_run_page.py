@@ -152,10 +152,10 @@ def test_report_survives_the_absence_of(part: str, run: Path) -> None:
     assert charts_of(write_run_report(run).read_text(encoding="utf-8")) is not None
 
 
-@pytest.mark.parametrize("kept", ["config.yaml", "manifest.json", "metrics.jsonl"])
-def test_report_of_almost_nothing_says_what_is_missing(kept: str, run: Path) -> None:
+@pytest.mark.parametrize("only", ["config.yaml", "manifest.json", "metrics.jsonl"])
+def test_report_of_almost_nothing_says_what_is_missing(only: str, run: Path) -> None:
     for path in list(run.iterdir()):
-        if path.name != kept:
+        if path.name != only:
             remove(path)
     written = write_run_report(run).read_text(encoding="utf-8")
     assert "unfinished or partial run" in written

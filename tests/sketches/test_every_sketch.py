@@ -128,7 +128,7 @@ class OwnSketch(PlainSketch):
 
 
 def test_a_sketch_of_ones_own_is_found_by_its_path() -> None:
-    sketch: Sketch = make_sketch("test_every_sketch:OwnSketch", SHAPES, 0)
+    sketch: Sketch = make_sketch(f"{__name__}:OwnSketch", SHAPES, 0)
     gradients = vectors(2)
     assert_close(project(sketch, gradients)[:, 0], flat(gradients).sum(1))
 

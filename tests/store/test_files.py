@@ -13,13 +13,12 @@ import pytest
 
 from cropi.errors import InputError
 from cropi.schema import fingerprint
+from cropi.store.cached import is_current, stamp
 from cropi.store.files import (
-    INPUTS_FINGERPRINT,
     atomic_folder,
     atomic_write,
     file_hash,
     folder_hash,
-    is_current,
     read_jsonl,
     read_table,
     require_writable,
@@ -187,7 +186,7 @@ def test_a_folders_hash_sees_contents_names_and_places(tmp_path: Path) -> None:
 def test_a_table_is_current_only_if_made_from_the_same(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     assert not is_current(path, "abc")
-    write_table(path, pa.table({"a": [1]}), {INPUTS_FINGERPRINT.decode(): "abc", "cropi.note": "ü"})
+    write_table(path, pa.table({"a": [1]}), {**stamp("abc"), "cropi.note": "ü"})
     assert is_current(path, "abc")
     assert not is_current(path, "abd")
     assert table_metadata(read_table(path)) == {

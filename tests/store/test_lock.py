@@ -53,7 +53,7 @@ def test_a_folder_is_made_held_and_given_back(tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "PATIENCE", 0.1)
+    monkeypatch.setattr(lock, "LOCK_TIMEOUT_S", 0.1)
 
 
 def test_a_process_may_enter_again_and_holds_until_it_leaves_last(tmp_path: Path) -> None:
@@ -62,14 +62,14 @@ def test_a_process_may_enter_again_and_holds_until_it_leaves_last(tmp_path: Path
             pass
         command = [sys.executable, "-c", HOLDER, str(tmp_path)]
         refused = subprocess.run(command, input="", capture_output=True, text=True, check=False)
-        assert "another process is at work" in refused.stderr
+        assert "another process is working" in refused.stderr
         assert refused.stdout == ""
 
 
 def test_a_folder_that_is_given_back_in_time_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock, "PATIENCE", 60.0)
+    monkeypatch.setattr(lock, "LOCK_TIMEOUT_S", 60.0)
     with held_by_another(tmp_path) as process:
         monkeypatch.setattr(lock.time, "sleep", lambda _: (process.kill(), process.wait()))
         with exclusive_lock(tmp_path):
@@ -84,7 +84,7 @@ def test_a_file_system_without_locks_is_warned_of(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(lock.fcntl, "flock", unable)
-    with pytest.warns(UserWarning, match="knows no locks"), exclusive_lock(tmp_path / "a"):
+    with pytest.warns(UserWarning, match="does not support locks"), exclusive_lock(tmp_path / "a"):
         assert (tmp_path / "a").is_dir()
 
 
@@ -105,7 +105,7 @@ def test_a_disk_that_fails_is_no_other_process(
 def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
     with held_by_another(tmp_path) as process:
         with (
-            pytest.raises(InputError, match="another process is at work in"),
+            pytest.raises(InputError, match="another process is working in"),
             exclusive_lock(tmp_path),
         ):
             pass
@@ -142,5 +142,5 @@ def test_a_refused_comparison_draws_nothing(tmp_path: Path) -> None:
             [*command, "--seeds", "0"], capture_output=True, text=True, check=False
         )
     assert told.returncode == 2
-    assert "another process is at work" in told.stderr
+    assert "another process is working" in told.stderr
     assert sorted(path.name for path in folder.iterdir()) == [".lock", "cells"]

@@ -225,7 +225,7 @@ def test_a_cell_with_rollouts_of_its_own_does_not_take_the_shared_ones_times(
     )
     assert shared.directory.is_dir()
     link_shared_files(shared, own)
-    rows = read_jsonl(RunDirectory(own.directory, own).timings)
+    rows = read_jsonl(RunDirectory(own.directory).timings)
     assert [r for r in rows if r["phase"] == "rollouts"] == []
 
 

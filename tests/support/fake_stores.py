@@ -1,4 +1,4 @@
-"""Feature stores without a model: sketches drawn at random, a loud prompt and a still one."""
+"""Feature stores without a model: random sketches, one with a large gradient, one with none."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def writer(folder: Path, found: StoreIdentity, **settings: Any) -> FeatureWriter
 
 
 def fill(writing: FeatureWriter, found: tuple[Tensor, Tensor], shards: int | None = None) -> None:
-    """Hand over what is pending, in backward batches of three; only the first `shards`."""
+    """Write what is pending, in backward batches of three; only the first `shards`."""
     for number, places in writing.pending()[:shards]:
         with writing.shard(number) as sink:
             for index_P in torch.arange(len(places)).flip(0).split(3):

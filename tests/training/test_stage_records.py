@@ -59,7 +59,7 @@ def test_a_stage_goes_on_after_the_last_candidate_of_the_one_before(
     seed = derive_seed(0, "order")
     for place, arm in enumerate(ARMS):
         first = stage(finished, arm, 0)
-        visited = first.recorded()["visited"]
+        visited = first.recorded()["prompts_sampled"]
         assert visited > VISITS if arm == "dapo" else visited == VISITS
         ids = read_selection(first.selection).prompt_ids
         wanted = VISITS * (MAX_SAMPLING_ROUNDS if arm == "dapo" else 1)

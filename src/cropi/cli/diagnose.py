@@ -72,7 +72,7 @@ def staleness(
 
         cropi diagnose staleness pool.parquet --model runs/my/arms/cropi/stages/2/policy --out look
     """
-    from cropi import api
+    import cropi
     from cropi.diagnostics import diagnose_staleness
     from cropi.report.pages.staleness_page import (
         WORST_COLUMNS,
@@ -82,8 +82,8 @@ def staleness(
     )
 
     _require_folder(out, "staleness")
-    groups = api.read_rollouts(rollouts)
-    loaded = api.load_model(model, dtype=dtype, device=device)
+    groups = cropi.read_rollouts(rollouts)
+    loaded = cropi.load_model(model, dtype=dtype, device=device)
     with _watched("log-probs") as (bar, progress):
         report = diagnose_staleness(groups, loaded, batch_tokens=batch_tokens, progress=progress)
         bar.note = f"{report.responses:,} responses, {report.tokens:,} tokens"
@@ -122,7 +122,7 @@ def step(
 
         cropi diagnose step pool.parquet --validation gsm8k=val.parquet --model DIR --out look
     """
-    from cropi import api
+    import cropi
     from cropi.config import ObjectiveConfig
     from cropi.diagnostics import diagnose_step
     from cropi.report.pages.step_page import COLUMNS, render, rows
@@ -132,7 +132,7 @@ def step(
     sets = named_files(validation, "validation")
     _require_folder(out, "step")
     groups, targets = _read(pool, sets)
-    loaded = api.load_model(model, dtype=dtype, device=device)
+    loaded = cropi.load_model(model, dtype=dtype, device=device)
     with _watched("steps") as (bar, progress):
         report = diagnose_step(
             groups,
@@ -186,7 +186,7 @@ def fidelity(
 
         cropi diagnose fidelity pool.parquet --validation v=val.parquet --model DIR --dims 8192
     """
-    from cropi import api
+    import cropi
     from cropi.config import ObjectiveConfig
     from cropi.diagnostics import diagnose_fidelity
     from cropi.diagnostics.fidelity import Budget
@@ -209,7 +209,7 @@ def fidelity(
     sets = named_files(validation, "validation")
     _require_folder(out, "fidelity")
     groups, targets = _read(pool, sets)
-    loaded = api.load_model(model, dtype=dtype, device=device)
+    loaded = cropi.load_model(model, dtype=dtype, device=device)
     with _watched("fidelity") as (bar, progress):
         report = diagnose_fidelity(groups, targets, loaded, settings=chosen, progress=progress)
         bar.note = f"{len(report.sketches)} sketches, {report.prompts:,} prompts"
@@ -229,9 +229,11 @@ def _read(
     pool: Path, sets: Mapping[str, Path]
 ) -> tuple[list[RolloutGroup], dict[str, list[RolloutGroup]]]:
     """The rollouts of the pool and of each validation set."""
-    from cropi import api
+    import cropi
 
-    return api.read_rollouts(pool), {name: api.read_rollouts(path) for name, path in sets.items()}
+    return cropi.read_rollouts(pool), {
+        name: cropi.read_rollouts(path) for name, path in sets.items()
+    }
 
 
 def _require_folder(out: Path | None, name: str) -> None:

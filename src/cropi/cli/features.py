@@ -53,24 +53,23 @@ def features(
 
         cropi features val.parquet --model DIR --out val.features --like pool.features
     """
-    from cropi import api
+    import cropi
     from cropi.config import InfluenceConfig
     from cropi.influence.features.feature_writer import require_store_place
 
     chosen = section(InfluenceConfig, settings, method=sketch, dim=dim)
     require_store_place(out)
     with make_narrator().phase("features") as bar:
-        found = api.extract_features(
-            policy,
+        found = cropi.extract_features(
+            cropi.load_model(policy, dtype=dtype, device=device),
             rollouts,
             out,
-            settings=chosen,
+            chosen,
             seed=seed,
             stored=stored,
-            dtype=dtype,
-            device=device,
             like=like,
-            progress=lambda done, total: bar.update(done, total),
+            checkpoint=policy,
+            progress=bar.update,
         )
         bar.note = f"{found.tokens:,} tokens"
     identity = found.store.identity
@@ -87,7 +86,7 @@ def score_stored(
 
     Raises InputError for an option or setting that would change nothing.
     """
-    from cropi import api
+    import cropi
     from cropi.config import InfluenceConfig
     from cropi.store.files import require_writable
     from cropi.store.tables import write_scores
@@ -103,7 +102,7 @@ def score_stored(
         )
     targets = named_files(target, "target")
     require_writable(out)
-    influence = api.score_features(pool, targets, target=chosen.target)
+    influence = cropi.score_features(pool, targets, target=chosen.target)
     write_scores(out, influence.estimate)
     print_scores(influence, out)
 

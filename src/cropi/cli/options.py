@@ -50,9 +50,9 @@ def section(kind: Any, overrides: list[str] | None = None, **values: Any) -> Any
 
 def prompts_in(path: Path, seed: int) -> list[Prompt]:
     """Read a prompts file."""
-    from cropi import api
+    import cropi
 
-    return api.load_prompts(path, seed)
+    return cropi.load_prompts(path, seed)
 
 
 def selection_in(path: Path) -> Selection:

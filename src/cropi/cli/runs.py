@@ -26,13 +26,13 @@ def run(config: Config, settings: Settings = None) -> None:
         cropi run my.yaml selection.ratio=0.2 name=wider
     """
     loaded, base = load(config, settings)
-    from cropi.curriculum.loop import run as run_curriculum
+    import cropi
     from cropi.progress import ProgressReporter
 
     console = make_console()
     reporter = ProgressReporter(console)
     reporter.say(f"cropi {config}  ->  {loaded.directory}", style="bold")
-    directory = run_curriculum(loaded, base, reporter)
+    directory = cropi.run(loaded, base, reporter)
     print_summary(console, directory)
 
 

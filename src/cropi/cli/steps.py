@@ -46,7 +46,7 @@ def rollout(
 
         cropi rollout --policy Qwen/Qwen2.5-1.5B-Instruct --prompts pool.jsonl --out pool.parquet
     """
-    from cropi import api
+    import cropi
     from cropi.config import RolloutsConfig
     from cropi.store.files import require_writable
 
@@ -62,8 +62,8 @@ def rollout(
     require_writable(out)
     rows = prompts_in(prompts, seed)
     with make_narrator().phase("rollouts", len(rows)) as bar:
-        groups = api.rollout(
-            api.load_policy(policy, dtype=dtype, device=device),
+        groups = cropi.rollout(
+            cropi.load_policy(policy, dtype=dtype, device=device),
             rows,
             out,
             verifier=verifier,
@@ -121,26 +121,24 @@ def score(
             "cropi score needs --policy and --rollouts, or --features; give the first two, or "
             "what `cropi features` wrote"
         )
-    from cropi import api
+    import cropi
     from cropi.config import InfluenceConfig
-    from cropi.schema import longest_allowed
     from cropi.store.files import require_writable
     from cropi.store.tables import write_scores
 
     chosen = section(InfluenceConfig, settings, method=method, sparse_ratio=ratio, dim=dim)
     targets = named_files(target, "target")
     require_writable(out)
-    groups = api.read_rollouts(rollouts)
-    target_groups = {name: api.read_rollouts(path) for name, path in targets.items()}
-    model = api.load_model(policy, dtype=dtype, device=device)
+    groups = cropi.read_rollouts(rollouts)
+    target_groups = {name: cropi.read_rollouts(path) for name, path in targets.items()}
+    model = cropi.load_model(policy, dtype=dtype, device=device)
     with make_narrator().phase("influence", len(groups)) as bar:
-        influence = api.score(
+        influence = cropi.score(
             model,
             groups,
             target_groups,
             settings=chosen,
             seed=seed,
-            constant_length=longest_allowed(groups),
             checkpoint=policy,
             progress=lambda phase, done, total: bar.update(done, total, note=phase),
         )
@@ -150,45 +148,58 @@ def score(
 
 
 def select(
-    scores: Annotated[Path | None, typer.Option(help="Scores of the pool (Parquet)")] = None,
-    ratio: Annotated[float, typer.Option(help="Share of the whole pool, in (0, 1]")] = 0.1,
+    scores: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Scores of the pool (Parquet); repeatable, those of earlier stages first"
+        ),
+    ] = None,
+    ratio: Annotated[
+        float | None, typer.Option(help="Share of the whole pool, in (0, 1]; default: 0.1")
+    ] = None,
     out: Annotated[Path, typer.Option(help="The Parquet file to write")] = Path(
         "selection.parquet"
     ),
     strategy: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="cropi, gradalign, learnalign, learnability, pass_rate, random, full or pkg:object"
+            help="cropi (default), gradalign, learnalign, learnability, pass_rate, random, full or "
+            "pkg:object"
         ),
-    ] = "cropi",
+    ] = None,
     rollouts: Annotated[
         Path | None, typer.Option(help="Rollouts of the pool, for strategies that look at them")
     ] = None,
-    fusion_constant: Annotated[float, typer.Option(help="c in 1/(c + rank)")] = 0.0,
-    noise_floor: Annotated[
-        float, typer.Option(min=0, help="Leave out what is within this many deviations of noise")
-    ] = 3.0,
     seed: Seed = 0,
+    settings: Settings = None,
 ) -> None:
-    """Choose the prompts of a stage.
+    """Choose the prompts of a stage, as a run does with the same settings.
 
-    Example:
+    Settings are those of the config's selection section.
+
+    Examples:
 
         cropi select --scores scores.parquet --ratio 0.1 --out selection.parquet
+
+        cropi select --scores stage0.parquet --scores stage1.parquet noise_floor=0
     """
-    from cropi import api
+    import cropi
+    from cropi.config import SelectionConfig
     from cropi.store.files import require_writable
     from cropi.store.tables import read_scores, write_selection
 
+    given = {"ratio": ratio, "strategy": strategy}
+    chosen = section(
+        SelectionConfig, settings, **{name: v for name, v in given.items() if v is not None}
+    )
     require_writable(out)
-    selection = api.select(
-        read_scores(scores) if scores else None,
-        ratio=ratio,
-        strategy=strategy,
+    tables = [read_scores(path) for path in scores or []]
+    selection = cropi.select(
+        tables[-1] if tables else None,
+        chosen,
+        earlier=tables[:-1],
         rollouts=rollouts,
         seed=seed,
-        fusion_constant=fusion_constant,
-        noise_floor=noise_floor,
     )
     write_selection(out, selection)
     reporter = make_narrator()
@@ -225,7 +236,7 @@ def train(
 
         cropi train ... --steps 60 learning_rate=1e-6 grpo.beta=0.01
     """
-    from cropi import api
+    import cropi
     from cropi.config import ModelConfig, RolloutsConfig, TrainingConfig
 
     chosen = section(TrainingConfig, settings, steps_per_stage=steps, stages=1)
@@ -235,7 +246,7 @@ def train(
             "one stage of --steps; use that option"
         )
     with make_narrator().phase("GRPO", steps) as bar:
-        outcome = api.train(
+        outcome = cropi.train(
             policy,
             prompts_in(prompts, seed),
             selection_in(selection),
@@ -275,21 +286,20 @@ def evaluate(
     """
     import dataclasses
 
-    from cropi import api
-    from cropi.config import EvaluationConfig
+    import cropi
+    from cropi.config import EvaluationConfig, RolloutsConfig
     from cropi.store.files import require_writable, write_json
 
     settings = section(EvaluationConfig, samples=samples, temperature=temperature, k=k or [1])
     if out is not None:
         require_writable(out)
     named = {n: prompts_in(path, seed) for n, path in named_files(sets, "set").items()}
-    results = api.evaluate(
-        api.load_policy(policy, dtype=dtype, device=device),
+    results = cropi.evaluate(
+        cropi.load_policy(policy, dtype=dtype, device=device),
         named,
         verifier=verifier,
         settings=settings,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
+        rollouts=section(RolloutsConfig, max_new_tokens=max_new_tokens, batch_size=batch_size),
         seed=seed,
     )
     rows = [

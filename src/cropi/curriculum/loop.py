@@ -1,89 +1,121 @@
 """The method in one loop (docs/method.md, arXiv 2510.26491 algorithm 1).
 
 Rollouts are collected once, from the start policy. Before every stage, influence is computed
-under the *current* policy from those same rollouts (or, where the config asks for it, from those
+under the *current* policy from those same rollouts (or, where the settings ask for it, from those
 with stale ones sampled again); the best prompts are selected; GRPO trains on them for a stage;
 and so on. Baselines go through the same loop with another strategy.
 
-Every step below leaves a file and does nothing if that file is there and was made from the same
-inputs, so a run that was killed anywhere goes on by being run again.
+Every step leaves a file and does nothing if that file is there and was made from the same inputs,
+so a run that was killed anywhere continues when it is run again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from cropi.config import RunConfig, resolve_model_path
-from cropi.curriculum import (
-    Session,
+from cropi.config import RunConfig, resolve_model_path, strategy_slug
+from cropi.curriculum.accuracy import evaluate_start, start_evaluation_costs
+from cropi.curriculum.policies import Policies, delete_old_checkpoints
+from cropi.curriculum.run_context import (
+    RunLog,
+    Seeds,
     check_settings,
-    collect_rollouts,
-    evaluate_start,
-    load_prompts,
-    prepare_start,
-    prune_checkpoints,
-    refresh,
-    score,
-    select,
-    train,
-    write_report,
+    needs_of_arm,
+    open_directory,
 )
+from cropi.curriculum.start_rollouts import StartRollouts, collect_rollouts, collection_costs
+from cropi.curriculum.starting_point import (
+    load_prompts,
+    make_start_policy,
+    record_inputs,
+    warmup_costs,
+)
+from cropi.curriculum.steps import Steps
 from cropi.progress import ProgressReporter
-from cropi.selection import find_strategy
 from cropi.store.lock import exclusive_lock
+from cropi.store.metrics import write_rows
 from cropi.store.run_directory import RunDirectory
+from cropi.verifiers import Judge
 
 
 def run(
     config: RunConfig, base: Path | None = None, reporter: ProgressReporter | None = None
 ) -> Path:
-    """Run the curriculum, its baselines and the report; return the run directory.
+    """Run the curriculum and its baselines; return the run directory.
 
     `base` is where relative paths in the config start, beside the current directory. Raises
     InputError for anything in the config, the prompts or the model that cannot be used.
     """
-    with opened(config, base, reporter) as session:
-        start = prepare(session)
-        for name in config.strategies:
-            train_curriculum(session, name, start)
-        write_report(session)
-        return session.directory.root
+    with prepared(config, base, reporter) as curriculum:
+        for strategy in config.strategies:
+            curriculum.train(strategy)
+    return config.directory
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """The stages of a run, after its start policy and that policy's rollouts."""
+
+    config: RunConfig
+    directory: RunDirectory
+    start: str
+    start_rollouts: StartRollouts
+    steps: Steps
+
+    def train(self, strategy: str) -> str:
+        """Train a strategy through all stages; return the path of its last policy."""
+        steps, training = self.steps, self.config.training
+        needs, policy = needs_of_arm(self.config, strategy), self.start
+        for stage in self.directory.stages(strategy_slug(strategy), training.stages):
+            rollouts = steps.refresh.rollouts(stage, needs, policy, self.start_rollouts)
+            scores = steps.influence.scores(stage, needs, policy, rollouts)
+            selection = steps.selector.selection(stage, strategy, scores, rollouts)
+            policy = steps.trainer.train(stage, selection, policy, needs.dynamic_sampling)
+            self.gather_metrics()
+            delete_old_checkpoints(stage, training.stages, training.keep)
+        return policy
+
+    def gather_metrics(self) -> None:
+        """Rebuild metrics.jsonl from every finished stage, arms in order."""
+        arms, stages = map(strategy_slug, self.config.strategies), self.config.training.stages
+        self.directory.gather_metrics(s for arm in arms for s in self.directory.stages(arm, stages))
 
 
 @contextmanager
-def opened(
-    config: RunConfig, base: Path | None, reporter: ProgressReporter | None
-) -> Iterator[Session]:
-    """Open the run's directory, with settings checked, and work in it alone."""
-    reporter, config = reporter or ProgressReporter(), resolve_model_path(config, base)
+def prepared(
+    config: RunConfig, base: Path | None = None, reporter: ProgressReporter | None = None
+) -> Iterator[Curriculum]:
+    """Open a run and make what all its arms share: prompts, start policy and its rollouts.
+
+    No other process can work in its directory meanwhile.
+    """
+    config, reporter = resolve_model_path(config, base), reporter or ProgressReporter()
     check_settings(config, base, reporter)
-    with (
-        exclusive_lock(config.directory),
-        Session(RunDirectory.open(config, base), reporter) as session,
-    ):
-        yield session
+    with exclusive_lock(config.directory), Judge(config.verifiers, base) as judge:
+        yield _prepare(config, base, judge, RunLog(open_directory(config), reporter))
 
 
-def prepare(session: Session) -> str:
-    """Everything that all arms share: prompts, start policy, its accuracy and its rollouts."""
-    load_prompts(session)
-    start = prepare_start(session)
-    evaluate_start(session, start)
-    collect_rollouts(session, start)
-    return start
-
-
-def train_curriculum(session: Session, name: str, start: str) -> str:
-    """Train the strategy called `name` through all stages; return its last policy's path."""
-    strategy, needs = find_strategy(name), session.needs(name)
-    policy = start
-    for index in range(session.config.training.stages):
-        stage = session.directory.stage(name, index)
-        rollouts = refresh(session, stage, needs, policy)
-        scores = score(session, stage, needs, policy, rollouts)
-        selection = select(session, stage, strategy, scores, rollouts)
-        policy = train(session, stage, selection, policy, needs.dynamic_sampling)
-        prune_checkpoints(session, stage)
-    return policy
+def _prepare(config: RunConfig, base: Path | None, judge: Judge, log: RunLog) -> Curriculum:
+    directory, seeds = log.directory, Seeds(config.seed, config.data_seed)
+    policies = Policies(config.model, config.result_settings("model"))
+    longest, seed = config.max_response_tokens, seeds.of("prompts")
+    sets = load_prompts(config.prompts, policies, judge, seed, longest, base, log)
+    record_inputs(directory, sets, policies, seeds.by_name(config))
+    start = make_start_policy(
+        directory.start, sets, policies, config.warmup, config.training, seeds, base, log
+    )
+    steps = Steps.of(config, sets, policies, judge, seeds, log)
+    evaluate_start(steps.evaluator, start, policies, log)
+    rollouts = collect_rollouts(start, steps.requests, steps.sampler, policies)
+    shared_costs = [
+        *collection_costs(steps.requests, rollouts, policies.parameters),
+        *start_evaluation_costs(log, policies.parameters),
+        *warmup_costs(directory.start, policies.parameters),
+    ]
+    write_rows(directory.shared_costs, shared_costs)
+    curriculum = Curriculum(config, directory, start, rollouts, steps)
+    curriculum.gather_metrics()
+    return curriculum

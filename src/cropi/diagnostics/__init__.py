@@ -8,6 +8,7 @@ them. Importing this package loads no torch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,19 +43,10 @@ def diagnose_staleness(
     Every usable response counts, those of uninformative prompts too. Raises InputError if there
     is not one, or the model cannot have sampled them.
     """
-    from cropi.gradients.logprobs import LogprobReader, read_logprobs
-    from cropi.influence.informative import progress_counter
-    from cropi.rollouts.staleness import measure_staleness
+    from cropi.rollouts.staleness import staleness_under
 
-    groups = [g for g in _groups(rollouts) if g.usable]
-    if not groups:
-        raise InputError(
-            "no rollout has a usable response (judged, and not empty); give rollouts whose rewards "
-            "were computed"
-        )
-    reader = LogprobReader(_model(model), batch_tokens)
-    advance = progress_counter(progress, "log-probs", len(groups)) if progress else None
-    return measure_staleness(groups, read_logprobs(reader, groups, advance))
+    advance = partial(progress, "log-probs") if progress else None
+    return staleness_under(_model(model), _groups(rollouts), batch_tokens, advance)
 
 
 def diagnose_step(

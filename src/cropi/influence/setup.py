@@ -1,21 +1,36 @@
-"""From settings to a scorer: the one place where the config meets `influence.py`."""
+"""Influence from settings: `score` in one call, `make_scorer` for its parts."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from cropi.config import InfluenceConfig
 from cropi.errors import InputError
 from cropi.gradients.extractor import GradientExtractor, UnmatchedPatternError
+from cropi.influence.cosines import Influence
+from cropi.influence.features.feature_files import Dtype
+from cropi.influence.features.feature_store import FeatureStore, as_store
+from cropi.influence.features.feature_writer import require_store_place
 from cropi.influence.informative import PhaseProgress
 from cropi.influence.preconditioner import Preconditioner
 from cropi.influence.scorer import Scorer
+from cropi.policy.loading import as_model
 from cropi.policy.optimizer_state import second_moments
+from cropi.rollouts import as_groups, read_rollouts
+from cropi.schema import RolloutGroup, longest_allowed
 from cropi.sketches import make_sketch
+from cropi.store.files import file_hash
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cropi.influence.features.extraction import Extraction
+    from cropi.policy.loading import Policy
 
 
 def make_scorer(
@@ -47,6 +62,106 @@ def make_scorer(
     if config.precondition == "adam":
         adam = Preconditioner(second_moments(_required(checkpoint), extractor.model))
     return Scorer(extractor, sketch, config.target, progress, config.target_memory, adam)
+
+
+def score(
+    policy: Policy | str | Path | nn.Module,
+    pool: Sequence[RolloutGroup] | str | Path,
+    targets: Mapping[str, Sequence[RolloutGroup] | str | Path],
+    settings: InfluenceConfig | None = None,
+    *,
+    seed: int = 0,
+    constant_length: int | None = None,
+    checkpoint: str | Path | None = None,
+    progress: PhaseProgress | None = None,
+) -> Influence:
+    """Influence of each informative pool prompt on each target, under `policy`.
+
+    Args:
+        policy: a policy, a model, or a path, hub id or built-in name.
+        pool: rollouts of the training prompts, or the file they are in.
+        targets: rollouts of each validation set by its name, or their files.
+        settings: the objective, the sketch and the target's direction.
+        seed: of the sketch.
+        constant_length: the divisor of `normalisation="constant"`; default: the longest response
+            that the pool's rollouts allowed, in tokens.
+        checkpoint: the folder whose Adam state `settings.precondition` reads; default: `policy`.
+        progress: called with (phase, prompts done, prompts in all).
+
+    Raises:
+        InputError: pool or target has no informative prompt, or a gradient is not finite.
+    """
+    if not targets:
+        raise InputError("score needs at least one target: give NAME and its rollouts")
+    groups = as_groups(pool)
+    target_groups = {name: as_groups(rollouts) for name, rollouts in targets.items()}
+    scorer = make_scorer(
+        as_model(policy),
+        settings or InfluenceConfig(),
+        seed,
+        progress,
+        constant_length or longest_allowed(groups),
+        _checkpoint(policy, checkpoint),
+    )
+    return scorer.score(groups, target_groups)
+
+
+def extract_features(
+    policy: Policy | str | Path | nn.Module,
+    rollouts: str | Path,
+    out: str | Path,
+    settings: InfluenceConfig | None = None,
+    *,
+    seed: int = 0,
+    stored: Dtype = "float16",
+    like: FeatureStore | str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Extraction:
+    """Sketch the gradients of a rollout file's informative prompts into the store `out`.
+
+    A call that was killed continues where it stopped.
+
+    Args:
+        policy: a policy, a model, or a path, hub id or built-in name.
+        rollouts: the file of rollouts.
+        out: the folder to write.
+        settings: the objective and the sketch; default: the adaptive sketch.
+        seed: of the sketch.
+        stored: the dtype of the stored sketches.
+        like: for a target's rollouts, the pool's store: a sketch that is fitted to data takes from
+            it what it was fitted to.
+        checkpoint: the folder whose Adam state `settings.precondition` reads; default: `policy`.
+        progress: called with (prompts done, prompts in all).
+
+    Raises:
+        InputError: nothing is informative, `out` holds other features, or they could not be
+            compared with `like`.
+    """
+    require_store_place(Path(out))
+    groups = read_rollouts(Path(rollouts))
+    scorer = make_scorer(
+        as_model(policy),
+        settings or InfluenceConfig(method="adaptive"),
+        seed,
+        constant_length=longest_allowed(groups),
+        checkpoint=_checkpoint(policy, checkpoint),
+    )
+    return scorer.features(
+        groups,
+        Path(out),
+        rollouts=file_hash(Path(rollouts)),
+        dtype=stored,
+        like=None if like is None else as_store(like),
+        progress=progress,
+    )
+
+
+def _checkpoint(policy: Any, checkpoint: str | Path | None) -> Path | None:
+    """The folder with the optimizer's state: the given one, or the policy's."""
+    if checkpoint is None and isinstance(policy, str | Path):
+        checkpoint = policy
+    return None if checkpoint is None else Path(checkpoint)
 
 
 def _extractor(model: Any, config: InfluenceConfig, constant_length: int) -> GradientExtractor:

@@ -44,7 +44,7 @@ class TargetReliability:
         if self.informative >= 4 and self.largest_share > DOMINANT_SHARE:
             sentences.append(
                 f"validation set {name}: one prompt carries {self.largest_share:.0%} of the "
-                "direction; consider influence.target=unit_mean"
+                "direction; consider the mean of unit gradients (target=unit_mean)"
             )
         if self.informative >= 8 and self.split_half < WEAK_SPLIT_HALF:
             sentences.append(

@@ -6,7 +6,7 @@ token ids. Importing this package loads neither torch nor pyarrow nor datasets.
 
 from cropi.prompts.encoding import drop_overlong, encode, encode_all, trl_row
 from cropi.prompts.prompt_file import read_prompts, write_prompts
-from cropi.prompts.sets import PromptNotes, PromptSets, deduplicate, load_prompt_sets
+from cropi.prompts.sets import PromptNotes, PromptSets, deduplicate, load_prompt_sets, load_prompts
 from cropi.prompts.sources import load_source
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "encode",
     "encode_all",
     "load_prompt_sets",
+    "load_prompts",
     "load_source",
     "read_prompts",
     "trl_row",

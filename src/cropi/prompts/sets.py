@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -242,6 +243,18 @@ def _overlap_error(pool: list[Prompt], shared: set[str], notes: PromptNotes) -> 
 def content_key(prompt: Prompt) -> tuple[str, str]:
     """Return what two prompts must share to be the same: the text and the answer."""
     return (prompt.content, prompt.answer)
+
+
+def load_prompts(path: str | Path, seed: int = 0, **columns: Any) -> list[Prompt]:
+    """Read prompts from a JSONL, JSON or Parquet file; `columns` as in the config's sources.
+
+    Duplicates by content are left out, with a warning that counts them.
+    """
+    loaded = load_source(PromptSource(path=str(path), **columns), seed)
+    prompts, duplicates = deduplicate(loaded, str(path))
+    if duplicates:
+        warnings.warn(f"{path}: {duplicates} duplicate prompts left out", stacklevel=2)
+    return prompts
 
 
 def deduplicate(prompts: Iterable[Prompt], name: str) -> tuple[list[Prompt], int]:

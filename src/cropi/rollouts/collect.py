@@ -11,13 +11,19 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cropi.config import RolloutsConfig, VerifiersConfig
 from cropi.errors import InputError
 from cropi.prompts.encoding import encode_all
-from cropi.rollouts.engines.engine import Completion, RolloutEngine, require_context
+from cropi.rollouts.engines.engine import (
+    Completion,
+    RolloutEngine,
+    load_engine,
+    require_context,
+)
 from cropi.rollouts.rollout_file import read_rollouts, write_rollouts
 from cropi.schema import (
     PolicyIdentity,
@@ -29,8 +35,13 @@ from cropi.schema import (
     fingerprint,
     unique,
 )
-from cropi.store.files import INPUTS_FINGERPRINT, cannot_write, is_current
+from cropi.store.cached import is_current, stamp
+from cropi.store.files import cannot_write, require_writable
 from cropi.verifiers.verdict import Grader, Verdict
+
+if TYPE_CHECKING:
+    from cropi.policy.loading import Policy
+    from cropi.verifiers import Judge
 
 Progress = Callable[[int, int], None]
 
@@ -82,19 +93,86 @@ def collect(
     encoded = encode_prompts(tokenizer, prompts, sampling, engine.context, template_kwargs)
     plan = _Plan(engine, tokenizer, prompts, encoded, judge, sampling, responses, seed, identity)
     parts = _parts_folder(out)
-    made_from_part = fingerprint(inputs_fingerprint, chunk)
+    part_fingerprint = fingerprint(inputs_fingerprint, chunk)
     chunks = _chunks(encoded, chunk)
     done = 0
     for index, members in enumerate(chunks):
         part = parts / f"{index:06d}.parquet"
-        if not is_current(part, made_from_part):
+        if not is_current(part, part_fingerprint):
             groups = plan.sample(members, derive_seed(seed, "chunk", index))
-            write_rollouts(part, groups, {INPUTS_FINGERPRINT.decode(): made_from_part})
+            write_rollouts(part, groups, stamp(part_fingerprint))
         done += len(members)
         if progress is not None:
             progress(done, len(prompts))
     _join(parts, chunks, out, inputs_fingerprint)
     return out
+
+
+def rollout(
+    policy: Policy | str | Path,
+    prompts: Sequence[Prompt],
+    out: str | Path,
+    settings: RolloutsConfig | None = None,
+    *,
+    verifier: str | VerifiersConfig | Judge | None = None,
+    seed: int = 0,
+    template_kwargs: Mapping[str, Any] | None = None,
+    inputs_fingerprint: str | None = None,
+    progress: Progress | None = None,
+) -> list[RolloutGroup]:
+    """Sample and judge responses of a policy, store them in the Parquet file `out`, return them.
+
+    A call that was killed continues where it stopped, and one whose `out` is there and was made
+    from the same inputs samples nothing.
+
+    Args:
+        policy: a loaded policy, or a path, hub id or built-in name.
+        prompts: with distinct ids.
+        out: the Parquet file to write.
+        settings: engine, sampling and responses per prompt.
+        verifier: a verifier's name, settings, or an open judge that has checked the prompts.
+        seed: of the sampling.
+        template_kwargs: arguments of the chat template.
+        inputs_fingerprint: stands for everything above; default: computed here.
+        progress: called with (prompts done, prompts in all).
+
+    Raises:
+        InputError: a prompt is empty, appears twice or exceeds the context, a verifier cannot
+            judge them, or `out` cannot be written.
+    """
+    from cropi.policy.loading import as_policy
+    from cropi.verifiers import Judge, open_judge
+
+    settings = settings or RolloutsConfig()
+    require_writable(Path(out))
+    loaded = as_policy(policy)
+    engine = load_engine(settings.engine, loaded, settings.batch_size)
+    with open_judge(verifier) as judge:
+        if not isinstance(verifier, Judge):
+            judge.check(prompts)
+        path = collect(
+            engine,
+            loaded.tokenizer,
+            prompts,
+            judge,
+            settings.sampling,
+            settings.responses,
+            seed,
+            Path(out),
+            loaded.identity,
+            inputs_fingerprint
+            or fingerprint(
+                loaded.identity,
+                settings.model_dump(),
+                judge.settings.model_dump(),
+                seed,
+                template_kwargs,
+                [(p.prompt_id, p.content, p.answer) for p in prompts],
+            ),
+            template_kwargs,
+            progress=progress,
+        )
+    return read_rollouts(path)
 
 
 def encode_prompts(
@@ -208,6 +286,6 @@ def _join(parts: Path, chunks: Sequence[Sequence[int]], out: Path, inputs_finger
     write_rollouts(
         out,
         [placed[p] for p in range(len(placed))],
-        {INPUTS_FINGERPRINT.decode(): inputs_fingerprint},
+        stamp(inputs_fingerprint),
     )
     shutil.rmtree(parts)

@@ -51,6 +51,11 @@ def read_rollouts(path: str | Path) -> list[RolloutGroup]:
     return [_group(columns, rows, group, limit) for group in order]
 
 
+def as_groups(rollouts: Sequence[RolloutGroup] | str | Path) -> Sequence[RolloutGroup]:
+    """Return groups as they are, or read them from a file."""
+    return read_rollouts(Path(rollouts)) if isinstance(rollouts, str | Path) else rollouts
+
+
 def read_side_columns(path: str | Path) -> pa.Table | None:
     """Return the columns that cropi does not use, so that a rewritten file can keep them.
 

@@ -17,14 +17,19 @@ This module maps arrays to plain values; `gradients.logprobs` does the forward p
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cropi.errors import InputError
 from cropi.estimation.intervals import Interval, mean_interval, share_interval
 from cropi.schema import RolloutGroup
+
+if TYPE_CHECKING:
+    from torch import nn
 
 STALE_ESS = 0.5
 """Below this effective share of its responses, a prompt is worth sampling again."""
@@ -130,6 +135,38 @@ class Staleness:
             return f"Partly stale: {average}; sample the {count:,} stale prompts ({share}) again."
         share = f"{count:,} of {total:,} prompts are stale"
         return f"Stale: {average} and {share}; sample the whole pool again with this policy."
+
+
+def staleness_under(
+    model: nn.Module,
+    rollouts: Sequence[RolloutGroup],
+    batch_tokens: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Staleness:
+    """Measure how far `model` has moved from the policy that sampled `rollouts`.
+
+    Every usable response counts, those of uninformative prompts too; `batch_tokens` bounds a
+    forward pass, and `progress` is called with (prompts done, prompts in all). Raises InputError if
+    no response is usable, or the model cannot have sampled them.
+    """
+    from cropi.gradients.logprobs import LogprobReader, read_logprobs
+
+    groups = [g for g in rollouts if g.usable]
+    if not groups:
+        raise InputError(
+            "no rollout has a usable response (judged, and not empty); give rollouts whose rewards "
+            "were computed"
+        )
+    done = 0
+
+    def advance(prompts: int) -> None:
+        nonlocal done
+        done += prompts
+        if progress:
+            progress(done, len(groups))
+
+    reader = LogprobReader(model, batch_tokens)
+    return measure_staleness(groups, read_logprobs(reader, groups, advance))
 
 
 def measure_staleness(

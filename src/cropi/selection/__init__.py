@@ -1,6 +1,7 @@
 """Which prompts the next stage trains on: strategies behind one small interface."""
 
 from cropi.selection.fusion import fuse
+from cropi.selection.prompt_selection import select
 from cropi.selection.strategy import (
     BUILTIN,
     Needs,
@@ -22,6 +23,7 @@ __all__ = [
     "fuse",
     "needs_of",
     "require_not_empty",
+    "select",
     "selection_size",
     "top_by_score",
 ]

@@ -125,7 +125,7 @@ def find_strategy(name: str) -> Strategy:
 def selection_size(ratio: float, pool_size: int) -> int:
     """n = max(1, floor(ratio * |D|)), |D| the whole pool (docs/method.md).
 
-    The tiny slack keeps 0.1 * 5160 from becoming 515 through binary rounding.
+    The tiny slack keeps 0.29 * 100 from becoming 28 through binary rounding.
     """
     return max(1, int(ratio * pool_size + 1e-9))
 

@@ -1,8 +1,7 @@
-"""Files that appear whole or not at all, and know what they were made from.
+"""Files that appear whole or not at all.
 
-Every artefact is written aside as `NAME.part`, synced and renamed; a run that is killed leaves
-either the finished file or nothing that a reader would take for it. Tables carry the hash of
-their inputs in their metadata, so that a resumed run knows whether a file is still good.
+Every artefact is written as `NAME.part`, synced and renamed; a run that is killed leaves either the
+finished file or nothing that a reader would take for it.
 """
 
 from __future__ import annotations
@@ -24,13 +23,12 @@ from cropi.schema import fingerprint
 if TYPE_CHECKING:
     import pyarrow as pa
 
-INPUTS_FINGERPRINT = b"cropi.inputs_fingerprint"
 POLICY_RECORD = "cropi_stage.json"
 """In a policy's folder: what it was made from."""
 DISK_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 )
-"""What a full, read-only, forbidden or broken disk answers to a write."""
+"""Error numbers which mean that the target cannot be written."""
 
 
 def file_hash(path: Path) -> str:
@@ -52,7 +50,7 @@ def folder_hash(folder: Path, patterns: tuple[str, ...]) -> str:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a path to write to; on success it is synced and renamed to `path`.
 
-    Raises InputError if the place cannot be written.
+    Raises InputError if `path` cannot be written.
     """
     part = path.with_name(path.name + ".part")
     try:
@@ -64,13 +62,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        # A place that cannot be written may refuse this too; the first error is the one to tell.
+        # A disk that cannot be written may refuse this too; the first error is the one to report.
         with suppress(OSError):
             part.unlink()
 
 
 def cannot_write(path: Path, error: OSError) -> InputError:
-    """Return the error for a place that cannot be written."""
+    """Return the error for a path that cannot be written."""
     reason = error.strerror or str(error)
     return InputError(
         f"cannot write {path}: {reason}; choose a directory that exists and that you may write to, "
@@ -79,7 +77,7 @@ def cannot_write(path: Path, error: OSError) -> InputError:
 
 
 def require_writable(path: Path) -> None:
-    """Raise InputError unless the file `path` could be written: asked before expensive work."""
+    """Raise InputError unless the file `path` can be written; call it before expensive work."""
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a directory; give the path of a file")
     probe = path.with_name(path.name + ".part")
@@ -95,7 +93,7 @@ def require_writable(path: Path) -> None:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; on success it takes the name `folder` in one rename.
 
-    Raises InputError if the place cannot be written: before the work that fills it.
+    Raises InputError if `folder` cannot be written, before the work that fills it.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"cannot write {folder}: it is a file; give the path of a directory")
@@ -121,7 +119,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def _replace_folder(part: Path, folder: Path) -> None:
-    """Let `part` take the place of `folder`; the old one goes only when the new one is there."""
+    """Rename `part` to `folder`; the old folder is deleted only after that."""
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -165,16 +163,16 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def read_partial_jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Read a JSONL file that may be half written: its rows, and how many lines are no JSON."""
+    """Read a JSONL file that may be half written: its rows, and how many lines are not JSON."""
     if not path.is_file():
         return [], 0
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    found = [_row(line) for line in lines if line.strip()]
-    return [row for row in found if row], found.count(None)
+    rows = [_row(line) for line in lines if line.strip()]
+    return [row for row in rows if row], rows.count(None)
 
 
 def _row(line: str) -> dict[str, Any] | None:
-    """The row on a line; empty for JSON of another kind, None for what is no JSON."""
+    """The row on a line; empty for JSON that is not an object, None for what is not JSON."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError:
@@ -186,10 +184,10 @@ def write_table(path: Path, table: pa.Table, metadata: Mapping[str, str] | None 
     """Write a Parquet file atomically, `metadata` added to the schema's."""
     import pyarrow.parquet as pq
 
-    known = dict(table.schema.metadata or {})
-    known.update({k.encode(): v.encode() for k, v in (metadata or {}).items()})
+    schema_metadata = dict(table.schema.metadata or {})
+    schema_metadata |= {k.encode(): v.encode() for k, v in (metadata or {}).items()}
     with atomic_write(path) as part:
-        pq.write_table(table.replace_schema_metadata(known), part, compression="zstd")
+        pq.write_table(table.replace_schema_metadata(schema_metadata), part, compression="zstd")
 
 
 def read_table(path: Path) -> pa.Table:
@@ -211,29 +209,14 @@ def read_table(path: Path) -> pa.Table:
 def require_file(path: Path) -> None:
     """Raise InputError unless `path` is a file with something in it."""
     if not path.is_file():
-        raise InputError(f"{path} does not exist or is no file; give the path of an existing file")
+        raise InputError(
+            f"{path} does not exist or is not a file; give the path of an existing file"
+        )
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty (0 bytes); give a file with at least one row")
 
 
 def table_metadata(table: pa.Table) -> dict[str, str]:
     """Return the table's metadata that cropi wrote, decoded."""
-    found = table.schema.metadata or {}
-    return {k.decode(): v.decode() for k, v in found.items() if k.startswith(b"cropi.")}
-
-
-def is_current(path: Path, inputs_fingerprint: str) -> bool:
-    """Whether a Parquet artefact exists and was made from the inputs with this fingerprint.
-
-    A damaged file is not current: it is made again.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if not path.exists():
-        return False
-    try:
-        metadata = pq.read_schema(path).metadata or {}
-    except (pa.ArrowException, OSError):
-        return False
-    return bool(metadata.get(INPUTS_FINGERPRINT) == inputs_fingerprint.encode())
+    metadata = table.schema.metadata or {}
+    return {k.decode(): v.decode() for k, v in metadata.items() if k.startswith(b"cropi.")}

@@ -1,7 +1,7 @@
 """One process at a time in a folder: two runs in one directory would overwrite each other's files.
 
-The lock is the operating system's, so that a process that is killed gives it back. Reading, as the
-report does, needs none.
+The lock is the operating system's, so that it is released when a process is killed. Reading, as the
+report does, needs no lock.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from cropi.errors import InputError
 from cropi.store.files import cannot_write
 
 LOCK = ".lock"
-PATIENCE = 2.0
-"""Seconds that a folder is waited for: workers of a killed study take a moment to end."""
+LOCK_TIMEOUT_S = 2.0
+"""Seconds to wait for the lock: workers of a killed study take a moment to end."""
 
-_UNABLE = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
-"""What file systems answer that know no locks."""
+_NO_LOCK_SUPPORT = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+"""Error numbers of file systems that do not support locks."""
 _held: set[Path] = set()
 
 
@@ -30,46 +30,46 @@ _held: set[Path] = set()
 def exclusive_lock(folder: Path) -> Iterator[None]:
     """Create `folder` and keep other processes from working in it; may be nested in a process.
 
-    A file system without locks is warned of and worked in without. Raises InputError if the folder
-    cannot be written, or if another process is at work there.
+    Warns, and goes ahead, if the file system does not support locks. Raises InputError if the
+    folder cannot be written, or if another process is working there.
     """
-    place = folder.expanduser().absolute()
-    if place in _held:
+    path = folder.expanduser().absolute()
+    if path in _held:
         yield
         return
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        file = (place / LOCK).open("a")
+        path.mkdir(parents=True, exist_ok=True)
+        file = (path / LOCK).open("a")
     except OSError as error:
         raise cannot_write(folder, error) from error
     with file:
         _lock(file.fileno(), folder)
-        _held.add(place)
+        _held.add(path)
         try:
             yield
         finally:
-            _held.discard(place)
+            _held.discard(path)
 
 
 def _lock(handle: int, folder: Path) -> None:
     """Take the lock, which lasts until the file is closed."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + LOCK_TIMEOUT_S
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             if time.monotonic() >= end:
                 raise InputError(
-                    f"another process is at work in {folder}; wait until it has finished or stop "
+                    f"another process is working in {folder}; wait until it has finished or stop "
                     "it, or choose another name, e.g. name=my-run"
                 ) from error
             time.sleep(0.05)
         except OSError as error:
-            if error.errno not in _UNABLE:
+            if error.errno not in _NO_LOCK_SUPPORT:
                 raise cannot_write(folder, error) from error
             warnings.warn(
-                f"the file system of {folder} knows no locks: see to it that no second process "
-                "works there",
+                f"the file system of {folder} does not support locks; make sure that no other "
+                "process uses this folder",
                 stacklevel=3,
             )
             return

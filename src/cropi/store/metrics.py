@@ -72,7 +72,7 @@ class StageRow:
     """What a finished stage selected and trained on.
 
     `negative` counts selected prompts of negative influence, `targets` holds the reliability of
-    each target direction by name, `visited` counts the prompts that training sampled, and
+    each target direction by name, `prompts_sampled` counts those that training sampled, and
     `uninformative_trained` the groups without a gradient that it trained on.
     """
 
@@ -85,7 +85,7 @@ class StageRow:
     notes: Sequence[str] = ()
     targets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     reward_statuses: Mapping[str, int] = field(default_factory=dict)
-    visited: int = 0
+    prompts_sampled: int = 0
     uninformative_trained: int = 0
 
 

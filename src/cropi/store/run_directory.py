@@ -12,26 +12,18 @@ same machine, however often it was killed.
 
 from __future__ import annotations
 
-import json
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cropi import __version__
-from cropi.config import RunConfig, affects_results, flat, strategy_slug, to_yaml
-from cropi.errors import InputError
-from cropi.store.files import (
-    POLICY_RECORD,
-    atomic_write,
-    write_json,
-)
+from cropi.store.cached import read_record
+from cropi.store.files import POLICY_RECORD, atomic_write, write_json
 from cropi.store.metrics import (
     FORMAT,
     METRICS,
@@ -79,16 +71,16 @@ class Stage:
 
     @property
     def influence_facts(self) -> Path:
-        """What scoring cost, and how far each target direction can be trusted."""
+        """The cost of scoring, and the reliability of each target direction."""
         return self.folder / "influence.json"
 
     def rollouts(self, kind: str, name: str = "") -> Path:
-        """Rollouts that this stage sampled anew from its own policy, where it did."""
+        """Rollouts that this stage sampled again from its own policy, if it did."""
         return _set_file(self.folder / "rollouts", kind, name)
 
     @property
     def refresh_facts(self) -> Path:
-        """What was sampled anew, and what that cost."""
+        """Which rollouts were sampled again, and what that cost."""
         return self.folder / "rollouts.json"
 
     @property
@@ -98,7 +90,7 @@ class Stage:
 
     @property
     def title(self) -> str:
-        """How the stage is called before people."""
+        """Display name."""
         return f"{self.arm} stage {self.index}"
 
     def sibling(self, index: int) -> Stage:
@@ -107,32 +99,20 @@ class Stage:
 
     def recorded(self) -> Row:
         """The record of a finished stage; empty if it is not finished."""
-        return dict(json.loads(self.record.read_text())) if self.record.exists() else {}
+        return read_record(self.record)
 
 
 @dataclass
 class RunDirectory:
-    """The folder of a run, opened for one config."""
+    """The folder of a run, and where each of its files is."""
 
     root: Path
-    config: RunConfig
-    base: Path | None = None
     _timed: float = 0.0
 
-    @classmethod
-    def open(cls, config: RunConfig, base: Path | None = None) -> RunDirectory:
-        """Begin a run in its folder, or go on with one that holds the same config.
-
-        Raises InputError if it cannot be written or holds a run of another config.
-        """
-        run = cls(config.directory, config, base)
-        existing = run.root / "config.yaml"
-        # Before there is a manifest nothing has been made: settings may still be mended.
-        if existing.is_file() and run.manifest.is_file():
-            _require_same(existing, config)
-        with atomic_write(existing) as part:
-            part.write_text(to_yaml(config), encoding="utf-8")
-        return run
+    @property
+    def config(self) -> Path:
+        """The resolved settings."""
+        return self.root / "config.yaml"
 
     @property
     def manifest(self) -> Path:
@@ -143,8 +123,13 @@ class RunDirectory:
         """File of the pool, or of a validation or test set."""
         return _set_file(self.root / "prompts", kind, name)
 
+    @property
+    def prompt_notes(self) -> Path:
+        """What happened to the prompts while they were loaded."""
+        return self.root / "prompts" / "notes.json"
+
     def rollouts(self, kind: str, name: str = "") -> Path:
-        """Rollouts of the pool or of a validation set."""
+        """The start policy's rollouts of the pool or of a validation set."""
         return _set_file(self.root / "rollouts", kind, name)
 
     @property
@@ -157,24 +142,24 @@ class RunDirectory:
         """Accuracy before any training, shared by all arms."""
         return self.root / START_EVALUATION
 
-    def stage(self, strategy: str, index: int) -> Stage:
-        """The folder of a stage."""
-        arm = strategy_slug(strategy)
-        return Stage(arm, index, self.root / "arms" / arm / "stages" / str(index))
-
     @property
     def shared_costs(self) -> Path:
         """Cost rows of what all arms use."""
         return self.root / SHARED_COSTS
 
-    def add_timing(self, row: AnyRow) -> None:
-        """Append one wall-time row."""
-        append_row(self.timings, row)
-
     @property
     def timings(self) -> Path:
         """Wall times, the one file that is appended to."""
         return self.root / TIMINGS
+
+    def stages(self, arm: str, count: int) -> list[Stage]:
+        """The first `count` stages of an arm."""
+        folder = self.root / "arms" / arm / "stages"
+        return [Stage(arm, index, folder / str(index)) for index in range(count)]
+
+    def add_timing(self, row: AnyRow) -> None:
+        """Append one wall-time row."""
+        append_row(self.timings, row)
 
     def clock(self, arm: str) -> list[ClockRow]:
         """Rows of an arm's training clock; a line that a kill or a full disk cut is left out."""
@@ -182,38 +167,23 @@ class RunDirectory:
 
     @contextmanager
     def timed(
-        self, phase: str, arm: str = "", stage: int | None = None, **more: Any
+        self, phase: str, arm: str = "", stage: int | None = None, **shared: Any
     ) -> Iterator[None]:
-        """Record how long a phase took, if it finished; a phase inside it counts for itself."""
+        """Record how long a phase took, if it finished; a phase inside it has a row of its own."""
         start, inner = time.perf_counter(), self._timed
         yield
         seconds = time.perf_counter() - start - (self._timed - inner)
         self._timed += seconds
         self.add_timing(
-            TimingRow(phase=phase, arm=arm, stage=stage, seconds=round(seconds, 3), **more)
+            TimingRow(phase=phase, arm=arm, stage=stage, seconds=round(seconds, 3), **shared)
         )
 
-    def gather_metrics(self) -> None:
-        """Rebuild metrics.jsonl from the shared costs and every finished stage, arms in order."""
-        files = [self.shared_costs]
-        for strategy in self.config.strategies:
-            for index in range(self.config.training.stages):
-                files.append(self.stage(strategy, index).metrics)
+    def gather_metrics(self, stages: Iterable[Stage]) -> None:
+        """Rebuild metrics.jsonl from the shared costs and the finished ones of these stages."""
+        files = [self.shared_costs, *(stage.metrics for stage in stages)]
         with atomic_write(self.root / METRICS) as part, part.open("wb") as handle:
             for file in files:
                 handle.write(file.read_bytes() if file.exists() else b"")
-
-    def require_same_inputs(self, **facts: Any) -> None:
-        """Raise InputError if what the run began with has changed since: two runs would mix."""
-        if not self.manifest.is_file():
-            return
-        before, now = flat(json.loads(self.manifest.read_text(encoding="utf-8"))), flat(facts)
-        changed = [key for key in now if before.get(key) != now[key]]
-        if changed:
-            raise InputError(
-                f"{self.root} was begun with other inputs than those of now ({', '.join(changed)} "
-                "differ); choose another name, e.g. name=my-run, or bring the old ones back"
-            )
 
     def write_manifest(self, **facts: Any) -> None:
         """Write versions, machine, seeds and identities."""
@@ -238,21 +208,3 @@ def _version(library: str) -> str | None:
         return metadata.version(library)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _require_same(existing: Path, config: RunConfig) -> None:
-    """Raise InputError naming the settings in which the run on disk differs."""
-    try:
-        before = flat(yaml.safe_load(existing.read_text(encoding="utf-8")) or {})
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise InputError(f"{existing} is damaged; remove it if the run is this one's") from None
-    now = flat(yaml.safe_load(to_yaml(config)))
-    changed = sorted(
-        k for k in before.keys() | now.keys() if affects_results(k) and before.get(k) != now.get(k)
-    )
-    if changed:
-        first = ", ".join(f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in changed[:3])
-        raise InputError(
-            f"{existing.parent} holds a run with other settings ({first}); choose another name, "
-            "e.g. name=my-run, or remove the directory"
-        )

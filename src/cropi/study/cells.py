@@ -16,12 +16,13 @@ from pathlib import Path
 from rich.console import Console
 
 from cropi.config import RunConfig, resolve_model_path
-from cropi.curriculum import check_settings, write_report
-from cropi.curriculum.loop import opened, prepare, train_curriculum
-from cropi.curriculum.session import arms_needing
+from cropi.curriculum.loop import prepared, run
+from cropi.curriculum.run_context import arms_needing, check_settings
 from cropi.progress import ProgressReporter
 from cropi.prompts.sources import source_hash
+from cropi.report import write_run_report
 from cropi.schema import fingerprint
+from cropi.store.cached import FINGERPRINT
 from cropi.store.files import write_json
 from cropi.store.lock import exclusive_lock
 from cropi.store.metrics import TimingRow, read_rows
@@ -43,22 +44,18 @@ def prepare_shared(config: RunConfig, runs: Sequence[RunConfig], base: Path | No
     Raises InputError for a setting of any run that cannot be used, before rollouts are paid for.
     """
     with _logged(config) as reporter:
-        for run in runs:
-            check_settings(resolve_model_path(run, base), base, reporter)
-        with opened(config, base, reporter) as session:
-            prepare(session)
+        for each in runs:
+            check_settings(resolve_model_path(each, base), base, reporter)
+        with prepared(config, base, reporter):
+            pass  # opening a run makes what its arms share
 
 
 def run_cell(config: RunConfig, shared: RunConfig, base: Path | None) -> None:
     """Complete one run, with the shared rollouts where its settings ask for the same ones."""
     with exclusive_lock(config.directory), _logged(config) as reporter:
         link_shared_files(shared, config)
-        with opened(config, base, reporter) as session:
-            start = prepare(session)
-            for name in config.strategies:
-                train_curriculum(session, name, start)
-            write_report(session)
-        record = {"inputs_fingerprint": _run_fingerprint(config, base)}
+        write_run_report(run(config, base, reporter))
+        record = {FINGERPRINT: _run_fingerprint(config, base)}
         write_json(config.directory / FINISHED, record)
 
 
@@ -68,21 +65,21 @@ def link_shared_files(shared: RunConfig, config: RunConfig) -> None:
     Rollouts and start policy record what they were made from: a run whose settings differ there
     makes its own. The time that shared rollouts took counts for the run if its strategy uses them.
     """
-    run, source = RunDirectory(config.directory, config), RunDirectory(shared.directory, shared)
-    if run.manifest.is_file():
+    target, source = RunDirectory(config.directory), RunDirectory(shared.directory)
+    if target.manifest.is_file():
         return
     for name in ("rollouts", "start"):
         if (source.root / name).is_dir():
             shutil.copytree(
-                source.root / name, run.root / name, copy_function=_link, dirs_exist_ok=True
+                source.root / name, target.root / name, copy_function=_link, dirs_exist_ok=True
             )
-    run.root.mkdir(parents=True, exist_ok=True)
+    target.root.mkdir(parents=True, exist_ok=True)
     if not _same_start_policy(shared, config):
         return
     if shared.evaluation == config.evaluation and source.start_evaluation.is_file():
-        _link(str(source.start_evaluation), str(run.start_evaluation))
-    if not run.timings.exists():
-        _copy_rollout_timings(source, run)
+        _link(str(source.start_evaluation), str(target.start_evaluation))
+    if not target.timings.exists():
+        _copy_rollout_timings(source, target, config)
 
 
 def _same_start_policy(shared: RunConfig, config: RunConfig) -> bool:
@@ -96,10 +93,10 @@ def _same_start_policy(shared: RunConfig, config: RunConfig) -> bool:
     )
 
 
-def _copy_rollout_timings(source: RunDirectory, run: RunDirectory) -> None:
+def _copy_rollout_timings(source: RunDirectory, target: RunDirectory, config: RunConfig) -> None:
     for row in read_rows(source.timings).of(TimingRow):
         if row.phase == "rollouts" and row.set is not None:
-            run.add_timing(replace(row, arms=arms_needing(run.config, row.set)))
+            target.add_timing(replace(row, arms=arms_needing(config, row.set)))
 
 
 def _link(source: str, target: str) -> str:

@@ -1,5 +1,6 @@
 """Training: GRPO on a selection, one stage at a time, one file an engine."""
 
+from cropi.training.single_stage import plan_stage, train
 from cropi.training.stage import (
     StageOutcome,
     StagePlan,
@@ -15,5 +16,7 @@ __all__ = [
     "Trainer",
     "find_trainer",
     "one_group_per_prompt",
+    "plan_stage",
     "stage_order",
+    "train",
 ]

@@ -13,61 +13,51 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cropi.config import LoraConfig, ModelConfig, RunConfig, TrainingConfig, WarmupConfig
+from cropi.config import LoraConfig, ModelConfig, TrainingConfig, WarmupConfig
 from cropi.errors import InputError
 from cropi.policy.loading import Policy, load_policy, quiet_libraries, resolve_device
-from cropi.schema import Prompt, fingerprint
+from cropi.schema import Prompt
+from cropi.store.cached import FINGERPRINT
 from cropi.store.files import POLICY_RECORD, atomic_folder
 from cropi.training.libraries import reraise_disk_errors
 
 
-def prepare_start(
-    config: RunConfig,
-    prompts: Sequence[Prompt],
+def write_start_policy(
     out: Path,
+    prompts: Sequence[Prompt],
+    *,
+    model: ModelConfig,
+    settings: WarmupConfig,
+    training: TrainingConfig,
     seed: int,
+    inputs_fingerprint: str,
     progress: Callable[[int, int], None] | None = None,
-) -> str:
-    """Write the start policy to `out` unless it is there; return a line that says what it is."""
-    bf16 = config.training.grpo.get("bf16")  # the warm-up computes as GRPO will
-    inputs_fingerprint = fingerprint(
-        bf16,
-        config.result_settings("model"),
-        config.result_settings("warmup"),
-        config.training.lora.model_dump() if config.training.lora else None,
-        [(p.prompt_id, p.content, p.answer) for p in prompts] if config.warmup.steps else [],
-        seed,
-    )
-    said = describe(config)
-    record = out / POLICY_RECORD
-    if (
-        record.exists()
-        and json.loads(record.read_text())["inputs_fingerprint"] == inputs_fingerprint
-    ):
-        return said
-    policy = _load(config.model.path, config.model, config.training)
+) -> None:
+    """Write the start policy to the folder `out`: `model`, warmed up or with fresh adapters.
+
+    `prompts` are those whose answers it learns to give; `inputs_fingerprint` is recorded.
+    """
+    bf16 = training.grpo.get("bf16")  # the warm-up computes as GRPO will
+    policy = _load(model.path, model, training)
     with atomic_folder(out) as part, reraise_disk_errors():
         trained, tokens = policy.model, 0
-        if config.warmup.steps:
+        if settings.steps:
             trained, tokens = warm_up(
-                policy, prompts, config.warmup, part / "trainer", seed, progress, bf16
+                policy, prompts, settings, part / "trainer", seed, progress, bf16
             )
-            if config.training.lora is not None:
+            if training.lora is not None:
                 # An adapter's base must be a checkpoint of its own.
                 trained.save_pretrained(part / "base")
                 policy.tokenizer.save_pretrained(part / "base")
                 trained.name_or_path = str((out / "base").resolve())
-        if config.training.lora is not None:
-            trained = with_adapters(trained, config.training.lora, seed)
-        with (
-            quiet_libraries()
-        ):  # PEFT misses the base, which has its name only once all of this is there
+        if training.lora is not None:
+            trained = with_adapters(trained, training.lora, seed)
+        with quiet_libraries():  # PEFT misses the base, which gets its name with the last rename
             trained.save_pretrained(part)
         policy.tokenizer.save_pretrained(part)
         (part / POLICY_RECORD).write_text(
-            json.dumps({"inputs_fingerprint": inputs_fingerprint, "tokens": tokens})
+            json.dumps({FINGERPRINT: inputs_fingerprint, "tokens": tokens})
         )
-    return said
 
 
 def write_adapters(
@@ -92,13 +82,13 @@ def _load(path: str, model: ModelConfig, training: TrainingConfig) -> Policy:
     )
 
 
-def describe(config: RunConfig) -> str:
-    """What the start policy is, in a few words."""
+def describe(settings: WarmupConfig, lora: LoraConfig | None) -> str:
+    """Describe the start policy in a few words."""
     parts = []
-    if config.warmup.steps:
-        parts.append(f"{config.warmup.steps} supervised steps")
-    if config.training.lora is not None:
-        parts.append(f"LoRA of rank {config.training.lora.r}")
+    if settings.steps:
+        parts.append(f"{settings.steps} supervised steps")
+    if lora is not None:
+        parts.append(f"LoRA of rank {lora.r}")
     return ", ".join(parts)
 
 

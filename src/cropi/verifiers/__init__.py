@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 from cropi.verifiers.verdict import Verdict, Verifier
 
 if TYPE_CHECKING:
-    from cropi.verifiers.runtime.judge import Judge
+    from cropi.verifiers.runtime.judge import Judge, open_judge
 
-__all__ = ["Judge", "Verdict", "Verifier"]
+__all__ = ["Judge", "Verdict", "Verifier", "open_judge"]
 
 
 def __getattr__(name: str) -> Any:
     # The worker imports this package too, and starts twice as fast without the judge's config.
-    if name == "Judge":
-        from cropi.verifiers.runtime.judge import Judge
+    if name in ("Judge", "open_judge"):
+        from cropi.verifiers.runtime import judge
 
-        return Judge
+        return getattr(judge, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

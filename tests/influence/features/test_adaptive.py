@@ -1,4 +1,4 @@
-"""A sketch that learns: its store carries what it learnt, and a target's store takes it over."""
+"""A fitted sketch: its store carries its state, and a target's store uses the same state."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cropi import api
+import cropi
 from cropi.config import InfluenceConfig
 from cropi.errors import InputError
 from cropi.gradients.extractor import GradientExtractor
@@ -23,7 +23,7 @@ from support.rollout_files import rollouts
 def extract(
     path: Path, out: Path, like: FeatureStore | None = None, stop_after: int | None = None
 ) -> Extraction:
-    extractor = GradientExtractor(api.load_model("pocket"))
+    extractor = GradientExtractor(cropi.load_model("pocket"))
     base = SparseSketch(extractor.shapes, 0, 1.0, 512)
 
     def progress(done: int, total: int) -> None:
@@ -50,7 +50,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five rows a shard, so that few prompts make several."""
+    """Five rows per shard, so that few prompts make several shards."""
 
     def small(**fields: object) -> StoreIdentity:
         return StoreIdentity(**fields, rows_per_shard=5)  # type: ignore[arg-type]
@@ -58,22 +58,20 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cropi.influence.features.extraction.StoreIdentity", small)
 
 
-def test_targets_take_over_what_the_pools_sketch_learnt(
-    files: dict[str, Path], tmp_path: Path
-) -> None:
+def test_targets_use_the_state_of_the_pools_sketch(files: dict[str, Path], tmp_path: Path) -> None:
     pool = extract(files["pool"], tmp_path / "pool").store
     like = extract(files["v"], tmp_path / "like", like=pool).store
     assert pool.sketch_file is not None
     assert like.sketch_file is not None
     assert like.sketch_file.read_bytes() == pool.sketch_file.read_bytes()
-    found = score_features(pool, {"v": like}).estimate.scored().mean["v"]
-    assert np.isfinite(found).all()
+    cosines = score_features(pool, {"v": like}).estimate.scored().mean["v"]
+    assert np.isfinite(cosines).all()
     alone = extract(files["v"], tmp_path / "alone").store
     with pytest.raises(InputError, match=r"sketch.learnt .* --like"):
         score_features(pool, {"v": alone})
 
 
-def test_an_interrupted_call_learns_once_and_ends_with_the_same_bytes(
+def test_an_interrupted_call_fits_once_and_ends_with_the_same_bytes(
     files: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -100,9 +98,9 @@ def test_features_unlike_the_pools_are_refused_before_any_gradient(
     files: dict[str, Path], tmp_path: Path
 ) -> None:
     settings = InfluenceConfig(method="sparse", dim=64)
-    pool = api.extract_features("pocket", files["pool"], tmp_path / "pool", settings=settings)
+    pool = cropi.extract_features("pocket", files["pool"], tmp_path / "pool", settings=settings)
     with pytest.raises(InputError, match=r"would not match .* sketch.seed '1', not '0'"):
-        api.extract_features(
+        cropi.extract_features(
             "pocket", files["v"], tmp_path / "v", settings=settings, seed=1, like=pool.store
         )
     assert not list((tmp_path / "v").glob("*"))

@@ -1,4 +1,4 @@
-"""From rollouts to features to scores, by command: as scoring directly, kill or no kill."""
+"""From rollouts to features to scores, by command: equal to direct scoring, killed or not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cropi import api
 from cropi.cli import main
 from cropi.config import InfluenceConfig
 from cropi.errors import InputError
@@ -23,6 +22,8 @@ from cropi.influence.features.extraction import policy_hash, write_features
 from cropi.influence.features.feature_files import StoreIdentity
 from cropi.influence.preconditioner import Preconditioner
 from cropi.influence.scorer import Scorer
+from cropi.influence.setup import extract_features, score
+from cropi.policy.loading import load_model
 from cropi.policy.optimizer_state import SecondMoments
 from cropi.rollouts import read_rollouts, write_rollouts
 from cropi.sketches import SparseSketch
@@ -39,12 +40,12 @@ class Outcome:
     out: str
     err: str
 
-    def refused(self, *told: str) -> None:
-        """Exit code 2 and one sentence, which names what is told."""
+    def refused(self, *parts: str) -> None:
+        """Exit code 2 and one sentence, which contains these parts."""
         assert self.code == 2, self
         assert self.err.startswith("error: "), self.err
         assert self.err.count("\n") == 1, self.err
-        for part in told:
+        for part in parts:
             assert part in self.err, (part, self.err)
 
     def done(self) -> None:
@@ -78,7 +79,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five rows a shard, so that few prompts make several."""
+    """Five rows per shard, so that few prompts make several shards."""
 
     def small(**fields: object) -> StoreIdentity:
         return StoreIdentity(**fields, rows_per_shard=5)  # type: ignore[arg-type]
@@ -129,26 +130,24 @@ def test_scores_from_features_equal_direct_ones(
     assert one.identity == {**other.identity, "features": "float16"}
 
 
-def test_trust_from_features_equals_that_of_direct_scoring(
+def test_reliability_from_features_equals_that_of_direct_scoring(
     files: dict[str, Path], tmp_path: Path
 ) -> None:
     settings = InfluenceConfig(method="sparse", dim=DIM)
     stores = {
-        name: api.extract_features("pocket", path, tmp_path / name, settings=settings).store
+        name: extract_features("pocket", path, tmp_path / name, settings=settings).store
         for name, path in files.items()
     }
-    found = api.score_features(stores["pool"], {"v": stores["v"]}).reliability["v"]
-    wanted = api.score("pocket", files["pool"], {"v": files["v"]}, settings=settings).reliability[
-        "v"
-    ]
-    assert found.informative == wanted.informative
-    assert found.split_half == pytest.approx(wanted.split_half, abs=1e-3)
-    assert found.effective == pytest.approx(wanted.effective, rel=1e-5)
-    assert found.largest_share == pytest.approx(wanted.largest_share, rel=1e-5)
+    stored = score_features(stores["pool"], {"v": stores["v"]}).reliability["v"]
+    direct = score("pocket", files["pool"], {"v": files["v"]}, settings).reliability["v"]
+    assert stored.informative == direct.informative
+    assert stored.split_half == pytest.approx(direct.split_half, abs=1e-3)
+    assert stored.effective == pytest.approx(direct.effective, rel=1e-5)
+    assert stored.largest_share == pytest.approx(direct.largest_share, rel=1e-5)
 
 
 def test_preconditioned_targets_score_as_directly(files: dict[str, Path], tmp_path: Path) -> None:
-    extractor = GradientExtractor(api.load_model("pocket"))
+    extractor = GradientExtractor(load_model("pocket"))
     sketch = SparseSketch(extractor.shapes, 0, 1.0, DIM)
     draws = torch.Generator().manual_seed(0)
     raw = {n: torch.rand(s, generator=draws) ** 8 for n, s in extractor.shapes.items()}
@@ -167,17 +166,17 @@ def test_preconditioned_targets_score_as_directly(files: dict[str, Path], tmp_pa
     pool = stored("pool", None)
     groups = [read_rollouts(files[name]) for name in ("pool", "v")]
     for target in ("mean", "unit_mean"):
-        found = score_features(pool, {"v": stored("v", adam)}, target)
+        scores = score_features(pool, {"v": stored("v", adam)}, target)
         scorer = Scorer(extractor, sketch, target, preconditioner=adam)
-        wanted = scorer.score(groups[0], {"v": groups[1]})
+        direct = scorer.score(groups[0], {"v": groups[1]})
         assert (
-            np.abs(found.estimate.scored().mean["v"] - wanted.estimate.scored().mean["v"]).max()
+            np.abs(scores.estimate.scored().mean["v"] - direct.estimate.scored().mean["v"]).max()
             < 1e-3
         )
-        assert found.reliability["v"].effective == pytest.approx(
-            wanted.reliability["v"].effective, rel=1e-5
+        assert scores.reliability["v"].effective == pytest.approx(
+            direct.reliability["v"].effective, rel=1e-5
         )
-        assert found.estimate.identity["moments"] == "abc"
+        assert scores.estimate.identity["moments"] == "abc"
     with pytest.raises(InputError, match="only a target's may be"):
         score_features(stored("pool", adam), {"v": stored("v", adam)})
     with pytest.raises(InputError, match="preconditioned differently"):
@@ -198,7 +197,7 @@ def test_a_killed_extraction_ends_with_the_same_bytes(
             if stop_after is not None and done > stop_after:
                 raise KeyboardInterrupt
 
-        return api.extract_features(
+        return extract_features(
             "pocket", files["pool"], folder, settings=settings, progress=progress
         ).tokens
 
@@ -241,7 +240,7 @@ def test_options_that_would_change_nothing_are_refused(
         "features", files["pool"], "--model", "pocket", "--out", tmp_path / "f", "--sketch", "exact"
     ).refused("exact")
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    (tmp_path / "full" / "thesis.txt").write_text("text")
     cropi("features", files["pool"], "--model", "nowhere", "--out", tmp_path / "full").refused(
         "do not belong to a feature store"
     )
@@ -258,9 +257,9 @@ def test_rollouts_without_an_informative_prompt_are_refused(
 
 
 def test_the_policys_hash_follows_its_weights() -> None:
-    model = api.load_model("pocket")
+    model = load_model("pocket")
     before = policy_hash(model)
-    assert policy_hash(api.load_model("pocket")) == before
+    assert policy_hash(load_model("pocket")) == before
     next(model.parameters()).data[0, 0] += 1e-3
     assert policy_hash(model) != before
     assert policy_hash(model.bfloat16()) != before

@@ -17,31 +17,32 @@ from support.fake_stores import cosines_of, fill, identity, sketches, store, wri
 
 
 @pytest.mark.parametrize("dim", [64, 5000, 70_000])
-def test_dots_equal_float64_ones_within_a_millionth(tmp_path: Path, dim: int) -> None:
-    kept = store(tmp_path / "s", dim=dim)
+def test_dot_products_equal_float64_ones_within_a_millionth(tmp_path: Path, dim: int) -> None:
+    features = store(tmp_path / "s", dim=dim)
     directions = np.random.default_rng(0).normal(size=(3, dim))
-    rows = torch.cat([block.double() for _, block in kept.blocks()]).numpy() / dim**0.5
-    errors = kept.dots(directions) - rows @ directions.T
-    assert kept.dots(directions).dtype == np.float64
+    rows = torch.cat([block.double() for _, block in features.blocks()]).numpy() / dim**0.5
+    errors = features.dots(directions) - rows @ directions.T
+    assert features.dots(directions).dtype == np.float64
     assert np.abs(errors / np.linalg.norm(directions, axis=1)).max() < 1e-6
 
 
 def test_float16_features_cost_less_than_a_thousandth_of_a_cosine(tmp_path: Path) -> None:
-    kept = store(tmp_path / "s", 100, dim=2048)
-    found = sketches(100, 2048)[0].double().numpy()
-    direction = found[10:30].mean(0)
-    exact = cosines_of(found, direction)
-    assert np.abs(kept.dots(direction[None] / np.linalg.norm(direction))[:, 0] - exact).max() < 1e-4
+    features = store(tmp_path / "s", 100, dim=2048)
+    sketched = sketches(100, 2048)[0].double().numpy()
+    direction = sketched[10:30].mean(0)
+    exact = cosines_of(sketched, direction)
+    unit = direction[None] / np.linalg.norm(direction)
+    assert np.abs(features.dots(unit)[:, 0] - exact).max() < 1e-4
 
 
 def test_weighted_sums_follow_their_weights(tmp_path: Path) -> None:
-    kept = store(tmp_path / "s", dtype="float32")
-    found = sketches(21)[0].double().numpy()
-    assert kept.mean() == pytest.approx(found.mean(0), rel=1e-5, abs=1e-3)
+    features = store(tmp_path / "s", dtype="float32")
+    sketched = sketches(21)[0].double().numpy()
+    assert features.mean() == pytest.approx(sketched.mean(0), rel=1e-5, abs=1e-3)
     weights = np.random.default_rng(1).normal(size=(2, 21))
-    lengths = np.linalg.norm(found, axis=1, keepdims=True)
-    units = found / np.where(lengths > 0, lengths, 1)
-    assert kept.weighted_sums(weights) == pytest.approx(weights @ units, abs=1e-5)
+    lengths = np.linalg.norm(sketched, axis=1, keepdims=True)
+    units = sketched / np.where(lengths > 0, lengths, 1)
+    assert features.weighted_sums(weights) == pytest.approx(weights @ units, abs=1e-5)
 
 
 @pytest.mark.parametrize("target", ["mean", "unit_mean"])
@@ -49,23 +50,23 @@ def test_scores_from_features_are_the_sketches_cosines(tmp_path: Path, target: s
     pool = store(tmp_path / "pool", 50)
     sets = {name: store(tmp_path / name, 9, seed) for name, seed in (("v", 5), ("w", 6))}
     influence = score_features(pool, sets, target)
-    found = sketches(50)[0].double().numpy()
+    sketched = sketches(50)[0].double().numpy()
     for name, seed in (("v", 5), ("w", 6)):
         rows, norms = (x.double().numpy() for x in sketches(9, seed=seed))
         weighted = target_weights(norms, target)[:, None] * rows
-        expected = cosines_of(found, weighted.sum(0))
+        expected = cosines_of(sketched, weighted.sum(0))
         assert influence.estimate.scored().mean[name].dtype == np.float32
         assert np.abs(influence.estimate.scored().mean[name] - expected).max() < 1e-3
         halves = [weighted[h::2].sum(0) for h in (0, 1)]
-        trust = influence.reliability[name]
-        assert trust.split_half == pytest.approx(
+        reliability = influence.reliability[name]
+        assert reliability.split_half == pytest.approx(
             float(cosines_of(halves[0][None], halves[1])[0]), abs=1e-3
         )
         weighted_norms = np.linalg.norm(weighted, axis=1) * np.where(
             norms > 0, norms / np.where(norms > 0, np.linalg.norm(rows, axis=1), 1), 0
         )
-        assert trust.informative == 9
-        assert trust.largest_share == pytest.approx(
+        assert reliability.informative == 9
+        assert reliability.largest_share == pytest.approx(
             weighted_norms.max() / weighted_norms.sum(), rel=1e-6
         )
     assert influence.estimate.pool_size == 53
@@ -73,7 +74,7 @@ def test_scores_from_features_are_the_sketches_cosines(tmp_path: Path, target: s
     assert influence.estimate.scored().mean["v"][2] == 0, "a gradient that cancels helps nobody"
 
 
-def test_one_loud_prompt_in_a_target_is_warned_of(tmp_path: Path) -> None:
+def test_a_dominant_prompt_in_a_target_gives_a_warning(tmp_path: Path) -> None:
     pool = store(tmp_path / "pool")
     (note,) = score_features(pool, {"v": pool}).notes
     assert "one prompt carries" in note
@@ -83,7 +84,7 @@ def test_one_loud_prompt_in_a_target_is_warned_of(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"sketch": {"sketch": "fake", "seed": "7"}}, "sketch.seed '7', not '0'"),
         ({"policy": "later"}, "policy 'later', not 'weights'"),
@@ -92,10 +93,10 @@ def test_one_loud_prompt_in_a_target_is_warned_of(tmp_path: Path) -> None:
     ],
 )
 def test_features_of_different_things_are_not_compared(
-    tmp_path: Path, change: dict[str, object], told: str
+    tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
     pool, other = store(tmp_path / "pool"), store(tmp_path / "other", **change)
-    with pytest.raises(InputError, match=told) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         score_features(pool, {"gsm8k": other})
     assert "target gsm8k" in str(caught.value)
 
@@ -106,7 +107,7 @@ def test_rollouts_sizes_and_dtypes_may_differ(tmp_path: Path) -> None:
     assert len(score_features(pool, {"v": other}).estimate.scored().prompt_ids) == 30
 
 
-def test_a_target_that_sums_to_zero_points_nowhere(tmp_path: Path) -> None:
+def test_a_target_that_sums_to_zero_is_refused(tmp_path: Path) -> None:
     pool = store(tmp_path / "pool")
     still = torch.zeros(4, 64), torch.zeros(4, dtype=torch.float64)
     fill(writer(tmp_path / "still", identity(4)), still)
@@ -125,7 +126,7 @@ def test_scoring_features_loads_no_model_code(tmp_path: Path) -> None:
 
 
 def test_a_scan_needs_the_same_memory_for_eight_times_the_prompts(tmp_path: Path) -> None:
-    """Peak memory in a process of its own; ru_maxrss counts kB, mapped files included."""
+    """Peak memory in a separate process; ru_maxrss counts kB, mapped files included."""
     for name, prompts in (("small", 512), ("large", 4096)):
         store(tmp_path / name, prompts, dim=8192, rows_per_shard=256)
     script = (

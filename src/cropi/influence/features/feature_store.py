@@ -182,14 +182,29 @@ class FeatureStore:
         return [name for rows in shards for name in rows.prompt_ids]
 
 
-def score_features(
-    pool: FeatureStore, targets: Mapping[str, FeatureStore], target: Target = "mean"
-) -> Influence:
-    """One cosine per target for each prompt of `pool`, as `Scorer` gives with that sketch.
+def as_store(store: FeatureStore | str | Path) -> FeatureStore:
+    """Return a store as it is, or open the one in a folder."""
+    return FeatureStore(store) if isinstance(store, str | Path) else store
 
-    Raises InputError if a target's features are not comparable with the pool's, or its gradients
+
+def score_features(
+    pool: FeatureStore | str | Path,
+    targets: Mapping[str, FeatureStore | str | Path],
+    target: Target = "mean",
+) -> Influence:
+    """Influence of each prompt of `pool` on each target, as `Scorer` gives with that sketch.
+
+    Stores may be given by their folders. Raises InputError if there is no target, a store is
+    damaged or incomplete, a target's features are not comparable with the pool's, or its gradients
     sum to zero.
     """
+    if not targets:
+        raise InputError("score needs at least one target: give NAME and its features")
+    stores = {name: as_store(store) for name, store in targets.items()}
+    return _score(as_store(pool), stores, target)
+
+
+def _score(pool: FeatureStore, targets: Mapping[str, FeatureStore], target: Target) -> Influence:
     for name, store in targets.items():
         what = f"the features of target {name} ({store.folder}) do not match {pool.folder}"
         require_comparable(pool.identity, store.identity, what)

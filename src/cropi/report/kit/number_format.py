@@ -80,6 +80,8 @@ def number(value: float | None, digits: int = 3) -> str:
         return DASH
     if value and (abs(value) < 1e-4 or abs(value) >= 1e6):
         return f"{value:.{digits - 1}e}".replace("e-0", "e-").replace("e+0", "e")
+    if abs(value) >= 10**digits:
+        return f"{value:,.0f}"
     return f"{value:#.{digits}g}".removesuffix(".")
 
 

@@ -8,7 +8,8 @@ it is "error"; neither counts as a reward of 0.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
@@ -53,6 +54,11 @@ class Judge:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    @property
+    def settings(self) -> VerifiersConfig:
+        """The settings that it judges by."""
+        return self._config
 
     def close(self) -> None:
         """End the worker processes; a later call starts new ones."""
@@ -122,6 +128,20 @@ class Judge:
         if not functions:
             raise InputError("verifiers: a list of reward terms is empty; name a function")
         return tuple((resolve(t.function, self._folders), t.weight) for t in functions)
+
+
+@contextmanager
+def open_judge(verifier: str | VerifiersConfig | Judge | None = None) -> Iterator[Judge]:
+    """Yield a judge as it is, or one of these settings that is closed afterwards.
+
+    A text names the default verifier.
+    """
+    if isinstance(verifier, Judge):
+        yield verifier
+        return
+    settings = VerifiersConfig(default=verifier) if isinstance(verifier, str) else verifier
+    with Judge(settings or VerifiersConfig()) as judge:
+        yield judge
 
 
 def _cannot_judge(job: Job, verdict: Verdict) -> InputError:

@@ -1,0 +1,93 @@
+"""The policies of a run: loaded, told apart by what they were made from, and deleted when old."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cropi.config import ModelConfig
+from cropi.errors import InputError
+from cropi.policy.loading import Policy, load_policy
+from cropi.schema import PolicyIdentity, fingerprint
+from cropi.store.cached import recorded_fingerprint
+from cropi.store.files import POLICY_RECORD
+from cropi.store.run_directory import Stage
+
+TRAINING_STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+
+
+class Policies:
+    """Loads a run's policies as its model settings say.
+
+    `result_settings` are those of them that decide results. After `load_model`, `identity` and
+    `parameters` (adapters left out) are those of the configured model; costs are counted with them.
+    """
+
+    identity: PolicyIdentity
+    parameters: int
+
+    def __init__(self, model: ModelConfig, result_settings: Mapping[str, Any]) -> None:
+        self.model = model
+        self.result_settings = dict(result_settings)
+
+    def load_model(self) -> Policy:
+        """Load the configured model; to be called first, so that a resumed run counts the same."""
+        policy = self.load(self.model.path)
+        self.identity = policy.identity
+        self.parameters = sum(p.numel() for p in policy.model.parameters())
+        return policy
+
+    def load(self, path: str) -> Policy:
+        """Load the policy at `path`. Raises InputError if its weights have been deleted."""
+        _require_weights(Path(path))
+        return load_policy(
+            path,
+            revision=self.model.revision if path == self.model.path else None,
+            dtype=self.model.dtype,
+            device=self.model.device,
+            attention=self.model.attention,
+            trust_remote_code=self.model.trust_remote_code,
+        )
+
+    def key(self, path: str) -> str:
+        """What identifies a policy: its inputs, or the settings of the configured model."""
+        return recorded_fingerprint(Path(path)) or fingerprint(path, self.result_settings)
+
+
+def _require_weights(policy: Path) -> None:
+    """Raise InputError for a stage whose weights were deleted (`training.keep`)."""
+    record = policy / POLICY_RECORD
+    if record.exists() and [file.name for file in policy.iterdir()] == [POLICY_RECORD]:
+        raise InputError(
+            f"the weights in {policy} were deleted (training.keep=last) but are needed to rebuild "
+            f"a missing or damaged file; remove {record} and those of the stages before it, and "
+            "the run trains them again"
+        )
+
+
+def delete_old_checkpoints(stage: Stage, stages: int, keep: str) -> None:
+    """With `keep` "last", delete the checkpoints that are no longer needed after a stage.
+
+    The weights of a stage are deleted after the next stage, and the optimizer state after the last.
+    The records of all stages stay, so a finished run still knows that it is finished.
+    """
+    if keep == "all":
+        return
+    if stage.index > 0:
+        _delete_weights(stage.sibling(stage.index - 1).policy)
+    if stage.index == stages - 1:
+        for name in TRAINING_STATE:
+            (stage.policy / name).unlink(missing_ok=True)
+
+
+def _delete_weights(policy: Path) -> None:
+    """Delete everything in a policy's folder but its record."""
+    for file in policy.iterdir():
+        if file.name == POLICY_RECORD:
+            continue
+        if file.is_dir():
+            shutil.rmtree(file)
+        else:
+            file.unlink()

@@ -1,0 +1,184 @@
+"""Opening a run: settings that can work, a directory that is this run's, its seeds and its log."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cropi.config import (
+    RunConfig,
+    affects_results,
+    check_files,
+    flat,
+    strategy_slug,
+    to_yaml,
+)
+from cropi.errors import InputError
+from cropi.progress import Bar, ProgressReporter
+from cropi.rollouts.engines.engine import require_engine
+from cropi.schema import derive_seed
+from cropi.selection import Needs, find_strategy, needs_of
+from cropi.store.files import atomic_write
+from cropi.store.run_directory import RunDirectory, Stage
+from cropi.store.tables import require_set_names
+from cropi.training import find_trainer, plan_stage
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """The seeds of a run's components; `data` is that of prompts and warm-up, if it has its own.
+
+    Compared runs can share prompts and warm-up while everything else is drawn differently.
+    """
+
+    run: int
+    data: int | None = None
+
+    def of(self, *component: str | int) -> int:
+        """Return the seed of one component."""
+        of_data = self.data is not None and component[0] in ("prompts", "warmup")
+        return derive_seed(self.data if self.data is not None and of_data else self.run, *component)
+
+    def by_name(self, config: RunConfig) -> dict[str, int]:
+        """Return the run's seed and those of all components, by the path they are derived with."""
+        stages = range(config.training.stages)
+        arms = [strategy_slug(strategy) for strategy in config.strategies]
+        components: list[tuple[str | int, ...]] = [
+            *(("prompts",), ("warmup",), ("warmup", "prompts"), ("sketch",), ("order",)),
+            ("evaluation",),
+            ("rollouts", "pool", ""),
+            *(("rollouts", "validation", name) for name in config.prompts.validation),
+            *(("training", stage) for stage in stages),
+            *(("selection", arm, stage) for arm in arms for stage in stages),
+        ]
+        return {"run": self.run, **{"/".join(map(str, c)): self.of(*c) for c in components}}
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """Where a run reports what it does: to the user, and its wall times to timings.jsonl."""
+
+    directory: RunDirectory
+    reporter: ProgressReporter
+
+    @contextmanager
+    def phase(
+        self,
+        title: str,
+        phase: str,
+        stage: Stage | None = None,
+        total: int | None = None,
+        **shared: Any,
+    ) -> Iterator[Bar]:
+        """Show and time a phase, of a stage or shared by all arms."""
+        arm, index = (stage.arm, stage.index) if stage else ("", None)
+        with (
+            self.directory.timed(phase, arm, index, **shared),
+            self.reporter.phase(title, total) as bar,
+        ):
+            yield bar
+
+    def warn(self, lines: Sequence[str]) -> None:
+        """Show warnings, one per line."""
+        for line in lines:
+            self.reporter.warn(line)
+
+
+def check_settings(config: RunConfig, base: Path | None, reporter: ProgressReporter) -> None:
+    """Find every plug-in and try the trainer's settings, before any work is done.
+
+    Raises InputError for a file, strategy, engine or training setting that cannot be used.
+    """
+    with reporter.phase("settings"):
+        check_files(config, base)
+        require_set_names(config.prompts.validation)
+        require_engine(config.rollouts.engine)
+        needs = [needs_of_arm(config, name) for name in config.strategies]
+        first_stage = plan_stage(
+            config.model.path,
+            [],
+            training=config.training,
+            model=config.model,
+            rollouts=config.rollouts,
+            steps=config.training.steps_per_stage,
+            horizon=config.training.stages * config.training.steps_per_stage,
+            template_kwargs=config.prompts.chat_template_kwargs,
+            normalisation=config.influence.objective.normalisation,
+            dynamic_sampling=any(each.dynamic_sampling for each in needs),
+        )
+        warnings = find_trainer(config.training.engine).check(first_stage)
+    if any(each.scoring != "never" for each in needs):
+        for line in warnings:
+            reporter.warn(line)
+
+
+def needs_of_arm(config: RunConfig, strategy: str) -> Needs:
+    """Return what a strategy needs; the config may ask for dynamic sampling with any of them."""
+    needs = needs_of(find_strategy(strategy))
+    dynamic = needs.dynamic_sampling or config.training.dynamic_sampling
+    return replace(needs, dynamic_sampling=dynamic)
+
+
+def arms_needing(config: RunConfig, kind: str) -> list[str]:
+    """Return the arms of a run that use, and pay for, shared rollouts: of pool or validation."""
+    needed = {name: needs_of_arm(config, name) for name in config.strategies}
+    return [
+        strategy_slug(name)
+        for name, needs in needed.items()
+        if (needs.validation if kind == "validation" else needs.rollouts)
+    ]
+
+
+def open_directory(config: RunConfig) -> RunDirectory:
+    """Begin a run in its folder, or continue one with the same settings.
+
+    Raises InputError if the folder cannot be written or holds a run with other settings.
+    """
+    directory = RunDirectory(config.directory)
+    # Before there is a manifest nothing has been made: the settings may still be corrected.
+    if directory.config.is_file() and directory.manifest.is_file():
+        _require_same_settings(directory.config, config)
+    with atomic_write(directory.config) as part:
+        part.write_text(to_yaml(config), encoding="utf-8")
+    return directory
+
+
+def _require_same_settings(existing: Path, config: RunConfig) -> None:
+    """Raise InputError naming the settings in which the run on disk differs."""
+    try:
+        before = flat(yaml.safe_load(existing.read_text(encoding="utf-8")) or {})
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise InputError(
+            f"{existing} is damaged; remove it if this directory belongs to this run"
+        ) from None
+    now = flat(yaml.safe_load(to_yaml(config)))
+    changed = sorted(
+        k for k in before.keys() | now.keys() if affects_results(k) and before.get(k) != now.get(k)
+    )
+    if changed:
+        first = ", ".join(f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in changed[:3])
+        raise InputError(
+            f"{existing.parent} holds a run with other settings ({first}); choose another name, "
+            "e.g. name=my-run, or remove the directory"
+        )
+
+
+def require_same_inputs(directory: RunDirectory, **inputs: Any) -> None:
+    """Raise InputError if model or prompts have changed since the run began: two would mix."""
+    if not directory.manifest.is_file():
+        return
+    before = flat(json.loads(directory.manifest.read_text(encoding="utf-8")))
+    now = flat(inputs)
+    changed = [key for key in now if before.get(key) != now[key]]
+    if changed:
+        raise InputError(
+            f"{directory.root} was begun with other inputs than the present ones "
+            f"({', '.join(changed)} differ); choose another name, e.g. name=my-run, or restore the "
+            "old inputs"
+        )

@@ -1,0 +1,188 @@
+"""Steps 4 and 5, before every stage: influence under the current policy, and the selection."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cropi.config import InfluenceConfig, SelectionConfig
+from cropi.curriculum.policies import Policies
+from cropi.curriculum.run_context import RunLog, Seeds
+from cropi.curriculum.stage_rollouts import StageRollouts
+from cropi.influence.cosines import Influence
+from cropi.influence.setup import score
+from cropi.prompts import PromptSets
+from cropi.schema import InfluenceEstimate, RolloutGroup, Selection
+from cropi.selection import Needs, select
+from cropi.store.cached import cached, stamp
+from cropi.store.files import file_hash, write_json
+from cropi.store.run_directory import Stage
+from cropi.store.tables import read_scores, read_selection, write_scores, write_selection
+
+
+@dataclass(frozen=True)
+class StageScorer:
+    """Scores the pool under a stage's policy.
+
+    `result_settings` are those of `settings` that decide results, `seed` is the sketch's, and
+    `longest_response` the divisor of the "constant" normalisation, in tokens.
+    """
+
+    settings: InfluenceConfig
+    result_settings: Mapping[str, Any]
+    seed: int
+    longest_response: int
+    policies: Policies
+    log: RunLog
+
+    def scores(
+        self, stage: Stage, needs: Needs, policy: str, rollouts: StageRollouts
+    ) -> InfluenceEstimate | None:
+        """Return the scores that a strategy needs, from file where they are current."""
+        if needs.scoring == "never":
+            return None
+        if needs.scoring == "once" and stage.index > 0:
+            return read_scores(stage.sibling(0).scores)
+        inputs = (
+            self.policies.key(policy),
+            rollouts.key,
+            needs.direction,
+            self.result_settings,
+            self.seed,
+        )
+
+        def compute(inputs_fingerprint: str) -> None:
+            influence = self._influence(stage, needs, policy, rollouts)
+            write_json(stage.influence_facts, _facts(influence))
+            write_scores(stage.scores, influence.estimate, stamp(inputs_fingerprint))
+
+        return read_scores(cached(stage.scores, inputs, compute))
+
+    def _influence(
+        self, stage: Stage, needs: Needs, policy: str, rollouts: StageRollouts
+    ) -> Influence:
+        with self.log.phase(f"{stage.title} influence", "scoring", stage) as bar:
+            influence = score(
+                self.policies.load(policy),
+                rollouts.pool,
+                target_rollouts(needs, rollouts),
+                self._settings_at(stage, needs),
+                seed=self.seed,
+                constant_length=self.longest_response,
+                checkpoint=policy,
+                progress=lambda phase, done, total: bar.update(done, total, note=phase),
+            )
+            scored = int(influence.estimate.is_scored.sum())
+            bar.note = f"{scored:,} prompts, {influence.tokens:,} tokens"
+        if needs.validation:  # target warnings do not apply when the pool is its own target
+            self.log.warn(influence.notes)
+        return influence
+
+    def _settings_at(self, stage: Stage, needs: Needs) -> InfluenceConfig:
+        """The settings, without Adam in the first stage, when nothing has been trained yet.
+
+        A mean cosine with the pool is the cosine with its mean unit gradient, whatever they say.
+        """
+        settings = self.settings
+        if needs.direction == "pool":
+            settings = settings.model_copy(update={"target": "unit_mean"})
+        if stage.index > 0 or settings.precondition == "none":
+            return settings
+        self.log.warn(
+            [
+                "influence.precondition begins with the second stage: the start policy has no Adam "
+                "state"
+            ]
+        )
+        return settings.model_copy(update={"precondition": "none"})
+
+
+def target_rollouts(needs: Needs, rollouts: StageRollouts) -> dict[str, list[RolloutGroup]]:
+    """Return the rollouts that a strategy compares the pool's with, by the target's name."""
+    if needs.direction == "pool":
+        return {"pool": rollouts.pool}
+    if needs.direction == "mean":
+        return {"validation": [g for groups in rollouts.validation.values() for g in groups]}
+    return rollouts.validation
+
+
+def _facts(influence: Influence) -> dict[str, object]:
+    return {
+        "tokens": influence.tokens,
+        "targets": {name: dataclasses.asdict(t) for name, t in influence.reliability.items()},
+        "notes": influence.notes,
+    }
+
+
+@dataclass(frozen=True)
+class PromptSelector:
+    """Chooses the prompts of a stage; `threshold` turns rewards into passes."""
+
+    settings: SelectionConfig
+    sets: PromptSets
+    threshold: float | None
+    seeds: Seeds
+    log: RunLog
+
+    def selection(
+        self,
+        stage: Stage,
+        strategy: str,
+        scores: InfluenceEstimate | None,
+        rollouts: StageRollouts,
+    ) -> Selection:
+        """Return the stage's selection by a strategy, from file where it is current."""
+        earlier = _earlier_scores(stage, scores)
+        inputs = (
+            rollouts.key,
+            [file_hash(path) for path in earlier],
+            [file_hash(path) for path in (stage.scores, stage.sibling(0).scores) if path.exists()],
+            self.settings.model_dump(),
+            self.threshold,
+            stage.arm,
+            stage.index,
+            self.seeds.run,
+        )
+
+        def choose(inputs_fingerprint: str) -> None:
+            selection = self._select(stage, strategy, scores, earlier, rollouts)
+            write_selection(stage.selection, selection, stamp(inputs_fingerprint))
+            self.log.warn([f"{stage.arm}: {note}" for note in selection.notes])
+
+        return read_selection(cached(stage.selection, inputs, choose))
+
+    def _select(
+        self,
+        stage: Stage,
+        strategy: str,
+        scores: InfluenceEstimate | None,
+        earlier: Sequence[Path],
+        rollouts: StageRollouts,
+    ) -> Selection:
+        pool, validation = self.sets.pool, self.sets.validation.values()
+        selection = select(
+            scores,
+            self.settings.model_copy(update={"strategy": strategy}),
+            earlier=[read_scores(path) for path in earlier],
+            rollouts=rollouts.pool,
+            sources={p.prompt_id: p.source for p in pool},
+            target_sources={p.source for prompts in validation for p in prompts},
+            threshold=self.threshold,
+            stage=stage.index,
+            seed=self.seeds.of("selection", stage.arm, stage.index),
+            title=stage.title,
+        )
+        unknown = set(selection.prompt_ids) - {p.prompt_id for p in pool}
+        assert not unknown, f"the strategy selected unknown prompts: {sorted(unknown)[:3]}"
+        return selection
+
+
+def _earlier_scores(stage: Stage, scores: InfluenceEstimate | None) -> list[Path]:
+    """Scores of the stages before this one; a strategy that scores once has none to average."""
+    if scores is None or not stage.scores.exists():
+        return []
+    paths = [stage.sibling(index).scores for index in range(stage.index)]
+    return [path for path in paths if path.exists()]

@@ -1,0 +1,255 @@
+"""Step 6: train a stage on its selection, evaluate on the way, and record what it cost."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cropi.config import RolloutsConfig, TrainingConfig
+from cropi.curriculum.accuracy import Evaluator, accuracy_note, evaluation_cost
+from cropi.curriculum.policies import Policies
+from cropi.curriculum.run_context import RunLog, Seeds
+from cropi.curriculum.stage_rollouts import refresh_costs
+from cropi.policy.loading import Policy
+from cropi.rollouts import write_rollouts
+from cropi.schema import Prompt, Selection
+from cropi.store.cached import FINGERPRINT, cached, read_record, stamp
+from cropi.store.files import atomic_folder, write_json
+from cropi.store.metrics import (
+    ClockRow,
+    CostRow,
+    EvaluationRow,
+    MetricsRow,
+    StageRow,
+    TrainRow,
+    cost_row,
+    read_rows,
+    write_rows,
+)
+from cropi.store.run_directory import Row, Stage
+from cropi.store.tables import read_selection
+from cropi.training import StageOutcome, StagePlan, find_trainer, one_group_per_prompt, plan_stage
+
+TOKENS = ("generated_tokens", "prefill_tokens", "trained_tokens")
+"""Counts of a StageOutcome that evaluations and records add up over the stages of an arm."""
+
+
+@dataclass(frozen=True)
+class StageTrainer:
+    """Trains the stages of a run.
+
+    `result_settings` are the training and evaluation settings that decide results,
+    `template_kwargs` those of the chat template, and `normalisation` that of the influence
+    objective, which the trainer's loss should share.
+    """
+
+    pool: Sequence[Prompt]
+    settings: TrainingConfig
+    result_settings: Sequence[Mapping[str, Any]]
+    rollouts: RolloutsConfig
+    template_kwargs: Mapping[str, Any]
+    normalisation: str
+    evaluator: Evaluator
+    policies: Policies
+    seeds: Seeds
+    log: RunLog
+
+    def train(self, stage: Stage, selection: Selection, policy: str, dynamic: bool = False) -> str:
+        """Train from `policy` unless that was done; return the path of the stage's policy.
+
+        `dynamic` replaces groups whose rewards are all equal before they are trained on.
+        """
+        plan = self._plan(stage, selection, policy, dynamic)
+        inputs = (
+            self.policies.key(policy),
+            [(p.prompt_id, p.answer) for p in plan.prompts],
+            *self.result_settings,
+            plan.seed,
+        )
+
+        def run(inputs_fingerprint: str) -> None:
+            gc.collect()  # scoring's model should be gone before training needs the memory
+            run = StageRun(stage, plan, selection, self.evaluator, self.log)
+            run.train(inputs_fingerprint, self.policies.parameters)
+
+        return str(cached(stage.policy, inputs, run))
+
+    def _plan(self, stage: Stage, selection: Selection, policy: str, dynamic: bool) -> StagePlan:
+        steps = self.settings.steps_per_stage
+        return plan_stage(
+            policy,
+            self.pool,
+            selection.prompt_ids,
+            training=self.settings,
+            model=self.policies.model,
+            rollouts=self.rollouts,
+            steps=steps,
+            first_step=stage.index * steps,
+            horizon=self.settings.stages * steps,
+            seed=self.seeds.of("training", stage.index),
+            order_seed=self.seeds.of("order"),
+            prompts_sampled=_sampled_before(stage, selection),
+            dynamic_sampling=dynamic,
+            template_kwargs=self.template_kwargs,
+            evaluate_every=self.evaluator.settings.every,
+            normalisation=self.normalisation,
+        )
+
+
+class StageRun:
+    """One stage while it trains: its rows grow with every evaluation."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        plan: StagePlan,
+        selection: Selection,
+        evaluator: Evaluator,
+        log: RunLog,
+    ) -> None:
+        self.stage = stage
+        self.plan = plan
+        self.selection = selection
+        self.evaluator = evaluator
+        self.log = log
+        self.outcome = StageOutcome()
+        self.before = _tokens_before(stage)
+        self.rows: list[MetricsRow] = [*self._start_rows()]
+        self.evaluated: list[EvaluationRow] = []
+        self.accuracy = ""
+
+    def train(self, inputs_fingerprint: str, parameters: int) -> None:
+        """Train, then publish metrics and policy; the policy's folder appears last."""
+        stage = self.stage
+        with (
+            self.log.phase(f"{stage.title} GRPO", "training", stage, self.plan.steps) as bar,
+            atomic_folder(stage.policy) as part,
+        ):
+            find_trainer(self.plan.training.engine).train(
+                self.plan,
+                self.evaluator.judge,
+                part,
+                self._evaluate if self.evaluator.sets else None,
+                lambda done, row: bar.update(done, note=self._note(row)),
+                self.outcome,
+            )
+            bar.note = self.accuracy
+            record = {
+                FINGERPRINT: inputs_fingerprint,
+                "arm": stage.arm,
+                "stage": stage.index,
+                **self._tokens(),
+                "prompts_sampled": self.outcome.prompts_sampled,
+            }
+            write_json(part / stage.record.name, record)
+            self._write_rollouts(inputs_fingerprint)
+            write_rows(stage.metrics, [*self.rows, *self._closing_rows(parameters)])
+        self._write_clock()
+
+    def _write_rollouts(self, inputs_fingerprint: str) -> None:
+        """Store the groups that training sampled, where its engine reports them."""
+        if self.outcome.rollouts:
+            groups = one_group_per_prompt(self.outcome.rollouts)
+            write_rollouts(self.stage.rollouts("training"), groups, stamp(inputs_fingerprint))
+
+    def _evaluate(self, policy: Policy, step: int) -> None:
+        with self.log.directory.timed("evaluation", self.stage.arm, self.stage.index):
+            rows = self.evaluator.rows(policy, step)
+        self.evaluated += rows
+        self.rows += self._placed(rows)
+        self.accuracy = accuracy_note(rows)
+
+    def _note(self, row: Row) -> str:
+        reward = f"reward {row['reward']:.2f}" if "reward" in row else ""
+        return f"{reward}  {self.accuracy}"
+
+    def _tokens(self) -> dict[str, int]:
+        """Tokens of the arm up to here, rollouts and scoring left out."""
+        return {name: self.before[name] + getattr(self.outcome, name) for name in TOKENS}
+
+    def _placed(self, rows: Sequence[EvaluationRow]) -> list[EvaluationRow]:
+        """Evaluations with their arm and stage, and what training had cost until then."""
+        place: dict[str, Any] = {"arm": self.stage.arm, "stage": self.stage.index}
+        place |= self._tokens()
+        return [replace(row, **place) for row in rows]
+
+    def _start_rows(self) -> list[EvaluationRow]:
+        """A curve begins with the start policy."""
+        if self.stage.index > 0:
+            return []
+        start = read_rows(self.log.directory.start_evaluation)
+        return self._placed(start.of(EvaluationRow))
+
+    def _closing_rows(self, parameters: int) -> list[MetricsRow]:
+        facts = read_record(self.stage.influence_facts)  # empty where the stage was not scored
+        arm, stage = self.stage.arm, self.stage.index
+        log = [
+            TrainRow(arm=arm, stage=stage, step=step, values=values)
+            for step, values in map(_logged, self.outcome.log)
+        ]
+        stage_row = StageRow(
+            arm=arm,
+            stage=stage,
+            steps=self.plan.steps,
+            selected=len(self.selection.prompt_ids),
+            negative=self.selection.negative,
+            notes=[*self.selection.notes, *facts.get("notes", [])],
+            targets=facts.get("targets", {}),
+            reward_statuses=self.outcome.statuses,
+            prompts_sampled=self.outcome.prompts_sampled,
+            uninformative_trained=self.outcome.uninformative_trained,
+        )
+        costs = self._costs(parameters, facts.get("tokens", 0))
+        return [*log, stage_row, *refresh_costs(self.stage), *costs]
+
+    def _costs(self, parameters: int, scoring: int) -> list[CostRow]:
+        place, trained = (self.stage.arm, self.stage.index), self.outcome.trained_tokens
+        rows = [
+            cost_row(
+                "training",
+                parameters,
+                *place,
+                generated=self.outcome.generated_tokens,
+                forward=trained + self.outcome.prefill_tokens,
+                backward=trained,
+            )
+        ]
+        if scoring:
+            rows.append(cost_row("scoring", parameters, *place, forward=scoring, backward=scoring))
+        if self.evaluated:
+            rows.append(evaluation_cost(self.evaluated, parameters, *place))
+        return rows
+
+    def _write_clock(self) -> None:
+        """Training seconds since the arm began, one row per step."""
+        arm, stage, directory = self.stage.arm, self.stage.index, self.log.directory
+        earlier = [row.seconds for row in directory.clock(arm) if row.stage < stage]
+        start = max(earlier, default=0.0)
+        for step, seconds in self.outcome.clock:
+            total = round(start + seconds, 3)
+            directory.add_timing(ClockRow(arm=arm, stage=stage, step=step, seconds=total))
+
+
+def _logged(row: Row) -> tuple[int, Row]:
+    """A row of the trainer's log, taken apart into its step and the rest."""
+    return int(row["step"]), {name: value for name, value in row.items() if name != "step"}
+
+
+def _sampled_before(stage: Stage, selection: Selection) -> int:
+    """Prompts sampled by the stages right before this one that had the same selection."""
+    sampled = 0
+    for index in range(stage.index - 1, -1, -1):
+        earlier = stage.sibling(index)
+        if read_selection(earlier.selection).prompt_ids != selection.prompt_ids:
+            break
+        sampled += int(earlier.recorded()["prompts_sampled"])
+    return sampled
+
+
+def _tokens_before(stage: Stage) -> dict[str, int]:
+    if stage.index == 0:
+        return dict.fromkeys(TOKENS, 0)
+    record = stage.sibling(stage.index - 1).recorded()
+    return {name: int(record[name]) for name in TOKENS}

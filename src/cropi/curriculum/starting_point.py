@@ -1,0 +1,158 @@
+"""Steps 1 and 2: the prompts, free of duplicates and overlap, and the policy to start from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cropi.config import PromptsConfig, TrainingConfig, WarmupConfig
+from cropi.curriculum.policies import Policies
+from cropi.curriculum.run_context import RunLog, Seeds, require_same_inputs
+from cropi.errors import InputError
+from cropi.prompts import PromptSets, drop_overlong, load_prompt_sets, load_source, write_prompts
+from cropi.prompts.sets import normalised, question_text
+from cropi.schema import PolicyIdentity, Prompt, fingerprint
+from cropi.store.cached import cached, read_record
+from cropi.store.files import POLICY_RECORD, write_json
+from cropi.store.metrics import CostRow, cost_row
+from cropi.store.run_directory import RunDirectory
+from cropi.training import warmup
+from cropi.verifiers import Judge
+
+
+def load_prompts(
+    settings: PromptsConfig,
+    policies: Policies,
+    judge: Judge,
+    seed: int,
+    longest_response: int,
+    base: Path | None,
+    log: RunLog,
+) -> PromptSets:
+    """Load pool, validation and test sets, settle duplicates and length, and try the verifiers.
+
+    `longest_response` tokens must fit behind every prompt where `settings` give no limit.
+    """
+    with log.phase("prompts", "prompts") as bar:
+        policy = policies.load_model()
+        sets = drop_overlong(
+            policy.tokenizer,
+            load_prompt_sets(settings, seed, base),
+            settings.max_tokens or policy.context - longest_response,
+            settings.overlong,
+            settings.chat_template_kwargs,
+        )
+        judge.check([p for prompts in sets.named().values() for p in prompts])
+        bar.note = _sizes(sets)
+    log.warn(sets.notes.lines())
+    return sets
+
+
+def record_inputs(
+    directory: RunDirectory, sets: PromptSets, policies: Policies, seeds: Mapping[str, int]
+) -> None:
+    """Write prompts and manifest. Raises InputError if the run was begun with other inputs."""
+    inputs = _inputs(sets, policies.identity, policies.parameters)
+    require_same_inputs(directory, **inputs)
+    write_prompts(directory.prompts("pool"), sets.pool)
+    for kind, named in (("validation", sets.validation), ("test", sets.test)):
+        for name, prompts in named.items():
+            write_prompts(directory.prompts(kind, name), prompts)
+    notes = {**sets.notes.as_dict(), "lines": sets.notes.lines()}
+    write_json(directory.prompt_notes, notes)
+    directory.write_manifest(seeds=seeds, **inputs)
+
+
+def _sizes(sets: PromptSets) -> str:
+    validation = sum(map(len, sets.validation.values()))
+    test = sum(map(len, sets.test.values()))
+    return f"{len(sets.pool):,} in the pool, {validation:,} validation, {test:,} test"
+
+
+def _inputs(sets: PromptSets, identity: PolicyIdentity, parameters: int) -> dict[str, Any]:
+    """What the run is made from beside its settings: model and prompts, by content."""
+    return {
+        "model": {**dataclasses.asdict(identity), "parameters": parameters},
+        "prompts": {
+            name: fingerprint([(p.prompt_id, p.content, p.answer, p.source) for p in prompts])
+            for name, prompts in sets.named().items()
+        },
+    }
+
+
+def make_start_policy(
+    out: Path,
+    sets: PromptSets,
+    policies: Policies,
+    settings: WarmupConfig,
+    training: TrainingConfig,
+    seeds: Seeds,
+    base: Path | None,
+    log: RunLog,
+) -> str:
+    """Return the path of the start policy: the configured model, or `out`, made from it.
+
+    It is warmed up or given adapters as `settings` and `training` say.
+    """
+    model = policies.model
+    if not settings.steps and training.lora is None:
+        return model.path
+    prompts = warmup_prompts(settings, sets, seeds.of("warmup", "prompts"), base)
+    bf16 = training.grpo.get("bf16")  # the warm-up computes as GRPO will
+    inputs = (
+        bf16,
+        policies.result_settings,
+        settings.model_dump(),
+        training.lora.model_dump() if training.lora else None,
+        [(p.prompt_id, p.content, p.answer) for p in prompts] if settings.steps else [],
+        seeds.of("warmup"),
+    )
+    with log.phase("start policy", "warmup") as bar:
+        cached(
+            out,
+            inputs,
+            lambda inputs_fingerprint: warmup.write_start_policy(
+                out,
+                prompts,
+                model=model,
+                settings=settings,
+                training=training,
+                seed=seeds.of("warmup"),
+                inputs_fingerprint=inputs_fingerprint,
+                progress=bar.update,
+            ),
+        )
+        bar.note = warmup.describe(settings, training.lora)
+    return str(out)
+
+
+def warmup_prompts(
+    settings: WarmupConfig, sets: PromptSets, seed: int, base: Path | None = None
+) -> list[Prompt]:
+    """Return the prompts to imitate the answers of: the pool, or those of `settings.prompts`.
+
+    Questions of a validation or test set are left out. Raises InputError if none remain.
+    """
+    if not settings.prompts:
+        return sets.pool
+    heldout = {_question(p) for prompts in sets.heldout_sets() for p in prompts}
+    loaded = [p for source in settings.prompts for p in load_source(source, seed, base)]
+    usable = [p for p in loaded if _question(p) not in heldout]
+    if not usable:
+        raise InputError(
+            f"all {len(loaded)} of warmup.prompts are also in validation or test, and imitating "
+            "those would spoil them; give other prompts"
+        )
+    return usable
+
+
+def warmup_costs(start: Path, parameters: int) -> list[CostRow]:
+    """Return the cost of the supervised warm-up, none if there was none."""
+    tokens = int(read_record(start / POLICY_RECORD).get("tokens", 0))
+    return [cost_row("warmup", parameters, forward=tokens, backward=tokens)] if tokens else []
+
+
+def _question(prompt: Prompt) -> str:
+    return normalised(question_text(prompt, None))

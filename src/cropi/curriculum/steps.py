@@ -1,0 +1,115 @@
+"""The steps of a run, each given the settings and parts that it needs: the one place for that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cropi.config import RunConfig
+from cropi.curriculum.accuracy import Evaluator
+from cropi.curriculum.policies import Policies
+from cropi.curriculum.run_context import RunLog, Seeds, arms_needing
+from cropi.curriculum.stage_choice import PromptSelector, StageScorer
+from cropi.curriculum.stage_rollouts import RolloutRefresh
+from cropi.curriculum.stage_training import StageTrainer
+from cropi.curriculum.start_rollouts import RolloutRequest, Sampler, rollout_requests
+from cropi.prompts import PromptSets
+from cropi.verifiers import Judge
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What the start and every stage of a run are made with."""
+
+    evaluator: Evaluator
+    requests: Sequence[RolloutRequest]
+    sampler: Sampler
+    refresh: RolloutRefresh
+    influence: StageScorer
+    selector: PromptSelector
+    trainer: StageTrainer
+
+    @classmethod
+    def of(
+        cls,
+        config: RunConfig,
+        sets: PromptSets,
+        policies: Policies,
+        judge: Judge,
+        seeds: Seeds,
+        log: RunLog,
+    ) -> Steps:
+        """Take a run's settings apart for the steps."""
+        arms = {kind: arms_needing(config, kind) for kind in ("pool", "validation")}
+        requests = rollout_requests(config.rollouts, sets, arms)
+        evaluator = _evaluator(config, sets, judge, seeds)
+        sampler = Sampler(
+            settings=config.rollouts,
+            verifier_settings=config.result_settings("verifiers"),
+            template_kwargs=config.prompts.chat_template_kwargs,
+            judge=judge,
+            seeds=seeds,
+            log=log,
+        )
+        return cls(
+            evaluator=evaluator,
+            requests=requests,
+            sampler=sampler,
+            refresh=RolloutRefresh(
+                when=config.rollouts.refresh,
+                batch_tokens=config.influence.batch_tokens,
+                requests=requests,
+                sampler=sampler,
+                policies=policies,
+            ),
+            influence=StageScorer(
+                settings=config.influence,
+                result_settings=config.result_settings("influence"),
+                seed=seeds.of("sketch"),
+                longest_response=config.rollouts.max_new_tokens,
+                policies=policies,
+                log=log,
+            ),
+            selector=PromptSelector(
+                settings=config.selection,
+                sets=sets,
+                threshold=config.verifiers.threshold,
+                seeds=seeds,
+                log=log,
+            ),
+            trainer=_trainer(config, sets, evaluator, policies, seeds, log),
+        )
+
+
+def _evaluator(config: RunConfig, sets: PromptSets, judge: Judge, seeds: Seeds) -> Evaluator:
+    return Evaluator(
+        sets=sets.test or sets.validation,
+        targeted=config.targeted,
+        settings=config.evaluation,
+        rollouts=config.rollouts,
+        template_kwargs=config.prompts.chat_template_kwargs,
+        judge=judge,
+        seed=seeds.of("evaluation"),
+    )
+
+
+def _trainer(
+    config: RunConfig,
+    sets: PromptSets,
+    evaluator: Evaluator,
+    policies: Policies,
+    seeds: Seeds,
+    log: RunLog,
+) -> StageTrainer:
+    return StageTrainer(
+        pool=sets.pool,
+        settings=config.training,
+        result_settings=(config.result_settings("training"), config.result_settings("evaluation")),
+        rollouts=config.rollouts,
+        template_kwargs=config.prompts.chat_template_kwargs,
+        normalisation=config.influence.objective.normalisation,
+        evaluator=evaluator,
+        policies=policies,
+        seeds=seeds,
+        log=log,
+    )

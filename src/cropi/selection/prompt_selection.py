@@ -1,0 +1,96 @@
+"""Choosing the prompts of a stage from settings: the one way that runs, API and commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cropi.config import SelectionConfig
+from cropi.errors import InputError
+from cropi.rollouts import as_groups, rollout_statistics
+from cropi.schema import InfluenceEstimate, RolloutGroup, Selection
+from cropi.selection.strategy import (
+    Needs,
+    SelectionContext,
+    find_strategy,
+    needs_of,
+    require_not_empty,
+    selection_size,
+)
+
+if TYPE_CHECKING:
+    from cropi.influence.cosines import Influence
+
+
+def select(
+    scores: InfluenceEstimate | Influence | None = None,
+    settings: SelectionConfig | None = None,
+    *,
+    earlier: Sequence[InfluenceEstimate] = (),
+    rollouts: Sequence[RolloutGroup] | str | Path | None = None,
+    sources: Mapping[str, str] | None = None,
+    target_sources: Collection[str] = (),
+    threshold: float | None = None,
+    stage: int | None = None,
+    seed: int = 0,
+    title: str = "",
+) -> Selection:
+    """Choose the prompts that a stage trains on.
+
+    Args:
+        scores: the pool's influence under the current policy, for strategies that need it.
+        settings: the strategy and its options, and the share of the whole pool to select.
+        earlier: scores of the stages before, oldest first, for strategies with a memory.
+        rollouts: the pool's, or their file, for strategies that look at pass rates.
+        sources: the source of each prompt by its id, for strategies that look at sources.
+        target_sources: sources of the validation prompts.
+        threshold: the reward at which a response passes; default: rewards are graded.
+        stage: the stage's index; default: how many there are before it.
+        seed: of the stage, for strategies that draw.
+        title: names the stage in errors; default: the strategy.
+
+    Raises:
+        InputError: scores or rollouts that the strategy needs are missing, or it selects nothing.
+    """
+    settings = settings or SelectionConfig()
+    estimate = _estimate(scores)
+    strategy = find_strategy(settings.strategy)
+    _require(needs_of(strategy), settings.strategy, estimate, rollouts)
+    groups = [] if rollouts is None else as_groups(rollouts)
+    statistics = rollout_statistics(groups, threshold)
+    pool_size = len(groups) or (estimate.pool_size if estimate else 0)
+    selection = strategy.select(
+        SelectionContext(
+            statistics=statistics,
+            count=selection_size(settings.ratio, pool_size),
+            stage=len(earlier) if stage is None else stage,
+            seed=seed,
+            estimate=estimate,
+            fusion_constant=settings.fusion_constant,
+            noise_floor=settings.noise_floor,
+            memory=settings.memory,
+            earlier=earlier,
+            sources=[(sources or {}).get(i, "") for i in statistics.prompt_ids],
+            target_sources=frozenset(target_sources),
+        )
+    )
+    require_not_empty(selection, title or f"strategy {settings.strategy}")
+    return selection
+
+
+def _estimate(scores: InfluenceEstimate | Influence | None) -> InfluenceEstimate | None:
+    return scores if scores is None or isinstance(scores, InfluenceEstimate) else scores.estimate
+
+
+def _require(
+    needs: Needs,
+    strategy: str,
+    estimate: InfluenceEstimate | None,
+    rollouts: Sequence[RolloutGroup] | str | Path | None,
+) -> None:
+    """Raise InputError for scores or rollouts that a strategy needs and lacks."""
+    if needs.scoring != "never" and estimate is None:
+        raise InputError(f"strategy {strategy} needs scores; make them with `cropi score`")
+    if rollouts is None and (needs.scoring == "never" or needs.direction == "pool"):
+        raise InputError(f"strategy {strategy} needs the pool's rollouts; give rollouts")

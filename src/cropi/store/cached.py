@@ -1,0 +1,77 @@
+"""The one place that decides whether something on disk may be used again.
+
+A step of a run leaves one output: a Parquet table, a JSON record, or a folder with a record in it.
+Each carries the fingerprint of the inputs that it was made from. `cached` makes an output only if
+it is missing, damaged or made from other inputs, which is all there is to resuming a run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cropi.schema import fingerprint
+from cropi.store.files import POLICY_RECORD
+
+FINGERPRINT = "inputs_fingerprint"
+"""The key of a record that holds the fingerprint of its inputs."""
+TABLE_FINGERPRINT = f"cropi.{FINGERPRINT}"
+"""The same in the metadata of a Parquet file."""
+
+
+def cached(output: Path, inputs: Any, make: Callable[[str], object]) -> Path:
+    """Return `output`, made by `make(fingerprint)` unless it is there and is current.
+
+    `inputs` is everything that determines the output, as plain values; `make` must write `output`
+    atomically and record the fingerprint that it is given in it (`stamp` for a table, `FINGERPRINT`
+    for a record).
+    """
+    expected = fingerprint(inputs)
+    if recorded_fingerprint(output) != expected:
+        make(expected)
+        assert recorded_fingerprint(output) == expected, f"{output} does not record its inputs"
+    return output
+
+
+def is_current(output: Path, inputs_fingerprint: str) -> bool:
+    """Whether an output is there and was made from the inputs with this fingerprint."""
+    return recorded_fingerprint(output) == inputs_fingerprint
+
+
+def recorded_fingerprint(output: Path) -> str | None:
+    """Return the fingerprint that an output carries; None if it is missing or damaged."""
+    if output.suffix == ".parquet":
+        return _of_table(output)
+    value = read_record(output if output.suffix == ".json" else output / POLICY_RECORD)
+    recorded = value.get(FINGERPRINT)
+    return recorded if isinstance(recorded, str) else None
+
+
+def stamp(inputs_fingerprint: str) -> dict[str, str]:
+    """Return the metadata by which a Parquet file carries the fingerprint of its inputs."""
+    return {TABLE_FINGERPRINT: inputs_fingerprint}
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; empty if it is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _of_table(path: Path) -> str | None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.exists():
+        return None
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (pa.ArrowException, OSError):
+        return None
+    recorded = metadata.get(TABLE_FINGERPRINT.encode())
+    return None if recorded is None else recorded.decode(errors="replace")

@@ -1,0 +1,187 @@
+"""One GRPO stage, planned from settings and trained: in a run, and on its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from cropi.config import ModelConfig, RolloutsConfig, TrainingConfig, VerifiersConfig
+from cropi.errors import InputError
+from cropi.schema import Prompt, Selection
+from cropi.store.files import atomic_folder
+from cropi.training.stage import (
+    MAX_SAMPLING_ROUNDS,
+    Row,
+    StageOutcome,
+    StagePlan,
+    find_trainer,
+    stage_order,
+)
+
+if TYPE_CHECKING:
+    from cropi.verifiers import Judge
+
+
+def plan_stage(
+    policy: str,
+    pool: Sequence[Prompt],
+    prompt_ids: Sequence[str] = (),
+    *,
+    training: TrainingConfig,
+    model: ModelConfig,
+    rollouts: RolloutsConfig,
+    steps: int,
+    first_step: int = 0,
+    horizon: int | None = None,
+    seed: int = 0,
+    order_seed: int | None = None,
+    prompts_sampled: int = 0,
+    dynamic_sampling: bool = False,
+    template_kwargs: Mapping[str, Any] | None = None,
+    evaluate_every: int | None = None,
+    normalisation: str = "sequence",
+) -> StagePlan:
+    """Return the plan of a stage that trains `policy` on the selected prompts of `pool`.
+
+    `prompts_sampled` says where in the order of `order_seed` (default: `seed`) earlier stages on
+    the same prompts stopped. Raises InputError for a selected prompt that `pool` lacks.
+    """
+    by_id = {prompt.prompt_id: prompt for prompt in pool}
+    missing = [i for i in prompt_ids if i not in by_id]
+    if missing:
+        raise InputError(
+            f"the selection names {len(missing)} prompts that the prompts lack, first "
+            f"{missing[0]!r}; give the prompts that were scored"
+        )
+    rounds = MAX_SAMPLING_ROUNDS if dynamic_sampling else 1
+    visits = steps * training.prompts_per_step * rounds if prompt_ids else 0
+    order_seed = seed if order_seed is None else order_seed
+    order = stage_order(prompt_ids, visits, order_seed, prompts_sampled) if visits else []
+    return StagePlan(
+        start=policy,
+        prompts=[by_id[i] for i in order],
+        steps=steps,
+        first_step=first_step,
+        horizon=first_step + steps if horizon is None else horizon,
+        seed=seed,
+        model=model,
+        training=training,
+        rollouts=rollouts,
+        template_kwargs=template_kwargs or {},
+        evaluate_every=evaluate_every,
+        normalisation=normalisation,
+        dynamic_sampling=dynamic_sampling,
+    )
+
+
+def train(
+    policy: str | Path,
+    prompts: Sequence[Prompt],
+    selection: Selection | Sequence[str],
+    out: str | Path,
+    settings: TrainingConfig | None = None,
+    *,
+    steps: int,
+    verifier: str | VerifiersConfig | Judge | None = None,
+    rollouts: RolloutsConfig | None = None,
+    model: ModelConfig | None = None,
+    carry_optimizer: bool = False,
+    horizon: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, Row], None] | None = None,
+) -> StageOutcome:
+    """Train one GRPO stage on the selected prompts and write the checkpoint folder `out`.
+
+    Args:
+        policy: a checkpoint folder, a hub id or a built-in name.
+        prompts: the pool that was selected from.
+        selection: the prompts to train on, or their ids.
+        out: the folder to write.
+        settings: of the training; with `lora` and no adapter at `policy`, a fresh one is trained.
+        steps: optimizer steps.
+        verifier: a verifier's name, settings or an open judge.
+        rollouts: sampling of the responses that are trained on.
+        model: dtype, device and the like; default: as `policy` is.
+        carry_optimizer: continue with the optimizer, schedule and step count that an earlier stage
+            stored at `policy`.
+        horizon: the step at which a decaying learning rate ends; default: the end of this stage.
+        seed: of the order, the sampling and the adapter.
+        progress: called with (steps done, the last row of the log).
+
+    Raises:
+        InputError: before any work if `out` holds something that no stage wrote, the selection is
+            empty or not of `prompts`, or the settings cannot be trained with.
+    """
+    from cropi.verifiers import open_judge
+
+    settings = settings or TrainingConfig()
+    _require_replaceable(Path(out))
+    ids = selection.prompt_ids if isinstance(selection, Selection) else list(selection)
+    if not ids:
+        raise InputError("the selection is empty; select at least one prompt")
+    first_step = _steps_done(Path(policy)) if carry_optimizer else 0
+    plan = plan_stage(
+        str(policy),
+        prompts,
+        ids,
+        training=settings,
+        model=model or ModelConfig(path=str(policy)),
+        rollouts=rollouts or RolloutsConfig(),
+        steps=steps,
+        first_step=first_step,
+        horizon=_horizon(horizon, first_step + steps),
+        seed=seed,
+        dynamic_sampling=settings.dynamic_sampling,
+    )
+    trainer = find_trainer(settings.engine)
+    trainer.check(plan)
+    with ExitStack() as stack:
+        judge = stack.enter_context(open_judge(verifier))
+        part = stack.enter_context(atomic_folder(Path(out)))
+        judge.check(plan.prompts)
+        if settings.lora is not None and not (Path(policy) / "adapter_config.json").is_file():
+            plan = replace(plan, start=stack.enter_context(TemporaryDirectory()))
+            _write_adapters(str(policy), plan)
+        return trainer.train(plan, judge, part, None, progress)
+
+
+def _require_replaceable(out: Path) -> None:
+    """Raise InputError if `out` is a folder with something in it that is not a checkpoint."""
+    if out.is_dir() and any(out.iterdir()) and not (out / "trainer_state.json").is_file():
+        raise InputError(
+            f"{out} holds files that no training stage wrote, and a checkpoint replaces its whole "
+            "directory; give a new path"
+        )
+
+
+def _horizon(horizon: int | None, last_step: int) -> int:
+    if horizon is not None and horizon < last_step:
+        raise InputError(
+            f"horizon {horizon} comes before step {last_step}, where this stage ends; give that "
+            "step or a later one"
+        )
+    return horizon or last_step
+
+
+def _write_adapters(policy: str, plan: StagePlan) -> None:
+    from cropi.training.warmup import write_adapters
+
+    write_adapters(policy, plan.model, plan.training, Path(plan.start), plan.seed)
+
+
+def _steps_done(policy: Path) -> int:
+    """Optimizer steps behind a checkpoint. Raises InputError if it holds no optimizer state."""
+    state = policy / "trainer_state.json"
+    if not state.is_file() or not (policy / "optimizer.pt").is_file():
+        raise InputError(
+            f"{policy} holds no optimizer state to continue with (trainer_state.json, "
+            "optimizer.pt); give a checkpoint that a training stage wrote, or start with a fresh "
+            "optimizer"
+        )
+    row: Row = json.loads(state.read_text())
+    return int(row["global_step"])
