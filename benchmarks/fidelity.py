@@ -20,7 +20,7 @@ import torch
 
 import cropi
 from cropi.cli.printing import make_narrator, print_table
-from cropi.config import RolloutsConfig
+from cropi.config import EngineChoice, RolloutsConfig
 from cropi.diagnostics import diagnose_fidelity
 from cropi.diagnostics.fidelity_experiment import FidelitySettings
 from cropi.pocket.tasks import SKILLS, TARGETS
@@ -105,7 +105,8 @@ def sample(
         Prompt(row["prompt_id"], row["answer"], row["source"], prompt=row["prompt"])
         for row in pocket_rows(split, skills, per_skill)
     ]
-    settings = RolloutsConfig(responses=arguments.responses, max_new_tokens=12, batch_size=512)
+    engine = EngineChoice.of(batch_size=512)
+    settings = RolloutsConfig(responses=arguments.responses, max_new_tokens=12, engine=engine)
     with TemporaryDirectory() as folder, make_narrator().phase(f"rollouts {split}") as bar:
         groups = cropi.rollout(
             policy,

@@ -10,7 +10,7 @@ current policy against the validation set's, select the best tenth, train on it 
 from pathlib import Path
 
 from cropi import evaluate, rollout, score, select, train
-from cropi.config import PromptSource, RolloutsConfig, TrainingConfig
+from cropi.config import EngineChoice, PromptSource, RolloutsConfig, TrainerChoice, TrainingConfig
 from cropi.prompts import load_source
 
 STAGES, STEPS = 2, 20
@@ -24,8 +24,9 @@ def prompts(split: str, skill: str, size: int) -> list:  # noqa: D103
 pool = prompts("pool", "all", 100)
 validation = prompts("validation", "sort", 60)
 test = {"sort": prompts("test", "sort", 300)}
-sampling = RolloutsConfig(max_new_tokens=8, batch_size=512)
-grpo = TrainingConfig(learning_rate=5e-6, grpo={"lr_scheduler_type": "constant"})
+sampling = RolloutsConfig(max_new_tokens=8, engine=EngineChoice.of(batch_size=512))
+trl = TrainerChoice.of(grpo={"lr_scheduler_type": "constant"})
+grpo = TrainingConfig(learning_rate=5e-6, engine=trl)
 
 policy = "pocket"
 tried = rollout(policy, pool, OUT / "pool.parquet", verifier="exact", settings=sampling)

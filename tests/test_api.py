@@ -14,7 +14,13 @@ from transformers import AutoModelForCausalLM
 
 import cropi
 from cropi.cli import main
-from cropi.config import RolloutsConfig, SelectionConfig, TrainingConfig
+from cropi.config import (
+    RolloutsConfig,
+    SelectionConfig,
+    StrategyChoice,
+    TrainerChoice,
+    TrainingConfig,
+)
 from cropi.errors import InputError
 from cropi.pocket import rows
 from cropi.rollouts import read_rollouts
@@ -99,7 +105,7 @@ def stage_arguments(work: Path, policy: object, out: Path) -> list[object]:
         "train", "--policy", policy, "--prompts", work / "pool.jsonl",
         "--selection", work / "selection.parquet", "--out", out, "--steps", 2,
         "--verifier", f"{work / 'judge.py'}:reward", "--max-new-tokens", 8, "--device", "cpu",
-        "--horizon", 4, "prompts_per_step=2", "generations=4", "learning_rate=1e-4",
+        "--horizon", 4, "prompts_per_step=2", "responses=4", "learning_rate=1e-4",
     ]  # fmt: skip
 
 
@@ -132,8 +138,8 @@ def test_one_score_row_per_prompt_of_the_pool(work: Path, scored: Path) -> None:
 def test_sparse_scores_approximate_exact_ones(work: Path, scored: Path) -> None:
     out = work / "sparse.parquet"
     command("score", "--policy", "pocket", "--rollouts", work / "pool.parquet",
-            "--target", f"sort set={work / 'val.parquet'}", "--out", out, "--method", "sparse",
-            "--ratio", 1.0, "--dim", 8192, "--seed", 1)  # fmt: skip
+            "--target", f"sort set={work / 'val.parquet'}", "--out", out, "--sketch", "sparse",
+            "--seed", 1, "sketch.ratio=1.0")  # fmt: skip
     exact, sparse = read_scores(scored).scored(), read_scores(out).scored()
     assert sparse.prompt_ids == exact.prompt_ids
     error = np.abs(sparse.mean["sort set"] - exact.mean["sort set"])
@@ -162,7 +168,7 @@ def test_a_second_stage_goes_on_with_optimizer_and_schedule(work: Path, trained:
 def test_evaluation_writes_what_it_prints(work: Path, trained: Path) -> None:
     out = work / "accuracy.json"
     command("evaluate", "--policy", trained, "--set", f"sort={work / 'test.jsonl'}",
-            "--verifier", "exact", "--samples", 2, "--temperature", 1.0, "--k", 1, "--k", 2,
+            "--verifier", "exact", "--responses", 2, "--temperature", 1.0, "--k", 1, "--k", 2,
             "--max-new-tokens", 8, "--out", out)  # fmt: skip
     (row,) = json.loads(out.read_text())
     assert (row["set"], row["prompts"], list(row["pass_at"])) == ("sort", 8, ["1", "2"])
@@ -200,9 +206,7 @@ def test_rollouts_that_are_there_are_not_sampled_again(
     out = work / "again.parquet"
     first = cropi.rollout("pocket", prompts, out, verifier="exact", settings=settings)
     before = out.read_bytes()
-    monkeypatch.setattr(
-        "cropi.rollouts.engines.transformers_engine.TransformersEngine.generate", None
-    )
+    monkeypatch.setattr("cropi.rollouts.transformers_engine.TransformersEngine.generate", None)
     again = cropi.rollout("pocket", prompts, out, verifier="exact", settings=settings)
     assert [g.prompt_id for g in again] == [g.prompt_id for g in first]
     assert out.read_bytes() == before
@@ -227,9 +231,14 @@ def test_training_refuses_what_it_cannot_do(work: Path, trained: Path, tmp_path:
         cropi.train("pocket", prompts, ids, out, steps=1, carry_optimizer=True)
     with pytest.raises(InputError, match="horizon 2 comes before step 3"):
         cropi.train(trained, prompts, ids, out, steps=1, carry_optimizer=True, horizon=2)
-    with pytest.raises(InputError, match=r"training\.grpo\.nosuch"):
+    with pytest.raises(InputError, match=r"training\.engine\.grpo\.nosuch"):
         cropi.train(
-            "pocket", prompts, ids, out, steps=1, settings=TrainingConfig(grpo={"nosuch": 1})
+            "pocket",
+            prompts,
+            ids,
+            out,
+            steps=1,
+            settings=TrainingConfig(engine=TrainerChoice.of(grpo={"nosuch": 1})),
         )
     assert not out.exists()
 
@@ -237,14 +246,16 @@ def test_training_refuses_what_it_cannot_do(work: Path, trained: Path, tmp_path:
 def test_a_strategy_that_finds_nothing_is_an_error(work: Path) -> None:
     solved = [g for g in read_rollouts(work / "pool.parquet") if not g.informative]
     with pytest.raises(InputError, match="selected no prompt"):
-        cropi.select(None, SelectionConfig(strategy="learnability"), rollouts=solved)
+        cropi.select(
+            None, SelectionConfig(strategy=StrategyChoice.of("learnability")), rollouts=solved
+        )
 
 
 def test_scores_are_needed_where_a_strategy_looks_at_them() -> None:
     with pytest.raises(InputError, match="needs scores"):
         cropi.select(None)
     with pytest.raises(InputError, match="rollouts"):
-        cropi.select(None, SelectionConfig(strategy="random"))
+        cropi.select(None, SelectionConfig(strategy=StrategyChoice.of("random")))
     with pytest.raises(InputError, match="at least one target"):
         cropi.score("pocket", [], {})
 

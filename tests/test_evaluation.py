@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cropi.errors import InputError
-from cropi.evaluation import EvaluationSets, best_of
+from cropi.evaluation.pass_at_k import EvaluationSets, best_of
 from cropi.rollouts.engines.engine import Completion
 from cropi.schema import Prompt, Sampling
 from cropi.verifiers.verdict import Verdict

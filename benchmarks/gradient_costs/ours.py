@@ -43,7 +43,7 @@ def exact_scorer(
 def sketch_scorer(model: Any, method: str, dim: int, seed: int = 0) -> Scorer:
     """A scorer with a sketch: the default one, the paper's at ratio 0.15, or another by name."""
     extractor = exact_scorer(model, share_prefix=True).extractor
-    return Scorer(extractor, make_sketch(method, extractor.shapes, seed, dim))
+    return Scorer(extractor, make_sketch(method, extractor.shapes, seed, dim=dim))
 
 
 def target_directions(scorer: Scorer, targets: Mapping[str, Groups]) -> Directions:
@@ -66,7 +66,7 @@ def timed_sketch(extractor: GradientExtractor, method: str, dim: int) -> Callabl
     A sketch that learns does so from a sample of the pool, once; here from noise, which gives it
     as many directions as it may have and says nothing of its precision.
     """
-    sketch = make_sketch(method, extractor.shapes, 0, dim)
+    sketch = make_sketch(method, extractor.shapes, 0, dim=dim)
     if isinstance(sketch, FittedSketch):
         sketch.learn(torch.randn(sketch.sample, sketch.width, device=extractor.device))
 

@@ -21,7 +21,7 @@ from cropi.pocket.tasks import TARGETS, rows
 from cropi.policy.loading import Policy, load_policy
 from cropi.prompts.encoding import encode_all
 from cropi.rollouts import read_rollouts, write_rollouts
-from cropi.rollouts.engines.transformers_engine import TransformersEngine
+from cropi.rollouts.transformers_engine import TransformersEngine
 from cropi.schema import Prompt, Response, RolloutGroup, Sampling, fingerprint
 from cropi.verifiers.runtime.judge import Judge
 from gradient_costs.floor import Rows, logprobs

@@ -54,7 +54,7 @@ STYLES = {
     "paper": LineStyle("#0072b2", width=2.0),
     "learnability": LineStyle("#009e73", width=1.8),
     "random": LineStyle("#8a8a8a", width=1.8),
-    "influence": LineStyle("#0072b2", "--"),
+    "one_shot": LineStyle("#0072b2", "--"),
     "gradalign": LineStyle("#cc79a7"),
     "learnalign": LineStyle("#cc79a7", "--"),
     "pass_rate": LineStyle("#009e73", "--"),

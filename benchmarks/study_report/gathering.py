@@ -120,15 +120,16 @@ def _manifest(run: RunResult) -> Values:
 def setting(study: Study, run: RunResult, manifest: Values) -> Values:
     """Return the sizes of a study, from its config and from what its first run really had."""
     config = study.files.config
-    training, selection = config.get("training") or {}, config.get("selection") or {}
-    wanted = ("stages", "steps_per_stage", "prompts_per_step", "generations", "learning_rate")
+    sections = [config.get(name) or {} for name in ("curriculum", "training")]
+    selection = config.get("selection") or {}
+    wanted = ("stages", "steps_per_stage", "prompts_per_step", "responses", "learning_rate")
     return {
         "parameters": manifest["parameters"],
         "pool": sum(run.selected.pool.values()),
         "pool_by_source": run.selected.pool,
         "test": {s.name: {"targeted": s.targeted, "prompts": s.prompts} for s in run.sets},
         "ratio": selection.get("ratio"),
-        **{key: training.get(key) for key in wanted},
+        **{key: section[key] for key in wanted for section in sections if key in section},
     }
 
 

@@ -111,7 +111,7 @@ def _setting_line(regime: Regime) -> list[str]:
         prompts[True],
         prompts[False],
         f"{sizes['stages']} x {sizes['steps_per_stage']}",
-        f"{sizes['prompts_per_step']} x {sizes['generations']}",
+        f"{sizes['prompts_per_step']} x {sizes['responses']}",
         f"{sizes['ratio']:.0%}",
         str(max(seeds)) if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}",
     ]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from cropi.config import RunConfig, load_config
     from cropi.errors import InputError
-    from cropi.evaluation import evaluate
+    from cropi.evaluation.pass_at_k import evaluate
     from cropi.influence.features import score_features
     from cropi.influence.setup import extract_features, score
     from cropi.policy.loading import load_model, load_policy
@@ -49,7 +49,7 @@ __all__ = [
 _HOMES = {
     "InputError": "cropi.errors",
     "RunConfig": "cropi.config",
-    "evaluate": "cropi.evaluation",
+    "evaluate": "cropi.evaluation.pass_at_k",
     "extract_features": "cropi.influence.setup",
     "load_config": "cropi.config",
     "load_model": "cropi.policy.loading",

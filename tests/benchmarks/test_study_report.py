@@ -348,7 +348,8 @@ def test_a_study_is_run_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyP
     config = write_regime(tmp_path, "tiny", ["full", "cropi"])
     values = yaml.safe_load(config.read_text())
     values["compare"]["seeds"] = [0]
-    values["training"] |= {"stages": 1, "steps_per_stage": 2, "engine": TRAINER}
+    values["curriculum"] |= {"stages": 1, "steps_per_stage": 2}
+    values["training"] |= {"engine": TRAINER}
     values["rollouts"] |= {"engine": ENGINE}
     config.write_text(yaml.safe_dump(values))
     places = ["--out", str(tmp_path / "runs"), "--configs", str(config.parent)]

@@ -191,8 +191,8 @@ def test_an_overlong_prompt_is_refused_or_dropped(cropi: Command, tmp_path: Path
     config = write_config(tmp_path)
     short = (
         "selection.strategy=random",
-        "training.stages=1",
-        "training.steps_per_stage=1",
+        "curriculum.stages=1",
+        "curriculum.steps_per_stage=1",
         f"prompts.pool=[{{path: {pool}}}]",
     )
     cropi("run", config, *short).refused("over 56 tokens", "prompts.overlong=drop")
@@ -324,7 +324,7 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     out = place.replace("{file}", str(prompts)).replace("{tmp}", str(tmp_path / "full"))
     monkeypatch.setattr("cropi.policy.loading.load_policy", forbidden)
-    monkeypatch.setattr("cropi.training.trl.load_policy", forbidden)
+    monkeypatch.setattr("cropi.training.trl_stage.load_policy", forbidden)
     common = ("--policy", "pocket", "--verifier", "exact")
     cropi("rollout", *common, "--prompts", prompts, "--out", out).refused(out)
     cropi(
@@ -368,8 +368,8 @@ def test_a_config_that_is_none_is_refused(
     path.write_bytes(text.encode("latin-1"))
     for command in (("run",), ("config", "check"), ("config", "show")):
         cropi(*command, path).refused(told)
-        cropi(*command, tmp_path).refused("no file")
-        cropi(*command, tmp_path / "gone.yaml").refused("no file")
+        cropi(*command, tmp_path).refused("neither a file")
+        cropi(*command, tmp_path / "gone.yaml").refused("neither a file")
 
 
 def test_a_key_with_a_slip_is_told_with_its_mend(cropi: Command, tmp_path: Path) -> None:
@@ -421,7 +421,7 @@ def test_an_interrupt_says_how_to_go_on(
 
 
 def test_report_of_no_run_is_refused(cropi: Command, tmp_path: Path) -> None:
-    cropi("report", tmp_path).refused("no run directory")
+    cropi("report", tmp_path).refused("not a run directory")
     cropi("report", tmp_path / "gone").refused("gone")
 
 
@@ -463,8 +463,8 @@ def test_lines_of_a_log_are_not_folded(cropi: Command, tmp_path: Path) -> None:
         write_config(tmp_path),
         f"name={name}",
         "selection.strategy=random",
-        "training.stages=1",
-        "training.steps_per_stage=1",
+        "curriculum.stages=1",
+        "curriculum.steps_per_stage=1",
     )
     outcome.done()
     report = [line for line in outcome.out.splitlines() if line.startswith("report: ")]

@@ -44,7 +44,7 @@ def failure(file: Path, *overrides: str) -> str:
         ("selection.ration=0.2", ["selection.ration", "0.2", "did you mean 'ratio'?"]),
         ("influence.objective.klip=1", ["influence.objective.klip", "did you mean 'clip'?"]),
         ("seeed=1", ["unknown key seeed", "did you mean 'seed'?"]),
-        ("training.lora.rank=4", ["training.lora.rank", "allowed: alpha"]),
+        ("training.lora.rank=4", ["training.lora.rank", "it is called training.lora.r here"]),
         ("nonsense.zzzzzz=1", ["unknown key nonsense", "allowed: baselines"]),
         ("selection..ratio=1", ["unknown key selection."]),
     ],
@@ -71,18 +71,18 @@ def test_an_unknown_key_in_a_list_of_sources_is_named(file: Path) -> None:
         ("selection.ratio=many", ["selection.ratio = 'many'", "number"]),
         ("rollouts.responses=1", ["rollouts.responses = 1", "greater than or equal to 2"]),
         ("rollouts.temperature=0", ["rollouts.temperature = 0", "greater than 0"]),
-        ("influence.dim=0", ["influence.dim = 0"]),
-        ("influence.method=sparce", ["influence.method", "'sparce'", "exact, adaptive, sparse"]),
+        ("influence.sketch={name: sparse, dim: 0}", ["influence.sketch.dim = 0"]),
+        ("influence.sketch=sparce", ["influence.sketch", "'sparce'", "did you mean 'sparse'"]),
         ("seed=-1", ["seed = -1"]),
         ("name=a/b", ["name = 'a/b'"]),
-        ("evaluation.k=[8]", ["evaluation", "pass@8 needs samples >= 8"]),
-        ("evaluation.samples=4", ["4 greedy samples are all", "evaluation.temperature"]),
+        ("evaluation.k=[8]", ["evaluation", "pass@8 needs responses >= 8"]),
+        ("evaluation.responses=4", ["4 greedy responses are all", "evaluation.temperature"]),
         ("prompts.pool=[]", ["prompts.pool"]),
         ("prompts.pool=[{}]", ["path, hub, reasoning_gym, pocket; got none"]),
         ("prompts.pool=[{path: a, hub: b}]", ["got path and hub"]),
         ("prompts.pool=[{path: a, template: Q}]", ["lacks '{prompt}'"]),
         ("evaluation.targeted=[algebra]", ["evaluation.targeted names ['algebra']"]),
-        ("prompts.validation={}", ["strategy ['cropi'] steers by validation sets"]),
+        ("prompts.validation={}", ["strategy 'cropi' steers by validation sets"]),
         ("model=pocket", ["model = 'pocket'"]),
     ],
 )
@@ -157,7 +157,7 @@ def test_a_binary_file_says_so(tmp_path: Path) -> None:
 
 def test_a_missing_file_names_the_presets(tmp_path: Path) -> None:
     message = failure(tmp_path / "nowhere.yaml")
-    assert "is no file and no preset" in message
+    assert "is neither a file nor a preset" in message
     assert all(name in message for name in presets())
 
 
@@ -177,9 +177,9 @@ def test_a_rich_config_survives_a_round_trip(file: Path) -> None:
         [
             "influence.objective.clip={low: 0.1, high: 0.3}",
             "training.lora.target_modules=[q_proj, v_proj]",
-            "training.grpo={beta: 0.0, note: 'äöü: \u2028 yes', nothing: null, enabled: true}",
+            "training.engine.grpo={beta: 0.0, note: 'äöü: \u2028 yes', nothing: null, flag: true}",
             "verifiers.sources={'gsm8k*': [{function: math, weight: 0.5}, {function: exact}]}",
-            "evaluation={samples: 4, temperature: 0.7, k: [1, 4]}",
+            "evaluation={responses: 4, temperature: 0.7, k: [1, 4]}",
             "training.learning_rate=1e-6",
         ],
     )
@@ -207,8 +207,10 @@ def test_loading_a_config_imports_no_torch(file: Path) -> None:
 
 
 def test_exponents_are_numbers_with_or_without_a_point() -> None:
-    config = load_config("pocket", ["training.grpo.beta=1e-3", "training.learning_rate=2e-6"])
-    assert config.training.grpo["beta"] == pytest.approx(1e-3)
+    config = load_config(
+        "pocket", ["training.engine.grpo.beta=1e-3", "training.learning_rate=2e-6"]
+    )
+    assert config.training.engine.settings.grpo["beta"] == pytest.approx(1e-3)
     assert config.training.learning_rate == pytest.approx(2e-6)
 
 
@@ -220,13 +222,13 @@ def test_without_test_sets_the_validation_sets_are_the_targeted_ones() -> None:
 @pytest.mark.parametrize("key", ["size=5", "subset=foo", "split=test"])
 def test_a_key_that_a_source_would_ignore_is_refused(key: str) -> None:
     name, value = key.split("=")
-    with pytest.raises(InputError, match=f"{name} means nothing for a source of kind path"):
+    with pytest.raises(InputError, match=f"{name} has no effect on a source of kind path"):
         load_config("pocket", [f"prompts.pool=[{{path: one.jsonl, {name}: {value}}}]"])
 
 
 def test_execution_settings_determine_nothing() -> None:
     settings = load_config("pocket").result_settings("influence")
-    assert "influence.method" in settings
+    assert "influence.sketch" in settings
     assert "influence.batch_tokens" not in settings
 
 
@@ -241,14 +243,17 @@ def test_extending_a_preset_merges_sections_and_replaces_lists(tmp_path: Path) -
     text = (
         "extends: pocket\nname: other\nbaselines: [random]\n"
         "prompts: {pool: [{pocket: [sort], split: pool, size: 9}], test: {sort: []}}\n"
-        "training: {stages: 2, grpo: {warmup_steps: 3}}\n"
+        "curriculum: {stages: 2}\ntraining: {engine: {grpo: {warmup_steps: 3}}}\n"
     )
     config, base = load_config(str(write(tmp_path, heir=text))), load_config("pocket")
-    assert (config.name, config.training.stages) == ("other", 2)
+    assert (config.name, config.curriculum.stages) == ("other", 2)
     assert config.training.learning_rate == base.training.learning_rate
-    assert config.training.grpo == {**base.training.grpo, "warmup_steps": 3}
+    assert config.training.engine.settings.grpo == {
+        **base.training.engine.settings.grpo,
+        "warmup_steps": 3,
+    }
     assert [source.pocket for source in config.prompts.pool] == [["sort"]]
-    assert config.baselines == ["random"]
+    assert [baseline.name for baseline in config.baselines] == ["random"]
     assert config.prompts.test == {**base.prompts.test, "sort": []}
     assert config.prompts.validation == base.prompts.validation
 
@@ -258,9 +263,9 @@ def test_a_chain_of_files_is_found_from_each_files_own_folder(tmp_path: Path) ->
     write(tmp_path, top="extends: pocket\nseed: 1\nname: top\n")
     write(tmp_path / "deep", middle="extends: ../top.yaml\nname: middle\n")
     last = write(tmp_path, last="extends: deep/middle.yaml\nselection: {ratio: 0.2}\n")
-    config = load_config(str(last), ["selection.fusion_constant=60"])
+    config = load_config(str(last), ["selection.strategy.fusion_constant=60"])
     assert (config.seed, config.name) == (1, "middle")
-    assert (config.selection.ratio, config.selection.fusion_constant) == (0.2, 60)
+    assert (config.selection.ratio, config.selection.strategy.settings.fusion_constant) == (0.2, 60)
     resolved = yaml.safe_load(to_yaml(config))
     assert "extends" not in resolved
     assert validate(resolved, "again") == config
@@ -269,8 +274,8 @@ def test_a_chain_of_files_is_found_from_each_files_own_folder(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("files", "parts"),
     [
-        ({"a": "extends: pokket\n"}, ["a.yaml: extends = 'pokket'", "no file and no preset"]),
-        ({"a": "extends: gone.yaml\n"}, ["extends = 'gone.yaml'", "no file and no preset"]),
+        ({"a": "extends: pokket\n"}, ["a.yaml: extends = 'pokket'", "neither a file nor a preset"]),
+        ({"a": "extends: gone.yaml\n"}, ["extends = 'gone.yaml'", "neither a file nor a preset"]),
         ({"a": "extends: [pocket]\n"}, ["extends = ['pocket']", "one preset (pocket"]),
         ({"a": "extends: a.yaml\n"}, ["extends = 'a.yaml' leads back to itself"]),
         (
@@ -278,7 +283,7 @@ def test_a_chain_of_files_is_found_from_each_files_own_folder(tmp_path: Path) ->
             ["a.yaml: extends = 'b.yaml'", "b.yaml: extends = './a.yaml' leads back to itself"],
         ),
         ({"a": "extends: b.yaml\n", "b": "- 1\n"}, ["extends = 'b.yaml'", "holds no settings"]),
-        ({"a": "extends: pocket\ntraining: {stagez: 1}\n"}, ["training.stagez", "'stages'"]),
+        ({"a": "extends: pocket\ncurriculum: {stagez: 1}\n"}, ["curriculum.stagez", "'stages'"]),
         ({"a": "extends: pocket\ntraining: 3\n"}, ["training = 3"]),
     ],
 )

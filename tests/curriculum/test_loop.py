@@ -94,10 +94,9 @@ def test_no_half_written_file_outlives_a_finished_run(finished: Path) -> None:
 def test_the_same_seed_selects_the_same_and_another_seed_does_not(
     finished: Path, tmp_path: Path
 ) -> None:
-    again = run(fake_config(tmp_path, "training.stages=1", "training.steps_per_stage=1"))
-    other = run(
-        fake_config(tmp_path, "training.stages=1", "training.steps_per_stage=1", "seed=1", "name=b")
-    )
+    again = run(fake_config(tmp_path, "curriculum.stages=1", "curriculum.steps_per_stage=1"))
+    short = "curriculum={stages: 1, steps_per_stage: 1}"
+    other = run(fake_config(tmp_path, short, "seed=1", "name=b"))
     place = "arms/cropi/stages/0/selection.parquet"
     first, same, different = (read_selection(r / place) for r in (finished, again, other))
     assert first.prompt_ids == same.prompt_ids
@@ -133,8 +132,8 @@ def test_changed_inputs_are_refused_in_the_same_directory(tmp_path: Path) -> Non
         tmp_path,
         f"prompts.pool=[{{path: {pool}}}]",
         "selection.strategy=random",
-        "training.stages=1",
-        "training.steps_per_stage=1",
+        "curriculum.stages=1",
+        "curriculum.steps_per_stage=1",
     )
     directory = run(config)
     before = promised_bytes(directory)
@@ -149,7 +148,7 @@ def test_a_config_that_failed_before_any_work_may_be_corrected(tmp_path: Path) -
         run(fake_config(tmp_path, "model.path=./nowhere"))
     with pytest.raises(InputError, match="nosuch"):
         run(fake_config(tmp_path, "selection.strategy=nosuch"))
-    run(fake_config(tmp_path, "training.stages=1", "training.steps_per_stage=1"))
+    run(fake_config(tmp_path, "curriculum.stages=1", "curriculum.steps_per_stage=1"))
 
 
 def test_full_data_training_sees_every_prompt_before_any_twice(tmp_path: Path) -> None:
@@ -200,13 +199,12 @@ def test_damaged_files_of_a_run_are_made_again(folder: Path, finished: Path) -> 
     assert promised_bytes(finished) == before
 
 
-@pytest.mark.parametrize("method", ["exact", "adaptive"])
-def test_directions_follow_adam_from_the_second_stage_on(tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize("sketch", ["exact", "{name: adaptive, dim: 64}"])
+def test_directions_follow_adam_from_the_second_stage_on(tmp_path: Path, sketch: str) -> None:
     config = fake_config(
         tmp_path,
         "influence.precondition=adam",
-        f"influence.method={method}",
-        "influence.dim=64",
+        f"influence.sketch={sketch}",
         "evaluation.every=10",
     )
     identities = [read_scores(f).identity for f in sorted(run(config).rglob("scores.parquet"))]
@@ -216,12 +214,12 @@ def test_directions_follow_adam_from_the_second_stage_on(tmp_path: Path, method:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("training.grpo.no_such=1", "training.grpo.no_such"),
-        ("training.grpo.num_iterations=2", "training.grpo.num_iterations"),
-        ("training.grpo.seed=2", "the run's seed"),
-        ("training.grpo.lr_scheduler_type=triangle", "triangle"),
-        ("training.grpo.loss_type=gppo", "loss_type"),
-        ("training.grpo.per_device_train_batch_size=3", "divisor"),
+        ("training.engine.grpo.no_such=1", "training.engine.grpo.no_such"),
+        ("training.engine.grpo.num_iterations=2", "training.engine.grpo.num_iterations"),
+        ("training.engine.grpo.seed=2", "the run's seed"),
+        ("training.engine.grpo.lr_scheduler_type=triangle", "triangle"),
+        ("training.engine.grpo.loss_type=gppo", "loss_type"),
+        ("training.engine.grpo.per_device_train_batch_size=3", "divisor"),
         ("training.engine=nosuch", "training.engine"),
         ("rollouts.engine=nosuch", "nosuch"),
         ("rollouts.engine=:x", ":x"),

@@ -51,10 +51,9 @@ def test_a_run_whose_process_was_killed_ends_with_the_same_bytes(
 def test_the_same_seed_selects_the_same_and_another_seed_does_not(
     finished: Path, tmp_path: Path
 ) -> None:
-    again = run(tiny_config(tmp_path, "training.stages=1", "training.steps_per_stage=1"))
-    other = run(
-        tiny_config(tmp_path, "training.stages=1", "training.steps_per_stage=1", "seed=1", "name=b")
-    )
+    again = run(tiny_config(tmp_path, "curriculum.stages=1", "curriculum.steps_per_stage=1"))
+    short = "curriculum={stages: 1, steps_per_stage: 1}"
+    other = run(tiny_config(tmp_path, short, "seed=1", "name=b"))
     place = "arms/cropi/stages/0/selection.parquet"
     first, same, different = (read_selection(r / place) for r in (finished, again, other))
     assert first.prompt_ids == same.prompt_ids
@@ -82,7 +81,7 @@ def test_lora_and_warmup_run_two_stages_and_resume(tmp_path: Path) -> None:
         "training.lora.r=4",
         "warmup.steps=2",
         "warmup.batch_size=4",
-        "training.steps_per_stage=2",
+        "curriculum.steps_per_stage=2",
         "prompts.pool=[{pocket: [sort, shift], split: pool, size: 30}]",
     )
     directory = run(tiny_config(tmp_path, *overrides))

@@ -20,7 +20,7 @@ from support.tiny_runs import fake_config, promised_bytes
 
 SAMPLED = ("rollouts.engine=transformers", "rollouts.responses=8", "training.learning_rate=3e-2")
 """Responses of the model itself, and a learning rate at which random steps ruin it."""
-SHORT = ("training.steps_per_stage=2", "evaluation.every=10", "training.learning_rate=3e-4")
+SHORT = ("curriculum.steps_per_stage=2", "evaluation.every=10", "training.learning_rate=3e-4")
 
 
 def group(name: str, reward: float) -> RolloutGroup:
@@ -56,14 +56,14 @@ def test_newer_rollouts_replace_those_of_their_prompt_and_no_others() -> None:
 
 
 def test_the_papers_recipe_samples_once(tmp_path: Path) -> None:
-    done = run(fake_config(tmp_path, *SHORT, "rollouts.refresh=never"))
+    done = run(fake_config(tmp_path, *SHORT, "curriculum.refresh=never"))
     for index in (0, 1):
         assert sampled(done, index) == ["training.parquet"]
     assert costs(done) == []
 
 
 def test_validation_alone_is_sampled_again_from_the_stages_policy(tmp_path: Path) -> None:
-    done = run(fake_config(tmp_path, *SHORT, "rollouts.refresh=validation"))
+    done = run(fake_config(tmp_path, *SHORT, "curriculum.refresh=validation"))
     assert sampled(done, 0) == ["training.parquet"]
     assert sampled(done, 1) == ["training.parquet", "validation/sort.parquet"]
     first = read_rollouts(done / "rollouts/validation/sort.parquet")
@@ -77,7 +77,7 @@ def test_validation_alone_is_sampled_again_from_the_stages_policy(tmp_path: Path
 
 def test_a_set_without_an_informative_prompt_left_keeps_its_last_direction(tmp_path: Path) -> None:
     """A learning rate that ruins the policy leaves no right response to any validation prompt."""
-    done = run(fake_config(tmp_path, *SHORT, *SAMPLED, "rollouts.refresh=validation"))
+    done = run(fake_config(tmp_path, *SHORT, *SAMPLED, "curriculum.refresh=validation"))
     fresh = read_rollouts(stage(done, 1) / "rollouts/validation/sort.parquet")
     assert not any(g.informative for g in fresh)
     assert (stage(done, 1) / "scores.parquet").exists()
@@ -96,13 +96,13 @@ def test_gradalign_scores_every_later_stage_on_rollouts_of_its_own(tmp_path: Pat
 
 def test_only_stale_prompts_of_the_pool_are_sampled_again(tmp_path: Path) -> None:
     """A learning rate that moves the policy far leaves rollouts behind; a tiny one leaves none."""
-    far = run(fake_config(tmp_path, *SHORT, *SAMPLED, "rollouts.refresh=stale", "name=far"))
+    far = run(fake_config(tmp_path, *SHORT, *SAMPLED, "curriculum.refresh=stale", "name=far"))
     near = run(
         fake_config(
             tmp_path,
             *SHORT,
             *SAMPLED,
-            "rollouts.refresh=stale",
+            "curriculum.refresh=stale",
             "training.learning_rate=1e-9",
             "name=near",
         )
@@ -132,7 +132,7 @@ def test_learnalign_looks_once_at_the_pool_and_at_no_validation_set(tmp_path: Pa
 
 @pytest.mark.parametrize("refresh", ["validation", "stale"])
 def test_a_stage_that_is_repeated_samples_the_same(tmp_path: Path, refresh: str) -> None:
-    config = fake_config(tmp_path, *SHORT, f"rollouts.refresh={refresh}")
+    config = fake_config(tmp_path, *SHORT, f"curriculum.refresh={refresh}")
     before = promised_bytes(run(config))
     last = stage(config.directory, 1)
     for file in (last / "rollouts.json", last / "scores.parquet", last / "selection.parquet"):
@@ -143,7 +143,7 @@ def test_a_stage_that_is_repeated_samples_the_same(tmp_path: Path, refresh: str)
 def test_a_retrained_stage_makes_the_next_one_sample_again_and_leftovers_are_not_read(
     tmp_path: Path,
 ) -> None:
-    config = fake_config(tmp_path, *SHORT, "rollouts.refresh=validation")
+    config = fake_config(tmp_path, *SHORT, "curriculum.refresh=validation")
     done = run(config)
     before = promised_bytes(done)
     last = stage(config.directory, 1)
@@ -160,10 +160,10 @@ def test_a_retrained_stage_makes_the_next_one_sample_again_and_leftovers_are_not
 
 
 def test_removed_weights_that_are_needed_again_are_named(tmp_path: Path) -> None:
-    config = fake_config(tmp_path, *SHORT, "training.keep=last")
+    config = fake_config(tmp_path, *SHORT, "curriculum.keep_checkpoints=last")
     scores = stage(run(config), 1) / "scores.parquet"
     scores.write_bytes(b"PAR1 torn")
-    with pytest.raises(InputError, match=r"training\.keep=last.*remove .*0/policy/cropi_stage"):
+    with pytest.raises(InputError, match=r"keep_checkpoints=last.*remove .*0/policy/cropi_stage"):
         run(config)
     (stage(config.directory, 0) / "policy" / "cropi_stage.json").unlink()
     run(config)
@@ -171,7 +171,7 @@ def test_removed_weights_that_are_needed_again_are_named(tmp_path: Path) -> None
 
 
 def test_checkpoints_that_nothing_needs_are_removed(tmp_path: Path) -> None:
-    config = fake_config(tmp_path, *SHORT, "training.keep=last")
+    config = fake_config(tmp_path, *SHORT, "curriculum.keep_checkpoints=last")
     done = run(config)
     assert [f.name for f in (stage(done, 0) / "policy").iterdir()] == ["cropi_stage.json"]
     kept = {f.name for f in (stage(done, 1) / "policy").iterdir()}

@@ -180,8 +180,8 @@ def test_a_fit_is_the_same_whatever_shares_the_pass() -> None:
     settings = FidelitySettings(sketches=("adaptive",), dims=(32, 64), seeds=1)
     experiment = FidelityExperiment(model, pool, {"v": groups(3, 1)}, settings, lambda *_: None)
     shapes = experiment.extractor.shapes
-    pair = [make_sketch("adaptive", shapes, 3, dim) for dim in (32, 64)]
-    single = make_sketch("adaptive", shapes, 3, 64)
+    pair = [make_sketch("adaptive", shapes, 3, dim=dim) for dim in (32, 64)]
+    single = make_sketch("adaptive", shapes, 3, dim=64)
     experiment._fit(pair)
     experiment._fit([single])
     assert pair[1].identity == single.identity

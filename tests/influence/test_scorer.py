@@ -22,8 +22,7 @@ from cropi.gradients.consumers import (
     block_squares,
 )
 from cropi.gradients.extractor import GradientExtractor
-from cropi.influence.informative import keep_informative
-from cropi.influence.scorer import Scorer
+from cropi.influence.scorer import Scorer, keep_informative
 from cropi.influence.targets import TargetReliability, half_weights
 from cropi.schema import SCORED, Response, RolloutGroup
 from cropi.selection import fuse

@@ -17,7 +17,7 @@ from cropi.errors import InputError
 from cropi.pocket.model import build_tokenizer
 from cropi.policy import checkpoints
 from cropi.policy.loading import Policy, load_policy, resolve_device, resolve_dtype
-from cropi.rollouts.engines.transformers_engine import TransformersEngine
+from cropi.rollouts.transformers_engine import TransformersEngine
 from cropi.schema import Sampling
 
 

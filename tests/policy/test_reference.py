@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,18 @@ def test_a_policy_in_memory_has_no_path(tiny: Path) -> None:
     assert reference.identity == policy.identity
     assert reference.tokenizer is policy.tokenizer
     assert PolicyRef.of(tiny).path == str(tiny)
+
+
+def test_a_pickled_reference_leaves_its_weights_where_they_can_be_loaded(tiny: Path) -> None:
+    reference = PolicyRef(tiny)
+    policy = reference.load()
+    assert len(pickle.dumps(reference)) < 2_000
+    sent = pickle.loads(pickle.dumps(reference))
+    pairs = zip(policy.model.parameters(), sent.load().model.parameters(), strict=True)
+    assert all(torch.equal(here, there) for here, there in pairs)
+    in_memory = pickle.loads(pickle.dumps(PolicyRef.of(policy)))
+    pairs = zip(policy.model.parameters(), in_memory.load().model.parameters(), strict=True)
+    assert all(torch.equal(here, there) for here, there in pairs)
 
 
 def test_a_missing_checkpoint_is_an_input_error_when_it_is_read() -> None:

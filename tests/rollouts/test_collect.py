@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
 from cropi.errors import InputError
-from cropi.policy.loading import Policy
-from cropi.rollouts.collect import collect
+from cropi.policy.loading import Policy, load_policy
+from cropi.policy.reference import PolicyRef
+from cropi.rollouts.collect import SamplingPlan, collect, rollout
 from cropi.rollouts.engines.engine import Completion
-from cropi.rollouts.engines.transformers_engine import TransformersEngine
 from cropi.rollouts.rollout_file import read_rollouts
+from cropi.rollouts.settings import EngineChoice, RolloutsConfig
+from cropi.rollouts.transformers_engine import TransformersEngine
 from cropi.schema import PolicyIdentity, Prompt, Sampling
 from cropi.store.files import file_hash, table_metadata
 from cropi.store.files import read_table as read_parquet
@@ -46,6 +50,24 @@ class LengthJudge:
 
 
 @dataclass
+class FailingJudge(LengthJudge):
+    """Fails at one of its calls."""
+
+    fails_at: int
+    calls: int = 0
+
+    def judge(
+        self,
+        items: Sequence[tuple[Prompt, str]],
+        token_ids: Sequence[Sequence[int]] | None = None,
+    ) -> list[Verdict]:
+        self.calls += 1
+        if self.calls == self.fails_at + 1:
+            raise ValueError("no verdict")
+        return super().judge(items, token_ids)
+
+
+@dataclass
 class Watched:
     """An engine that counts its calls and is killed before the one numbered `dies_at`."""
 
@@ -66,19 +88,15 @@ class Watched:
         return self.engine.generate(prompt_ids, sampling, n, seed)
 
 
-def run(policy: Policy, out: Path, engine: Any = None, **changes: Any) -> Path:
+def run(policy: Policy, out: Path, engine: Any = None, seed: int = 5, **changes: Any) -> Path:
     arguments: dict[str, Any] = {
         "engine": engine or TransformersEngine(policy, 8),
-        "tokenizer": policy.tokenizer,
+        "policy": PolicyRef.of(replace(policy, identity=PolicyIdentity("tiny", "r1", 2))),
         "prompts": prompts(),
         "judge": LengthJudge(),
-        "sampling": SAMPLING,
-        "responses": 4,
-        "seed": 5,
+        "plan": SamplingPlan(SAMPLING, 4, seed, chunk_prompts=2),
         "out": out,
-        "identity": PolicyIdentity("tiny", "r1", 2),
         "inputs_fingerprint": "inputs 1",
-        "chunk": 2,
     }
     return collect(**{**arguments, **changes})
 
@@ -98,7 +116,7 @@ def test_killed_after_chunk_two_and_resumed_gives_the_same_bytes(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["killed.parquet", "whole.parquet"]
 
 
-def test_groups_stand_in_the_prompts_order_with_all_that_was_sampled(
+def test_groups_keep_the_prompts_order_with_all_that_was_sampled(
     policy: Policy, tmp_path: Path
 ) -> None:
     out = run(policy, tmp_path / "r.parquet")
@@ -128,6 +146,21 @@ def test_a_finished_file_is_kept_and_one_made_from_something_else_is_replaced(
     assert engine.calls == [2, 2, 2, 1]
 
 
+def test_a_chunk_that_fails_is_raised_and_those_before_it_are_kept(
+    policy: Policy, tmp_path: Path
+) -> None:
+    out = tmp_path / "r.parquet"
+    judge = FailingJudge(fails_at=2)
+    with pytest.raises(ValueError, match="no verdict"):
+        run(policy, out, judge=judge)
+    assert judge.calls == 3, "chunks after the one that failed are not sampled"
+    engine = Watched(TransformersEngine(policy, 8))
+    progress: list[tuple[int, int]] = []
+    run(policy, out, engine, progress=lambda done, total: progress.append((done, total)))
+    assert engine.calls == [2, 1]
+    assert progress == [(4, 7), (6, 7), (7, 7)]
+
+
 def test_parts_made_from_something_else_are_not_used(policy: Policy, tmp_path: Path) -> None:
     out = tmp_path / "r.parquet"
     with pytest.raises(KeyboardInterrupt):
@@ -152,14 +185,14 @@ def test_progress_counts_prompts_and_includes_what_was_there(
     assert seen == [(2, 7), (4, 7), (6, 7), (7, 7)]
 
 
-def test_bad_prompts_and_places_are_refused_before_anything_is_sampled(
+def test_bad_prompts_and_paths_are_refused_before_anything_is_sampled(
     policy: Policy, tmp_path: Path
 ) -> None:
     engine = Watched(TransformersEngine(policy, 8))
     long = [Prompt("long", "", "exact", prompt="1" * 43)]
     cases: list[tuple[dict[str, Any], str]] = [
         ({"prompts": long}, "prompt long has 43 tokens, .* context of 48"),
-        ({"prompts": prompts()[:2] * 2}, "stands twice"),
+        ({"prompts": prompts()[:2] * 2}, "appears twice"),
         ({"prompts": []}, "no prompts"),
         ({"prompts": [Prompt("blank", "", "exact", prompt="")]}, "prompt blank has no tokens"),
     ]
@@ -171,3 +204,41 @@ def test_bad_prompts_and_places_are_refused_before_anything_is_sampled(
     with pytest.raises(InputError, match="cannot write"):
         run(policy, blocked / "r.parquet", engine)
     assert engine.calls == []
+
+
+class ServedEngine:
+    """An engine that samples elsewhere: it reads of the policy what needs no weights."""
+
+    def __init__(self, policy: PolicyRef) -> None:
+        self.policy = policy
+
+    @property
+    def context(self) -> int:
+        return self.policy.context
+
+    def generate(
+        self, prompt_ids: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
+    ) -> list[list[Completion]]:
+        end = self.policy.eos_token_ids[0]
+        ids, logprobs = np.array([5, end], np.int32), np.array([-1.0, -2.0], np.float32)
+        return [[Completion(ids, logprobs, "stop")] * n for _ in prompt_ids]
+
+
+def test_an_engine_without_weights_in_this_process_loads_none(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = checkpoint("qwen2")
+    identity = load_policy(path).identity
+
+    def forbidden(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights were loaded")
+
+    served = ModuleType("served")
+    served.Engine = ServedEngine  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "served", served)
+    monkeypatch.setattr("cropi.policy.checkpoints.AutoModelForCausalLM.from_pretrained", forbidden)
+    engine = EngineChoice.of("served:Engine")
+    settings = RolloutsConfig(engine=engine, responses=2, max_new_tokens=4)
+    groups = rollout(path, prompts(), tmp_path / "r.parquet", settings, verifier="exact")
+    assert {group.policy for group in groups} == {identity}
+    assert [len(group.responses) for group in groups] == [2] * len(TEXTS)

@@ -10,7 +10,8 @@ from transformers import GenerationConfig
 from cropi.errors import InputError
 from cropi.policy.loading import Policy
 from cropi.rollouts.engines.engine import Completion, load_engine
-from cropi.rollouts.engines.transformers_engine import TransformersEngine, plan_batches
+from cropi.rollouts.settings import EngineChoice
+from cropi.rollouts.transformers_engine import TransformersEngine, plan_batches
 from cropi.schema import Sampling
 
 PROMPTS = [[2, 3, 4, 5, 6, 7], [8, 9], [10, 11, 12, 13], [14]]
@@ -154,12 +155,14 @@ def test_batches_hold_every_response_once_and_never_too_many(n: int, batch_size:
 
 
 def test_an_engine_is_found_by_name_or_dotted_path(policy: Policy) -> None:
-    assert load_engine("transformers", policy, 4).context == 48
-    dotted = "cropi.rollouts.engines.transformers_engine:TransformersEngine"
-    assert isinstance(load_engine(dotted, policy, 4), TransformersEngine)
+    assert load_engine("transformers", policy).context == 48
+    dotted = "cropi.rollouts.engines.transformers:transformers"
+    engine = load_engine(EngineChoice.of(dotted, batch_size=4), policy)
+    assert isinstance(engine, TransformersEngine)
+    assert engine.batch_size == 4
 
 
 @pytest.mark.parametrize("name", ["vlm", "nowhere.at:all", "cropi.policy.loading:missing", ":x"])
 def test_an_unknown_engine_is_a_user_error(policy: Policy, name: str) -> None:
-    with pytest.raises(InputError, match=r"rollouts\.engine"):
-        load_engine(name, policy, 4)
+    with pytest.raises(InputError, match="rollout engine"):
+        load_engine(name, policy)

@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 
 from cropi.errors import InputError
+from cropi.plugins import plugin_names
 from cropi.rollouts.statistics import RolloutStatistics
 from cropi.schema import InfluenceEstimate, Selection
 from cropi.selection import (
-    BUILTIN,
     SelectionContext,
     find_strategy,
     fuse,
     needs_of,
     selection_size,
 )
+from cropi.selection.settings import StrategyChoice
 
 
 def table(cosines: dict[str, dict[str, float]]) -> InfluenceEstimate:
@@ -137,16 +138,17 @@ def places(selection: Selection) -> list[int]:
     return [int(i[1:]) for i in selection.prompt_ids]
 
 
-@pytest.mark.parametrize("name", BUILTIN)
+@pytest.mark.parametrize("name", plugin_names("strategy"))
 def test_every_built_in_strategy_chooses_distinct_prompts_of_the_pool(name: str) -> None:
     ids = context().prompt_ids
     cosines = {"v": dict(zip(ids, np.linspace(-1, 1, 40).tolist(), strict=True))}
     given = context(estimate=table(cosines))
-    strategy = find_strategy(name)
+    without = {"noise_floor": 0, "memory": 0} if name == "cropi" else {}
+    strategy = find_strategy(StrategyChoice.of(name, **without))
     selection = strategy.select(given)
     assert len(selection.prompt_ids) == {"full": 40, "dapo": 40, "oracle": 10}.get(name, 8)
     assert set(selection.prompt_ids) <= set(ids)
-    scored = {"cropi": "stage", "gradalign": "stage", "influence": "once", "learnalign": "once"}
+    scored = {"cropi": "stage", "gradalign": "stage", "one_shot": "once", "learnalign": "once"}
     assert strategy.scoring == scored.get(name, "never")
     assert strategy.select(given).prompt_ids == selection.prompt_ids
 
@@ -204,7 +206,7 @@ def test_learnalign_weighs_alignment_with_learnability() -> None:
 
 
 def test_what_a_strategy_needs_decides_what_it_pays_for() -> None:
-    needs = {name: needs_of(find_strategy(name)) for name in BUILTIN}
+    needs = {name: needs_of(find_strategy(name)) for name in plugin_names("strategy")}
     assert {n for n, need in needs.items() if not need.rollouts} == {
         "full",
         "random",
@@ -213,7 +215,7 @@ def test_what_a_strategy_needs_decides_what_it_pays_for() -> None:
     }
     assert {n for n, need in needs.items() if need.validation} == {
         "cropi",
-        "influence",
+        "one_shot",
         "gradalign",
     }
     assert [n for n, need in needs.items() if need.fresh] == ["gradalign"]
@@ -221,7 +223,7 @@ def test_what_a_strategy_needs_decides_what_it_pays_for() -> None:
 
 
 def test_an_unknown_strategy_names_the_allowed_ones_and_the_nearest() -> None:
-    with pytest.raises(InputError, match=r"unknown selection.strategy 'learnabilty'.*did you mean"):
+    with pytest.raises(InputError, match=r"unknown strategy 'learnabilty'.*did you mean"):
         find_strategy("learnabilty")
     with pytest.raises(InputError, match=r"allowed: cropi, dapo.*package\.module:object"):
         find_strategy("zzz")
@@ -255,7 +257,7 @@ def test_a_users_strategy_is_found_by_its_dotted_path(
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("my_strategies:nothing", "has no 'nothing'; check the spelling"),
+        ("my_strategies:nothing", "has no 'nothing'; it has LastOnes"),
         ("my_strategies:not_one", "is not a strategy; it needs select"),
         ("no_such_module_here:X", "no module named 'no_such_module_here'; install it"),
     ],

@@ -16,7 +16,7 @@ from cropi.cli.compare import parsed
 from cropi.config import RunConfig, load_config
 from cropi.errors import InputError
 from cropi.execution import Inline, Processes, WorkUnit, usable_cores
-from cropi.report import write_study_report
+from cropi.report import write_run_report, write_study_report
 from cropi.store.files import file_hash, read_jsonl
 from cropi.store.run_directory import RunDirectory
 from cropi.store.tables import read_selection
@@ -25,7 +25,7 @@ from cropi.study.plan import StudyPlan
 from cropi.study.runner import run_study, run_threads
 from support.tiny_runs import FAKE, fake_config, write_config
 
-FAST = ("training.steps_per_stage=2", "evaluation.every=2")
+FAST = ("curriculum.steps_per_stage=2", "evaluation.every=2")
 VARIANT = (
     "compare.variants={wider: {selection.strategy: cropi, selection.ratio: 0.5}, "
     "r.5: {selection.ratio: 0.5}, r-5: {selection.ratio: 0.5}, seeded: {seed: 7}}"
@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def root(folder: Path) -> Path:
     """A study of three labels and two seeds."""
-    study = run_study(plan(folder, "random", "wider"), executor=Inline())
+    study = run_study(plan(folder, "random", "wider"), executor=Inline(), draw=write_run_report)
     write_study_report(study)
     return study
 
@@ -170,8 +170,8 @@ def test_a_crash_in_a_cell_stops_no_other_and_leaves_its_traceback(
 
 
 def test_a_setting_that_one_cell_cannot_use_is_told_before_rollouts(tmp_path: Path) -> None:
-    odd = "compare.variants={odd: {selection.strategy: full, training.grpo.nosuch: 1}}"
-    config = fake_config(tmp_path, *FAST, odd, "training.engine=trl")
+    odd = "compare.variants={odd: {selection.strategy: full, training.engine.grpo.nosuch: 1}}"
+    config = fake_config(tmp_path, *FAST, odd, "training.engine.name=trl")
     study = StudyPlan.of(config, ["odd", "full"], [0])
     with pytest.raises(InputError, match=r"2 of 2 runs are not finished.*nosuch"):
         run_study(study, executor=Inline())
@@ -232,7 +232,7 @@ def test_a_cell_with_rollouts_of_its_own_does_not_take_the_shared_ones_times(
 @pytest.mark.parametrize(
     ("labels", "seeds", "message"),
     [
-        (["ful"], [0], r"'ful' is neither a strategy nor a variant; allowed: cropi, dapo.*wider"),
+        (["ful"], [0], r"unknown strategy 'ful'; allowed: cropi, dapo.*wider.*did you mean 'full'"),
         (["full", "full"], [0], "name at least one, and each once"),
         (["full"], [], "compare seeds"),
         (["r.5", "r-5"], [0], "two share a folder; rename a variant"),

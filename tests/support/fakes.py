@@ -19,6 +19,7 @@ import torch
 
 from cropi.pocket.tasks import SKILLS
 from cropi.policy.loading import Policy, load_policy
+from cropi.policy.reference import PolicyRef
 from cropi.prompts.encoding import encode_all
 from cropi.rollouts.collect import judge_completions
 from cropi.rollouts.engines.engine import Completion
@@ -40,8 +41,8 @@ class FakeEngine:
     own, from never to always.
     """
 
-    def __init__(self, policy: Policy, batch_size: int) -> None:
-        self.policy = policy
+    def __init__(self, policy: Policy | PolicyRef) -> None:
+        self.policy = PolicyRef.of(policy).load()
 
     @property
     def context(self) -> int:
@@ -143,9 +144,7 @@ class _Stage:
         encoded = encode_all(policy.tokenizer, prompts, plan.template_kwargs)
         tokens = plan.training.max_new_tokens or plan.rollouts.max_new_tokens
         sampling, seed = Sampling(max_new_tokens=tokens), derive_seed(plan.seed, step)
-        completions = FakeEngine(policy, 1).generate(
-            encoded, sampling, plan.training.generations, seed
-        )
+        completions = FakeEngine(policy).generate(encoded, sampling, plan.training.responses, seed)
         judged = judge_completions(self.judge, policy.tokenizer, prompts, completions)
         identity = replace(policy.identity, step=step - 1)
         groups = [

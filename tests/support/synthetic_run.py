@@ -40,7 +40,7 @@ model:
 selection:
   strategy: cropi
   ratio: 0.1
-training:
+curriculum:
   stages: {stages}
   steps_per_stage: 60
 evaluation:

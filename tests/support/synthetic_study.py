@@ -26,7 +26,7 @@ EVERY, STAGE = 25, 50
 PARAMETERS = 1000
 CHUNK = 9e6
 """Training FLOPs between two evaluations."""
-SELECTING = ("cropi", "cropi-fresh", "influence", "learnability", "pass_rate")
+SELECTING = ("cropi", "cropi-fresh", "one_shot", "learnability", "pass_rate")
 SOURCES = ("sort", "shift", "max", "count")
 
 Accuracies = Mapping[str, Mapping[int, Sequence[float]]]
@@ -47,7 +47,7 @@ def write_study(
     config = {
         "name": "synthetic",
         "model": {"path": "pocket"},
-        "training": {"stages": stages, "steps_per_stage": STAGE},
+        "curriculum": {"stages": stages, "steps_per_stage": STAGE},
         "compare": {
             "strategies": list(accuracies),
             "seeds": list(planned if seeds is None else seeds),
@@ -73,7 +73,7 @@ def write_cell(
     arm = strategy.split("-")[0]
     config = {
         "selection": {"strategy": arm},
-        "training": {"stages": stages, "steps_per_stage": STAGE},
+        "curriculum": {"stages": stages, "steps_per_stage": STAGE},
     }
     (path / "config.yaml").write_text(yaml.safe_dump(config))
     manifest = {"model": {"path": "pocket", "parameters": PARAMETERS}}
@@ -176,7 +176,7 @@ def write_table(path: Path, columns: dict[str, Any]) -> None:
 
 def large(root: Path, seeds: int = 5, evaluations: int = 13) -> Path:
     """Write twelve strategies with noisy saturating curves, one seed of one of them unfinished."""
-    names = ["cropi", "cropi-fresh", "influence", "learnability", "pass_rate", "random", "full"]
+    names = ["cropi", "cropi-fresh", "one_shot", "learnability", "pass_rate", "random", "full"]
     names += ["cropi-grow", "dapo", "mixed", "wide", "a-strategy-with-a-long-name"]
     draw = np.random.default_rng(7)
     at = np.arange(evaluations)

@@ -22,15 +22,18 @@ TINY: dict[str, Any] = {
         "test": {"sort": [{"pocket": ["sort"], "split": "test", "size": 8}]},
     },
     "verifiers": {"default": "exact"},
-    "rollouts": {"responses": 8, "max_new_tokens": 8, "batch_size": 512},
+    "rollouts": {
+        "responses": 8,
+        "max_new_tokens": 8,
+        "engine": {"name": "transformers", "batch_size": 512},
+    },
     "selection": {"ratio": 0.1},
+    "curriculum": {"stages": 2, "steps_per_stage": 3},
     "training": {
-        "stages": 2,
-        "steps_per_stage": 3,
         "prompts_per_step": 4,
-        "generations": 4,
+        "responses": 4,
         "learning_rate": 1e-4,
-        "grpo": {"lr_scheduler_type": "linear"},
+        "engine": {"name": "trl", "grpo": {"lr_scheduler_type": "linear"}},
     },
     "evaluation": {"every": 2},
 }

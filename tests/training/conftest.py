@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from cropi.config import ModelConfig, PromptSource, RolloutsConfig, TrainingConfig, VerifiersConfig
+from cropi.config import (
+    ModelConfig,
+    PromptSource,
+    RolloutsConfig,
+    TrainerChoice,
+    TrainingConfig,
+    VerifiersConfig,
+)
 from cropi.prompts import load_source
 from cropi.schema import Prompt
 from cropi.training import StagePlan
@@ -47,11 +54,10 @@ def make_plan(prompts: list[Prompt]) -> MakePlan:
             seed=7,
             model=ModelConfig(path="pocket", device="cpu"),
             training=TrainingConfig(
-                steps_per_stage=steps,
                 prompts_per_step=2,
-                generations=4,
+                responses=4,
                 learning_rate=1e-5,
-                grpo={"lr_scheduler_type": "linear", **grpo},
+                engine=TrainerChoice.of(grpo={"lr_scheduler_type": "linear", **grpo}),
             ),
             rollouts=RolloutsConfig(max_new_tokens=8),
         )

@@ -14,13 +14,12 @@ from trl import GRPOTrainer
 from cropi.config import PromptSource
 from cropi.errors import InputError
 from cropi.prompts import load_source
-from cropi.rollouts.engines.transformers_engine import TransformersEngine
+from cropi.rollouts.transformers_engine import TransformersEngine
 from cropi.schema import Prompt, Sampling
-from cropi.training import StageOutcome, StagePlan, dynamic
+from cropi.training import StageOutcome, StagePlan, dynamic, find_trainer
 from cropi.training.dynamic import DynamicSampler
 from cropi.training.rewards import informative
 from cropi.training.stage import MAX_SAMPLING_ROUNDS
-from cropi.training.trl import TrlTrainer
 from cropi.verifiers import Judge
 from cropi.verifiers.verdict import Verdict
 
@@ -55,7 +54,7 @@ def plan(make_dynamic: MakePlan) -> StagePlan:
 
 def train(plan: StagePlan, judge: Judge, out: Path, **kwargs: Any) -> StageOutcome:
     out.mkdir(parents=True)
-    return TrlTrainer().train(plan, judge, out, **kwargs)
+    return find_trainer(plan.training.engine).train(plan, judge, out, **kwargs)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -244,7 +243,7 @@ def test_responses_are_drawn_as_trl_would_draw_them(
 def test_plain_stages_take_no_more_prompts_than_they_train_on(
     plan: StagePlan, judge: Judge, tmp_path: Path
 ) -> None:
-    with pytest.raises(AssertionError, match="places"):
+    with pytest.raises(AssertionError, match="prompts for 4 rows"):
         train(replace(plan, dynamic_sampling=False), judge, tmp_path / "out")
 
 
@@ -256,9 +255,9 @@ def test_settings_that_only_trls_own_sampling_reads_are_refused(
     make_dynamic: MakePlan, grpo: dict[str, Any]
 ) -> None:
     plan = make_dynamic(**grpo)
-    TrlTrainer().check(replace(plan, dynamic_sampling=False))
+    find_trainer(plan.training.engine).check(replace(plan, dynamic_sampling=False))
     with pytest.raises(InputError, match=f"{next(iter(grpo))}.*dynamic sampling"):
-        TrlTrainer().check(plan)
+        find_trainer(plan.training.engine).check(plan)
 
 
 def test_a_candidate_that_exceeds_the_context_is_told_before_any_step(

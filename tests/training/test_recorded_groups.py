@@ -16,9 +16,8 @@ from cropi.policy.loading import Policy, load_policy
 from cropi.prompts.encoding import encode_all
 from cropi.rollouts import read_rollouts, write_rollouts
 from cropi.schema import Prompt, Response, RolloutGroup
-from cropi.training import StageOutcome, StagePlan, one_group_per_prompt
+from cropi.training import StageOutcome, StagePlan, find_trainer, one_group_per_prompt
 from cropi.training.recorded_groups import LossLogprobs
-from cropi.training.trl import TrlTrainer
 from cropi.verifiers import Judge
 
 MakePlan = Callable[..., StagePlan]
@@ -27,7 +26,7 @@ STEPS, SIZE, RESPONSES = 2, 2, 4
 
 def train(plan: StagePlan, judge: Judge, out: Path) -> StageOutcome:
     out.mkdir(parents=True)
-    return TrlTrainer().train(plan, judge, out)
+    return find_trainer(plan.training.engine).train(plan, judge, out)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from cropi.store.run_directory import Row, Stage
 from cropi.store.tables import read_selection
 from cropi.training import StageOutcome, StagePlan, stage_order
 from cropi.training.stage import MAX_SAMPLING_ROUNDS
-from cropi.training.trl import TrlTrainer
+from cropi.training.trl_stage import TrlTrainer
 from support.tiny_runs import tiny_config
 
 ARMS = ("dapo", "full")
@@ -83,10 +83,10 @@ def test_the_rollouts_of_training_are_stored_with_their_stage(
     for index in range(2):
         plan, of_arm = plans[2 * ARMS.index(arm) + index], stage(finished, arm, index)
         groups = read_rollouts(of_arm.rollouts("training"))
-        sampled = of_arm.recorded()["visited"]
+        sampled = of_arm.recorded()["prompts_sampled"]
         in_order = [p.prompt_id for p in plan.prompts[:sampled]]
         assert [g.prompt_id for g in groups] == list(dict.fromkeys(in_order))
-        assert sum(len(g.responses) for g in groups) == sampled * plan.training.generations
+        assert sum(len(g.responses) for g in groups) == sampled * plan.training.responses
         first, after = plan.first_step, plan.first_step + plan.steps
         assert {g.policy.step for g in groups} <= set(range(first, after))
 

@@ -18,9 +18,9 @@ from cropi.config import TrainingConfig
 from cropi.errors import InputError
 from cropi.schema import Prompt
 from cropi.training import StageOutcome, StagePlan, find_trainer
-from cropi.training.libraries import reraise_disk_errors
+from cropi.training.grpo_settings import check_grpo_settings, grpo_config
 from cropi.training.rewards import JudgedRewards
-from cropi.training.trl import TrlTrainer, check_settings
+from cropi.training.stage import reraise_disk_errors
 from cropi.verifiers import Judge
 
 MakePlan = Callable[..., StagePlan]
@@ -28,7 +28,7 @@ MakePlan = Callable[..., StagePlan]
 
 def train(plan: StagePlan, judge: Judge, out: Path, **kwargs: Any) -> StageOutcome:
     out.mkdir(parents=True)
-    return TrlTrainer().train(plan, judge, out, **kwargs)
+    return find_trainer(plan.training.engine).train(plan, judge, out, **kwargs)
 
 
 def adam_steps(checkpoint: Path) -> set[float]:
@@ -107,7 +107,7 @@ def test_evaluating_changes_nothing_in_training(
 
     def evaluate(policy: Any, step: int) -> None:
         seen.append(step)
-        engine = load_engine("transformers", policy, 4)
+        engine = load_engine("transformers", policy)
         engine.generate([[30, 5, 6]], Sampling(1.0, max_new_tokens=4), 4, step)
 
     plan = replace(make_plan("pocket", 4), evaluate_every=3)
@@ -140,7 +140,7 @@ def test_a_trainer_that_reorders_prompts_is_detected(
     [
         ({"no_such": 1}, "no such"),
         ({"learning_rate": 1}, r"training\.learning_rate"),
-        ({"num_generations": 2}, r"training\.generations"),
+        ({"num_generations": 2}, r"training\.responses"),
         ({"steps_per_generation": 2}, "prompts_per_step"),
         ({"save_strategy": "steps"}, "saved at its end"),
         ({"loss_type": "gppo"}, "unknown to TRL"),
@@ -148,7 +148,7 @@ def test_a_trainer_that_reorders_prompts_is_detected(
 )
 def test_settings_decided_elsewhere_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        check_settings(settings)
+        check_grpo_settings(settings)
 
 
 @pytest.mark.parametrize(
@@ -167,16 +167,16 @@ def test_a_loss_that_is_not_the_objective_is_reported(
     make_plan: MakePlan, loss: str, normalisation: str, warnings: int
 ) -> None:
     plan = replace(make_plan("pocket", 2, loss_type=loss), normalisation=normalisation)
-    assert len(TrlTrainer().check(plan)) == warnings
+    assert len(find_trainer(plan.training.engine).check(plan)) == warnings
 
 
 def test_a_package_that_trl_would_need_later_is_asked_for_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cropi.training.trl.find_spec", lambda _: None)
+    monkeypatch.setattr("cropi.training.grpo_settings.find_spec", lambda _: None)
     with pytest.raises(InputError, match="needs the package vllm"):
-        check_settings({"use_vllm": True})
-    check_settings({"use_vllm": False})
+        check_grpo_settings({"use_vllm": True})
+    check_grpo_settings({"use_vllm": False})
 
 
 @pytest.mark.parametrize(
@@ -201,16 +201,15 @@ def test_a_defect_stays_a_defect(error: Exception) -> None:
 
 
 def test_every_grpo_setting_reaches_trl(make_plan: MakePlan, tmp_path: Path) -> None:
-    from cropi.training.trl import _arguments
-
-    arguments = _arguments(make_plan("pocket", 2, beta=0.5, epsilon=0.1), tmp_path)
-    assert (arguments.beta, arguments.epsilon) == (0.5, 0.1)
-    assert (arguments.loss_type, arguments.shuffle_dataset) == ("grpo", False)
+    plan = make_plan("pocket", 2)
+    config = grpo_config(plan, tmp_path, {"beta": 0.5, "epsilon": 0.1})
+    assert (config.beta, config.epsilon) == (0.5, 0.1)
+    assert (config.loss_type, config.shuffle_dataset) == ("grpo", False)
 
 
 def test_an_engine_that_cannot_train_is_refused() -> None:
-    with pytest.raises(InputError, match=r"training\.engine"):
+    with pytest.raises(InputError, match="unknown training engine 'nosuch'"):
         find_trainer("nosuch")
-    with pytest.raises(InputError, match="no trainer"):
+    with pytest.raises(InputError, match="is not a trainer"):
         find_trainer("os:path")
-    assert TrainingConfig().engine == "trl"
+    assert TrainingConfig().engine.name == "trl"

@@ -20,13 +20,13 @@ def compare(
         typer.Option(help="Strategies and variants, with commas; default: the config's"),
     ] = "",
     seeds: Annotated[str, typer.Option(help="E.g. 0-4 or 0,2,5; default: the config's")] = "",
-    jobs: Annotated[int, typer.Option(min=1, help="Cells that run at once")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at once")] = 1,
 ) -> None:
     """Train strategies from the same start on the same pool, over seeds, and compare them.
 
-    Every cell (a strategy under a seed) is an ordinary run directory; a seed's cells share their
-    rollouts. What was stopped goes on when the same command is given again, and strategies or seeds
-    can be added later. The report has curves, accelerations in steps and in compute with 95%
+    Each run (a strategy under a seed) has an ordinary run directory; the runs of a seed share their
+    rollouts. What was stopped continues when the same command is given again, and strategies or
+    seeds can be added later. The report has curves, accelerations in steps and in compute with 95%
     intervals, and what was selected.
 
     Examples:
@@ -42,15 +42,16 @@ def compare(
     plan = StudyPlan.of(
         loaded, [name.strip() for name in strategies.split(",") if name.strip()], parsed(seeds)
     )
+    from cropi.report import write_run_report
     from cropi.store.lock import exclusive_lock
     from cropi.study.runner import run_study
 
     reporter = ProgressReporter(make_console())
     count = len(plan.labels) * len(plan.seeds)
-    reporter.say(f"cropi compare {config}  ->  {plan.root}   ({count} cells)", style="bold")
+    reporter.say(f"cropi compare {config}  ->  {plan.root}   ({count} runs)", style="bold")
     with exclusive_lock(plan.root):  # while the page is drawn, too
         try:
-            run_study(plan, base, reporter, jobs)
+            run_study(plan, base, reporter, jobs, draw=write_run_report)
         finally:
             if (plan.root / "cells").is_dir():
                 print_study(plan.root)

@@ -14,7 +14,7 @@ from cropi.cli.printing import make_console, make_narrator, print_table
 from cropi.errors import InputError
 
 if TYPE_CHECKING:
-    from cropi.influence.informative import PhaseProgress
+    from cropi.influence.scorer import PhaseProgress
     from cropi.progress import Bar
     from cropi.report.pages.diagnosis_page import Diagnosis
     from cropi.schema import RolloutGroup
@@ -123,8 +123,8 @@ def step(
         cropi diagnose step pool.parquet --validation gsm8k=val.parquet --model DIR --out look
     """
     import cropi
-    from cropi.config import ObjectiveConfig
     from cropi.diagnostics import diagnose_step
+    from cropi.gradients.settings import ObjectiveConfig
     from cropi.report.pages.step_page import COLUMNS, render, rows
 
     objective = section(ObjectiveConfig, settings)
@@ -187,10 +187,10 @@ def fidelity(
         cropi diagnose fidelity pool.parquet --validation v=val.parquet --model DIR --dims 8192
     """
     import cropi
-    from cropi.config import ObjectiveConfig
     from cropi.diagnostics import diagnose_fidelity
     from cropi.diagnostics.fidelity import Budget
     from cropi.diagnostics.fidelity_experiment import FidelitySettings
+    from cropi.gradients.settings import ObjectiveConfig
     from cropi.report.pages.fidelity_page import COLUMNS, render, rows
 
     chosen = FidelitySettings(

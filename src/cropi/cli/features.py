@@ -26,12 +26,8 @@ def features(
     ],
     out: Annotated[Path, typer.Option(help="The directory to write, or to go on with")],
     sketch: Annotated[
-        str,
-        typer.Option(
-            help="adaptive, sparse, windowed, factorised, kronecker, or package.module:object"
-        ),
+        str, typer.Option(help="The name of a sketch, or package.module:object")
     ] = "adaptive",
-    dim: Annotated[int, typer.Option(help="Dimensions of the sketch")] = 8192,
     like: Annotated[
         Path | None,
         typer.Option(help="For a target: the pool's features, to be made comparable with"),
@@ -45,7 +41,7 @@ def features(
     """Sketch the gradient of each informative prompt, and keep it for `cropi score --features`.
 
     A call that was stopped goes on when it is given again. Settings are those of the config's
-    influence section.
+    influence section, e.g. sketch.dim=2048.
 
     Examples:
 
@@ -54,10 +50,10 @@ def features(
         cropi features val.parquet --model DIR --out val.features --like pool.features
     """
     import cropi
-    from cropi.config import InfluenceConfig
     from cropi.influence.features.feature_writer import require_store_place
+    from cropi.influence.settings import InfluenceConfig
 
-    chosen = section(InfluenceConfig, settings, method=sketch, dim=dim)
+    chosen = section(InfluenceConfig, settings, sketch=sketch)
     require_store_place(out)
     with make_narrator().phase("features") as bar:
         found = cropi.extract_features(
@@ -87,7 +83,7 @@ def score_stored(
     Raises InputError for an option or setting that would change nothing.
     """
     import cropi
-    from cropi.config import InfluenceConfig
+    from cropi.influence.settings import InfluenceConfig
     from cropi.store.files import require_writable
     from cropi.store.tables import write_scores
 

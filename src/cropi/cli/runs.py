@@ -69,3 +69,22 @@ def config_check(config: Config, settings: Settings = None) -> None:
     loaded, base = load(config, settings)
     check_files(loaded, base)
     typer.echo(f"{config} is valid")
+
+
+@config_app.command("schema")
+def config_schema(
+    page: Annotated[
+        bool, typer.Option("--markdown", help="Print docs/settings.md, the page of all settings")
+    ] = False,
+) -> None:
+    """Print the JSON schema of a config, with which editors complete and check one.
+
+    Example:
+
+        cropi config schema > cropi.schema.json
+    """
+    import json
+
+    from cropi.config.settings_page import json_schema, markdown
+
+    typer.echo(markdown() if page else json.dumps(json_schema(), indent=2), nl=not page)

@@ -47,7 +47,7 @@ def rollout(
         cropi rollout --policy Qwen/Qwen2.5-1.5B-Instruct --prompts pool.jsonl --out pool.parquet
     """
     import cropi
-    from cropi.config import RolloutsConfig
+    from cropi.rollouts.settings import RolloutsConfig
     from cropi.store.files import require_writable
 
     settings = section(
@@ -57,7 +57,7 @@ def rollout(
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
-        batch_size=batch_size,
+        engine=_batches(batch_size),
     )
     require_writable(out)
     rows = prompts_in(prompts, seed)
@@ -93,9 +93,7 @@ def score(
     features: Annotated[
         Path | None, typer.Option(help="Stored features of the pool, instead of both")
     ] = None,
-    method: Annotated[str, typer.Option(help="exact, or a sketch such as adaptive")] = "exact",
-    ratio: Annotated[float, typer.Option(help="sparse: share of coordinates kept")] = 0.15,
-    dim: Annotated[int, typer.Option(help="Dimensions of the sketch")] = 8192,
+    sketch: Annotated[str, typer.Option(help="exact, or a sketch such as adaptive")] = "exact",
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -109,7 +107,7 @@ def score(
 
         cropi score --policy DIR --rollouts pool.parquet --target gsm8k=val.parquet --out s.parquet
 
-        cropi score ... --method sparse --ratio 0.15 --dim 8192 objective.ratio=sequence
+        cropi score ... --sketch sparse sketch.ratio=0.15 sketch.dim=8192 objective.ratio=sequence
 
         cropi score --features pool.features --target gsm8k=val.features --out s.parquet
     """
@@ -122,11 +120,11 @@ def score(
             "what `cropi features` wrote"
         )
     import cropi
-    from cropi.config import InfluenceConfig
+    from cropi.influence.settings import InfluenceConfig
     from cropi.store.files import require_writable
     from cropi.store.tables import write_scores
 
-    chosen = section(InfluenceConfig, settings, method=method, sparse_ratio=ratio, dim=dim)
+    chosen = section(InfluenceConfig, settings, sketch=sketch)
     targets = named_files(target, "target")
     require_writable(out)
     groups = cropi.read_rollouts(rollouts)
@@ -162,10 +160,7 @@ def select(
     ),
     strategy: Annotated[
         str | None,
-        typer.Option(
-            help="cropi (default), gradalign, learnalign, learnability, pass_rate, random, full or "
-            "pkg:object"
-        ),
+        typer.Option(help="The name of a strategy, or package.module:object; default: cropi"),
     ] = None,
     rollouts: Annotated[
         Path | None, typer.Option(help="Rollouts of the pool, for strategies that look at them")
@@ -181,10 +176,10 @@ def select(
 
         cropi select --scores scores.parquet --ratio 0.1 --out selection.parquet
 
-        cropi select --scores stage0.parquet --scores stage1.parquet noise_floor=0
+        cropi select --scores stage0.parquet --scores stage1.parquet strategy.memory=0.8
     """
     import cropi
-    from cropi.config import SelectionConfig
+    from cropi.selection.settings import SelectionConfig
     from cropi.store.files import require_writable
     from cropi.store.tables import read_scores, write_selection
 
@@ -234,17 +229,14 @@ def train(
 
         cropi train --policy DIR --prompts pool.jsonl --selection selection.parquet --out next
 
-        cropi train ... --steps 60 learning_rate=1e-6 grpo.beta=0.01
+        cropi train ... --steps 60 learning_rate=1e-6 engine.grpo.beta=0.01
     """
     import cropi
-    from cropi.config import ModelConfig, RolloutsConfig, TrainingConfig
+    from cropi.policy.settings import ModelConfig
+    from cropi.rollouts.settings import RolloutsConfig
+    from cropi.training.settings import TrainingConfig
 
-    chosen = section(TrainingConfig, settings, steps_per_stage=steps, stages=1)
-    if (chosen.steps_per_stage, chosen.stages) != (steps, 1):
-        raise InputError(
-            f"steps_per_stage={chosen.steps_per_stage} stages={chosen.stages}: this command trains "
-            "one stage of --steps; use that option"
-        )
+    chosen = section(TrainingConfig, settings)
     with make_narrator().phase("GRPO", steps) as bar:
         outcome = cropi.train(
             policy,
@@ -268,7 +260,7 @@ def evaluate(
     policy: PolicyOption,
     sets: Annotated[list[str], typer.Option("--set", help="NAME=FILE of prompts; repeatable")],
     verifier: VerifierOption = "math",
-    samples: Annotated[int, typer.Option(min=1, help="Responses for each prompt")] = 1,
+    responses: Annotated[int, typer.Option(min=1, help="Responses per prompt")] = 1,
     temperature: Annotated[float, typer.Option(help="0: greedy")] = 0.0,
     k: Annotated[list[int] | None, typer.Option(help="The k of pass@k; repeatable")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
@@ -282,15 +274,16 @@ def evaluate(
 
     Example:
 
-        cropi evaluate --policy DIR --set gsm8k=test.jsonl --samples 8 --temperature 1 --k 1 --k 8
+        cropi evaluate --policy DIR --set gsm8k=test.jsonl --responses 8 --temperature 1 --k 1 --k 8
     """
     import dataclasses
 
     import cropi
-    from cropi.config import EvaluationConfig, RolloutsConfig
+    from cropi.evaluation.settings import EvaluationConfig
+    from cropi.rollouts.settings import RolloutsConfig
     from cropi.store.files import require_writable, write_json
 
-    settings = section(EvaluationConfig, samples=samples, temperature=temperature, k=k or [1])
+    settings = section(EvaluationConfig, responses=responses, temperature=temperature, k=k or [1])
     if out is not None:
         require_writable(out)
     named = {n: prompts_in(path, seed) for n, path in named_files(sets, "set").items()}
@@ -299,7 +292,9 @@ def evaluate(
         named,
         verifier=verifier,
         settings=settings,
-        rollouts=section(RolloutsConfig, max_new_tokens=max_new_tokens, batch_size=batch_size),
+        rollouts=section(
+            RolloutsConfig, max_new_tokens=max_new_tokens, engine=_batches(batch_size)
+        ),
         seed=seed,
     )
     rows = [
@@ -309,3 +304,8 @@ def evaluate(
     print_table(["set", "prompts", *(f"pass@{n}" for n in settings.k), "not judged"], rows)
     if out is not None:
         write_json(out, [dataclasses.asdict(r) for r in results])
+
+
+def _batches(batch_size: int) -> dict[str, object]:
+    """The engine of this process, generating so many responses at once."""
+    return {"name": "transformers", "batch_size": batch_size}

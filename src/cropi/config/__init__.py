@@ -1,7 +1,8 @@
 """The configuration of a run: one YAML file, typed, validated, without inert options.
 
-`sections` says what can be set, `loading` reads it, `explaining` says what is wrong with it.
-Loading a config imports no torch.
+Sections live beside the code that they configure; `run_config` assembles them, `loading` reads a
+file, `messages` says what is wrong with it. Loading a config imports no torch unless it names a
+sketch.
 """
 
 from cropi.config.loading import (
@@ -14,35 +15,27 @@ from cropi.config.loading import (
     validate,
     with_settings,
 )
-from cropi.config.sections import (
-    EXECUTION_ONLY,
-    ClipConfig,
-    CompareConfig,
-    EvaluationConfig,
-    InfluenceConfig,
-    LoraConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    PromptsConfig,
-    PromptSource,
-    RewardTerm,
-    RolloutsConfig,
-    RunConfig,
-    Section,
-    SelectionConfig,
-    TargetMemory,
-    TrainingConfig,
-    VerifiersConfig,
-    WarmupConfig,
-    affects_results,
-    flat,
-    strategy_slug,
-)
+from cropi.config.run_config import EXECUTION_ONLY, RunConfig, affects_results
+from cropi.curriculum.settings import CurriculumConfig
+from cropi.evaluation.settings import EvaluationConfig
+from cropi.gradients.settings import ClipConfig, ObjectiveConfig, TargetMemory
+from cropi.influence.settings import InfluenceConfig
+from cropi.policy.settings import ModelConfig
+from cropi.prompts.settings import PromptsConfig, PromptSource
+from cropi.rollouts.settings import EngineChoice, RolloutsConfig
+from cropi.selection.settings import SelectionConfig, StrategyChoice
+from cropi.settings import Section, flat
+from cropi.sketches.settings import SketchChoice
+from cropi.study.settings import CompareConfig
+from cropi.training.settings import LoraConfig, TrainerChoice, TrainingConfig, WarmupConfig
+from cropi.verifiers.settings import RewardTerm, VerifiersConfig
 
 __all__ = [
     "EXECUTION_ONLY",
     "ClipConfig",
     "CompareConfig",
+    "CurriculumConfig",
+    "EngineChoice",
     "EvaluationConfig",
     "InfluenceConfig",
     "LoraConfig",
@@ -55,7 +48,10 @@ __all__ = [
     "RunConfig",
     "Section",
     "SelectionConfig",
+    "SketchChoice",
+    "StrategyChoice",
     "TargetMemory",
+    "TrainerChoice",
     "TrainingConfig",
     "VerifiersConfig",
     "WarmupConfig",
@@ -66,7 +62,6 @@ __all__ = [
     "load_config",
     "presets",
     "resolve_model_path",
-    "strategy_slug",
     "to_yaml",
     "validate",
     "with_settings",

@@ -10,15 +10,19 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
 from cropi.config.messages import explain
-from cropi.config.sections import RunConfig, SectionType
+from cropi.config.run_config import RunConfig
 from cropi.errors import InputError
+from cropi.plugins import Choice, is_built_in
+from cropi.settings import Section
 from cropi.store.remote import remote_url
+
+SectionType = TypeVar("SectionType", bound=Section)
 
 
 def presets() -> list[str]:
@@ -34,18 +38,21 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
 
     Relative prompt files are looked for from the folder of `source`, also those that it inherits.
 
-    Raises InputError naming the key, the value and the mend.
+    Raises InputError naming the key, the value and the fix.
     """
     values = _with_bases(source, Path())
     for override in overrides:
-        _apply(values, override)
-    return validate(values, source)
+        _apply(values, override, choices_in(RunConfig))
+    return validate(values, source, Path(source).parent)
 
 
-def validate(values: dict[str, Any], origin: str) -> RunConfig:
-    """Validate a config given as plain values; `origin` is named in errors."""
+def validate(values: dict[str, Any], origin: str, base: Path | None = None) -> RunConfig:
+    """Validate a config given as plain values; `origin` is named in errors.
+
+    A user's plug-ins, where they are files, are looked for in the current directory and in `base`.
+    """
     try:
-        return RunConfig.model_validate(values)
+        return RunConfig.model_validate(values, context={"folders": (base,) if base else ()})
     except ValidationError as error:
         raise InputError(explain(error, origin)) from None
 
@@ -56,8 +63,12 @@ def resolve_model_path(config: RunConfig, base: Path | None) -> RunConfig:
     Prompts and verifiers are looked for from `base` too, beside the current directory.
     """
     path = Path(config.model.path)
-    built_in = config.model.path in BUILTIN_MODELS
-    if base is None or built_in or path.exists() or not (base / path).is_dir():
+    if (
+        base is None
+        or is_built_in("model", str(path))
+        or path.exists()
+        or not (base / path).is_dir()
+    ):
         return config
     model = config.model.model_copy(update={"path": str((base / path).resolve())})
     return config.model_copy(update={"model": model})
@@ -66,11 +77,11 @@ def resolve_model_path(config: RunConfig, base: Path | None) -> RunConfig:
 def with_settings(config: RunConfig, settings: Mapping[str, Any], origin: str) -> RunConfig:
     """The config with dotted settings over it; `origin` is named in errors.
 
-    Raises InputError naming the key, the value and the mend.
+    Raises InputError naming the key, the value and the fix.
     """
     values = config.model_dump(mode="json", exclude_none=True)
     for key, value in settings.items():
-        _set(values, key, value, f"{key}={value}")
+        _set(values, key, value, f"{key}={value}", choices_in(RunConfig))
     return validate(values, origin)
 
 
@@ -79,13 +90,13 @@ def build_section(
 ) -> SectionType:
     """Validate one section given as plain values and `a.b=c` overrides.
 
-    Raises InputError naming the key, the value and the mend.
+    Raises InputError naming the key, the value and the fix.
     """
-    known = dict(values)
+    given = dict(values)
     for override in overrides:
-        _apply(known, override)
+        _apply(given, override, choices_in(kind))
     try:
-        return kind.model_validate(known)
+        return kind.model_validate(given)
     except ValidationError as error:
         raise InputError(explain(error, "settings", kind)) from None
 
@@ -95,7 +106,7 @@ def check_files(config: RunConfig, base: Path | None = None) -> None:
     sets = config.prompts
     sources = [*sets.pool, *config.warmup.prompts]
     sources += [
-        s for named in (sets.validation, sets.test) for found in named.values() for s in found
+        s for named in (sets.validation, sets.test) for part in named.values() for s in part
     ]
     for source in sources:
         if source.path is None or remote_url(source.path):
@@ -112,9 +123,6 @@ def to_yaml(config: RunConfig) -> str:
     """Render a resolved config; loading the text gives the same config."""
     values = config.model_dump(mode="json", exclude_none=True)
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
-
-
-BUILTIN_MODELS = ("pocket", "smollm2")
 
 
 class _Loader(yaml.SafeLoader):
@@ -144,23 +152,31 @@ def _with_bases(source: str, folder: Path, heirs: tuple[str, ...] = ()) -> dict[
             f"config {path}: extends = {base!r}: give one preset ({', '.join(presets())}) or "
             "the path of one YAML file"
         )
-    way = (*heirs, str(path.resolve()))
-    if str((path.parent / base).resolve()) in way:
+    chain = (*heirs, str(path.resolve()))
+    if str((path.parent / base).resolve()) in chain:
         raise InputError(f"config {path}: extends = {base!r} leads back to itself; remove it")
     try:
-        inherited = _with_bases(base, path.parent, way)
+        inherited = _with_bases(base, path.parent, chain)
     except InputError as error:
         raise InputError(f"config {path}: extends = {base!r}: {error}") from None
     return _merged(inherited, values)
 
 
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Lay `over` on `base`: sections merge, everything else replaces."""
+def _merged(base: dict[str, Any], over: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Lay `over` on `base`: sections merge, everything else replaces.
+
+    So does the choice of another plug-in: its settings are not those of the first.
+    """
     merged = dict(base)
     for key, value in over.items():
-        known = merged.get(key)
-        sections = isinstance(known, dict) and isinstance(value, dict)
-        merged[key] = _merged(merged[key], value) if sections else value
+        before = merged.get(key)
+        if f"{prefix}{key}" in choices_in(RunConfig) and isinstance(value, dict):
+            before = {"name": before} if isinstance(before, str) else before
+            if before and value.get("name", before.get("name")) != before.get("name"):
+                before = None
+        if isinstance(before, dict) and isinstance(value, dict):
+            value = _merged(before, value, f"{prefix}{key}.")
+        merged[key] = value
     return merged
 
 
@@ -175,8 +191,8 @@ def _read_yaml(source: str, folder: Path) -> dict[str, Any]:
             raise InputError(f"config {source} cannot be read as text: {error}") from None
     else:
         raise InputError(
-            f"config {source} is no file and no preset; give the path of a YAML file or one of: "
-            f"{', '.join(presets())}"
+            f"config {source} is neither a file nor a preset; give the path of a YAML file or "
+            f"one of: {', '.join(presets())}"
         )
     try:
         values = _parse_yaml(text)
@@ -189,7 +205,7 @@ def _read_yaml(source: str, folder: Path) -> dict[str, Any]:
     return values
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(values: dict[str, Any], override: str, choices: frozenset[str]) -> None:
     """Set one `key.path=value` override in place."""
     key, equals, text = override.partition("=")
     if not equals or not key:
@@ -198,19 +214,38 @@ def _apply(values: dict[str, Any], override: str) -> None:
         value = _parse_yaml(text)
     except yaml.YAMLError:
         raise InputError(f"override {override!r}: {text!r} is not valid YAML") from None
-    _set(values, key, value, override)
+    _set(values, key, value, override, choices)
 
 
-def _set(values: dict[str, Any], key: str, value: Any, override: str) -> None:
-    """Set the value at a dotted key in place."""
+def _set(
+    values: dict[str, Any], key: str, value: Any, override: str, choices: frozenset[str]
+) -> None:
+    """Set the value at a dotted key in place; the name of a plug-in becomes a mapping with it."""
     *parents, leaf = key.split(".")
     node = values
     for depth, name in enumerate(parents):
+        path = ".".join(parents[: depth + 1])
         child = node.get(name)
         if child is None:
             child = node[name] = {}
+        if path in choices and isinstance(child, str):
+            child = node[name] = {"name": child}
         if not isinstance(child, dict):
-            path = ".".join(parents[: depth + 1])
             raise InputError(f"override {override!r}: {path} is a value, not a section")
         node = child
     node[leaf] = value
+    if leaf == "name" and ".".join(parents) in choices:  # settings are those of one plug-in
+        for other in set(node) - {"name"}:
+            del node[other]
+
+
+def choices_in(section: type[Section], prefix: str = "") -> frozenset[str]:
+    """The dotted keys below a section whose value is a plug-in."""
+    keys: set[str] = set()
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if not (isinstance(kind, type) and issubclass(kind, Section)):
+            continue
+        key = f"{prefix}{name}"
+        keys |= {key} if issubclass(kind, Choice) else choices_in(kind, f"{key}.")
+    return frozenset(keys)

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from cropi.config import EvaluationConfig, RolloutsConfig
 from cropi.curriculum.policies import Policies
 from cropi.curriculum.run_context import RunLog
-from cropi.evaluation import EvaluationSets, evaluate
+from cropi.evaluation.pass_at_k import EvaluationSets, evaluate
+from cropi.evaluation.settings import EvaluationConfig
 from cropi.policy.loading import Policy
+from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import Prompt
 from cropi.store.metrics import CostRow, EvaluationRow, cost_row, read_rows, write_rows
 from cropi.verifiers import Judge
@@ -54,7 +55,7 @@ class Evaluator:
                 pass_at=result.pass_at,
                 statuses=result.statuses,
                 sampled_tokens=result.tokens,
-                prompt_tokens=sets.prompt_tokens(result.set) * self.settings.samples,
+                prompt_tokens=sets.prompt_tokens(result.set) * self.settings.responses,
             )
             for result in results
         ]

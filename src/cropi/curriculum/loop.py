@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cropi.config import RunConfig, resolve_model_path, strategy_slug
+from cropi.config import RunConfig, resolve_model_path
 from cropi.curriculum.accuracy import evaluate_start, start_evaluation_costs
 from cropi.curriculum.policies import Policies, delete_old_checkpoints
 from cropi.curriculum.run_context import (
@@ -35,6 +35,7 @@ from cropi.curriculum.starting_point import (
 )
 from cropi.curriculum.steps import Steps
 from cropi.progress import ProgressReporter
+from cropi.selection.settings import StrategyChoice
 from cropi.store.lock import exclusive_lock
 from cropi.store.metrics import write_rows
 from cropi.store.run_directory import RunDirectory
@@ -65,23 +66,27 @@ class Curriculum:
     start_rollouts: StartRollouts
     steps: Steps
 
-    def train(self, strategy: str) -> str:
+    def train(self, strategy: StrategyChoice) -> str:
         """Train a strategy through all stages; return the path of its last policy."""
-        steps, training = self.steps, self.config.training
+        steps, settings = self.steps, self.config.curriculum
         needs, policy = needs_of_arm(self.config, strategy), self.start
-        for stage in self.directory.stages(strategy_slug(strategy), training.stages):
+        for stage in self.directory.stages(strategy.slug, settings.stages):
             rollouts = steps.refresh.rollouts(stage, needs, policy, self.start_rollouts)
             scores = steps.influence.scores(stage, needs, policy, rollouts)
             selection = steps.selector.selection(stage, strategy, scores, rollouts)
             policy = steps.trainer.train(stage, selection, policy, needs.dynamic_sampling)
             self.gather_metrics()
-            delete_old_checkpoints(stage, training.stages, training.keep)
+            delete_old_checkpoints(stage, settings.stages, settings.keep_checkpoints)
         return policy
 
     def gather_metrics(self) -> None:
         """Rebuild metrics.jsonl from every finished stage, arms in order."""
-        arms, stages = map(strategy_slug, self.config.strategies), self.config.training.stages
-        self.directory.gather_metrics(s for arm in arms for s in self.directory.stages(arm, stages))
+        stages = self.config.curriculum.stages
+        self.directory.gather_metrics(
+            stage
+            for strategy in self.config.strategies
+            for stage in self.directory.stages(strategy.slug, stages)
+        )
 
 
 @contextmanager

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cropi.config import ModelConfig
 from cropi.errors import InputError
 from cropi.policy.loading import Policy, load_policy
+from cropi.policy.settings import ModelConfig
 from cropi.schema import PolicyIdentity, fingerprint
 from cropi.store.cached import recorded_fingerprint
 from cropi.store.files import POLICY_RECORD
@@ -57,13 +57,13 @@ class Policies:
 
 
 def _require_weights(policy: Path) -> None:
-    """Raise InputError for a stage whose weights were deleted (`training.keep`)."""
+    """Raise InputError for a stage whose weights were deleted (`curriculum.keep_checkpoints`)."""
     record = policy / POLICY_RECORD
     if record.exists() and [file.name for file in policy.iterdir()] == [POLICY_RECORD]:
         raise InputError(
-            f"the weights in {policy} were deleted (training.keep=last) but are needed to rebuild "
-            f"a missing or damaged file; remove {record} and those of the stages before it, and "
-            "the run trains them again"
+            f"the weights in {policy} were deleted (curriculum.keep_checkpoints=last) but are "
+            f"needed to rebuild a missing or damaged file; remove {record} and those of the stages "
+            "before it, and the run trains them again"
         )
 
 

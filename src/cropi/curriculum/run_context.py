@@ -15,15 +15,14 @@ from cropi.config import (
     RunConfig,
     affects_results,
     check_files,
-    flat,
-    strategy_slug,
     to_yaml,
 )
 from cropi.errors import InputError
 from cropi.progress import Bar, ProgressReporter
-from cropi.rollouts.engines.engine import require_engine
 from cropi.schema import derive_seed
 from cropi.selection import Needs, find_strategy, needs_of
+from cropi.selection.settings import StrategyChoice
+from cropi.settings import flat
 from cropi.store.files import atomic_write
 from cropi.store.run_directory import RunDirectory, Stage
 from cropi.store.tables import require_set_names
@@ -47,8 +46,8 @@ class Seeds:
 
     def by_name(self, config: RunConfig) -> dict[str, int]:
         """Return the run's seed and those of all components, by the path they are derived with."""
-        stages = range(config.training.stages)
-        arms = [strategy_slug(strategy) for strategy in config.strategies]
+        stages = range(config.curriculum.stages)
+        arms = [strategy.slug for strategy in config.strategies]
         components: list[tuple[str | int, ...]] = [
             *(("prompts",), ("warmup",), ("warmup", "prompts"), ("sketch",), ("order",)),
             ("evaluation",),
@@ -98,16 +97,15 @@ def check_settings(config: RunConfig, base: Path | None, reporter: ProgressRepor
     with reporter.phase("settings"):
         check_files(config, base)
         require_set_names(config.prompts.validation)
-        require_engine(config.rollouts.engine)
-        needs = [needs_of_arm(config, name) for name in config.strategies]
+        needs = [needs_of_arm(config, strategy) for strategy in config.strategies]
         first_stage = plan_stage(
             config.model.path,
             [],
             training=config.training,
             model=config.model,
             rollouts=config.rollouts,
-            steps=config.training.steps_per_stage,
-            horizon=config.training.stages * config.training.steps_per_stage,
+            steps=config.curriculum.steps_per_stage,
+            horizon=config.curriculum.steps,
             template_kwargs=config.prompts.chat_template_kwargs,
             normalisation=config.influence.objective.normalisation,
             dynamic_sampling=any(each.dynamic_sampling for each in needs),
@@ -118,7 +116,7 @@ def check_settings(config: RunConfig, base: Path | None, reporter: ProgressRepor
             reporter.warn(line)
 
 
-def needs_of_arm(config: RunConfig, strategy: str) -> Needs:
+def needs_of_arm(config: RunConfig, strategy: StrategyChoice) -> Needs:
     """Return what a strategy needs; the config may ask for dynamic sampling with any of them."""
     needs = needs_of(find_strategy(strategy))
     dynamic = needs.dynamic_sampling or config.training.dynamic_sampling
@@ -127,10 +125,10 @@ def needs_of_arm(config: RunConfig, strategy: str) -> Needs:
 
 def arms_needing(config: RunConfig, kind: str) -> list[str]:
     """Return the arms of a run that use, and pay for, shared rollouts: of pool or validation."""
-    needed = {name: needs_of_arm(config, name) for name in config.strategies}
+    needed = {strategy.slug: needs_of_arm(config, strategy) for strategy in config.strategies}
     return [
-        strategy_slug(name)
-        for name, needs in needed.items()
+        arm
+        for arm, needs in needed.items()
         if (needs.validation if kind == "validation" else needs.rollouts)
     ]
 

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cropi.config import InfluenceConfig, SelectionConfig
 from cropi.curriculum.policies import Policies
 from cropi.curriculum.run_context import RunLog, Seeds
 from cropi.curriculum.stage_rollouts import StageRollouts
 from cropi.influence.cosines import Influence
+from cropi.influence.settings import InfluenceConfig
 from cropi.influence.setup import score
 from cropi.prompts import PromptSets
 from cropi.schema import InfluenceEstimate, RolloutGroup, Selection
-from cropi.selection import Needs, select
+from cropi.selection import Needs, find_strategy, needs_of, select
+from cropi.selection.settings import SelectionConfig, StrategyChoice
 from cropi.store.cached import cached, stamp
 from cropi.store.files import file_hash, write_json
 from cropi.store.run_directory import Stage
@@ -130,17 +131,19 @@ class PromptSelector:
     def selection(
         self,
         stage: Stage,
-        strategy: str,
+        strategy: StrategyChoice,
         scores: InfluenceEstimate | None,
         rollouts: StageRollouts,
     ) -> Selection:
         """Return the stage's selection by a strategy, from file where it is current."""
-        earlier = _earlier_scores(stage, scores)
+        with_memory = needs_of(find_strategy(strategy)).earlier
+        earlier = _earlier_scores(stage, scores) if with_memory else []
         inputs = (
             rollouts.key,
             [file_hash(path) for path in earlier],
             [file_hash(path) for path in (stage.scores, stage.sibling(0).scores) if path.exists()],
-            self.settings.model_dump(),
+            strategy.model_dump(),
+            self.settings.ratio,
             self.threshold,
             stage.arm,
             stage.index,
@@ -157,7 +160,7 @@ class PromptSelector:
     def _select(
         self,
         stage: Stage,
-        strategy: str,
+        strategy: StrategyChoice,
         scores: InfluenceEstimate | None,
         earlier: Sequence[Path],
         rollouts: StageRollouts,

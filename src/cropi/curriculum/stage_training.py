@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cropi.config import RolloutsConfig, TrainingConfig
 from cropi.curriculum.accuracy import Evaluator, accuracy_note, evaluation_cost
 from cropi.curriculum.policies import Policies
 from cropi.curriculum.run_context import RunLog, Seeds
+from cropi.curriculum.settings import CurriculumConfig
 from cropi.curriculum.stage_rollouts import refresh_costs
 from cropi.policy.loading import Policy
 from cropi.rollouts import write_rollouts
+from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import Prompt, Selection
 from cropi.store.cached import FINGERPRINT, cached, read_record, stamp
 from cropi.store.files import atomic_folder, write_json
@@ -31,6 +32,7 @@ from cropi.store.metrics import (
 from cropi.store.run_directory import Row, Stage
 from cropi.store.tables import read_selection
 from cropi.training import StageOutcome, StagePlan, find_trainer, one_group_per_prompt, plan_stage
+from cropi.training.settings import TrainingConfig
 
 TOKENS = ("generated_tokens", "prefill_tokens", "trained_tokens")
 """Counts of a StageOutcome that evaluations and records add up over the stages of an arm."""
@@ -40,13 +42,14 @@ TOKENS = ("generated_tokens", "prefill_tokens", "trained_tokens")
 class StageTrainer:
     """Trains the stages of a run.
 
-    `result_settings` are the training and evaluation settings that decide results,
+    `result_settings` are the settings of training, curriculum and evaluation that decide results,
     `template_kwargs` those of the chat template, and `normalisation` that of the influence
     objective, which the trainer's loss should share.
     """
 
     pool: Sequence[Prompt]
     settings: TrainingConfig
+    curriculum: CurriculumConfig
     result_settings: Sequence[Mapping[str, Any]]
     rollouts: RolloutsConfig
     template_kwargs: Mapping[str, Any]
@@ -77,7 +80,7 @@ class StageTrainer:
         return str(cached(stage.policy, inputs, run))
 
     def _plan(self, stage: Stage, selection: Selection, policy: str, dynamic: bool) -> StagePlan:
-        steps = self.settings.steps_per_stage
+        steps = self.curriculum.steps_per_stage
         return plan_stage(
             policy,
             self.pool,
@@ -87,7 +90,7 @@ class StageTrainer:
             rollouts=self.rollouts,
             steps=steps,
             first_step=stage.index * steps,
-            horizon=self.settings.stages * steps,
+            horizon=self.curriculum.steps,
             seed=self.seeds.of("training", stage.index),
             order_seed=self.seeds.of("order"),
             prompts_sampled=_sampled_before(stage, selection),

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from cropi.config import RolloutsConfig
 from cropi.curriculum.policies import Policies
 from cropi.curriculum.run_context import RunLog, Seeds
 from cropi.policy.loading import Policy
 from cropi.progress import Bar
 from cropi.prompts import PromptSets
 from cropi.rollouts import read_rollouts, rollout
+from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import Prompt, RolloutGroup
 from cropi.store.cached import cached
 from cropi.store.metrics import CostRow, cost_row
@@ -75,8 +75,7 @@ class Sampler:
         return (
             policy_key,
             asdict(self.settings.sampling),
-            self.settings.engine,
-            self.settings.batch_size,
+            self.settings.engine.model_dump(),
             self.verifier_settings,
             self.template_kwargs,
             request.responses,

@@ -7,18 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cropi.config import PromptsConfig, TrainingConfig, WarmupConfig
 from cropi.curriculum.policies import Policies
 from cropi.curriculum.run_context import RunLog, Seeds, require_same_inputs
 from cropi.errors import InputError
 from cropi.prompts import PromptSets, drop_overlong, load_prompt_sets, load_source, write_prompts
 from cropi.prompts.sets import normalised, question_text
+from cropi.prompts.settings import PromptsConfig
 from cropi.schema import PolicyIdentity, Prompt, fingerprint
 from cropi.store.cached import cached, read_record
 from cropi.store.files import POLICY_RECORD, write_json
 from cropi.store.metrics import CostRow, cost_row
 from cropi.store.run_directory import RunDirectory
 from cropi.training import warmup
+from cropi.training.settings import TrainingConfig, WarmupConfig
 from cropi.verifiers import Judge
 
 
@@ -100,7 +101,8 @@ def make_start_policy(
     if not settings.steps and training.lora is None:
         return model.path
     prompts = warmup_prompts(settings, sets, seeds.of("warmup", "prompts"), base)
-    bf16 = training.grpo.get("bf16")  # the warm-up computes as GRPO will
+    # The warm-up computes as GRPO will.
+    bf16 = getattr(training.engine.settings, "grpo", {}).get("bf16")
     inputs = (
         bf16,
         policies.result_settings,

@@ -56,7 +56,7 @@ class Steps:
             requests=requests,
             sampler=sampler,
             refresh=RolloutRefresh(
-                when=config.rollouts.refresh,
+                when=config.curriculum.refresh,
                 batch_tokens=config.influence.batch_tokens,
                 requests=requests,
                 sampler=sampler,
@@ -104,7 +104,10 @@ def _trainer(
     return StageTrainer(
         pool=sets.pool,
         settings=config.training,
-        result_settings=(config.result_settings("training"), config.result_settings("evaluation")),
+        curriculum=config.curriculum,
+        result_settings=[
+            config.result_settings(section) for section in ("training", "curriculum", "evaluation")
+        ],
         rollouts=config.rollouts,
         template_kwargs=config.prompts.chat_template_kwargs,
         normalisation=config.influence.objective.normalisation,

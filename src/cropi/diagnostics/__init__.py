@@ -18,11 +18,11 @@ from cropi.schema import InfluenceEstimate, RolloutGroup
 if TYPE_CHECKING:
     from torch import nn
 
-    from cropi.config import ObjectiveConfig
     from cropi.diagnostics.fidelity import FidelityReport
     from cropi.diagnostics.fidelity_experiment import FidelitySettings
     from cropi.diagnostics.step import StepReport
-    from cropi.influence.informative import PhaseProgress
+    from cropi.gradients.settings import ObjectiveConfig
+    from cropi.influence.scorer import PhaseProgress
     from cropi.policy.loading import Policy
     from cropi.rollouts.staleness import Staleness
 
@@ -69,8 +69,8 @@ def diagnose_step(
     `scores` of the pool under this very model are computed where they are not given. The model's
     weights are the same bits afterwards.
     """
-    from cropi.config import ObjectiveConfig
     from cropi.diagnostics.step_experiment import StepSettings, measure_steps
+    from cropi.gradients.settings import ObjectiveConfig
 
     if not validation:
         raise InputError("diagnose step needs at least one validation set: give NAME and rollouts")

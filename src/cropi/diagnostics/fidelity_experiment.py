@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cropi.config import ObjectiveConfig
 from cropi.diagnostics.fidelity import (
     Agreement,
     Budget,
@@ -33,13 +32,12 @@ from cropi.diagnostics.fidelity import (
 from cropi.errors import InputError
 from cropi.gradients.consumers import Directions, DotConsumer, NormConsumer
 from cropi.gradients.extractor import GradientExtractor
-from cropi.influence.informative import PhaseProgress, require_informative
-from cropi.influence.scorer import Scorer
+from cropi.gradients.settings import ObjectiveConfig
+from cropi.influence.scorer import PhaseProgress, Scorer, require_informative
+from cropi.plugins import find_plugin, settings_of
 from cropi.schema import InfluenceEstimate, RolloutGroup, derive_seed, longest_allowed
 from cropi.sketches import FittedSketch, Sketch, SketchConsumer, make_sketch
 
-WITH_RATIO = frozenset({"sparse", "factorised"})
-"""Sketches that keep a share of the coordinates."""
 PASS_BYTES = 1 << 30
 """About what the sketches of one pass may hold beside the model."""
 IN_FLIGHT = 256
@@ -52,7 +50,7 @@ Groups = Sequence[RolloutGroup]
 class FidelitySettings:
     """Which sketches, how many seeds and prompts, and how cost is measured.
 
-    `sketches` are names of `cropi.sketches.SKETCHES`, `sparse:gaussian` naming a projection;
+    `sketches` are names of sketches, `sparse:gaussian` naming a projection too;
     `prompts` informative prompts of the pool are compared and `timed` of them timed.
     """
 
@@ -86,7 +84,7 @@ class FidelitySettings:
 
     def _ratios(self, name: str) -> tuple[float | None, ...]:
         """The ratios worth trying with a sketch; factorised with all coordinates is windowed."""
-        if name not in WITH_RATIO:
+        if "ratio" not in settings_of(find_plugin("sketch", name)).model_fields:
             return (None,)
         return tuple(r for r in self.ratios if r < 1 or name != "factorised")
 
@@ -159,14 +157,13 @@ class FidelityExperiment:
 
     def _make(self, spec: SketchSpec, seed: int) -> Sketch:
         name, _, projection = spec.name.partition(":")
-        return make_sketch(
-            name,
-            self.extractor.shapes,
-            derive_seed(self.settings.seed, "fidelity", seed),
-            spec.dim,
-            1.0 if spec.ratio is None else spec.ratio,
-            projection or "hash",
-        )
+        settings: dict[str, Any] = {"dim": spec.dim}
+        if spec.ratio is not None:
+            settings["ratio"] = spec.ratio
+        if projection:
+            settings["projection"] = projection
+        seed = derive_seed(self.settings.seed, "fidelity", seed)
+        return make_sketch(name, self.extractor.shapes, seed, **settings)
 
     def _passes(
         self, jobs: Sequence[tuple[SketchSpec, int]]

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cropi.config import ObjectiveConfig
 from cropi.diagnostics.step import (
     StepOutcome,
     StepPlan,
@@ -30,8 +29,8 @@ from cropi.gradients.consumers import SumConsumer
 from cropi.gradients.extractor import GradientExtractor
 from cropi.gradients.forward import in_float32
 from cropi.gradients.logprobs import LogprobReader, read_objectives
-from cropi.influence.informative import PhaseProgress, require_informative
-from cropi.influence.scorer import Scorer
+from cropi.gradients.settings import ObjectiveConfig
+from cropi.influence.scorer import PhaseProgress, Scorer, require_informative
 from cropi.schema import InfluenceEstimate, RolloutGroup, longest_allowed
 
 GRADIENT_BYTES = 1 << 31

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cropi.config import TargetMemory
 from cropi.gradients.contributions import Contribution, matrix_shape
+from cropi.gradients.settings import TargetMemory
 
 BLOCK = 1 << 14
 """Coordinates summed in fp32 before the sum continues in float64."""

@@ -23,7 +23,6 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from cropi.config import ObjectiveConfig
 from cropi.errors import InputError
 from cropi.gradients import Unsupported
 from cropi.gradients.batching import ROWS, BatchPlanner, ForwardMode
@@ -49,6 +48,7 @@ from cropi.gradients.self_check import (
     reference_gradient,
     require_covered,
 )
+from cropi.gradients.settings import ObjectiveConfig
 from cropi.schema import RolloutGroup
 
 

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from cropi.config import ObjectiveConfig
 from cropi.errors import InputError
 from cropi.gradients import Unsupported
 from cropi.gradients.attention import additive_mask, supports_block_masks, text_config
 from cropi.gradients.collation import PromptBatch
 from cropi.gradients.objective import sum_over_equals, token_weights
+from cropi.gradients.settings import ObjectiveConfig
 from cropi.schema import RolloutGroup
 
 CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 28}

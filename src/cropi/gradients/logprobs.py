@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cropi.config import ObjectiveConfig
 from cropi.gradients import Unsupported
 from cropi.gradients.batching import ROWS, BatchPlanner, ForwardMode
 from cropi.gradients.collation import PreparedGroup, PromptBatch, collate, prepare
@@ -29,6 +28,7 @@ from cropi.gradients.forward import (
 )
 from cropi.gradients.objective import objective
 from cropi.gradients.self_check import exercises_block_mask, require_covered, unique_logprobs
+from cropi.gradients.settings import ObjectiveConfig
 from cropi.schema import RolloutGroup
 
 FP32_NATS, BF16_NATS = 1e-3, 0.25

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cropi.config import ObjectiveConfig
+from cropi.gradients.settings import ObjectiveConfig
 
 ADVANTAGE_EPSILON = 1e-4
 

@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cropi.config import ObjectiveConfig
 from cropi.errors import InputError
 from cropi.gradients import Unsupported
 from cropi.gradients.collation import PreparedGroup, response_tensors
 from cropi.gradients.contributions import matrix_shape
 from cropi.gradients.layers import rule_for
 from cropi.gradients.objective import sum_over_equals, token_weights
+from cropi.gradients.settings import ObjectiveConfig
 
 
 @dataclass(frozen=True)

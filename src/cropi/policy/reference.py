@@ -1,4 +1,4 @@
-"""A reference to a policy: everything that is known without its weights, and the weights on demand.
+"""A reference to a policy: everything that needs no weights, and the weights on demand.
 
 Rollout engines and encoders take a `PolicyRef`. One that samples on a server needs the path, the
 revision and the tokenizer, and never loads the weights into this process; one that samples here
@@ -58,8 +58,12 @@ class PolicyRef:
         reference._policy = policy
         return reference
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the weights out if another process can load them from the path."""
+        return self.__dict__ | ({} if self.path is None else {"_policy": None})
+
     def load(self) -> Policy:
-        """Return the policy with its weights; they are loaded by the first call."""
+        """Return the policy with its weights, which the first call loads."""
         if self._policy is None:
             from cropi.policy.loading import load_policy
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from cropi.config import PromptSource
 from cropi.errors import InputError
+from cropi.prompts.settings import PromptSource
 from cropi.schema import Message, Prompt, content_id
 
 QUESTION_COLUMNS = ("prompt", "messages", "question", "problem")

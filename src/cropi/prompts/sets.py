@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cropi.config import PromptsConfig, PromptSource
 from cropi.errors import InputError
+from cropi.prompts.settings import PromptsConfig, PromptSource
 from cropi.prompts.sources import load_source, subsample
 from cropi.schema import Prompt, derive_seed
 

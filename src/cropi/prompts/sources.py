@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cropi.config import PromptSource
 from cropi.errors import InputError
 from cropi.prompts.formats import Cells, json_value, to_prompt
+from cropi.prompts.settings import PromptSource
 from cropi.schema import Prompt, derive_seed
 from cropi.store import files
 from cropi.store.remote import local_copy, remote_url

@@ -1,8 +1,8 @@
 """Collecting rollouts: encode, sample, judge, store, in chunks that survive a kill.
 
-Every finished chunk is an atomic file beside the result; a collection that was killed goes on
-with the first chunk that is missing. A chunk's prompts and its seed depend on the arguments
-alone, so however often it was interrupted, the result has the same bytes.
+Every finished chunk is an atomic file beside the result; a collection that was killed continues
+with the first missing chunk. A chunk's prompts and its seed depend on the arguments alone, so the
+result has the same bytes however often it was interrupted.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cropi.config import RolloutsConfig, VerifiersConfig
 from cropi.errors import InputError
+from cropi.execution import Executor, Inline, WorkUnit, run_units
+from cropi.policy.reference import PolicyRef
 from cropi.prompts.encoding import encode_all
 from cropi.rollouts.engines.engine import (
     Completion,
@@ -25,8 +26,8 @@ from cropi.rollouts.engines.engine import (
     require_context,
 )
 from cropi.rollouts.rollout_file import read_rollouts, write_rollouts
+from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import (
-    PolicyIdentity,
     Prompt,
     Response,
     RolloutGroup,
@@ -37,6 +38,7 @@ from cropi.schema import (
 )
 from cropi.store.cached import is_current, stamp
 from cropi.store.files import cannot_write, require_writable
+from cropi.verifiers.settings import VerifiersConfig
 from cropi.verifiers.verdict import Grader, Verdict
 
 if TYPE_CHECKING:
@@ -46,70 +48,78 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 
 
+@dataclass(frozen=True)
+class SamplingPlan:
+    """How a collection is sampled: `responses` per prompt, drawn as `sampling` says.
+
+    Chunk i draws from `derive_seed(seed, "chunk", i)` and has `chunk_prompts` prompts, which are
+    saved together. `template_kwargs` are arguments of the chat template.
+    """
+
+    sampling: Sampling
+    responses: int
+    seed: int
+    template_kwargs: Mapping[str, Any] | None = None
+    chunk_prompts: int = 128
+
+
 def collect(
     engine: RolloutEngine,
-    tokenizer: Any,
+    policy: PolicyRef,
     prompts: Sequence[Prompt],
     judge: Grader,
-    sampling: Sampling,
-    responses: int,
-    seed: int,
+    plan: SamplingPlan,
     out: Path,
-    identity: PolicyIdentity,
     inputs_fingerprint: str,
-    template_kwargs: Mapping[str, Any] | None = None,
-    chunk: int = 128,
     progress: Progress | None = None,
+    executor: Executor | None = None,
 ) -> Path:
-    """Sample and judge `responses` for every prompt into the Parquet file `out`.
+    """Sample and judge responses to every prompt into the Parquet file `out`.
 
     Groups keep the order of `prompts`. If `out` was already made from `inputs_fingerprint`,
     nothing is done; finished chunks in `out` + ".parts" are used if they were made from the same.
 
     Args:
-        engine: samples from the policy called `identity`.
-        tokenizer: the policy's; encodes prompts and decodes responses.
+        engine: samples from `policy`.
+        policy: encodes prompts and decodes responses; its identity is recorded in every row.
         prompts: with distinct ids.
         judge: rewards the responses' texts.
-        sampling: how responses are drawn.
-        responses: how many for each prompt.
-        seed: chunk i draws from `derive_seed(seed, "chunk", i)`.
+        plan: how many responses are sampled, and how.
         out: the Parquet file to write.
-        identity: recorded in every row.
         inputs_fingerprint: fingerprint of everything that determines the result.
-        template_kwargs: arguments of the chat template.
-        chunk: prompts between two saves.
         progress: called with (prompts done, prompts in all) after each chunk.
+        executor: runs the chunks; default: one after the other in this process. One that runs them
+            elsewhere pickles `engine`, `policy` and `judge`; a pickled model's log-probs differ in
+            the last bits, so an engine should load its weights where it runs.
 
     Returns:
         `out`.
 
     Raises:
-        InputError: a prompt is empty, stands twice or exceeds the context, or `out` cannot be
+        InputError: a prompt is empty, appears twice or exceeds the context, or `out` cannot be
             written.
     """
     if is_current(out, inputs_fingerprint):
         return out
-    encoded = encode_prompts(tokenizer, prompts, sampling, engine.context, template_kwargs)
-    plan = _Plan(engine, tokenizer, prompts, encoded, judge, sampling, responses, seed, identity)
-    parts = _parts_folder(out)
-    part_fingerprint = fingerprint(inputs_fingerprint, chunk)
-    chunks = _chunks(encoded, chunk)
-    done = 0
-    for index, members in enumerate(chunks):
-        part = parts / f"{index:06d}.parquet"
-        if not is_current(part, part_fingerprint):
-            groups = plan.sample(members, derive_seed(seed, "chunk", index))
-            write_rollouts(part, groups, stamp(part_fingerprint))
-        done += len(members)
-        if progress is not None:
-            progress(done, len(prompts))
+    encoded = _encode(policy.tokenizer, prompts, plan, engine.context)
+    sampler = _ChunkSampler(engine, policy, prompts, encoded, judge, plan)
+    parts, chunks = _parts_folder(out), _chunks(encoded, plan.chunk_prompts)
+    part_fingerprint = fingerprint(inputs_fingerprint, plan.chunk_prompts)
+    units = _missing_chunks(sampler, chunks, parts, part_fingerprint)
+    done = len(prompts) - sum(len(unit.arguments[0]) for unit in units)
+    if done and progress is not None:
+        progress(done, len(prompts))
+    with executor or Inline() as chosen:
+        for finished in run_units(chosen, units):
+            done += finished.result()
+            if progress is not None:
+                progress(done, len(prompts))
     _join(parts, chunks, out, inputs_fingerprint)
     return out
 
 
 def rollout(
-    policy: Policy | str | Path,
+    policy: Policy | PolicyRef | str | Path,
     prompts: Sequence[Prompt],
     out: str | Path,
     settings: RolloutsConfig | None = None,
@@ -122,78 +132,61 @@ def rollout(
 ) -> list[RolloutGroup]:
     """Sample and judge responses of a policy, store them in the Parquet file `out`, return them.
 
-    A call that was killed continues where it stopped, and one whose `out` is there and was made
-    from the same inputs samples nothing.
+    A call that was killed continues where it stopped, and one whose `out` exists and was made from
+    the same inputs samples nothing.
 
     Args:
-        policy: a loaded policy, or a path, hub id or built-in name.
+        policy: a loaded policy, a reference, or a path, hub id or built-in name.
         prompts: with distinct ids.
         out: the Parquet file to write.
         settings: engine, sampling and responses per prompt.
         verifier: a verifier's name, settings, or an open judge that has checked the prompts.
         seed: of the sampling.
         template_kwargs: arguments of the chat template.
-        inputs_fingerprint: stands for everything above; default: computed here.
+        inputs_fingerprint: of everything that determines the result; default: computed here.
         progress: called with (prompts done, prompts in all).
 
     Raises:
         InputError: a prompt is empty, appears twice or exceeds the context, a verifier cannot
             judge them, or `out` cannot be written.
     """
-    from cropi.policy.loading import as_policy
     from cropi.verifiers import Judge, open_judge
 
     settings = settings or RolloutsConfig()
     require_writable(Path(out))
-    loaded = as_policy(policy)
-    engine = load_engine(settings.engine, loaded, settings.batch_size)
+    reference = PolicyRef.of(policy)
+    engine = load_engine(settings.engine, reference)
+    plan = SamplingPlan(settings.sampling, settings.responses, seed, template_kwargs)
     with open_judge(verifier) as judge:
         if not isinstance(verifier, Judge):
             judge.check(prompts)
-        path = collect(
-            engine,
-            loaded.tokenizer,
-            prompts,
-            judge,
-            settings.sampling,
-            settings.responses,
+        inputs_fingerprint = inputs_fingerprint or fingerprint(
+            reference.identity,
+            settings.model_dump(),
+            judge.settings.model_dump(),
             seed,
-            Path(out),
-            loaded.identity,
-            inputs_fingerprint
-            or fingerprint(
-                loaded.identity,
-                settings.model_dump(),
-                judge.settings.model_dump(),
-                seed,
-                template_kwargs,
-                [(p.prompt_id, p.content, p.answer) for p in prompts],
-            ),
             template_kwargs,
-            progress=progress,
+            [(p.prompt_id, p.content, p.answer) for p in prompts],
         )
-    return read_rollouts(path)
+        collect(engine, reference, prompts, judge, plan, Path(out), inputs_fingerprint, progress)
+    return read_rollouts(out)
 
 
-def encode_prompts(
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    sampling: Sampling,
-    context: int,
-    template_kwargs: Mapping[str, Any] | None = None,
+def _encode(
+    tokenizer: Any, prompts: Sequence[Prompt], plan: SamplingPlan, context: int
 ) -> list[list[int]]:
     """Return the token ids of every prompt.
 
-    Raises InputError if there is no prompt, an id stands twice, or a prompt is empty or too long.
+    Raises InputError without prompts, or if an id appears twice or a prompt is empty or too long.
     """
     ids = [prompt.prompt_id for prompt in prompts]
     if not ids:
         raise InputError("there are no prompts to sample; give at least one")
     if not unique(ids):
-        twice = next(i for i in ids if ids.count(i) > 1)
-        raise InputError(f"prompt_id {twice!r} stands twice; give every prompt its own id")
-    encoded = encode_all(tokenizer, prompts, template_kwargs)
-    require_context(list(zip(ids, encoded, strict=True)), sampling.max_new_tokens, context)
+        repeated = next(i for i in ids if ids.count(i) > 1)
+        raise InputError(f"prompt_id {repeated!r} appears twice; give every prompt its own id")
+    encoded = encode_all(tokenizer, prompts, plan.template_kwargs)
+    require_context(list(zip(ids, encoded, strict=True)), plan.sampling.max_new_tokens, context)
     return encoded
 
 
@@ -208,42 +201,45 @@ def judge_completions(
     Verifiers read the text without EOS and other special tokens.
     """
     flat = [completion for group in sampled for completion in group]
-    asked = [prompt for prompt, group in zip(prompts, sampled, strict=True) for _ in group]
+    prompt_of = [prompt for prompt, group in zip(prompts, sampled, strict=True) for _ in group]
     ids = [completion.ids.tolist() for completion in flat]
     texts = [tokenizer.decode(row, skip_special_tokens=True) for row in ids]
-    verdicts = judge.judge(list(zip(asked, texts, strict=True)), ids)
+    verdicts = judge.judge(list(zip(prompt_of, texts, strict=True)), ids)
     judged = iter(list(zip(flat, texts, verdicts, strict=True)))
     return [[next(judged) for _ in group] for group in sampled]
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """Everything that the chunks have in common."""
+class _ChunkSampler:
+    """Everything that the chunks share."""
 
     engine: RolloutEngine
-    tokenizer: Any
+    policy: PolicyRef
     prompts: Sequence[Prompt]
     encoded: list[list[int]]
     judge: Grader
-    sampling: Sampling
-    responses: int
-    seed: int
-    identity: PolicyIdentity
+    plan: SamplingPlan
+
+    def write(self, members: Sequence[int], index: int, part: Path, part_fingerprint: str) -> int:
+        """Sample chunk `index`, the prompts at these positions; return how many it has."""
+        groups = self.sample(members, derive_seed(self.plan.seed, "chunk", index))
+        write_rollouts(part, groups, stamp(part_fingerprint))
+        return len(members)
 
     def sample(self, members: Sequence[int], seed: int) -> list[RolloutGroup]:
-        """Sample and judge the prompts at these places."""
+        """Sample and judge the prompts at these positions."""
         rows = [self.encoded[m] for m in members]
-        sampled = self.engine.generate(rows, self.sampling, self.responses, seed)
+        sampled = self.engine.generate(rows, self.plan.sampling, self.plan.responses, seed)
         prompts = [self.prompts[m] for m in members]
-        judged = judge_completions(self.judge, self.tokenizer, prompts, sampled)
+        judged = judge_completions(self.judge, self.policy.tokenizer, prompts, sampled)
         return [
             RolloutGroup(
                 prompt_id=self.prompts[member].prompt_id,
                 prompt_ids=np.array(self.encoded[member], dtype=np.int32),
                 responses=[_response(*outcome) for outcome in group],
-                sampling=self.sampling,
-                policy=self.identity,
-                seed=self.seed,
+                sampling=self.plan.sampling,
+                policy=self.policy.identity,
+                seed=self.plan.seed,
             )
             for member, group in zip(members, judged, strict=True)
         ]
@@ -262,9 +258,27 @@ def _response(completion: Completion, text: str, verdict: Verdict) -> Response:
 
 
 def _chunks(encoded: Sequence[Sequence[int]], size: int) -> list[list[int]]:
-    """Split the prompts' places into chunks, longest first: what does not fit fails early."""
+    """Split the prompts' positions into chunks, longest first: what does not fit fails early."""
     order = sorted(range(len(encoded)), key=lambda p: (-len(encoded[p]), p))
     return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _missing_chunks(
+    sampler: _ChunkSampler, chunks: Sequence[Sequence[int]], parts: Path, part_fingerprint: str
+) -> list[WorkUnit]:
+    """Return a work unit for every chunk without a file that was made from the same inputs."""
+    paths = [_part(parts, index) for index in range(len(chunks))]
+    return [
+        WorkUnit(
+            f"chunk {index}", sampler.write, (members, index, path, part_fingerprint), output=path
+        )
+        for index, (members, path) in enumerate(zip(chunks, paths, strict=True))
+        if not is_current(path, part_fingerprint)
+    ]
+
+
+def _part(parts: Path, index: int) -> Path:
+    return parts / f"{index:06d}.parquet"
 
 
 def _parts_folder(out: Path) -> Path:
@@ -281,7 +295,7 @@ def _join(parts: Path, chunks: Sequence[Sequence[int]], out: Path, inputs_finger
     """Write the chunks' groups in the prompts' order, then remove the chunks."""
     placed: dict[int, RolloutGroup] = {}
     for index, members in enumerate(chunks):
-        groups = read_rollouts(parts / f"{index:06d}.parquet")
+        groups = read_rollouts(_part(parts, index))
         placed.update(zip(members, groups, strict=True))
     write_rollouts(
         out,

@@ -3,7 +3,6 @@
 from cropi.selection.fusion import fuse
 from cropi.selection.prompt_selection import select
 from cropi.selection.strategy import (
-    BUILTIN,
     Needs,
     SelectionContext,
     Strategy,
@@ -15,7 +14,6 @@ from cropi.selection.strategy import (
 )
 
 __all__ = [
-    "BUILTIN",
     "Needs",
     "SelectionContext",
     "Strategy",

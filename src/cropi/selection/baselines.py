@@ -6,12 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropi.errors import InputError
+from cropi.plugins import plugin
 from cropi.schema import Selection
 from cropi.selection.strategy import Scoring, SelectionContext, shortfall, top_by_score
 
 LOWEST_PASS_RATE, HIGHEST_PASS_RATE = 0.25, 0.75
 
 
+@plugin("strategy", "full")
 class Full:
     """The baseline of the paper's claim: the whole pool, in its own order, whatever the ratio."""
 
@@ -23,6 +25,7 @@ class Full:
         return Selection(list(context.prompt_ids), np.ones(len(context.prompt_ids)))
 
 
+@plugin("strategy", "dapo")
 class Dapo(Full):
     """Dynamic sampling: the whole pool, but groups whose rewards are all equal are replaced.
 
@@ -33,6 +36,7 @@ class Dapo(Full):
     dynamic_sampling = True
 
 
+@plugin("strategy", "random")
 class Random:
     """The baseline that any method has to beat: a fresh uniform draw per stage.
 
@@ -48,6 +52,7 @@ class Random:
         return _select_top(context, np.zeros(count), np.ones(count, dtype=bool))
 
 
+@plugin("strategy", "pass_rate")
 class PassRate:
     """Difficulty filtering: a draw from prompts that are solved neither rarely nor nearly always.
 
@@ -64,6 +69,7 @@ class PassRate:
         return _select_top(context, -outside, context.statistics.informative)
 
 
+@plugin("strategy", "learnability")
 class Learnability:
     """Highest reward variance under the start policy, p (1 - p) for rewards of 0 and 1.
 
@@ -78,6 +84,7 @@ class Learnability:
         return _select_top(context, statistics.variances, statistics.informative)
 
 
+@plugin("strategy", "oracle")
 class Oracle:
     """The upper bound for choosing by source: every prompt of the validation prompts' sources.
 
@@ -86,6 +93,7 @@ class Oracle:
 
     scoring: Scoring = "never"
     rollouts = False
+    target_sources = True
 
     def select(self, context: SelectionContext) -> Selection:
         """Take the prompts of the target sources, in the pool's order.

@@ -9,36 +9,71 @@ Shape legend: V validation sets, P scored prompts.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from cropi.estimation.evidence import exceeds_noise, running_mean, with_standard_errors
+from cropi.plugins import plugin
 from cropi.schema import InfluenceEstimate, Selection
 from cropi.selection.strategy import Scoring, SelectionContext, shortfall, top_by_score
+from cropi.settings import Section
 
+FusionConstant = Annotated[float, Field(ge=0, description="c in 1/(c + rank); 0 in the paper")]
 LEAST_SHARE = 0.2
 """Share of the wanted prompts that is taken even from within noise: training on fewer overfits."""
 
 
+@plugin("strategy", "cropi")
 class Cropi:
     """Influence under each stage's own policy (the paper's curriculum), with our options."""
 
+    class Settings(Section):
+        """What goes beyond the paper; 0 everywhere gives the paper's selection."""
+
+        fusion_constant: FusionConstant = 0.0
+        noise_floor: Annotated[float, Field(ge=0)] = Field(
+            3.0,
+            description="leave out prompts whose influence is within this many standard "
+            "deviations of noise, down to a fifth of the ratio; 0 (paper) fills the ratio",
+        )
+        memory: Annotated[float, Field(ge=0, lt=1)] = Field(
+            0.5,
+            description="weight of earlier stages' influence in a running mean; 0 (paper): none",
+        )
+
     scoring: Scoring = "stage"
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.earlier = settings.memory > 0
 
     def select(self, context: SelectionContext) -> Selection:
         """Fuse the rankings of all validation sets."""
-        estimate = running_mean(context.scored, context.earlier, context.memory)
-        return fuse(estimate, context.count, context.fusion_constant, context.noise_floor)
+        estimate = running_mean(context.scored, context.earlier, self.settings.memory)
+        constant, floor = self.settings.fusion_constant, self.settings.noise_floor
+        return fuse(estimate, context.count, constant, floor)
 
 
+@plugin("strategy", "one_shot")
 class OneShot:
     """The paper's one-shot baseline: the start policy's influence decides every stage."""
 
+    class Settings(Section):
+        """How the rankings of several validation sets become one."""
+
+        fusion_constant: FusionConstant = 0.0
+
     scoring: Scoring = "once"
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
 
     def select(self, context: SelectionContext) -> Selection:
         """Fuse the rankings of all validation sets, as published: without memory or noise floor."""
-        return fuse(context.scored, context.count, context.fusion_constant)
+        return fuse(context.scored, context.count, self.settings.fusion_constant)
 
 
 def fuse(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from cropi.plugins import plugin
 from cropi.schema import Selection
 from cropi.selection.strategy import (
     Direction,
@@ -14,6 +15,7 @@ from cropi.selection.strategy import (
 )
 
 
+@plugin("strategy", "gradalign")
 class GradAlign:
     """Gradient alignment with on-policy rollouts: highest cosine with one validation gradient.
 
@@ -37,6 +39,7 @@ class GradAlign:
         return Selection(ids, cosine[chosen], {}, negative, notes)
 
 
+@plugin("strategy", "learnalign")
 class LearnAlign:
     """Alignment within the pool: prompts that agree with many others, weighted by learnability.
 

@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cropi.config import SelectionConfig
 from cropi.errors import InputError
-from cropi.rollouts import as_groups, rollout_statistics
+from cropi.rollouts.statistics import rollout_statistics
 from cropi.schema import InfluenceEstimate, RolloutGroup, Selection
+from cropi.selection.settings import SelectionConfig
 from cropi.selection.strategy import (
     Needs,
     SelectionContext,
@@ -53,10 +53,12 @@ def select(
     Raises:
         InputError: scores or rollouts that the strategy needs are missing, or it selects nothing.
     """
+    from cropi.rollouts import as_groups  # loads pyarrow, which reading settings should not
+
     settings = settings or SelectionConfig()
     estimate = _estimate(scores)
     strategy = find_strategy(settings.strategy)
-    _require(needs_of(strategy), settings.strategy, estimate, rollouts)
+    _require(needs_of(strategy), settings.strategy.name, estimate, rollouts)
     groups = [] if rollouts is None else as_groups(rollouts)
     statistics = rollout_statistics(groups, threshold)
     pool_size = len(groups) or (estimate.pool_size if estimate else 0)
@@ -67,15 +69,12 @@ def select(
             stage=len(earlier) if stage is None else stage,
             seed=seed,
             estimate=estimate,
-            fusion_constant=settings.fusion_constant,
-            noise_floor=settings.noise_floor,
-            memory=settings.memory,
             earlier=earlier,
             sources=[(sources or {}).get(i, "") for i in statistics.prompt_ids],
             target_sources=frozenset(target_sources),
         )
     )
-    require_not_empty(selection, title or f"strategy {settings.strategy}")
+    require_not_empty(selection, title or f"strategy {settings.strategy.name}")
     return selection
 
 

@@ -13,22 +13,10 @@ from cropi.errors import InputError
 from cropi.plugins import find_plugin
 from cropi.rollouts.statistics import RolloutStatistics
 from cropi.schema import InfluenceEstimate, Selection
+from cropi.selection.settings import StrategyChoice
 
 Scoring = Literal["stage", "once", "never"]
 Direction = Literal["sets", "mean", "pool"]
-
-BUILTIN = {
-    "cropi": "cropi.selection.fusion:Cropi",
-    "influence": "cropi.selection.fusion:OneShot",
-    "random": "cropi.selection.baselines:Random",
-    "pass_rate": "cropi.selection.baselines:PassRate",
-    "learnability": "cropi.selection.baselines:Learnability",
-    "full": "cropi.selection.baselines:Full",
-    "dapo": "cropi.selection.baselines:Dapo",
-    "gradalign": "cropi.selection.gradient_baselines:GradAlign",
-    "learnalign": "cropi.selection.gradient_baselines:LearnAlign",
-    "oracle": "cropi.selection.baselines:Oracle",
-}
 
 
 @dataclass(frozen=True)
@@ -49,9 +37,6 @@ class SelectionContext:
     earlier: Sequence[InfluenceEstimate] = ()
     sources: Sequence[str] = ()
     target_sources: frozenset[str] = frozenset()
-    fusion_constant: float = 0.0
-    noise_floor: float = 0.0
-    memory: float = 0.0
 
     @property
     def prompt_ids(self) -> list[str]:
@@ -86,7 +71,8 @@ class Needs:
     `rollouts`: whether it looks at the pool's rollouts at all. `direction`: what scores compare a
     prompt with: every validation set, the mean over all validation prompts, or the pool's own
     mean unit gradient. `fresh`: every stage has rollouts of its own policy. `dynamic_sampling`:
-    training replaces groups whose rewards are all equal.
+    training replaces groups whose rewards are all equal. `earlier`: it looks at the estimates of
+    earlier stages. `target_sources`: it looks at the sources of the validation prompts.
     """
 
     scoring: Scoring
@@ -94,11 +80,18 @@ class Needs:
     direction: Direction = "sets"
     fresh: bool = False
     dynamic_sampling: bool = False
+    earlier: bool = False
+    target_sources: bool = False
 
     @property
     def validation(self) -> bool:
         """Whether it needs rollouts of the validation sets."""
         return self.scoring != "never" and self.direction != "pool"
+
+    @property
+    def validation_sets(self) -> bool:
+        """Whether there have to be validation sets at all."""
+        return self.validation or self.target_sources
 
 
 def needs_of(strategy: Strategy) -> Needs:
@@ -107,17 +100,19 @@ def needs_of(strategy: Strategy) -> Needs:
     return Needs(**{name: getattr(strategy, name) for name in names if hasattr(strategy, name)})
 
 
-def find_strategy(name: str) -> Strategy:
-    """Return the strategy called `name`, or the user's at `package.module:object`.
+def find_strategy(choice: StrategyChoice | str) -> Strategy:
+    """Return the chosen strategy, with its settings; a name alone means the defaults.
 
-    The object is a class without arguments or a ready strategy. Raises InputError otherwise.
+    Raises InputError if there is none of that name, or what is there is not a strategy.
     """
-    plugin: Any = find_plugin("selection.strategy", name, BUILTIN)
-    strategy = plugin() if isinstance(plugin, type) else plugin
+    if isinstance(choice, str):
+        choice = StrategyChoice.of(choice)
+    target = find_plugin("strategy", choice.name)
+    strategy: Any = choice.build() if isinstance(target, type) else target
     if not callable(getattr(strategy, "select", None)) or not hasattr(strategy, "scoring"):
         raise InputError(
-            f"selection.strategy {name!r} is not a strategy; it needs select(context) and a "
-            "scoring attribute of 'stage', 'once' or 'never'"
+            f"strategy {choice.name!r} is not a strategy; it needs select(context) and a scoring "
+            "attribute of 'stage', 'once' or 'never'"
         )
     return strategy  # type: ignore[no-any-return]
 

@@ -29,13 +29,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from cropi.errors import InputError
 from cropi.gradients.consumers import block_dots
 from cropi.gradients.contributions import Contribution
-from cropi.sketches.sketch import Sketch
+from cropi.plugins import plugin
+from cropi.settings import Count, Section
+from cropi.sketches.sketch import Shapes, Sketch
 from cropi.sketches.sparse import SparseSketch
+from cropi.sketches.windowed import WindowedSketch
 
 WIDEST = 1 << 16
 """Buckets to accumulate in, unless `dim` is so large that FACTOR times it are more."""
@@ -198,3 +202,17 @@ class AdaptiveSketch:
             self._basis_MW = self._basis_MW.to(device)
             self._hashed_basis_MD = self._hashed_basis_MD.to(device)
         return self._basis_MW
+
+
+class AdaptiveSettings(Section):
+    """Settings of the sketch `adaptive`."""
+
+    dim: Count = Field(8192, description="dimensions of the sketch")
+
+
+@plugin("sketch", "adaptive", AdaptiveSettings)
+def adaptive(settings: AdaptiveSettings, shapes: Shapes, seed: int) -> Sketch:
+    """Fitted directions of a wide windowed hashing, and the rest hashed."""
+    return AdaptiveSketch(
+        WindowedSketch(shapes, seed, default_width(settings.dim)), settings.dim, seed
+    )

@@ -18,11 +18,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from cropi.gradients.contributions import Contribution, matrix_shape
+from cropi.plugins import plugin
+from cropi.settings import Count, Fraction, Section
 from cropi.sketches.counter_rng import Layout, keys, lowest, mix64, parameters_identity, row_numbers
-from cropi.sketches.sketch import PlainSketch
+from cropi.sketches.sketch import PlainSketch, Shapes, Sketch
 from cropi.sketches.sparse import check_ratio
 from cropi.sketches.windowed import WindowedSketch
 
@@ -119,3 +122,16 @@ class FactorisedSketch(PlainSketch):
 def _share(numbers_N: Tensor, share: float) -> Tensor:
     """Sorted places of a share of the numbers, the lowest; at least one."""
     return lowest(numbers_N, max(1, round(share * len(numbers_N))))
+
+
+class FactorisedSettings(Section):
+    """Settings of the sketch `factorised`."""
+
+    ratio: Fraction = Field(0.15, description="share of coordinates kept")
+    dim: Count = Field(8192, description="dimensions of the sketch")
+
+
+@plugin("sketch", "factorised", FactorisedSettings)
+def factorised(settings: FactorisedSettings, shapes: Shapes, seed: int) -> Sketch:
+    """A mask of rows times columns, then hashing."""
+    return FactorisedSketch(shapes, seed, settings.ratio, settings.dim)

@@ -19,11 +19,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from cropi.gradients.contributions import Contribution, matrix_shape
+from cropi.plugins import plugin
+from cropi.settings import Count, Section
 from cropi.sketches.counter_rng import WORD, keys, mix64, parameters_identity, row_numbers, signs
-from cropi.sketches.sketch import PlainSketch
+from cropi.sketches.sketch import PlainSketch, Shapes, Sketch
 from cropi.sketches.windowed import WindowedSketch
 
 CACHE_BYTES = 1 << 28
@@ -113,3 +116,15 @@ class KroneckerSketch(PlainSketch):
         if height == 1:
             return height, width
         return min(height, self.side), min(width, self.side)
+
+
+class KroneckerSettings(Section):
+    """Settings of the sketch `kronecker`."""
+
+    dim: Count = Field(8192, description="dimensions of the sketch")
+
+
+@plugin("sketch", "kronecker", KroneckerSettings)
+def kronecker(settings: KroneckerSettings, shapes: Shapes, seed: int) -> Sketch:
+    """Both sides of every matrix projected, then hashing."""
+    return KroneckerSketch(shapes, seed, settings.dim)

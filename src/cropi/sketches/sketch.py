@@ -10,17 +10,34 @@ dimensions, n all prompts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from cropi.gradients.consumers import block_squares
 from cropi.gradients.contributions import Contribution
+from cropi.sketches.settings import SketchChoice
 
 Sink = Callable[[Tensor, Tensor, Tensor], None]
 """Takes a batch: places int64 [P], sketches fp32 [P, D], gradient norms float64 [P]."""
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""The parameters' shapes by name."""
+
+
+def make_sketch(sketch: SketchChoice | str, shapes: Shapes, seed: int, **settings: Any) -> Sketch:
+    """Return the chosen sketch of parameters with these shapes.
+
+    A name may be given with settings in place of a choice that has them. What it refers to is
+    called as object(settings, shapes=, seed=). Raises InputError for an unknown name.
+    """
+    if isinstance(sketch, str):
+        sketch = SketchChoice.of(sketch, **settings)
+    made: Sketch = sketch.build(shapes=shapes, seed=seed)
+    return made
 
 
 class Sketch(Protocol):

@@ -20,15 +20,19 @@ import importlib.util
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from cropi.errors import InputError
 from cropi.gradients.contributions import matrix_shape
+from cropi.plugins import plugin
+from cropi.settings import Count, Fraction, Section
 from cropi.sketches.counter_rng import Layout, below, keys, mix64, parameters_identity, shift_right
 from cropi.sketches.dense import DENSE, add_dense
-from cropi.sketches.sketch import PlainSketch
+from cropi.sketches.sketch import PlainSketch, Shapes, Sketch
 
 BLOCK = 1 << 16
 """Coordinates hashed at once: what is computed for them should stay in a CPU's cache."""
@@ -216,3 +220,19 @@ def check_ratio(ratio: float) -> None:
         raise InputError(
             f"a share of {ratio} of the coordinates cannot be kept; allowed: more than 0, at most 1"
         )
+
+
+class SparseSettings(Section):
+    """Settings of the sketch `sparse`."""
+
+    ratio: Fraction = Field(0.15, description="share of coordinates kept")
+    dim: Count = Field(8192, description="dimensions of the sketch")
+    projection: Literal["hash", "rademacher", "gaussian"] = Field(
+        "hash", description="what follows the mask"
+    )
+
+
+@plugin("sketch", "sparse", SparseSettings)
+def sparse(settings: SparseSettings, shapes: Shapes, seed: int) -> Sketch:
+    """The paper's mask, then a projection."""
+    return SparseSketch(shapes, seed, settings.ratio, settings.dim, settings.projection)

@@ -18,9 +18,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from cropi.gradients.contributions import Workspace, matrix_shape
+from cropi.plugins import plugin
+from cropi.settings import Count, Section
 from cropi.sketches.counter_rng import (
     WORD,
     Layout,
@@ -31,7 +34,7 @@ from cropi.sketches.counter_rng import (
     row_numbers,
     signs,
 )
-from cropi.sketches.sketch import PlainSketch
+from cropi.sketches.sketch import PlainSketch, Shapes, Sketch
 
 SHARE = 16
 """A piece is at most 1/SHARE of the buckets long, so that few starts are ruled out."""
@@ -163,3 +166,15 @@ def add_windows(out_PW: Tensor, starts_N: Tensor, pieces_PNL: Tensor) -> None:
         return
     places = starts_N.unsqueeze(1) + torch.arange(length, device=out_PW.device)
     out_PW.index_add_(1, places.flatten(), pieces_PNL.flatten(1))
+
+
+class WindowedSettings(Section):
+    """Settings of the sketch `windowed`."""
+
+    dim: Count = Field(8192, description="dimensions of the sketch")
+
+
+@plugin("sketch", "windowed", WindowedSettings)
+def windowed(settings: WindowedSettings, shapes: Shapes, seed: int) -> Sketch:
+    """Signed hashing of pieces of rows."""
+    return WindowedSketch(shapes, seed, settings.dim)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,6 @@ from cropi.curriculum.loop import prepared, run
 from cropi.curriculum.run_context import arms_needing, check_settings
 from cropi.progress import ProgressReporter
 from cropi.prompts.sources import source_hash
-from cropi.report import write_run_report
 from cropi.schema import fingerprint
 from cropi.store.cached import FINGERPRINT
 from cropi.store.files import write_json
@@ -28,6 +27,8 @@ from cropi.store.lock import exclusive_lock
 from cropi.store.metrics import TimingRow, read_rows
 from cropi.store.run_directory import RunDirectory
 
+Draw = Callable[[Path], object]
+"""What draws a finished run, given its directory; it runs in the run's own process."""
 FINISHED = "finished.json"
 """Written last into a run's directory, with the fingerprint of the run."""
 
@@ -50,11 +51,18 @@ def prepare_shared(config: RunConfig, runs: Sequence[RunConfig], base: Path | No
             pass  # opening a run makes what its arms share
 
 
-def run_cell(config: RunConfig, shared: RunConfig, base: Path | None) -> None:
-    """Complete one run, with the shared rollouts where its settings ask for the same ones."""
+def run_cell(
+    config: RunConfig, shared: RunConfig, base: Path | None, draw: Draw | None = None
+) -> None:
+    """Complete one run, with the shared rollouts where its settings ask for the same ones.
+
+    `draw` writes its page; it is given the run's directory.
+    """
     with exclusive_lock(config.directory), _logged(config) as reporter:
         link_shared_files(shared, config)
-        write_run_report(run(config, base, reporter))
+        directory = run(config, base, reporter)
+        if draw is not None:
+            draw(directory)
         record = {FINGERPRINT: _run_fingerprint(config, base)}
         write_json(config.directory / FINISHED, record)
 
@@ -85,11 +93,8 @@ def link_shared_files(shared: RunConfig, config: RunConfig) -> None:
 def _same_start_policy(shared: RunConfig, config: RunConfig) -> bool:
     """Whether both have the same start policy and the same rollouts of it."""
     sections = ("model", "prompts", "warmup", "verifiers", "rollouts")
-    later = "rollouts.refresh"
     return shared.training.lora == config.training.lora and all(
-        {**shared.result_settings(name), later: None}
-        == {**config.result_settings(name), later: None}
-        for name in sections
+        shared.result_settings(name) == config.result_settings(name) for name in sections
     )
 
 

@@ -10,20 +10,25 @@ Seeds differ in sampling, data order and training; prompts and start policy are 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cropi.config import RunConfig, strategy_slug, with_settings
+from cropi.config import RunConfig, with_settings
 from cropi.errors import InputError
-from cropi.selection import BUILTIN, find_strategy
+from cropi.plugins import is_built_in, plugin_names, slug, unknown_name
+from cropi.selection import find_strategy
+from cropi.selection.settings import StrategyChoice
 
 PAPER: dict[str, Any] = {
-    "selection.strategy": "cropi",
-    "rollouts.refresh": "never",
-    "selection.fusion_constant": 0.0,
-    "selection.noise_floor": 0.0,
-    "selection.memory": 0.0,
+    "selection.strategy": {
+        "name": "cropi",
+        "fusion_constant": 0.0,
+        "noise_floor": 0.0,
+        "memory": 0.0,
+    },
+    "curriculum.refresh": "never",
     "influence.target": "mean",
     "influence.precondition": "none",
     "training.dynamic_sampling": False,
@@ -68,14 +73,14 @@ class StudyPlan:
         The baseline is added where it is not named: without it there is nothing to compare with.
         Raises InputError for a label that is neither a strategy nor a variant.
         """
-        wanted = list(labels or config.compare.strategies or config.strategies)
+        wanted = list(labels or _labels(config.compare.strategies or config.strategies))
         seeds = list(config.compare.seeds if seeds is None else seeds)
         if config.compare.baseline not in wanted:
             wanted.insert(0, config.compare.baseline)
         for name, values in (("strategies", wanted), ("seeds", seeds)):
             if not values or len(set(values)) < len(values):
                 raise InputError(f"compare {name} {values}: name at least one, and each once")
-        folders = [strategy_slug(label) for label in wanted]
+        folders = [slug(label) for label in wanted]
         if len(set(folders)) < len(folders):
             raise InputError(f"compare strategies {wanted}: two share a folder; rename a variant")
         plan = cls(config, tuple(wanted), tuple(seeds), config.compare.baseline)
@@ -103,8 +108,9 @@ class StudyPlan:
     def as_config(self, threads: int | None = None) -> RunConfig:
         """The base config, with what is compared, and with how many threads, under `compare`."""
         compare = self.config.compare
+        chosen = {c.name: c for c in compare.strategies if isinstance(c, StrategyChoice)}
         compared = {
-            "strategies": list(self.labels),
+            "strategies": [chosen.get(label, label) for label in self.labels],
             "seeds": list(self.seeds),
             "threads": threads or compare.threads,
         }
@@ -113,18 +119,21 @@ class StudyPlan:
 
     def _run_config(self, label: str, seed: int) -> RunConfig:
         settings = self.settings(label)
-        return self._config(label, self.root / "cells" / strategy_slug(label), seed, settings)
+        return self._config(label, self.root / "cells" / slug(label), seed, settings)
 
     def settings(self, label: str) -> dict[str, Any]:
         """The dotted settings that a strategy or variant changes in the base config."""
         variants = {**BUILTIN_VARIANTS, **self.config.compare.variants}
         if label in variants:
             return _variant(label, variants[label])
-        if label not in BUILTIN and ":" not in label:
-            allowed = ", ".join(sorted({*BUILTIN, *variants}))
+        for choice in _choices(self.config):
+            if choice.name == label:
+                return {"selection.strategy": choice.model_dump(mode="json")}
+        if ":" not in label and not is_built_in("strategy", label):
+            names = {*plugin_names("strategy"), *variants}
             raise InputError(
-                f"compare: {label!r} is neither a strategy nor a variant; allowed: {allowed}, "
-                "your own package.module:object, or a variant under compare.variants"
+                "compare: "
+                + unknown_name("strategy", label, names, ", or a variant under compare.variants")
             )
         return {"selection.strategy": label}
 
@@ -134,9 +143,21 @@ class StudyPlan:
         place = {"name": f"seed-{seed}", "out": str(out), "seed": seed, "data_seed": data_seed}
         plain = config.model_copy(update={"compare": type(config.compare)()})
         # Otherwise a study would keep one checkpoint per stage and run.
-        keep = config.training.keep if "keep" in config.training.model_fields_set else "last"
-        changes = {"baselines": [], "training.keep": keep, **settings, **place}
+        given = "keep_checkpoints" in config.curriculum.model_fields_set
+        keep = config.curriculum.keep_checkpoints if given else "last"
+        changes = {"baselines": [], "curriculum.keep_checkpoints": keep, **settings, **place}
         return with_settings(plain, changes, f"of {label}")
+
+
+def _labels(strategies: Sequence[str | StrategyChoice]) -> list[str]:
+    """What strategies and variants are called in a study."""
+    return [s.name if isinstance(s, StrategyChoice) else s for s in strategies]
+
+
+def _choices(config: RunConfig) -> list[StrategyChoice]:
+    """The strategies that the config gives settings for, those to be compared first."""
+    compared = [s for s in config.compare.strategies if isinstance(s, StrategyChoice)]
+    return [*compared, *config.strategies]
 
 
 def _variant(label: str, settings: dict[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from cropi.config import strategy_slug
 from cropi.errors import InputError
+from cropi.plugins import name_in, slug
 from cropi.store.metrics import CostRow, EvaluationRow
 from cropi.study.accuracy import (
     RunRows,
@@ -128,7 +128,7 @@ def _read_plan(root: Path) -> StudyFiles:
     config = read_yaml_mapping(root / STUDY_FILE)
     compare = config.get("compare") or {}
     baseline = str(compare.get("baseline") or DEFAULT_BASELINE)
-    strategies = [str(s) for s in compare.get("strategies") or []]
+    strategies = [str(name_in(s)) for s in compare.get("strategies") or []]
     seeds = [int(s) for s in compare.get("seeds") or []]
     named = list(dict.fromkeys([*strategies, *([baseline] if strategies else [])]))
     return StudyFiles(root, config, named, seeds, baseline)
@@ -145,12 +145,12 @@ def read_yaml_mapping(path: Path) -> dict[str, Any]:
 
 def _run_folders(study: StudyFiles) -> Iterator[tuple[str, int, Path]]:
     """Yield (strategy, seed, folder) of every run; a folder is named by the strategy's slug."""
-    names = {strategy_slug(s): s for s in study.strategies}
+    names = {slug(s): s for s in study.strategies}
     for path in sorted(study.root.glob("cells/*/seed-*")):
         number = path.name.removeprefix("seed-")
         if path.is_dir() and number.isdigit():
             folder = path.parent.name
-            yield names.get(strategy_slug(folder), folder), int(number), path
+            yield names.get(slug(folder), folder), int(number), path
 
 
 def _note_absent(study: StudyFiles, begun: set[tuple[str, int]]) -> None:
@@ -182,15 +182,15 @@ def _read_run(
     if not config:
         study.missing.append(f"{name} seed {seed}: no readable config.yaml yet")
         return None
-    arm = strategy_slug(str((config.get("selection") or {}).get("strategy") or "cropi"))
+    arm = slug(str(name_in((config.get("selection") or {}).get("strategy")) or "cropi"))
     rows = read_run_rows(path, study.root, study.missing)
     if any(_user_unknown(row) for row in rows.of(CostRow)):
         study.missing.append(f"{name} seed {seed}: rollouts that name no arms are charged to none")
     parameters = _parameters(study, path, name, seed)
     evaluations, targeted, untargeted = _mean_accuracies(rows, arm)
     costs = cumulative_costs(evaluations, rows, arm, parameters)
-    training = config.get("training") or {}
-    stages, steps = training.get("stages"), training.get("steps_per_stage")
+    curriculum = config.get("curriculum") or {}
+    stages, steps = curriculum.get("stages"), curriculum.get("steps_per_stage")
     return RunResult(
         strategy=name,
         seed=seed,

@@ -25,7 +25,7 @@ from cropi.progress import ProgressReporter
 from cropi.store.files import atomic_write
 from cropi.store.lock import exclusive_lock
 from cropi.store.metrics import METRICS, EvaluationRow, read_rows
-from cropi.study.cells import FINISHED, is_finished, prepare_shared, run_cell
+from cropi.study.cells import FINISHED, Draw, is_finished, prepare_shared, run_cell
 from cropi.study.plan import STUDY_FILE, StudyPlan, StudyRun
 from cropi.study.results import read_yaml_mapping
 
@@ -36,8 +36,11 @@ def run_study(
     reporter: ProgressReporter | None = None,
     jobs: int = 1,
     executor: Executor | None = None,
+    draw: Draw | None = None,
 ) -> Path:
     """Run every run of the study that is not finished; return the study's directory.
+
+    `draw` writes the page of a finished run, given its directory (`cropi.report.write_run_report`).
 
     By default `jobs` runs at once, in processes of their own, each with its share of the CPU's
     cores (the number is fixed when the study begins), or with a GPU of its own where there are
@@ -49,7 +52,7 @@ def run_study(
         threads = executor.threads or _recorded_threads(plan.root / STUDY_FILE)
         with atomic_write(plan.root / STUDY_FILE) as part:
             part.write_text(to_yaml(plan.as_config(threads)), encoding="utf-8")
-        _run_unfinished(plan, base, reporter or ProgressReporter(), executor)
+        _run_unfinished(plan, base, reporter or ProgressReporter(), executor, draw)
     return plan.root
 
 
@@ -77,7 +80,11 @@ def _recorded_threads(study_file: Path) -> int | None:
 
 
 def _run_unfinished(
-    plan: StudyPlan, base: Path | None, reporter: ProgressReporter, executor: Executor
+    plan: StudyPlan,
+    base: Path | None,
+    reporter: ProgressReporter,
+    executor: Executor,
+    draw: Draw | None,
 ) -> None:
     runs = plan.runs()
     unfinished = [run for run in runs if not is_finished(run.config, base)]
@@ -86,7 +93,8 @@ def _run_unfinished(
         reporter.say(f"  {done} of {len(runs)} runs are finished", style="dim")
     if not unfinished:
         return
-    failures = _execute(plan, base, reporter, executor, unfinished)
+    units = _units(plan, base, unfinished, draw)
+    failures = _execute(units, reporter, executor, unfinished)
     if failures:
         left = sum(not is_finished(run.config, base) for run in unfinished)
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
@@ -97,18 +105,17 @@ def _run_unfinished(
 
 
 def _execute(
-    plan: StudyPlan,
-    base: Path | None,
+    units: Sequence[WorkUnit],
     reporter: ProgressReporter,
     executor: Executor,
     runs: Sequence[StudyRun],
 ) -> dict[str, str]:
-    """Run `runs` and report each as it ends; return what went wrong, by the unit's name."""
+    """Execute the units of `runs`, report each as it ends; return what went wrong, by unit."""
     folders = {run.title: run.config.directory for run in runs}
     failures: dict[str, str] = {}
     done = 0
     with executor, reporter.phase("runs", len(runs)) as bar:
-        for finished in run_units(executor, _units(plan, base, runs)):
+        for finished in run_units(executor, units):
             name = finished.unit.name
             if finished.error is not None:
                 failures[name] = _reason(finished.error)
@@ -121,7 +128,9 @@ def _execute(
     return failures
 
 
-def _units(plan: StudyPlan, base: Path | None, runs: Sequence[StudyRun]) -> list[WorkUnit]:
+def _units(
+    plan: StudyPlan, base: Path | None, runs: Sequence[StudyRun], draw: Draw | None
+) -> list[WorkUnit]:
     """A unit for what each seed's runs share, then one for each run."""
     shared = {
         seed: WorkUnit(
@@ -137,7 +146,7 @@ def _units(plan: StudyPlan, base: Path | None, runs: Sequence[StudyRun]) -> list
             WorkUnit(
                 run.title,
                 run_cell,
-                (run.config, plan.shared(run.seed), base),
+                (run.config, plan.shared(run.seed), base, draw),
                 output=run.config.directory / FINISHED,
                 after=(shared[run.seed].name,),
             )

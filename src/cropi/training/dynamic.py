@@ -42,11 +42,11 @@ UNSUPPORTED_GRPO_KEYS = {
 
 
 def check_dynamic(settings: Mapping[str, Any]) -> None:
-    """Raise InputError for a `training.grpo` key that dynamic sampling would ignore."""
+    """Raise InputError for a `grpo` key that dynamic sampling would ignore."""
     for key, reason in UNSUPPORTED_GRPO_KEYS.items():
         if settings.get(key):
             raise InputError(
-                f"training.grpo.{key} = {settings[key]!r} does not go with dynamic sampling "
+                f"training.engine.grpo.{key} = {settings[key]!r} does not go with dynamic sampling "
                 f"({reason}); leave it out, or train without dynamic sampling"
             )
 
@@ -144,7 +144,7 @@ class DynamicSampler:
         model = trainer.accelerator.unwrap_model(trainer.model)
         # A new engine every time: one that copies the weights would sample from old ones.
         policy = replace(self.policy, model=model)
-        engine = load_engine(plan.rollouts.engine, policy, plan.rollouts.batch_size)
+        engine = load_engine(plan.rollouts.engine, policy)
         seed = derive_seed(plan.seed, "dynamic", int(trainer.state.global_step), number)
         encoded = [list(self.encoded[p.prompt_id]) for p in candidates]
         with trainer.accelerator.autocast():

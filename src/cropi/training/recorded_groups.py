@@ -32,7 +32,7 @@ class LossLogprobs:
 
     def __init__(self, trainer: Any) -> None:
         self._by_ids: dict[Key, NDArray[np.float32]] = {}
-        compute: Callable[..., tuple[Tensor, Any, Any]] = trainer._get_per_token_logps_and_entropies
+        compute: Callable[..., tuple[Tensor, ...]] = trainer._get_per_token_logps_and_entropies
 
         def compute_and_read(
             model: Any,
@@ -41,7 +41,7 @@ class LossLogprobs:
             width: int,
             *rest: Any,
             **more: Any,
-        ) -> tuple[Tensor, Any, Any]:
+        ) -> tuple[Tensor, ...]:
             result = compute(model, input_ids, attention_mask, width, *rest, **more)
             if torch.is_grad_enabled():  # the loss; a reference policy's are computed without
                 self._read(input_ids, attention_mask, width, result[0])

@@ -10,10 +10,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from cropi.config import ModelConfig, RolloutsConfig, TrainingConfig, VerifiersConfig
 from cropi.errors import InputError
+from cropi.policy.settings import ModelConfig
+from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import Prompt, Selection
 from cropi.store.files import atomic_folder
+from cropi.training.settings import TrainingConfig
 from cropi.training.stage import (
     MAX_SAMPLING_ROUNDS,
     Row,
@@ -22,6 +24,7 @@ from cropi.training.stage import (
     find_trainer,
     stage_order,
 )
+from cropi.verifiers.settings import VerifiersConfig
 
 if TYPE_CHECKING:
     from cropi.verifiers import Judge

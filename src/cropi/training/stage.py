@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import errno
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from safetensors import SafetensorError
 
-from cropi.config import ModelConfig, RolloutsConfig, TrainingConfig
 from cropi.errors import InputError
 from cropi.plugins import find_plugin
+from cropi.policy.settings import ModelConfig
+from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import Prompt, RolloutGroup, derive_seed
+from cropi.training.settings import TrainerChoice, TrainingConfig
 
 if TYPE_CHECKING:
     from cropi.policy.loading import Policy
     from cropi.verifiers import Judge
-
-BUILTIN = {"trl": "cropi.training.trl:TrlTrainer"}
 
 MAX_SAMPLING_ROUNDS = 16
 """Rounds of sampling that a step with dynamic sampling may take, each asking for what is missing.
@@ -110,16 +115,43 @@ class Trainer(Protocol):
         """Fill the empty folder `out` with the trained policy; `outcome` is updated live."""
 
 
-def find_trainer(name: str) -> Trainer:
-    """Return the training engine called `name`. Raises InputError if there is none."""
-    found = find_plugin("training.engine", name, BUILTIN)
-    trainer = found() if isinstance(found, type) else found
+def find_trainer(choice: TrainerChoice | str) -> Trainer:
+    """Return the chosen training engine, with its settings; a name alone means the defaults.
+
+    Raises InputError if there is none of that name, or what is there is not a trainer.
+    """
+    if isinstance(choice, str):
+        choice = TrainerChoice.of(choice)
+    target = find_plugin("trainer", choice.name)
+    trainer = choice.build() if _is_factory(target) else target
     if not all(callable(getattr(trainer, method, None)) for method in ("check", "train")):
         raise InputError(
-            f"training.engine {name!r} is no trainer; it needs check(plan) and "
+            f"training engine {choice.name!r} is not a trainer; it needs check(plan) and "
             "train(plan, judge, out, evaluate, progress, outcome)"
         )
     return trainer  # type: ignore[no-any-return]
+
+
+def _is_factory(target: Any) -> bool:
+    return isinstance(target, type) or hasattr(target, "Settings")
+
+
+@contextmanager
+def reraise_disk_errors() -> Iterator[None]:
+    """Convert failed writes, as safetensors and torch report them, into OSError."""
+    try:
+        yield
+    except SafetensorError as error:
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        if code is None:
+            raise
+        number = int(code.group(1))
+        raise OSError(number, os.strerror(number)) from error
+    except RuntimeError as error:
+        # torch's zip writer keeps no error code; mostly the disk is full.
+        if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
 
 
 def stage_order(prompt_ids: Sequence[str], visits: int, seed: int, offset: int = 0) -> list[str]:

@@ -13,13 +13,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cropi.config import LoraConfig, ModelConfig, TrainingConfig, WarmupConfig
 from cropi.errors import InputError
 from cropi.policy.loading import Policy, load_policy, quiet_libraries, resolve_device
+from cropi.policy.settings import ModelConfig
 from cropi.schema import Prompt
 from cropi.store.cached import FINGERPRINT
 from cropi.store.files import POLICY_RECORD, atomic_folder
-from cropi.training.libraries import reraise_disk_errors
+from cropi.training.settings import LoraConfig, TrainingConfig, WarmupConfig
+from cropi.training.stage import reraise_disk_errors
 
 
 def write_start_policy(
@@ -37,7 +38,9 @@ def write_start_policy(
 
     `prompts` are those whose answers it learns to give; `inputs_fingerprint` is recorded.
     """
-    bf16 = training.grpo.get("bf16")  # the warm-up computes as GRPO will
+    bf16 = getattr(training.engine.settings, "grpo", {}).get(
+        "bf16"
+    )  # the warm-up computes as GRPO will
     policy = _load(model.path, model, training)
     with atomic_folder(out) as part, reraise_disk_errors():
         trained, tokens = policy.model, 0

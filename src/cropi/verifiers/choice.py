@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from cropi.plugins import plugin
 from cropi.schema import Prompt
 from cropi.verifiers.answers import last_boxed, last_tagged
 
@@ -22,6 +23,7 @@ _PATTERNS = (
 )
 
 
+@plugin("verifier", "choice")
 def verify(prompt: Prompt, completion: str) -> float:
     """Return 1.0 if the response chooses the answer's letter, else 0.0.
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 from itertools import product
 from typing import Any
 
+from cropi.plugins import plugin
 from cropi.schema import Prompt
 from cropi.verifiers.answers import last_boxed
 
@@ -22,6 +23,7 @@ _FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "sqrt", "m
 _FUNCTIONS |= {"arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "lim", "gcd", "lcm", "inf"}
 
 
+@plugin("verifier", "math")
 class MathVerifier:
     """Compares the response's last mathematical expression with the answer's."""
 

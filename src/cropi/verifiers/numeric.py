@@ -9,6 +9,7 @@ import math
 import re
 from dataclasses import dataclass
 
+from cropi.plugins import plugin
 from cropi.schema import Prompt
 from cropi.verifiers.answers import last_boxed
 
@@ -39,6 +40,7 @@ def _close(left: float, right: float) -> bool:
     return math.isclose(left, right, rel_tol=RELATIVE_TOLERANCE, abs_tol=ABSOLUTE_TOLERANCE)
 
 
+@plugin("verifier", "numeric")
 def verify(prompt: Prompt, completion: str) -> float:
     """Return 1.0 if the response's last number equals the answer's, else 0.0.
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from cropi.plugins import plugin
 from cropi.prompts.sources import open_task, restore_entry
 from cropi.schema import Prompt
 from cropi.verifiers.answers import last_boxed, last_tagged
 
 
+@plugin("verifier", "reasoning_gym")
 class ReasoningGymVerifier:
     """Scores by the task that made the prompt; whose entry is in `extra`."""
 

@@ -6,18 +6,14 @@ verl: `compute_score(data_source, solution_str, ground_truth, extra_info=None) -
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from cropi.errors import InputError
+from cropi.plugins import find_plugin, is_built_in
 from cropi.schema import Prompt
-from cropi.verifiers.verdict import NotApplicableError
+from cropi.verifiers.verdict import NotApplicableError, Verifier
 
 SIGNATURES = (
     "TRL's f(prompts, completions, **columns) -> list[float] or verl's "
@@ -25,37 +21,17 @@ SIGNATURES = (
 )
 
 
-def load_function(spec: str) -> UserVerifier:
-    """Load `file.py:function` or `package.module:function`.
+def find_verifier(name: str) -> Verifier:
+    """Return the verifier of a resolved name; what importing a user's module raises comes through.
 
-    Raises InputError if it does not exist or has neither signature, and whatever its import raises.
+    Raises InputError if the function is not there or has no known signature.
     """
-    place, _, name = spec.rpartition(":")
-    module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    function: Any = module
-    for part in name.split("."):
-        function = getattr(function, part, None)
-    if not callable(function):
-        functions = [n for n, v in vars(module).items() if inspect.isfunction(v) and n[0] != "_"]
-        raise InputError(
-            f"verifier {spec!r}: {place} has no function {name!r}; "
-            f"it has {', '.join(functions) or 'none'}"
-        )
-    return UserVerifier(spec, function)
-
-
-def _load_file(path: Path) -> ModuleType:
-    """Import a file under a separate name; its folder comes last in the import path."""
-    name = f"cropi_user_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    sys.path.append(str(path.parent))
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses and pickle look the module up by name.
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+    target = find_plugin("verifier", name)
+    if not is_built_in("verifier", name):
+        return UserVerifier(name, target)
+    verifier = target() if isinstance(target, type) else target
+    assert isinstance(verifier, Verifier)
+    return verifier
 
 
 class UserVerifier:

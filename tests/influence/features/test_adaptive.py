@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import cropi
-from cropi.config import InfluenceConfig
+from cropi.config import InfluenceConfig, SketchChoice
 from cropi.errors import InputError
 from cropi.gradients.extractor import GradientExtractor
 from cropi.influence.features import FeatureStore, StoreIdentity, score_features
@@ -97,7 +97,7 @@ def test_an_interrupted_call_fits_once_and_ends_with_the_same_bytes(
 def test_features_unlike_the_pools_are_refused_before_any_gradient(
     files: dict[str, Path], tmp_path: Path
 ) -> None:
-    settings = InfluenceConfig(method="sparse", dim=64)
+    settings = InfluenceConfig(sketch=SketchChoice.of("sparse", dim=64))
     pool = cropi.extract_features("pocket", files["pool"], tmp_path / "pool", settings=settings)
     with pytest.raises(InputError, match=r"would not match .* sketch.seed '1', not '0'"):
         cropi.extract_features(

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from cropi.cli import main
-from cropi.config import InfluenceConfig
+from cropi.config import InfluenceConfig, SketchChoice
 from cropi.errors import InputError
 from cropi.gradients.extractor import GradientExtractor
 from cropi.influence.features import FeatureStore, score_features
@@ -102,7 +102,7 @@ def test_scores_from_features_equal_direct_ones(
     for name, path in files.items():
         cropi(
             *("features", path, "--model", "pocket", "--out", tmp_path / name),
-            *("--sketch", sketch, "--dim", DIM, "--seed", 3),
+            *("--sketch", sketch, f"sketch.dim={DIM}", "--seed", 3),
             *(() if name == "pool" else ("--like", pool)),
         ).done()
     sets = [x for n in ("v", "w") for x in ("--targets", f"{n}={tmp_path / n}")]
@@ -111,7 +111,7 @@ def test_scores_from_features_equal_direct_ones(
     sets = [x for n in ("v", "w") for x in ("--target", f"{n}={files[n]}")]
     cropi(
         *("score", "--policy", "pocket", "--rollouts", files["pool"], *sets, "--out", direct),
-        *("--method", sketch, "--dim", DIM, "--seed", 3, f"target={target}"),
+        *("--sketch", sketch, f"sketch.dim={DIM}", "--seed", 3, f"target={target}"),
     ).done()
     one, other = read_scores(out).scored(), read_scores(direct).scored()
     assert one.prompt_ids == other.prompt_ids
@@ -133,7 +133,7 @@ def test_scores_from_features_equal_direct_ones(
 def test_reliability_from_features_equals_that_of_direct_scoring(
     files: dict[str, Path], tmp_path: Path
 ) -> None:
-    settings = InfluenceConfig(method="sparse", dim=DIM)
+    settings = InfluenceConfig(sketch=SketchChoice.of("sparse", dim=DIM))
     stores = {
         name: extract_features("pocket", path, tmp_path / name, settings=settings).store
         for name, path in files.items()
@@ -189,7 +189,7 @@ def test_a_killed_extraction_ends_with_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
     small_shards: None,
 ) -> None:
-    settings = InfluenceConfig(method="sparse", dim=DIM)
+    settings = InfluenceConfig(sketch=SketchChoice.of("sparse", dim=DIM))
 
     def extract(folder: Path, stop_after: int | None = None) -> int:
         def progress(done: int, total: int) -> None:
@@ -212,7 +212,7 @@ def test_a_killed_extraction_ends_with_the_same_bytes(
 def test_features_of_another_policy_or_objective_are_refused(
     cropi: Callable, files: dict[str, Path], tmp_path: Path
 ) -> None:
-    common = ("--sketch", "sparse", "--dim", 64)
+    common = ("--sketch", "sparse", "sketch.dim=64")
     pool = ("features", files["pool"], "--model", "pocket", "--out", tmp_path / "pool", *common)
     cropi(*pool).done()
     cropi(*pool, "--seed", 1).refused("sketch.seed '0', not '1'", str(tmp_path / "pool"))
@@ -231,7 +231,7 @@ def test_options_that_would_change_nothing_are_refused(
     cropi: Callable, files: dict[str, Path], tmp_path: Path
 ) -> None:
     scoring = ("score", "--features", "nowhere", "--target", "v=there", "--out", tmp_path / "s")
-    cropi(*scoring, "--dim", 64).refused("--dim")
+    cropi(*scoring, "--sketch", "sparse").refused("--sketch")
     cropi(*scoring, "--policy", "pocket", "--seed", 0).refused("--policy, --seed")
     cropi(*scoring, "objective.ratio=none").refused("objective")
     cropi(*scoring).refused("nowhere", "not a feature store")
@@ -269,7 +269,7 @@ def test_scoring_by_command_loads_no_model(
     cropi: Callable, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = tmp_path / "v"
-    cropi("features", files["v"], "--model", "pocket", "--out", store, "--dim", 64).done()
+    cropi("features", files["v"], "--model", "pocket", "--out", store, "sketch.dim=64").done()
 
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded")

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from cropi.errors import InputError
+from cropi.execution import Inline, WorkUnit, run_units
 from cropi.gradients.consumers import GradientConsumer, NormConsumer
 from cropi.gradients.extractor import GradientExtractor
 from cropi.influence.features.feature_files import (
@@ -20,12 +21,12 @@ from cropi.influence.features.feature_files import (
     StoreIdentity,
     read_identity,
     require_comparable,
+    rows_path,
 )
 from cropi.influence.features.feature_store import FeatureStore
 from cropi.influence.features.feature_writer import FeatureWriter, content_hash
-from cropi.influence.informative import InformativeGroups, require_informative
 from cropi.influence.preconditioner import Preconditioner, PreconditioningConsumer
-from cropi.influence.scorer import fit_sketch
+from cropi.influence.scorer import InformativeGroups, fit_sketch, require_informative
 from cropi.schema import RolloutGroup
 from cropi.sketches import FittedSketch, Sketch, SketchConsumer
 from cropi.store.files import file_hash
@@ -70,7 +71,7 @@ def write_features(
     `like`, or the preconditioner lacks a parameter.
     """
     if sketch is None:
-        raise InputError("method 'exact' leaves nothing to store; choose a sketch, e.g. adaptive")
+        raise InputError("the sketch 'exact' stores nothing; choose another, e.g. adaptive")
     if preconditioner is not None:
         preconditioner.require(extractor.shapes)
     informative = require_informative("the rollouts", groups)
@@ -101,7 +102,7 @@ def write_missing_shards(
     progress: Callable[[int, int], None] | None,
 ) -> int:
     """Write the shards that are missing, one after the other; return the tokens it took."""
-    done, tokens = len(writer.done), 0
+    done = len(writer.done)
 
     def advance(prompts: int) -> None:
         nonlocal done
@@ -110,17 +111,40 @@ def write_missing_shards(
             progress(done, len(groups))
 
     advance(0)
-    for number, places in writer.pending():
-        with writer.shard(number) as sink:
-            members = groups[places.start : places.stop]
-            consumers: list[GradientConsumer] = [SketchConsumer(sketch, sink, extractor.device)]
-            if preconditioner is not None:
-                # Norms of plain gradients, as the weights of a target need them.
-                norms = NormConsumer(len(members), extractor.device)
-                consumers = [PreconditioningConsumer(consumers[0], preconditioner), norms]
-            tokens += extractor.run(members, consumers, advance).tokens
-            if preconditioner is not None:
-                sink.norms[:] = norms.norms
+    units = [
+        WorkUnit(
+            f"shard {number}",
+            _write_shard,
+            (writer, number, extractor, sketch, groups, preconditioner, advance),
+            output=rows_path(writer.folder, number),
+        )
+        for number, _ in writer.pending()
+    ]
+    with Inline() as executor:
+        return sum(finished.result() for finished in run_units(executor, units))
+
+
+def _write_shard(
+    writer: FeatureWriter,
+    number: int,
+    extractor: GradientExtractor,
+    sketch: Sketch,
+    groups: Sequence[RolloutGroup],
+    preconditioner: Preconditioner | None,
+    advance: Callable[[int], None],
+) -> int:
+    """Sketch the gradients of one shard's prompts; return the tokens it took."""
+    places = writer.identity.shard_places()[number]
+    members = groups[places.start : places.stop]
+    with writer.shard(number) as sink:
+        consumers: list[GradientConsumer] = [SketchConsumer(sketch, sink, extractor.device)]
+        if preconditioner is not None:
+            # Norms of plain gradients, as the weights of a target need them.
+            norms = NormConsumer(len(members), extractor.device)
+            consumers = [PreconditioningConsumer(consumers[0], preconditioner), norms]
+        tokens = extractor.run(members, consumers, advance).tokens
+        if preconditioner is not None:
+            sink.norms[:] = norms.norms
     return tokens
 
 

@@ -200,8 +200,9 @@ def score_features(
     """
     if not targets:
         raise InputError("score needs at least one target: give NAME and its features")
+    pool_store = as_store(pool)
     stores = {name: as_store(store) for name, store in targets.items()}
-    return _score(as_store(pool), stores, target)
+    return _score(pool_store, stores, target)
 
 
 def _score(pool: FeatureStore, targets: Mapping[str, FeatureStore], target: Target) -> Influence:

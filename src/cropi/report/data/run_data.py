@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from cropi.errors import InputError
+from cropi.plugins import name_in, slug
 from cropi.report.data.run_summary import ArmSummary, baseline_of, headline, summarise
 from cropi.rollouts.statistics import RolloutFileSummary, summarise_rollout_file
 from cropi.schema import InfluenceEstimate, Selection
@@ -66,7 +67,11 @@ class RunData:
     @property
     def main(self) -> str:
         """The arm the run is about."""
-        return self.arms[0] if self.arms else str(self.setting("selection", "strategy") or "cropi")
+        return (
+            self.arms[0]
+            if self.arms
+            else str(name_in(self.setting("selection", "strategy")) or "cropi")
+        )
 
     @property
     def baseline(self) -> str | None:
@@ -76,8 +81,8 @@ class RunData:
     @property
     def planned_steps(self) -> int | None:
         """How many steps an arm takes when the run is finished."""
-        stages = self.setting("training", "stages")
-        steps = self.setting("training", "steps_per_stage")
+        stages = self.setting("curriculum", "stages")
+        steps = self.setting("curriculum", "steps_per_stage")
         return int(stages) * int(steps) if stages and steps else None
 
     def setting(self, *keys: str) -> Any:
@@ -160,10 +165,11 @@ def _mapping(
 
 
 def _arms(run: RunData) -> list[str]:
-    configured = [run.setting("selection", "strategy"), *(run.setting("baselines") or [])]
+    choices = [run.setting("selection", "strategy"), *(run.setting("baselines") or [])]
+    configured = [slug(name) for name in map(name_in, choices) if name]
     folders = sorted(p.name for p in run.path.glob("arms/*") if p.is_dir() and p.suffix != ".part")
     in_rows = [arm for row in run.rows.rows if (arm := getattr(row, "arm", ""))]
-    return list(dict.fromkeys([*(str(arm) for arm in configured if arm), *folders, *in_rows]))
+    return list(dict.fromkeys([*configured, *folders, *in_rows]))
 
 
 def _stages(run: RunData, arm: str) -> list[StageFiles]:

@@ -77,7 +77,8 @@ SECTIONS: tuple[tuple[str, str, Body], ...] = (
 
 
 def _setup(run: RunData) -> str:
-    stages, steps = run.setting("training", "stages"), run.setting("training", "steps_per_stage")
+    stages = run.setting("curriculum", "stages")
+    steps = run.setting("curriculum", "steps_per_stage")
     parts = [
         str(run.setting("model", "path") or ""),
         f"{len(run.sources):,} prompts" if run.sources else "",

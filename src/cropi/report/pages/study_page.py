@@ -74,8 +74,8 @@ def _top(study: Study) -> Safe:
 
 def _setup(study: Study) -> str:
     config = study.files.config
-    model, training = config.get("model") or {}, config.get("training") or {}
-    stages, steps = training.get("stages"), training.get("steps_per_stage")
+    model, curriculum = config.get("model") or {}, config.get("curriculum") or {}
+    stages, steps = curriculum.get("stages"), curriculum.get("steps_per_stage")
     seeds = len(study.files.seeds)
     parts = [
         str(model.get("path") or ""),

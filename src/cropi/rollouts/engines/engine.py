@@ -1,7 +1,8 @@
 """What a rollout engine is: prompts of token ids in, sampled token ids and log-probs out.
 
-An engine is one small class, chosen by name or as `package.module:object`, a factory that is
-called with the policy and the batch size. This module loads neither torch nor transformers.
+An engine is one small class. What is registered for it, or the user's `package.module:object`, is
+called with its settings and a `PolicyRef`; it calls the reference's `load` only if it needs the
+weights in this process. This module loads neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -14,22 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropi.errors import InputError
-from cropi.plugins import find_plugin
+from cropi.policy.reference import PolicyRef
+from cropi.rollouts.settings import EngineChoice
 from cropi.schema import FinishReason, Sampling
 
 if TYPE_CHECKING:
     from cropi.policy.loading import Policy
 
-BUILTIN = {"transformers": "cropi.rollouts.engines.transformers_engine:TransformersEngine"}
-
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sampled response: `ids` int32 [T], the EOS included where it was sampled.
+    """One sampled response: `ids` int32 [T], with the EOS token if it was sampled.
 
-    `logprobs` float32 [T] are in nats, of the distribution that was really sampled (after
-    temperature, top-k and top-p, renormalised); of the model's own distribution where decoding
-    was greedy.
+    `logprobs` float32 [T] are in nats, of the distribution that was sampled (after temperature,
+    top-k and top-p, renormalised), or of the model's distribution if decoding was greedy.
     """
 
     ids: NDArray[np.int32]
@@ -42,28 +41,24 @@ class RolloutEngine(Protocol):
 
     @property
     def context(self) -> int:
-        """Positions the policy has: a prompt and its response must fit together."""
+        """How many positions the policy has, for a prompt and its response together."""
         ...
 
     def generate(
         self, prompt_ids: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
     ) -> list[list[Completion]]:
-        """Return `n` completions a prompt, in their order; equal calls give equal results."""
+        """Return `n` completions per prompt, in order; equal calls give equal results."""
         ...
 
 
-def load_engine(name: str, policy: Policy, batch_size: int) -> RolloutEngine:
-    """Return the engine called `name`, around `policy`, generating `batch_size` responses at once.
+def load_engine(choice: EngineChoice | str, policy: Policy | PolicyRef) -> RolloutEngine:
+    """Return the chosen engine, with its settings, around `policy`; a name means the defaults.
 
-    Raises InputError if `name` is neither known nor an importable `package.module:object`.
+    Raises InputError if there is none of that name.
     """
-    factory = find_plugin("rollouts.engine", name, BUILTIN)
-    return cast(RolloutEngine, factory(policy, batch_size))
-
-
-def require_engine(name: str) -> None:
-    """Raise InputError if `name` is neither known nor an importable `package.module:object`."""
-    find_plugin("rollouts.engine", name, BUILTIN)
+    if isinstance(choice, str):
+        choice = EngineChoice.of(choice)
+    return cast(RolloutEngine, choice.build(PolicyRef.of(policy)))
 
 
 def require_context(

@@ -15,11 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-from cropi.config import RewardTerm, VerifiersConfig
 from cropi.errors import InputError
+from cropi.plugins import resolve_name
 from cropi.schema import Prompt
-from cropi.verifiers.registry import resolve
 from cropi.verifiers.runtime.pool import WorkerPool
+from cropi.verifiers.settings import RewardTerm, VerifiersConfig
 from cropi.verifiers.verdict import Job, Verdict, WeightedReward
 
 Outcome = Literal["ok", "wrong", "timeout", "error"]
@@ -124,10 +124,12 @@ class Judge:
 
     def _resolve(self, functions: str | list[RewardTerm]) -> tuple[WeightedReward, ...]:
         if isinstance(functions, str):
-            return ((resolve(functions, self._folders), 1.0),)
+            return ((resolve_name("verifier", functions, self._folders), 1.0),)
         if not functions:
             raise InputError("verifiers: a list of reward terms is empty; name a function")
-        return tuple((resolve(t.function, self._folders), t.weight) for t in functions)
+        return tuple(
+            (resolve_name("verifier", t.function, self._folders), t.weight) for t in functions
+        )
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from cropi.errors import InputError
 from cropi.schema import Prompt
-from cropi.verifiers import registry
 from cropi.verifiers.runtime.channel import read_job_message, reply_frame, write_all
+from cropi.verifiers.user import find_verifier
 from cropi.verifiers.verdict import Job, NotApplicableError, TokenVerifier, Verifier
 
 LOAD_SECONDS = 120.0
@@ -89,7 +89,7 @@ class _OrphanGuard:
 def _load(spec: str, loaded: dict[str, Verifier]) -> str:
     """Load a verifier; return why it cannot be loaded, or an empty string."""
     try:
-        loaded[spec] = registry.load(spec)
+        loaded[spec] = find_verifier(spec)
     except InputError as error:
         return str(error)
     except (Exception, SystemExit) as error:  # noqa: BLE001  (a user's module runs here)

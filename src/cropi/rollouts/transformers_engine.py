@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from cropi.policy.loading import Policy, neutral_generation_config
+from cropi.policy.reference import PolicyRef
 from cropi.rollouts.engines.engine import Completion
 from cropi.schema import Sampling, derive_seed
 
@@ -37,10 +38,16 @@ from cropi.schema import Sampling, derive_seed
 class TransformersEngine:
     """Samples from a Hugging Face model, `batch_size` responses at once."""
 
-    def __init__(self, policy: Policy, batch_size: int = 256) -> None:
+    def __init__(self, policy: Policy | PolicyRef, batch_size: int) -> None:
         assert batch_size >= 1, "batch_size counts responses"
-        self.policy = policy
+        self._reference = PolicyRef.of(policy)
+        self._reference.load()
         self.batch_size = batch_size
+
+    @property
+    def policy(self) -> Policy:
+        """The policy; in a process that the engine was sent to, it is loaded there."""
+        return self._reference.load()
 
     @property
     def context(self) -> int:

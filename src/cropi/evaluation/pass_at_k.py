@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cropi.config import EvaluationConfig, RolloutsConfig, VerifiersConfig
 from cropi.errors import InputError
+from cropi.evaluation.settings import EvaluationConfig
 from cropi.prompts.encoding import encode_all
 from cropi.rollouts.collect import judge_completions
 from cropi.rollouts.engines.engine import (
@@ -27,8 +27,10 @@ from cropi.rollouts.engines.engine import (
     load_engine,
     require_context,
 )
+from cropi.rollouts.settings import RolloutsConfig
 from cropi.rollouts.statistics import as_passes
 from cropi.schema import EvaluationResult, Prompt, Sampling
+from cropi.verifiers.settings import VerifiersConfig
 from cropi.verifiers.verdict import Grader, Verdict
 
 if TYPE_CHECKING:
@@ -133,10 +135,10 @@ def evaluate(
         if not isinstance(verifier, Judge):
             judge.check([prompt for prompts in sets.prompts for prompt in prompts])
         return sets.evaluate(
-            load_engine(rollouts.engine, loaded, rollouts.batch_size),
+            load_engine(rollouts.engine, loaded),
             judge,
             Sampling(settings.temperature, settings.top_p, 0, new_tokens),
-            settings.samples,
+            settings.responses,
             settings.k,
             seed,
             judge.settings.threshold,
@@ -163,7 +165,7 @@ def _require_samples(samples: int, k: Sequence[int]) -> None:
     if not k or min(k) < 1 or max(k) > samples:
         raise InputError(
             f"evaluation k {list(k)} needs values between 1 and samples ({samples}); lower k or "
-            "raise evaluation.samples"
+            "raise evaluation.responses"
         )
 
 

@@ -1,0 +1,163 @@
+"""The settings of a run, assembled from the sections that live beside the code they configure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from cropi.curriculum.settings import CurriculumConfig
+from cropi.evaluation.settings import EvaluationConfig
+from cropi.influence.settings import InfluenceConfig
+from cropi.policy.settings import ModelConfig
+from cropi.prompts.settings import PromptsConfig, PromptSource
+from cropi.rollouts.settings import RolloutsConfig
+from cropi.selection.settings import SelectionConfig, StrategyChoice
+from cropi.selection.strategy import find_strategy, needs_of
+from cropi.settings import Section, flat, is_default
+from cropi.study.settings import CompareConfig
+from cropi.training.settings import TrainingConfig, WarmupConfig
+from cropi.verifiers.settings import VerifiersConfig
+
+EXECUTION_ONLY = frozenset(
+    {
+        "model.device",
+        "verifiers.timeout",
+        "verifiers.workers",
+        "influence.batch_tokens",
+        "influence.gradient_checkpointing",
+        "training.engine.grpo.per_device_train_batch_size",
+        "training.engine.grpo.gradient_checkpointing",
+        "curriculum.keep_checkpoints",
+    }
+)
+"""Settings that say where and how fast, but not what: a run may go on with others."""
+
+
+def affects_results(key: str) -> bool:
+    """Whether the setting of this dotted key decides results, so that a run must keep it."""
+    return key not in EXECUTION_ONLY and not key.startswith("compare.")
+
+
+class RunConfig(Section):
+    """Everything a run needs."""
+
+    name: str = Field("run", pattern=r"^\w[\w.-]*$", description="the run's name")
+    out: str = Field("runs", description="the run directory is out/name")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="everything random derives from it")
+    data_seed: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="draws prompts and the warm-up, which runs compared must share; as seed"
+    )
+    model: ModelConfig
+    prompts: PromptsConfig
+    verifiers: VerifiersConfig = Field(default_factory=VerifiersConfig)
+    warmup: WarmupConfig = Field(default_factory=WarmupConfig)
+    rollouts: RolloutsConfig = Field(default_factory=RolloutsConfig)
+    influence: InfluenceConfig = Field(default_factory=InfluenceConfig)
+    selection: SelectionConfig = Field(default_factory=SelectionConfig)
+    curriculum: CurriculumConfig = Field(default_factory=CurriculumConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    baselines: list[StrategyChoice] = Field(
+        default_factory=list, description="strategies trained beside it for comparison, e.g. [full]"
+    )
+    compare: CompareConfig = Field(default_factory=CompareConfig)
+
+    @property
+    def directory(self) -> Path:
+        """Where the run lives."""
+        return Path(self.out).expanduser() / self.name
+
+    @property
+    def strategies(self) -> list[StrategyChoice]:
+        """The run's arms: the strategy, then its baselines."""
+        return [self.selection.strategy, *self.baselines]
+
+    def result_settings(self, section: str) -> dict[str, Any]:
+        """The settings of a section that decide results, as dotted keys."""
+        settings = flat(getattr(self, section).model_dump(), section)
+        return {key: value for key, value in settings.items() if affects_results(key)}
+
+    @property
+    def max_response_tokens(self) -> int:
+        """The longest response that rollouts, training or evaluation may sample."""
+        wanted = (self.training.max_new_tokens, self.evaluation.max_new_tokens)
+        return max(self.rollouts.max_new_tokens, *(n or 0 for n in wanted))
+
+    @property
+    def targeted(self) -> list[str]:
+        """The evaluated sets that the validation sets aim at."""
+        if self.evaluation.targeted is not None:
+            return self.evaluation.targeted
+        return [name for name in self.evaluated if name in self.prompts.validation]
+
+    @property
+    def evaluated(self) -> dict[str, list[PromptSource]]:
+        """The sets whose accuracy is measured: the test sets, or the validation sets."""
+        return self.prompts.test or self.prompts.validation
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        _require_evaluated_targets(self)
+        _require_distinct_arms(self)
+        _require_validation_sets(self)
+        _require_effects(self)
+        return self
+
+
+def _require_evaluated_targets(config: RunConfig) -> None:
+    evaluated = config.evaluated
+    if unknown := sorted(set(config.evaluation.targeted or ()) - set(evaluated)):
+        raise ValueError(
+            f"evaluation.targeted names {unknown}, which is not evaluated; the evaluated "
+            f"sets are {sorted(evaluated)}"
+        )
+
+
+def _require_distinct_arms(config: RunConfig) -> None:
+    arms = [strategy.slug for strategy in config.strategies]
+    for baseline in config.baselines:
+        if arms.count(baseline.slug) > 1:
+            raise ValueError(
+                f"baselines beside selection.strategy {config.selection.strategy.name!r} name "
+                f"{baseline.name!r} twice; name every strategy once (compare.variants compares one "
+                "strategy under several settings)"
+            )
+
+
+def _require_validation_sets(config: RunConfig) -> None:
+    if config.prompts.validation:
+        return
+    for strategy in config.strategies:
+        if needs_of(find_strategy(strategy)).validation_sets:
+            raise ValueError(
+                f"strategy {strategy.name!r} steers by validation sets, and prompts.validation is "
+                "empty; add one, or choose another selection.strategy"
+            )
+
+
+def _require_effects(config: RunConfig) -> None:
+    """Raise ValueError for a setting that nothing in this config would read.
+
+    Settings that only some strategies read are allowed with every strategy, because a study
+    compares strategies under one config.
+    """
+    if config.rollouts.validation_responses is not None and not config.prompts.validation:
+        raise ValueError(
+            f"rollouts.validation_responses {config.rollouts.validation_responses} has no effect "
+            "without prompts.validation; add a validation set, or remove it"
+        )
+    if config.curriculum.refresh != "never" and config.curriculum.stages == 1:
+        raise ValueError(
+            f"curriculum.refresh {config.curriculum.refresh!r} has no effect with one stage; "
+            "rollouts are sampled again before later stages"
+        )
+    unread = [
+        key for key in EvaluationConfig.model_fields if not is_default(config.evaluation, key)
+    ]
+    if unread and not config.evaluated:
+        raise ValueError(
+            f"evaluation.{unread[0]} has no effect: there is no test or validation set to "
+            "evaluate; add prompts.test, or remove it"
+        )

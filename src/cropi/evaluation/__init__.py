@@ -1,0 +1,1 @@
+"""Evaluation: how accurate a policy is on named sets of prompts."""

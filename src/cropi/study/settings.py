@@ -1,0 +1,32 @@
+"""Settings of what a study compares."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from cropi.selection.settings import StrategyChoice
+from cropi.settings import Count, Section
+
+
+class CompareConfig(Section):
+    """What `cropi compare` trains, and against what."""
+
+    strategies: list[str | StrategyChoice] = Field(
+        default_factory=list,
+        description="strategies and variants; default: selection.strategy and the baselines",
+    )
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+        default_factory=lambda: [0, 1, 2], description="seeds of each strategy"
+    )
+    baseline: str = Field("full", description="the strategy that the others are held against")
+    threads: Count | None = Field(
+        None,
+        description="CPU threads of a cell, which decide last bits; default: OMP_NUM_THREADS, or "
+        "the cores shared by the jobs that a study begins with",
+    )
+    variants: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="name -> dotted settings, e.g. wider: {selection.ratio: 0.25}",
+    )

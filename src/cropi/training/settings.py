@@ -1,0 +1,77 @@
+"""Settings of training: the warm-up, one GRPO stage, and adapters."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from cropi.plugins import Choice
+from cropi.prompts.settings import PromptSource
+from cropi.settings import Count, Section, is_default
+
+
+class LoraConfig(Section):
+    """Low-rank adapters through PEFT instead of full training."""
+
+    r: Count = Field(16, description="rank of the adapters")
+    alpha: Count = Field(32, description="scale of the adapters, over r")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of adapter inputs")
+    target_modules: str | list[str] = Field("all-linear", description="modules that get adapters")
+
+
+class WarmupConfig(Section):
+    """Supervised steps on the answers' format before anything is measured."""
+
+    steps: Annotated[int, Field(ge=0)] = Field(0, description="optimizer steps; 0: no warm-up")
+    batch_size: Count = Field(16, description="prompts per step")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(2e-5, description="of the warm-up")
+    prompts: list[PromptSource] = Field(
+        default_factory=list, description="prompts to imitate the answers of; default: the pool"
+    )
+    template: str = Field("{answer}", description="what the model should say")
+
+    @model_validator(mode="after")
+    def _nothing_inert(self) -> WarmupConfig:
+        keys = [key for key in type(self).model_fields if not is_default(self, key)]
+        if keys and self.steps == 0:
+            raise ValueError(
+                f"{', '.join(keys)}: without steps there is no warm-up; set warmup.steps, or "
+                "remove these (warmup={} removes all)"
+            )
+        if "{answer}" not in self.template:
+            raise ValueError(f"template {self.template!r} lacks '{{answer}}'; add it")
+        return self
+
+
+class TrainerChoice(Choice):
+    """What trains the policy, with its settings."""
+
+    kind: ClassVar[str] = "trainer"
+    default: ClassVar[str] = "trl"
+
+
+class TrainingConfig(Section):
+    """GRPO, one stage at a time."""
+
+    engine: TrainerChoice = Field(
+        default_factory=TrainerChoice.of, description="what trains the policy"
+    )
+    prompts_per_step: Count = Field(16, description="prompts of an optimizer step")
+    responses: Annotated[int, Field(ge=2)] = Field(8, description="responses per prompt of a step")
+    max_new_tokens: Count | None = Field(
+        None, description="longest response; default: as the rollouts"
+    )
+    temperature: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="sampling temperature; default: as the rollouts"
+    )
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-6, description="of AdamW")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "float32", description="of the trained weights; bf16 weights lose small updates"
+    )
+    dynamic_sampling: bool = Field(
+        False, description="replace groups whose rewards are all equal before a step (DAPO)"
+    )
+    lora: LoraConfig | None = Field(
+        None, description="train low-rank adapters; default: all weights"
+    )

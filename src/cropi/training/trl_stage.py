@@ -1,0 +1,268 @@
+"""Training stages with TRL's GRPOTrainer, not subclassed.
+
+A stage is a pure function of files: it loads policy, optimizer, schedule and random state from the
+last stage's checkpoint (`resume_from_checkpoint`, `ignore_data_skip`), trains with `max_steps` set
+to the whole run's horizon, so that the learning rate's schedule spans the stages, and a callback
+stops and saves at the stage's end. The data set holds exactly the rows of the stage in the
+planned order, unshuffled; the reward function records what was trained on, which is compared with
+the plan afterwards, because a trainer that reshuffles or trains zero steps reports nothing. With
+dynamic sampling the rows are placeholders, which `DynamicSampler` fills.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PrinterCallback, TrainerCallback
+from trl import GRPOTrainer
+
+from cropi.policy.loading import (
+    Policy,
+    load_policy,
+    quiet_libraries,
+    require_one_gpu,
+)
+from cropi.prompts.encoding import encode_all, trl_row
+from cropi.schema import PolicyIdentity, Prompt
+from cropi.store.files import write_json
+from cropi.training.dynamic import DynamicSampler, sampling_of
+from cropi.training.engines.trl import TrlSettings
+from cropi.training.grpo_settings import grpo_config, loss_warnings
+from cropi.training.recorded_groups import GroupRecorder, LossLogprobs
+from cropi.training.rewards import JudgedRewards
+from cropi.training.stage import Evaluator, Row, StageOutcome, StagePlan, reraise_disk_errors
+from cropi.verifiers import Judge
+
+LOG_NAMES = {
+    "reward": "reward",
+    "loss": "loss",
+    "grad_norm": "grad_norm",
+    "learning_rate": "learning_rate",
+    "entropy": "entropy",
+    "completions/mean_length": "completion_length",
+    "frac_reward_zero_std": "zero_std_share",
+    "kl": "kl",
+    "candidates": "candidates",
+}
+
+
+class TrlTrainer:
+    """GRPO through TRL, one stage per call."""
+
+    def __init__(self, settings: TrlSettings) -> None:
+        self.grpo = settings.grpo
+
+    def check(self, plan: StagePlan) -> list[str]:
+        """Raise InputError for settings, or a choice of GPUs, that TRL or this engine refuses."""
+        require_one_gpu(plan.model.device)
+        with quiet_libraries():
+            config = grpo_config(plan, Path(plan.start), self.grpo)
+        return loss_warnings(config.loss_type, plan.normalisation)
+
+    def train(
+        self,
+        plan: StagePlan,
+        judge: Judge,
+        out: Path,
+        evaluate: Evaluator | None = None,
+        progress: Callable[[int, Row], None] | None = None,
+        outcome: StageOutcome | None = None,
+    ) -> StageOutcome:
+        """Train a stage and leave its checkpoint in the empty folder `out`."""
+        outcome = outcome if outcome is not None else StageOutcome()
+        policy = _load(plan)
+        rewards = JudgedRewards(
+            judge, {p.prompt_id: p for p in plan.prompts}, plan.training.responses
+        )
+        encoded = _encoded(plan, policy)
+        sampler = DynamicSampler(plan, policy, rewards, encoded) if plan.dynamic_sampling else None
+        work = out / "trainer"
+        with quiet_libraries():
+            trainer = GRPOTrainer(
+                model=policy.model,
+                reward_funcs=[rewards],
+                args=grpo_config(plan, work, self.grpo),
+                train_dataset=Dataset.from_list([trl_row(p) for p in _dataset_rows(plan)]),
+                processing_class=policy.tokenizer,
+                rollout_func=sampler,
+            )
+            _require_same_encoding(trainer, plan, policy)
+            recorder = GroupRecorder(
+                encoded,
+                sampling_of(trainer.args),
+                _named_anywhere(policy.identity),
+                policy.eos_token_ids,
+                plan.seed,
+                LossLogprobs(trainer),
+            )
+            counts = StageCounts(plan, rewards, encoded, recorder, sampler)
+            trainer.remove_callback(PrinterCallback)
+            trainer.add_callback(
+                StageCallback(plan, policy, counts, outcome, evaluate, progress, trainer)
+            )
+            with reraise_disk_errors():
+                trainer.train(resume_from_checkpoint=plan.start if plan.first_step else None)
+        _require_trained(trainer, plan, rewards, sampler)
+        _keep_checkpoint(work, out, plan)
+        outcome.statuses = dict(rewards.statuses)
+        return outcome
+
+
+@dataclass(frozen=True, slots=True)
+class StageCounts:
+    """What a stage has sampled and trained on; `encoded` are the prompts' token ids."""
+
+    plan: StagePlan
+    rewards: JudgedRewards
+    encoded: Mapping[str, Sequence[int]]
+    recorder: GroupRecorder
+    sampler: DynamicSampler | None = None
+
+    def fill(self, outcome: StageOutcome, step: int) -> None:
+        """Write the counts after `step` steps, and the last step's rollouts, into `outcome`."""
+        rewards = self.rewards
+        outcome.rollouts += self.recorder.rollouts(rewards.take_groups(), step - 1)
+        outcome.generated_tokens = rewards.generated_tokens
+        outcome.prefill_tokens = self._prompt_tokens(rewards.sampled)
+        prompts = self._prompt_tokens(rewards.trained) * self.plan.training.responses
+        outcome.trained_tokens = rewards.trained_tokens + prompts
+        outcome.prompts_sampled = len(rewards.sampled)
+        outcome.uninformative_trained = self.sampler.uninformative_trained if self.sampler else 0
+
+    def _prompt_tokens(self, prompt_ids: Sequence[str]) -> int:
+        return sum(len(self.encoded[i]) for i in prompt_ids)
+
+
+class StageCallback(TrainerCallback):  # type: ignore[misc]
+    """Ends the stage at its last step; records times, tokens and log, and evaluates."""
+
+    def __init__(
+        self,
+        plan: StagePlan,
+        policy: Policy,
+        counts: StageCounts,
+        outcome: StageOutcome,
+        evaluate: Evaluator | None,
+        progress: Callable[[int, Row], None] | None,
+        trainer: GRPOTrainer,
+    ) -> None:
+        self.plan = plan
+        self.policy = policy
+        self.counts = counts
+        self.outcome = outcome
+        self.evaluate = evaluate
+        self.progress = progress
+        self.trainer = trainer
+        self.seconds = 0.0
+        self.mark = time.perf_counter()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self.mark = time.perf_counter()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Keep the training curve's values."""
+        logs = logs or {}
+        values = {column: logs[name] for name, column in LOG_NAMES.items() if name in logs}
+        if "reward" in values:
+            self.outcome.log.append({"step": int(state.global_step), **values})
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Count, evaluate where due, and stop after the stage's last step."""
+        step = int(state.global_step)
+        self.seconds += time.perf_counter() - self.mark
+        self.outcome.clock.append((step, self.seconds))
+        self.counts.fill(self.outcome, step)
+        done = step - self.plan.first_step
+        last = done >= self.plan.steps
+        due = self.plan.evaluate_every and step % self.plan.evaluate_every == 0
+        if self.evaluate and (due or last):
+            model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+            self.evaluate(replace(self.policy, model=model), step)
+        if self.progress:
+            self.progress(done, self.outcome.log[-1] if self.outcome.log else {})
+        if last:
+            control.should_training_stop = True
+            control.should_save = True
+        self.mark = time.perf_counter()
+        return control
+
+
+def _load(plan: StagePlan) -> Policy:
+    return load_policy(
+        plan.start,
+        revision=plan.model.revision,
+        dtype=plan.training.dtype,
+        device=plan.model.device,
+        attention=plan.model.attention,
+        trust_remote_code=plan.model.trust_remote_code,
+    )
+
+
+def _encoded(plan: StagePlan, policy: Policy) -> dict[str, list[int]]:
+    prompts = list({p.prompt_id: p for p in plan.prompts}.values())
+    encoded = encode_all(policy.tokenizer, prompts, plan.template_kwargs)
+    return {p.prompt_id: ids for p, ids in zip(prompts, encoded, strict=True)}
+
+
+def _named_anywhere(policy: PolicyIdentity) -> PolicyIdentity:
+    """A checkpoint's identity without the folder that its run happens to be in."""
+    folder = Path(policy.name)
+    return replace(policy, name=folder.name) if folder.is_dir() else policy
+
+
+def _dataset_rows(plan: StagePlan) -> Sequence[Prompt]:
+    """The rows of TRL's data set: as many as the stage trains on."""
+    rows = plan.steps * plan.training.prompts_per_step
+    assert len(plan.prompts) == rows or (plan.dynamic_sampling and len(plan.prompts) > rows), (
+        f"{len(plan.prompts)} prompts for {rows} rows"
+    )
+    return plan.prompts[:rows]
+
+
+def _require_same_encoding(trainer: GRPOTrainer, plan: StagePlan, policy: Policy) -> None:
+    """Assert that training sees the same token ids as rollouts and gradients."""
+    sample = plan.prompts[:1]
+    expected = encode_all(policy.tokenizer, sample, plan.template_kwargs)
+    encoded = trainer._tokenize_prompts([trl_row(p)["prompt"] for p in sample])[0]
+    assert [list(ids) for ids in encoded] == expected, (
+        "TRL encodes prompts differently from the rollouts"
+    )
+
+
+def _require_trained(
+    trainer: GRPOTrainer,
+    plan: StagePlan,
+    rewards: JudgedRewards,
+    sampler: DynamicSampler | None,
+) -> None:
+    """Hold the trainer to the steps and the prompts it was given, in their order."""
+    steps = int(trainer.state.global_step) - plan.first_step
+    assert steps == plan.steps, f"TRL trained {steps} steps instead of {plan.steps}"
+    planned = sampler.prompts_trained if sampler else [p.prompt_id for p in plan.prompts]
+    assert rewards.trained == planned, "TRL trained on other prompts, or in another order"
+    if sampler:
+        sampler.require_trained()
+
+
+def _keep_checkpoint(work: Path, out: Path, plan: StagePlan) -> None:
+    """Move the checkpoint's files into `out`, without wall times and paths of this machine.
+
+    A stage that is trained again after a kill must leave the same bytes.
+    """
+    checkpoint = work / f"checkpoint-{plan.first_step + plan.steps}"
+    for file in sorted(checkpoint.iterdir()):
+        if file.name != "training_args.bin":  # our config has it all, and this file names folders
+            shutil.move(str(file), out / file.name)
+    shutil.rmtree(work)
+    state = json.loads((out / "trainer_state.json").read_text(encoding="utf-8"))
+    for row in state["log_history"]:
+        row.pop("step_time", None)
+    write_json(out / "trainer_state.json", state)

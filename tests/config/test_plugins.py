@@ -1,0 +1,249 @@
+"""One file makes a plug-in of any kind; names and settings that there are not are refused."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cropi import plugins
+from cropi.config import load_config, to_yaml, validate
+from cropi.errors import InputError
+from cropi.plugins import KINDS, plugin_names
+from cropi.policy.checkpoints import locate
+from cropi.rollouts.engines.engine import load_engine
+from cropi.rollouts.settings import EngineChoice
+from cropi.schema import Prompt
+from cropi.selection import find_strategy
+from cropi.selection.settings import StrategyChoice
+from cropi.sketches import SketchChoice, make_sketch
+from cropi.training import find_trainer
+from cropi.training.settings import TrainerChoice
+from cropi.verifiers.user import find_verifier
+
+SHARED = """
+from cropi.plugins import plugin
+from cropi.settings import Section
+
+
+class KnobSettings(Section):
+    knob: int = 1
+"""
+FILES = {
+    "sketch": """
+@plugin("sketch", "newcomer", KnobSettings)
+def newcomer(settings, shapes, seed):
+    return settings.knob, sorted(shapes), seed
+""",
+    "strategy": """
+from cropi.schema import Selection
+
+@plugin("strategy", "newcomer")
+class Newcomer:
+    Settings = KnobSettings
+    scoring = "never"
+
+    def __init__(self, settings):
+        self.knob = settings.knob
+
+    def select(self, context):
+        return Selection(["a"], [float(self.knob)])
+""",
+    "engine": """
+@plugin("engine", "newcomer", KnobSettings)
+def newcomer(settings, policy):
+    return settings.knob, policy
+""",
+    "trainer": """
+@plugin("trainer", "newcomer", KnobSettings)
+class Newcomer:
+    def __init__(self, settings):
+        self.knob = settings.knob
+
+    def check(self, plan):
+        return []
+
+    def train(self, plan, judge, out, evaluate, progress, outcome):
+        return outcome
+""",
+    "verifier": """
+@plugin("verifier", "newcomer")
+def verify(prompt, completion):
+    return float(completion == prompt.answer + "!")
+""",
+    "model": """
+from pathlib import Path
+
+@plugin("model", "newcomer")
+def newcomer():
+    return Path(__file__).parent
+""",
+}
+CHOICES = {
+    "sketch": SketchChoice,
+    "strategy": StrategyChoice,
+    "engine": EngineChoice,
+    "trainer": TrainerChoice,
+}
+PLACES = {
+    "sketch": "influence.sketch",
+    "strategy": "selection.strategy",
+    "engine": "rollouts.engine",
+    "trainer": "training.engine",
+}
+
+
+@pytest.fixture
+def add_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Puts one file into the folder of a kind, as a new built-in would be."""
+
+    def add(kind: str) -> None:
+        package = importlib.import_module(KINDS[kind].package)
+        (tmp_path / "newcomer.py").write_text(SHARED + FILES[kind])
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+        importlib.invalidate_caches()
+
+    yield add
+    for kind in KINDS.values():
+        sys.modules.pop(f"{kind.package}.newcomer", None)
+    for registered in plugins._registered.values():
+        registered.pop("newcomer", None)
+
+
+def test_every_kind_has_an_example() -> None:
+    assert set(FILES) == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_built_in_is_one_file(kind: str, add_file: Callable[[str], None]) -> None:
+    assert "newcomer" not in plugin_names(kind)
+    add_file(kind)
+    assert "newcomer" in plugin_names(kind)
+
+
+def test_a_new_file_of_each_kind_works_with_its_settings(
+    add_file: Callable[[str], None], tmp_path: Path
+) -> None:
+    for kind in KINDS:
+        add_file(kind)
+        plugin_names(kind)
+    sketch = make_sketch("newcomer", {"w": (2, 3)}, 7, knob=3)
+    assert sketch == (3, ["w"], 7)  # type: ignore[comparison-overlap]
+    strategy = find_strategy(StrategyChoice.of("newcomer", knob=4))
+    assert list(strategy.select(None).scores) == [4.0]  # type: ignore[arg-type]
+    assert load_engine(EngineChoice.of("newcomer"), "policy") == (1, "policy")
+    assert find_trainer(TrainerChoice.of("newcomer", knob=5)).knob == 5
+    verifier = find_verifier("newcomer")
+    assert verifier(Prompt("p", "4", "sums", prompt="2+2"), "4!") == 1.0
+    (tmp_path / "config.json").write_text("{}")
+    for name in ("model.safetensors", "tokenizer.json"):
+        (tmp_path / name).touch()
+    assert locate("newcomer", None).location == str(tmp_path)
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_a_config_takes_a_new_plugin_with_its_settings_and_refuses_others(
+    kind: str, add_file: Callable[[str], None]
+) -> None:
+    add_file(kind)
+    place = PLACES[kind]
+    config = load_config("pocket", [f"{place}={{name: newcomer, knob: 9}}"])
+    section, _, key = place.partition(".")
+    assert getattr(getattr(config, section), key).settings.knob == 9
+    assert "name: newcomer\n    knob: 9" in to_yaml(config)
+    with pytest.raises(InputError, match=rf"unknown key {place}\.nob .*newcomer has knob; did you"):
+        load_config("pocket", [f"{place}={{name: newcomer, nob: 9}}"])
+    with pytest.raises(InputError, match=rf"{place}\.knob = 'x': .*integer"):
+        load_config("pocket", [f"{place}={{name: newcomer, knob: x}}"])
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_a_users_file_is_found_beside_the_config_and_loads_from_anywhere(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users = FILES[kind].replace("@plugin", "# @plugin")
+    if kind != "strategy":
+        users += "\nfor each in ('newcomer', 'Newcomer'):\n"
+        users += "    if each in globals(): globals()[each].Settings = KnobSettings\n"
+    (tmp_path / f"my_{kind}.py").write_text(SHARED + users)
+    name = "Newcomer" if kind in ("strategy", "trainer") else "newcomer"
+    section, _, key = PLACES[kind].partition(".")
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"extends: pocket\n{section}: {{{key}: {{name: my_{kind}.py:{name}, knob: 2}}}}\n"
+    )
+    choice = getattr(getattr(load_config(str(path)), section), key)
+    assert choice.name == f"{tmp_path}/my_{kind}.py:{name}"
+    assert choice.settings.knob == 2
+    assert choice.slug == f"my_{kind}-{name}"
+    again = validate(load_config(str(path)).model_dump(mode="json"), "again")
+    assert getattr(getattr(again, section), key) == choice
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("influence.sketch.dim=512", ["influence.sketch.dim", "exact has no settings"]),
+        ("influence.sketch={name: kronecker, ratio: 0.1}", ["kronecker has dim"]),
+        ("selection.strategy={name: random, memory: 0}", ["random has no settings"]),
+        ("baselines=[{name: full, memory: 0}]", ["full has no settings"]),
+        ("rollouts.engine.batch=5", ["transformers has batch_size", "did you mean"]),
+        ("selection.strategy=[cropi]", ["neither a name nor a mapping"]),
+        ("selection.strategy={name: 3}", ["name 3 is not text"]),
+        ("rollouts.engine=gone.py:E", ["rollout engine 'gone.py:E'", "is not a file"]),
+    ],
+)
+def test_what_a_plugin_does_not_have_is_refused(override: str, parts: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        load_config("pocket", [override])
+    assert all(part in str(caught.value) for part in parts), str(caught.value)
+
+
+def test_a_dotted_setting_makes_a_mapping_of_a_name_and_another_name_drops_old_settings() -> None:
+    config = load_config(
+        "pocket", ["selection.strategy.memory=0", "selection.strategy.noise_floor=1"]
+    )
+    settings = config.selection.strategy.settings
+    assert (settings.memory, settings.noise_floor) == (0, 1)
+    config = load_config(
+        "pocket", ["selection.strategy.memory=0", "selection.strategy.name=one_shot"]
+    )
+    assert config.selection.strategy == StrategyChoice.of("one_shot")
+
+
+def test_an_heir_that_chooses_another_plugin_does_not_inherit_settings(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(
+        "extends: pocket\nselection: {strategy: {name: cropi, memory: 0}}\n"
+        "influence: {sketch: {name: sparse, ratio: 0.5}}\n"
+    )
+    (tmp_path / "heir.yaml").write_text(
+        "extends: base.yaml\nselection: {strategy: random}\ninfluence: {sketch: {dim: 64}}\n"
+    )
+    config = load_config(str(tmp_path / "heir.yaml"))
+    assert config.selection.strategy == StrategyChoice.of("random")
+    assert config.influence.sketch == SketchChoice.of("sparse", ratio=0.5, dim=64)
+
+
+@pytest.mark.parametrize("preset", ["pocket", "smollm2"])
+def test_loading_a_preset_imports_neither_torch_nor_transformers(preset: str) -> None:
+    program = (
+        "import sys, cropi.config; cropi.config.load_config(sys.argv[1]); "
+        "print([m for m in ('torch', 'transformers', 'trl', 'pyarrow') if m in sys.modules])"
+    )
+    command = [sys.executable, "-c", program, preset]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_shapes_mapping_is_all_that_a_named_sketch_needs() -> None:
+    sketch = make_sketch(SketchChoice.of("windowed", dim=16), {"w": (4, 8)}, 0)
+    out = torch.zeros(1, 16)
+    sketch.project("w", slice(0, 4), torch.ones(1, 4, 8), out)
+    assert np.isfinite(out.numpy()).all()
+    assert out.any()
