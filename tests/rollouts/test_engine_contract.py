@@ -21,7 +21,7 @@ def pocket() -> Policy:
 
 @pytest.fixture(params=["transformers", ENGINE], ids=["transformers", "fake"])
 def engine(request: pytest.FixtureRequest, pocket: Policy) -> RolloutEngine:
-    return load_engine(request.param, pocket, 16)
+    return load_engine(request.param, pocket)
 
 
 def sample(

@@ -58,7 +58,8 @@ def root(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def in_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A part of the same study, two runs at a time in processes of their own."""
-    return run_study(plan(tmp_path_factory.mktemp("processes"), "random", seeds=(0,)), jobs=2)
+    part = plan(tmp_path_factory.mktemp("processes"), "random", seeds=(0,))
+    return run_study(part, jobs=2, draw=write_run_report)
 
 
 def cell(root: Path, label: str, seed: int) -> Path:
