@@ -10,7 +10,14 @@ current policy against the validation set's, select the best tenth, train on it 
 from pathlib import Path
 
 from cropi import evaluate, rollout, score, select, train
-from cropi.config import EngineChoice, PromptSource, RolloutsConfig, TrainerChoice, TrainingConfig
+from cropi.config import (
+    EngineChoice,
+    PromptSource,
+    RolloutsConfig,
+    SelectionConfig,
+    TrainerChoice,
+    TrainingConfig,
+)
 from cropi.prompts import load_source
 
 STAGES, STEPS = 2, 20
@@ -28,17 +35,18 @@ sampling = RolloutsConfig(max_new_tokens=8, engine=EngineChoice.of(batch_size=51
 trl = TrainerChoice.of(grpo={"lr_scheduler_type": "constant"})
 grpo = TrainingConfig(learning_rate=5e-6, engine=trl)
 
-policy = "pocket"
+policy, scores = "pocket", []
 tried = rollout(policy, pool, OUT / "pool.parquet", verifier="exact", settings=sampling)
 wanted = rollout(policy, validation, OUT / "sort.parquet", verifier="exact", settings=sampling)
 
 for stage in range(STAGES):
     influence = score(policy, tried, {"sort": wanted})
-    selection = select(influence, ratio=0.1)
+    selection = select(influence, SelectionConfig(ratio=0.1), earlier=scores)
+    scores.append(influence.estimate)
     train(
-        policy, pool, selection, OUT / f"policy-{stage}", steps=STEPS, verifier="exact",
-        settings=grpo, rollouts=sampling, carry_optimizer=stage > 0, horizon=STAGES * STEPS,
+        policy, pool, selection, OUT / f"policy-{stage}", grpo, steps=STEPS, verifier="exact",
+        rollouts=sampling, carry_optimizer=stage > 0, horizon=STAGES * STEPS,
     )  # fmt: skip
     policy = str(OUT / f"policy-{stage}")
-    (result,) = evaluate(policy, test, verifier="exact", max_new_tokens=8)
+    (result,) = evaluate(policy, test, verifier="exact", rollouts=sampling)
     print(f"stage {stage + 1}: {len(selection.prompt_ids)} prompts, sort {result.pass_at[1]:.1%}")

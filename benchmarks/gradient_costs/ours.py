@@ -68,7 +68,7 @@ def timed_sketch(extractor: GradientExtractor, method: str, dim: int) -> Callabl
     """
     sketch = make_sketch(method, extractor.shapes, 0, dim=dim)
     if isinstance(sketch, FittedSketch):
-        sketch.learn(torch.randn(sketch.sample, sketch.width, device=extractor.device))
+        sketch.fit(torch.randn(sketch.sample, sketch.width, device=extractor.device))
 
     def sketch_pass(groups: Groups) -> None:
         kept = SketchBuffer(len(groups), sketch.dim)

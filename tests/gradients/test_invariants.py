@@ -376,6 +376,23 @@ def test_nan_in_a_fast_gradient_is_a_disagreement(
         gradients(qwen, mixed_groups(2), path="autograd")
 
 
+@pytest.mark.parametrize(
+    ("count", "remedy"), [(3, r"lower batch_tokens \(now 80\)"), (1, "use LoRA")]
+)
+def test_a_batch_that_does_not_fit_in_memory_is_an_input_error(
+    qwen: nn.Module, monkeypatch: pytest.MonkeyPatch, count: int, remedy: str
+) -> None:
+    extractor, groups = GradientExtractor(qwen, batch_tokens=80), mixed_groups(count)
+    extractor.run(groups, [])
+
+    def out_of_memory(*args: object) -> Tensor:
+        raise torch.OutOfMemoryError("1 GiB")
+
+    monkeypatch.setattr("cropi.gradients.extractor.forward_logits", out_of_memory)
+    with pytest.raises(InputError, match=f"do not fit.*{remedy}.*gradient_checkpointing"):
+        extractor.run(groups, [])
+
+
 @pytest.mark.parametrize("name", ["model.layers.0.mlp.up_proj.weight", "model.norm.weight"])
 def test_nan_weights_are_an_input_error(qwen: nn.Module, name: str) -> None:
     with torch.no_grad():

@@ -40,9 +40,9 @@ def contributions() -> dict[str, list[Contribution]]:
     }
 
 
-def dense(found: dict[str, list[Contribution]]) -> dict[str, Tensor]:
+def dense(actual: dict[str, list[Contribution]]) -> dict[str, Tensor]:
     gradients = {}
-    for name, parts in found.items():
+    for name, parts in actual.items():
         height = SHAPES[name][0] if len(SHAPES[name]) > 1 else 1
         tile = torch.empty(3, height, SHAPES[name][-1])
         for n, part in enumerate(parts):
@@ -51,9 +51,9 @@ def dense(found: dict[str, list[Contribution]]) -> dict[str, Tensor]:
     return gradients
 
 
-def project_factors(sketch: Sketch, found: dict[str, list[Contribution]]) -> Tensor:
+def project_factors(sketch: Sketch, actual: dict[str, list[Contribution]]) -> Tensor:
     out = torch.zeros(3, sketch.width)
-    for name, parts in found.items():
+    for name, parts in actual.items():
         if sketch.takes_factors(name):
             sketch.project_factors(name, parts, out)
         else:
@@ -62,17 +62,17 @@ def project_factors(sketch: Sketch, found: dict[str, list[Contribution]]) -> Ten
 
 
 @pytest.mark.parametrize("kind", MAKE)
-def test_factors_give_what_dense_rows_give(kind: str) -> None:
-    found = contributions()
-    expected = project(MAKE[kind](), dense(found))
-    assert_close(project_factors(MAKE[kind](), found), expected)
+def test_sketches_of_factors_equal_those_of_dense_rows(kind: str) -> None:
+    actual = contributions()
+    expected = project(MAKE[kind](), dense(actual))
+    assert_close(project_factors(MAKE[kind](), actual), expected)
 
 
 def test_a_block_made_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = contributions()
-    expected = project_factors(MAKE["factorised"](), found)
+    actual = contributions()
+    expected = project_factors(MAKE["factorised"](), actual)
     monkeypatch.setitem(module.BLOCK_BYTES, "cpu", 100)
-    assert_close(project_factors(MAKE["factorised"](), found), expected)
+    assert_close(project_factors(MAKE["factorised"](), actual), expected)
 
 
 @pytest.mark.parametrize("ratio", [0.01, 0.15, 1.0])
@@ -81,22 +81,24 @@ def test_a_factorised_mask_keeps_its_share(ratio: float) -> None:
     sketch = FactorisedSketch(shapes, 0, ratio, 64)
     cpu = torch.device("cpu")
     for name, size in (("w", 120_000), ("v", 1000)):
-        rows, columns = sketch.kept(name, cpu)
+        rows, columns = sketch.kept_indices(name, cpu)
         assert len(rows) * len(columns) == pytest.approx(ratio * size, rel=0.03)
         assert rows.tolist() == sorted(set(rows.tolist()))
         assert columns.tolist() == sorted(set(columns.tolist()))
-    assert all(len(kept) >= 1 for kept in sketch.kept("tiny", cpu))
+    assert all(len(indices) >= 1 for indices in sketch.kept_indices("tiny", cpu))
 
 
 def test_every_row_and_column_is_as_likely_to_be_kept() -> None:
     counts = torch.zeros(40)
     for seed in range(400):
-        _, columns = FactorisedSketch({"w": (9, 40)}, seed, 0.25, 16).kept("w", torch.device("cpu"))
+        _, columns = FactorisedSketch({"w": (9, 40)}, seed, 0.25, 16).kept_indices(
+            "w", torch.device("cpu")
+        )
         counts[columns] += 1
     assert float((counts / 400 - 0.5).abs().max()) < 5 * math.sqrt(0.25 / 400)
 
 
-def test_short_sides_and_vectors_lose_nothing_to_kronecker_maps() -> None:
+def test_short_axes_and_vectors_are_not_projected_by_kronecker_maps() -> None:
     """With every side short enough only hashing is left, here into more buckets than needed."""
     shapes = {"w": (8, 8), "v": (30,)}
     sketch = KroneckerSketch(shapes, 0, 1 << 16, 8)

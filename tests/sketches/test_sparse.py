@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cropi.sketches import SparseSketch, dense
+from cropi.sketches import SparseSketch
 from cropi.sketches import sparse as module
 from cropi.sketches.counter_rng import gaussians, mix64
 from cropi.sketches.sparse import hash_keys
@@ -47,8 +47,8 @@ def test_the_error_of_inner_products_meets_the_bound_of_signed_hashing(dim: int)
 
 
 def test_a_full_mask_keeps_every_coordinate() -> None:
-    keep, _, sign = SparseSketch(SHAPES, 7, 1.0, 16).coordinates(torch.arange(10_000))
-    assert keep.all()
+    mask, _, sign = SparseSketch(SHAPES, 7, 1.0, 16).coordinates(torch.arange(10_000))
+    assert mask.all()
     assert set(sign.tolist()) == {-1.0, 1.0}
 
 
@@ -83,8 +83,8 @@ def test_blocks_and_the_cache_change_nothing(
 def test_the_mask_is_uniform_over_all_coordinates(ratio: float) -> None:
     """Chi-square over 64 regions: a mask from the first coordinates would fill one of them."""
     size, regions = 64 * 20_000, 64
-    keep, _, _ = SparseSketch(SHAPES, 3, ratio, 16).coordinates(torch.arange(size))
-    counts = keep.view(regions, -1).sum(1).double()
+    mask, _, _ = SparseSketch(SHAPES, 3, ratio, 16).coordinates(torch.arange(size))
+    counts = mask.view(regions, -1).sum(1).double()
     expected = size / regions * ratio
     chi_square = float(((counts - expected) ** 2).sum() / (expected * (1 - ratio)))
     # Mean 64, standard deviation sqrt(128): between -4 and +5 standard deviations.
@@ -92,8 +92,8 @@ def test_the_mask_is_uniform_over_all_coordinates(ratio: float) -> None:
 
 
 def test_buckets_and_signs_are_uniform_and_independent_of_the_mask() -> None:
-    keep, bucket, sign = SparseSketch(SHAPES, 3, 0.15, 16).coordinates(torch.arange(200_000))
-    for chosen in (torch.ones_like(keep), keep):
+    mask, bucket, sign = SparseSketch(SHAPES, 3, 0.15, 16).coordinates(torch.arange(200_000))
+    for chosen in (torch.ones_like(mask), mask):
         counts = torch.bincount(bucket[chosen], minlength=16).double()
         expected = float(chosen.sum()) / 16
         assert float(((counts - expected) ** 2).sum() / expected) < 16 + 5 * math.sqrt(32)
@@ -113,36 +113,36 @@ def test_neighbouring_seeds_are_not_shifted_copies(other: int) -> None:
     "place", [0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**33 + 12345, 2**40 + 7, 2**62]
 )
 @pytest.mark.parametrize("seed", [0, 1, 2**31 - 1])
-def test_index_arithmetic_is_right_beyond_32_bits(place: int, seed: int) -> None:
+def test_index_arithmetic_is_correct_beyond_32_bits(place: int, seed: int) -> None:
     places = torch.arange(place, place + 5, dtype=torch.int64)
     for key in hash_keys(seed):
-        found = [value & MASK for value in mix64(places, key).tolist()]
-        assert found == [python_mix64(p, key) for p in range(place, place + 5)]
-    keep, bucket, sign = SparseSketch(SHAPES, seed, 0.3, 8191).coordinates(places)
+        actual = [value & MASK for value in mix64(places, key).tolist()]
+        assert actual == [python_mix64(p, key) for p in range(place, place + 5)]
+    mask, bucket, sign = SparseSketch(SHAPES, seed, 0.3, 8191).coordinates(places)
     for n, expected in enumerate(python_coordinate(p, seed, 0.3, 8191) for p in places.tolist()):
-        found = (bool(keep[n]), int(bucket[n]), float(sign[n]))
-        assert found == (expected[0], expected[1], pytest.approx(expected[2], rel=1e-6))
+        actual = (bool(mask[n]), int(bucket[n]), float(sign[n]))
+        assert actual == (expected[0], expected[1], pytest.approx(expected[2], rel=1e-6))
 
 
 @pytest.mark.parametrize("listed", [False, True])
-def test_places_go_on_beyond_32_bits_where_a_model_is_that_large(listed: bool) -> None:
+def test_places_of_large_models_continue_beyond_32_bits(listed: bool) -> None:
     """Offsets past 2^33, and rows of one parameter past 2^32, tile by tile."""
     shapes = {"a": (2**33, 1), "b": (2**31, 5)}
     first_row = 2**31 - 10
     gradient = torch.arange(1.0, 51.0).view(1, 10, 5)
-    found, expected = torch.zeros(1, 97), torch.zeros(97)
+    actual, expected = torch.zeros(1, 97), torch.zeros(97)
     for start in (0, 3, 6):
         stop = {0: 3, 3: 6, 6: 10}[start]
         rows: slice | torch.Tensor = slice(first_row + start, first_row + stop)
         rows = torch.arange(rows.start, rows.stop) if listed else rows
-        SparseSketch(shapes, 11, 1.0, 97).project("b", rows, gradient[:, start:stop], found)
+        SparseSketch(shapes, 11, 1.0, 97).project("b", rows, gradient[:, start:stop], actual)
     for n, value in enumerate(gradient.flatten().tolist()):
         _, bucket, sign = python_coordinate(2**33 + first_row * 5 + n, 11, 1.0, 97)
         expected[bucket] += sign * value
-    assert torch.allclose(found[0], expected, atol=1e-4)
+    assert torch.allclose(actual[0], expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("entries", [dense.rademacher_entries, dense.gaussian_entries])
+@pytest.mark.parametrize("entries", [module.rademacher_entries, module.gaussian_entries])
 def test_entries_of_dense_projections_are_standard_and_independent(entries: Callable) -> None:
     """Near and far places alike: what lies beyond 2^32 must not repeat what lies before."""
     places = torch.cat([torch.arange(300), 2**32 + torch.arange(300)])
@@ -159,5 +159,5 @@ def test_entries_of_dense_projections_are_standard_and_independent(entries: Call
 def test_gaussians_have_normal_tails() -> None:
     values = gaussians(torch.arange(200_000), 12345)
     for limit, share in ((1.0, 0.3173), (2.0, 0.0455), (3.0, 0.0027)):
-        found = float((values.abs() > limit).double().mean())
-        assert abs(found - share) < 5 * math.sqrt(share / 200_000)
+        actual = float((values.abs() > limit).double().mean())
+        assert abs(actual - share) < 5 * math.sqrt(share / 200_000)

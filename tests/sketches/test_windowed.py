@@ -33,13 +33,13 @@ def test_the_error_of_inner_products_meets_the_bound_of_signed_hashing(dim: int)
     for seed in range(300):
         out = project(WindowedSketch(SHAPES, seed, dim), gradients)
         errors.append(float(out[0] @ out[1] - a @ b))
-    fewest_starts = dim - dim // module.SHARE + 1
+    fewest_starts = dim - dim // module.PIECES + 1
     assert np.mean(np.square(errors)) < 1.3 * float(bound) / fewest_starts
 
 
 @pytest.mark.parametrize("height", [3, 2**31, 2**33])
 @pytest.mark.parametrize("width", [1, 64, 70])
-def test_index_arithmetic_is_right_beyond_32_bits(height: int, width: int) -> None:
+def test_index_arithmetic_is_correct_beyond_32_bits(height: int, width: int) -> None:
     """Signs and starts of the last rows of a model of any size, by Python's own integers."""
     shapes = {"a": (height, width), "b": (2, 130)}
     sketch = WindowedSketch(shapes, 11, 97)
@@ -78,8 +78,8 @@ def test_overlapping_windows_lose_nothing(length: int) -> None:
 def test_buffers_and_the_cache_change_nothing(cache: int, monkeypatch: pytest.MonkeyPatch) -> None:
     gradients = vectors(3)
     expected = project(WindowedSketch(SHAPES, 5, 128), gradients)
-    monkeypatch.setattr(module, "BUFFER", 170)
-    monkeypatch.setattr(module, "DRAWN", 150)
+    monkeypatch.setattr(module, "SIGNED_CHUNK", 170)
+    monkeypatch.setattr(module, "DRAWN_CHUNK", 150)
     monkeypatch.setattr(module, "CACHE_BYTES", cache)
     pieces = WindowedSketch(SHAPES, 5, 128)
     for rows, listed in ((4, True), (30, False), (7, False), (9, True)):

@@ -49,13 +49,13 @@ def project(
 
 def inner_products(make: Make, gradients: Mapping[str, Tensor], seeds: int) -> Tensor:
     """Inner products of the sketches under each seed, [seeds, P, P]."""
-    found = []
+    actual = []
     for seed in range(seeds):
         out = project(make(seed), gradients)
-        found.append(out @ out.T)
-    return torch.stack(found)
+        actual.append(out @ out.T)
+    return torch.stack(actual)
 
 
-def assert_close(found: Tensor, expected: Tensor) -> None:
+def assert_close(actual: Tensor, expected: Tensor) -> None:
     """Equal but for the order of fp32 sums."""
-    torch.testing.assert_close(found.double(), expected.double(), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(actual.double(), expected.double(), atol=1e-4, rtol=1e-5)

@@ -2,6 +2,6 @@
 
 `starting_point` loads the prompts and makes the start policy, `start_rollouts` collects,
 `stage_rollouts` samples again what has gone stale, `stage_choice` scores and selects,
-`stage_training` trains and `accuracy` evaluates. The packages do the work; a step here adds the
+`stage_training` trains and `evaluator` evaluates. The packages do the work; a step here adds the
 run directory's files to it, and does nothing if its output is current (`store.cached`).
 """

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cropi.config import RunConfig, resolve_model_path
-from cropi.curriculum.accuracy import evaluate_start, start_evaluation_costs
+from cropi.curriculum.evaluator import evaluate_start, start_evaluation_costs
 from cropi.curriculum.policies import Policies, delete_old_checkpoints
 from cropi.curriculum.run_context import (
     RunLog,
@@ -26,6 +26,7 @@ from cropi.curriculum.run_context import (
     needs_of_arm,
     open_directory,
 )
+from cropi.curriculum.run_steps import Steps
 from cropi.curriculum.start_rollouts import StartRollouts, collect_rollouts, collection_costs
 from cropi.curriculum.starting_point import (
     load_prompts,
@@ -33,7 +34,6 @@ from cropi.curriculum.starting_point import (
     record_inputs,
     warmup_costs,
 )
-from cropi.curriculum.steps import Steps
 from cropi.progress import ProgressReporter
 from cropi.selection.settings import StrategyChoice
 from cropi.store.lock import exclusive_lock

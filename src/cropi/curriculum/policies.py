@@ -1,4 +1,4 @@
-"""The policies of a run: loaded, told apart by what they were made from, and deleted when old."""
+"""The policies of a run: loaded, identified by what they were made from, and deleted when old."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cropi.errors import InputError
-from cropi.policy.loading import Policy, load_policy
+from cropi.policy.loading import Policy
+from cropi.policy.reference import PolicyRef
 from cropi.policy.settings import ModelConfig
 from cropi.schema import PolicyIdentity, fingerprint
 from cropi.store.cached import recorded_fingerprint
@@ -41,8 +42,15 @@ class Policies:
 
     def load(self, path: str) -> Policy:
         """Load the policy at `path`. Raises InputError if its weights have been deleted."""
+        return self.reference(path).load()
+
+    def reference(self, path: str) -> PolicyRef:
+        """Return a reference to the policy at `path`, whose weights are loaded on demand.
+
+        Raises InputError if they have been deleted.
+        """
         _require_weights(Path(path))
-        return load_policy(
+        return PolicyRef(
             path,
             revision=self.model.revision if path == self.model.path else None,
             dtype=self.model.dtype,

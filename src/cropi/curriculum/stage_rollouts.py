@@ -23,6 +23,7 @@ from cropi.curriculum.start_rollouts import (
     rollout_cost,
 )
 from cropi.policy.loading import Policy
+from cropi.policy.reference import PolicyRef
 from cropi.rollouts import read_rollouts
 from cropi.rollouts.staleness import staleness_under
 from cropi.schema import RolloutGroup
@@ -89,16 +90,16 @@ class RolloutRefresh:
         inputs_fingerprint: str,
     ) -> None:
         """Sample the sets of these kinds, and list them with their costs in rollouts.json."""
-        load: Callable[[], Policy] = cache(lambda: self.policies.load(policy))
+        reference: Callable[[], PolicyRef] = cache(lambda: self.policies.reference(policy))
         costs: list[CostRow] = []
         requests = [each for each in self.requests if each.kind in kinds]
         if "stale" in kinds:
-            stale, cost = self._stale_pool(stage, load(), pool)
+            stale, cost = self._stale_pool(stage, reference().load(), pool)
             requests, costs = [stale, *requests], [cost]
         requests = [each for each in requests if each.prompts]
         for each in requests:
             out = stage.rollouts(each.kind, each.name)
-            groups = self.sampler.sample(load, self.policies.key(policy), each, out, stage)
+            groups = self.sampler.sample(reference, self.policies.key(policy), each, out, stage)
             costs.append(rollout_cost(groups, self.policies.parameters, stage.arm, stage.index))
         write_json(
             stage.refresh_facts,

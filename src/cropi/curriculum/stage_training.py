@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cropi.curriculum.accuracy import Evaluator, accuracy_note, evaluation_cost
+from cropi.curriculum.evaluator import Evaluator, accuracy_note, evaluation_cost
 from cropi.curriculum.policies import Policies
 from cropi.curriculum.run_context import RunLog, Seeds
 from cropi.curriculum.settings import CurriculumConfig

@@ -14,7 +14,7 @@ import numpy as np
 
 from cropi.curriculum.policies import Policies
 from cropi.curriculum.run_context import RunLog, Seeds
-from cropi.policy.loading import Policy
+from cropi.policy.reference import PolicyRef
 from cropi.progress import Bar
 from cropi.prompts import PromptSets
 from cropi.rollouts import read_rollouts, rollout
@@ -85,7 +85,7 @@ class Sampler:
 
     def sample(
         self,
-        policy: Callable[[], Policy],
+        policy: Callable[[], PolicyRef],
         policy_key: str,
         request: RolloutRequest,
         out: Path,
@@ -93,8 +93,8 @@ class Sampler:
     ) -> list[RolloutGroup]:
         """Return the rollouts of a request from `out`, sampled if need be.
 
-        `policy` loads what is sampled from, which `policy_key` identifies; `stage` is the one that
-        samples again, whose seeds differ from the start's.
+        `policy` returns what is sampled from, which `policy_key` identifies; `stage` is the one
+        that samples again, whose seeds differ from the start's.
         """
 
         def sample_missing(inputs_fingerprint: str) -> None:
@@ -132,7 +132,7 @@ def collect_rollouts(
     start: str, requests: Sequence[RolloutRequest], sampler: Sampler, policies: Policies
 ) -> StartRollouts:
     """Collect what is missing, and report how informative the pool is."""
-    policy, policy_key = cache(lambda: policies.load(start)), policies.key(start)
+    policy, policy_key = cache(lambda: policies.reference(start)), policies.key(start)
     directory = sampler.log.directory
     rollouts = {
         (each.kind, each.name): sampler.sample(

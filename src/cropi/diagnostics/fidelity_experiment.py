@@ -208,7 +208,7 @@ class FidelityExperiment:
 
     def _fit(self, sketches: Sequence[Sketch]) -> None:
         """Fit adaptive sketches on a sample of the whole pool, not just of what is compared."""
-        unfitted = [s for s in sketches if isinstance(s, FittedSketch) and not s.learnt]
+        unfitted = [s for s in sketches if isinstance(s, FittedSketch) and not s.is_fitted]
         if not unfitted:
             return
         size = max(sketch.sample for sketch in unfitted)
@@ -217,7 +217,7 @@ class FidelityExperiment:
         sinks = [sample_sink(wide_NW) for wide_NW in samples]
         self._stream(sample, unfitted, sinks, wide=True)
         for sketch, wide_NW in zip(unfitted, samples, strict=True):
-            sketch.learn(wide_NW)
+            sketch.fit(wide_NW)
 
     def _stream(
         self,

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from cropi.errors import InputError
 from cropi.evaluation.settings import EvaluationConfig
+from cropi.policy.reference import PolicyRef
 from cropi.prompts.encoding import encode_all
 from cropi.rollouts.collect import judge_completions
 from cropi.rollouts.engines.engine import (
@@ -95,7 +96,7 @@ class EvaluationSets:
 
 
 def evaluate(
-    policy: Policy | str | Path,
+    policy: Policy | PolicyRef | str | Path,
     sets: Mapping[str, Sequence[Prompt]] | EvaluationSets,
     settings: EvaluationConfig | None = None,
     *,
@@ -112,7 +113,7 @@ def evaluate(
     pass@k, which is NaN if none is left. `tokens` counts sampled tokens.
 
     Args:
-        policy: a loaded policy, or a path, hub id or built-in name.
+        policy: a loaded policy, a reference, or a path, hub id or built-in name.
         sets: prompts by the name of their set, or sets that are encoded already.
         settings: samples, temperature and k; a temperature of 0 is greedy decoding.
         rollouts: the engine that samples, and the length limit where `settings` has none.
@@ -123,19 +124,18 @@ def evaluate(
     Raises:
         InputError: a set is empty, a k exceeds the samples, or a prompt exceeds the context.
     """
-    from cropi.policy.loading import as_policy
     from cropi.verifiers import Judge, open_judge
 
     settings, rollouts = settings or EvaluationConfig(), rollouts or RolloutsConfig()
-    loaded = as_policy(policy)
+    reference = PolicyRef.of(policy)
     if not isinstance(sets, EvaluationSets):
-        sets = EvaluationSets.prepare(loaded.tokenizer, sets, template_kwargs)
+        sets = EvaluationSets.prepare(reference.tokenizer, sets, template_kwargs)
     new_tokens = settings.max_new_tokens or rollouts.max_new_tokens
     with open_judge(verifier) as judge:
         if not isinstance(verifier, Judge):
             judge.check([prompt for prompts in sets.prompts for prompt in prompts])
         return sets.evaluate(
-            load_engine(rollouts.engine, loaded),
+            load_engine(rollouts.engine, reference),
             judge,
             Sampling(settings.temperature, settings.top_p, 0, new_tokens),
             settings.responses,

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from cropi.settings import Count, Section
 
 TargetMemory = Literal["fp32", "bf16", "offload"]
-"""Where target directions are held: in fp32 or bf16 beside the model, or in the CPU's memory."""
+"""Where target directions are held: fp32 or bf16 on the device, or fp32 outside its memory."""
 
 
 class ClipConfig(Section):
@@ -42,17 +42,17 @@ class ObjectiveConfig(Section):
     def _nothing_inert(self) -> ObjectiveConfig:
         if self.clip is not None and self.ratio == "none":
             raise ValueError(
-                "clip needs a ratio to clip; set ratio to token or sequence, or drop it"
+                "clip needs a ratio to clip; set ratio to token or sequence, or remove clip"
             )
         if self.constant_length is not None and self.normalisation != "constant":
             raise ValueError(
                 f"constant_length {self.constant_length} has no effect with normalisation "
-                f"{self.normalisation!r}; set normalisation to constant, or drop it"
+                f"{self.normalisation!r}; set normalisation to constant, or remove it"
             )
         return self
 
     def with_length(self, length: int) -> ObjectiveConfig:
-        """The same, dividing by `length` tokens where a constant is asked for and none is set."""
+        """The same, with `length` as the constant divisor if one is needed and not set."""
         if self.normalisation != "constant" or self.constant_length:
             return self
         return self.model_copy(update={"constant_length": length})

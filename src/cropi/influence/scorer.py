@@ -15,8 +15,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,11 +41,6 @@ from cropi.influence.targets import (
 from cropi.schema import UNSCORED, RolloutGroup, fingerprint
 from cropi.sketches import FittedSketch, Sketch, SketchBuffer, SketchConsumer
 from cropi.sketches.counter_rng import parameters_identity
-
-if TYPE_CHECKING:
-    from cropi.influence.features.extraction import Extraction
-    from cropi.influence.features.feature_files import Dtype
-    from cropi.influence.features.feature_store import FeatureStore
 
 Groups = Sequence[RolloutGroup]
 PhaseProgress = Callable[[str, int, int], None]
@@ -124,38 +117,13 @@ class Scorer:
         """
         return self._dense_targets(sets) if self.sketch is None else self._sketched_targets(sets)
 
-    def features(
-        self,
-        groups: Groups,
-        folder: Path,
-        *,
-        rollouts: str,
-        dtype: Dtype = "float16",
-        like: FeatureStore | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Extraction:
-        """Store the sketch of every informative prompt; see `features.extraction`."""
-        from cropi.influence.features.extraction import write_features
-
-        return write_features(
-            self.extractor,
-            self.sketch,
-            groups,
-            folder,
-            rollouts=rollouts,
-            dtype=dtype,
-            like=like,
-            preconditioner=self.preconditioner,
-            progress=progress,
-        )
-
     def _stream(self, phase: str, groups: Groups, *consumers: GradientConsumer) -> None:
         advance = progress_counter(self.progress, phase, len(groups))
         self.tokens += self.extractor.run(groups, consumers, advance).tokens
 
     def _fit(self, pool: Groups) -> None:
         """Fit a sketch that is fitted to data, unless it already is."""
-        if isinstance(self.sketch, FittedSketch) and not self.sketch.learnt:
+        if isinstance(self.sketch, FittedSketch) and not self.sketch.is_fitted:
             size = min(len(pool), self.sketch.sample)
             advance = progress_counter(self.progress, "fitting the sketch", size)
             self.tokens += fit_sketch(self.extractor, self.sketch, pool, advance)
@@ -249,7 +217,7 @@ def fit_sketch(
     buffer = SketchBuffer(len(sample), sketch.width)
     consumer = SketchConsumer(sketch, buffer, extractor.device, wide=True)
     report = extractor.run(sample, [consumer], advance)
-    sketch.learn(buffer.sketches)
+    sketch.fit(buffer.sketches)
     return report.tokens
 
 

@@ -12,6 +12,7 @@ import torch
 from cropi.errors import InputError
 from cropi.gradients.extractor import GradientExtractor, UnmatchedPatternError
 from cropi.influence.cosines import Influence
+from cropi.influence.features.extraction import Extraction, write_features
 from cropi.influence.features.feature_files import Dtype
 from cropi.influence.features.feature_store import FeatureStore, as_store
 from cropi.influence.features.feature_writer import require_store_place
@@ -29,7 +30,6 @@ from cropi.store.files import file_hash
 if TYPE_CHECKING:
     from torch import nn
 
-    from cropi.influence.features.extraction import Extraction
     from cropi.policy.loading import Policy
 
 
@@ -139,12 +139,15 @@ def extract_features(
         constant_length=longest_allowed(groups),
         checkpoint=_checkpoint(policy, checkpoint),
     )
-    return scorer.features(
+    return write_features(
+        scorer.extractor,
+        scorer.sketch,
         groups,
         Path(out),
         rollouts=file_hash(Path(rollouts)),
         dtype=stored,
         like=None if like is None else as_store(like),
+        preconditioner=scorer.preconditioner,
         progress=progress,
     )
 

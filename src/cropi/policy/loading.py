@@ -89,11 +89,6 @@ def load_policy(
     return Policy(model, tokenizer, identity, eos, context_of(model.config))
 
 
-def as_policy(policy: Policy | str | Path) -> Policy:
-    """Return a policy as it is, or load it from a path, hub id or built-in name."""
-    return load_policy(policy) if isinstance(policy, str | Path) else policy
-
-
 def as_model(policy: Any) -> Any:
     """Return the model of a policy; a path is loaded without a tokenizer, a model is returned."""
     if isinstance(policy, str | Path):

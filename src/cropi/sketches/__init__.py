@@ -44,6 +44,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    own_file = name.endswith("Sketch") and name not in ("Sketch", "FittedSketch", "PlainSketch")
-    module = name.removesuffix("Sketch").lower() if own_file else "sketch"
+    has_file = name.endswith("Sketch") and name not in ("Sketch", "FittedSketch", "PlainSketch")
+    module = name.removesuffix("Sketch").lower() if has_file else "sketch"
     return getattr(importlib.import_module(f"{__name__}.{module}"), name)

@@ -1,19 +1,18 @@
-"""A sketch that learns where gradients lie: principal directions kept, the rest hashed.
+"""A sketch that is fitted to the pool: principal directions exactly, the rest hashed.
 
 Per-prompt gradients of one policy fill little of their space. So each is first hashed to many more
-buckets than will be kept (`width`), which costs no more than hashing to few; a sample of the pool's
-wide sketches, each of unit length, gives the principal directions B (orthonormal rows); and what
-is kept of a wide sketch w is
+buckets (`width`) than the sketch has dimensions, which costs no more than hashing to few; a sample
+of the pool's wide sketches, each of unit length, gives the principal directions B (orthonormal
+rows); and a wide sketch w is compressed to
 
     [ B w,  H (w - B^T B w) ]
 
-with H a signed hashing to the dimensions left. Inner products are unbiased given B, and H errs
-only on the part that B misses. Targets are never seen: what was learnt is a property of the pool,
-its hash is in the identity, and `saved` and `load` carry it to another machine. B is kept in
-fp16 numbers, so that what is used and what is saved are one.
+with H a signed hashing to the remaining dimensions. Inner products are unbiased given B, and only
+the part that B misses has an error. Targets are never seen: B is a property of the pool, its hash
+is in the identity, and `state_bytes` and `load_state` carry it to another machine. B is rounded to
+fp16 when it is fitted, so that the saved and the used basis are equal.
 
-Measured in docs/decisions.md; keeping the heaviest coordinates, or the heaviest buckets, instead
-gains a tenth of that.
+Storing the heaviest coordinates or buckets instead gains a tenth of that (docs/design/sketches.md).
 
 Shape legend: P prompts, N prompts of the sample, W width, M directions, D dimensions.
 """
@@ -48,7 +47,7 @@ FACTOR = 4
 """Buckets to accumulate in, as a multiple of `dim`, where that is more."""
 
 NEGLIGIBLE = 1e-6
-"""Directions with less than this share of the first one's energy are rounding."""
+"""Directions with less than this share of the first one's energy are rounding error."""
 
 
 def default_width(dim: int) -> int:
@@ -58,9 +57,9 @@ def default_width(dim: int) -> int:
 
 @dataclass
 class AdaptiveSketch:
-    """`base` compressed to `dim` dimensions, at most `directions` (and dim / 2) of them learnt.
+    """`base` compressed to `dim` dimensions, at most `directions` (and dim / 2) of them fitted.
 
-    `sample` is how many prompts are worth learning from.
+    `sample` is the number of prompts to fit it on.
     """
 
     base: Sketch
@@ -78,14 +77,14 @@ class AdaptiveSketch:
         return self.base.width
 
     @property
-    def learnt(self) -> bool:
-        """Whether it may compress."""
+    def is_fitted(self) -> bool:
+        """Whether it can compress."""
         return self._basis_MW is not None
 
     @property
     def identity(self) -> dict[str, str]:
-        """The base's identity, the settings, and a hash of what was learnt."""
-        return {**self._settings, "learnt": self._fingerprint}
+        """The base's identity, the settings, and a hash of the fitted basis."""
+        return {**self._settings, "fitted": self._basis_hash}
 
     def project(
         self, name: str, rows: slice | Tensor, gradient_PRI: Tensor, out_PW: Tensor
@@ -94,7 +93,7 @@ class AdaptiveSketch:
         self.base.project(name, rows, gradient_PRI, out_PW)
 
     def takes_factors(self, name: str) -> bool:
-        """As the base likes it."""
+        """What the base prefers."""
         return self.base.takes_factors(name)
 
     def project_factors(
@@ -103,45 +102,45 @@ class AdaptiveSketch:
         """Add the wide sketch of a parameter's factors."""
         self.base.project_factors(name, contributions, out_PW)
 
-    def learn(self, wide_NW: Tensor) -> None:
+    def fit(self, wide_NW: Tensor) -> None:
         """Find the principal directions of fp32 wide sketches [N, W] of pool prompts.
 
-        Zero and infinite ones are left out; raises InputError if that leaves none. The sample's
-        own inner products are decomposed, [N, N] in float64, so cost and memory are the sample's.
-        Other threads and machines round otherwise: learn once, and share what `saved` gives.
+        Zero and infinite ones are left out; raises InputError if none remain. The sample's inner
+        products [N, N] are decomposed in float64, so cost and memory depend on the sample alone.
+        Rounding differs between thread counts and machines: fit once, and share `state_bytes`.
         """
         lengths_N = torch.linalg.vector_norm(wide_NW, dim=1, dtype=torch.float64)
         usable_N = lengths_N.isfinite() & (lengths_N > 0)
         units = wide_NW[usable_N] / lengths_N[usable_N].float().unsqueeze(1)
         if not len(units):
             raise InputError(
-                f"{len(wide_NW)} prompts with gradients of zero teach a sketch nothing; use more "
-                "prompts, or a sketch that does not learn, such as sparse"
+                f"all {len(wide_NW)} sampled gradients are zero or not finite, so the sketch "
+                "cannot be fitted; use more prompts, or a sketch that is not fitted (windowed)"
             )
         energies, vectors = torch.linalg.eigh(block_dots(units, units))
-        real = int((energies > NEGLIGIBLE * energies[-1]).sum())
-        count = min(self.directions, self.dim // 2, real)
+        rank = int((energies > NEGLIGIBLE * energies[-1]).sum())
+        count = min(self.directions, self.dim // 2, rank)
         mixing_MN = vectors.flip(1)[:, :count].T.float()
-        # QR, for rows scaled by small energies would not be orthonormal to the last digits.
-        self._take(torch.linalg.qr((mixing_MN @ units).T).Q.T)
+        # QR, because rows scaled by small energies would not be orthonormal to the last digits.
+        self._set_basis(torch.linalg.qr((mixing_MN @ units).T).Q.T)
 
     def compress(self, wide_PW: Tensor) -> Tensor:
-        """Finished sketches fp32 [P, D]: the learnt directions, then the hashed rest.
+        """Finished sketches fp32 [P, D]: the fitted directions, then the hashed rest.
 
         H is linear, so the rest is hashed without being formed: H w - (H B^T) B w.
         """
-        assert self._basis_MW is not None, "learn, or load what was learnt, comes first"
+        assert self._basis_MW is not None, "fit or load_state comes first"
         assert self._rest is not None
         assert self._hashed_basis_MD is not None
-        learnt_PM = wide_PW @ self._on(wide_PW.device).T
+        fitted_PM = wide_PW @ self._basis_on(wide_PW.device).T
         rest_PD = wide_PW.new_zeros(len(wide_PW), self._rest.dim)
         self._rest.project("wide", slice(0, 1), wide_PW.unsqueeze(1), rest_PD)
-        rest_PD.addmm_(learnt_PM, self._hashed_basis_MD, alpha=-1)
-        return torch.cat([learnt_PM, rest_PD], 1)
+        rest_PD.addmm_(fitted_PM, self._hashed_basis_MD, alpha=-1)
+        return torch.cat([fitted_PM, rest_PD], 1)
 
-    def saved(self) -> bytes:
-        """What was learnt, as the content of an .npz file; equal state gives equal bytes."""
-        assert self._basis_MW is not None, "nothing was learnt yet"
+    def state_bytes(self) -> bytes:
+        """The fitted state, as the content of an .npz file; equal state gives equal bytes."""
+        assert self._basis_MW is not None, "the sketch is not fitted yet"
         settings = np.array(json.dumps(self._settings, sort_keys=True))
         basis = self._basis_MW.half().cpu().numpy()
         content = io.BytesIO()
@@ -149,52 +148,57 @@ class AdaptiveSketch:
             for name, array in (("settings", settings), ("basis", basis)):
                 member = io.BytesIO()
                 np.save(member, array)
-                # Entries made this way carry no date.
+                # Entries made like this have no date.
                 archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getvalue())
         return content.getvalue()
 
-    def load(self, content: bytes) -> None:
-        """Take back what `saved` gave. Raises InputError if it belongs to another sketch."""
+    def load_state(self, content: bytes) -> None:
+        """Restore a `state_bytes`. Raises InputError if it belongs to another sketch."""
         try:
             with np.load(io.BytesIO(content)) as archive:
                 settings, basis = json.loads(str(archive["settings"])), archive["basis"]
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise InputError(
-                f"what the sketch learnt is damaged ({type(error).__name__}: {error}); learn again"
+                f"the fitted sketch is damaged ({type(error).__name__}: {error}); fit it again"
             ) from error
         if settings != self._settings:
-            off = [
+            differences = [
                 f"{key} {settings.get(key)!r} instead of {value!r}"
                 for key, value in self._settings.items()
                 if settings.get(key) != value
             ]
             raise InputError(
-                f"what a sketch learnt belongs to another one ({', '.join(off)}); use the same "
-                "model, seed and dimensions, or learn again"
+                f"the fitted state belongs to another sketch ({', '.join(differences)}); use the "
+                "same model, seed and dimensions, or fit it again"
             )
-        self._take(torch.from_numpy(basis).float())
+        self._set_basis(torch.from_numpy(basis).float())
 
     @property
     def _settings(self) -> dict[str, str]:
         base = {f"base_{key}": value for key, value in self.base.identity.items()}
-        own = {"sketch": "adaptive", "seed": str(self.seed), "dim": str(self.dim)}
-        return {**own, "directions": str(self.directions), **base}
+        return {
+            "sketch": "adaptive",
+            "seed": str(self.seed),
+            "dim": str(self.dim),
+            "directions": str(self.directions),
+            **base,
+        }
 
     @property
-    def _fingerprint(self) -> str:
+    def _basis_hash(self) -> str:
         if self._basis_MW is None:
-            return "nothing yet"
+            return "not yet"
         return hashlib.sha256(self._basis_MW.half().cpu().numpy().tobytes()).hexdigest()[:16]
 
-    def _take(self, basis_MW: Tensor) -> None:
-        """Settle on a basis, and on the hashing of what it misses."""
+    def _set_basis(self, basis_MW: Tensor) -> None:
+        """Store the basis, and the hashing of what it misses."""
         self._basis_MW = basis_MW.half().float()
         directions, width = basis_MW.shape
         self._rest = SparseSketch({"wide": (width,)}, self.seed, 1.0, self.dim - directions)
         self._hashed_basis_MD = basis_MW.new_zeros(directions, self._rest.dim)
         self._rest.project("wide", slice(0, 1), self._basis_MW.unsqueeze(1), self._hashed_basis_MD)
 
-    def _on(self, device: torch.device) -> Tensor:
+    def _basis_on(self, device: torch.device) -> Tensor:
         """The basis, moved once to where gradients are."""
         assert self._basis_MW is not None
         assert self._hashed_basis_MD is not None

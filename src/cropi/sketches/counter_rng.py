@@ -1,10 +1,10 @@
-"""Random numbers from counters: the same everywhere, in any order, past 2^32, and never stored.
+"""Counter-based random numbers: reproducible on any machine in any order, and never stored.
 
-A thing that needs randomness (a coordinate, a row's place, sixty-four signs) has a number, its
-place; a 64-bit mix of place and key is its randomness. Keys come from the seed and from what they
-are for, so that two uses of one seed have nothing in common.
+Whatever needs randomness (a coordinate, the start of a piece, sixty-four signs) has a 64-bit
+number, its *place*; a 64-bit mix of place and key is its randomness. Keys come from the seed and a
+purpose, so that two uses of one seed are independent.
 
-Shape legend: R rows, N anything.
+Shape legend: R rows, N any number of items.
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ WORD = 64
 
 @cache
 def keys(purpose: str, seed: int, count: int = 2) -> tuple[int, ...]:
-    """`count` (at most 4) int64 keys for one use of a seed.
+    """`count` (at most 4) int64 keys for one purpose of a seed.
 
-    Nearby seeds must not give nearby keys: keys that differ by k give the same numbers, shifted by
-    k places.
+    They are hashes, because keys that differ by k give the same numbers, shifted by k places.
     """
     digest = hashlib.sha256(f"cropi.{purpose}/{seed}".encode()).digest()
     parts = [digest[n : n + 8] for n in range(0, 8 * count, 8)]
@@ -48,7 +47,7 @@ def mix64(places_N: Tensor, key: int) -> Tensor:
 
 
 def shift_right(values_N: Tensor, bits: int) -> Tensor:
-    """Logical shift of int64: torch's is arithmetic, so the copied sign bits are cleared."""
+    """Logical shift of int64: torch's shift is arithmetic, so the copied sign bits are cleared."""
     return (values_N >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
@@ -72,7 +71,7 @@ def _octet_signs(device: torch.device) -> Tensor:
 
 
 def gaussians(places_N: Tensor, key: int) -> Tensor:
-    """Standard normal fp32, one a place: Box and Muller (1958) on two halves of the mix."""
+    """Standard normal fp32, one per place: Box and Muller (1958) on two halves of the mix."""
     mixed = mix64(places_N, key)
     radius = (shift_right(mixed, 32).double() + 0.5) / 2**32
     angle = (mixed & 0xFFFFFFFF).double() / 2**32
@@ -80,7 +79,7 @@ def gaussians(places_N: Tensor, key: int) -> Tensor:
 
 
 def lowest(numbers_N: Tensor, count: int) -> Tensor:
-    """Sorted places int64 of the `count` lowest numbers: of mixed ones, a sample of all places."""
+    """Sorted places int64 of the `count` lowest numbers; of mixed numbers, a uniform sample."""
     return numbers_N.argsort(stable=True)[:count].sort().values
 
 
@@ -91,8 +90,8 @@ def row_numbers(rows: slice | Tensor, device: torch.device) -> Tensor:
     return torch.arange(rows.start, rows.stop, dtype=torch.int64, device=device)
 
 
-class Layout:
-    """Places for `per_row(width)` things in each row of each parameter, names sorted, gapless."""
+class CoordinateIndex:
+    """Places of `per_row(width)` items in each row of each parameter: names sorted, no gaps."""
 
     def __init__(
         self, shapes: Mapping[str, tuple[int, ...]], per_row: Callable[[int], int]
@@ -107,7 +106,7 @@ class Layout:
         self.total = total
 
     def places(self, name: str, rows_R: Tensor) -> Tensor:
-        """Places int64 [R, per_row] of the things in some rows of a parameter."""
+        """Places int64 [R, per_row] of the items in some rows of a parameter."""
         per_row = self.per_row[name]
         within = torch.arange(per_row, dtype=torch.int64, device=rows_R.device)
         return (rows_R * per_row + self.offsets[name]).unsqueeze(1) + within

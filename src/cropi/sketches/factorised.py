@@ -1,12 +1,12 @@
 """A mask that is a product: random rows times random columns of every matrix, then hashing.
 
-The gradient of a linear layer is a sum of outer products, so the kept block of it costs its share
-of the multiplications and the rest is never computed. The price is a mask whose coordinates are
-not independent: one heavy row or column is kept or lost as a whole.
+The gradient of a linear layer is a sum of outer products, so the kept block costs its share of the
+multiplications and the rest is never computed. The price is a mask whose coordinates are not
+independent: a heavy row or column is kept or dropped as a whole.
 
-A matrix keeps sqrt(ratio) of its rows and of its columns, a vector `ratio` of its entries, drawn
-without replacement and at least one each; a kept block is scaled by sqrt(all / kept), so inner
-products are unbiased.
+Of a matrix sqrt(ratio) of the rows and of the columns are kept, of a vector `ratio` of the entries,
+drawn without replacement and at least one each; a kept block is scaled by sqrt(all / kept), so
+inner products are unbiased.
 
 Shape legend: P prompts, R rows kept, C columns kept, O rows, I width, W = D buckets.
 """
@@ -24,7 +24,14 @@ from torch import Tensor
 from cropi.gradients.contributions import Contribution, matrix_shape
 from cropi.plugins import plugin
 from cropi.settings import Count, Fraction, Section
-from cropi.sketches.counter_rng import Layout, keys, lowest, mix64, parameters_identity, row_numbers
+from cropi.sketches.counter_rng import (
+    CoordinateIndex,
+    keys,
+    lowest,
+    mix64,
+    parameters_identity,
+    row_numbers,
+)
 from cropi.sketches.sketch import PlainSketch, Shapes, Sketch
 from cropi.sketches.sparse import check_ratio
 from cropi.sketches.windowed import WindowedSketch
@@ -44,13 +51,13 @@ class FactorisedSketch(PlainSketch):
     seed: int
     ratio: float = 0.15
     dim: int = 8192
-    _kept: dict[str, tuple[Tensor, Tensor]] = field(init=False, repr=False)
+    _indices: dict[str, tuple[Tensor, Tensor]] = field(init=False, repr=False)
     _inner: WindowedSketch = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_ratio(self.ratio)
-        self._kept = self._draw()
-        blocks = {name: (len(r), len(c)) for name, (r, c) in self._kept.items()}
+        self._indices = self._draw()
+        blocks = {name: (len(r), len(c)) for name, (r, c) in self._indices.items()}
         self._inner = WindowedSketch(blocks, self.seed, self.dim)
 
     @property
@@ -64,33 +71,33 @@ class FactorisedSketch(PlainSketch):
             "parameters": parameters_identity(self.shapes),
         }
 
-    def kept(self, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Rows and columns of a parameter that are kept, int64, sorted."""
-        rows_R, columns_C = (t.to(device) for t in self._kept[name])
-        self._kept[name] = rows_R, columns_C
+    def kept_indices(self, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Rows and columns of a parameter that are kept, sorted int64."""
+        rows_R, columns_C = (t.to(device) for t in self._indices[name])
+        self._indices[name] = rows_R, columns_C
         return rows_R, columns_C
 
     def project(
         self, name: str, rows: slice | Tensor, gradient_PRI: Tensor, out_PW: Tensor
     ) -> None:
         """Add the sketch of fp32 `gradient_PRI`, some rows of a parameter, to fp32 `out_PW`."""
-        rows_R, columns_C = self.kept(name, gradient_PRI.device)
+        rows_R, columns_C = self.kept_indices(name, gradient_PRI.device)
         numbers = row_numbers(rows, gradient_PRI.device)
         slots = torch.searchsorted(rows_R, numbers).clamp_(max=len(rows_R) - 1)
-        here = (rows_R[slots] == numbers).nonzero().squeeze(1)
-        if len(here):
-            block = gradient_PRI[:, here][:, :, columns_C]
-            self._inner.project(name, slots[here], block * self._scale(name), out_PW)
+        present = (rows_R[slots] == numbers).nonzero().squeeze(1)
+        if len(present):
+            block = gradient_PRI[:, present][:, :, columns_C]
+            self._inner.project(name, slots[present], block * self._scale(name), out_PW)
 
     def takes_factors(self, name: str) -> bool:
-        """The block is cheaper from the factors, whatever the parameter."""
+        """The block is cheaper from the factors for every parameter."""
         return True
 
     def project_factors(
         self, name: str, contributions: Sequence[Contribution], out_PW: Tensor
     ) -> None:
         """Compute the kept block, some rows at a time, and hash it."""
-        rows_R, columns_C = self.kept(name, out_PW.device)
+        rows_R, columns_C = self.kept_indices(name, out_PW.device)
         limit = BLOCK_BYTES.get(out_PW.device.type, 1 << 28)
         step = max(1, limit // (4 * max(1, len(out_PW)) * len(columns_C)))
         for first in range(0, len(rows_R), step):
@@ -100,23 +107,24 @@ class FactorisedSketch(PlainSketch):
             self._inner.project(name, part, block * self._scale(name), out_PW)
 
     def _scale(self, name: str) -> float:
-        rows_R, columns_C = self._kept[name]
+        rows_R, columns_C = self._indices[name]
         height, width = matrix_shape(self.shapes[name])
         return math.sqrt(height * width / (len(rows_R) * len(columns_C)))
 
     def _draw(self) -> dict[str, tuple[Tensor, Tensor]]:
         row_key, column_key = keys("factorised", self.seed)
-        across = Layout(self.shapes, lambda width: width)
-        down = Layout({n: (matrix_shape(s)[0],) for n, s in self.shapes.items()}, lambda n: n)
-        one = torch.zeros(1, dtype=torch.int64)
-        found = {}
+        heights = {n: (matrix_shape(s)[0],) for n, s in self.shapes.items()}
+        row_index = CoordinateIndex(heights, lambda height: height)
+        column_index = CoordinateIndex(self.shapes, lambda width: width)
+        first_row = torch.zeros(1, dtype=torch.int64)
+        indices = {}
         for name, shape in self.shapes.items():
             height, _ = matrix_shape(shape)
             share = self.ratio if height == 1 else math.sqrt(self.ratio)
-            drawn_rows = mix64(down.places(name, one)[0], row_key)
-            drawn_columns = mix64(across.places(name, one)[0], column_key)
-            found[name] = _share(drawn_rows, share), _share(drawn_columns, share)
-        return found
+            row_numbers_O = mix64(row_index.places(name, first_row)[0], row_key)
+            column_numbers_I = mix64(column_index.places(name, first_row)[0], column_key)
+            indices[name] = _share(row_numbers_O, share), _share(column_numbers_I, share)
+        return indices
 
 
 def _share(numbers_N: Tensor, share: float) -> Tensor:

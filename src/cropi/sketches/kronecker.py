@@ -1,13 +1,13 @@
 """Kronecker-factored sketches: L^T G R of every matrix, then hashing.
 
-L and R are random signs, `side` columns each, so the map of a matrix is the product L x R and
-sum_t g_t x_t^T becomes sum_t (g_t L)(x_t R)^T: the dense gradient never exists, and a token costs
-side * (rows + columns) multiplications instead of rows * columns. A side that is no longer than
-`side` is not projected, and vectors are taken as they are. What is left, at most side^2 numbers a
+L and R are random signs with `side` columns each, so that sum_t g_t x_t^T becomes
+sum_t (L^T g_t)(R^T x_t)^T: the dense gradient never exists, and a token costs
+side * (rows + columns) multiplications instead of rows * columns. An axis that is not longer than
+`side` is not projected, and vectors are left as they are. The result, at most side^2 numbers per
 matrix, is hashed to `dim`.
 
 Scaled by 1/side, inner products are unbiased. Their variance is above that of hashing every
-coordinate, by a factor that grows with how far a gradient is from rank one.
+coordinate, by a factor that grows with the rank of the gradient.
 
 Shape legend: P prompts, R rows, O all rows, I width, A and B columns of L and R, W = D buckets.
 """
@@ -30,7 +30,7 @@ from cropi.sketches.sketch import PlainSketch, Shapes, Sketch
 from cropi.sketches.windowed import WindowedSketch
 
 CACHE_BYTES = 1 << 28
-"""Memory for maps that were made before."""
+"""Memory for maps made earlier."""
 
 
 @dataclass
@@ -74,7 +74,7 @@ class KroneckerSketch(PlainSketch):
         self._hash(name, left_RA.T @ (gradient_PRI @ right_IB), out_PW)
 
     def takes_factors(self, name: str) -> bool:
-        """A vector gains nothing."""
+        """Matrices are cheaper from their factors; vectors are not projected."""
         return matrix_shape(self.shapes[name])[0] > 1
 
     def project_factors(
@@ -86,12 +86,12 @@ class KroneckerSketch(PlainSketch):
             self._hash(name, contribution.project(*maps), out_PW)
 
     def maps(self, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
-        """L fp32 [O, A] and R fp32 [I, B], of +1 and -1, or the identity on a short side."""
+        """L fp32 [O, A] and R fp32 [I, B] of +1 and -1, or the identity for a short axis."""
         height, width = matrix_shape(self.shapes[name])
         return self._map(name, "left", height, device), self._map(name, "right", width, device)
 
     def _hash(self, name: str, block_PAB: Tensor, out_PW: Tensor) -> None:
-        """The maps' scale comes last: signs alone are exact in bf16."""
+        """Hash a block; the maps' scale is applied here, because signs alone are exact in bf16."""
         shape = matrix_shape(self.shapes[name])
         scale = 1 / math.sqrt(math.prod(self.side for length in shape if length > self.side))
         self._inner.project(name, slice(0, block_PAB.shape[1]), block_PAB * scale, out_PW)
@@ -104,12 +104,12 @@ class KroneckerSketch(PlainSketch):
         (key,) = keys(f"kronecker.{end}.{name}", self.seed, 1)
         words = -(-self.side // WORD)
         counters = torch.arange(length * words, dtype=torch.int64, device=device)
-        found = signs(mix64(counters, key)).view(length, -1)[:, : self.side]
-        size = found.numel() * found.element_size()
+        random_map = signs(mix64(counters, key)).view(length, -1)[:, : self.side]
+        size = random_map.numel() * random_map.element_size()
         if self._cached_bytes + size <= CACHE_BYTES:
-            self._cache[name, end, device] = found
+            self._cache[name, end, device] = random_map
             self._cached_bytes += size
-        return found
+        return random_map
 
     def _block_shape(self, name: str) -> tuple[int, int]:
         height, width = matrix_shape(self.shapes[name])

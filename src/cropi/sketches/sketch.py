@@ -1,8 +1,8 @@
 """What a sketch is: a linear map of gradients, defined by a seed, names and shapes alone.
 
-A sketch adds up `width` numbers a prompt while a batch's gradients stream by, and makes `dim` of
-them at the end. For most the two are the same. One that learns (`learning.FittedSketch`) takes
-more while accumulating and keeps what its sample of pool prompts says matters.
+A sketch accumulates `width` numbers per prompt while a batch's gradients stream by, and makes `dim`
+of them at the end. For most the two are the same. A `FittedSketch` accumulates more, and compresses
+them by what it learnt from a sample of pool prompts.
 
 Shape legend: P prompts of a batch, R rows, I width of a parameter, W the sketch's width, D its
 dimensions, n all prompts.
@@ -31,7 +31,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 def make_sketch(sketch: SketchChoice | str, shapes: Shapes, seed: int, **settings: Any) -> Sketch:
     """Return the chosen sketch of parameters with these shapes.
 
-    A name may be given with settings in place of a choice that has them. What it refers to is
+    A name with `settings` may be given instead of a choice that includes them. The plug-in is
     called as object(settings, shapes=, seed=). Raises InputError for an unknown name.
     """
     if isinstance(sketch, str):
@@ -49,7 +49,7 @@ class Sketch(Protocol):
 
     @property
     def dim(self) -> int:
-        """Numbers kept per prompt."""
+        """Numbers per finished sketch."""
 
     @property
     def width(self) -> int:
@@ -68,7 +68,7 @@ class Sketch(Protocol):
         """
 
     def takes_factors(self, name: str) -> bool:
-        """Whether `project_factors` does a parameter for less than its dense gradient costs."""
+        """Whether `project_factors` is cheaper for a parameter than its dense gradient."""
 
     def project_factors(
         self, name: str, contributions: Sequence[Contribution], out_PW: Tensor
@@ -83,28 +83,28 @@ class Sketch(Protocol):
 class FittedSketch(Sketch, Protocol):
     """A sketch that must see wide sketches of a sample of the pool before it can compress.
 
-    It never sees targets, and what it learnt is part of its identity.
+    It never sees targets, and its fitted state is part of its identity.
     """
 
     sample: int
-    """Prompts worth learning from; with fewer in the pool, all of them."""
+    """Prompts to fit it on; with fewer in the pool, all of them."""
 
     @property
-    def learnt(self) -> bool:
-        """Whether it may compress."""
+    def is_fitted(self) -> bool:
+        """Whether it can compress."""
 
-    def learn(self, wide_NW: Tensor) -> None:
-        """Learn from fp32 wide sketches [N, W] of prompts of the pool."""
+    def fit(self, wide_NW: Tensor) -> None:
+        """Fit to fp32 wide sketches [N, W] of prompts of the pool."""
 
-    def saved(self) -> bytes:
-        """What was learnt, as the content of a file; equal state gives equal bytes."""
+    def state_bytes(self) -> bytes:
+        """The fitted state, as the content of a file; equal state gives equal bytes."""
 
-    def load(self, content: bytes) -> None:
-        """Take back what `saved` gave. Raises InputError if it belongs to another sketch."""
+    def load_state(self, content: bytes) -> None:
+        """Restore a `state_bytes`. Raises InputError if it belongs to another sketch."""
 
 
 class PlainSketch:
-    """What most sketches share: nothing to learn, dense rows, `width` is `dim`."""
+    """What most sketches share: nothing to fit, dense rows, `width` is `dim`."""
 
     dim: int
 
@@ -114,7 +114,7 @@ class PlainSketch:
         return self.dim
 
     def takes_factors(self, name: str) -> bool:
-        """Dense rows are wanted."""
+        """Dense rows are wanted for every parameter."""
         return False
 
     def project_factors(
@@ -124,16 +124,16 @@ class PlainSketch:
         raise AssertionError(f"{type(self).__name__} takes no factors of {name}")
 
     def compress(self, wide_PW: Tensor) -> Tensor:
-        """Nothing is left to do."""
+        """They are finished."""
         return wide_PW
 
 
 class SketchConsumer:
-    """A gradient consumer that makes each prompt's sketch and hands it to `sink`.
+    """A gradient consumer that makes each prompt's sketch and gives it to `sink`.
 
-    Only the batch in flight is held, [P, width]. Norms are those of the gradient where all of it
-    came as dense rows, and of the sketch where factors took a shorter way. With `wide` the sink
-    gets what was accumulated, uncompressed: that is what a `FittedSketch` learns from.
+    Only the current batch is held, [P, width]. Norms are those of the gradient where all of it
+    came as dense rows, and of the sketch where some of it came as factors. With `wide` the sink
+    gets what was accumulated, uncompressed: that is what a `FittedSketch` is fitted to.
     """
 
     def __init__(
@@ -157,16 +157,16 @@ class SketchConsumer:
         self._squares_P += block_squares(gradient_PRI.flatten(1))
 
     def takes_factors(self, name: str) -> bool:
-        """As the sketch likes it."""
+        """What the sketch prefers."""
         return self.sketch.takes_factors(name)
 
     def consume_factors(self, name: str, contributions: Sequence[Contribution]) -> None:
-        """Project one parameter without ever making its gradient."""
+        """Project one parameter without making its dense gradient."""
         self.sketch.project_factors(name, contributions, self._wide_PW)
         self._dense = False
 
     def finish(self) -> None:
-        """Compress the batch's sketches and let go of them."""
+        """Compress the batch's sketches and give them to the sink."""
         squares_P = self._squares_P if self._dense else block_squares(self._wide_PW)
         sketches = self._wide_PW if self.wide else self.sketch.compress(self._wide_PW)
         self.sink(self._index_P, sketches, squares_P.sqrt())
@@ -174,14 +174,14 @@ class SketchConsumer:
 
 
 class SketchBuffer:
-    """A sink that keeps everything: `sketches` fp32 [n, D], `norms` float64 [n], on the CPU."""
+    """A sink that stores everything: `sketches` fp32 [n, D], `norms` float64 [n], on the CPU."""
 
     def __init__(self, prompts: int, dim: int) -> None:
         self.sketches = torch.zeros(prompts, dim)
         self.norms = torch.zeros(prompts, dtype=torch.float64)
 
     def __call__(self, index_P: Tensor, sketches_PD: Tensor, norms_P: Tensor) -> None:
-        """Put a batch where it belongs."""
+        """Store a batch at its places."""
         places = index_P.cpu()
         self.sketches[places] = sketches_PD.cpu()
         self.norms[places] = norms_P.cpu()

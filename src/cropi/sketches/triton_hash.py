@@ -1,17 +1,17 @@
-"""Signed hashing on a GPU: the map of `sparse.py`, made for the speed of memory.
+"""Signed hashing on a GPU: the map of `sparse.py` at memory speed.
 
-A coordinate is hashed once, in registers, for all prompts of the tile; nothing but the gradients
-is read. What limits such a kernel is the scatter: an add to a random address costs the L2 cache
-one access, however many neighbours it takes along. So the sums are kept as [dim, P], prompts
-being the fast axis: a kept coordinate adds to P neighbouring numbers, 32 of them a 128-byte line,
-four of them one instruction. The sums stay in the L2 cache (1 MiB at 8192 dimensions).
+A coordinate is hashed once, in registers, for all prompts of the tile; only the gradients are read.
+Such a kernel is limited by the scatter: an add to a random address costs the L2 cache one access,
+however many neighbouring numbers it includes. So the sums are stored as [dim, P] with prompts as
+the fast axis: a kept coordinate adds to P neighbouring numbers, of which 32 are one 128-byte line
+and four are one instruction. The sums stay in the L2 cache (1 MiB at 8192 dimensions).
 
 The order of float additions varies from run to run, so sums vary in their last bits. With
-`reproducible` they are kept in 64-bit fixed point, where order does not matter, and the same
-tiles give the same bits on every run; that reads gradients twice and adds 8 bytes instead of 4.
+`reproducible` they are 64-bit fixed point, where the order does not matter, and the same tiles give
+the same bits on every run; that reads gradients twice and adds 8 bytes instead of 4.
 
-This module needs triton: import it only where that is installed. Its numbers are those of
-`SparseSketch.coordinates`, to which tests hold it.
+This module needs triton: import it only where that is installed. Tests compare it with
+`SparseSketch.coordinates`.
 
 Shape legend: P prompts, R rows and I columns of a parameter seen as a matrix, D the dimensions.
 """
@@ -27,7 +27,7 @@ ELEMENTS = 4096
 """Gradients that a program of 128 threads holds at once."""
 
 SPARSE_LOADS = 0.1
-"""Ratio below which so many 32-byte sectors hold nothing kept that asking first saves traffic."""
+"""Ratio below which masked loads save traffic: many 32-byte sectors hold no kept coordinate."""
 
 FRACTION_BITS = 40
 """Binary places below the largest gradient of a prompt in fixed point, leaving 2^22 of headroom."""
@@ -39,7 +39,7 @@ MIX_2 = tl.constexpr(0x94D049BB133111EB)
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _mix64(places: tl.tensor, key: tl.tensor) -> tl.tensor:
-    """SplitMix64 of uint64 places, as `sparse.mix64`."""
+    """SplitMix64 of uint64 places, as `counter_rng.mix64`."""
     state = (places + key) * GOLDEN
     state = (state ^ (state >> 30)) * MIX_1
     state = (state ^ (state >> 27)) * MIX_2
@@ -74,28 +74,28 @@ def _hash_kernel(
     """
     c = tl.program_id(0).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = c < coordinates
-    # Known through a load, rows keep the compiler from hashing again in every thread's layout.
+    # Rows come through a load, so that the compiler does not hash again in every thread's layout.
     place = offset + tl.load(rows + c // width, mask=inside, other=0) * width + c % width
     mask_hash = _mix64(place.to(tl.uint64), tl.cast(mask_key, tl.int64).to(tl.uint64))
     sign_hash = _mix64(place.to(tl.uint64), tl.cast(sign_key, tl.int64).to(tl.uint64))
     keep = inside & ((mask_hash >> 11).to(tl.int64) < threshold)
     bucket = ((sign_hash >> 2).to(tl.int64) % DIM).to(tl.int32)
-    # Bucket and sign in one small number, which is cheap to pass between threads.
+    # Bucket and sign in one small number, which is cheap to exchange between threads.
     code = tl.where(keep, bucket * 2 + (sign_hash & 1).to(tl.int32), -1)
     for start in range(0, PADDED, BLOCK_P):
         p = (start + tl.arange(0, BLOCK_P)).to(tl.int64)
         real = p < prompts
         wanted = (code >= 0) if SPARSE else inside
-        at = gradient + p[:, None] * stride + c[None, :]
-        value = tl.load(at, mask=real[:, None] & wanted[None, :], other=0.0).to(tl.float32)
+        address = gradient + p[:, None] * stride + c[None, :]
+        value = tl.load(address, mask=real[:, None] & wanted[None, :], other=0.0).to(tl.float32)
         if unit is not None:
             value *= tl.load(unit + p, mask=real, other=0.0)[:, None]
         signed = tl.trans(value) * ((code & 1) * 2 - 1).to(tl.float32)[:, None]
-        # Prompts of the padding add zeros, so that every add is of whole lines.
-        to = sums + (code >> 1).to(tl.int64)[:, None] * PADDED + p[None, :]
+        # Padded prompts add zeros, so that every add is of whole lines.
+        target = sums + (code >> 1).to(tl.int64)[:, None] * PADDED + p[None, :]
         if unit is not None:
             signed = signed.to(tl.int64)
-        tl.atomic_add(to, signed, mask=(code >= 0)[:, None], sem="relaxed")
+        tl.atomic_add(target, signed, mask=(code >= 0)[:, None], sem="relaxed")
 
 
 def add_hashed(
@@ -131,7 +131,7 @@ def fixed_point_units(gradient_PRI: Tensor) -> Tensor:
     """The power of two, fp32 [P], that takes each prompt's largest gradient just below 2^40."""
     largest_P = gradient_PRI.flatten(1).abs().amax(1).float()
     _, exponent_P = torch.frexp(largest_P)
-    # Within fp32's own exponents: tiny gradients have tiny sums, and zero has none.
+    # Within fp32's exponents: tiny gradients have tiny sums, and zero has none.
     exponent_P = (FRACTION_BITS - exponent_P).clamp(-126, 126)
     return torch.ldexp(torch.ones_like(largest_P), exponent_P)
 
@@ -153,7 +153,7 @@ def _launch(
     if isinstance(rows, slice):
         rows = torch.arange(rows.start, rows.stop)
     rows = rows.to(flat_PC.device)
-    assert rows.dtype == torch.int64, "rows are counted in 64 bits"
+    assert rows.dtype == torch.int64, "rows must be int64"
     _hash_kernel[(triton.cdiv(flat_PC.shape[1], block_c),)](
         flat_PC,
         rows,

@@ -1,13 +1,14 @@
 """Signed hashing that moves whole pieces of rows: the fastest sketch of a dense gradient.
 
-Every coordinate has a sign of its own. Where it goes is decided by the piece: a row, or a part of
-it no longer than 1/16 of the sketch, is added to a window of neighbouring buckets that starts
-anywhere. That is one contiguous sum instead of a scatter, and 64 signs come from one hash.
+Every coordinate has an independent sign, but coordinates move in pieces: a row, or a part of one
+that is at most 1/16 as long as the sketch, is added to a window of neighbouring buckets with a
+random start. That is one contiguous sum instead of a scatter, and 64 signs come from one hash.
 
-It errs no more than signed hashing of single coordinates. With independent signs the variance of
-<Pa, Pb> is a sum over *pairs* of coordinates of the chance that they meet. Two coordinates of a
-piece never meet; of two pieces with starts uniform in [0, n), they meet with chance at most 1/n,
-and n > 15/16 dim. So Var <Pa, Pb> <= (|a|^2 |b|^2 + <a, b>^2 - 2 sum a_i^2 b_i^2) / n.
+The error is not larger than that of signed hashing of single coordinates. With independent signs
+the variance of <Pa, Pb> is a sum over *pairs* of coordinates of the probability that they collide.
+Two coordinates of one piece never collide; two of different pieces with starts uniform in [0, n)
+collide with probability at most 1/n, and n > 15/16 dim. So
+Var <Pa, Pb> <= (|a|^2 |b|^2 + <a, b>^2 - 2 sum a_i^2 b_i^2) / n.
 
 Shape legend: P prompts, R rows, I width, W buckets, K pieces of a row, L their length.
 """
@@ -26,7 +27,7 @@ from cropi.plugins import plugin
 from cropi.settings import Count, Section
 from cropi.sketches.counter_rng import (
     WORD,
-    Layout,
+    CoordinateIndex,
     below,
     keys,
     mix64,
@@ -36,18 +37,18 @@ from cropi.sketches.counter_rng import (
 )
 from cropi.sketches.sketch import PlainSketch, Shapes, Sketch
 
-SHARE = 16
-"""A piece is at most 1/SHARE of the buckets long, so that few starts are ruled out."""
+PIECES = 16
+"""A piece is at most 1/PIECES as long as the sketch, so that few starts are excluded."""
 
-BUFFER = 1 << 18
+SIGNED_CHUNK = 1 << 18
 """Signed gradients made at once: they should stay in a CPU's cache."""
 
-DRAWN = 1 << 17
-"""Coordinates whose signs are drawn at once: fewer cost more calls than numbers."""
+DRAWN_CHUNK = 1 << 17
+"""Coordinates whose signs are drawn at once: with fewer, calls cost more than numbers."""
 
 CACHE_BYTES = 1 << 26
-"""Memory for signs and starts drawn before. It spares small models the calls; what does not fit is
-drawn anew, which costs about a quarter of a nanosecond per coordinate and prompt."""
+"""Memory for signs and starts drawn earlier. It saves small models the calls; what does not fit is
+drawn again, which costs about a quarter of a nanosecond per coordinate and prompt."""
 
 
 @dataclass
@@ -57,8 +58,8 @@ class WindowedSketch(PlainSketch):
     shapes: Mapping[str, tuple[int, ...]]
     seed: int
     dim: int = 8192
-    _words: Layout = field(init=False, repr=False)
-    _starts: Layout = field(init=False, repr=False)
+    _words: CoordinateIndex = field(init=False, repr=False)
+    _starts: CoordinateIndex = field(init=False, repr=False)
     _work: Workspace | None = field(init=False, repr=False, default=None)
     _cache: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = field(
         init=False, repr=False, default_factory=dict
@@ -66,9 +67,9 @@ class WindowedSketch(PlainSketch):
     _cached_bytes: int = field(init=False, repr=False, default=0)
 
     def __post_init__(self) -> None:
-        longest = max(1, self.dim // SHARE)
-        self._words = Layout(self.shapes, lambda width: -(-width // WORD))
-        self._starts = Layout(self.shapes, lambda width: -(-width // longest))
+        longest = max(1, self.dim // PIECES)
+        self._words = CoordinateIndex(self.shapes, lambda width: -(-width // WORD))
+        self._starts = CoordinateIndex(self.shapes, lambda width: -(-width // longest))
 
     @property
     def identity(self) -> dict[str, str]:
@@ -86,12 +87,12 @@ class WindowedSketch(PlainSketch):
         """Add the sketch of fp32 `gradient_PRI`, some rows of a parameter, to fp32 `out_PW`."""
         height, width = gradient_PRI.shape[1:]
         device = gradient_PRI.device
-        if (drawn := self._kept(name, device)) is not None:
-            signs_OI, starts_OK = drawn
+        if (cached := self._cached(name, device)) is not None:
+            signs_OI, starts_OK = cached
             self._add(name, signs_OI[rows], starts_OK[rows], gradient_PRI, out_PW)
             return
         numbers_R = row_numbers(rows, device)
-        step = height if gradient_PRI.is_cuda else max(1, DRAWN // max(1, width))
+        step = height if gradient_PRI.is_cuda else max(1, DRAWN_CHUNK // max(1, width))
         for first in range(0, height, step):
             part = slice(first, first + step)
             signs_RI = self.signs(name, numbers_R[part])
@@ -99,7 +100,7 @@ class WindowedSketch(PlainSketch):
             self._add(name, signs_RI, starts_RK, gradient_PRI[:, part], out_PW)
 
     def piece_length(self, name: str) -> int:
-        """Length of each piece of a row; the last one may reach beyond the row."""
+        """Length of each piece of a row; the last one may extend beyond the row."""
         _, width = matrix_shape(self.shapes[name])
         return -(-width // self._starts.per_row[name])
 
@@ -119,18 +120,18 @@ class WindowedSketch(PlainSketch):
     def _add(
         self, name: str, signs_RI: Tensor, starts_RK: Tensor, gradient_PRI: Tensor, out_PW: Tensor
     ) -> None:
-        """Sign and add as many rows at a time as stay in the cache."""
+        """Sign and add as many rows at a time as fit in the CPU's cache."""
         prompts, height, width = gradient_PRI.shape
         length = self.piece_length(name)
-        step = height if gradient_PRI.is_cuda else max(1, BUFFER // max(1, prompts * width))
+        step = height if gradient_PRI.is_cuda else max(1, SIGNED_CHUNK // max(1, prompts * width))
         for first in range(0, height, step):
             part = slice(first, first + step)
             signed = self._signed(gradient_PRI[:, part], signs_RI[part])
             padded = self._padded(signed, starts_RK.shape[1] * length)
             add_windows(out_PW, starts_RK[part].flatten(), padded.view(prompts, -1, length))
 
-    def _kept(self, name: str, device: torch.device) -> tuple[Tensor, Tensor] | None:
-        """Signs and starts of a whole parameter, while there is memory for it."""
+    def _cached(self, name: str, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """Signs and starts of a whole parameter; None where there is no memory for them."""
         if (name, device) in self._cache:
             return self._cache[name, device]
         height, width = matrix_shape(self.shapes[name])
@@ -149,7 +150,7 @@ class WindowedSketch(PlainSketch):
         return torch.mul(gradient_PRI, signs_RI, out=out)
 
     def _padded(self, values_PRI: Tensor, width: int) -> Tensor:
-        """Rows lengthened by zeros to whole pieces."""
+        """Rows padded with zeros to whole pieces."""
         missing = width - values_PRI.shape[2]
         return torch.nn.functional.pad(values_PRI, (0, missing)) if missing else values_PRI
 
@@ -157,8 +158,8 @@ class WindowedSketch(PlainSketch):
 def add_windows(out_PW: Tensor, starts_N: Tensor, pieces_PNL: Tensor) -> None:
     """out[p, starts[n] + l] += pieces[p, n, l].
 
-    On a CPU `index_add_` adds one contiguous piece after the other, so the overlap of the windows
-    does no harm; a GPU adds all at once and gets every place spelt out.
+    On a CPU `index_add_` adds one contiguous piece after the other, so windows may overlap; a GPU
+    adds all at once and needs every place explicitly.
     """
     length = pieces_PNL.shape[2]
     if out_PW.device.type == "cpu":

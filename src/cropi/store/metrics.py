@@ -232,8 +232,8 @@ def from_json(raw: Mapping[str, Any]) -> AnyRow:
             if raw.get(f.name) is not None and f.name != "values"
         }
         if kind is TrainRow:
-            known = {"kind", *(f.name for f in fields(kind))}
-            values["values"] = {name: raw[name] for name in raw if name not in known}
+            columns = {"kind", *(f.name for f in fields(kind))}
+            values["values"] = {name: raw[name] for name in raw if name not in columns}
         return kind(**values)
     except (TypeError, ValueError, AttributeError):
         return UnknownRow(dict(raw))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cropi.config import to_yaml
-from cropi.curriculum.accuracy import accuracy_note
+from cropi.curriculum.evaluator import accuracy_note
 from cropi.errors import InputError
 from cropi.execution import (
     Executor,

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
@@ -33,12 +33,14 @@ from cropi.prompts.encoding import encode_all, trl_row
 from cropi.schema import PolicyIdentity, Prompt
 from cropi.store.files import write_json
 from cropi.training.dynamic import DynamicSampler, sampling_of
-from cropi.training.engines.trl import TrlSettings
 from cropi.training.grpo_settings import grpo_config, loss_warnings
 from cropi.training.recorded_groups import GroupRecorder, LossLogprobs
 from cropi.training.rewards import JudgedRewards
 from cropi.training.stage import Evaluator, Row, StageOutcome, StagePlan, reraise_disk_errors
 from cropi.verifiers import Judge
+
+if TYPE_CHECKING:
+    from cropi.training.engines.trl import TrlSettings
 
 LOG_NAMES = {
     "reward": "reward",

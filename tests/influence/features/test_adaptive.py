@@ -67,7 +67,7 @@ def test_targets_use_the_state_of_the_pools_sketch(files: dict[str, Path], tmp_p
     cosines = score_features(pool, {"v": like}).estimate.scored().mean["v"]
     assert np.isfinite(cosines).all()
     alone = extract(files["v"], tmp_path / "alone").store
-    with pytest.raises(InputError, match=r"sketch.learnt .* --like"):
+    with pytest.raises(InputError, match=r"sketch.fitted .* --like"):
         score_features(pool, {"v": alone})
 
 
@@ -82,10 +82,10 @@ def test_an_interrupted_call_fits_once_and_ends_with_the_same_bytes(
         extract(files["pool"], tmp_path / "killed", stop_after=6)
 
     def forbidden(*_: object) -> None:
-        raise AssertionError("it has learnt before")
+        raise AssertionError("it was fitted before")
 
     with monkeypatch.context() as patch:
-        patch.setattr(AdaptiveSketch, "learn", forbidden)
+        patch.setattr(AdaptiveSketch, "fit", forbidden)
         again = extract(files["pool"], tmp_path / "killed")
     assert 0 < again.tokens < whole.tokens
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")

@@ -164,10 +164,10 @@ def fit_or_load_sketch(
     state_file = like.sketch_file if like is not None else interrupted_state(folder)
     tokens = 0
     if state_file is not None:
-        sketch.load(state_file.read_bytes())
-    elif not sketch.learnt:
+        sketch.load_state(state_file.read_bytes())
+    elif not sketch.is_fitted:
         tokens = fit_sketch(extractor, sketch, groups)
-    return tokens, sketch.saved()
+    return tokens, sketch.state_bytes()
 
 
 def interrupted_state(folder: Path) -> Path | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cropi.config import RunConfig
-from cropi.curriculum.accuracy import Evaluator
+from cropi.curriculum.evaluator import Evaluator
 from cropi.curriculum.policies import Policies
 from cropi.curriculum.run_context import RunLog, Seeds, arms_needing
 from cropi.curriculum.stage_choice import PromptSelector, StageScorer

@@ -13,6 +13,7 @@ from cropi.curriculum.run_context import RunLog
 from cropi.evaluation.pass_at_k import EvaluationSets, evaluate
 from cropi.evaluation.settings import EvaluationConfig
 from cropi.policy.loading import Policy
+from cropi.policy.reference import PolicyRef
 from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import Prompt
 from cropi.store.metrics import CostRow, EvaluationRow, cost_row, read_rows, write_rows
@@ -35,7 +36,7 @@ class Evaluator:
     seed: int
     _encoded: EvaluationSets | None = None
 
-    def rows(self, policy: Policy, step: int) -> list[EvaluationRow]:
+    def rows(self, policy: Policy | PolicyRef, step: int) -> list[EvaluationRow]:
         """Evaluate every set; return metrics rows without their place in an arm."""
         sets = self._encoded_once(policy)
         results = evaluate(
@@ -60,7 +61,7 @@ class Evaluator:
             for result in results
         ]
 
-    def _encoded_once(self, policy: Policy) -> EvaluationSets:
+    def _encoded_once(self, policy: Policy | PolicyRef) -> EvaluationSets:
         """The sets, encoded once per run: every policy of a run has the same tokenizer."""
         if self._encoded is None:
             self._encoded = EvaluationSets.prepare(
@@ -75,7 +76,7 @@ def evaluate_start(evaluator: Evaluator, start: str, policies: Policies, log: Ru
     if out.exists() or not evaluator.sets:
         return
     with log.phase("start accuracy", "evaluation") as bar:
-        rows = evaluator.rows(policies.load(start), step=0)
+        rows = evaluator.rows(policies.reference(start), step=0)
         write_rows(out, rows)
         bar.note = accuracy_note(rows)
 
