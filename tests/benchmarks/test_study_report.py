@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,16 @@ import yaml
 import study as script
 from cropi.config import load_config, to_yaml
 from cropi.errors import InputError
+from cropi.execution import Inline
 from cropi.study.comparison import measure_study
 from cropi.study.plan import StudyPlan
+from cropi.study.runner import run_study
 from study_report.bar import ORACLE, TARGETS, judged
 from study_report.gathering import gather
 from study_report.page import filled
 from study_report.results import Results
 from study_report.tables import tally
+from support.fakes import ENGINE, TRAINER
 from support.synthetic_study import write_study
 from support.tiny_runs import TINY
 
@@ -332,14 +337,25 @@ def test_a_regime_that_fails_is_named(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert "no_such_strategy" in capfd.readouterr().err
 
 
-def test_a_study_is_run_and_reported_for_real(tmp_path: Path) -> None:
+def test_a_study_is_run_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compare(command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
+        *python, config, out, jobs, number = command
+        assert python == [sys.executable, "-m", "cropi.cli", "compare"]
+        assert (jobs, number, check) == ("--jobs", "1", False)
+        run_study(StudyPlan.of(load_config(config, [out])), executor=Inline())
+        return subprocess.CompletedProcess(command, 0)
+
     config = write_regime(tmp_path, "tiny", ["full", "cropi"])
     values = yaml.safe_load(config.read_text())
     values["compare"]["seeds"] = [0]
     values["curriculum"] |= {"stages": 1, "steps_per_stage": 2}
+    values["training"] |= {"engine": TRAINER}
+    values["rollouts"] |= {"engine": ENGINE}
     config.write_text(yaml.safe_dump(values))
     places = ["--out", str(tmp_path / "runs"), "--configs", str(config.parent)]
-    script.main(["run", "--only", "tiny", *places])
+    with monkeypatch.context() as patch:
+        patch.setattr(script.subprocess, "run", compare)
+        script.main(["run", "--only", "tiny", *places])
     report(tmp_path, tmp_path / "docs")
     regime = json.loads((tmp_path / "docs" / "study.json").read_text())["regimes"]["tiny"]
     assert set(regime["strategies"]) == {"full", "cropi"}

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cropi.cli.options import Device, Dtype, Seed, Settings, named_files, section
+from cropi.cli.options import (
+    DEVICE,
+    DTYPE,
+    POLICY_HELP,
+    Device,
+    Dtype,
+    Seed,
+    Settings,
+    named_files,
+    section,
+)
 from cropi.cli.printing import make_console, make_narrator, print_table
 from cropi.errors import InputError
 
@@ -26,7 +36,7 @@ diagnose_app = typer.Typer(
 
 ModelOption = Annotated[
     str,
-    typer.Option("--model", "--policy", help="A checkpoint directory, a hub id, pocket or smollm2"),
+    typer.Option("--model", "--policy", help=POLICY_HELP),
 ]
 ValidationOption = Annotated[
     list[str],
@@ -40,7 +50,10 @@ ScoresOption = Annotated[
 ]
 RatesOption = Annotated[str, typer.Option(help="One or several, by commas: lengths of the steps")]
 SketchesOption = Annotated[
-    str, typer.Option(help="Names by commas; sparse:gaussian names a projection")
+    str | None,
+    typer.Option(
+        help="Names separated by commas; sparse:gaussian names a projection; default: all"
+    ),
 ]
 RatiosOption = Annotated[str, typer.Option(help="Shares of coordinates (sparse, factorised)")]
 PrecisionOption = Annotated[float | None, typer.Option(help="Budget: enough precision, 0 to 1")]
@@ -60,8 +73,8 @@ def staleness(
     out: OutOption = None,
     worst: Annotated[int, typer.Option(min=0, help="Stalest prompts to print")] = 10,
     batch_tokens: BatchTokens = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
+    dtype: Dtype = DTYPE,
+    device: Device = DEVICE,
 ) -> None:
     """How far a newer policy has moved from the one that sampled the rollouts.
 
@@ -108,8 +121,8 @@ def step(
     out: OutOption = None,
     batch_tokens: BatchTokens = None,
     seed: Seed = 0,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
+    dtype: Dtype = DTYPE,
+    device: Device = DEVICE,
     settings: Settings = None,
 ) -> None:
     """Does a real gradient step move the validation objective as influence predicts?
@@ -160,7 +173,7 @@ def fidelity(
     pool: PoolArgument,
     validation: ValidationOption,
     model: ModelOption,
-    sketches: SketchesOption = "sparse,factorised,kronecker,windowed,adaptive",
+    sketches: SketchesOption = None,
     dims: Annotated[str, typer.Option(help="Dimensions of the sketches")] = "2048,8192,32768",
     ratios: RatiosOption = "1,0.15,0.05,0.01",
     seeds: Annotated[int, typer.Option(min=1, help="Sketches of each kind")] = 5,
@@ -173,8 +186,8 @@ def fidelity(
     out: OutOption = None,
     batch_tokens: BatchTokens = None,
     seed: Seed = 0,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
+    dtype: Dtype = DTYPE,
+    device: Device = DEVICE,
     settings: Settings = None,
 ) -> None:
     """Which sketch finds what exact influence finds, and at what cost?
@@ -189,12 +202,12 @@ def fidelity(
     import cropi
     from cropi.diagnostics import diagnose_fidelity
     from cropi.diagnostics.fidelity import Budget
-    from cropi.diagnostics.fidelity_experiment import FidelitySettings
+    from cropi.diagnostics.fidelity_experiment import FidelitySettings, all_sketches
     from cropi.gradients.settings import ObjectiveConfig
     from cropi.report.pages.fidelity_page import COLUMNS, render, rows
 
     chosen = FidelitySettings(
-        sketches=tuple(name.strip() for name in sketches.split(",")),
+        sketches=tuple(n.strip() for n in sketches.split(",")) if sketches else all_sketches(),
         dims=tuple(_whole_numbers(dims, "dims")),
         ratios=tuple(_numbers(ratios, "ratios")),
         seeds=seeds,

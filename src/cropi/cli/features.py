@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from cropi.cli.options import Device, Dtype, Seed, Settings, named_files, section
+from cropi.cli.options import (
+    DEVICE,
+    DTYPE,
+    POLICY_HELP,
+    Device,
+    Dtype,
+    Seed,
+    Settings,
+    named_files,
+    section,
+)
 from cropi.cli.printing import make_narrator, print_scores
 from cropi.errors import InputError
 
@@ -20,9 +30,7 @@ def features(
     rollouts: Annotated[Path, typer.Argument(help="Rollouts (Parquet)")],
     policy: Annotated[
         str,
-        typer.Option(
-            "--policy", "--model", help="A checkpoint directory, a hub id, pocket or smollm2"
-        ),
+        typer.Option("--policy", "--model", help=POLICY_HELP),
     ],
     out: Annotated[Path, typer.Option(help="The directory to write, or to go on with")],
     sketch: Annotated[
@@ -34,8 +42,8 @@ def features(
     ] = None,
     stored: Annotated[Stored, typer.Option(help="float16 or float32")] = "float16",
     seed: Seed = 0,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
+    dtype: Dtype = DTYPE,
+    device: Device = DEVICE,
     settings: Settings = None,
 ) -> None:
     """Sketch the gradient of each informative prompt, and keep it for `cropi score --features`.

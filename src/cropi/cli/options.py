@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cropi.errors import InputError
+from cropi.policy.settings import ModelConfig
+from cropi.settings import default_of
+from cropi.verifiers.settings import VerifiersConfig
 
 if TYPE_CHECKING:
     from cropi.schema import Prompt, Selection
@@ -16,17 +19,20 @@ Settings = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Dotted settings, e.g. selection.ratio=0.2"),
 ]
-Config = Annotated[str, typer.Argument(help="A YAML file, or a preset: pocket, smollm2")]
-PolicyOption = Annotated[
-    str, typer.Option(help="A checkpoint directory, a hub id, pocket or smollm2")
-]
+Config = Annotated[str, typer.Argument(help="A YAML file, or a preset such as pocket")]
+POLICY_HELP = "A checkpoint directory, a hub id, or a built-in model such as pocket"
+PolicyOption = Annotated[str, typer.Option(help=POLICY_HELP)]
 PromptsOption = Annotated[Path, typer.Option(help="Prompts: .jsonl, .json or .parquet")]
 VerifierOption = Annotated[
     str,
     typer.Option(
-        help="math, exact, numeric, choice, reasoning_gym, file.py:function or pkg:function"
+        help="A built-in verifier such as math, file.py:function or package.module:function"
     ),
 ]
+VERIFIER = default_of(VerifiersConfig, "default")
+DTYPE = default_of(ModelConfig, "dtype")
+DEVICE = default_of(ModelConfig, "device")
+"""Defaults of commands are those of a config."""
 Seed = Annotated[int, typer.Option(min=0, help="Everything random derives from it")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16")]

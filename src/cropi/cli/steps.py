@@ -9,6 +9,10 @@ import typer
 
 from cropi.cli.features import score_stored
 from cropi.cli.options import (
+    DEVICE,
+    DTYPE,
+    POLICY_HELP,
+    VERIFIER,
     Device,
     Dtype,
     PolicyOption,
@@ -22,23 +26,39 @@ from cropi.cli.options import (
     selection_in,
 )
 from cropi.cli.printing import make_narrator, not_judged, print_scores, print_table
+from cropi.curriculum.settings import CurriculumConfig
 from cropi.errors import InputError
+from cropi.evaluation.settings import EvaluationConfig
+from cropi.rollouts.engines.transformers import TransformersSettings
+from cropi.rollouts.settings import RolloutsConfig
+from cropi.selection.settings import SelectionConfig, StrategyChoice
+from cropi.settings import default_of
+from cropi.sketches.settings import SketchChoice
+
+ROLLOUTS, EVALUATION = RolloutsConfig(), EvaluationConfig()
+BATCH_SIZE = TransformersSettings().batch_size
+STEPS = default_of(CurriculumConfig, "steps_per_stage")
+"""Defaults of commands are those of a config."""
+NewTokens = Annotated[int, typer.Option(min=1, help="Longest response, in tokens")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Responses generated at once")]
 
 
 def rollout(
     policy: PolicyOption,
     prompts: PromptsOption,
     out: Annotated[Path, typer.Option(help="The Parquet file to write")],
-    verifier: VerifierOption = "math",
-    responses: Annotated[int, typer.Option(min=2, help="Responses for each prompt")] = 8,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
-    temperature: Annotated[float, typer.Option()] = 1.0,
-    top_p: Annotated[float, typer.Option()] = 1.0,
-    top_k: Annotated[int, typer.Option(help="0: off")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Responses generated at once")] = 256,
+    verifier: VerifierOption = VERIFIER,
+    responses: Annotated[
+        int, typer.Option(min=2, help="Responses per prompt")
+    ] = ROLLOUTS.responses,
+    max_new_tokens: NewTokens = ROLLOUTS.max_new_tokens,
+    temperature: Annotated[float, typer.Option()] = ROLLOUTS.temperature,
+    top_p: Annotated[float, typer.Option()] = ROLLOUTS.top_p,
+    top_k: Annotated[int, typer.Option(help="0: off")] = ROLLOUTS.top_k,
+    batch_size: BatchSize = BATCH_SIZE,
     seed: Seed = 0,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
+    dtype: Dtype = DTYPE,
+    device: Device = DEVICE,
 ) -> None:
     """Sample and judge responses of a policy to prompts.
 
@@ -47,7 +67,6 @@ def rollout(
         cropi rollout --policy Qwen/Qwen2.5-1.5B-Instruct --prompts pool.jsonl --out pool.parquet
     """
     import cropi
-    from cropi.rollouts.settings import RolloutsConfig
     from cropi.store.files import require_writable
 
     settings = section(
@@ -86,17 +105,17 @@ def score(
         ),
     ],
     out: Annotated[Path, typer.Option(help="The Parquet file to write")],
-    policy: Annotated[
-        str | None, typer.Option(help="A checkpoint directory, a hub id, pocket or smollm2")
-    ] = None,
+    policy: Annotated[str | None, typer.Option(help=POLICY_HELP)] = None,
     rollouts: Annotated[Path | None, typer.Option(help="Rollouts of the pool (Parquet)")] = None,
     features: Annotated[
         Path | None, typer.Option(help="Stored features of the pool, instead of both")
     ] = None,
-    sketch: Annotated[str, typer.Option(help="exact, or a sketch such as adaptive")] = "exact",
+    sketch: Annotated[
+        str, typer.Option(help="exact, or a sketch such as adaptive")
+    ] = SketchChoice.default,
     seed: Seed = 0,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
+    dtype: Dtype = DTYPE,
+    device: Device = DEVICE,
     settings: Settings = None,
 ) -> None:
     """Influence of each pool prompt on each validation set, under a policy.
@@ -152,16 +171,15 @@ def select(
             help="Scores of the pool (Parquet); repeatable, those of earlier stages first"
         ),
     ] = None,
-    ratio: Annotated[
-        float | None, typer.Option(help="Share of the whole pool, in (0, 1]; default: 0.1")
-    ] = None,
+    ratio: Annotated[float, typer.Option(help="Share of the whole pool, in (0, 1]")] = default_of(
+        SelectionConfig, "ratio"
+    ),
     out: Annotated[Path, typer.Option(help="The Parquet file to write")] = Path(
         "selection.parquet"
     ),
     strategy: Annotated[
-        str | None,
-        typer.Option(help="The name of a strategy, or package.module:object; default: cropi"),
-    ] = None,
+        str, typer.Option(help="The name of a strategy, or package.module:object")
+    ] = StrategyChoice.default,
     rollouts: Annotated[
         Path | None, typer.Option(help="Rollouts of the pool, for strategies that look at them")
     ] = None,
@@ -179,14 +197,10 @@ def select(
         cropi select --scores stage0.parquet --scores stage1.parquet strategy.memory=0.8
     """
     import cropi
-    from cropi.selection.settings import SelectionConfig
     from cropi.store.files import require_writable
     from cropi.store.tables import read_scores, write_selection
 
-    given = {"ratio": ratio, "strategy": strategy}
-    chosen = section(
-        SelectionConfig, settings, **{name: v for name, v in given.items() if v is not None}
-    )
+    chosen = section(SelectionConfig, settings, ratio=ratio, strategy=strategy)
     require_writable(out)
     tables = [read_scores(path) for path in scores or []]
     selection = cropi.select(
@@ -208,9 +222,9 @@ def train(
     prompts: PromptsOption,
     selection: Annotated[Path, typer.Option(help="A selection (Parquet)")],
     out: Annotated[Path, typer.Option(help="The checkpoint directory to write")],
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps")] = 60,
-    verifier: VerifierOption = "math",
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps")] = STEPS,
+    verifier: VerifierOption = VERIFIER,
+    max_new_tokens: NewTokens = ROLLOUTS.max_new_tokens,
     carry_optimizer: Annotated[
         bool, typer.Option(help="Go on with the optimizer stored at --policy")
     ] = False,
@@ -218,7 +232,7 @@ def train(
         int | None, typer.Option(help="Step at which the learning rate's schedule ends")
     ] = None,
     seed: Seed = 0,
-    device: Device = "auto",
+    device: Device = DEVICE,
     settings: Settings = None,
 ) -> None:
     """Train one GRPO stage on a selection, with TRL.
@@ -233,7 +247,6 @@ def train(
     """
     import cropi
     from cropi.policy.settings import ModelConfig
-    from cropi.rollouts.settings import RolloutsConfig
     from cropi.training.settings import TrainingConfig
 
     chosen = section(TrainingConfig, settings)
@@ -259,15 +272,17 @@ def train(
 def evaluate(
     policy: PolicyOption,
     sets: Annotated[list[str], typer.Option("--set", help="NAME=FILE of prompts; repeatable")],
-    verifier: VerifierOption = "math",
-    responses: Annotated[int, typer.Option(min=1, help="Responses per prompt")] = 1,
-    temperature: Annotated[float, typer.Option(help="0: greedy")] = 0.0,
+    verifier: VerifierOption = VERIFIER,
+    responses: Annotated[
+        int, typer.Option(min=1, help="Responses per prompt")
+    ] = EVALUATION.responses,
+    temperature: Annotated[float, typer.Option(help="0: greedy")] = EVALUATION.temperature,
     k: Annotated[list[int] | None, typer.Option(help="The k of pass@k; repeatable")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
-    batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    max_new_tokens: NewTokens = ROLLOUTS.max_new_tokens,
+    batch_size: BatchSize = BATCH_SIZE,
     seed: Seed = 0,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
+    dtype: Dtype = DTYPE,
+    device: Device = DEVICE,
     out: Annotated[Path | None, typer.Option(help="Also write the results as JSON")] = None,
 ) -> None:
     """Accuracy of a policy on any number of sets.
@@ -279,11 +294,11 @@ def evaluate(
     import dataclasses
 
     import cropi
-    from cropi.evaluation.settings import EvaluationConfig
-    from cropi.rollouts.settings import RolloutsConfig
     from cropi.store.files import require_writable, write_json
 
-    settings = section(EvaluationConfig, responses=responses, temperature=temperature, k=k or [1])
+    settings = section(
+        EvaluationConfig, responses=responses, temperature=temperature, k=k or EVALUATION.k
+    )
     if out is not None:
         require_writable(out)
     named = {n: prompts_in(path, seed) for n, path in named_files(sets, "set").items()}

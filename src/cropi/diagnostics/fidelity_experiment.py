@@ -34,9 +34,9 @@ from cropi.gradients.consumers import Directions, DotConsumer, NormConsumer
 from cropi.gradients.extractor import GradientExtractor
 from cropi.gradients.settings import ObjectiveConfig
 from cropi.influence.scorer import PhaseProgress, Scorer, require_informative
-from cropi.plugins import find_plugin, settings_of
+from cropi.plugins import find_plugin, plugin_names, settings_of
 from cropi.schema import InfluenceEstimate, RolloutGroup, derive_seed, longest_allowed
-from cropi.sketches import FittedSketch, Sketch, SketchConsumer, make_sketch
+from cropi.sketches import FittedSketch, Sketch, SketchChoice, SketchConsumer, make_sketch
 
 PASS_BYTES = 1 << 30
 """About what the sketches of one pass may hold beside the model."""
@@ -44,6 +44,11 @@ IN_FLIGHT = 256
 """Prompts of a batch, for estimating that."""
 
 Groups = Sequence[RolloutGroup]
+
+
+def all_sketches() -> tuple[str, ...]:
+    """The names of the built-in sketches; exact influence is what they are compared with."""
+    return tuple(name for name in plugin_names("sketch") if name != SketchChoice.default)
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class FidelitySettings:
     `prompts` informative prompts of the pool are compared and `timed` of them timed.
     """
 
-    sketches: tuple[str, ...] = ("sparse", "factorised", "kronecker", "windowed", "adaptive")
+    sketches: tuple[str, ...] = field(default_factory=lambda: all_sketches())
     dims: tuple[int, ...] = (2048, 8192, 32768)
     ratios: tuple[float, ...] = (1.0, 0.15, 0.05, 0.01)
     seeds: int = 5
