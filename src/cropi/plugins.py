@@ -1,9 +1,8 @@
 """Plug-ins: sketches, strategies, engines, trainers, verifiers and built-in models, by name.
 
 A built-in plug-in is one file in the folder of its kind, registered by `@plugin` where it is
-defined. Looking for a name imports the files of that folder in which `@plugin("KIND"` stands, so
-nothing else has to list it.
-A user's own is given as `package.module:object` or `file.py:object`.
+defined. Looking for a name imports the files of that folder that contain `@plugin("KIND"`, so
+nothing else has to list it. A user's own is given as `package.module:object` or `file.py:object`.
 
 What is registered is called with its settings, an instance of its `Settings` (a `Section`), and
 then with whatever its kind hands over, such as the policy to an engine. One without a `Settings`

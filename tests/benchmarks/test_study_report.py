@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,16 @@ import yaml
 import study as script
 from cropi.config import load_config, to_yaml
 from cropi.errors import InputError
+from cropi.execution import Inline
 from cropi.study.comparison import measure_study
 from cropi.study.plan import StudyPlan
+from cropi.study.runner import run_study
 from study_report.bar import ORACLE, TARGETS, judged
 from study_report.gathering import gather
 from study_report.page import filled
 from study_report.results import Results
 from study_report.tables import tally
+from support.fakes import ENGINE, TRAINER
 from support.synthetic_study import write_study
 from support.tiny_runs import TINY
 
@@ -60,8 +65,8 @@ def write_curves(
     root = folder / "runs" / f"{config.stem}-study"
     write_study(root, accuracies, **more)
     for manifest in root.glob("cells/*/*/manifest.json"):
-        known = json.loads(manifest.read_text()) | {"versions": {"torch": "1.2.3"}}
-        manifest.write_text(json.dumps(known))
+        manifest_values = json.loads(manifest.read_text()) | {"versions": {"torch": "1.2.3"}}
+        manifest.write_text(json.dumps(manifest_values))
     plan = StudyPlan.of(load_config(str(config), [f"out={folder / 'runs'}"]))
     (root / "study.yaml").write_text(to_yaml(plan.as_config()))
 
@@ -83,9 +88,9 @@ def verdicts(results: Results, regime: str = "clean") -> dict[str, str]:
 
 
 def block(text: str, name: str) -> str:
-    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- end -->", text, re.S)
-    assert found is not None
-    return found.group(1)
+    match = re.search(rf"<!-- {name} -->\n(.*?)<!-- end -->", text, re.S)
+    assert match is not None
+    return match.group(1)
 
 
 def page_for(results: Results) -> str:
@@ -112,14 +117,14 @@ def test_the_numbers_are_those_of_the_study(clean: Results, tmp_path: Path) -> N
         assert area.mean == pytest.approx(result.area.mean, rel=1e-5)
     for axis in ("steps", "flops", "seconds"):
         for share in (0.8, 0.9, 0.95):
-            found, known = (
+            reported, measured = (
                 regime.acceleration("cropi", axis, share),
                 study.acceleration("cropi", axis, share),
             )
-            assert found is not None
-            assert known is not None
-            assert found.ratio == pytest.approx(known.ratio, rel=1e-5)
-            assert found.low == pytest.approx(known.low, rel=1e-5)
+            assert reported is not None
+            assert measured is not None
+            assert reported.ratio == pytest.approx(measured.ratio, rel=1e-5)
+            assert reported.low == pytest.approx(measured.low, rel=1e-5)
     coarse, fine = regime.coarse_acceleration("cropi"), regime.acceleration("cropi")
     assert coarse is not None
     assert fine is not None
@@ -150,16 +155,16 @@ def test_a_file_of_numbers_gives_back_what_was_written(tmp_path: Path) -> None:
 
 
 def test_the_bar_is_judged_from_the_numbers(clean: Results) -> None:
-    found = verdicts(clean)
-    assert found["steps: at least 4x fewer"] == "no"  # 83.1 steps against 23.1
-    assert found["steps: lower end of the interval at least 2.66x"] == "yes"
-    assert found["compute: at least 1.3x less"] == "yes"  # 29.9 MFLOPs against 21.8
+    verdict_of = verdicts(clean)
+    assert verdict_of["steps: at least 4x fewer"] == "no"  # 83.1 steps against 23.1
+    assert verdict_of["steps: lower end of the interval at least 2.66x"] == "yes"
+    assert verdict_of["compute: at least 1.3x less"] == "yes"  # 29.9 MFLOPs against 21.8
     asked = "compute: at least 2x less if training cost 5 times its selection"
-    assert found[asked] == "yes"  # against 8.3 of training and 13.5 x 2 / 5 of selection
-    assert found["highest area of all but the oracle"] == "yes"
-    assert found["not below random"] == "yes"
-    assert found["untargeted accuracy at most 2 points below the start"] == "yes"
-    assert found["final targeted at most 1 point below full's, by the interval"] == "yes"
+    assert verdict_of[asked] == "yes"  # against 8.3 of training and 13.5 x 2 / 5 of selection
+    assert verdict_of["highest area of all but the oracle"] == "yes"
+    assert verdict_of["not below random"] == "yes"
+    assert verdict_of["untargeted accuracy at most 2 points below the start"] == "yes"
+    assert verdict_of["final targeted at most 1 point below full's, by the interval"] == "yes"
 
 
 def test_a_method_that_never_gets_there_misses_the_bar(tmp_path: Path) -> None:
@@ -190,9 +195,9 @@ def test_one_seed_decides_nothing_that_needs_an_interval(tmp_path: Path) -> None
     config = write_regime(tmp_path, "clean")
     accuracies = {name: {0: values} for name, values in STRATEGIES.items()}
     write_study(tmp_path / "runs" / "clean-study", accuracies)
-    found = verdicts(results_of(tmp_path, config))
-    assert found["steps: lower end of the interval at least 2.66x"] == "open"
-    assert found["highest area of all but the oracle"] == "yes so far"
+    verdict_of = verdicts(results_of(tmp_path, config))
+    assert verdict_of["steps: lower end of the interval at least 2.66x"] == "open"
+    assert verdict_of["highest area of all but the oracle"] == "yes so far"
 
 
 def test_the_oracle_alone_is_no_baseline(clean: Results) -> None:
@@ -220,10 +225,10 @@ def test_the_committed_numbers_are_those_of_the_committed_regimes() -> None:
     configs = {path.stem: load_config(str(path)) for path in script.regimes(script.CONFIGS)}
     assert list(numbers) == list(configs)
     for name, config in configs.items():
-        found = {
+        seeds = {
             label: strategy["seeds"] for label, strategy in numbers[name]["strategies"].items()
         }
-        assert found == dict.fromkeys(config.compare.strategies, config.compare.seeds)
+        assert seeds == dict.fromkeys(config.compare.strategies, config.compare.seeds)
         assert numbers[name]["missing"] == []
         assert numbers[name]["notes"] == []
 
@@ -234,9 +239,9 @@ def test_tables_say_the_numbers_and_keep_the_text(clean: Results) -> None:
     assert filled(text, clean) == text
     assert text.count("Text.") == page.count("Text.")
     rows = [line.split(" | ") for line in block(text, "table: clean").splitlines() if "|" in line]
-    own = next(row for row in rows if "**cropi**" in row[0])
-    assert own[1] == "86.0% [85.0, 87.0]"
-    assert own[5].startswith("3.60x [")
+    cells = next(row for row in rows if "**cropi**" in row[0])
+    assert cells[1] == "86.0% [85.0, 87.0]"
+    assert cells[5].startswith("3.60x [")
     assert "full (baseline)" in rows[2][0]
     assert "figures/clean.svg" in block(text, "figure: clean")
     assert tally(clean) == (
@@ -264,13 +269,13 @@ def test_a_study_run_with_other_settings_is_told(tmp_path: Path) -> None:
     write_curves(tmp_path, config, STRATEGIES)
     config.write_text(config.read_text().replace("ratio: 0.1", "ratio: 0.3"))
     results = results_of(tmp_path, config)
-    said = "run with other settings than the config's of now: selection.ratio"
-    assert results.regimes["clean"].notes == [said]
-    assert said in block(filled(page_for(results), results), "table: clean")
+    words = "run with other settings than the config's of now: selection.ratio"
+    assert results.regimes["clean"].notes == [words]
+    assert words in block(filled(page_for(results), results), "table: clean")
 
 
 @pytest.mark.parametrize(
-    ("page", "said"),
+    ("page", "words"),
     [
         ("", "0 blocks"),
         (
@@ -280,9 +285,9 @@ def test_a_study_run_with_other_settings_is_told(tmp_path: Path) -> None:
         ("<!-- table: clean -->\n<!-- end -->", "2 blocks"),
     ],
 )
-def test_a_page_with_other_blocks_is_refused(clean: Results, page: str, said: str) -> None:
+def test_a_page_with_other_blocks_is_refused(clean: Results, page: str, words: str) -> None:
     whole = page_for(clean) if page else ""
-    with pytest.raises(InputError, match=re.escape(said)):
+    with pytest.raises(InputError, match=re.escape(words)):
         filled(whole + page, clean)
 
 
@@ -348,18 +353,29 @@ def test_a_regime_that_fails_is_named(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert "no_such_strategy" in capfd.readouterr().err
 
 
-def test_a_study_is_run_and_reported_for_real(tmp_path: Path) -> None:
+def test_a_study_is_run_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compare(command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
+        *python, config, out, jobs, number = command
+        assert python == [sys.executable, "-m", "cropi", "compare"]
+        assert (jobs, number, check) == ("--jobs", "1", False)
+        run_study(StudyPlan.of(load_config(config, [out])), executor=Inline())
+        return subprocess.CompletedProcess(command, 0)
+
     config = write_regime(tmp_path, "tiny", ["full", "cropi"])
     values = yaml.safe_load(config.read_text())
     values["compare"]["seeds"] = [0]
     values["curriculum"] |= {"stages": 1, "steps_per_stage": 2}
+    values["training"] |= {"engine": TRAINER}
+    values["rollouts"] |= {"engine": ENGINE}
     config.write_text(yaml.safe_dump(values))
     places = ["--out", str(tmp_path / "runs"), "--configs", str(config.parent)]
-    script.main(["run", "--only", "tiny", *places])
+    with monkeypatch.context() as patch:
+        patch.setattr(script.subprocess, "run", compare)
+        script.main(["run", "--only", "tiny", *places])
     report(tmp_path, tmp_path / "docs")
-    found = json.loads((tmp_path / "docs" / "study.json").read_text())["regimes"]["tiny"]
-    assert set(found["strategies"]) == {"full", "cropi"}
-    assert found["setting"]["parameters"] == 811_648
-    assert found["missing"] == []
-    assert found["notes"] == [] or "gained" in found["notes"][0]
-    assert "torch" in found["versions"][0]
+    regime = json.loads((tmp_path / "docs" / "study.json").read_text())["regimes"]["tiny"]
+    assert set(regime["strategies"]) == {"full", "cropi"}
+    assert regime["setting"]["parameters"] == 811_648
+    assert regime["missing"] == []
+    assert regime["notes"] == [] or "gained" in regime["notes"][0]
+    assert "torch" in regime["versions"][0]
