@@ -17,6 +17,7 @@ import typer
 from cropi.cli import compare, diagnose, features, runs, steps
 from cropi.errors import InputError
 from cropi.store.files import DISK_ERRORS, cannot_write
+from cropi.text import printable
 
 app = typer.Typer(
     name="cropi",
@@ -77,12 +78,12 @@ def _bound_spinning() -> None:
 
 def _fail(message: str) -> NoReturn:
     """Say in one line what is wrong with the input, and end."""
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    typer.echo(f"error: {printable(' '.join(message.split()))}", err=True)
     sys.exit(2)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    typer.echo(f"warning: {message}", err=True)
+    typer.echo(f"warning: {printable(str(message))}", err=True)
 
 
 if __name__ == "__main__":

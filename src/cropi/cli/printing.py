@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cropi.text import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -41,7 +43,9 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
     for n, name in enumerate(header):
         table.add_column(name, justify="left" if n == 0 else "right")
     for row in rows:
-        table.add_row(*map(Text, row))  # as it is: names may hold what rich would read as markup
+        table.add_row(
+            *(Text(printable(cell)) for cell in row)
+        )  # as it is: names may hold what rich would read as markup
     make_console().print(table)
 
 
