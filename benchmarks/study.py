@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> None:
     """
     failed = []
     for config in regimes(options.configs, options.only):
-        command = [sys.executable, "-m", "cropi.cli", "compare", str(config), f"out={options.out}"]
+        command = [sys.executable, "-m", "cropi", "compare", str(config), f"out={options.out}"]
         if subprocess.run([*command, "--jobs", str(options.jobs)], check=False).returncode:
             failed.append(config.stem)
     if failed:

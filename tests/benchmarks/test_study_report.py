@@ -340,7 +340,7 @@ def test_a_regime_that_fails_is_named(tmp_path: Path, capfd: pytest.CaptureFixtu
 def test_a_study_is_run_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def compare(command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
         *python, config, out, jobs, number = command
-        assert python == [sys.executable, "-m", "cropi.cli", "compare"]
+        assert python == [sys.executable, "-m", "cropi", "compare"]
         assert (jobs, number, check) == ("--jobs", "1", False)
         run_study(StudyPlan.of(load_config(config, [out])), executor=Inline())
         return subprocess.CompletedProcess(command, 0)
