@@ -68,7 +68,7 @@ class _Loader(yaml.SafeLoader):
     """PyYAML with the resolver, the types and the limits of this module."""
 
     # Not those of SafeLoader, which are YAML 1.1's: binary, dates, sets, sexagesimal numbers.
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
     yaml_constructors: ClassVar[dict[str | None, Any]] = {}
 
     def __init__(self, text: str) -> None:
@@ -78,9 +78,8 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Compose a node, unless it is nested too deep."""
         if self._depth > DEEPEST:
-            mark = self.peek_event().start_mark
             problem = f"values are nested more than {DEEPEST} deep"
-            raise yaml.composer.ComposerError(None, None, problem, mark)
+            raise yaml.composer.ComposerError(None, None, problem, self.get_mark())
         self._depth += 1
         try:
             return super().compose_node(parent, index)
@@ -187,14 +186,14 @@ def _unknown(loader: _Loader, node: yaml.Node) -> Any:
 
 for _tag, _pattern, _first in _CORE:
     _Loader.add_implicit_resolver(f"{_PREFIX}{_tag}", re.compile(f"(?:{_pattern})$"), _first)
-for _kind, _build in (
-    *dict.fromkeys(("null", "bool", "int", "float"), _scalar).items(),
-    ("str", _text),
-    ("seq", _sequence),
-    ("map", _mapping),
-):
-    _Loader.add_constructor(f"{_PREFIX}{_kind}", _build)
-_Loader.add_constructor(None, _unknown)  # type: ignore[type-var]
+_BUILDERS: dict[str | None, Any] = {
+    **dict.fromkeys((f"{_PREFIX}{kind}" for kind in ("null", "bool", "int", "float")), _scalar),
+    f"{_PREFIX}str": _text,
+    f"{_PREFIX}seq": _sequence,
+    f"{_PREFIX}map": _mapping,
+    None: _unknown,
+}
+_Loader.yaml_constructors = _BUILDERS
 
 
 class _Dumper(yaml.SafeDumper):
@@ -207,7 +206,7 @@ class _Dumper(yaml.SafeDumper):
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
         """The tag of a plain scalar by YAML 1.1, or else by 1.2: neither may change text."""
-        tag = super().resolve(kind, value, implicit)
+        tag = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
         if kind is yaml.ScalarNode and implicit[0] and tag == f"{_PREFIX}str":
             for name, pattern, _ in _CORE:
                 if re.fullmatch(pattern, value):
@@ -218,7 +217,7 @@ class _Dumper(yaml.SafeDumper):
 def dump(values: Any) -> str:
     """Return plain values as YAML; control characters are escaped."""
     options: dict[str, Any] = {"sort_keys": False, "width": 100}
-    text = yaml.dump(values, Dumper=_Dumper, allow_unicode=True, **options)
+    text: str = yaml.dump(values, Dumper=_Dumper, allow_unicode=True, **options)
     if any(is_control(c) and c != "\n" for c in text):
         text = yaml.dump(values, Dumper=_Dumper, allow_unicode=False, **options)
     return text
