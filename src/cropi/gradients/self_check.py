@@ -85,16 +85,16 @@ def prompt_gradient(
     the sum over the responses of a bf16 model would be taken in bf16, and the graphs of all of
     them would be held at once. `weights` are those of `prompt_weights`, if they are at hand.
     """
-    weights = weights or prompt_weights(model, group, config)
-    unique_R = torch.tensor(group.unique_index, device=weights.weights_RT.device)
-    weights_DT = sum_over_equals(weights.weights_RT, unique_R, len(group.unique_ids))
+    weights_RT = (weights or prompt_weights(model, group, config)).weights_RT
+    unique_R = torch.tensor(group.unique_index, device=weights_RT.device)
+    weights_DT = sum_over_equals(weights_RT, unique_R, len(group.unique_ids))
     total = {name: torch.zeros_like(p, dtype=_wide_dtype(p)) for name, p in parameters.items()}
     for n, weights_T in enumerate(weights_DT):
         with torch.enable_grad():
             logp = unique_logprobs(model, group, n)
-            weights = weights_T[: len(logp)].to(logp.dtype)
+            upstream = weights_T[: len(logp)].to(logp.dtype)
             gradients = torch.autograd.grad(
-                logp, list(parameters.values()), weights, allow_unused=True
+                logp, list(parameters.values()), upstream, allow_unused=True
             )
         for name, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:

@@ -84,7 +84,7 @@ def require_finite_norms(
     if len(bad):
         raise InputError(
             f"{what}: {len(bad)} of {len(norms_N)} gradients are not finite (NaN or infinity), "
-            f"those of {named([prompt_ids[place] for place in bad])}; check the checkpoint's "
+            f"those of {named([prompt_ids[place] for place in bad.tolist()])}; check the checkpoint's "
             "weights and the rollouts' log-probs, or compute in float32"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from importlib.util import find_spec
@@ -66,6 +67,11 @@ def check_grpo_settings(settings: Mapping[str, Any]) -> None:
             raise InputError(
                 f"training.engine.grpo.{key} = {value!r}: this version of TRL's GRPOConfig has no "
                 "such setting; see its documentation for the names"
+            )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(
+                f"training.engine.grpo.{key} = {value} is not a finite number; give one, or leave "
+                "the setting out"
             )
     for key, package in PACKAGES.items():
         if settings.get(key) and find_spec(package) is None:

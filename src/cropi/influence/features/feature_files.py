@@ -195,7 +195,7 @@ def read_rows(folder: Path, number: int, expected: int) -> ShardRows:
     return ShardRows(
         table["prompt_id"].to_pylist(),
         *(table[name].to_numpy() for name in ("norm", "length", "tokens")),
-        statuses=table["status"].to_pylist(),
+        table["status"].to_pylist(),
     )
 
 
