@@ -137,7 +137,8 @@ def test_a_new_file_of_each_kind_works_with_its_settings(
     assert sketch == (3, ["w"], 7)  # type: ignore[comparison-overlap]
     strategy = find_strategy(StrategyChoice.of("newcomer", knob=4))
     assert list(strategy.select(None).scores) == [4.0]  # type: ignore[arg-type]
-    assert load_engine(EngineChoice.of("newcomer"), "policy") == (1, "policy")
+    knob, policy = load_engine(EngineChoice.of("newcomer", knob=6), "pocket")
+    assert (knob, policy.path) == (6, "pocket")
     assert find_trainer(TrainerChoice.of("newcomer", knob=5)).knob == 5
     verifier = find_verifier("newcomer")
     assert verifier(Prompt("p", "4", "sums", prompt="2+2"), "4!") == 1.0

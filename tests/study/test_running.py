@@ -1,4 +1,4 @@
-"""`cropi compare` for real: a tiny study, stopped, resumed and extended."""
+"""A study, stopped, resumed and extended: in this process, and once in processes of its own."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cropi.cli.compare import parsed
+from cropi.cli.compare import parse_seeds
 from cropi.config import RunConfig, load_config
 from cropi.errors import InputError
-from cropi.execution import Processes, WorkUnit, usable_cores
+from cropi.execution import Inline, Processes, WorkUnit, usable_cores
 from cropi.report import write_run_report, write_study_report
 from cropi.store.files import file_hash, read_jsonl
 from cropi.store.run_directory import RunDirectory
@@ -23,9 +23,9 @@ from cropi.store.tables import read_selection
 from cropi.study.cells import is_finished, link_shared_files
 from cropi.study.plan import StudyPlan
 from cropi.study.runner import run_study, run_threads
-from support.tiny_runs import tiny_config, write_config
+from support.tiny_runs import FAKE, fake_config, write_config
 
-FAST = ("curriculum.steps_per_stage=2", "evaluation.every=2", "rollouts.responses=4")
+FAST = ("curriculum.steps_per_stage=2", "evaluation.every=2")
 VARIANT = (
     "compare.variants={wider: {selection.strategy: cropi, selection.ratio: 0.5}, "
     "r.5: {selection.ratio: 0.5}, r-5: {selection.ratio: 0.5}, seeded: {seed: 7}}"
@@ -39,7 +39,7 @@ class Crashing:
 
 
 def plan(folder: Path, *labels: str, seeds: tuple[int, ...] = (0, 1)) -> StudyPlan:
-    return StudyPlan.of(tiny_config(folder, *FAST, VARIANT), list(labels), list(seeds))
+    return StudyPlan.of(fake_config(folder, *FAST, VARIANT), list(labels), list(seeds))
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +49,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def root(folder: Path) -> Path:
-    """A study of three labels and two seeds, run two at a time."""
-    found = run_study(plan(folder, "random", "wider"), jobs=2, draw=write_run_report)
-    write_study_report(found)
-    return found
+    """A study of three labels and two seeds."""
+    study = run_study(plan(folder, "random", "wider"), executor=Inline(), draw=write_run_report)
+    write_study_report(study)
+    return study
+
+
+@pytest.fixture(scope="module")
+def in_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A part of the same study, two runs at a time in processes of their own."""
+    part = plan(tmp_path_factory.mktemp("processes"), "random", seeds=(0,))
+    return run_study(part, jobs=2, draw=write_run_report)
 
 
 def cell(root: Path, label: str, seed: int) -> Path:
@@ -108,7 +115,7 @@ def test_the_numbers_of_a_study_name_every_strategy(root: Path) -> None:
 
 def test_going_on_runs_what_is_missing_and_nothing_else(folder: Path, root: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in (root / "cells").rglob("log.txt")}
-    run_study(plan(folder, "random", "wider", "oracle", seeds=(0,)))
+    run_study(plan(folder, "random", "wider", "oracle", seeds=(0,)), executor=Inline())
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert (cell(root, "oracle", 0) / "finished.json").is_file()
     assert not cell(root, "oracle", 1).exists()
@@ -122,17 +129,30 @@ def test_a_cell_that_was_cut_off_goes_on_to_the_same_weights(folder: Path, root:
     weights.unlink()
     # The first stage's weights were let go with the second's end; they are trained again.
     (cell(root, "random", 1) / "arms/random/stages/0/policy/cropi_stage.json").unlink()
-    run_study(plan(folder, "random", "wider"))
+    run_study(plan(folder, "random", "wider"), executor=Inline())
     assert file_hash(weights) == expected
 
 
+def test_a_run_in_a_process_of_its_own_trains_the_same_weights(
+    root: Path, in_processes: Path
+) -> None:
+    for label in ("full", "random"):
+        here, there = (cell(study, label, 0) for study in (root, in_processes))
+        weights = f"arms/{label}/stages/1/policy/model.safetensors"
+        assert file_hash(here / weights) == file_hash(there / weights)
+        names = [{f.relative_to(r).as_posix() for f in r.rglob("*")} for r in (here, there)]
+        assert names[0] == names[1]
+        # Costs and curves count and measure the same, but for the clock.
+        assert (here / "metrics.jsonl").read_text() == (there / "metrics.jsonl").read_text()
+
+
 def test_a_cell_that_fails_is_named_and_stops_no_other(tmp_path: Path) -> None:
-    config = tiny_config(
+    config = fake_config(
         tmp_path, *FAST, "prompts.pool=[{pocket: [add, max], split: pool, size: 44}]"
     )
     study = StudyPlan.of(config, ["oracle", "full"], [0])
     with pytest.raises(InputError, match=r"1 of 2 runs are not finished \(oracle, seed 0.*no pool"):
-        run_study(study)
+        run_study(study, executor=Inline())
     assert is_finished(study.runs()[1].config)
     assert write_study_report(study.root).strategies.keys() == {"full"}
 
@@ -141,11 +161,10 @@ def test_a_crash_in_a_cell_stops_no_other_and_leaves_its_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "crashing.py").write_text(CRASHING)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.syspath_prepend(tmp_path)
-    study = StudyPlan.of(tiny_config(tmp_path, *FAST), ["crashing:Crashing", "full"], [0])
+    study = StudyPlan.of(fake_config(tmp_path, *FAST), ["crashing:Crashing", "full"], [0])
     with pytest.raises(InputError, match=r"1 of 2 runs.*RuntimeError: no luck \(see its log"):
-        run_study(study)
+        run_study(study, executor=Inline())
     assert is_finished(study.runs()[1].config)
     log = study.runs()[0].config.directory / "log.txt"
     assert "RuntimeError: no luck" in log.read_text()
@@ -153,9 +172,10 @@ def test_a_crash_in_a_cell_stops_no_other_and_leaves_its_traceback(
 
 def test_a_setting_that_one_cell_cannot_use_is_told_before_rollouts(tmp_path: Path) -> None:
     odd = "compare.variants={odd: {selection.strategy: full, training.engine.grpo.nosuch: 1}}"
-    study = StudyPlan.of(tiny_config(tmp_path, *FAST, odd), ["odd", "full"], [0])
+    config = fake_config(tmp_path, *FAST, odd, "training.engine.name=trl")
+    study = StudyPlan.of(config, ["odd", "full"], [0])
     with pytest.raises(InputError, match=r"2 of 2 runs are not finished.*nosuch"):
-        run_study(study)
+        run_study(study, executor=Inline())
     assert not (study.root / "shared" / "seed-0" / "rollouts").exists()
 
 
@@ -163,8 +183,19 @@ def test_a_setting_that_one_cell_cannot_use_is_told_before_rollouts(tmp_path: Pa
 def test_workers_end_with_the_study_that_was_killed(tmp_path: Path) -> None:
     """An orphan would go on in the very cells that the next start resumes."""
     config = write_config(tmp_path)
-    command = [sys.executable, "-m", "cropi.cli", "compare", str(config), "--seeds", "0", *FAST]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    command = [
+        sys.executable,
+        "-m",
+        "cropi",
+        "compare",
+        str(config),
+        "--seeds",
+        "0",
+        *FAST,
+        *FAKE,
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as process:
         while not list(tmp_path.rglob("shared/seed-0/log.txt")):
             assert process.poll() is None
             time.sleep(0.05)
@@ -214,11 +245,11 @@ def test_what_cannot_be_compared_is_told_before_any_work(
     tmp_path: Path, labels: list[str], seeds: list[int], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        StudyPlan.of(tiny_config(tmp_path, *FAST, VARIANT), labels, seeds)
+        StudyPlan.of(fake_config(tmp_path, *FAST, VARIANT), labels, seeds)
 
 
 def test_a_variant_with_an_impossible_setting_is_told_with_its_name(tmp_path: Path) -> None:
-    config: RunConfig = tiny_config(
+    config: RunConfig = fake_config(
         tmp_path, "compare.variants={odd: {selection.strategy: cropi, selection.ratio: 7}}"
     )
     with pytest.raises(InputError, match=r"of odd.*selection\.ratio = 7"):
@@ -226,11 +257,11 @@ def test_a_variant_with_an_impossible_setting_is_told_with_its_name(tmp_path: Pa
 
 
 def test_seeds_are_numbers_and_ranges() -> None:
-    assert parsed("0-2,7") == [0, 1, 2, 7]
-    assert parsed("") is None
+    assert parse_seeds("0-2,7") == [0, 1, 2, 7]
+    assert parse_seeds("") is None
     for wrong in ("a", "1-", "-1", "1..3"):
         with pytest.raises(InputError, match=r"is no seed; give e.g. 0-4"):
-            parsed(wrong)
+            parse_seeds(wrong)
 
 
 def test_workers_leave_no_trace_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,9 +277,10 @@ def test_workers_leave_no_trace_in_this_process(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_cells_keep_the_threads_that_the_study_began_with(
-    root: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    in_processes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun = yaml.safe_load((root / "study.yaml").read_text())["compare"]["threads"]
+    folder = in_processes.parent.parent
+    begun = yaml.safe_load((in_processes / "study.yaml").read_text())["compare"]["threads"]
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert run_threads(plan(folder, "random"), jobs=1) == begun
     fresh = plan(tmp_path, "random")
@@ -256,11 +288,11 @@ def test_cells_keep_the_threads_that_the_study_began_with(
     monkeypatch.delenv("OMP_NUM_THREADS")
     cores = usable_cores()
     assert [run_threads(fresh, jobs=n) for n in (1, 2 * cores)] == [cores, 1]
-    asked = StudyPlan.of(tiny_config(tmp_path, *FAST, "compare.threads=7"), ["random"], [0])
+    asked = StudyPlan.of(fake_config(tmp_path, *FAST, "compare.threads=7"), ["random"], [0])
     assert run_threads(asked, jobs=1) == 7
     other = f"compare.threads={begun + 1}"
     with pytest.raises(InputError, match=f"began with {begun} threads"):
-        run_threads(StudyPlan.of(tiny_config(folder, *FAST, other), ["random"], [0]), jobs=1)
+        run_threads(StudyPlan.of(fake_config(folder, *FAST, other), ["random"], [0]), jobs=1)
 
 
 @pytest.mark.parametrize(

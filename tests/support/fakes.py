@@ -1,8 +1,8 @@
 """A trainer and an engine that keep their Protocols and train and sample nothing.
 
 Runs that are about files, costs, caching or order use them by name; tests/training and
-tests/curriculum/test_real_run.py keep the real ones, and tests/training/test_contract.py holds
-both to the same behaviour.
+tests/curriculum/test_real_run.py keep the real ones, and tests/training/test_trainer_contract.py
+and tests/rollouts/test_engine_contract.py hold both to the same behaviour.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from cropi.policy.reference import PolicyRef
 from cropi.prompts.encoding import encode_all
 from cropi.rollouts.collect import judge_completions
 from cropi.rollouts.engines.engine import Completion
-from cropi.schema import Prompt, Sampling, derive_seed
+from cropi.schema import Prompt, Response, RolloutGroup, Sampling, derive_seed
 from cropi.training import StageOutcome, StagePlan
 from cropi.training.stage import Evaluator, Row
 from cropi.verifiers import Judge
+from cropi.verifiers.verdict import Verdict
 
 ENGINE = "support.fakes:FakeEngine"
 TRAINER = "support.fakes:FakeTrainer"
@@ -138,28 +140,38 @@ class _Stage:
         )
 
     def _sample(self, prompts: Sequence[Prompt], step: int) -> list[float]:
-        plan, count = self.plan, self.plan.training.responses
-        encoded = encode_all(self.policy.tokenizer, prompts, plan.template_kwargs)
+        plan, policy = self.plan, self.policy
+        encoded = encode_all(policy.tokenizer, prompts, plan.template_kwargs)
         tokens = plan.training.max_new_tokens or plan.rollouts.max_new_tokens
-        sampled = FakeEngine(self.policy).generate(
-            encoded, Sampling(max_new_tokens=tokens), count, derive_seed(plan.seed, step)
-        )
-        judged = judge_completions(self.judge, self.policy.tokenizer, prompts, sampled)
-        flat = [verdict for group in judged for *_, verdict in group]
-        self._count(encoded, sampled, [v.status for v in flat])
-        return [v.reward for v in flat if v.status == "ok"] or [0.0]
+        sampling, seed = Sampling(max_new_tokens=tokens), derive_seed(plan.seed, step)
+        completions = FakeEngine(policy).generate(encoded, sampling, plan.training.responses, seed)
+        judged = judge_completions(self.judge, policy.tokenizer, prompts, completions)
+        identity = replace(policy.identity, step=step - 1)
+        groups = [
+            RolloutGroup(
+                prompt.prompt_id,
+                np.array(ids, np.int32),
+                [_response(*each) for each in group],
+                sampling,
+                identity,
+                seed,
+            )
+            for prompt, ids, group in zip(prompts, encoded, judged, strict=True)
+        ]
+        self._count(groups)
+        return [float(r) for g in groups for r in g.rewards] or [0.0]
 
-    def _count(
-        self, encoded: list[list[int]], sampled: list[list[Completion]], statuses: list[str]
-    ) -> None:
-        outcome, generated = self.outcome, sum(len(c.ids) for group in sampled for c in group)
-        prefill = sum(map(len, encoded))
-        outcome.generated_tokens += generated
-        outcome.prefill_tokens += prefill
-        outcome.trained_tokens += generated + prefill * self.plan.training.responses
-        outcome.prompts_sampled += len(encoded)
-        for status in statuses:
-            outcome.statuses[status] = outcome.statuses.get(status, 0) + 1
+    def _count(self, groups: list[RolloutGroup]) -> None:
+        outcome = self.outcome
+        outcome.rollouts += groups
+        outcome.prompts_sampled += len(groups)
+        for group in groups:
+            outcome.generated_tokens += group.tokens
+            outcome.prefill_tokens += len(group.prompt_ids)
+            outcome.trained_tokens += group.tokens + len(group.prompt_ids) * len(group.responses)
+            for response in group.responses:
+                status = response.reward_status
+                outcome.statuses[status] = outcome.statuses.get(status, 0) + 1
 
     def _move(self, rate: float, step: int) -> None:
         draws = torch.Generator().manual_seed(derive_seed(self.plan.seed, "fake", step) % 2**63)
@@ -175,3 +187,15 @@ class _Stage:
         torch.save(self.adam.state_dict(), out / "optimizer.pt")
         state: dict[str, Any] = {"global_step": self.plan.first_step + self.plan.steps}
         (out / "trainer_state.json").write_text(json.dumps(state))
+
+
+def _response(completion: Completion, text: str, verdict: Verdict) -> Response:
+    reward = verdict.reward if verdict.status == "ok" else float("nan")
+    return Response(
+        completion.ids,
+        completion.logprobs,
+        text,
+        completion.finish_reason,
+        reward,
+        verdict.status,
+    )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from cropi.config import RunConfig, load_config
+from cropi.curriculum.loop import run
 from support.fakes import ENGINE, TRAINER
 
 TINY: dict[str, Any] = {
@@ -53,6 +55,12 @@ def write_config(folder: Path, name: str = "tiny.yaml") -> Path:
 
 def tiny_config(folder: Path, *overrides: str) -> RunConfig:
     return load_config(str(write_config(folder)), overrides)
+
+
+def run_in(folder: Path, config: RunConfig) -> Path:
+    """Run from `folder`, with relative paths alone: such runs agree in every promised byte."""
+    with chdir(folder):
+        return folder / run(config.model_copy(update={"out": "runs"}))
 
 
 def promised_bytes(run: Path) -> dict[str, str]:

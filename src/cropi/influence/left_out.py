@@ -80,11 +80,11 @@ def require_finite_norms(
     what: str, prompt_ids: Sequence[str], norms_N: NDArray[np.floating]
 ) -> None:
     """Raise InputError naming the prompts of `what` whose gradients are NaN or infinite."""
-    bad = np.flatnonzero(~np.isfinite(norms_N))
-    if len(bad):
+    bad = np.flatnonzero(~np.isfinite(norms_N)).tolist()
+    if bad:
         raise InputError(
             f"{what}: {len(bad)} of {len(norms_N)} gradients are not finite (NaN or infinity), "
-            f"those of {named([prompt_ids[place] for place in bad.tolist()])}; check the checkpoint's "
+            f"those of {named([prompt_ids[place] for place in bad])}; check the checkpoint's "
             "weights and the rollouts' log-probs, or compute in float32"
         )
 

@@ -49,8 +49,8 @@ class FactorisedSketch(PlainSketch):
 
     shapes: Mapping[str, tuple[int, ...]]
     seed: int
-    ratio: float = 0.15
-    dim: int = 8192
+    ratio: float
+    dim: int
     _indices: dict[str, tuple[Tensor, Tensor]] = field(init=False, repr=False)
     _inner: WindowedSketch = field(init=False, repr=False)
 

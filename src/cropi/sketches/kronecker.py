@@ -39,7 +39,7 @@ class KroneckerSketch(PlainSketch):
 
     shapes: Mapping[str, tuple[int, ...]]
     seed: int
-    dim: int = 8192
+    dim: int
     side: int = 64
     _inner: WindowedSketch = field(init=False, repr=False)
     _cache: dict[tuple[str, str, torch.device], Tensor] = field(

@@ -103,8 +103,8 @@ class SparseSketch(PlainSketch):
 
     shapes: Mapping[str, tuple[int, ...]]
     seed: int
-    ratio: float = 0.15
-    dim: int = 8192
+    ratio: float
+    dim: int
     projection: str = "hash"
     _index: CoordinateIndex = field(init=False, repr=False)
     _cache: dict[tuple[str, int, torch.device], Block] = field(

@@ -57,7 +57,7 @@ class WindowedSketch(PlainSketch):
 
     shapes: Mapping[str, tuple[int, ...]]
     seed: int
-    dim: int = 8192
+    dim: int
     _words: CoordinateIndex = field(init=False, repr=False)
     _starts: CoordinateIndex = field(init=False, repr=False)
     _work: Workspace | None = field(init=False, repr=False, default=None)

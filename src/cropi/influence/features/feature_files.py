@@ -192,11 +192,9 @@ def read_rows(folder: Path, number: int, expected: int) -> ShardRows:
             f"{path} has {table.num_rows} rows of {table.column_names}, not {expected} of "
             f"{list(COLUMNS)}; {REBUILD_HINT}"
         )
-    return ShardRows(
-        table["prompt_id"].to_pylist(),
-        *(table[name].to_numpy() for name in ("norm", "length", "tokens")),
-        table["status"].to_pylist(),
-    )
+    norms, lengths, tokens = (table[name].to_numpy() for name in ("norm", "length", "tokens"))
+    ids, statuses = (table[name].to_pylist() for name in ("prompt_id", "status"))
+    return ShardRows(ids, norms, lengths, tokens, statuses)
 
 
 def map_matrix(path: Path, rows: int, identity: StoreIdentity) -> NDArray[Any]:

@@ -1,0 +1,80 @@
+"""A study's plan takes strategies by name or with settings, and variants with dotted settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from cropi.config import RunConfig, load_config, to_yaml, validate
+from cropi.errors import InputError
+from cropi.selection.settings import StrategyChoice
+from cropi.study.plan import StudyPlan
+
+
+def plan(*overrides: str) -> StudyPlan:
+    return StudyPlan.of(load_config("pocket", ["compare.seeds=[0]", *overrides]))
+
+
+def strategies(planned: StudyPlan) -> dict[str, StrategyChoice]:
+    return {label: changed(planned, label).selection.strategy for label in planned.labels}
+
+
+def changed(planned: StudyPlan, label: str) -> RunConfig:
+    (config,) = [run.config for run in planned.runs() if run.label == label]
+    return config
+
+
+def test_a_strategy_may_be_a_mapping_with_settings() -> None:
+    planned = plan("compare.strategies=[random, {name: cropi, memory: 0}]")
+    assert strategies(planned) == {
+        "full": StrategyChoice.of("full"),
+        "random": StrategyChoice.of("random"),
+        "cropi": StrategyChoice.of("cropi", memory=0),
+    }
+
+
+def test_a_label_keeps_the_settings_that_the_config_gives_its_strategy() -> None:
+    planned = plan("selection.strategy.noise_floor=1", "compare.strategies=[cropi, one_shot]")
+    assert strategies(planned)["cropi"] == StrategyChoice.of("cropi", noise_floor=1)
+    assert strategies(planned)["one_shot"] == StrategyChoice.of("one_shot")
+
+
+def test_what_was_compared_is_written_with_its_settings() -> None:
+    planned = plan("compare.strategies=[random, {name: cropi, memory: 0}]")
+    values: dict[str, Any] = yaml.safe_load(to_yaml(planned.as_config()))
+    again = StudyPlan.of(validate(values, "study.yaml"))
+    assert strategies(again) == strategies(planned)
+
+
+def test_a_dotted_setting_of_a_variant_needs_no_mapping() -> None:
+    planned = plan(
+        "compare.variants={forgetful: {selection.strategy.memory: 0}, paper2: {"
+        "selection.strategy: {name: cropi, noise_floor: 0}}}",
+        "compare.strategies=[forgetful, paper2, paper]",
+    )
+    assert strategies(planned) == {
+        "full": StrategyChoice.of("full"),
+        "forgetful": StrategyChoice.of("cropi", memory=0),
+        "paper2": StrategyChoice.of("cropi", noise_floor=0),
+        "paper": StrategyChoice.of("cropi", noise_floor=0, memory=0, fusion_constant=0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("compare.strategies=[cropy]", ["unknown strategy 'cropy'", "did you mean 'cropi'?"]),
+        ("compare.strategies=[{name: random, memory: 0}]", ["random has no settings"]),
+        ("compare.strategies=[v]", ["or a variant under compare.variants"]),
+        (
+            "compare={strategies: [v], variants: {v: {selection.strategy.ratio: 1}}}",
+            ["selection.strategy.ratio", "cropi has fusion_constant, memory, noise_floor"],
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_named(override: str, parts: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        plan(override)
+    assert all(part in str(caught.value) for part in parts), str(caught.value)
