@@ -29,7 +29,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_until(config: Path, event: Path) -> None:
     """Start the run in a process of its own and kill it as soon as the file `event` is there."""
-    command = [sys.executable, "-m", "cropi.cli", "run", str(config)]
+    command = [sys.executable, "-m", "cropi", "run", str(config)]
     command += [POOL, "baselines=[full]", "out=runs"]
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=config.parent
