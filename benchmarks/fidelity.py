@@ -19,10 +19,10 @@ from tempfile import TemporaryDirectory
 import torch
 
 import cropi
-from cropi.cli.printing import make_narrator, print_table
+from cropi.cli.printing import make_reporter, print_table
 from cropi.config import EngineChoice, RolloutsConfig
 from cropi.diagnostics import diagnose_fidelity
-from cropi.diagnostics.fidelity_experiment import FidelitySettings
+from cropi.diagnostics.diagnosis_settings import FidelitySettings
 from cropi.pocket.tasks import SKILLS, TARGETS
 from cropi.pocket.tasks import rows as pocket_rows
 from cropi.policy.loading import Policy
@@ -62,10 +62,10 @@ def main() -> None:
         dims=tuple(arguments.dims),
         ratios=tuple(arguments.ratios),
         seeds=arguments.seeds,
-        prompts=arguments.prompts,
+        max_prompts=arguments.prompts,
         batch_tokens=2048,
     )
-    with make_narrator().phase("fidelity") as bar:
+    with make_reporter().phase("fidelity") as bar:
         report = diagnose_fidelity(
             pool,
             targets,
@@ -107,7 +107,7 @@ def sample(
     ]
     engine = EngineChoice.of(batch_size=512)
     settings = RolloutsConfig(responses=arguments.responses, max_new_tokens=12, engine=engine)
-    with TemporaryDirectory() as folder, make_narrator().phase(f"rollouts {split}") as bar:
+    with TemporaryDirectory() as folder, make_reporter().phase(f"rollouts {split}") as bar:
         groups = cropi.rollout(
             policy,
             prompts,

@@ -76,7 +76,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_rows(folder / f"{name}.jsonl", split, skills, size)
     for name in ("pool", "val"):
         command(
-            "rollout", "--policy", "pocket", "--prompts", folder / f"{name}.jsonl",
+            "rollout", "--model", "pocket", "--prompts", folder / f"{name}.jsonl",
             "--verifier", f"{folder / 'judge.py'}:reward", "--responses", 6,
             "--max-new-tokens", 8, "--seed", 3, "--device", "cpu",
             "--out", folder / f"{name}.parquet",
@@ -87,7 +87,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def scored(work: Path) -> Path:
     out = work / "scores.parquet"
-    command("score", "--policy", "pocket", "--rollouts", work / "pool.parquet",
+    command("score", "--model", "pocket", "--rollouts", work / "pool.parquet",
             "--target", f"sort set={work / 'val.parquet'}", "--out", out)  # fmt: skip
     return out
 
@@ -102,7 +102,7 @@ def trained(work: Path, scored: Path) -> Path:
 
 def stage_arguments(work: Path, policy: object, out: Path) -> list[object]:
     return [
-        "train", "--policy", policy, "--prompts", work / "pool.jsonl",
+        "train", "--model", policy, "--prompts", work / "pool.jsonl",
         "--selection", work / "selection.parquet", "--out", out, "--steps", 2,
         "--verifier", f"{work / 'judge.py'}:reward", "--max-new-tokens", 8, "--device", "cpu",
         "--horizon", 4, "prompts_per_step=2", "responses=4", "learning_rate=1e-4",
@@ -137,7 +137,7 @@ def test_one_score_row_per_prompt_of_the_pool(work: Path, scored: Path) -> None:
 
 def test_sparse_scores_approximate_exact_ones(work: Path, scored: Path) -> None:
     out = work / "sparse.parquet"
-    command("score", "--policy", "pocket", "--rollouts", work / "pool.parquet",
+    command("score", "--model", "pocket", "--rollouts", work / "pool.parquet",
             "--target", f"sort set={work / 'val.parquet'}", "--out", out, "--sketch", "sparse",
             "--seed", 1, "sketch.ratio=1.0")  # fmt: skip
     exact, sparse = read_scores(scored).scored(), read_scores(out).scored()
@@ -167,7 +167,7 @@ def test_a_second_stage_goes_on_with_optimizer_and_schedule(work: Path, trained:
 
 def test_evaluation_writes_what_it_prints(work: Path, trained: Path) -> None:
     out = work / "accuracy.json"
-    command("evaluate", "--policy", trained, "--set", f"sort={work / 'test.jsonl'}",
+    command("evaluate", "--model", trained, "--set", f"sort={work / 'test.jsonl'}",
             "--verifier", "exact", "--responses", 2, "--temperature", 1.0, "--k", 1, "--k", 2,
             "--max-new-tokens", 8, "--out", out)  # fmt: skip
     (row,) = json.loads(out.read_text())
@@ -180,7 +180,7 @@ def test_an_adapter_is_trained_where_lora_is_asked_for(work: Path, trained: Path
     command(*stage_arguments(work, trained, out), "lora.r=2")
     config = json.loads((out / "adapter_config.json").read_text())
     assert (config["r"], config["base_model_name_or_path"]) == (2, str(trained))
-    command("score", "--policy", out, "--rollouts", work / "pool.parquet",
+    command("score", "--model", out, "--rollouts", work / "pool.parquet",
             "--target", f"v={work / 'val.parquet'}", "--out", work / "adapted.parquet")  # fmt: skip
 
 

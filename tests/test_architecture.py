@@ -17,7 +17,7 @@ ROOT = Path(cropi.__file__).parent
 FACADE = ""
 """The name of `cropi` itself, whose functions are those of the packages."""
 FLOORS = (
-    ("errors", "schema", "settings", "plugins", "progress"),
+    ("errors", "text", "schema", "settings", "plugins", "progress"),
     ("store",),
     ("execution",),
     ("estimation",),
@@ -36,6 +36,7 @@ FLOORS = (
     ("report",),
     (FACADE,),
     ("cli",),
+    ("__main__",),
 )
 """Packages and modules from the lowest floor to the highest; none imports one above it.
 
@@ -44,7 +45,7 @@ A package's settings stand on the floor of `settings`: config assembles those of
 ON_NO_FLOOR = {"pocket"}
 """The embedded model and tasks, which are plug-ins of several floors."""
 FORBIDDEN_NAMES = {"found", "told", "own", "said", "kept", "known", "mine", "theirs", "way"}
-NAMES_TO_COME = {"cli", "pocket"}
+NAMES_TO_COME: set[str] = set()
 """Packages that still have local variables with such names."""
 SHARED_BASENAMES = {"__init__.py", "settings.py"}
 BASENAMES_TO_COME = {"loading.py"}

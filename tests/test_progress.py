@@ -1,4 +1,4 @@
-"""What a run says: one short line a phase in a log, a live bar on a terminal, neither left torn."""
+"""What a run prints: one short line per phase in a log, a live bar on a terminal."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_phase_is_one_line_in_a_log() -> None:
     assert line.endswith("x" * 100)
 
 
-def test_a_long_phase_is_heard_of_after_a_silent_minute_in_a_log(
+def test_a_long_phase_prints_a_line_after_each_silent_minute_in_a_log(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [0.0]
@@ -59,16 +59,16 @@ def test_text_is_shown_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("kind", [log, terminal])
-def test_a_phase_that_fails_says_nothing_of_success_and_leaves_the_cursor(kind: object) -> None:
+def test_a_phase_that_fails_does_not_print_its_time_and_restores_the_cursor(kind: object) -> None:
     reporter, text = kind()  # type: ignore[operator]
     with pytest.raises(ZeroDivisionError), reporter.phase("doomed"):
         raise ZeroDivisionError
-    said = text.getvalue()
-    assert " s " not in said
-    assert said.count("\x1b[?25l") == said.count("\x1b[?25h")
+    printed = text.getvalue()
+    assert " s " not in printed
+    assert printed.count("\x1b[?25l") == printed.count("\x1b[?25h")
 
 
-def test_a_library_silenced_by_redirection_does_not_silence_the_narrator() -> None:
+def test_a_library_silenced_by_redirection_does_not_silence_the_reporter() -> None:
     reporter, text = terminal()
     with reporter.phase("GRPO", 2) as bar, redirect_stdout(io.StringIO()):
         bar.update(1, note="half")
@@ -76,7 +76,7 @@ def test_a_library_silenced_by_redirection_does_not_silence_the_narrator() -> No
     assert "still here" in text.getvalue()
 
 
-def test_without_a_console_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_console_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     reporter = ProgressReporter()
     reporter.say("hello")
     with reporter.phase("quiet", 3) as bar:

@@ -74,6 +74,9 @@ def run(
     killed continues where it stopped. Raises InputError for anything in the config, the prompts or
     the model that cannot be used.
     """
+    from cropi.errors import require_supported_system
+
+    require_supported_system()
     from cropi.curriculum.loop import run as run_curriculum
     from cropi.progress import ProgressReporter
     from cropi.report import write_run_report

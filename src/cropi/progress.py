@@ -1,4 +1,4 @@
-"""What a run says while it works: a bar a phase on a terminal, now and then a line in a log."""
+"""What a run prints while it works: a bar per phase on a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from cropi.text import printable
 
 LOG_SECONDS = 60.0
-"""How often a long phase is heard of where there is no terminal."""
+"""How often a long phase prints a line where there is no terminal."""
 
 
 class Bar:
@@ -25,25 +34,30 @@ class Bar:
     def update(self, done: int, total: int | None = None, note: str | None = None) -> None:
         """Show that `done` of `total` is done."""
         if note is not None:
-            self.note = note
+            self.note = printable(note)
         if self._progress is not None:
             self._progress.update(self._task, completed=done, total=total, note=self.note)
 
 
 class ProgressReporter:
-    """Tells a person what happens; without a console it is silent."""
+    """Prints what happens; silent without a console."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console
-        self.last_word = 0.0
+        self.last_print = 0.0
 
     def say(self, text: str, style: str = "") -> None:
         """Print one line; the text is shown as it is, markup in it is not interpreted."""
-        self.last_word = time.monotonic()
+        self.last_print = time.monotonic()
         if self.console is not None:
-            # Not wrapped: a terminal wraps by itself, and a log wants one line a sentence.
+            # Not wrapped: a terminal wraps by itself, and a log should have one line per message.
             self.console.print(
-                text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True
+                printable(text),
+                style=style,
+                markup=False,
+                emoji=False,
+                highlight=False,
+                soft_wrap=True,
             )
 
     def warn(self, text: str) -> None:
@@ -58,15 +72,8 @@ class ProgressReporter:
             yield Bar()
             return
         if self.console.is_terminal:
-            columns = (
-                TextColumn("  {task.description:<26}", markup=False),
-                BarColumn(bar_width=28),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[note]}", markup=False),
-            )
-            with Progress(*columns, console=self.console, transient=True) as progress:
-                bar = Bar(progress, progress.add_task(title, total=total, note=""))
+            with Progress(*_columns(), console=self.console, transient=True) as progress:
+                bar = Bar(progress, progress.add_task(printable(title), total=total, note=""))
                 yield bar
         else:
             bar = LogBar(self, title, total)
@@ -74,23 +81,34 @@ class ProgressReporter:
         self.say(f"  {title:<26} {time.perf_counter() - start:6.1f} s   {bar.note}".rstrip())
 
 
+def _columns() -> tuple[ProgressColumn, ...]:
+    """The columns of a live bar: title, bar, count, time, note."""
+    return (
+        TextColumn("  {task.description:<26}", markup=False),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+
+
 class LogBar(Bar):
-    """Progress in a log: where nothing has been said for a minute, how far the phase is."""
+    """Progress in a log: a line after each minute in which nothing was printed."""
 
     def __init__(self, reporter: ProgressReporter, title: str, total: int | None) -> None:
         super().__init__()
-        self._narrator = reporter
+        self._reporter = reporter
         self._title = title
         self._total = total
-        self._begun = time.monotonic()
+        self._start = time.monotonic()
 
     def update(self, done: int, total: int | None = None, note: str | None = None) -> None:
-        """Say that `done` of `total` is done, if the last word was a minute ago."""
+        """Print that `done` of `total` is done, if nothing was printed for a minute."""
         super().update(done, total, note)
         self._total = total or self._total
         now = time.monotonic()
-        if now - max(self._begun, self._narrator.last_word) < LOG_SECONDS:
+        if now - max(self._start, self._reporter.last_print) < LOG_SECONDS:
             return
-        far = f"{done:,}/{self._total:,}" if self._total else f"{done:,}"
-        spent = f"{now - self._begun:6.0f} s"
-        self._narrator.say(f"  {self._title:<26} {spent}   {far}  {self.note}".rstrip())
+        count = f"{done:,}/{self._total:,}" if self._total else f"{done:,}"
+        seconds = f"{now - self._start:6.0f} s"
+        self._reporter.say(f"  {self._title:<26} {seconds}   {count}  {self.note}".rstrip())

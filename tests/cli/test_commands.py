@@ -20,7 +20,8 @@ from cropi.cli import main
 from cropi.pocket import model_dir, rows
 from cropi.rollouts import write_rollouts
 from cropi.schema import Response, RolloutGroup
-from support.tiny_runs import write_config
+from support.fakes import TRAINER
+from support.tiny_runs import FAKE, write_config
 
 Command = Callable[..., "Outcome"]
 
@@ -31,14 +32,14 @@ class Outcome:
     out: str
     err: str
 
-    def refused(self, *told: str) -> None:
-        """Exit code 2 and one sentence, which names what is told."""
+    def refused(self, *words: str) -> None:
+        """Exit code 2 and one sentence, which contains these words."""
         assert self.code == 2, self
         assert self.err.startswith("error: "), self.err
         assert self.err.count("\n") == 1, self.err
         assert "Traceback" not in self.err
-        for part in told:
-            assert part in self.err, (part, self.err)
+        for word in words:
+            assert word in self.err, (word, self.err)
 
     def done(self) -> None:
         assert self.code == 0, self
@@ -61,8 +62,8 @@ def cropi(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
 
 def pocket_jsonl(path: Path, split: str = "pool", size: int = 6) -> Path:
-    found = rows(split, ["sort"], size, 0)
-    path.write_text("".join(json.dumps(row) + "\n" for row in found))
+    prompts = rows(split, ["sort"], size, 0)
+    path.write_text("".join(json.dumps(row) + "\n" for row in prompts))
     return path
 
 
@@ -90,7 +91,7 @@ def pool(tmp_path: Path) -> Path:
 def scores(cropi: Command, tmp_path: Path, pool: Path) -> Path:
     path = tmp_path / "scores.parquet"
     cropi(
-        "score", "--policy", "pocket", "--rollouts", pool, "--target", f"v={pool}", "--out", path
+        "score", "--model", "pocket", "--rollouts", pool, "--target", f"v={pool}", "--out", path
     ).done()
     return path
 
@@ -151,7 +152,7 @@ def test_an_unknown_strategy_is_refused(cropi: Command, scores: Path, strategy: 
     cropi("select", "--scores", scores, "--strategy", strategy).refused(strategy)
 
 
-def test_prompts_that_are_none_are_refused(cropi: Command, tmp_path: Path) -> None:
+def test_files_without_usable_prompts_are_refused(cropi: Command, tmp_path: Path) -> None:
     bad = {
         "empty.jsonl": ("", "is empty"),
         "blank.jsonl": ("\n\n", "no rows"),
@@ -161,12 +162,12 @@ def test_prompts_that_are_none_are_refused(cropi: Command, tmp_path: Path) -> No
         "notes.txt": ("hello", ".txt"),
     }
     out = tmp_path / "r.parquet"
-    for name, (text, told) in bad.items():
+    for name, (text, words) in bad.items():
         path = tmp_path / name
         path.write_text(text)
-        cropi("rollout", "--policy", "pocket", "--prompts", path, "--out", out).refused(told, name)
+        cropi("rollout", "--model", "pocket", "--prompts", path, "--out", out).refused(words, name)
         config = write_config(tmp_path)
-        cropi("run", config, f"prompts.pool=[{{path: {path}}}]").refused(told, name)
+        cropi("run", config, f"prompts.pool=[{{path: {path}}}]").refused(words, name)
     assert not out.exists()
 
 
@@ -177,7 +178,7 @@ def test_an_overlong_prompt_is_refused_or_dropped(cropi: Command, tmp_path: Path
     out = tmp_path / "r.parquet"
     cropi(
         "rollout",
-        "--policy",
+        "--model",
         "pocket",
         "--prompts",
         pool,
@@ -193,6 +194,7 @@ def test_an_overlong_prompt_is_refused_or_dropped(cropi: Command, tmp_path: Path
         "selection.strategy=random",
         "curriculum.stages=1",
         "curriculum.steps_per_stage=1",
+        f"training.engine={TRAINER}",
         f"prompts.pool=[{{path: {pool}}}]",
     )
     cropi("run", config, *short).refused("over 56 tokens", "prompts.overlong=drop")
@@ -202,14 +204,14 @@ def test_an_overlong_prompt_is_refused_or_dropped(cropi: Command, tmp_path: Path
 
 
 @pytest.mark.parametrize("policy", ["{tmp}", "{tmp}/nowhere", "./no/where", "{tmp}/file"])
-def test_a_directory_that_is_no_model_is_refused(
+def test_a_directory_without_a_model_is_refused(
     cropi: Command, pool: Path, tmp_path: Path, policy: str
 ) -> None:
     (tmp_path / "file").write_text("hello")
     path = policy.replace("{tmp}", str(tmp_path))
     out = tmp_path / "o.parquet"
     cropi(
-        "score", "--policy", path, "--rollouts", pool, "--target", f"v={pool}", "--out", out
+        "score", "--model", path, "--rollouts", pool, "--target", f"v={pool}", "--out", out
     ).refused(path)
     assert not out.exists()
 
@@ -228,7 +230,7 @@ def test_nan_weights_are_refused(cropi: Command, pool: Path, tmp_path: Path) -> 
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
     cropi(
         "score",
-        "--policy",
+        "--model",
         broken,
         "--rollouts",
         pool,
@@ -247,27 +249,27 @@ def test_a_target_without_an_informative_prompt_is_refused(
     write_rollouts(flat, [group("x", [1, 1]), group("y", [0, 0])])
     out = tmp_path / "o.parquet"
     cropi(
-        "score", "--policy", "pocket", "--rollouts", pool, "--target", f"v={flat}", "--out", out
+        "score", "--model", "pocket", "--rollouts", pool, "--target", f"v={flat}", "--out", out
     ).refused("validation set v", "no informative prompt")
     cropi(
-        "score", "--policy", "pocket", "--rollouts", flat, "--target", f"v={pool}", "--out", out
+        "score", "--model", "pocket", "--rollouts", flat, "--target", f"v={pool}", "--out", out
     ).refused("the pool", "no informative prompt")
     assert not out.exists()
 
 
-def test_a_run_whose_target_teaches_nothing_keeps_its_rollouts(
+def test_a_run_whose_target_has_no_gradient_keeps_its_rollouts(
     cropi: Command, tmp_path: Path
 ) -> None:
     hopeless = tmp_path / "v.jsonl"
     hopeless.write_text('{"prompt": "s321=", "answer": "never said"}\n')
     outcome = cropi(
-        "run", write_config(tmp_path), f"prompts.validation.sort=[{{path: {hopeless}}}]"
+        "run", write_config(tmp_path), *FAKE, f"prompts.validation.sort=[{{path: {hopeless}}}]"
     )
     outcome.refused("validation set sort", "no informative prompt")
     assert (tmp_path / "runs/tiny/rollouts/pool.parquet").is_file()
 
 
-def test_rollout_files_that_are_none_are_refused(
+def test_files_without_usable_rollouts_are_refused(
     cropi: Command, pool: Path, tmp_path: Path
 ) -> None:
     table = pq.read_table(pool)
@@ -282,16 +284,16 @@ def test_rollout_files_that_are_none_are_refused(
     pq.write_table(table.drop_columns(["logprobs"]), tmp_path / "columns.parquet")
     (tmp_path / "torn.parquet").write_bytes(pool.read_bytes()[:-20])
     (tmp_path / "zero.parquet").touch()
-    for name, told in files.items():
+    for name, words in files.items():
         path = tmp_path / name
         out = ("--out", tmp_path / "o.parquet")
         cropi(
-            "score", "--policy", "pocket", "--rollouts", path, "--target", f"v={pool}", *out
-        ).refused(told, name)
+            "score", "--model", "pocket", "--rollouts", path, "--target", f"v={pool}", *out
+        ).refused(words, name)
         cropi(
-            "score", "--policy", "pocket", "--rollouts", pool, "--target", f"v={path}", *out
-        ).refused(told, name)
-        cropi("select", "--strategy", "random", "--rollouts", path, *out).refused(told, name)
+            "score", "--model", "pocket", "--rollouts", pool, "--target", f"v={path}", *out
+        ).refused(words, name)
+        cropi("select", "--strategy", "random", "--rollouts", path, *out).refused(words, name)
 
 
 def test_rollouts_of_another_vocabulary_are_refused(
@@ -301,7 +303,7 @@ def test_rollouts_of_another_vocabulary_are_refused(
     write_rollouts(foreign, [group("x", [0, 1], token=50_000)])
     cropi(
         "score",
-        "--policy",
+        "--model",
         "pocket",
         "--rollouts",
         pool,
@@ -313,7 +315,7 @@ def test_rollouts_of_another_vocabulary_are_refused(
 
 
 @pytest.mark.parametrize("place", ["/proc/x", "{file}/x", "{tmp}"])
-def test_a_place_that_cannot_be_written_is_found_before_the_work(
+def test_a_path_that_cannot_be_written_is_refused_before_any_work(
     cropi: Command, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     def forbidden(*_: object, **__: object) -> None:
@@ -321,14 +323,14 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(
 
     prompts = pocket_jsonl(tmp_path / "prompts.jsonl")
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    (tmp_path / "full" / "thesis.txt").write_text("a thesis")
     out = place.replace("{file}", str(prompts)).replace("{tmp}", str(tmp_path / "full"))
     monkeypatch.setattr("cropi.policy.loading.load_policy", forbidden)
     monkeypatch.setattr("cropi.training.trl_stage.load_policy", forbidden)
-    common = ("--policy", "pocket", "--verifier", "exact")
+    common = ("--model", "pocket", "--verifier", "exact")
     cropi("rollout", *common, "--prompts", prompts, "--out", out).refused(out)
     cropi(
-        "score", "--policy", "pocket", "--rollouts", pool, "--target", f"v={pool}", "--out", out
+        "score", "--model", "pocket", "--rollouts", pool, "--target", f"v={pool}", "--out", out
     ).refused(out)
     cropi("select", "--strategy", "random", "--rollouts", pool, "--out", out).refused(out)
     cropi("evaluate", *common, "--set", f"s={prompts}", "--out", out).refused(out)
@@ -337,7 +339,7 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(
     ids = pq.read_table(chosen)["prompt_id"].to_pylist()
     prompts.write_text("".join(json.dumps({"prompt": "s1=", "answer": "1", "id": i}) for i in ids))
     cropi("train", *common, "--prompts", prompts, "--selection", chosen, "--out", out).refused(out)
-    assert (tmp_path / "full" / "thesis.txt").read_text() == "mine"
+    assert (tmp_path / "full" / "thesis.txt").read_text() == "a thesis"
 
 
 @pytest.mark.parametrize("out", ["/proc/x", "{file}"])
@@ -350,7 +352,7 @@ def test_a_run_directory_that_cannot_be_written_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "words"),
     [
         ("a: [", "not valid YAML"),
         ("- 1", "no settings"),
@@ -361,18 +363,18 @@ def test_a_run_directory_that_cannot_be_written_is_refused(
         ("model: pocket\nprompts: {pool: [{path: x}]}", "model"),
     ],
 )
-def test_a_config_that_is_none_is_refused(
-    cropi: Command, tmp_path: Path, text: str, told: str
+def test_a_file_that_is_not_a_config_is_refused(
+    cropi: Command, tmp_path: Path, text: str, words: str
 ) -> None:
     path = tmp_path / "c.yaml"
     path.write_bytes(text.encode("latin-1"))
     for command in (("run",), ("config", "check"), ("config", "show")):
-        cropi(*command, path).refused(told)
+        cropi(*command, path).refused(words)
         cropi(*command, tmp_path).refused("neither a file")
         cropi(*command, tmp_path / "gone.yaml").refused("neither a file")
 
 
-def test_a_key_with_a_slip_is_told_with_its_mend(cropi: Command, tmp_path: Path) -> None:
+def test_a_misspelt_key_is_refused_with_a_suggestion(cropi: Command, tmp_path: Path) -> None:
     config = write_config(tmp_path)
     cropi("run", config, "selection.ration=0.2").refused("selection.ration", "did you mean 'ratio'")
     cropi("run", config, "ratio").refused("key.path=value")
@@ -408,7 +410,7 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_saved_loses_nothing_before(
     assert sorted(f.name for f in stage.iterdir()) == made
 
 
-def test_an_interrupt_says_how_to_go_on(
+def test_an_interrupt_says_how_to_continue(
     cropi: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:
@@ -417,10 +419,10 @@ def test_an_interrupt_says_how_to_go_on(
     monkeypatch.setattr("cropi.curriculum.loop.load_prompts", interrupted)
     outcome = cropi("run", write_config(tmp_path))
     assert outcome.code == 130
-    assert "goes on" in outcome.err
+    assert "continues" in outcome.err
 
 
-def test_report_of_no_run_is_refused(cropi: Command, tmp_path: Path) -> None:
+def test_a_report_of_a_folder_that_is_not_a_run_is_refused(cropi: Command, tmp_path: Path) -> None:
     cropi("report", tmp_path).refused("not a run directory")
     cropi("report", tmp_path / "gone").refused("gone")
 
@@ -428,7 +430,7 @@ def test_report_of_no_run_is_refused(cropi: Command, tmp_path: Path) -> None:
 def test_names_are_shown_as_they_are(cropi: Command, pool: Path, tmp_path: Path) -> None:
     outcome = cropi(
         "score",
-        "--policy",
+        "--model",
         "pocket",
         "--rollouts",
         pool,
@@ -442,26 +444,19 @@ def test_names_are_shown_as_they_are(cropi: Command, pool: Path, tmp_path: Path)
 
 
 def test_named_files_must_be_named_once(cropi: Command, pool: Path, tmp_path: Path) -> None:
-    common = ("score", "--policy", "pocket", "--rollouts", pool, "--out", tmp_path / "o.parquet")
+    common = ("score", "--model", "pocket", "--rollouts", pool, "--out", tmp_path / "o.parquet")
     cropi(*common, "--target", pool).refused("NAME=FILE")
     cropi(*common, "--target", f"norm={pool}").refused("norm")
     cropi(*common, "--target", f"v={pool}", "--target", f"v={pool}").refused("'v'")
 
 
-def test_every_command_has_help_with_an_example(cropi: Command) -> None:
-    for name in ("run", "rollout", "score", "select", "train", "evaluate", "report"):
-        outcome = cropi(name, "--help")
-        outcome.done()
-        assert f"cropi {name}" in outcome.out
-        assert "Example" in outcome.out
-
-
 def test_lines_of_a_log_are_not_folded(cropi: Command, tmp_path: Path) -> None:
-    name = "a-rather-long-name-for-a-run-that-someone-may-well-give-to-a-run-of-theirs"
+    name = "a-rather-long-name-for-a-run-that-someone-may-well-give-to-one-of-many-runs"
     outcome = cropi(
         "run",
         write_config(tmp_path),
         f"name={name}",
+        *FAKE,
         "selection.strategy=random",
         "curriculum.stages=1",
         "curriculum.steps_per_stage=1",

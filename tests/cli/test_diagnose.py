@@ -99,8 +99,17 @@ def test_staleness_prints_a_verdict_and_writes_page_and_numbers(
 def test_step_prints_every_band_and_writes_page_and_numbers(
     diagnose: Command, pool: Path, validation: Path, tmp_path: Path
 ) -> None:
-    small = ("--prompts", 3, "--repeats", 2, "--singles", 4, "--learning-rate", "1e-7,1e-6")
-    arguments = ("--model", "pocket", "--validation", f"v<b>={validation}", *small)
+    small = (
+        "--band-size",
+        3,
+        "--random-bands",
+        2,
+        "--single-prompts",
+        4,
+        "--learning-rate",
+        "1e-7,1e-6",
+    )
+    arguments = ("--model", "pocket", "--target", f"v<b>={validation}", *small)
     code, out, err = diagnose("step", pool, *arguments, "--out", tmp_path / "look")
     assert code == 0, err
     for band in ("most influential", "middle", "least influential", "random"):
@@ -115,8 +124,8 @@ def test_fidelity_recommends_and_writes_page_and_numbers(
     diagnose: Command, pool: Path, validation: Path, tmp_path: Path
 ) -> None:
     small = ("--sketches", "sparse,windowed", "--dims", "64,128", "--ratios", "1,0.2")
-    arguments = ("--model", "pocket", "--validation", f"v={validation}", *small)
-    few = ("--seeds", 2, "--timed", 2, "--min-precision", 0.01)
+    arguments = ("--model", "pocket", "--target", f"v={validation}", *small)
+    few = ("--sketch-seeds", 2, "--timed-prompts", 2, "--min-precision", 0.01)
     code, out, err = diagnose("fidelity", pool, *arguments, *few, "--out", tmp_path / "look")
     assert code == 0, err
     assert "Use " in out
@@ -130,10 +139,10 @@ def test_fidelity_recommends_and_writes_page_and_numbers(
 def test_bad_input_is_one_sentence_before_any_work(
     diagnose: Command, pool: Path, validation: Path, tmp_path: Path
 ) -> None:
-    target = ("--validation", f"v={validation}")
+    target = ("--target", f"v={validation}")
     cases = [
         (("staleness", tmp_path / "none.parquet", "--model", "pocket"), "none.parquet"),
-        (("step", pool, "--model", "pocket", "--validation", "nameless"), "NAME=FILE"),
+        (("step", pool, "--model", "pocket", "--target", "nameless"), "NAME=FILE"),
         (("step", pool, "--model", "pocket", *target, "--learning-rate", "fast"), "fast"),
         (("step", pool, "--model", "pocket", *target, "--learning-rate", "0"), "above 0"),
         (("fidelity", pool, "--model", "pocket", *target, "--dims", "1.5"), "whole numbers"),

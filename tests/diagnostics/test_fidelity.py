@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cropi.diagnostics import diagnose_fidelity
+from cropi.diagnostics.diagnosis_settings import FidelitySettings
 from cropi.diagnostics.fidelity import (
     Budget,
     FidelityReport,
@@ -21,7 +22,7 @@ from cropi.diagnostics.fidelity import (
     relative_error,
     top_overlap,
 )
-from cropi.diagnostics.fidelity_experiment import FidelityExperiment, FidelitySettings
+from cropi.diagnostics.fidelity_experiment import FidelityExperiment
 from cropi.errors import InputError
 from cropi.estimation.intervals import Interval
 from cropi.gradients.extractor import GradientExtractor
@@ -148,7 +149,7 @@ def test_a_sketch_of_all_coordinates_is_nearly_exact_and_a_tiny_one_is_not() -> 
         {"v": groups(6, 1)},
         model,
         settings=FidelitySettings(
-            sketches=("windowed",), dims=(16, 1 << 17), seeds=2, timed=4, repetitions=1
+            sketches=("windowed",), dims=(16, 1 << 17), seeds=2, timed_prompts=4, repetitions=1
         ),
     )
     coarse, fine = report.sketches
@@ -168,7 +169,7 @@ def test_adaptive_sketches_are_fitted_before_they_are_compared() -> None:
         {"v": groups(5, 1)},
         tiny_model("qwen2-tied"),
         settings=FidelitySettings(
-            sketches=("adaptive", "windowed"), dims=(64,), seeds=2, timed=2, repetitions=1
+            sketches=("adaptive", "windowed"), dims=(64,), seeds=2, timed_prompts=2, repetitions=1
         ),
     )
     adaptive, windowed = report.sketches
@@ -215,7 +216,9 @@ def test_a_sketch_that_cannot_be_made_is_refused_before_any_work(wrong: dict, wo
 def test_the_model_is_left_as_it_was() -> None:
     model = tiny_model("qwen2-tied").train()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    settings = FidelitySettings(sketches=("sparse",), dims=(8,), ratios=(1.0,), seeds=1, timed=2)
+    settings = FidelitySettings(
+        sketches=("sparse",), dims=(8,), ratios=(1.0,), seeds=1, timed_prompts=2
+    )
     diagnose_fidelity(groups(5), {"v": groups(3)}, model, settings=settings)
     assert model.training
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())

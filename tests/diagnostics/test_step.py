@@ -8,6 +8,7 @@ import torch
 
 from cropi.config import ObjectiveConfig
 from cropi.diagnostics import diagnose_step
+from cropi.diagnostics.diagnosis_settings import StepSettings
 from cropi.diagnostics.step import plan_steps
 from cropi.diagnostics.step_experiment import inner, mean_gradients, norm, perturbed
 from cropi.errors import InputError
@@ -108,10 +109,7 @@ def test_short_steps_go_as_predicted_and_leave_the_model_as_it_was() -> None:
         pool,
         {"v": real_tokens(5, seed=1), "w": real_tokens(5, seed=2)},
         model,
-        learning_rates=(1e-6, 3e-7),
-        prompts=4,
-        repeats=2,
-        singles=5,
+        settings=StepSettings((1e-6, 3e-7), band_size=4, random_bands=2, single_prompts=5),
     )
     assert report.learning_rates == (3e-7, 1e-6)
     assert report.main == 1e-6
@@ -136,10 +134,7 @@ def test_a_bf16_models_steps_are_taken_in_fp32() -> None:
         real_tokens(9),
         {"v": real_tokens(5, seed=1)},
         model,
-        learning_rates=(1e-6,),
-        prompts=3,
-        repeats=0,
-        singles=0,
+        settings=StepSettings((1e-6,), band_size=3, random_bands=0, single_prompts=0),
     )
     (target,) = report.targets
     assert target.summary(1e-6)[0].ratio == pytest.approx(1, abs=0.01)
@@ -159,4 +154,4 @@ def test_scores_of_something_else_are_refused() -> None:
 @pytest.mark.parametrize("rates", [(), (0.0,), (1e-5, -1.0)])
 def test_a_learning_rate_that_steps_nowhere_is_refused(rates: tuple[float, ...]) -> None:
     with pytest.raises(InputError, match="above 0"):
-        diagnose_step([], {"v": []}, tiny_model("qwen2-tied"), learning_rates=rates)
+        StepSettings(learning_rates=rates)

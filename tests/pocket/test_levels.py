@@ -76,5 +76,5 @@ def test_levels_that_cannot_be_had_are_named(source: dict[str, object], parts: l
 
 def test_levels_of_another_kind_of_source_are_refused() -> None:
     pool = "prompts.pool=[{path: one.jsonl, levels: [length 4]}]"
-    with pytest.raises(InputError, match="levels means nothing for a source of kind path"):
+    with pytest.raises(InputError, match="levels has no effect on a source of kind path"):
         load_config("pocket", [pool])

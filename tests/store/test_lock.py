@@ -136,7 +136,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_a_refused_comparison_draws_nothing(tmp_path: Path) -> None:
     folder = StudyPlan.of(tiny_config(tmp_path), ["random"], [0]).root
     (folder / "cells").mkdir(parents=True)
-    command = [sys.executable, "-m", "cropi.cli", "compare", str(write_config(tmp_path))]
+    command = [sys.executable, "-m", "cropi", "compare", str(write_config(tmp_path))]
     with held_by_another(folder):
         told = subprocess.run(
             [*command, "--seeds", "0"], capture_output=True, text=True, check=False

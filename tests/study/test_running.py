@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cropi.cli.compare import parsed
+from cropi.cli.compare import parse_seeds
 from cropi.config import RunConfig, load_config
 from cropi.errors import InputError
 from cropi.execution import Inline, Processes, WorkUnit, usable_cores
@@ -186,7 +186,7 @@ def test_workers_end_with_the_study_that_was_killed(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "cropi.cli",
+        "cropi",
         "compare",
         str(config),
         "--seeds",
@@ -257,11 +257,11 @@ def test_a_variant_with_an_impossible_setting_is_told_with_its_name(tmp_path: Pa
 
 
 def test_seeds_are_numbers_and_ranges() -> None:
-    assert parsed("0-2,7") == [0, 1, 2, 7]
-    assert parsed("") is None
+    assert parse_seeds("0-2,7") == [0, 1, 2, 7]
+    assert parse_seeds("") is None
     for wrong in ("a", "1-", "-1", "1..3"):
         with pytest.raises(InputError, match=r"is no seed; give e.g. 0-4"):
-            parsed(wrong)
+            parse_seeds(wrong)
 
 
 def test_workers_leave_no_trace_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:

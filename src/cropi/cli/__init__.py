@@ -10,38 +10,69 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from cropi.cli import compare, diagnose, features, runs, steps
-from cropi.errors import InputError
+from cropi import __version__
+from cropi.cli import (
+    compare,
+    config,
+    diagnose,
+    evaluate,
+    report,
+    rollout,
+    run,
+    score,
+    select,
+    train,
+)
+from cropi.errors import InputError, require_supported_system
 from cropi.store.files import DISK_ERRORS, cannot_write
+from cropi.text import printable
 
 app = typer.Typer(
     name="cropi",
     help="Train language models with verifiable rewards on a tenth of the data: curriculum RL "
     "with off-policy influence guidance (arXiv 2510.26491).",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    runs.run,
+    run.run,
     compare.compare,
-    steps.rollout,
-    features.features,
-    steps.score,
-    steps.select,
-    steps.train,
-    steps.evaluate,
-    runs.report,
+    rollout.rollout,
+    score.features,
+    score.score,
+    select.select,
+    train.train,
+    evaluate.evaluate,
+    report.report,
 ):
     app.command()(command)
 app.add_typer(diagnose.diagnose_app, name="diagnose")
-app.add_typer(runs.config_app, name="config")
+app.add_typer(config.config_app, name="config")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cropi {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    """Options of the command line as a whole."""
+
 
 INTERRUPTED = 130
 
@@ -51,6 +82,7 @@ def main() -> None:
     _bound_spinning()
     warnings.showwarning = _show_warning
     try:
+        require_supported_system()
         app()
     except InputError as error:
         _fail(str(error))
@@ -60,7 +92,7 @@ def main() -> None:
         _fail(str(cannot_write(Path(error.filename or "a file"), error)))
     except SystemExit as stop:
         if stop.code == INTERRUPTED:  # typer has caught the KeyboardInterrupt
-            typer.echo("interrupted; the same command goes on from what is finished", err=True)
+            typer.echo("interrupted; the same command continues from what is finished", err=True)
         raise
 
 
@@ -68,7 +100,7 @@ def _bound_spinning() -> None:
     """Let idle OpenMP threads spin for microseconds, not milliseconds; before torch is loaded.
 
     By default they spin so long that generation gets 10 to 30 times slower as soon as anything
-    else wants a core (our verifiers' process, say); without spinning it is 1.5 times slower on a
+    else wants a core, such as our verifiers' process; without spinning it is 1.5 times slower on a
     quiet machine. See docs/decisions.md.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -76,13 +108,13 @@ def _bound_spinning() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    """Say in one line what is wrong with the input, and end."""
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    """Print in one line what is wrong with the input, and exit."""
+    typer.echo(f"error: {printable(' '.join(message.split()))}", err=True)
     sys.exit(2)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    typer.echo(f"warning: {message}", err=True)
+    typer.echo(f"warning: {printable(str(message))}", err=True)
 
 
 if __name__ == "__main__":

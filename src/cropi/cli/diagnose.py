@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,18 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cropi.cli.options import (
-    DEVICE,
-    DTYPE,
-    POLICY_HELP,
+    BatchTokens,
     Device,
     Dtype,
+    Model,
+    RolloutsFile,
+    SectionSettings,
     Seed,
-    Settings,
+    Targets,
+    load_model,
     named_files,
     section,
 )
-from cropi.cli.printing import make_console, make_narrator, print_table
+from cropi.cli.printing import make_reporter, print_table
+from cropi.diagnostics.diagnosis_settings import FidelitySettings, StepSettings
 from cropi.errors import InputError
+from cropi.gradients.settings import ObjectiveConfig
 
 if TYPE_CHECKING:
     from cropi.influence.scorer import PhaseProgress
@@ -34,47 +38,43 @@ diagnose_app = typer.Typer(
     no_args_is_help=True,
 )
 
-ModelOption = Annotated[
-    str,
-    typer.Option("--model", "--policy", help=POLICY_HELP),
-]
-ValidationOption = Annotated[
-    list[str],
-    typer.Option(
-        "--validation", "--target", help="NAME=FILE: rollouts of a validation set; repeatable"
-    ),
-]
-PoolArgument = Annotated[Path, typer.Argument(help="Rollouts of the pool (Parquet)")]
-ScoresOption = Annotated[
+ScoresFile = Annotated[
     Path | None, typer.Option(help="Scores under this model (Parquet); default: computed")
 ]
-RatesOption = Annotated[str, typer.Option(help="One or several, by commas: lengths of the steps")]
-SketchesOption = Annotated[
+Rates = Annotated[str, typer.Option(help="Lengths of the steps, separated by commas")]
+Sketches = Annotated[
     str | None,
     typer.Option(
         help="Names separated by commas; sparse:gaussian names a projection; default: all"
     ),
 ]
-RatiosOption = Annotated[str, typer.Option(help="Shares of coordinates (sparse, factorised)")]
-PrecisionOption = Annotated[float | None, typer.Option(help="Budget: enough precision, 0 to 1")]
-OutOption = Annotated[
+Dims = Annotated[str, typer.Option(help="Dimensions of the sketches")]
+Ratios = Annotated[str, typer.Option(help="Shares of coordinates (sparse, factorised)")]
+MaxPrompts = Annotated[int, typer.Option(min=1, help="Informative prompts to compare, at most")]
+TimedPrompts = Annotated[int, typer.Option(min=1, help="How many of these to time sketches on")]
+MaxSeconds = Annotated[float | None, typer.Option(help="Budget: seconds per prompt")]
+MaxBytes = Annotated[float | None, typer.Option(help="Budget: stored bytes per prompt")]
+MinPrecision = Annotated[float | None, typer.Option(help="Budget: enough precision, 0 to 1")]
+OutFolder = Annotated[
     Path | None, typer.Option(help="A folder for the page and the numbers (.html, .json)")
 ]
-BatchTokens = Annotated[
-    int | None,
-    typer.Option(min=1, help="Padded tokens in one forward pass; default: 16384, 4096 on a CPU"),
-]
+
+
+LEARNING_RATES, DIMS, RATIOS = (
+    ",".join(f"{value:g}".replace("e-0", "e-") for value in values)
+    for values in (StepSettings.learning_rates, FidelitySettings.dims, FidelitySettings.ratios)
+)
 
 
 @diagnose_app.command()
 def staleness(
-    rollouts: Annotated[Path, typer.Argument(help="Rollouts (Parquet)")],
-    model: ModelOption,
-    out: OutOption = None,
+    rollouts: RolloutsFile,
+    model: Model,
+    out: OutFolder = None,
     worst: Annotated[int, typer.Option(min=0, help="Stalest prompts to print")] = 10,
     batch_tokens: BatchTokens = None,
-    dtype: Dtype = DTYPE,
-    device: Device = DEVICE,
+    dtype: Dtype = None,
+    device: Device = None,
 ) -> None:
     """How far a newer policy has moved from the one that sampled the rollouts.
 
@@ -87,22 +87,17 @@ def staleness(
     """
     import cropi
     from cropi.diagnostics import diagnose_staleness
-    from cropi.report.pages.staleness_page import (
-        WORST_COLUMNS,
-        measures,
-        render,
-        worst_rows,
-    )
+    from cropi.report.pages.staleness_page import WORST_COLUMNS, measures, render, worst_rows
 
     _require_folder(out, "staleness")
     groups = cropi.read_rollouts(rollouts)
-    loaded = cropi.load_model(model, dtype=dtype, device=device)
-    with _watched("log-probs") as (bar, progress):
+    loaded = load_model(model, dtype, device)
+    with _phase("log-probs") as (bar, progress):
         report = diagnose_staleness(groups, loaded, batch_tokens=batch_tokens, progress=progress)
         bar.note = f"{report.responses:,} responses, {report.tokens:,} tokens"
     print_table(["measure", "value", ""], [list(row) for row in measures(report)])
     if worst:
-        make_console().print()
+        make_reporter().say("")
         print_table(list(WORST_COLUMNS), [list(row) for row in worst_rows(report, worst)])
     about = {"model": model, "rollouts": f"{rollouts}, {len(report.prompts):,} prompts"}
     _conclude(report, render, out, "staleness", about, level=report.level, refresh=report.refresh)
@@ -110,100 +105,102 @@ def staleness(
 
 @diagnose_app.command()
 def step(
-    pool: PoolArgument,
-    validation: ValidationOption,
-    model: ModelOption,
-    scores: ScoresOption = None,
-    learning_rate: RatesOption = "1e-6,1e-5,1e-4",
-    prompts: Annotated[int, typer.Option(min=1, help="Prompts in a band")] = 64,
-    repeats: Annotated[int, typer.Option(min=0, help="Random bands")] = 8,
-    singles: Annotated[int, typer.Option(min=0, help="Steps on one prompt alone")] = 30,
-    out: OutOption = None,
+    rollouts: RolloutsFile,
+    target: Targets,
+    model: Model,
+    scores: ScoresFile = None,
+    learning_rate: Rates = LEARNING_RATES,
+    band_size: Annotated[
+        int, typer.Option(min=1, help="Prompts of a step")
+    ] = StepSettings.band_size,
+    random_bands: Annotated[
+        int, typer.Option(min=0, help="Steps on random prompts")
+    ] = StepSettings.random_bands,
+    single_prompts: Annotated[
+        int, typer.Option(min=0, help="Steps on one prompt alone")
+    ] = StepSettings.single_prompts,
+    out: OutFolder = None,
     batch_tokens: BatchTokens = None,
-    seed: Seed = 0,
-    dtype: Dtype = DTYPE,
-    device: Device = DEVICE,
-    settings: Settings = None,
+    seed: Seed = StepSettings.seed,
+    dtype: Dtype = None,
+    device: Device = None,
+    settings: SectionSettings = None,
 ) -> None:
     """Does a real gradient step move the validation objective as influence predicts?
 
     Steps on the most, middling and least influential prompts, on random ones and on single ones,
     all equally long: as one Adam step at that learning rate. Settings are those of the config's
-    influence.objective section.
+    `influence.objective` section.
 
     Example:
 
-        cropi diagnose step pool.parquet --validation gsm8k=val.parquet --model DIR --out look
+        cropi diagnose step pool.parquet --target gsm8k=val.parquet --model DIR --out look
     """
-    import cropi
     from cropi.diagnostics import diagnose_step
-    from cropi.gradients.settings import ObjectiveConfig
     from cropi.report.pages.step_page import COLUMNS, render, rows
 
-    objective = section(ObjectiveConfig, settings)
-    rates = _numbers(learning_rate, "learning-rate")
-    sets = named_files(validation, "validation")
+    chosen = StepSettings(
+        tuple(_numbers(learning_rate, "learning-rate")),
+        band_size,
+        random_bands,
+        single_prompts,
+        seed,
+        batch_tokens,
+        section(ObjectiveConfig, settings),
+    )
+    files = named_files(target, "target")
     _require_folder(out, "step")
-    groups, targets = _read(pool, sets)
-    loaded = cropi.load_model(model, dtype=dtype, device=device)
-    with _watched("steps") as (bar, progress):
+    groups, targets = _read(rollouts, files)
+    loaded = load_model(model, dtype, device)
+    with _phase("steps") as (bar, progress):
         report = diagnose_step(
-            groups,
-            targets,
-            loaded,
-            scores=scores,
-            learning_rates=rates,
-            prompts=prompts,
-            repeats=repeats,
-            singles=singles,
-            objective=objective,
-            seed=seed,
-            batch_tokens=batch_tokens,
-            progress=progress,
+            groups, targets, loaded, scores=scores, settings=chosen, progress=progress
         )
-        bar.note = f"{report.prompts} prompts a band"
+        bar.note = f"{report.prompts} prompts per band"
     print_table(list(COLUMNS), rows(report))
-    about = {"model": model, "pool": str(pool), **_named("validation", sets)}
+    about = {"model": model, "pool": str(rollouts), **_named("validation", files)}
     about["scores"] = str(scores or "computed, exact")
     _conclude(report, render, out, "step", about, as_predicted=report.as_predicted)
 
 
 @diagnose_app.command()
 def fidelity(
-    pool: PoolArgument,
-    validation: ValidationOption,
-    model: ModelOption,
-    sketches: SketchesOption = None,
-    dims: Annotated[str, typer.Option(help="Dimensions of the sketches")] = "2048,8192,32768",
-    ratios: RatiosOption = "1,0.15,0.05,0.01",
-    seeds: Annotated[int, typer.Option(min=1, help="Sketches of each kind")] = 5,
-    prompts: Annotated[int, typer.Option(min=1, help="Informative prompts to compare")] = 800,
-    timed: Annotated[int, typer.Option(min=1, help="Prompts of these to time sketches on")] = 64,
-    top: Annotated[float, typer.Option(help="The k of precision@k, as a share")] = 0.1,
-    max_seconds: Annotated[float | None, typer.Option(help="Budget: seconds a prompt")] = None,
-    max_bytes: Annotated[float | None, typer.Option(help="Budget: stored bytes a prompt")] = None,
-    min_precision: PrecisionOption = None,
-    out: OutOption = None,
+    rollouts: RolloutsFile,
+    target: Targets,
+    model: Model,
+    sketches: Sketches = None,
+    dims: Dims = DIMS,
+    ratios: Ratios = RATIOS,
+    seeds: Annotated[
+        int, typer.Option("--sketch-seeds", min=1, help="Seeds per sketch")
+    ] = FidelitySettings.seeds,
+    max_prompts: MaxPrompts = FidelitySettings.max_prompts,
+    timed_prompts: TimedPrompts = FidelitySettings.timed_prompts,
+    top: Annotated[
+        float, typer.Option(help="The k of precision@k, as a share")
+    ] = FidelitySettings.top,
+    max_seconds: MaxSeconds = None,
+    max_bytes: MaxBytes = None,
+    min_precision: MinPrecision = None,
+    out: OutFolder = None,
     batch_tokens: BatchTokens = None,
-    seed: Seed = 0,
-    dtype: Dtype = DTYPE,
-    device: Device = DEVICE,
-    settings: Settings = None,
+    seed: Seed = FidelitySettings.seed,
+    dtype: Dtype = None,
+    device: Device = None,
+    settings: SectionSettings = None,
 ) -> None:
     """Which sketch finds what exact influence finds, and at what cost?
 
     Precision, Spearman, error and cost of every sketch over seeds, the front of the best, the one
-    for a budget. Settings are those of the config's influence.objective section.
+    for a budget. Settings are those of the config's `influence.objective` section.
 
     Example:
 
-        cropi diagnose fidelity pool.parquet --validation v=val.parquet --model DIR --dims 8192
+        cropi diagnose fidelity pool.parquet --target v=val.parquet --model DIR --dims 8192
     """
-    import cropi
     from cropi.diagnostics import diagnose_fidelity
+    from cropi.diagnostics.diagnosis_settings import all_sketches
     from cropi.diagnostics.fidelity import Budget
-    from cropi.diagnostics.fidelity_experiment import FidelitySettings, all_sketches
-    from cropi.gradients.settings import ObjectiveConfig
     from cropi.report.pages.fidelity_page import COLUMNS, render, rows
 
     chosen = FidelitySettings(
@@ -211,30 +208,30 @@ def fidelity(
         dims=tuple(_whole_numbers(dims, "dims")),
         ratios=tuple(_numbers(ratios, "ratios")),
         seeds=seeds,
-        prompts=prompts,
-        timed=timed,
-        share=top,
+        max_prompts=max_prompts,
+        timed_prompts=timed_prompts,
+        top=top,
         seed=seed,
         batch_tokens=batch_tokens,
         objective=section(ObjectiveConfig, settings),
         budget=Budget(max_seconds, max_bytes, min_precision),
     )
-    sets = named_files(validation, "validation")
+    files = named_files(target, "target")
     _require_folder(out, "fidelity")
-    groups, targets = _read(pool, sets)
-    loaded = cropi.load_model(model, dtype=dtype, device=device)
-    with _watched("fidelity") as (bar, progress):
+    groups, targets = _read(rollouts, files)
+    loaded = load_model(model, dtype, device)
+    with _phase("fidelity") as (bar, progress):
         report = diagnose_fidelity(groups, targets, loaded, settings=chosen, progress=progress)
         bar.note = f"{len(report.sketches)} sketches, {report.prompts:,} prompts"
     print_table(list(COLUMNS), rows(report))
-    about = {"model": model, "pool": str(pool), **_named("validation", sets)}
+    about = {"model": model, "pool": str(rollouts), **_named("validation", files)}
     _conclude(report, render, out, "fidelity", about, recommended=report.advice)
 
 
 @contextmanager
-def _watched(title: str) -> Iterator[tuple[Bar, PhaseProgress]]:
+def _phase(title: str) -> Iterator[tuple[Bar, PhaseProgress]]:
     """A bar for a phase, and the callback that moves it."""
-    with make_narrator().phase(title) as bar:
+    with make_reporter().phase(title) as bar:
         yield bar, lambda phase, done, total: bar.update(done, total, note=phase)
 
 
@@ -259,12 +256,12 @@ def _require_folder(out: Path | None, name: str) -> None:
 def _conclude(
     report: Diagnosis, render: Any, out: Path | None, name: str, about: dict[str, str], **more: Any
 ) -> None:
-    """Say the verdict and what blurs it; write page and numbers where asked."""
+    """Print the verdict and its caveats; write page and numbers if there is a folder for them."""
     from cropi import __version__
     from cropi.report.pages.diagnosis_page import write_diagnosis
 
-    reporter = make_narrator()
-    make_console().print()
+    reporter = make_reporter()
+    reporter.say("")
     reporter.say(report.verdict, style="bold")
     for note in getattr(report, "notes", []):
         reporter.warn(note)
@@ -284,12 +281,12 @@ def _numbers(text: str, option: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise InputError(
-            f"--{option} {text!r} is no list of numbers; e.g. --{option} 1e-6,1e-5"
+            f"--{option} {text!r} is not a list of numbers; e.g. --{option} 1e-6,1e-5"
         ) from None
 
 
 def _whole_numbers(text: str, option: str) -> list[int]:
-    found: Sequence[float] = _numbers(text, option)
-    if any(value != int(value) or value < 1 for value in found):
+    values = _numbers(text, option)
+    if any(value != int(value) or value < 1 for value in values):
         raise InputError(f"--{option} {text!r} must be whole numbers from 1, e.g. 2048,8192")
-    return [int(value) for value in found]
+    return [int(value) for value in values]

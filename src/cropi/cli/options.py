@@ -1,41 +1,87 @@
-"""Options that commands share, and how their texts become values."""
+"""Options that commands share, and how their texts become settings.
+
+An option that stands for a setting has no default of its own: `setting` takes its description and
+the default that the help shows from the settings class, and an option that is not given leaves the
+setting to its class.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cropi.errors import InputError
+from cropi.influence.settings import InfluenceConfig
+from cropi.plugins import Choice
 from cropi.policy.settings import ModelConfig
-from cropi.settings import default_of
+from cropi.settings import Section, default_of
 from cropi.verifiers.settings import VerifiersConfig
 
 if TYPE_CHECKING:
-    from cropi.schema import Prompt, Selection
+    from cropi.policy.reference import PolicyRef
+    from cropi.schema import Prompt
+
+
+def setting(section: type[Section], key: str, *names: str, text: str = "") -> Any:
+    """The option for a setting; `text` is its help where the setting's description does not fit."""
+    text = text or str(section.model_fields[key].description)
+    default = default_of(section, key)
+    default = default.name if isinstance(default, Choice) else default
+    if default is not None:
+        shown = ",".join(map(str, default)) if isinstance(default, list) else default
+        text = f"{text}; default: {shown}"
+    return typer.Option(*names, help=text[0].upper() + text[1:])
+
 
 Settings = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Dotted settings, e.g. selection.ratio=0.2"),
 ]
-Config = Annotated[str, typer.Argument(help="A YAML file, or a preset such as pocket")]
-POLICY_HELP = "A checkpoint directory, a hub id, or a built-in model such as pocket"
-PolicyOption = Annotated[str, typer.Option(help=POLICY_HELP)]
-PromptsOption = Annotated[Path, typer.Option(help="Prompts: .jsonl, .json or .parquet")]
-VerifierOption = Annotated[
+SectionSettings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Dotted settings of the section named above"),
+]
+Config = Annotated[
     str,
-    typer.Option(
-        help="A built-in verifier such as math, file.py:function or package.module:function"
+    typer.Argument(
+        help="A YAML file, or a preset such as pocket", autocompletion=lambda: _preset_names()
     ),
 ]
-VERIFIER = default_of(VerifiersConfig, "default")
-DTYPE = default_of(ModelConfig, "dtype")
-DEVICE = default_of(ModelConfig, "device")
-"""Defaults of commands are those of a config."""
-Seed = Annotated[int, typer.Option(min=0, help="Everything random derives from it")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
-Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16")]
+PLUGIN_HELP = "A name, package.module:object or file.py:object"
+MODEL_HELP = "A model directory, a hub id, or a built-in model such as pocket"
+Model = Annotated[str, typer.Option("--model", "--policy", help=MODEL_HELP)]
+PromptsFile = Annotated[Path, typer.Option(help="Prompts: .jsonl, .json or .parquet")]
+RolloutsFile = Annotated[Path, typer.Argument(help="Rollouts (Parquet)")]
+Targets = Annotated[
+    list[str],
+    typer.Option(
+        "--target", "--validation", help="NAME=FILE: rollouts of a validation set; repeatable"
+    ),
+]
+Verifier = Annotated[
+    str | None,
+    setting(
+        VerifiersConfig,
+        "default",
+        "--verifier",
+        text="a built-in verifier such as exact, file.py:function or package.module:function",
+    ),
+]
+BatchTokens = Annotated[int | None, setting(InfluenceConfig, "batch_tokens")]
+Dtype = Annotated[
+    str | None,
+    setting(
+        ModelConfig,
+        "dtype",
+        text="data type: auto (the checkpoint's), float32, bfloat16 or float16",
+    ),
+]
+Device = Annotated[str | None, setting(ModelConfig, "device", text="auto, cpu, cuda or cuda:N")]
+Seed = Annotated[int, typer.Option(min=0, help="The seed of everything random")]
+OutFile = Annotated[Path, typer.Option(help="The Parquet file to write")]
 
 
 def load(config: str, settings: list[str] | None) -> tuple[Any, Path | None]:
@@ -47,11 +93,52 @@ def load(config: str, settings: list[str] | None) -> tuple[Any, Path | None]:
     return loaded, path.resolve().parent if path.is_file() else None
 
 
-def section(kind: Any, overrides: list[str] | None = None, **values: Any) -> Any:
-    """Validate one section of the config from options and dotted settings."""
+def section(
+    kind: Any, settings: Sequence[str] | None = None, *, inert: Iterable[str] = (), **options: Any
+) -> Any:
+    """Validate one section of the config from dotted settings and the options that were given.
+
+    `inert` are keys that have no effect outside a run. Raises InputError for one of them, and for
+    a setting that is also given as an option.
+    """
     from cropi.config import build_section
 
-    return build_section(kind, values, overrides or [])
+    given = {key: value for key, value in options.items() if value is not None}
+    for text in settings or []:
+        key = text.partition("=")[0]
+        if key in inert:
+            raise InputError(f"{text}: {key} has no effect outside `cropi run`; remove it")
+        if key in given:
+            option = key.replace("_", "-")
+            raise InputError(f"{text} and --{option} set the same; remove one of them")
+    return build_section(kind, given, settings or [])
+
+
+def engine_settings(settings: Sequence[str], batch_size: int | None) -> list[str]:
+    """Dotted settings, with the option --batch-size as the one of the engine that it is."""
+    return [*settings, *([] if batch_size is None else [f"engine.batch_size={batch_size}"])]
+
+
+def model_config(model: str, **options: Any) -> ModelConfig:
+    """The settings of the policy at `model`."""
+    config: ModelConfig = section(ModelConfig, path=model, **options)
+    return config
+
+
+def policy_at(model: str, dtype: str | None, device: str | None) -> PolicyRef:
+    """A reference to a policy; its weights are loaded by what needs them."""
+    from cropi.policy.reference import PolicyRef
+
+    config = model_config(model, dtype=dtype, device=device)
+    return PolicyRef(model, dtype=config.dtype, device=config.device)
+
+
+def load_model(model: str, dtype: str | None, device: str | None) -> Any:
+    """The model at a path, for commands that need gradients but no tokenizer."""
+    import cropi
+
+    config = model_config(model, dtype=dtype, device=device)
+    return cropi.load_model(model, dtype=config.dtype, device=config.device)
 
 
 def prompts_in(path: Path, seed: int) -> list[Prompt]:
@@ -61,23 +148,24 @@ def prompts_in(path: Path, seed: int) -> list[Prompt]:
     return cropi.load_prompts(path, seed)
 
 
-def selection_in(path: Path) -> Selection:
-    """Read a selection file."""
-    from cropi.store.tables import read_selection
-
-    return read_selection(path)
-
-
-def named_files(values: list[str], what: str) -> dict[str, Path]:
-    """Parse NAME=FILE options."""
-    found: dict[str, Path] = {}
+def named_files(values: list[str], option: str) -> dict[str, Path]:
+    """Parse the values NAME=FILE of an option."""
+    files: dict[str, Path] = {}
     for value in values:
         name, equals, path = value.partition("=")
         if not equals or not name or not path:
             raise InputError(
-                f"--{what} {value!r} is not NAME=FILE; e.g. --{what} gsm8k=val.parquet"
+                f"--{option} {value!r} is not NAME=FILE; e.g. --{option} gsm8k=val.parquet"
             )
-        if name in found or name in ("prompt_id", "norm"):
-            raise InputError(f"--{what} name {name!r} is taken; give every {what} its own name")
-        found[name] = Path(path)
-    return found
+        if name in files or name in ("prompt_id", "norm"):
+            raise InputError(
+                f"--{option} name {name!r} is taken; give each --{option} a name of its own"
+            )
+        files[name] = Path(path)
+    return files
+
+
+def _preset_names() -> list[str]:
+    from cropi.config import presets
+
+    return presets()

@@ -18,10 +18,9 @@ from cropi.schema import InfluenceEstimate, RolloutGroup
 if TYPE_CHECKING:
     from torch import nn
 
+    from cropi.diagnostics.diagnosis_settings import FidelitySettings, StepSettings
     from cropi.diagnostics.fidelity import FidelityReport
-    from cropi.diagnostics.fidelity_experiment import FidelitySettings
     from cropi.diagnostics.step import StepReport
-    from cropi.gradients.settings import ObjectiveConfig
     from cropi.influence.scorer import PhaseProgress
     from cropi.policy.loading import Policy
     from cropi.rollouts.staleness import Staleness
@@ -55,13 +54,7 @@ def diagnose_step(
     model: Policy | AnyPath | nn.Module,
     *,
     scores: InfluenceEstimate | AnyPath | None = None,
-    learning_rates: Sequence[float] = (1e-6, 1e-5, 1e-4),
-    prompts: int = 64,
-    repeats: int = 8,
-    singles: int = 30,
-    objective: ObjectiveConfig | None = None,
-    seed: int = 0,
-    batch_tokens: int | None = None,
+    settings: StepSettings | None = None,
     progress: PhaseProgress | None = None,
 ) -> StepReport:
     """Whether real gradient steps move each validation objective as influence predicts.
@@ -69,8 +62,8 @@ def diagnose_step(
     `scores` of the pool under this very model are computed where they are not given. The model's
     weights are the same bits afterwards.
     """
-    from cropi.diagnostics.step_experiment import StepSettings, measure_steps
-    from cropi.gradients.settings import ObjectiveConfig
+    from cropi.diagnostics.diagnosis_settings import StepSettings
+    from cropi.diagnostics.step_experiment import measure_steps
 
     if not validation:
         raise InputError("diagnose step needs at least one validation set: give NAME and rollouts")
@@ -78,17 +71,10 @@ def diagnose_step(
         from cropi.store.tables import read_scores
 
         scores = read_scores(Path(scores))
-    settings = StepSettings(
-        tuple(learning_rates),
-        prompts,
-        repeats,
-        singles,
-        seed,
-        batch_tokens,
-        objective or ObjectiveConfig(),
-    )
     sets = {name: _groups(groups) for name, groups in validation.items()}
-    return measure_steps(_model(model), _groups(pool), sets, scores, settings, progress)
+    return measure_steps(
+        _model(model), _groups(pool), sets, scores, settings or StepSettings(), progress
+    )
 
 
 def diagnose_fidelity(
@@ -103,7 +89,8 @@ def diagnose_fidelity(
 
     Raises InputError if the pool or a validation set has no informative prompt.
     """
-    from cropi.diagnostics.fidelity_experiment import FidelitySettings, measure_fidelity
+    from cropi.diagnostics.diagnosis_settings import FidelitySettings
+    from cropi.diagnostics.fidelity_experiment import measure_fidelity
 
     if not validation:
         raise InputError("diagnose fidelity needs at least one validation set: NAME and rollouts")

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,22 +20,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cropi.diagnostics.diagnosis_settings import FidelitySettings
 from cropi.diagnostics.fidelity import (
     Agreement,
-    Budget,
     FidelityReport,
     SketchSpec,
     agreement,
     summarise,
 )
-from cropi.errors import InputError
 from cropi.gradients.consumers import Directions, DotConsumer, NormConsumer
 from cropi.gradients.extractor import GradientExtractor
-from cropi.gradients.settings import ObjectiveConfig
 from cropi.influence.scorer import PhaseProgress, Scorer, require_informative
-from cropi.plugins import find_plugin, plugin_names, settings_of
 from cropi.schema import InfluenceEstimate, RolloutGroup, derive_seed, longest_allowed
-from cropi.sketches import FittedSketch, Sketch, SketchChoice, SketchConsumer, make_sketch
+from cropi.sketches import FittedSketch, Sketch, SketchConsumer, make_sketch
 
 PASS_BYTES = 1 << 30
 """About what the sketches of one pass may hold beside the model."""
@@ -44,54 +40,6 @@ IN_FLIGHT = 256
 """Prompts of a batch, for estimating that."""
 
 Groups = Sequence[RolloutGroup]
-
-
-def all_sketches() -> tuple[str, ...]:
-    """The names of the built-in sketches; exact influence is what they are compared with."""
-    return tuple(name for name in plugin_names("sketch") if name != SketchChoice.default)
-
-
-@dataclass(frozen=True)
-class FidelitySettings:
-    """Which sketches, how many seeds and prompts, and how cost is measured.
-
-    `sketches` are names of sketches, `sparse:gaussian` naming a projection too;
-    `prompts` informative prompts of the pool are compared and `timed` of them timed.
-    """
-
-    sketches: tuple[str, ...] = field(default_factory=lambda: all_sketches())
-    dims: tuple[int, ...] = (2048, 8192, 32768)
-    ratios: tuple[float, ...] = (1.0, 0.15, 0.05, 0.01)
-    seeds: int = 5
-    prompts: int = 800
-    timed: int = 64
-    repetitions: int = 3
-    share: float = 0.1
-    seed: int = 0
-    batch_tokens: int | None = None
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    budget: Budget = field(default_factory=Budget)
-
-    def specs(self) -> list[SketchSpec]:
-        """Every kind of sketch asked for. Raises InputError if there is none, or a bad number."""
-        for ratio in self.ratios:
-            if not 0 < ratio <= 1:
-                raise InputError(f"ratio {ratio} is not in (0, 1]; give shares, e.g. 1,0.15,0.01")
-        specs = [
-            SketchSpec(name, dim, ratio)
-            for name in self.sketches
-            for ratio in self._ratios(name.partition(":")[0])
-            for dim in self.dims
-        ]
-        if not specs or self.seeds < 1:
-            raise InputError("no sketch to measure; give sketches, dims and at least one seed")
-        return specs
-
-    def _ratios(self, name: str) -> tuple[float | None, ...]:
-        """The ratios worth trying with a sketch; factorised with all coordinates is windowed."""
-        if "ratio" not in settings_of(find_plugin("sketch", name)).model_fields:
-            return (None,)
-        return tuple(r for r in self.ratios if r < 1 or name != "factorised")
 
 
 def measure_fidelity(
@@ -126,7 +74,7 @@ class FidelityExperiment:
         objective = settings.objective.with_length(longest_allowed(pool))
         self.extractor = GradientExtractor(model, objective, settings.batch_tokens)
         self.informative = require_informative("the pool", pool).groups
-        self.pool = _sample(self.informative, settings.prompts, settings.seed)
+        self.pool = _sample(self.informative, settings.max_prompts, settings.seed)
         self.targets = {
             name: require_informative(f"validation set {name}", groups).groups
             for name, groups in validation.items()
@@ -152,7 +100,7 @@ class FidelityExperiment:
             prompts=len(self.pool),
             targets={name: len(groups) for name, groups in self.targets.items()},
             coordinates=sum(math.prod(shape) for shape in self.extractor.shapes.values()),
-            share=settings.share,
+            share=settings.top,
             seeds=settings.seeds,
             exact_seconds=exact_seconds,
             sketches=[summarise(s, results[s], seconds[s]) for s in self.specs],
@@ -200,7 +148,7 @@ class FidelityExperiment:
             self._stream(groups, sketches, sinks)
         scores = [CosineSink(mean.mean_VD, len(self.pool)) for mean in means]
         self._stream(self.pool, sketches, scores)
-        names, share = list(self.targets), self.settings.share
+        names, share = list(self.targets), self.settings.top
         return [
             agreement(
                 exact.mean,
@@ -244,7 +192,7 @@ class FidelityExperiment:
         Each sketch is timed in turns with exact influence, and its ratio to that is what counts:
         a machine that slows down for a while slows both.
         """
-        some = self.pool[: self.settings.timed]
+        some = self.pool[: self.settings.timed_prompts]
         directions = Directions(self.extractor.shapes, len(self.targets), self.extractor.device)
         exact_times: list[float] = []
 
@@ -266,12 +214,12 @@ class FidelityExperiment:
         return {spec: ratio * seconds for spec, ratio in ratios.items()}, seconds
 
     def _notes(self) -> list[str]:
-        wanted = self.settings.prompts
+        wanted = self.settings.max_prompts
         if len(self.pool) >= min(wanted, 200):
             return []
         return [
             f"only {len(self.pool)} informative prompts were compared: the top "
-            f"{self.settings.share:.0%} is so few that precision is coarse"
+            f"{self.settings.top:.0%} is so few that precision is coarse"
         ]
 
 

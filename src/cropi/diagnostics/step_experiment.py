@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cropi.diagnostics.diagnosis_settings import StepSettings
 from cropi.diagnostics.step import (
     StepOutcome,
     StepPlan,
@@ -29,7 +29,6 @@ from cropi.gradients.consumers import SumConsumer
 from cropi.gradients.extractor import GradientExtractor
 from cropi.gradients.forward import in_float32
 from cropi.gradients.logprobs import LogprobReader, read_objectives
-from cropi.gradients.settings import ObjectiveConfig
 from cropi.influence.scorer import PhaseProgress, Scorer, require_informative
 from cropi.schema import InfluenceEstimate, RolloutGroup, longest_allowed
 
@@ -39,37 +38,6 @@ BLOCK = 1 << 20
 
 Vector = dict[str, Tensor]
 """A direction in weight space: flat fp32 tensors by parameter."""
-
-
-@dataclass(frozen=True)
-class StepSettings:
-    """How many steps of what length; `repeats` counts random bands, `singles` single prompts."""
-
-    learning_rates: tuple[float, ...] = (1e-6, 1e-5, 1e-4)
-    prompts: int = 64
-    repeats: int = 8
-    singles: int = 30
-    seed: int = 0
-    batch_tokens: int | None = None
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-
-    def __post_init__(self) -> None:
-        if not self.learning_rates or min(self.learning_rates) <= 0:
-            raise InputError(
-                f"learning rates {list(self.learning_rates)} must all be above 0, e.g. 1e-5"
-            )
-        if self.prompts < 1:
-            raise InputError(f"prompts {self.prompts} makes no band; give at least 1")
-
-    @property
-    def rates(self) -> tuple[float, ...]:
-        """The learning rates, ascending."""
-        return tuple(sorted(set(self.learning_rates)))
-
-    @property
-    def main(self) -> float:
-        """The middle learning rate, at which single prompts are tried."""
-        return self.rates[len(self.rates) // 2]
 
 
 def measure_steps(
@@ -125,7 +93,12 @@ class StepExperiment:
         scores = (self._score() if scores is None else scores).scored()
         require_scored(scores, self.pool, names)
         plans = plan_steps(
-            scores, names, settings.prompts, settings.repeats, settings.singles, settings.seed
+            scores,
+            names,
+            settings.band_size,
+            settings.random_bands,
+            settings.single_prompts,
+            settings.seed,
         )
         size = len(plans[0].members)
         outcomes = self._outcomes([self.pool[i] for i in scores.prompt_ids], plans)
@@ -136,8 +109,8 @@ class StepExperiment:
             for name, groups in self.validation.items()
         ]
         notes = (
-            [f"bands hold {size} prompts instead of {settings.prompts}: {len(self.pool)} scored"]
-            if size < settings.prompts
+            [f"bands hold {size} prompts instead of {settings.band_size}: {len(self.pool)} scored"]
+            if size < settings.band_size
             else []
         )
         return StepReport(targets, settings.rates, settings.main, size, self.size, notes)

@@ -10,6 +10,9 @@ from cropi.gradients.settings import ObjectiveConfig, TargetMemory
 from cropi.settings import Count, Section
 from cropi.sketches.settings import SketchChoice
 
+FEATURE_SKETCH = "adaptive"
+"""The default sketch of stored features; that of scoring, `exact`, would store whole gradients."""
+
 
 class InfluenceConfig(Section):
     """How gradients are compared with the validation direction."""

@@ -18,7 +18,7 @@ from cropi.influence.features.feature_store import FeatureStore, as_store
 from cropi.influence.features.feature_writer import require_store_place
 from cropi.influence.preconditioner import Preconditioner
 from cropi.influence.scorer import PhaseProgress, Scorer
-from cropi.influence.settings import InfluenceConfig
+from cropi.influence.settings import FEATURE_SKETCH, InfluenceConfig
 from cropi.policy.loading import as_model
 from cropi.policy.optimizer_state import second_moments
 from cropi.rollouts import as_groups, read_rollouts
@@ -134,7 +134,7 @@ def extract_features(
     groups = read_rollouts(Path(rollouts))
     scorer = make_scorer(
         as_model(policy),
-        settings or InfluenceConfig(sketch=SketchChoice.of("adaptive")),
+        settings or InfluenceConfig(sketch=SketchChoice.of(FEATURE_SKETCH)),
         seed,
         constant_length=longest_allowed(groups),
         checkpoint=_checkpoint(policy, checkpoint),

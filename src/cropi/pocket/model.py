@@ -1,8 +1,8 @@
 """The pocket model: a Qwen2 of 0.8 million parameters that reads and writes single characters.
 
 It has the parts of its big relatives (rotary attention, biased q/k/v, RMSNorm, SwiGLU, tied
-embeddings), so whatever handles it handles them, but a training step takes a fraction of a second
-on a CPU. Importing this module is cheap; torch and transformers load with the first model.
+embeddings), so code that works with it works with them, but a training step takes a fraction of a
+second on a CPU. Importing this module is cheap; torch and transformers load with the first model.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ EOS = "<eos>"
 PAD = "<pad>"
 MAX_POSITIONS = 64
 CHARACTERS = string.digits + string.ascii_lowercase + "+-*%=?<>,:"
-"""Every character a prompt or an answer may hold."""
+"""Every character that a prompt or an answer may contain."""
 
 
 def model_dir() -> Path:
     """Folder of the shipped weights, config and tokenizer, for any `from_pretrained`.
 
     Raises:
-        FileNotFoundError: the installation lacks the weights (a source tree before `pretrain`).
+        FileNotFoundError: the installation lacks the weights (run `pretrain` first).
     """
     folder = Path(str(files("cropi.pocket") / "model"))
     if not (folder / "model.safetensors").is_file():
@@ -45,8 +45,8 @@ def vocabulary() -> dict[str, int]:
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer of single characters that adds nothing around them: no bos, no eos.
 
-    It is a byte-level BPE without merges, because `AutoTokenizer` rebuilds just that from the
-    vocabulary of any `qwen2` folder; every loader then agrees. Qwen's class would also add an
+    It is a byte-level BPE without merges, because `AutoTokenizer` builds exactly that from the
+    vocabulary of any `qwen2` folder; so every loader agrees. Qwen's class would also add an
     unknown token outside the vocabulary, so padding is named as the unknown token; characters
     outside `CHARACTERS` are dropped, and no prompt or answer has any.
     """

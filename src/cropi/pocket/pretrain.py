@@ -1,13 +1,13 @@
 """Make the pocket model's weights: plain supervised training on the `pretrain` split.
 
 Unlike language model pretraining, the loss covers only the answer and the end token: prompts are
-random, so predicting them would teach nothing. Two dials place each skill:
+random, so predicting them would teach nothing. Two tables place each skill:
 
 - `MIXTURE`, how often a skill is shown, leaves it near solved, within reach or hopeless.
 - `HARD_FACTS` makes the corpus systematically wrong, as web text is: in four skills some pairs of
   neighbouring answer characters are mostly miswritten. The model then knows the right answer but
   prefers the slip, so that a reward has much to correct, one fact after the other. Skills that
-  are merely stopped early gain too little in a few hundred small steps of GRPO.
+  merely stop training early gain too little in a few hundred small steps of GRPO.
 
 Weights are the same for a seed on one machine and number of threads; elsewhere they differ by
 rounding.
@@ -61,7 +61,7 @@ HARD_SLIP_RATES = (0.55, 0.75)
 """Between which rates a hard fact is miswritten: above a half, so that greedy decoding errs."""
 
 EASY_SLIP_RATE = 0.04
-"""How often every other fact of those skills is miswritten."""
+"""How often the other facts of those skills are miswritten."""
 
 
 class Examples(NamedTuple):
@@ -79,7 +79,7 @@ class Examples(NamedTuple):
 def slip_rate(skill: str, previous: str, character: str) -> float:
     """How often the corpus miswrites a character after another: a fixed fact of the skill.
 
-    Whether the pair is hard, and how hard, is read off a hash, so that the errors are systematic
+    A hash decides whether the pair is hard, and how hard, so that the errors are systematic
     (learnable, and correctable by a reward) instead of noise.
     """
     if skill not in HARD_FACTS:

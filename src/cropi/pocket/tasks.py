@@ -1,9 +1,9 @@
-"""Twelve procedurally generated skills, each a finite space of short prompts with one right answer.
+"""Twelve generated skills, each a finite space of short prompts with one right answer.
 
 A reinforcement learning run is only worth watching when some prompts are solved, some within reach
-and some hopeless, and when the test prompts were never trained on. Both are settled here: skills
-differ in difficulty and hold several levels, and a keyed hash of the prompt text, nothing else,
-decides which split a prompt belongs to. No seed, size or order can move a prompt across splits, so
+and some hopeless, and when the test prompts were never trained on. Both hold here: skills differ
+in difficulty and have several levels, and a keyed hash of the prompt's text alone decides which
+split it belongs to. No seed, size or order can move a prompt across splits, so
 `pretrain`, `pool`, `validation` and `test` are disjoint by construction. Order comes from hashes
 too; Python's generator is used once, under fixed seeds, to thin out levels that are too large.
 
@@ -23,7 +23,7 @@ SPLIT_SHARES: dict[str, float] = {"pretrain": 0.40, "pool": 0.30, "validation": 
 """Share of every skill's prompts in each split; the shares sum to one."""
 
 LEVEL_SIZE = 8_000
-"""Prompts kept of a level whose raw space is larger, so that levels weigh about the same."""
+"""Prompts taken from a level whose raw space is larger, so that levels weigh about the same."""
 
 _SPLIT_KEY = b"cropi-pocket-split-v1"
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -46,7 +46,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Skill:
-    """Prompts told apart by their first character, and the function that solves them."""
+    """Prompts that share their first character, and the function that solves them."""
 
     name: str
     levels: tuple[Level, ...]
@@ -98,7 +98,7 @@ def _word(index: int, alphabet: str, length: int) -> str:
 
 
 def _string(prefix: str, alphabet: str, length: int, keys: str = "") -> Level:
-    """A level of string prompts, each led by one of `keys` and a colon where there are keys."""
+    """A level of string prompts, each after one of `keys` and a colon if there are keys."""
     words = len(alphabet) ** length
 
     def render(index: int) -> str:
@@ -206,47 +206,47 @@ TARGETS: tuple[str, str] = ("sort", "shift")
 
 
 def split_of(prompt: str) -> str:
-    """The split that owns a prompt, decided by a keyed hash of its text alone."""
+    """The split that a prompt belongs to, decided by a keyed hash of its text alone."""
     digest = blake2b(prompt.encode(), key=_SPLIT_KEY, digest_size=8).digest()
     place = int.from_bytes(digest, "big") / 2**64
     for split, share in SPLIT_SHARES.items():
         if place < share:
             return split
         place -= share
-    return "test"  # rounding in the running difference may leave a last sliver
+    return "test"  # rounding may leave a last sliver
 
 
 @cache
 def _prompts_by_split(skill: str) -> dict[str, dict[str, str]]:
-    """A skill's prompts, with their levels, sorted into the splits; computed once a process."""
-    owned: dict[str, dict[str, str]] = {split: {} for split in SPLIT_SHARES}
+    """A skill's prompts, with their levels, sorted into the splits; computed once per process."""
+    splits: dict[str, dict[str, str]] = {split: {} for split in SPLIT_SHARES}
     for prompt, level in SKILLS[skill].prompts().items():
-        owned[split_of(prompt)][prompt] = level
-    return owned
+        splits[split_of(prompt)][prompt] = level
+    return splits
 
 
 def available(split: str, skill: str, levels: Sequence[str] | None = None) -> int:
-    """How many distinct prompts of a skill, of these levels where they are given, the split holds.
+    """How many distinct prompts of a skill, of these levels if given, a split has.
 
     Raises:
-        ValueError: the split, the skill or a level is unknown, or a level stands twice.
+        ValueError: the split, the skill or a level is unknown, or a level is given twice.
     """
     _check_name("split", split, SPLIT_SHARES)
     _check_name("skill", skill, SKILLS)
-    return len(_owned(split, skill, levels))
+    return len(_prompts(split, skill, levels))
 
 
-def _owned(split: str, skill: str, levels: Sequence[str] | None) -> dict[str, str]:
+def _prompts(split: str, skill: str, levels: Sequence[str] | None) -> dict[str, str]:
     """The split's prompts of a skill, with their levels: of all levels where None."""
-    owned = _prompts_by_split(skill)[split]
+    prompts = _prompts_by_split(skill)[split]
     if levels is None:
-        return owned
-    known = [level.name for level in SKILLS[skill].levels]
+        return prompts
+    names = [level.name for level in SKILLS[skill].levels]
     for level in levels:
-        _check_name(f"level of {skill}", level, known)
+        _check_name(f"level of {skill}", level, names)
     if not levels or len(set(levels)) < len(levels):
         raise ValueError(f"levels={list(levels)}: name at least one level, and each once")
-    return {prompt: level for prompt, level in owned.items() if level in levels}
+    return {prompt: level for prompt, level in prompts.items() if level in levels}
 
 
 def rows(
@@ -256,23 +256,23 @@ def rows(
     seed: int = 0,
     levels: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Prompt rows of one split, the same number for every skill, skills taking turns.
+    """Prompt rows of one split, the same number for every skill, one skill after the other in turn.
 
     Rows with a smaller `per_skill` are a prefix of the rows with a larger one under the same seed.
 
     Args:
         split: `pretrain`, `pool`, `validation` or `test`.
-        skills: names of skills; all twelve where None.
-        per_skill: rows a skill; the most that every chosen skill can give where None.
+        skills: names of skills; default: all twelve.
+        per_skill: rows per skill; default: as many as every chosen skill has.
         seed: decides which of the split's prompts are drawn and in which order.
-        levels: names of levels, which every chosen skill must have; all levels where None.
+        levels: names of levels, which every chosen skill must have; default: all.
 
     Returns:
         Dicts with `prompt_id` (unique), `prompt`, `answer`, `source` (`pocket/<skill>`) and
         `extra` (a dict with the skill and the level).
 
     Raises:
-        ValueError: a name is unknown or repeated, or more rows are asked for than exist.
+        ValueError: a name is unknown or repeated, or there are fewer rows than `per_skill`.
     """
     names = _skill_names(skills)
     counts = {name: available(split, name, levels) for name in names}
@@ -296,7 +296,7 @@ def _draw(
     def place(pair: tuple[str, str]) -> bytes:
         return blake2b(pair[0].encode(), key=key, digest_size=12).digest()
 
-    drawn = sorted(_owned(split, skill, levels).items(), key=place)[:count]
+    drawn = sorted(_prompts(split, skill, levels).items(), key=place)[:count]
     return [_row(skill, prompt, level) for prompt, level in drawn]
 
 
@@ -319,6 +319,6 @@ def _skill_names(skills: Iterable[str] | None) -> list[str]:
     return names
 
 
-def _check_name(kind: str, name: str, known: Iterable[str]) -> None:
-    if name not in known:
-        raise ValueError(f"unknown {kind} {name!r}; known: {', '.join(known)}")
+def _check_name(kind: str, name: str, allowed: Iterable[str]) -> None:
+    if name not in allowed:
+        raise ValueError(f"unknown {kind} {name!r}; allowed: {', '.join(allowed)}")

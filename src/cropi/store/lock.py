@@ -7,7 +7,7 @@ report does, needs no lock.
 from __future__ import annotations
 
 import errno
-import fcntl
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -16,6 +16,9 @@ from pathlib import Path
 
 from cropi.errors import InputError
 from cropi.store.files import cannot_write
+
+if sys.platform != "win32":
+    import fcntl
 
 LOCK = ".lock"
 LOCK_TIMEOUT_S = 2.0

@@ -110,7 +110,7 @@ def test_scores_from_features_equal_direct_ones(
     cropi("score", "--features", pool, *sets, "--out", out, f"target={target}").done()
     sets = [x for n in ("v", "w") for x in ("--target", f"{n}={files[n]}")]
     cropi(
-        *("score", "--policy", "pocket", "--rollouts", files["pool"], *sets, "--out", direct),
+        *("score", "--model", "pocket", "--rollouts", files["pool"], *sets, "--out", direct),
         *("--sketch", sketch, f"sketch.dim={DIM}", "--seed", 3, f"target={target}"),
     ).done()
     one, other = read_scores(out).scored(), read_scores(direct).scored()
@@ -232,10 +232,10 @@ def test_options_that_would_change_nothing_are_refused(
 ) -> None:
     scoring = ("score", "--features", "nowhere", "--target", "v=there", "--out", tmp_path / "s")
     cropi(*scoring, "--sketch", "sparse").refused("--sketch")
-    cropi(*scoring, "--policy", "pocket", "--seed", 0).refused("--policy, --seed")
+    cropi(*scoring, "--model", "pocket", "--seed", 0).refused("--model, --seed")
     cropi(*scoring, "objective.ratio=none").refused("objective")
     cropi(*scoring).refused("nowhere", "not a feature store")
-    cropi("score", "--target", "v=there", "--out", tmp_path / "s").refused("--policy", "--features")
+    cropi("score", "--target", "v=there", "--out", tmp_path / "s").refused("--model", "--features")
     cropi(
         "features", files["pool"], "--model", "pocket", "--out", tmp_path / "f", "--sketch", "exact"
     ).refused("exact")

@@ -1,5 +1,0 @@
-"""`python -m cropi.cli` is `cropi`."""
-
-from cropi.cli import main
-
-main()

@@ -1,0 +1,58 @@
+"""cropi config: look at a config, or check one."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from cropi.cli.options import Config, Settings, load
+
+config_app = typer.Typer(help="Look at a config, or check one.", no_args_is_help=True)
+
+
+@config_app.command()
+def show(config: Config, settings: Settings = None) -> None:
+    """Print the resolved config: every setting with its value.
+
+    Example:
+
+        cropi config show pocket selection.ratio=0.2
+    """
+    from cropi.config import to_yaml
+
+    loaded, _ = load(config, settings)
+    typer.echo(to_yaml(loaded), nl=False)
+
+
+@config_app.command()
+def check(config: Config, settings: Settings = None) -> None:
+    """Validate a config, and that the files it names exist, without running anything.
+
+    Example:
+
+        cropi config check my.yaml
+    """
+    from cropi.config import check_files
+
+    loaded, base = load(config, settings)
+    check_files(loaded, base)
+    typer.echo(f"{config} is valid")
+
+
+@config_app.command()
+def schema(
+    page: Annotated[
+        bool, typer.Option("--markdown", help="Print docs/settings.md, the page of all settings")
+    ] = False,
+) -> None:
+    """Print the JSON schema of a config, with which editors complete and check one.
+
+    Example:
+
+        cropi config schema > cropi.schema.json
+    """
+    from cropi.config.settings_page import json_schema, markdown
+
+    typer.echo(markdown() if page else json.dumps(json_schema(), indent=2), nl=not page)

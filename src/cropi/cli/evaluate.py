@@ -1,0 +1,96 @@
+"""cropi evaluate: accuracy of a policy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cropi.cli.options import (
+    Device,
+    Dtype,
+    Model,
+    SectionSettings,
+    Seed,
+    Verifier,
+    engine_settings,
+    named_files,
+    policy_at,
+    prompts_in,
+    section,
+    setting,
+)
+from cropi.cli.printing import print_table
+from cropi.cli.rollout import BatchSize, NewTokens
+from cropi.evaluation.settings import EvaluationConfig
+from cropi.rollouts.settings import RolloutsConfig
+
+PassAt = Annotated[
+    list[int] | None, setting(EvaluationConfig, "k", text="the k of pass@k; repeatable")
+]
+
+
+def evaluate(
+    model: Model,
+    sets: Annotated[list[str], typer.Option("--set", help="NAME=FILE of prompts; repeatable")],
+    verifier: Verifier = None,
+    responses: Annotated[int | None, setting(EvaluationConfig, "responses")] = None,
+    temperature: Annotated[float | None, setting(EvaluationConfig, "temperature")] = None,
+    k: Annotated[
+        list[int] | None, setting(EvaluationConfig, "k", text="the k of pass@k; repeatable")
+    ] = None,
+    max_new_tokens: NewTokens = None,
+    batch_size: BatchSize = None,
+    seed: Seed = 0,
+    dtype: Dtype = None,
+    device: Device = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the results as JSON")] = None,
+    settings: SectionSettings = None,
+) -> None:
+    """Accuracy of a policy on any number of sets.
+
+    Settings are those of the config's `evaluation` section, and `engine` of `rollouts`.
+
+    Example:
+
+        cropi evaluate --model DIR --set gsm8k=test.jsonl --responses 8 --temperature 1 --k 1 --k 8
+    """
+    import cropi
+    from cropi.store.files import require_writable, write_json
+
+    of_engine = [
+        text for text in settings or [] if text.partition("=")[0].split(".")[0] == "engine"
+    ]
+    config = section(
+        EvaluationConfig,
+        [text for text in settings or [] if text not in of_engine],
+        inert=["every", "targeted"],
+        responses=responses,
+        temperature=temperature,
+        k=k or None,
+        max_new_tokens=max_new_tokens,
+    )
+    rollouts = section(RolloutsConfig, engine_settings(of_engine, batch_size))
+    policy = policy_at(model, dtype, device)
+    if out is not None:
+        require_writable(out)
+    files = named_files(sets, "set")
+    named = {name: prompts_in(path, seed) for name, path in files.items()}
+    results = cropi.evaluate(policy, named, config, rollouts=rollouts, verifier=verifier, seed=seed)
+    rows = [
+        [r.set, f"{r.prompts:,}", *(f"{v:.1%}" for v in r.pass_at.values()), unjudged(r.statuses)]
+        for r in results
+    ]
+    print_table(["set", "prompts", *(f"pass@{n}" for n in config.k), "not judged"], rows)
+    if out is not None:
+        write_json(out, [dataclasses.asdict(result) for result in results])
+
+
+def unjudged(statuses: Mapping[str, int]) -> str:
+    """How many responses have no verdict, by status."""
+    return (
+        ", ".join(f"{n} {status}" for status, n in statuses.items() if status != "ok" and n) or "0"
+    )

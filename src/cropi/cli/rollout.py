@@ -1,0 +1,74 @@
+"""cropi rollout: sample and judge responses."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cropi.cli.options import (
+    Device,
+    Dtype,
+    Model,
+    OutFile,
+    PromptsFile,
+    SectionSettings,
+    Seed,
+    Verifier,
+    engine_settings,
+    policy_at,
+    prompts_in,
+    section,
+    setting,
+)
+from cropi.cli.printing import make_reporter
+from cropi.rollouts.engines.transformers import TransformersSettings
+from cropi.rollouts.settings import RolloutsConfig
+
+BatchSize = Annotated[int | None, setting(TransformersSettings, "batch_size")]
+NewTokens = Annotated[int | None, setting(RolloutsConfig, "max_new_tokens")]
+
+Temperature = Annotated[float | None, setting(RolloutsConfig, "temperature")]
+
+
+def rollout(
+    model: Model,
+    prompts: PromptsFile,
+    out: OutFile,
+    verifier: Verifier = None,
+    responses: Annotated[int | None, setting(RolloutsConfig, "responses")] = None,
+    max_new_tokens: NewTokens = None,
+    temperature: Temperature = None,
+    batch_size: BatchSize = None,
+    seed: Seed = 0,
+    dtype: Dtype = None,
+    device: Device = None,
+    settings: SectionSettings = None,
+) -> None:
+    """Sample responses of a policy to prompts, and judge them.
+
+    A call that was stopped continues when it is given again. Settings are those of the config's
+    `rollouts` section, e.g. `top_p=0.9`.
+
+    Example:
+
+        cropi rollout --model Qwen/Qwen2.5-1.5B-Instruct --prompts pool.jsonl --out pool.parquet
+    """
+    import cropi
+    from cropi.store.files import require_writable
+
+    config = section(
+        RolloutsConfig,
+        engine_settings(settings or [], batch_size),
+        inert=["validation_responses"],
+        responses=responses,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+    )
+    policy = policy_at(model, dtype, device)
+    require_writable(out)
+    rows = prompts_in(prompts, seed)
+    with make_reporter().phase("rollouts", len(rows)) as bar:
+        groups = cropi.rollout(
+            policy, rows, out, config, verifier=verifier, seed=seed, progress=bar.update
+        )
+        informative = sum(group.informative for group in groups)
+        bar.note = f"{len(groups):,} prompts, {informative:,} informative -> {out}"

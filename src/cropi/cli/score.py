@@ -1,0 +1,224 @@
+"""cropi score and cropi features: influence, at once or from stored sketches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from cropi.cli.options import (
+    MODEL_HELP,
+    PLUGIN_HELP,
+    Device,
+    Dtype,
+    Model,
+    OutFile,
+    RolloutsFile,
+    SectionSettings,
+    Seed,
+    Targets,
+    load_model,
+    named_files,
+    section,
+    setting,
+)
+from cropi.cli.printing import make_reporter, print_table
+from cropi.errors import InputError
+from cropi.influence.settings import FEATURE_SKETCH, InfluenceConfig
+
+if TYPE_CHECKING:
+    from cropi.influence.cosines import Influence
+
+TAKEN_WITH_FEATURES = {"features", "target", "out", "settings"}
+"""Options of `cropi score` that have an effect where features are given."""
+SketchName = Annotated[
+    str | None,
+    setting(InfluenceConfig, "sketch", text=PLUGIN_HELP),
+]
+
+
+def score(
+    ctx: typer.Context,
+    target: Targets,
+    out: OutFile,
+    model: Annotated[str | None, typer.Option("--model", "--policy", help=MODEL_HELP)] = None,
+    rollouts: Annotated[Path | None, typer.Option(help="Rollouts of the pool (Parquet)")] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Stored features of the pool, instead of both")
+    ] = None,
+    sketch: SketchName = None,
+    seed: Seed = 0,
+    dtype: Dtype = None,
+    device: Device = None,
+    settings: SectionSettings = None,
+) -> None:
+    """Influence of each pool prompt on each validation set, under a policy.
+
+    Settings are those of the config's `influence` section.
+
+    Examples:
+
+        cropi score --model DIR --rollouts pool.parquet --target gsm8k=val.parquet --out s.parquet
+
+        cropi score ... --sketch sparse sketch.ratio=0.15 sketch.dim=8192 objective.ratio=sequence
+
+        cropi score --features pool.features --target gsm8k=val.features --out s.parquet
+    """
+    from cropi.store.tables import write_scores
+
+    files = named_files(target, "target")
+    if features is not None:
+        influence = _from_features(ctx, features, files, out, settings)
+    elif model is None or rollouts is None:
+        raise InputError(
+            "cropi score needs --model and --rollouts, or --features; give the first two, or what "
+            "`cropi features` wrote"
+        )
+    else:
+        config = section(InfluenceConfig, settings, sketch=sketch)
+        influence = _from_rollouts(model, rollouts, files, out, config, seed, dtype, device)
+    write_scores(out, influence.estimate)
+    print_scores(influence, out)
+
+
+def features(
+    rollouts: RolloutsFile,
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The directory to write, or to continue")],
+    sketch: Annotated[str, typer.Option(help=PLUGIN_HELP)] = FEATURE_SKETCH,
+    like: Annotated[
+        Path | None,
+        typer.Option(help="For a target: the pool's features, with which it will be compared"),
+    ] = None,
+    stored: Annotated[
+        Literal["float16", "float32"], typer.Option(help="Data type of the stored sketches")
+    ] = "float16",
+    seed: Seed = 0,
+    dtype: Dtype = None,
+    device: Device = None,
+    settings: SectionSettings = None,
+) -> None:
+    """Sketch the gradient of each informative prompt, and keep it for `cropi score --features`.
+
+    A call that was stopped continues when it is given again. Settings are those of the config's
+    `influence` section, e.g. `sketch.dim=2048`.
+
+    Examples:
+
+        cropi features pool.parquet --model DIR --out pool.features
+
+        cropi features val.parquet --model DIR --out val.features --like pool.features
+    """
+    import cropi
+    from cropi.influence.features.feature_writer import require_store_place
+
+    config = section(InfluenceConfig, settings, sketch=sketch)
+    require_store_place(out)
+    with make_reporter().phase("features") as bar:
+        extraction = cropi.extract_features(
+            load_model(model, dtype, device),
+            rollouts,
+            out,
+            config,
+            seed=seed,
+            stored=stored,
+            like=like,
+            checkpoint=model,
+            progress=bar.update,
+        )
+        bar.note = f"{extraction.tokens:,} tokens"
+    identity = extraction.store.identity
+    reporter = make_reporter()
+    reporter.say(f"  {len(extraction.store):,} of {identity.pool_size:,} prompts sketched -> {out}")
+    for reason, count in identity.skipped.items():
+        reporter.say(f"  {count:,} skipped: {reason}")
+
+
+def print_scores(influence: Influence, out: Path) -> None:
+    """What was scored against what, what was skipped and why, and what deserves doubt."""
+    scored = influence.estimate.scored()
+    rows = [
+        [
+            name,
+            f"{reliability.informative:,}",
+            f"{reliability.effective:.1f}",
+            f"{reliability.split_half:.2f}",
+            f"{float(scored.mean[name].max()):.3f}",
+            f"{float(scored.mean[name].mean()):.3f}",
+        ]
+        for name, reliability in influence.reliability.items()
+    ]
+    print_table(
+        ["target", "informative", "effective", "split-half", "max cosine", "mean cosine"], rows
+    )
+    reporter = make_reporter()
+    reporter.say(f"  {len(scored.prompt_ids):,} of {scored.pool_size:,} prompts scored -> {out}")
+    for reason, count in scored.skipped.items():
+        reporter.say(f"  {count:,} skipped: {reason}")
+    for note in influence.notes:
+        reporter.warn(note)
+
+
+def _from_rollouts(
+    model: str,
+    pool: Path,
+    targets: dict[str, Path],
+    out: Path,
+    config: InfluenceConfig,
+    seed: int,
+    dtype: str | None,
+    device: str | None,
+) -> Influence:
+    import cropi
+    from cropi.store.files import require_writable
+
+    require_writable(out)
+    groups = cropi.read_rollouts(pool)
+    target_groups = {name: cropi.read_rollouts(path) for name, path in targets.items()}
+    loaded = load_model(model, dtype, device)
+    with make_reporter().phase("influence", len(groups)) as bar:
+        influence = cropi.score(
+            loaded,
+            groups,
+            target_groups,
+            config,
+            seed=seed,
+            checkpoint=model,
+            progress=lambda phase, done, total: bar.update(done, total, note=phase),
+        )
+        bar.note = f"{influence.tokens:,} tokens"
+    return influence
+
+
+def _from_features(
+    ctx: typer.Context,
+    pool: Path,
+    targets: dict[str, Path],
+    out: Path,
+    settings: list[str] | None,
+) -> Influence:
+    """Compare stored features, with no model.
+
+    Raises InputError for an option or setting that has no effect then.
+    """
+    import cropi
+    from cropi.store.files import require_writable
+
+    config = section(InfluenceConfig, settings)
+    given = [name for name in ctx.params if _was_given(ctx, name)]
+    inert = [f"--{name.replace('_', '-')}" for name in given if name not in TAKEN_WITH_FEATURES]
+    inert += sorted(config.model_fields_set - {"target"})
+    if inert:
+        raise InputError(
+            f"{', '.join(inert)} has no effect with --features, whose model and settings are "
+            "those that they were made with; remove it (the setting target=... may stay)"
+        )
+    require_writable(out)
+    return cropi.score_features(pool, targets, target=config.target)
+
+
+def _was_given(ctx: typer.Context, name: str) -> bool:
+    """Whether the user gave an option, rather than left it at its default."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")

@@ -1,0 +1,63 @@
+"""cropi select: the prompts of a stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cropi.cli.options import PLUGIN_HELP, OutFile, SectionSettings, Seed, section, setting
+from cropi.cli.printing import make_reporter
+from cropi.selection.settings import SelectionConfig
+
+ScoreFiles = Annotated[
+    list[Path] | None,
+    typer.Option(help="Scores of the pool (Parquet); repeatable, those of earlier stages first"),
+]
+PoolRollouts = Annotated[
+    Path | None, typer.Option(help="Rollouts of the pool, for strategies that read them")
+]
+
+
+def select(
+    scores: ScoreFiles = None,
+    ratio: Annotated[float | None, setting(SelectionConfig, "ratio")] = None,
+    out: OutFile = Path("selection.parquet"),
+    strategy: Annotated[
+        str | None,
+        setting(SelectionConfig, "strategy", text=PLUGIN_HELP),
+    ] = None,
+    rollouts: PoolRollouts = None,
+    seed: Seed = 0,
+    settings: SectionSettings = None,
+) -> None:
+    """Choose the prompts of a stage, as a run does with the same settings.
+
+    Settings are those of the config's `selection` section.
+
+    Examples:
+
+        cropi select --scores scores.parquet --ratio 0.1 --out selection.parquet
+
+        cropi select --scores stage0.parquet --scores stage1.parquet strategy.memory=0.8
+    """
+    import cropi
+    from cropi.store.files import require_writable
+    from cropi.store.tables import read_scores, write_selection
+
+    config = section(SelectionConfig, settings, ratio=ratio, strategy=strategy)
+    require_writable(out)
+    estimates = [read_scores(path) for path in scores or []]
+    selection = cropi.select(
+        estimates[-1] if estimates else None,
+        config,
+        earlier=estimates[:-1],
+        rollouts=rollouts,
+        seed=seed,
+    )
+    write_selection(out, selection)
+    reporter = make_reporter()
+    reporter.say(f"  {len(selection.prompt_ids):,} prompts -> {out}")
+    for note in selection.notes:
+        reporter.warn(note)
