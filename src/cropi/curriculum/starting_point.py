@@ -45,7 +45,8 @@ def load_prompts(
             settings.overlong,
             settings.chat_template_kwargs,
         )
-        judge.check([p for prompts in sets.named().values() for p in prompts])
+        judged = {name: judge.readable(prompts) for name, prompts in sets.named().items()}
+        sets = sets.without_unreadable(judged)
         bar.note = _sizes(sets)
     log.warn(sets.notes.lines())
     return sets
