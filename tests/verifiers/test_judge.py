@@ -15,6 +15,7 @@ from cropi.config import RewardTerm, VerifiersConfig
 from cropi.errors import InputError
 from cropi.schema import Prompt
 from cropi.verifiers import Judge
+from cropi.verifiers.tags import Tags
 
 HOSTILE = """
 import ctypes, os, sys, time
@@ -323,3 +324,8 @@ def test_the_tags_of_the_settings_reach_the_verifiers(
 def test_a_tag_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="is not a tag"):
         VerifiersConfig(think_tags=["<think>"])
+
+
+def test_the_default_tags_of_settings_and_verifiers_are_the_same() -> None:
+    config = VerifiersConfig()
+    assert Tags() == Tags(tuple(config.think_tags), tuple(config.answer_tags))

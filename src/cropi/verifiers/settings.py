@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from cropi.settings import Count, Section
-from cropi.verifiers.tags import ANSWER_TAGS, THINK_TAGS, bad_tags
+
+_TAG = re.compile(r"[\w-]+|\S.*\.\.\..*\S")
 
 
 class RewardTerm(Section):
@@ -43,17 +45,17 @@ class VerifiersConfig(Section):
         "rollouts and counted",
     )
     think_tags: list[str] = Field(
-        list(THINK_TAGS),
+        ["think"],
         description="tags around a model's thoughts, which hold no answer: `think` for "
         "<think>...</think>, or both ends as OPEN...CLOSE",
     )
     answer_tags: list[str] = Field(
-        list(ANSWER_TAGS), description="tags around the answer, written as think_tags are"
+        ["answer"], description="tags around the answer, written as think_tags are"
     )
 
     @field_validator("think_tags", "answer_tags")
     @classmethod
     def _check_tags(cls, tags: list[str]) -> list[str]:
-        if bad := bad_tags(tags):
+        if bad := [tag for tag in tags if not _TAG.fullmatch(tag)]:
             raise ValueError(f"{bad[0]!r} is not a tag; write a name or OPEN...CLOSE")
         return tags
