@@ -94,8 +94,8 @@ def shared_phrases(pool: Mapping[str, str], other: Mapping[str, str]) -> SharedP
     }
     if not hits:
         return None
-    first, phrase = min(hits.items())
-    return SharedPhrase(len(hits), first, questions[phrase], phrase)
+    first = min(hits)
+    return SharedPhrase(len(hits), first, questions[hits[first]], hits[first])
 
 
 def _halves(phrase: str) -> tuple[str, str]:

@@ -128,7 +128,8 @@ def _require_single_columns(names: list[str], path: Path) -> None:
 def _batch_rows(batch: pa.RecordBatch, path: Path, first: int) -> list[dict[str, Any]]:
     """The rows of a batch whose first has the number `first`; maps become dicts."""
     try:
-        return batch.to_pylist(maps_as_pydicts="strict")
+        rows: list[dict[str, Any]] = batch.to_pylist(maps_as_pydicts="strict")
+        return rows
     except Exception as error:  # noqa: BLE001  dates past 9999, text that is not UTF-8, unknown time zones, ...
         place = _unreadable_cell(batch, first)
         reason = shortened(" ".join(f"{type(error).__name__}: {error}".split()), 200)
