@@ -7,17 +7,19 @@ error. Both take about two seconds, and leave out what would need the network.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from contextlib import closing
 from pathlib import Path
 
 from cropi.config.run_config import RunConfig
 from cropi.errors import InputError
+from cropi.plugins import resolve_name
 from cropi.prompts.settings import PromptSource
 from cropi.prompts.sources import first_prompts
 from cropi.schema import Prompt
 from cropi.store.tables import require_set_names
 from cropi.text import shortened
 from cropi.verifiers import Judge
+from cropi.verifiers.runtime.pool import WorkerPool
 from cropi.verifiers.settings import RewardTerm, VerifiersConfig
 
 FIRST_ROWS = 5
@@ -56,9 +58,10 @@ def problems_of(config: RunConfig, base: Path | None = None) -> list[str]:
 
 def _sources(config: RunConfig) -> Iterator[tuple[str, PromptSource]]:
     """Every source of prompts with its dotted key; one that is there twice comes once."""
-    lists = {"prompts.pool": config.prompts.pool, "warmup.prompts": config.warmup.prompts}
+    lists = {"prompts.pool": config.prompts.pool}
     lists |= {f"prompts.validation.{n}": each for n, each in config.prompts.validation.items()}
     lists |= {f"prompts.test.{n}": each for n, each in config.prompts.test.items()}
+    lists["warmup.prompts"] = config.warmup.prompts
     seen: list[PromptSource] = []
     for key, sources in lists.items():
         for number, source in enumerate(sources):
@@ -70,28 +73,32 @@ def _sources(config: RunConfig) -> Iterator[tuple[str, PromptSource]]:
 def _verifier_problems(
     settings: VerifiersConfig, prompts: list[Prompt], base: Path | None
 ) -> list[str]:
-    """What is wrong with the verifiers, or with the first answers that they would judge."""
+    """What is wrong with the verifiers, or else with the first answers that they would judge."""
+    folders = () if base is None else (base,)
     problems: list[str] = []
-    for key, function in _functions(settings):
-        try:
-            Judge(VerifiersConfig(default=function), base).close()
-        except InputError as error:
-            problems.append(f"{key}: {error}")
-    if problems:
-        return problems
+    with closing(WorkerPool(1, settings.timeout, folders)) as pool:
+        for key, function in _functions(settings):
+            try:
+                pool.load([resolve_name("verifier", function, folders)])
+            except InputError as error:
+                problems.append(f"{key}: {shortened(str(error), 600)}")
+    return problems or _answer_problems(settings, prompts, base)
+
+
+def _answer_problems(
+    settings: VerifiersConfig, prompts: list[Prompt], base: Path | None
+) -> list[str]:
+    """What the verifiers cannot read of these prompts' answers, source by source."""
+    by_source: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        by_source.setdefault(prompt.source, []).append(prompt)
+    problems: list[str] = []
     with Judge(settings, base) as judge:
-        try:
-            judge.load()
-        except InputError as error:
-            return [str(error)]
-        by_source: dict[str, list[Prompt]] = {}
-        for prompt in prompts:
-            by_source.setdefault(prompt.source, []).append(prompt)
         for samples in by_source.values():
             try:
-                judge.check(list(islice(samples, FIRST_ROWS)))
+                judge.check(samples)
             except InputError as error:
-                problems.append(str(error))
+                problems.append(shortened(str(error), 600))
     return problems
 
 
