@@ -1,12 +1,13 @@
-"""The study: every strategy in every regime of benchmarks/study/, and the page that tells of it.
+"""The study: every strategy in every regime of benchmarks/study/, and the page that reports it.
 
     python benchmarks/study.py run --jobs 2                 # hours on 2 cores; goes on if stopped
     python benchmarks/study.py run --only clean,shifted
     python benchmarks/study.py report                       # also while studies are unfinished
+    python benchmarks/study.py redraw                       # from the committed numbers alone
 
 `run` is `cropi compare` on one file after another, with the strategies and seeds of the file's own
-`compare` section. `report` reads what is finished and writes benchmarks/results/study.json; from
-these numbers alone it draws docs/figures/ and fills the tables of docs/results.md.
+`compare` section. `report` reads what is finished into benchmarks/results/study.json, and redraws.
+`redraw` makes docs/figures/ and the tables of docs/results.md from these numbers alone.
 """
 
 from __future__ import annotations
@@ -46,15 +47,18 @@ def main(arguments: list[str] | None = None) -> None:
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    commands = parser.add_subparsers(required=True, metavar="run|report")
+    commands = parser.add_subparsers(required=True, metavar="run|report|redraw")
     running = commands.add_parser("run", help="train what is not finished")
     running.add_argument("--jobs", type=int, default=1, help="cells that run at once")
     running.add_argument("--only", default="", help="regimes, with commas; default: all")
     running.set_defaults(work=run)
     reporting = commands.add_parser("report", help="write numbers, figures and tables")
-    reporting.add_argument("--results", type=Path, default=RESULTS, help="the file of numbers")
-    reporting.add_argument("--page", type=Path, default=PAGE, help="the page whose tables to fill")
     reporting.set_defaults(work=report)
+    redrawing = commands.add_parser("redraw", help="write figures and tables from the numbers")
+    redrawing.set_defaults(work=redraw)
+    for command in (reporting, redrawing):
+        command.add_argument("--results", type=Path, default=RESULTS, help="the file of numbers")
+        command.add_argument("--page", type=Path, default=PAGE, help="the page with the tables")
     for command in (running, reporting):
         command.add_argument("--out", default="runs", help="where the studies' folders are")
         command.add_argument("--configs", type=Path, default=CONFIGS, help="the regimes' folder")
@@ -95,10 +99,6 @@ def report(options: argparse.Namespace) -> None:
 
     Raises InputError if no regime has a finished cell: what was reported before is kept.
     """
-    try:
-        from study_report.figures import draw
-    except ModuleNotFoundError as error:
-        raise InputError(f"the figures need {error.name}: pip install -e '.[dev]'") from error
     numbers = gather(regimes(options.configs), options.out)
     results = Results(numbers)
     if not any(regime.strategies for regime in results.regimes.values()):
@@ -107,16 +107,45 @@ def report(options: argparse.Namespace) -> None:
             "`python benchmarks/study.py run`, or name the folder of the studies with --out"
         )
     write_numbers(options.results, numbers)
-    for regime in results.regimes.values():
-        if regime.strategies:
-            draw(regime, options.page.parent / "figures" / f"{regime.name}.svg")
-    fill(options.page, results)
+    publish(results, options.page)
     for row in rows_of(results):
         print(f"{row.verdict:<12} {row.regime:<16} {row.asked}: {row.measured}")
     for name, regime in results.regimes.items():
-        for said in [*regime.missing, *regime.notes]:
-            print(f"{name}: {said}")
+        for line in [*regime.missing, *regime.notes]:
+            print(f"{name}: {line}")
     print(f"written to {options.results} and {options.page}")
+
+
+def redraw(options: argparse.Namespace) -> None:
+    """Write the figures and the tables from a file of numbers; no study has to be there.
+
+    Raises InputError if the file cannot be read.
+    """
+    try:
+        numbers = json.loads(options.results.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {options.results}: {error}") from error
+    publish(Results(numbers), options.page)
+    print(f"written to {options.page} and {options.page.parent / 'figures'}")
+
+
+def publish(results: Results, page: Path) -> None:
+    """Draw every regime and the overview, and fill the tables of the page.
+
+    Raises InputError if the figures cannot be drawn or the page cannot be filled.
+    """
+    try:
+        from study_report.figures import draw, draw_overview
+    except ModuleNotFoundError as error:
+        raise InputError(f"the figures need {error.name}: pip install -e '.[dev]'") from error
+    figures = page.parent / "figures"
+    for regime in results.regimes.values():
+        if regime.strategies:
+            draw(regime, figures / f"{regime.name}.svg")
+    first = results.regimes.get(FIRST)
+    if first is not None and {first.baseline, first.method} <= set(first.strategies):
+        draw_overview(first, figures / "overview.svg")
+    fill(page, results)
 
 
 def write_numbers(path: Path, numbers: dict[str, Any]) -> None:

@@ -36,11 +36,12 @@ trl = TrainerChoice.of(grpo={"lr_scheduler_type": "constant"})
 grpo = TrainingConfig(learning_rate=5e-6, engine=trl)
 
 policy, scores = "pocket", []
-tried = rollout(policy, pool, OUT / "pool.parquet", verifier="exact", settings=sampling)
-wanted = rollout(policy, validation, OUT / "sort.parquet", verifier="exact", settings=sampling)
+judged = {"verifier": "exact", "settings": sampling}
+pool_rollouts = rollout(policy, pool, OUT / "pool.parquet", **judged)
+targets = {"sort": rollout(policy, validation, OUT / "sort.parquet", **judged)}
 
 for stage in range(STAGES):
-    influence = score(policy, tried, {"sort": wanted})
+    influence = score(policy, pool_rollouts, targets)
     selection = select(influence, SelectionConfig(ratio=0.1), earlier=scores)
     scores.append(influence.estimate)
     train(

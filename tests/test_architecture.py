@@ -17,7 +17,7 @@ ROOT = Path(cropi.__file__).parent
 FACADE = ""
 """The name of `cropi` itself, whose functions are those of the packages."""
 FLOORS = (
-    ("errors", "schema", "settings", "plugins", "progress"),
+    ("errors", "text", "schema", "settings", "plugins", "progress"),
     ("store",),
     ("execution",),
     ("estimation",),

@@ -1,4 +1,4 @@
-"""A regime's figure: targeted accuracy against steps and against compute, as an SVG.
+"""Figures as SVG: targeted accuracy of a regime against steps and compute, and the overview.
 
 The same numbers give the same bytes: no date, a fixed salt for the ids, text drawn as paths in the
 font that comes with matplotlib. A strategy has the same style in every regime.
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from cropi.store.files import atomic_write
-from cropi.study.measures import MAIN_LEVEL, cost_accuracy_curve
+from cropi.study.measures import MAIN_LEVEL, Acceleration, cost_accuracy_curve
 from study_report.results import Regime
 
 STYLE: dict[Any, Any] = {
@@ -91,9 +91,39 @@ def draw(regime: Regime, path: Path) -> None:
         handles, labels = steps.get_legend_handles_labels()
         columns = min(len(labels), 6)
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=2.6)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as part:
-            figure.savefig(part, format="svg", metadata={"Date": None, "Creator": None})
+        _save(figure, path)
+
+
+def draw_overview(regime: Regime, path: Path) -> None:
+    """Write the figure of the README: our method and the baseline against training steps."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+        axes = figure.subplots()
+        for name, above in ((regime.baseline, 80), (regime.method, 90)):
+            style = line_styles([name])[name]
+            _curve(axes, name, style, regime.strategies[name]["curves"], "steps", above)
+            _mark_level(axes, style, regime.acceleration(name))
+        axes.set(xlabel="training steps", ylabel="targeted accuracy", xlim=(0, None))
+        axes.margins(x=0.02)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.legend(loc="lower right")
+        _save(figure, path)
+
+
+def _mark_level(axes: Axes, style: LineStyle, reached: Acceleration | None) -> None:
+    """Mark where a curve reaches the level, with its steps."""
+    if reached is None or reached.strategy is None:
+        return
+    place = (reached.strategy, reached.level)
+    axes.plot(*place, "o", color=style.colour, markersize=5, zorder=99)
+    axes.annotate(f"{reached.strategy:.0f} steps", place, xytext=(6, -12),
+                  textcoords="offset points", color=style.colour)  # fmt: skip
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as part:
+        figure.savefig(part, format="svg", metadata={"Date": None, "Creator": None})
 
 
 def _curve(

@@ -18,6 +18,7 @@ import inspect
 import pkgutil
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 from cropi.errors import InputError
 from cropi.settings import NoSettings, Section
+from cropi.text import require_path, shortened, shown
 
 Target = TypeVar("Target")
 
@@ -117,6 +119,7 @@ def resolve_name(kind: str, name: str, folders: Iterable[Path] = ()) -> str:
     """
     if is_built_in(kind, name):
         return name
+    require_path(name, KINDS[kind].title)
     place, _, attribute = name.rpartition(":")
     if not attribute or not (place.endswith(".py") or place.replace(".", "_").isidentifier()):
         raise InputError(unknown_name(KINDS[kind].title, name, plugin_names(kind)))
@@ -140,7 +143,7 @@ def unknown_name(title: str, name: str, names: Iterable[str], more: str = "") ->
     close = difflib.get_close_matches(name, allowed, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return (
-        f"unknown {title} {name!r}; allowed: {', '.join(allowed)}{more}, or your own "
+        f"unknown {title} {shown(name)}; allowed: {', '.join(allowed)}{more}, or your own "
         f"package.module:object or file.py:object{hint}"
     )
 
@@ -148,7 +151,7 @@ def unknown_name(title: str, name: str, names: Iterable[str], more: str = "") ->
 def find_plugin(kind: str, name: str) -> Any:
     """Return the object that a resolved name refers to.
 
-    Raises InputError if there is none, and whatever importing a user's module raises.
+    Raises InputError if there is none, or if a user's module cannot be imported.
     """
     if is_built_in(kind, name):
         return _registered[kind][name]
@@ -174,6 +177,8 @@ def _load_module(kind: str, name: str, place: str) -> ModuleType:
             f"{KINDS[kind].title} {name!r}: no module named {error.name!r}; install it or put its "
             "folder on PYTHONPATH"
         ) from error
+    except (Exception, SystemExit) as error:
+        raise _not_importable(place, error) from error
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -191,11 +196,23 @@ def _load_file(path: Path) -> ModuleType:
         sys.modules[name] = module
         try:
             spec.loader.exec_module(module)
-        except BaseException:
+        except BaseException as error:
             del sys.modules[name]
+            if isinstance(error, Exception | SystemExit):
+                raise _not_importable(str(path), error) from error
             raise
         _files[path] = module
     return _files[path]
+
+
+def _not_importable(place: str, error: BaseException) -> InputError:
+    """The error for a user's module that fails while it is imported."""
+    frames = traceback.extract_tb(error.__traceback__)
+    line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else None
+    reason = shortened(" ".join(f"{type(error).__name__}: {error}".split()), 300)
+    return InputError(
+        f"{place} cannot be imported: {reason} (line {line or '?'}); fix it, then try again"
+    )
 
 
 def _defined_in(module: ModuleType, value: Any) -> bool:
@@ -256,11 +273,11 @@ class Choice(Section):
         if isinstance(value, Choice):
             return value
         if not isinstance(value, str | Mapping):
-            raise ValueError(f"{value!r} is neither a name nor a mapping of name and settings")
+            raise ValueError(f"{shown(value)} is neither a name nor a mapping of name and settings")
         given = {"name": value} if isinstance(value, str) else dict(value)
         name = given.pop("name", cls.default)
         if not isinstance(name, str):
-            raise ValueError(f"name {name!r} is not text; give the name of one")
+            raise ValueError(f"name {shown(name)} is not text; give the name of one")
         resolved = resolve_name(cls.kind, name, (info.context or {}).get("folders", ()))
         kind = settings_of(find_plugin(cls.kind, resolved))
         try:
@@ -301,7 +318,7 @@ def _summary(name: str, error: ValidationError) -> str:
     nested = first.get("ctx", {}).get("errors")
     if nested is None:
         return first["msg"].removeprefix("Value error, ")
-    problems = [f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in nested]
+    problems = [f"{'.'.join(map(str, e['loc']))} = {shown(e['input'])}: {e['msg']}" for e in nested]
     return f"settings of {name}: {'; '.join(problems)}"
 
 

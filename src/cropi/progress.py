@@ -17,6 +17,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from cropi.text import printable
+
 LOG_SECONDS = 60.0
 """How often a long phase prints a line where there is no terminal."""
 
@@ -32,7 +34,7 @@ class Bar:
     def update(self, done: int, total: int | None = None, note: str | None = None) -> None:
         """Show that `done` of `total` is done."""
         if note is not None:
-            self.note = note
+            self.note = printable(note)
         if self._progress is not None:
             self._progress.update(self._task, completed=done, total=total, note=self.note)
 
@@ -50,7 +52,12 @@ class ProgressReporter:
         if self.console is not None:
             # Not wrapped: a terminal wraps by itself, and a log should have one line per message.
             self.console.print(
-                text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True
+                printable(text),
+                style=style,
+                markup=False,
+                emoji=False,
+                highlight=False,
+                soft_wrap=True,
             )
 
     def warn(self, text: str) -> None:
@@ -66,7 +73,7 @@ class ProgressReporter:
             return
         if self.console.is_terminal:
             with Progress(*_columns(), console=self.console, transient=True) as progress:
-                bar = Bar(progress, progress.add_task(title, total=total, note=""))
+                bar = Bar(progress, progress.add_task(printable(title), total=total, note=""))
                 yield bar
         else:
             bar = LogBar(self, title, total)

@@ -24,8 +24,22 @@ Message = Mapping[str, str]
 SCORED = "scored"
 EQUAL_REWARDS = "rewards all equal"
 TOO_FEW_RESPONSES = "fewer than two usable responses"
-UNSCORED = (EQUAL_REWARDS, TOO_FEW_RESPONSES)
+RATIO_OUT_OF_RANGE = "ratio out of range"
+REWARDS_OUT_OF_RANGE = "rewards out of range"
+ZERO_GRADIENT = "zero gradient"
+LEFT_OUT = (RATIO_OUT_OF_RANGE, REWARDS_OUT_OF_RANGE, ZERO_GRADIENT)
+"""Statuses of prompts that have both better and worse responses, and still no usable gradient."""
+UNSCORED = (EQUAL_REWARDS, TOO_FEW_RESPONSES, *LEFT_OUT)
 """A score's status: "scored", or why the prompt has no influence."""
+
+REWARD_TOLERANCE = 5e-7
+"""Rewards that differ by less than this share of the larger one are equal: float32 sums do."""
+MAX_REWARD = 1e9
+"""Largest size of a reward that is read or accepted from a verifier."""
+MAX_LOGPROB = 1e-3
+"""Nats by which rounding may lift a log-prob above 0."""
+TEMPERATURES = (1e-3, 1e3)
+"""Lowest and highest temperature that responses may have been sampled at."""
 
 ROLLOUT_COLUMNS = (
     "prompt_id",
@@ -179,7 +193,7 @@ class RolloutGroup:
     def informative(self) -> bool:
         """Whether the group has a gradient: two usable responses or more, rewards not all equal."""
         rewards = self.rewards
-        return len(rewards) >= 2 and float(rewards.max()) > float(rewards.min())
+        return len(rewards) >= 2 and rewards_differ(float(rewards.min()), float(rewards.max()))
 
     @property
     def score_status(self) -> str:
@@ -295,6 +309,13 @@ class EvaluationResult:
     pass_at: Mapping[int, float]
     tokens: int
     statuses: Mapping[str, int] = field(default_factory=dict)
+
+
+def rewards_differ(least: float, greatest: float) -> bool:
+    """Whether the rewards of a group, given by their extremes, differ by more than rounding."""
+    # Halved, because the difference of two floats may exceed the largest float.
+    size = max(abs(least), abs(greatest))
+    return greatest / 2 - least / 2 > REWARD_TOLERANCE / 2 * size
 
 
 def fingerprint(*parts: object) -> str:

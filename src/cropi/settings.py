@@ -8,16 +8,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from cropi.schema import TEMPERATURES
+from cropi.text import require_path
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+Temperature = Annotated[float, Field(ge=TEMPERATURES[0], le=TEMPERATURES[1])]
+PathText = Annotated[str, AfterValidator(require_path)]
+"""A path, URL or hub id as text."""
 
 
 class Section(BaseModel):
-    """A group of settings: immutable, and strict about its keys."""
+    """A group of settings: immutable, strict about its keys, and without NaN or infinity."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class NoSettings(Section):

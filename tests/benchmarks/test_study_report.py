@@ -8,6 +8,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ from support.tiny_runs import TINY
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+FIGURES = ROOT / "docs" / "figures"
 SLOW = (0.4, 0.5, 0.6, 0.7, 0.8)
 FAST = (0.4, 0.76, 0.82, 0.84, 0.86)
 FLAT = (0.4, 0.42, 0.44, 0.46, 0.48)
@@ -310,12 +312,27 @@ def test_the_same_studies_give_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         report(tmp_path, tmp_path / name)
     written = {p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file()}
-    assert {str(p) for p in written} == {"results.md", "study.json", "figures/clean.svg"}
+    figures = {"figures/clean.svg", "figures/overview.svg"}
+    assert {str(p) for p in written} == {"results.md", "study.json", *figures}
     for path in written:
         assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes()
     svg = (tmp_path / "a" / "figures" / "clean.svg").read_text()
     assert ET.fromstring(svg).tag.endswith("svg")
     assert "dc:date" not in svg
+
+
+def test_the_committed_page_and_figures_are_those_of_the_committed_numbers(tmp_path: Path) -> None:
+    page = tmp_path / "results.md"
+    page.write_text(PAGE, encoding="utf-8")
+    script.main(["redraw", "--page", str(page)])
+    assert page.read_text(encoding="utf-8") == PAGE
+    drawn = {path.name: path.read_bytes() for path in (tmp_path / "figures").iterdir()}
+    assert drawn == {path.name: path.read_bytes() for path in FIGURES.iterdir()}
+
+
+def test_a_missing_file_of_numbers_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"cannot read .*absent\.json"):
+        script.main(["redraw", "--results", str(tmp_path / "absent.json")])
 
 
 def test_nothing_finished_keeps_what_was_reported(tmp_path: Path) -> None:
@@ -350,11 +367,13 @@ def test_a_study_is_run_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyP
     values["compare"]["seeds"] = [0]
     values["curriculum"] |= {"stages": 1, "steps_per_stage": 2}
     values["training"] |= {"engine": TRAINER}
-    values["rollouts"] |= {"engine": ENGINE}
+    values["rollouts"] |= {"engine": ENGINE, "responses": 4}
+    values["prompts"]["pool"][0] |= {"size": 12}
     config.write_text(yaml.safe_dump(values))
     places = ["--out", str(tmp_path / "runs"), "--configs", str(config.parent)]
     with monkeypatch.context() as patch:
-        patch.setattr(script.subprocess, "run", compare)
+        # Not subprocess.run itself, which the standard library's platform calls too.
+        patch.setattr(script, "subprocess", SimpleNamespace(run=compare))
         script.main(["run", "--only", "tiny", *places])
     report(tmp_path, tmp_path / "docs")
     regime = json.loads((tmp_path / "docs" / "study.json").read_text())["regimes"]["tiny"]

@@ -29,6 +29,7 @@ from cropi.cli import (
 )
 from cropi.errors import InputError, require_supported_system
 from cropi.store.files import DISK_ERRORS, cannot_write
+from cropi.text import printable
 
 app = typer.Typer(
     name="cropi",
@@ -108,12 +109,12 @@ def _bound_spinning() -> None:
 
 def _fail(message: str) -> NoReturn:
     """Print in one line what is wrong with the input, and exit."""
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    typer.echo(f"error: {printable(' '.join(message.split()))}", err=True)
     sys.exit(2)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    typer.echo(f"warning: {message}", err=True)
+    typer.echo(f"warning: {printable(str(message))}", err=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from cropi.text import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -39,5 +41,6 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
     for n, name in enumerate(header):
         table.add_column(name, justify="left" if n == 0 else "right")
     for row in rows:
-        table.add_row(*map(Text, row))  # as it is: names may contain what rich reads as markup
+        # As it is: names may contain what rich reads as markup.
+        table.add_row(*(Text(printable(cell)) for cell in row))
     make_console().print(table)

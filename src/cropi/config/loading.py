@@ -6,21 +6,21 @@ what the file says itself goes over it, sections key by key, lists and values as
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
+from cropi.config import yaml_text
 from cropi.config.messages import explain
 from cropi.config.run_config import RunConfig
 from cropi.errors import InputError
 from cropi.plugins import Choice, is_built_in
 from cropi.settings import Section
 from cropi.store.remote import remote_url
+from cropi.text import require_path, require_plain, shortened, shown
 
 SectionType = TypeVar("SectionType", bound=Section)
 
@@ -51,6 +51,7 @@ def validate(values: dict[str, Any], origin: str, base: Path | None = None) -> R
 
     A user's plug-ins, where they are files, are looked for in the current directory and in `base`.
     """
+    require_plain(values, f"config {shortened(origin, 200)}")
     try:
         return RunConfig.model_validate(values, context={"folders": (base,) if base else ()})
     except ValidationError as error:
@@ -95,6 +96,7 @@ def build_section(
     given = dict(values)
     for override in overrides:
         _apply(given, override, choices_in(kind))
+    require_plain(given, "settings")
     try:
         return kind.model_validate(given)
     except ValidationError as error:
@@ -121,23 +123,7 @@ def check_files(config: RunConfig, base: Path | None = None) -> None:
 
 def to_yaml(config: RunConfig) -> str:
     """Render a resolved config; loading the text gives the same config."""
-    values = config.model_dump(mode="json", exclude_none=True)
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-6 is a number, as in YAML 1.2 and in everybody's head."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-
-
-def _parse_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)
+    return yaml_text.dump(config.model_dump(mode="json", exclude_none=True))
 
 
 def _with_bases(source: str, folder: Path, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -149,16 +135,16 @@ def _with_bases(source: str, folder: Path, heirs: tuple[str, ...] = ()) -> dict[
     path = folder / source
     if not isinstance(base, str):
         raise InputError(
-            f"config {path}: extends = {base!r}: give one preset ({', '.join(presets())}) or "
+            f"config {path}: extends = {shown(base)}: give one preset ({', '.join(presets())}) or "
             "the path of one YAML file"
         )
     chain = (*heirs, str(path.resolve()))
     if str((path.parent / base).resolve()) in chain:
-        raise InputError(f"config {path}: extends = {base!r} leads back to itself; remove it")
+        raise InputError(f"config {path}: extends = {shown(base)} leads back to itself; remove it")
     try:
         inherited = _with_bases(base, path.parent, chain)
     except InputError as error:
-        raise InputError(f"config {path}: extends = {base!r}: {error}") from None
+        raise InputError(f"config {path}: extends = {shown(base)}: {error}") from None
     return _merged(inherited, values)
 
 
@@ -181,6 +167,7 @@ def _merged(base: dict[str, Any], over: dict[str, Any], prefix: str = "") -> dic
 
 
 def _read_yaml(source: str, folder: Path) -> dict[str, Any]:
+    require_path(source, "config")
     path = folder / source
     if source in presets() and not path.is_file():
         text = (resources.files("cropi") / "presets" / f"{source}.yaml").read_text(encoding="utf-8")
@@ -194,12 +181,7 @@ def _read_yaml(source: str, folder: Path) -> dict[str, Any]:
             f"config {source} is neither a file nor a preset; give the path of a YAML file or "
             f"one of: {', '.join(presets())}"
         )
-    try:
-        values = _parse_yaml(text)
-    except yaml.YAMLError as error:
-        raise InputError(
-            f"config {source} is not valid YAML: {' '.join(str(error).split())}"
-        ) from None
+    values = yaml_text.parse(text, f"config {shortened(source, 200)}")
     if not isinstance(values, dict):
         raise InputError(f"config {source} holds no settings; it needs at least model and prompts")
     return values
@@ -209,11 +191,8 @@ def _apply(values: dict[str, Any], override: str, choices: frozenset[str]) -> No
     """Set one `key.path=value` override in place."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise InputError(f"override {override!r} is not of the form key.path=value")
-    try:
-        value = _parse_yaml(text)
-    except yaml.YAMLError:
-        raise InputError(f"override {override!r}: {text!r} is not valid YAML") from None
+        raise InputError(f"override {shown(override)} is not of the form key.path=value")
+    value = yaml_text.parse(text, f"override {shown(override)}: {shown(text)}")
     _set(values, key, value, override, choices)
 
 
@@ -231,7 +210,7 @@ def _set(
         if path in choices and isinstance(child, str):
             child = node[name] = {"name": child}
         if not isinstance(child, dict):
-            raise InputError(f"override {override!r}: {path} is a value, not a section")
+            raise InputError(f"override {shown(override)}: {path} is a value, not a section")
         node = child
     node[leaf] = value
     if leaf == "name" and ".".join(parents) in choices:  # settings are those of one plug-in

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from cropi.config.run_config import RunConfig
 from cropi.plugins import Choice
 from cropi.settings import Section, section_in
+from cropi.text import printable, shortened, shown
 
 RENAMED = {
     "method": "influence.sketch",
@@ -89,26 +90,26 @@ def explain(error: ValidationError, origin: str, kind: type[Section] = RunConfig
     """Sum up what pydantic reports, at most five problems, in one line."""
     problems = [line for e in error.errors()[:5] for line in _explain_one(e, kind)][:5]
     subject = f"config {origin}" if kind is RunConfig else origin
-    return f"{subject}: " + "; ".join(problems)
+    return shortened(f"{subject}: " + "; ".join(problems))
 
 
 def _explain_one(problem: Any, kind: type[Section], parents: tuple[str, ...] = ()) -> list[str]:
     """The sentences about one problem; `parents` lead to the section `kind` that it is in."""
     inner = tuple(str(p) for p in problem["loc"] if not str(p).startswith("function-"))
     location = (*parents, *inner)
-    key = ".".join(location) or "config"
+    key = printable(shortened(".".join(location), 200)) or "config"
     if problem["type"] == "plugin_settings":
         nested = problem["ctx"]
         return [line for e in nested["errors"] for line in _of_plugin(e, nested, location)]
     if problem["type"] == "extra_forbidden":
         allowed = _keys_at(inner[:-1], kind)
-        return [f"unknown key {key} (value {problem['input']!r}); {_hint(location, allowed)}"]
+        return [f"unknown key {key} (value {shown(problem['input'])}); {_hint(location, allowed)}"]
     if problem["type"] == "missing":
         return [f"{key} is missing; add it"]
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return [f"{key}: {message}" if location else message]
-    return [f"{key} = {problem['input']!r}: {message[0].lower()}{message[1:]}"]
+    return [f"{key} = {shown(problem['input'])}: {message[0].lower()}{message[1:]}"]
 
 
 def _of_plugin(problem: Any, nested: Any, location: tuple[str, ...]) -> list[str]:
@@ -120,8 +121,8 @@ def _of_plugin(problem: Any, nested: Any, location: tuple[str, ...]) -> list[str
     close = difflib.get_close_matches(str(key), allowed, n=1)
     settings = f"has {', '.join(allowed)}" if allowed else "has no settings"
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    path = ".".join((*location, str(key)))
-    return [f"unknown key {path} (value {problem['input']!r}); {plugin} {settings}{hint}"]
+    path = printable(shortened(".".join((*location, str(key))), 200))
+    return [f"unknown key {path} (value {shown(problem['input'])}); {plugin} {settings}{hint}"]
 
 
 def _hint(location: tuple[str, ...], allowed: Sequence[str]) -> str:

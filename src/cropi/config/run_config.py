@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cropi.curriculum.settings import CurriculumConfig
 from cropi.evaluation.settings import EvaluationConfig
@@ -15,8 +15,9 @@ from cropi.prompts.settings import PromptsConfig, PromptSource
 from cropi.rollouts.settings import RolloutsConfig
 from cropi.selection.settings import SelectionConfig, StrategyChoice
 from cropi.selection.strategy import find_strategy, needs_of
-from cropi.settings import Section, flat, is_default
+from cropi.settings import PathText, Section, flat, is_default
 from cropi.study.settings import CompareConfig
+from cropi.text import require_name
 from cropi.training.settings import TrainingConfig, WarmupConfig
 from cropi.verifiers.settings import VerifiersConfig
 
@@ -44,7 +45,7 @@ class RunConfig(Section):
     """Everything a run needs."""
 
     name: str = Field("run", pattern=r"^\w[\w.-]*$", description="the run's name")
-    out: str = Field("runs", description="the run directory is out/name")
+    out: PathText = Field("runs", description="the run directory is out/name")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="everything random derives from it")
     data_seed: Annotated[int, Field(ge=0)] | None = Field(
         None, description="draws prompts and the warm-up, which runs compared must share; as seed"
@@ -96,6 +97,11 @@ class RunConfig(Section):
     def evaluated(self) -> dict[str, list[PromptSource]]:
         """The sets whose accuracy is measured: the test sets, or the validation sets."""
         return self.prompts.test or self.prompts.validation
+
+    @field_validator("name")
+    @classmethod
+    def _name_of_folder(cls, name: str) -> str:
+        return require_name(name, "a run")
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:

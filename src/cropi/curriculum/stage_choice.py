@@ -81,8 +81,8 @@ class StageScorer:
             )
             scored = int(influence.estimate.is_scored.sum())
             bar.note = f"{scored:,} prompts, {influence.tokens:,} tokens"
-        if needs.validation:  # target warnings do not apply when the pool is its own target
-            self.log.warn(influence.notes)
+        # Target warnings do not apply when the pool is its own target.
+        self.log.warn(influence.notes if needs.validation else influence.number_notes)
         return influence
 
     def _settings_at(self, stage: Stage, needs: Needs) -> InfluenceConfig:

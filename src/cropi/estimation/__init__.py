@@ -1,1 +1,5 @@
-"""How sure an estimate is: standard errors and intervals."""
+"""How sure an estimate is.
+
+`evidence` has standard errors of influence, the noise floor and memory over stages; `intervals` has
+confidence intervals. Arrays and numbers only.
+"""

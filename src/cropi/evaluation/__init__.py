@@ -1,1 +1,1 @@
-"""Evaluation: how accurate a policy is on named sets of prompts."""
+"""Evaluation: how accurate a policy is on named sets of prompts (`pass_at_k`)."""

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from cropi.schema import TEMPERATURES
 from cropi.settings import Count, Fraction, Section
 
 
@@ -16,7 +17,7 @@ class EvaluationConfig(Section):
     responses: Count = Field(
         1, description="responses per prompt; 1 with temperature 0 is greedy decoding"
     )
-    temperature: Annotated[float, Field(ge=0)] = Field(
+    temperature: Annotated[float, Field(ge=0, le=TEMPERATURES[1])] = Field(
         0.0, description="sampling temperature; 0: greedy"
     )
     top_p: Fraction = Field(1.0, description="sample from the likeliest tokens of this mass")

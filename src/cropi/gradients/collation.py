@@ -46,6 +46,7 @@ class PreparedGroup:
     unique_masks: list[NDArray[np.bool_]]
     unique_index: list[int]
     temperature: float
+    prompt_id: str
 
     @property
     def shared_length(self) -> int:
@@ -78,6 +79,7 @@ def prepare(index: int, group: RolloutGroup) -> PreparedGroup:
         [response.sampled for response in unique],
         unique_index,
         group.sampling.temperature,
+        group.prompt_id,
     )
 
 

@@ -190,6 +190,20 @@ class DirectionConsumer(SumConsumer):
         sums_memory: TargetMemory = "offload" if memory == "offload" else "fp32"
         super().__init__(shapes, weights_2N, device, sums_memory)
 
+    def rescale(self) -> float:
+        """Divide the halves by a power of two if they could not be squared in fp32, and return it.
+
+        A cosine does not depend on the length of its direction. Usually the divisor is 1.
+        """
+        extremes = [torch.stack(half.aminmax()).abs().max() for half in self.sums.values.values()]
+        largest = float(torch.stack([e.double() for e in extremes]).max())
+        if not 0 < largest < math.inf or 2.0**-30 <= largest <= 2.0**30:
+            return 1.0
+        divisor = 2.0 ** math.frexp(largest)[1]
+        for values in self.sums.values.values():
+            values.div_(divisor)
+        return divisor
+
     def write_direction(self, row: int, directions: Directions) -> None:
         """Put gbar into direction `row`."""
         for name, halves in self.sums.values.items():

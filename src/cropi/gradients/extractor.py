@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from cropi.errors import InputError
 from cropi.gradients import Unsupported
 from cropi.gradients.batching import ROWS, BatchPlanner, ForwardMode
+from cropi.gradients.bounds import PassRecord, RatioSummary
 from cropi.gradients.collation import PreparedGroup, PromptBatch, prepare
 from cropi.gradients.consumers import GradientConsumer, consume_whole
 from cropi.gradients.forward import (
@@ -45,6 +46,7 @@ from cropi.gradients.self_check import (
     Tolerance,
     exercises_block_mask,
     prompt_gradient,
+    prompt_weights,
     reference_gradient,
     require_covered,
 )
@@ -58,11 +60,21 @@ class UnmatchedPatternError(InputError):
 
 @dataclass(frozen=True)
 class ExtractionReport:
-    """What an extraction did: prompts, tokens through the model, and which path it took."""
+    """What an extraction did: tokens through the model, and which path it took.
 
-    prompts: int
+    `statuses` say of each prompt whether it has a gradient ("scored") or why it was left out with
+    an exactly zero one; `ratios` compare the policy with the sampler over the other prompts.
+    """
+
     tokens: int
     path: str
+    statuses: list[str] = field(default_factory=list)
+    ratios: RatioSummary | None = None
+
+    @property
+    def prompts(self) -> int:
+        """How many prompts there were."""
+        return len(self.statuses)
 
 
 def trainable_parameters(
@@ -139,7 +151,8 @@ class GradientExtractor:
         assert all(g.informative for g in groups), "an uninformative group has no gradient"
         prepared = [prepare(n, g) for n, g in enumerate(groups)]
         if not prepared:
-            return ExtractionReport(0, 0, self.path)
+            return ExtractionReport(0, self.path)
+        record = PassRecord(len(prepared))
         require_fitting(self.model, groups)
         enabled = self.gradient_checkpointing
         with evaluation_mode(self.model), checkpointed(self.model, enabled):
@@ -148,20 +161,24 @@ class GradientExtractor:
                     tolerance = FP32_TOLERANCE if is_float32 else BF16_TOLERANCE
                     self.path = self._choose_path(prepared, tolerance)
             if self.path == "autograd":
-                tokens = self._run_slow(prepared, consumers, progress)
+                tokens = self._run_slow(prepared, consumers, progress, record)
             else:
-                tokens = self._run_fast(self.planner.batches(prepared), consumers, progress)
-        return ExtractionReport(len(prepared), tokens, self.path)
+                batches = self.planner.batches(prepared)
+                tokens = self._run_fast(batches, consumers, progress, record)
+        return ExtractionReport(tokens, self.path, record.statuses, record.ratios)
 
     def _run_slow(
         self,
         prepared: Sequence[PreparedGroup],
         consumers: Sequence[GradientConsumer],
         progress: Callable[[int], None] | None,
+        record: PassRecord,
     ) -> int:
         for group in prepared:
             index_P = torch.tensor([group.index], device=self.device)
-            gradients = prompt_gradient(self.model, self.parameters, group, self.objective)
+            weights = prompt_weights(self.model, group, self.objective)
+            record.add(index_P, weights)
+            gradients = prompt_gradient(self.model, self.parameters, group, self.objective, weights)
             for consumer in consumers:
                 consumer.begin(index_P)
                 for name, gradient in gradients.items():
@@ -176,25 +193,26 @@ class GradientExtractor:
         batches: Iterable[tuple[list[PreparedGroup], ForwardMode]],
         consumers: Sequence[GradientConsumer],
         progress: Callable[[int], None] | None,
+        record: PassRecord | None = None,
     ) -> int:
         tokens = 0
         with frozen(self.model), LayerHooks(self.model, self.parameters, consumers) as hooks:
             for members, mode in batches:
                 with self.planner.batch(members, mode) as batch:
-                    self._run_batch(batch, hooks)
+                    self._run_batch(batch, hooks, record)
                 tokens += batch.tokens
                 if progress:
                     progress(batch.prompts)
         return tokens
 
-    def _run_batch(self, batch: PromptBatch, hooks: LayerHooks) -> None:
+    def _run_batch(self, batch: PromptBatch, hooks: LayerHooks, record: PassRecord | None) -> None:
         """Forward, write the logits' gradient, backward; the hooks do the rest."""
         with torch.enable_grad(), hooks.collecting(batch):
             logits_1SV = forward_logits(self.model, batch)
             hooks.forward_done()
             # Backward does not need the logits, so their gradient overwrites them. A model whose
             # backward does need them fails the comparison with autograd.
-            gradient_SV = logits_gradient(logits_1SV.data[0], batch, self.objective)
+            gradient_SV = logits_gradient(logits_1SV.data[0], batch, self.objective, record)
             torch.autograd.backward(logits_1SV, gradient_SV.unsqueeze(0))
 
     def _choose_path(self, prepared: Sequence[PreparedGroup], tolerance: Tolerance) -> str:

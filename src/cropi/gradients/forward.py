@@ -20,8 +20,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from cropi.errors import InputError
 from cropi.gradients import Unsupported
 from cropi.gradients.attention import additive_mask, supports_block_masks, text_config
+from cropi.gradients.bounds import PassRecord, group_weights
 from cropi.gradients.collation import PromptBatch
-from cropi.gradients.objective import sum_over_equals, token_weights
+from cropi.gradients.objective import sum_over_equals
 from cropi.gradients.settings import ObjectiveConfig
 from cropi.schema import RolloutGroup
 
@@ -72,16 +73,21 @@ def _narrow_head(model: nn.Module, batch: PromptBatch) -> Iterator[None]:
         handle.remove()
 
 
-def logits_gradient(logits_SV: Tensor, batch: PromptBatch, objective: ObjectiveConfig) -> Tensor:
+def logits_gradient(
+    logits_SV: Tensor, batch: PromptBatch, objective: ObjectiveConfig, record: PassRecord | None
+) -> Tensor:
     """dJ/dlogits [S, V]: sum over predicted tokens of weight (onehot - softmax) / temperature.
 
     Overwrites `logits_SV`, in its dtype: logits are the largest tensors of all, so fp32 copies
-    exist for a few rows at a time only.
+    exist for a few rows at a time only. The `record` notes which prompts are out of range; their
+    rows are zero.
     """
     logsumexp_S, logp_DT = log_probs(logits_SV, batch)
     longest = batch.responses.mask_RT.shape[1]
-    weights_RT = token_weights(logp_DT[batch.unique_R, :longest], batch.responses, objective)
-    weights_DT = sum_over_equals(weights_RT, batch.unique_R, len(logp_DT))
+    bounded = group_weights(logp_DT[batch.unique_R, :longest], batch.responses, objective)
+    if record is not None:
+        record.add(batch.index_P, bounded)
+    weights_DT = sum_over_equals(bounded.weights_RT, batch.unique_R, len(logp_DT))
     weights = weights_DT.flatten() / batch.temperature_S[batch.where_DT.flatten()]
     where, targets = batch.where_DT.flatten(), batch.targets_DT.flatten()
     total_S = weights.new_zeros(len(logits_SV)).index_add(0, where, weights)

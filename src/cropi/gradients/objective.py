@@ -14,14 +14,19 @@ Shape legend: R responses of all groups together, T policy tokens (padded), G gr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cropi.gradients.settings import ObjectiveConfig
+from cropi.schema import REWARD_TOLERANCE
 
 ADVANTAGE_EPSILON = 1e-4
+
+ORDINARY_EXPONENT = 64
+"""Rewards within 2^-64 and 2^64 are squared as they are, others after a change of scale."""
 
 CANCELLATION = 1e-12
 """A sum smaller than this share of its absolute terms is float64 rounding."""
@@ -55,21 +60,48 @@ class ResponseTensors:
         """Weighted mean of one value per response over each group -> [G]."""
         return self.group_sum(values_R * weights_R) / self.group_sum(weights_R)
 
+    def group_largest(self, values_R: Tensor) -> Tensor:
+        """The largest value of each group [G]; NaN where there is one."""
+        start_G = values_R.new_full((self.groups,), -math.inf)
+        return start_G.scatter_reduce(0, self.group_R, values_R, "amax")
+
 
 def advantages(responses: ResponseTensors, weights_R: Tensor, scale_by_std: bool) -> Tensor:
     """Group-relative advantages A_R = (r - mean) / (std + 1e-4), std with K - 1.
 
     `weights_R` are ones (the plain sample mean and std), or the sequence ratios where mean and std
-    are self-normalised.
+    are self-normalised. Rewards that differ by rounding alone have the advantage 0.
     """
-    mean_G = responses.group_mean(responses.rewards_R, weights_R)
-    centred_R = responses.rewards_R - mean_G[responses.group_R]
+    scale_R = _reward_scale(responses)
+    rewards_R = responses.rewards_R / scale_R
+    mean_G = responses.group_mean(rewards_R, weights_R)
+    centred_R = rewards_R - mean_G[responses.group_R]
+    centred_R = centred_R.masked_fill(_rewards_equal(rewards_R, responses), 0.0)
     if not scale_by_std:
-        return centred_R
+        return centred_R * scale_R
     count_G = responses.group_sum(torch.ones_like(centred_R))
     variance_G = responses.group_mean(centred_R.square(), weights_R)
     std_G = (variance_G * count_G / (count_G - 1)).sqrt()
-    return centred_R / (std_G[responses.group_R] + ADVANTAGE_EPSILON)
+    return centred_R / (std_G[responses.group_R] + ADVANTAGE_EPSILON / scale_R)
+
+
+def _reward_scale(responses: ResponseTensors) -> Tensor:
+    """A power of two [R] per group by which rewards can be divided before they are squared.
+
+    It is 1 for ordinary rewards, so that dividing by it changes no bit.
+    """
+    largest_G = responses.group_largest(responses.rewards_R.abs())
+    exponent_G = torch.frexp(largest_G).exponent
+    exponent_G = exponent_G.masked_fill(exponent_G.abs() <= ORDINARY_EXPONENT, 0)
+    # Neither 2^1024 nor 1 / 2^-1074 is a float64.
+    return torch.exp2(exponent_G.clamp(-1000, 1000).to(largest_G.dtype))[responses.group_R]
+
+
+def _rewards_equal(rewards_R: Tensor, responses: ResponseTensors) -> Tensor:
+    """Of each response [R], whether its group's rewards are equal but for rounding."""
+    high_G, low_G = responses.group_largest(rewards_R), -responses.group_largest(-rewards_R)
+    size_G = torch.maximum(high_G.abs(), low_G.abs())
+    return (high_G - low_G <= REWARD_TOLERANCE * size_G)[responses.group_R]
 
 
 def objective(logp_RT: Tensor, responses: ResponseTensors, config: ObjectiveConfig) -> Tensor:
@@ -78,12 +110,27 @@ def objective(logp_RT: Tensor, responses: ResponseTensors, config: ObjectiveConf
     `constant_length` must be set where `normalisation` is "constant".
     """
     mask_RT = responses.mask_RT.to(logp_RT.dtype)
-    log_ratio_RT = (logp_RT - responses.behaviour_RT) * mask_RT
-    sequence_R = (log_ratio_RT.sum(1) / responses.lengths_R).exp()
-    weights_R = sequence_R.detach() if config.self_normalised else torch.ones_like(sequence_R)
-    advantages_R1 = advantages(responses, weights_R, config.scale_by_std).unsqueeze(1)
-    surrogate_RT = _surrogate(logp_RT, log_ratio_RT, sequence_R, advantages_R1, config)
+    log_ratio_RT, log_sequence_R = log_ratios(logp_RT, responses)
+    advantages_R1 = response_advantages(logp_RT, responses, config).unsqueeze(1)
+    surrogate_RT = _surrogate(logp_RT, log_ratio_RT, log_sequence_R.exp(), advantages_R1, config)
     return _normalise((surrogate_RT * mask_RT).sum(1), responses, config)
+
+
+def log_ratios(logp_RT: Tensor, responses: ResponseTensors) -> tuple[Tensor, Tensor]:
+    """Log-ratios of tokens [R, T], 0 at padding, and of sequences [R]: their means."""
+    mask_RT = responses.mask_RT.to(logp_RT.dtype)
+    log_ratio_RT = (logp_RT - responses.behaviour_RT) * mask_RT
+    return log_ratio_RT, log_ratio_RT.sum(1) / responses.lengths_R
+
+
+def response_advantages(
+    logp_RT: Tensor, responses: ResponseTensors, config: ObjectiveConfig
+) -> Tensor:
+    """The advantage of each response [R] under the config; it carries no gradient."""
+    _, log_sequence_R = log_ratios(logp_RT.detach(), responses)
+    ones_R = torch.ones_like(log_sequence_R)
+    weights_R = log_sequence_R.exp() if config.self_normalised else ones_R
+    return advantages(responses, weights_R, config.scale_by_std)
 
 
 def _surrogate(

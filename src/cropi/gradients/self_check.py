@@ -11,6 +11,7 @@ Shape legend: D unique responses, R usable responses, T policy tokens of a respo
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,10 +22,11 @@ from torch import Tensor, nn
 
 from cropi.errors import InputError
 from cropi.gradients import Unsupported
+from cropi.gradients.bounds import GroupWeights, group_weights
 from cropi.gradients.collation import PreparedGroup, response_tensors
 from cropi.gradients.contributions import matrix_shape
 from cropi.gradients.layers import rule_for
-from cropi.gradients.objective import sum_over_equals, token_weights
+from cropi.gradients.objective import sum_over_equals
 from cropi.gradients.settings import ObjectiveConfig
 
 
@@ -75,23 +77,24 @@ def prompt_gradient(
     parameters: Mapping[str, nn.Parameter],
     group: PreparedGroup,
     config: ObjectiveConfig,
+    weights: GroupWeights | None = None,
 ) -> dict[str, Tensor]:
     """Gradient of J of one prompt by name, in the parameters' shapes and at least fp32.
 
     Each unique response has its own forward and backward, weighted by dJ/dlogp: left to autograd,
     the sum over the responses of a bf16 model would be taken in bf16, and the graphs of all of
-    them would be held at once.
+    them would be held at once. `weights` are those of `prompt_weights`, if they are at hand.
     """
-    with torch.no_grad():
-        logps = [unique_logprobs(model, group, n) for n in range(len(group.unique_ids))]
-    weights_DT = _unique_weights(logps, group, config)
+    weights_RT = (weights or prompt_weights(model, group, config)).weights_RT
+    unique_R = torch.tensor(group.unique_index, device=weights_RT.device)
+    weights_DT = sum_over_equals(weights_RT, unique_R, len(group.unique_ids))
     total = {name: torch.zeros_like(p, dtype=_wide_dtype(p)) for name, p in parameters.items()}
     for n, weights_T in enumerate(weights_DT):
         with torch.enable_grad():
             logp = unique_logprobs(model, group, n)
-            weights = weights_T[: len(logp)].to(logp.dtype)
+            upstream = weights_T[: len(logp)].to(logp.dtype)
             gradients = torch.autograd.grad(
-                logp, list(parameters.values()), weights, allow_unused=True
+                logp, list(parameters.values()), upstream, allow_unused=True
             )
         for name, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
@@ -99,16 +102,14 @@ def prompt_gradient(
     return total
 
 
-def _unique_weights(
-    logps: Sequence[Tensor], group: PreparedGroup, config: ObjectiveConfig
-) -> Tensor:
-    """dJ/dlogp float64 [D, T] of each unique response, summed over its equals."""
+def prompt_weights(model: nn.Module, group: PreparedGroup, config: ObjectiveConfig) -> GroupWeights:
+    """dJ/dlogp of one prompt's usable responses, and whether it is in range."""
+    with torch.no_grad():
+        logps = [unique_logprobs(model, group, n) for n in range(len(group.unique_ids))]
     device = logps[0].device
-    responses = response_tensors([group], device)
+    logp_DT = nn.utils.rnn.pad_sequence(logps, batch_first=True).double()
     unique_R = torch.tensor(group.unique_index, device=device)
-    logp_DT = nn.utils.rnn.pad_sequence(list(logps), batch_first=True)
-    weights_RT = token_weights(logp_DT[unique_R], responses, config)
-    return sum_over_equals(weights_RT, unique_R, len(logps))
+    return group_weights(logp_DT[unique_R], response_tensors([group], device), config)
 
 
 def _wide_dtype(values: Tensor) -> torch.dtype:
@@ -133,15 +134,20 @@ def reference_gradient(
 ) -> tuple[PreparedGroup, dict[str, Tensor]]:
     """A short prompt that can show a difference, with its gradient by plain autograd.
 
-    It should exercise the block mask, and its gradient should not be zero.
+    It should exercise the block mask, and its gradient should not be zero. Prompts that are out of
+    range are not tried; should all be, the gradient is zero.
     """
 
     def order(group: PreparedGroup) -> tuple[bool, int, int]:
         return not exercises_block_mask(group), group.shared_length, group.index
 
-    for group in sorted(prepared, key=order)[:REFERENCE_TRIALS]:
-        expected = prompt_gradient(model, parameters, group, objective)
-        require_finite(expected)
+    ordered = sorted(prepared, key=order)
+    weighted = ((group, prompt_weights(model, group, objective)) for group in ordered)
+    in_range = ((group, weights) for group, weights in weighted if not weights.code_G.any())
+    group, expected = ordered[0], {n: torch.zeros_like(p) for n, p in parameters.items()}
+    for group, weights in itertools.islice(in_range, REFERENCE_TRIALS):
+        expected = prompt_gradient(model, parameters, group, objective, weights)
+        require_finite(group.prompt_id, expected)
         if any(bool(gradient.any()) for gradient in expected.values()):
             break
     return group, expected
@@ -190,13 +196,13 @@ class GradientComparison:
             raise Unsupported("the fast gradient disagrees with autograd")
 
 
-def require_finite(gradients: dict[str, Tensor]) -> None:
+def require_finite(prompt_id: str, gradients: dict[str, Tensor]) -> None:
     """Raise InputError where the model itself gives NaN or infinite gradients."""
     for name, gradient in gradients.items():
         if not bool(torch.isfinite(gradient).all()):
             raise InputError(
-                f"the gradient of {name} is not finite (NaN or infinity); check the checkpoint's "
-                "weights and the rollouts' log-probs, or compute in float32"
+                f"the gradient of {name} for prompt {prompt_id} is not finite (NaN or infinity); "
+                "check the checkpoint's weights and the rollouts' log-probs, or compute in float32"
             )
 
 

@@ -1,5 +1,6 @@
-"""How well a prompt's gradient points where the validation sets want to go.
+"""Influence: how well a prompt's gradient agrees with the gradient of a validation set.
 
-Read in this order: `cosines` (what influence is), `scorer` (a model's influence), `preconditioner`
-(as Adam weighs steps), `features` (sketches stored once and compared often).
+Read in this order: `cosines` (what influence is), `targets` (directions and their reliability),
+`scorer` (influence under a model), `setup` (the same from settings), `preconditioner` (directions
+as Adam weighs steps), `features` (sketches that are stored once and compared often).
 """

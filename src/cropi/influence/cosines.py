@@ -8,6 +8,7 @@ Shape legend: P prompts of a pool, N informative ones, V targets.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -22,12 +23,22 @@ from cropi.schema import SCORED, InfluenceEstimate, RolloutGroup
 
 @dataclass(frozen=True)
 class Influence:
-    """A pool's scores, the reliability of each target, and the tokens that scoring took."""
+    """A pool's scores, the reliability of each target, and the tokens that scoring took.
+
+    `notes` are sentences about what deserves doubt: prompts that were left out, a policy far from
+    the rollouts, unreliable targets.
+    """
 
     estimate: InfluenceEstimate
     reliability: dict[str, TargetReliability]
     tokens: int
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def number_notes(self) -> list[str]:
+        """The notes that are not about the reliability of a target."""
+        about_targets = {w for name, each in self.reliability.items() for w in each.warnings(name)}
+        return [note for note in self.notes if note not in about_targets]
 
 
 def cosines(
@@ -36,42 +47,56 @@ def cosines(
     target_norms: Sequence[float],
     names: Sequence[str],
 ) -> NDArray[np.float64]:
-    """Divide inner products by norms.
+    """Divide inner products by norms; a gradient without length has cosine 0.
 
-    Raises InputError if a gradient is not finite or a target direction vanishes.
+    Raises InputError if a target's direction is not finite or has no length, or if an inner
+    product is not finite.
     """
-    if not np.isfinite(dots_PV).all() or not np.isfinite(norms_P).all():
-        bad = int((~np.isfinite(dots_PV).all(1) | ~np.isfinite(norms_P)).sum())
-        raise InputError(
-            f"{bad} of {len(norms_P)} gradients are not finite (NaN or infinity); check the "
-            "checkpoint's weights and the rollouts' log-probs, or compute in float32"
-        )
     for name, norm in zip(names, target_norms, strict=True):
-        if norm == 0:
-            raise InputError(
-                f"the gradients of validation set {name} sum to zero, so the target has no "
-                "direction; add prompts to it or sample more responses"
-            )
-    # A prompt whose gradient cancels exactly has no influence: cosine 0.
+        require_direction(name, norm)
+    if not np.isfinite(dots_PV).all():
+        bad = int((~np.isfinite(dots_PV).all(1)).sum())
+        raise InputError(
+            f"{bad} of {len(norms_P)} gradients have an inner product with a target that is not "
+            "finite; check the checkpoint's weights and the rollouts' log-probs"
+        )
     safe_P = np.where(norms_P > 0, norms_P, 1.0)
     cosines_PV = dots_PV / (safe_P[:, None] * np.array(target_norms)[None])
     return np.asarray(np.clip(cosines_PV, -1.0, 1.0))
+
+
+def require_direction(name: str, norm: float) -> None:
+    """Raise InputError unless the direction of a target, by its norm, can be compared with."""
+    if not math.isfinite(norm):
+        raise InputError(
+            f"the direction of validation set {name} is not finite (NaN or infinity); check its "
+            "rollouts' log-probs and rewards, and the checkpoint's weights"
+        )
+    if norm == 0:
+        raise InputError(
+            f"the gradients of validation set {name} sum to zero, so the target has no "
+            "direction; add prompts to it or sample more responses"
+        )
 
 
 def pool_estimate(
     pool: Sequence[RolloutGroup],
     cosines_NV: NDArray[np.floating],
     norms_N: NDArray[np.floating],
+    status_N: Sequence[str],
     names: Sequence[str],
     identity: Mapping[str, str],
 ) -> InfluenceEstimate:
-    """The estimate of a whole pool [P] from the cosines and norms of its informative prompts."""
+    """The estimate of a whole pool [P] from what was measured of its informative prompts."""
     status = [group.score_status for group in pool]
     places = np.flatnonzero(np.array([each == SCORED for each in status], dtype=bool))
+    for place, each in zip(places.tolist(), status_N, strict=True):
+        status[place] = each
+    scored_N = np.array([each == SCORED for each in status_N], dtype=bool)
 
     def spread(values_N: NDArray[np.floating]) -> NDArray[np.float32]:
         values_P = np.full(len(pool), np.nan, np.float32)
-        values_P[places] = values_N
+        values_P[places[scored_N]] = values_N[scored_N]
         return values_P
 
     mean = {name: spread(cosines_NV[:, v].astype(np.float32)) for v, name in enumerate(names)}

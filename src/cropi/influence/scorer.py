@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +27,16 @@ from cropi.gradients.consumers import (
     GradientConsumer,
     NormConsumer,
 )
-from cropi.gradients.extractor import GradientExtractor
+from cropi.gradients.extractor import ExtractionReport, GradientExtractor
 from cropi.gradients.settings import TargetMemory
-from cropi.influence.cosines import Influence, cosines, pool_estimate
+from cropi.influence.cosines import Influence, cosines, pool_estimate, require_direction
+from cropi.influence.left_out import (
+    distance_notes,
+    gradient_statuses,
+    left_out_notes,
+    require_finite_norms,
+    require_some_in_range,
+)
 from cropi.influence.preconditioner import Preconditioner, PreconditioningConsumer
 from cropi.influence.targets import (
     Target,
@@ -53,6 +60,17 @@ class TargetDirections:
 
     values: Directions | NDArray[np.float64]
     reliability: dict[str, TargetReliability]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class PoolScores:
+    """What was measured of the informative prompts [P]; `statuses` say which cosines count."""
+
+    cosines_PV: NDArray[np.float64]
+    norms_P: NDArray[np.float64]
+    statuses: list[str]
+    notes: list[str]
 
 
 class Scorer:
@@ -95,7 +113,9 @@ class Scorer:
     def score(self, pool: Groups, targets: Mapping[str, Groups]) -> Influence:
         """Return one cosine per target for each informative prompt of `pool`.
 
-        Raises InputError if a target set or the pool has no informative prompt.
+        Prompts whose numbers are out of range are left out of scores and targets, and have a
+        status and a note that say so. Raises InputError if a target set or the pool has no
+        informative prompt, or none that is left.
         """
         self.tokens = 0
         groups = require_informative("the pool", pool).groups
@@ -103,11 +123,15 @@ class Scorer:
         self._fit(groups)
         directions = self.targets(sets)
         if isinstance(directions.values, Directions):
-            cosines_PV, norms_P = self._exact(groups, directions.values, list(sets))
+            scores = self._exact(groups, directions.values, list(sets))
         else:
-            cosines_PV, norms_P = self._sketched(groups, directions.values, list(sets))
-        notes = [w for n, each in directions.reliability.items() for w in each.warnings(n)]
-        estimate = pool_estimate(pool, cosines_PV, norms_P, list(sets), self.identity)
+            scores = self._sketched(groups, directions.values, list(sets))
+        require_some_in_range("the pool", [group.prompt_id for group in groups], scores.statuses)
+        about_targets = [w for n, each in directions.reliability.items() for w in each.warnings(n)]
+        notes = [*scores.notes, *directions.notes, *about_targets]
+        estimate = pool_estimate(
+            pool, scores.cosines_PV, scores.norms_P, scores.statuses, list(sets), self.identity
+        )
         return Influence(estimate, directions.reliability, self.tokens, notes)
 
     def targets(self, sets: Mapping[str, Groups]) -> TargetDirections:
@@ -117,9 +141,11 @@ class Scorer:
         """
         return self._dense_targets(sets) if self.sketch is None else self._sketched_targets(sets)
 
-    def _stream(self, phase: str, groups: Groups, *consumers: GradientConsumer) -> None:
+    def _stream(self, phase: str, groups: Groups, *consumers: GradientConsumer) -> ExtractionReport:
         advance = progress_counter(self.progress, phase, len(groups))
-        self.tokens += self.extractor.run(groups, consumers, advance).tokens
+        report = self.extractor.run(groups, consumers, advance)
+        self.tokens += report.tokens
+        return report
 
     def _fit(self, pool: Groups) -> None:
         """Fit a sketch that is fitted to data, unless it already is."""
@@ -128,41 +154,50 @@ class Scorer:
             advance = progress_counter(self.progress, "fitting the sketch", size)
             self.tokens += fit_sketch(self.extractor, self.sketch, pool, advance)
 
-    def _exact(
-        self, pool: Groups, directions: Directions, names: Sequence[str]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Cosines [P, V] and the gradients' norms [P]."""
+    def _exact(self, pool: Groups, directions: Directions, names: Sequence[str]) -> PoolScores:
+        """Compare whole gradients."""
+        lengths_V = directions.norms()
+        for name, length in zip(names, lengths_V, strict=True):
+            require_direction(name, length)
         dots = DotConsumer(directions, len(pool))
         norms = NormConsumer(len(pool), self.extractor.device)
-        self._stream("pool", pool, dots, norms)
-        return cosines(dots.dots, norms.norms, directions.norms(), names), norms.norms
+        report = self._stream("pool", pool, dots, norms)
+        statuses, notes = usable_statuses("the pool", pool, report, norms.norms)
+        cosines_PV = cosines(dots.dots, norms.norms, lengths_V, names)
+        return PoolScores(cosines_PV, norms.norms, statuses, notes)
 
     def _sketched(
         self, pool: Groups, directions_VD: NDArray[np.float64], names: Sequence[str]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Cosines [P, V] of sketches and the gradients' norms [P]."""
-        sketches_PD, norms_P = self._sketches("pool", pool)
-        dots_PV = sketches_PD @ np.stack(list(directions_VD), 1)
-        lengths_P = np.linalg.norm(sketches_PD, axis=1)
+    ) -> PoolScores:
+        """Compare sketches."""
         lengths_V = [float(np.linalg.norm(direction)) for direction in directions_VD]
-        return cosines(dots_PV, lengths_P, lengths_V, names), norms_P
+        for name, length in zip(names, lengths_V, strict=True):
+            require_direction(name, length)
+        sketches_PD, norms_P, report = self._sketches("pool", pool)
+        lengths_P = np.linalg.norm(sketches_PD, axis=1)
+        shortest_P = np.minimum(lengths_P, norms_P)
+        statuses, notes = usable_statuses("the pool", pool, report, shortest_P)
+        dots_PV = sketches_PD @ np.stack(list(directions_VD), 1)
+        return PoolScores(cosines(dots_PV, lengths_P, lengths_V, names), norms_P, statuses, notes)
 
     def _dense_targets(self, sets: Mapping[str, Groups]) -> TargetDirections:
         shapes, device = self.extractor.shapes, self.extractor.device
         directions = Directions(shapes, len(sets), device, self.target_memory)
-        reliability = {}
+        reliability, notes = {}, []
         for row, (name, groups) in enumerate(sets.items()):
             weights_2N = half_weights(self._target_norms(name, groups), self.target)
             halves = DirectionConsumer(shapes, weights_2N, device, self.target_memory)
             norms = NormConsumer(len(groups), device)
-            self._stream(f"target {name}", groups, halves, norms)
+            report = self._stream(f"target {name}", groups, halves, norms)
+            notes += usable_statuses(f"validation set {name}", groups, report, norms.norms)[1]
             if self.preconditioner is not None:
                 self.preconditioner.apply(halves.sums.values)
+            halves.rescale()
             halves.write_direction(row, directions)
             products = halves.half_products()
             reliability[name] = target_reliability(weights_2N, norms.norms, products)
             del halves  # freed before the next target's are made
-        return TargetDirections(directions, reliability)
+        return TargetDirections(directions, reliability, notes)
 
     def _target_norms(self, name: str, groups: Groups) -> NDArray[np.float64]:
         """Norms [N] that must be known before gradients are summed: a pass of its own, or none."""
@@ -173,19 +208,20 @@ class Scorer:
         return norms.norms
 
     def _sketched_targets(self, sets: Mapping[str, Groups]) -> TargetDirections:
-        directions, reliability = [], {}
+        directions, reliability, notes = [], {}, []
         for name, groups in sets.items():
-            sketches_ND, norms_N = self._target_sketches(f"target {name}", groups)
+            sketches_ND, norms_N, report = self._target_sketches(f"target {name}", groups)
+            notes += usable_statuses(f"validation set {name}", groups, report, norms_N)[1]
             weights_2N = half_weights(norms_N, self.target)
             halves_2D = np.stack([(w[:, None] * sketches_ND).sum(0) for w in weights_2N])
             directions.append(halves_2D.sum(0))
             products = half_products(halves_2D)
             reliability[name] = target_reliability(weights_2N, norms_N, products)
-        return TargetDirections(np.stack(directions), reliability)
+        return TargetDirections(np.stack(directions), reliability, notes)
 
     def _target_sketches(
         self, phase: str, groups: Groups
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], ExtractionReport]:
         """As `_sketches`, of preconditioned gradients if there is a preconditioner."""
         if self.preconditioner is None:
             return self._sketches(phase, groups)
@@ -193,17 +229,35 @@ class Scorer:
         buffer = SketchBuffer(len(groups), self.sketch.dim)
         sketcher = SketchConsumer(self.sketch, buffer, self.extractor.device)
         norms = NormConsumer(len(groups), self.extractor.device)
-        self._stream(phase, groups, PreconditioningConsumer(sketcher, self.preconditioner), norms)
-        return buffer.sketches.double().numpy(), norms.norms
+        scaled = PreconditioningConsumer(sketcher, self.preconditioner)
+        report = self._stream(phase, groups, scaled, norms)
+        return buffer.sketches.double().numpy(), norms.norms, report
 
     def _sketches(
         self, phase: str, groups: Groups
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Sketches float64 [P, D] and the gradients' norms [P]."""
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], ExtractionReport]:
+        """Sketches float64 [P, D], the gradients' norms [P], and what the pass saw."""
         assert self.sketch is not None
         buffer = SketchBuffer(len(groups), self.sketch.dim)
-        self._stream(phase, groups, SketchConsumer(self.sketch, buffer, self.extractor.device))
-        return buffer.sketches.double().numpy(), buffer.norms.numpy()
+        consumer = SketchConsumer(self.sketch, buffer, self.extractor.device)
+        report = self._stream(phase, groups, consumer)
+        return buffer.sketches.double().numpy(), buffer.norms.numpy(), report
+
+
+def usable_statuses(
+    what: str, groups: Groups, report: ExtractionReport, norms_P: NDArray[np.float64]
+) -> tuple[list[str], list[str]]:
+    """The statuses [P] of a pass's prompts, and notes about those that are left out.
+
+    Raises InputError if a gradient is not finite, or numbers out of range leave no prompt.
+    """
+    ids = [group.prompt_id for group in groups]
+    require_finite_norms(what, ids, norms_P)
+    require_some_in_range(what, ids, report.statuses)
+    statuses = gradient_statuses(report.statuses, norms_P)
+    ratios = report.ratios
+    far = distance_notes(what, ratios.kl, ratios.effective_share) if ratios else []
+    return statuses, [*left_out_notes(what, ids, statuses), *far]
 
 
 def fit_sketch(

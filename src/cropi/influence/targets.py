@@ -16,6 +16,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cropi.influence.left_out import SMALLEST_NORM
+
 Target = Literal["mean", "unit_mean"]
 
 DOMINANT_SHARE = 0.5
@@ -66,7 +68,8 @@ def target_weights(norms_N: NDArray[np.floating], target: Target) -> NDArray[np.
     if target == "mean":
         return np.full(len(norms_N), 1 / len(norms_N))
     # A gradient that cancels exactly has no direction: it adds nothing, and is not 0/0.
-    return np.asarray(1 / (len(norms_N) * np.where(norms_N > 0, norms_N, np.inf)))
+    lengths_N = np.where(norms_N < SMALLEST_NORM, np.inf, norms_N)
+    return np.asarray(1 / (len(norms_N) * lengths_N))
 
 
 def half_weights(norms_N: NDArray[np.floating], target: Target) -> NDArray[np.float64]:
@@ -86,12 +89,13 @@ def target_reliability(
 ) -> TargetReliability:
     """The reliability of a direction from its halves' weights and inner products.
 
-    `norms_N` are the plain gradients' norms. The split-half cosine is NaN if a half is empty.
+    `norms_N` are the plain gradients' norms; prompts that were left out have none. The split-half
+    cosine is NaN if a half is empty.
     """
     shares_N = weights_2N.sum(0) * norms_N
     total, squares = float(shares_N.sum()), float((shares_N**2).sum())
     return TargetReliability(
-        informative=len(norms_N),
+        informative=int((norms_N >= SMALLEST_NORM).sum()),
         split_half=cosine(products_22[0, 1], products_22[0, 0], products_22[1, 1]),
         effective=total * total / squares if squares > 0 else 0.0,
         largest_share=float(shares_N.max()) / total if total > 0 else math.nan,

@@ -6,13 +6,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from cropi.settings import Section
+from cropi.settings import PathText, Section
 
 
 class ModelConfig(Section):
     """Which policy to start from."""
 
-    path: str = Field(
+    path: PathText = Field(
         description="a Hugging Face hub id, a model directory, `pocket` or `smollm2`",
     )
     revision: str | None = Field(

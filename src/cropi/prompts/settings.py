@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from cropi.settings import Count, Section, is_default
+from cropi.settings import Count, PathText, Section, is_default
+from cropi.text import require_names
 
 
 class PromptSource(Section):
     """Where some prompts come from: exactly one of `path`, `hub`, `reasoning_gym`, `pocket`."""
 
-    path: str | None = Field(None, description="a .jsonl, .json or .parquet file")
+    path: PathText | None = Field(None, description="a .jsonl, .json or .parquet file")
     hub: str | None = Field(None, description="a dataset on the Hugging Face hub")
     subset: str | None = Field(None, description="the hub dataset's configuration name")
     split: str = Field("train", description="the hub dataset's split, or pocket's")
@@ -96,3 +97,9 @@ class PromptsConfig(Section):
     chat_template_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="arguments of the chat template"
     )
+
+    @field_validator("validation", "test")
+    @classmethod
+    def _names_of_files(cls, sets: dict[str, list[PromptSource]]) -> dict[str, list[PromptSource]]:
+        require_names(sets, "a set of prompts")
+        return sets

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from cropi.plugins import Choice
 from cropi.schema import Sampling
-from cropi.settings import Count, Fraction, Section
+from cropi.settings import Count, Fraction, Section, Temperature
 
 
 class EngineChoice(Choice):
@@ -28,7 +28,7 @@ class RolloutsConfig(Section):
     validation_responses: Annotated[int, Field(ge=2)] | None = Field(
         None, description="responses per validation prompt; default: as `responses`"
     )
-    temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="sampling temperature")
+    temperature: Temperature = Field(1.0, description="sampling temperature")
     top_p: Fraction = Field(1.0, description="sample from the likeliest tokens of this mass")
     top_k: Annotated[int, Field(ge=0)] = Field(
         0, description="sample from so many of the likeliest tokens; 0: from all"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from cropi.schema import RewardStatus, RolloutGroup
+from cropi.schema import RewardStatus, RolloutGroup, rewards_differ
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -113,7 +113,7 @@ class GroupSummary:
         """Whether the group has a gradient, and if not, why (docs/method.md)."""
         if self.count < 2:
             return "too few judged"
-        if self.greatest > self.least:
+        if rewards_differ(self.least, self.greatest):
             return "informative"
         if self.least >= 1:
             return "all right"

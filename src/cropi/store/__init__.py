@@ -1,1 +1,6 @@
-"""Files of runs and studies: atomic writes, locks, tables, the run directory, metric rows."""
+"""Files of runs and studies.
+
+`files` writes whole files or none, `cached` decides whether one may be used again, `lock` keeps
+other processes out, `run_directory` knows where everything is, `tables` are scores and selections,
+`metrics` the typed rows of metrics.jsonl and timings.jsonl, and `remote` reads from URLs.
+"""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cropi.selection.settings import StrategyChoice
 from cropi.settings import Count, Section
+from cropi.text import require_names
 
 
 class CompareConfig(Section):
@@ -30,3 +31,9 @@ class CompareConfig(Section):
         default_factory=dict,
         description="name -> dotted settings, e.g. wider: {selection.ratio: 0.25}",
     )
+
+    @field_validator("variants")
+    @classmethod
+    def _names_of_folders(cls, variants: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        require_names(variants, "a variant")
+        return variants

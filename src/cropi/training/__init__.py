@@ -1,4 +1,4 @@
-"""Training: GRPO on a selection, one stage at a time, one file an engine."""
+"""Training: GRPO on a selection, one stage at a time; one file per engine in `engines`."""
 
 from cropi.training.single_stage import plan_stage, train
 from cropi.training.stage import (

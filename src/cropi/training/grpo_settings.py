@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from importlib.util import find_spec
@@ -67,6 +68,11 @@ def check_grpo_settings(settings: Mapping[str, Any]) -> None:
                 f"training.engine.grpo.{key} = {value!r}: this version of TRL's GRPOConfig has no "
                 "such setting; see its documentation for the names"
             )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(
+                f"training.engine.grpo.{key} = {value} is not a finite number; give one, or leave "
+                "the setting out"
+            )
     for key, package in PACKAGES.items():
         if settings.get(key) and find_spec(package) is None:
             raise InputError(
@@ -81,16 +87,22 @@ def check_grpo_settings(settings: Mapping[str, Any]) -> None:
         )
 
 
-def loss_warnings(loss_type: str, normalisation: str) -> list[str]:
-    """A sentence if the objective of influence is not the loss that is trained on."""
+def loss_warnings(loss_type: str, normalisation: str, beta: float = 0.0) -> list[str]:
+    """Sentences about where the objective of influence is not the loss that is trained on."""
+    sentences = []
     wanted = NORMALISATION.get(loss_type, normalisation)
-    if wanted == normalisation:
-        return []
-    return [
-        f"influence is computed for another loss than the one trained on: "
-        f"training.engine.grpo.loss_type {loss_type} goes with "
-        f"influence.objective.normalisation={wanted}, not {normalisation}"
-    ]
+    if wanted != normalisation:
+        sentences.append(
+            f"influence is computed for another loss than the one trained on: "
+            f"training.engine.grpo.loss_type {loss_type} goes with "
+            f"influence.objective.normalisation={wanted}, not {normalisation}"
+        )
+    if beta > 0:
+        sentences.append(
+            f"training.engine.grpo.beta = {beta} adds a KL term to the loss that is trained on, "
+            "and influence has none: prompts are ranked as if there were no KL term"
+        )
+    return sentences
 
 
 def grpo_config(plan: StagePlan, work: Path, grpo: Mapping[str, Any]) -> GRPOConfig:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cropi.schema import Prompt
+from cropi.schema import Prompt, rewards_differ
 from cropi.verifiers import Judge
 from cropi.verifiers.verdict import Verdict
 
@@ -132,8 +132,8 @@ class JudgedRewards:
 
 def informative(verdicts: Sequence[Verdict]) -> bool:
     """Whether a group has a gradient: the rewards of its judged responses are not all equal."""
-    rewards = {v.reward for v in verdicts if v.status == "ok"}
-    return len(rewards) > 1
+    rewards = [v.reward for v in verdicts if v.status == "ok"]
+    return len(rewards) > 1 and rewards_differ(min(rewards), max(rewards))
 
 
 def completion_text(completion: Any) -> str:

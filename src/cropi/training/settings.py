@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from cropi.plugins import Choice
 from cropi.prompts.settings import PromptSource
-from cropi.settings import Count, Section, is_default
+from cropi.settings import Count, Section, Temperature, is_default
 
 
 class LoraConfig(Section):
@@ -62,7 +62,7 @@ class TrainingConfig(Section):
     max_new_tokens: Count | None = Field(
         None, description="longest response; default: as the rollouts"
     )
-    temperature: Annotated[float, Field(gt=0)] | None = Field(
+    temperature: Temperature | None = Field(
         None, description="sampling temperature; default: as the rollouts"
     )
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-6, description="of AdamW")

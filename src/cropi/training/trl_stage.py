@@ -66,7 +66,7 @@ class TrlTrainer:
         require_one_gpu(plan.model.device)
         with quiet_libraries():
             config = grpo_config(plan, Path(plan.start), self.grpo)
-        return loss_warnings(config.loss_type, plan.normalisation)
+        return loss_warnings(config.loss_type, plan.normalisation, float(config.beta or 0.0))
 
     def train(
         self,

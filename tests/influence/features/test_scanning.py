@@ -50,7 +50,7 @@ def test_scores_from_features_are_the_sketches_cosines(tmp_path: Path, target: s
     pool = store(tmp_path / "pool", 50)
     sets = {name: store(tmp_path / name, 9, seed) for name, seed in (("v", 5), ("w", 6))}
     influence = score_features(pool, sets, target)
-    sketched = sketches(50)[0].double().numpy()
+    sketched = np.delete(sketches(50)[0].double().numpy(), 2, 0)  # the third has no gradient
     for name, seed in (("v", 5), ("w", 6)):
         rows, norms = (x.double().numpy() for x in sketches(9, seed=seed))
         weighted = target_weights(norms, target)[:, None] * rows
@@ -65,19 +65,22 @@ def test_scores_from_features_are_the_sketches_cosines(tmp_path: Path, target: s
         weighted_norms = np.linalg.norm(weighted, axis=1) * np.where(
             norms > 0, norms / np.where(norms > 0, np.linalg.norm(rows, axis=1), 1), 0
         )
-        assert reliability.informative == 9
+        assert reliability.informative == 8, "one of nine has no gradient"
         assert reliability.largest_share == pytest.approx(
             weighted_norms.max() / weighted_norms.sum(), rel=1e-6
         )
     assert influence.estimate.pool_size == 53
-    assert influence.estimate.skipped == {"rewards all equal": 3}
-    assert influence.estimate.scored().mean["v"][2] == 0, "a gradient that cancels helps nobody"
+    assert influence.estimate.skipped == {"rewards all equal": 3, "zero gradient": 1}
+    assert np.isnan(influence.estimate.mean["v"][2]), "a gradient that cancels has no direction"
+    assert influence.estimate.status[2] == "zero gradient"
 
 
 def test_a_dominant_prompt_in_a_target_gives_a_warning(tmp_path: Path) -> None:
     pool = store(tmp_path / "pool")
-    (note,) = score_features(pool, {"v": pool}).notes
+    *left_out, note = score_features(pool, {"v": pool}).notes
     assert "one prompt carries" in note
+    assert [n.partition(":")[0] for n in left_out] == ["the pool", "validation set v"]
+    assert all("left out for zero gradient (p000002)" in n for n in left_out)
     assert score_features(pool, {"v": pool}, "unit_mean").reliability[
         "v"
     ].effective == pytest.approx(20)
@@ -104,7 +107,7 @@ def test_features_of_different_things_are_not_compared(
 def test_rollouts_sizes_and_dtypes_may_differ(tmp_path: Path) -> None:
     pool = store(tmp_path / "pool", 30)
     other = store(tmp_path / "v", 5, dtype="float32", rollouts="others", rows_per_shard=2)
-    assert len(score_features(pool, {"v": other}).estimate.scored().prompt_ids) == 30
+    assert len(score_features(pool, {"v": other}).estimate.prompt_ids) == 30
 
 
 def test_a_target_that_sums_to_zero_is_refused(tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
         FeatureStore(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"version": 1}', '{"version": 1, "other": 2}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"version": 2}', '{"version": 2, "other": 2}'])
 def test_a_damaged_identity_is_refused(tmp_path: Path, text: str) -> None:
     store(tmp_path / "s")
     (tmp_path / "s" / "identity.json").write_text(text)
@@ -204,7 +204,7 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
     store(tmp_path / "s")
     path = tmp_path / "s" / "identity.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "version": 99}))
-    with pytest.raises(InputError, match="version 99, and this cropi reads 1"):
+    with pytest.raises(InputError, match="version 99, and this cropi reads 2"):
         FeatureStore(tmp_path / "s")
 
 

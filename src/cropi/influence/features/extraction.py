@@ -142,10 +142,11 @@ def _write_shard(
             # Norms of plain gradients, as the weights of a target need them.
             norms = NormConsumer(len(members), extractor.device)
             consumers = [PreconditioningConsumer(consumers[0], preconditioner), norms]
-        tokens = extractor.run(members, consumers, advance).tokens
+        report = extractor.run(members, consumers, advance)
         if preconditioner is not None:
             sink.norms[:] = norms.norms
-    return tokens
+        sink.statuses = report.statuses
+    return report.tokens
 
 
 def fit_or_load_sketch(

@@ -28,7 +28,7 @@ from cropi.store.files import atomic_write, read_table, require_file, write_json
 
 IDENTITY = "identity.json"
 SKETCH_FILE = "sketch.npz"
-VERSION = 1
+VERSION = 2
 COMPARABLE = ("version", "sketch", "sketch_file", "policy", "settings", "dim")
 """Fields that make inner products between two stores meaningful. The others say how much is in a
 store and how it is laid out on disk."""
@@ -37,6 +37,7 @@ COLUMNS = {
     "norm": pa.float64(),
     "length": pa.float32(),
     "tokens": pa.int32(),
+    "status": pa.string(),
 }
 REBUILD_HINT = "delete it and run the same `cropi features` again, which makes what is missing"
 
@@ -149,13 +150,15 @@ class ShardRows:
     """The rows of a shard beside their sketches.
 
     `norms` float64 [R] are the gradients' L2 norms, `lengths` float32 [R] those of their
-    sketches, `tokens` int32 [R] the prompts' sampled tokens.
+    sketches, `tokens` int32 [R] the prompts' sampled tokens. `statuses` [R] say "scored", or why a
+    prompt was left out, whose row is zero.
     """
 
     prompt_ids: list[str]
     norms: NDArray[np.float64]
     lengths: NDArray[np.float32]
     tokens: NDArray[np.int32]
+    statuses: list[str]
 
 
 def matrix_path(folder: Path, number: int) -> Path:
@@ -172,7 +175,7 @@ def write_shard(folder: Path, number: int, matrix_RD: NDArray[Any], rows: ShardR
     """Write a shard; it exists from the moment its table has its name."""
     with atomic_write(matrix_path(folder, number)) as part, part.open("wb") as handle:
         np.lib.format.write_array(handle, matrix_RD, allow_pickle=False)
-    values = (rows.prompt_ids, rows.norms, rows.lengths, rows.tokens)
+    values = (rows.prompt_ids, rows.norms, rows.lengths, rows.tokens, rows.statuses)
     columns = {
         name: pa.array(column, kind)
         for (name, kind), column in zip(COLUMNS.items(), values, strict=True)
@@ -189,10 +192,9 @@ def read_rows(folder: Path, number: int, expected: int) -> ShardRows:
             f"{path} has {table.num_rows} rows of {table.column_names}, not {expected} of "
             f"{list(COLUMNS)}; {REBUILD_HINT}"
         )
-    return ShardRows(
-        table["prompt_id"].to_pylist(),
-        *(table[name].to_numpy() for name in ("norm", "length", "tokens")),
-    )
+    norms, lengths, tokens = (table[name].to_numpy() for name in ("norm", "length", "tokens"))
+    ids, statuses = (table[name].to_pylist() for name in ("prompt_id", "status"))
+    return ShardRows(ids, norms, lengths, tokens, statuses)
 
 
 def map_matrix(path: Path, rows: int, identity: StoreIdentity) -> NDArray[Any]:

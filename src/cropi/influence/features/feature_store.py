@@ -33,6 +33,7 @@ from cropi.influence.features.feature_files import (
     require_comparable,
     rows_path,
 )
+from cropi.influence.left_out import left_out_notes, require_some_in_range
 from cropi.influence.targets import (
     Target,
     TargetReliability,
@@ -66,7 +67,8 @@ class FeatureStore:
     """The features of a rollout file's informative prompts, in the pool's order.
 
     `norms` float64 [N] are the gradients' L2 norms, `lengths` float64 [N] their sketches',
-    `tokens` int64 [N] the prompts' sampled tokens. Raises InputError, naming the file, if the
+    `tokens` int64 [N] the prompts' sampled tokens, `statuses` [N] "scored" or why a prompt was left
+    out. Raises InputError, naming the file, if the
     store is incomplete or damaged.
     """
 
@@ -81,6 +83,7 @@ class FeatureStore:
         self.norms = np.concatenate([rows.norms for rows in shards])
         self.lengths = np.concatenate([rows.lengths for rows in shards]).astype(np.float64)
         self.tokens = np.concatenate([rows.tokens for rows in shards]).astype(np.int64)
+        self.statuses = [status for rows in shards for status in rows.statuses]
         for number in range(len(self._places)):
             self._matrix(number)  # a damaged one is reported now, not after an hour's scan
 
@@ -218,20 +221,26 @@ def _score(pool: FeatureStore, targets: Mapping[str, FeatureStore], target: Targ
         [float(length) for length in np.linalg.norm(directions_VD, axis=1)],
         list(targets),
     )
+    require_some_in_range("the pool", pool.prompt_ids, pool.statuses)
+    scored = np.array([status == SCORED for status in pool.statuses], dtype=bool)
+    cosines_PV[~scored] = np.nan
     mean = {n: cosines_PV[:, v].astype(np.float32) for v, n in enumerate(targets)}
     estimate = InfluenceEstimate(
         prompt_ids=pool.prompt_ids,
         mean=mean,
         standard_error=pooled_standard_error(mean),
-        norms=pool.norms.astype(np.float32),
+        norms=np.where(scored, pool.norms, np.nan).astype(np.float32),
         tokens=pool.tokens,
         group_size=np.zeros(len(pool), np.int32),  # not stored
-        status=[SCORED] * len(pool),
+        status=list(pool.statuses),
         unlisted=dict(pool.identity.skipped),
         identity=score_identity(pool, adam, target),
     )
     reliability = {name: each for name, (_, each) in directions.items()}
-    notes = [w for name, each in reliability.items() for w in each.warnings(name)]
+    notes = left_out_notes("the pool", pool.prompt_ids, pool.statuses)
+    for name, store in targets.items():
+        notes += left_out_notes(f"validation set {name}", store.prompt_ids, store.statuses)
+    notes += [w for name, each in reliability.items() for w in each.warnings(name)]
     return Influence(estimate, reliability, 0, notes)
 
 

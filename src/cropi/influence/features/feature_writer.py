@@ -34,7 +34,8 @@ from cropi.influence.features.feature_files import (
     write_identity,
     write_shard,
 )
-from cropi.schema import unique
+from cropi.influence.left_out import gradient_statuses
+from cropi.schema import SCORED, unique
 from cropi.store.files import atomic_write, file_hash, require_writable
 
 
@@ -68,6 +69,7 @@ class ShardSink:
         self.matrix_RD = np.zeros((rows, identity.dim), dtype=identity.dtype)
         self.norms = np.full(rows, math.nan)
         self.lengths = np.zeros(rows, dtype=np.float32)
+        self.statuses: Sequence[str] = [SCORED] * rows
 
     def __call__(self, index_P: Tensor, sketches_PD: Tensor, norms_P: Tensor) -> None:
         """Take rows `index_P` int64: fp32 sketches [P, D] and gradient norms float64 [P].
@@ -99,7 +101,11 @@ class ShardSink:
         """The finished rows."""
         assert not np.isnan(self.norms).any(), "a prompt of the shard is missing"
         return ShardRows(
-            self.prompt_ids, self.norms, self.lengths, np.asarray(tokens, dtype=np.int32)
+            self.prompt_ids,
+            self.norms,
+            self.lengths,
+            np.asarray(tokens, dtype=np.int32),
+            gradient_statuses(self.statuses, np.minimum(self.norms, self.lengths)),
         )
 
 

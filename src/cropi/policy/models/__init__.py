@@ -1,1 +1,1 @@
-"""Built-in models: names that stand for weights which are found on this machine."""
+"""Built-in models: names for weights that are found on this machine."""

@@ -1,0 +1,157 @@
+"""The range in which a prompt's gradient can be computed, and what a pass saw of the ratios.
+
+A sampler that writes -9999 for a log-prob of minus infinity makes a ratio of infinity, and rewards
+of 1e300 an advantage that float32 cannot hold. Such a prompt is measured in log space before
+anything is exponentiated, its weights are set to exactly zero, so that it adds nothing to any sum,
+and its status says why. Prompts share no responses, so this changes no other prompt's number.
+
+Shape legend: R responses of all groups together, T policy tokens (padded), G groups, n all prompts
+of a pass.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cropi.gradients.objective import (
+    ResponseTensors,
+    log_ratios,
+    response_advantages,
+    token_weights,
+)
+from cropi.gradients.settings import ObjectiveConfig
+from cropi.schema import RATIO_OUT_OF_RANGE, REWARDS_OUT_OF_RANGE, SCORED
+
+MAX_LOG_RATIO = 30.0
+"""Largest log of a ratio, in nats. A ratio of e^30 = 1e13 makes a gradient whose square is still
+far from float32's largest number, 3e38. Where even a prompt's largest ratio is below e^-30, the
+policy produces none of its responses any more."""
+
+ADVANTAGES = (2.0**-40, 2.0**40)
+"""Range of a prompt's largest advantage: 1e-12 to 1e12. Ordinary ones are about 1."""
+
+WEIGHTS = (2.0**-50, 2.0**50)
+"""Range of a prompt's largest dJ/dlogp: 1e-15 to 1e15."""
+
+STATUSES = (SCORED, RATIO_OUT_OF_RANGE, REWARDS_OUT_OF_RANGE)
+"""What a code in `GroupWeights.code_G` means."""
+
+
+@dataclass(frozen=True)
+class GroupWeights:
+    """The weights of some groups' tokens, and whether the groups are in range.
+
+    `weights_RT` float64 is dJ/dlogp, exactly zero for a group that is out of range; `code_G` int64
+    is a place in STATUSES. `ratios_G4` float64 holds sums over a group's policy tokens: 1,
+    -log rho, rho and rho^2, each log rho within MAX_LOG_RATIO.
+    """
+
+    weights_RT: Tensor
+    code_G: Tensor
+    ratios_G4: Tensor
+
+
+def group_weights(
+    logp_RT: Tensor, responses: ResponseTensors, config: ObjectiveConfig
+) -> GroupWeights:
+    """dJ/dlogp of groups in range, for the policy's log-probs float64 [R, T].
+
+    A log-prob that is NaN is not out of range: it stays NaN, and becomes an error later.
+    """
+    weights_RT = token_weights(logp_RT, responses, config)
+    ratio_G = _ratio_out_of_range(logp_RT, responses, config)
+    advantage_G = responses.group_largest(response_advantages(logp_RT, responses, config).abs())
+    weight_G = responses.group_largest(weights_RT.abs().amax(1))
+    ratio_G |= _outside(weight_G, WEIGHTS) & ~_outside(advantage_G, ADVANTAGES)
+    rewards_G = _outside(advantage_G, ADVANTAGES) & ~ratio_G
+    return GroupWeights(
+        weights_RT.masked_fill((ratio_G | rewards_G)[responses.group_R, None], 0.0),
+        ratio_G.long() + 2 * rewards_G.long(),
+        _ratio_sums(logp_RT, responses),
+    )
+
+
+def _ratio_out_of_range(
+    logp_RT: Tensor, responses: ResponseTensors, config: ObjectiveConfig
+) -> Tensor:
+    """Which groups [G] have a ratio in the objective that is too large, or none large enough."""
+    token_RT, sequence_R = log_ratios(logp_RT, responses)
+    outside_G = torch.zeros(responses.groups, dtype=torch.bool, device=logp_RT.device)
+    used = []
+    if config.ratio == "token":
+        used.append(token_RT.masked_fill(~responses.mask_RT, -math.inf).amax(1))
+    if config.ratio == "sequence" or config.self_normalised:
+        used.append(sequence_R)
+    for highest_R in used:
+        outside_G |= responses.group_largest(highest_R).abs() > MAX_LOG_RATIO
+    return outside_G
+
+
+def _outside(values_G: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """Which values are out of bounds; zero is not, and neither is NaN."""
+    low, high = bounds
+    return ((values_G < low) & (values_G > 0)) | (values_G > high)
+
+
+def _ratio_sums(logp_RT: Tensor, responses: ResponseTensors) -> Tensor:
+    token_RT, _ = log_ratios(logp_RT, responses)
+    log_RT = token_RT.nan_to_num(0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    ratio_RT = log_RT.exp()
+    terms = (torch.ones_like(log_RT), -log_RT, ratio_RT, ratio_RT.square())
+    sums_R4 = torch.stack([(term * responses.mask_RT).sum(1) for term in terms], 1)
+    return sums_R4.new_zeros(responses.groups, 4).index_add(0, responses.group_R, sums_R4)
+
+
+@dataclass(frozen=True)
+class RatioSummary:
+    """How far a policy is from the sampler of some prompts' responses.
+
+    `kl` is the mean of -log rho over the `tokens`, an estimate of KL(sampler || policy) per token
+    in nats; `effective_share` is (sum rho)^2 / (tokens sum rho^2), 1 where all ratios are equal.
+    """
+
+    tokens: int
+    kl: float
+    effective_share: float
+
+
+@dataclass
+class PassRecord:
+    """What a pass saw of each prompt's numbers; filled batch by batch, read once at the end.
+
+    Nothing is copied from the device meanwhile, which would wait for it.
+    """
+
+    prompts: int
+    _batches: list[tuple[Tensor, GroupWeights]] = field(default_factory=list)
+
+    def add(self, index_P: Tensor, weights: GroupWeights) -> None:
+        """Note a batch of prompts, given by their places."""
+        no_weights = weights.weights_RT.new_zeros(0)
+        self._batches.append((index_P, GroupWeights(no_weights, weights.code_G, weights.ratios_G4)))
+
+    @property
+    def statuses(self) -> list[str]:
+        """The status of each prompt [n]."""
+        statuses = [SCORED] * self.prompts
+        for index_P, weights in self._batches:
+            for place, code in zip(index_P.tolist(), weights.code_G.tolist(), strict=True):
+                statuses[place] = STATUSES[code]
+        return statuses
+
+    @property
+    def ratios(self) -> RatioSummary | None:
+        """The ratios of all prompts in range; None where there are none."""
+        parts = [
+            weights.ratios_G4[weights.code_G == 0].sum(0).cpu().numpy()
+            for _, weights in self._batches
+        ]
+        tokens, kl, total, squares = np.sum(parts, axis=0) if parts else np.zeros(4)
+        if not tokens:
+            return None
+        return RatioSummary(int(tokens), float(kl / tokens), float(total**2 / squares / tokens))

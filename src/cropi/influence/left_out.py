@@ -1,0 +1,104 @@
+"""Prompts that are left out of scores and targets, and sentences that name them.
+
+NumPy alone, so that scoring stored features loads no model code.
+
+Shape legend: N informative prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cropi.errors import InputError
+from cropi.schema import (
+    LEFT_OUT,
+    RATIO_OUT_OF_RANGE,
+    REWARDS_OUT_OF_RANGE,
+    SCORED,
+    ZERO_GRADIENT,
+)
+
+SMALLEST_NORM = 1e-13
+"""Norms below this are zero: the squares of their coordinates are below float32's range."""
+
+FAR_POLICY = 0.5
+"""Nats per token between sampler and policy from which on a warning says so. On pocket it is .01
+after one stage of training and .04 after four; another model's rollouts have 1 to 20."""
+
+SHOWN = 5
+"""Prompts that a sentence names; the statuses name them all."""
+
+REMEDIES: Mapping[str, str] = {
+    RATIO_OUT_OF_RANGE: "policy and sampler differ by more than e^30 there; check the log-probs, "
+    "or sample these prompts again",
+    REWARDS_OUT_OF_RANGE: "their advantages are outside 1e-12 to 1e12; rescale the rewards",
+    ZERO_GRADIENT: "the gradients of their responses cancel; sample more responses if there are "
+    "many",
+}
+
+
+def gradient_statuses(statuses: Sequence[str], norms_N: NDArray[np.floating]) -> list[str]:
+    """The statuses of a pass [N], where "scored" needs a gradient with a direction."""
+    zero_N = norms_N < SMALLEST_NORM
+    return [
+        ZERO_GRADIENT if status == SCORED and zero else status
+        for status, zero in zip(statuses, zero_N.tolist(), strict=True)
+    ]
+
+
+def left_out_notes(what: str, prompt_ids: Sequence[str], statuses: Sequence[str]) -> list[str]:
+    """A sentence per reason for which prompts of `what` were left out, with the first names."""
+    notes = []
+    for reason in LEFT_OUT:
+        names = [i for i, status in zip(prompt_ids, statuses, strict=True) if status == reason]
+        if names:
+            verb = "prompts are" if len(names) > 1 else "prompt is"
+            notes.append(
+                f"{what}: {len(names):,} {verb} left out for {reason} ({named(names)}): "
+                f"{REMEDIES[reason]}"
+            )
+    return notes
+
+
+def named(prompt_ids: Sequence[str]) -> str:
+    """The first ids, and how many more there are."""
+    more = f" and {len(prompt_ids) - SHOWN:,} more" if len(prompt_ids) > SHOWN else ""
+    return ", ".join(prompt_ids[:SHOWN]) + more
+
+
+def require_some_in_range(what: str, prompt_ids: Sequence[str], statuses: Sequence[str]) -> None:
+    """Raise InputError if numbers out of range have left out every prompt of `what`."""
+    notes = left_out_notes(what, prompt_ids, statuses)
+    if SCORED not in statuses:
+        raise InputError(f"no prompt has a usable gradient: {'; '.join(notes)}")
+
+
+def require_finite_norms(
+    what: str, prompt_ids: Sequence[str], norms_N: NDArray[np.floating]
+) -> None:
+    """Raise InputError naming the prompts of `what` whose gradients are NaN or infinite."""
+    bad = np.flatnonzero(~np.isfinite(norms_N)).tolist()
+    if bad:
+        raise InputError(
+            f"{what}: {len(bad)} of {len(norms_N)} gradients are not finite (NaN or infinity), "
+            f"those of {named([prompt_ids[place] for place in bad])}; check the checkpoint's "
+            "weights and the rollouts' log-probs, or compute in float32"
+        )
+
+
+def distance_notes(what: str, kl: float, effective_share: float) -> list[str]:
+    """A warning if the policy is far from the sampler of the rollouts of `what`.
+
+    `kl` in nats per token; `effective_share` of the tokens, in (0, 1].
+    """
+    if kl < FAR_POLICY:
+        return []
+    return [
+        f"{what}: the policy is far from the one that sampled the rollouts ({kl:.2g} nats per "
+        f"token, effective share of the tokens {effective_share:.1%}), so their influence says "
+        "little about it; check that model, tokenizer and temperature are the sampler's, or "
+        "sample again with this policy"
+    ]
