@@ -65,6 +65,8 @@ def record_inputs(
     notes = {**sets.notes.as_dict(), "lines": sets.notes.lines()}
     write_json(directory.prompt_notes, notes)
     directory.write_manifest(seeds=seeds, **inputs)
+    folder = directory.prompt_notes.parent
+    directory.ledger.record(directory.manifest, fingerprint(inputs), [directory.manifest, folder])
 
 
 def _sizes(sets: PromptSets) -> str:
@@ -126,6 +128,7 @@ def make_start_policy(
                 inputs_fingerprint=inputs_fingerprint,
                 progress=bar.update,
             ),
+            log.directory.ledger,
         )
         bar.note = warmup.describe(settings, training.lora)
     return str(out)

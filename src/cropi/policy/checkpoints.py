@@ -6,7 +6,6 @@ that do not cover the architecture, an architecture that transformers does not s
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import json
 import struct
@@ -16,7 +15,6 @@ from pickle import UnpicklingError
 from typing import Any
 
 import transformers
-import xxhash
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -24,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from cropi.errors import InputError
 from cropi.plugins import find_plugin, is_built_in
 from cropi.schema import fingerprint
+from cropi.store.files import content_hash
 from cropi.text import shown
 
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -303,27 +302,6 @@ def revision_of(source: CheckpointSource, trust_remote_code: bool = False) -> st
     if _is_adapter(source):
         return fingerprint(hashes, revision_of(_adapter_base(source, False), trust_remote_code))
     return fingerprint(hashes)
-
-
-def content_hash(file: Path) -> str:
-    """Return a hash of a file's content; a file that has not changed is read once per process."""
-    return _content_hash(file, _file_state(file))
-
-
-def _file_state(file: Path) -> tuple[int, ...]:
-    state = file.stat()
-    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
-
-
-@functools.lru_cache(maxsize=4096)
-def _content_hash(file: Path, state: tuple[int, ...]) -> str:
-    """Hash a file; `state` is there so that another state is another entry of the cache."""
-    del state
-    digest = xxhash.xxh3_128()
-    with file.open("rb", buffering=0) as handle:
-        while block := handle.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _unreachable(name: str, error: Exception | None = None) -> InputError:
