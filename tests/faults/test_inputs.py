@@ -270,10 +270,17 @@ def test_near_equal_questions_are_one(left: str, right: str) -> None:
 
 @pytest.mark.parametrize(
     ("left", "right"),
-    [("f'(x)+1", "f(x)+1"), ("1,000 x", "1.000 x"), ("at 12:30 x", "at 1230 x"),
-     ("x 3.5 y", "x 35 y"), ("a (1,2) b", "a (12) b"), ("2*(3+4) x", "2*3+4 x"), ("is 3<4 x", "is 3>4 x"),
-     ("x 3! y", "x 3 y")],
-)  # fmt: skip
+    [
+        ("f'(x)+1", "f(x)+1"),
+        ("1,000 x", "1.000 x"),
+        ("at 12:30 x", "at 1230 x"),
+        ("x 3.5 y", "x 35 y"),
+        ("a (1,2) b", "a (12) b"),
+        ("2*(3+4) x", "2*3+4 x"),
+        ("is 3<4 x", "is 3>4 x"),
+        ("x 3! y", "x 3 y"),
+    ],
+)
 def test_other_questions_stay_two(left: str, right: str) -> None:
     assert normalised(left) != normalised(right)
 
