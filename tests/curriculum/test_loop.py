@@ -13,7 +13,7 @@ from cropi.curriculum.loop import run
 from cropi.errors import InputError
 from cropi.influence.scorer import Scorer
 from cropi.store.files import read_jsonl
-from cropi.store.tables import read_scores, read_selection
+from cropi.store.tables import read_scores
 from cropi.training import StageOutcome, StagePlan
 from support.fakes import FakeEngine, FakeTrainer
 from support.tiny_runs import fake_config, promised_bytes, run_in, tiny_config
@@ -89,18 +89,6 @@ def test_a_run_killed_at_the_rename_of_any_file_ends_with_the_same_bytes(
 
 def test_no_half_written_file_outlives_a_finished_run(finished: Path) -> None:
     assert [f for f in finished.rglob("*") if ".part" in f.name] == []
-
-
-def test_the_same_seed_selects_the_same_and_another_seed_does_not(
-    finished: Path, tmp_path: Path
-) -> None:
-    again = run(fake_config(tmp_path, "curriculum.stages=1", "curriculum.steps_per_stage=1"))
-    short = "curriculum={stages: 1, steps_per_stage: 1}"
-    other = run(fake_config(tmp_path, short, "seed=1", "name=b"))
-    place = "arms/cropi/stages/0/selection.parquet"
-    first, same, different = (read_selection(r / place) for r in (finished, again, other))
-    assert first.prompt_ids == same.prompt_ids
-    assert first.prompt_ids != different.prompt_ids
 
 
 def test_a_finished_run_trains_and_samples_nothing_again(

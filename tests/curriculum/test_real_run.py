@@ -13,8 +13,10 @@ import pytest
 from cropi.curriculum.loop import run
 from cropi.store.files import read_jsonl
 from cropi.store.tables import read_selection
+from support.fakes import TRAINER
 from support.tiny_runs import promised_bytes, run_in, tiny_config, write_config
 
+POOL = "prompts.pool=[{pocket: [sort, shift, add], split: pool, size: 16}]"
 KILL_POINT = "arms/cropi/stages/1/policy.part"
 
 
@@ -22,13 +24,13 @@ KILL_POINT = "arms/cropi/stages/1/policy.part"
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run, with its full-data baseline."""
     folder = tmp_path_factory.mktemp("reference")
-    return run_in(folder, tiny_config(folder, "baselines=[full]"))
+    return run_in(folder, tiny_config(folder, POOL, "baselines=[full]"))
 
 
 def run_until(config: Path, event: Path) -> None:
     """Start the run in a process of its own and kill it as soon as the file `event` is there."""
     command = [sys.executable, "-m", "cropi", "run", str(config)]
-    command += ["baselines=[full]", "out=runs"]
+    command += [POOL, "baselines=[full]", "out=runs"]
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=config.parent
     ) as process:
@@ -44,16 +46,22 @@ def test_a_run_whose_process_was_killed_ends_with_the_same_bytes(
     finished: Path, tmp_path: Path
 ) -> None:
     run_until(write_config(tmp_path), tmp_path / "runs" / "tiny" / KILL_POINT)
-    resumed = run_in(tmp_path, tiny_config(tmp_path, "baselines=[full]"))
+    resumed = run_in(tmp_path, tiny_config(tmp_path, POOL, "baselines=[full]"))
     assert promised_bytes(resumed) == promised_bytes(finished)
 
 
 def test_the_same_seed_selects_the_same_and_another_seed_does_not(
     finished: Path, tmp_path: Path
 ) -> None:
-    again = run(tiny_config(tmp_path, "curriculum.stages=1", "curriculum.steps_per_stage=1"))
-    short = "curriculum={stages: 1, steps_per_stage: 1}"
-    other = run(tiny_config(tmp_path, short, "seed=1", "name=b"))
+    # The first selection comes before any training.
+    short = (
+        POOL,
+        f"training.engine={TRAINER}",
+        "curriculum.stages=1",
+        "curriculum.steps_per_stage=1",
+    )
+    again = run(tiny_config(tmp_path, *short))
+    other = run(tiny_config(tmp_path, *short, "seed=1", "name=b"))
     place = "arms/cropi/stages/0/selection.parquet"
     first, same, different = (read_selection(r / place) for r in (finished, again, other))
     assert first.prompt_ids == same.prompt_ids

@@ -18,8 +18,13 @@ from cropi.store.files import read_jsonl
 from cropi.store.tables import read_scores
 from support.tiny_runs import fake_config, promised_bytes
 
-SAMPLED = ("rollouts.engine=transformers", "rollouts.responses=8", "training.learning_rate=3e-2")
-"""Responses of the model itself, and a learning rate at which random steps ruin it."""
+SAMPLED = (
+    "model.path=pocket",
+    "rollouts.engine=transformers",
+    "rollouts.responses=8",
+    "training.learning_rate=3e-2",
+)
+"""Responses of pocket itself, and a learning rate at which random steps ruin it."""
 SHORT = ("curriculum.steps_per_stage=2", "evaluation.every=10", "training.learning_rate=3e-4")
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from cropi.execution import Executor, Inline, Processes
-from cropi.rollouts.collect import collect
+from cropi.policy.reference import PolicyRef
+from cropi.rollouts.collect import SamplingPlan, collect
 from cropi.rollouts.engines.engine import Completion
 from cropi.schema import PolicyIdentity, Prompt, Sampling
 from cropi.store.files import file_hash
@@ -30,6 +31,16 @@ class Characters:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
         return "".join(map(chr, ids))
+
+
+class FakePolicy(PolicyRef):
+    """A policy of which only the tokenizer and the identity are ever asked for."""
+
+    tokenizer = Characters()
+    identity = PolicyIdentity("fake")
+
+    def __init__(self) -> None:
+        super().__init__("fake")
 
 
 class Drawing:
@@ -68,16 +79,12 @@ class Vowels:
 def collected(out: Path, executor: Executor | None = None, fails: bool = False) -> Path:
     return collect(
         Drawing(),
-        Characters(),
+        FakePolicy(),
         PROMPTS,
         Vowels(fails),
-        Sampling(max_new_tokens=5),
-        4,
-        5,
+        SamplingPlan(Sampling(max_new_tokens=5), responses=4, seed=5, chunk_prompts=2),
         out,
-        PolicyIdentity("fake"),
         "inputs 1",
-        chunk=2,
         executor=executor,
     )
 

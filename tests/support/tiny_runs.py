@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
+import tempfile
 from contextlib import chdir
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from cropi.config import RunConfig, load_config
 from cropi.curriculum.loop import run
+from cropi.pocket.model import build_config, build_tokenizer
 from support.fakes import ENGINE, TRAINER
 
 TINY: dict[str, Any] = {
@@ -37,6 +43,20 @@ TINY: dict[str, Any] = {
     },
     "evaluation": {"every": 2},
 }
+
+
+@cache
+def untrained() -> str:
+    """The folder of a random model with pocket's tokenizer, a thirtieth of its size."""
+    folder = tempfile.TemporaryDirectory(prefix="untrained-")
+    atexit.register(folder.cleanup)
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = Qwen2Config(**{**build_config().to_dict(), **small, "layer_types": None})
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(config).save_pretrained(folder.name)
+    build_tokenizer().save_pretrained(folder.name)
+    return folder.name
+
 
 FAKE = (
     f"training.engine={TRAINER}",
@@ -72,4 +92,4 @@ def promised_bytes(run: Path) -> dict[str, str]:
 
 def fake_config(folder: Path, *overrides: str) -> RunConfig:
     """A tiny run that neither samples nor trains: see `support.fakes`."""
-    return tiny_config(folder, *FAKE, *overrides)
+    return tiny_config(folder, *FAKE, f"model.path={untrained()}", *overrides)
