@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cropi.gradients import Unsupported
 from cropi.gradients.batching import ROWS, BatchPlanner, ForwardMode
-from cropi.gradients.bounds import group_weights
+from cropi.gradients.bounds import range_codes
 from cropi.gradients.collation import PreparedGroup, PromptBatch, collate, prepare
 from cropi.gradients.forward import (
     evaluation_mode,
@@ -166,7 +166,7 @@ def read_objectives(
     """
     objectives = np.zeros(len(groups))
     for batch, logp_RT in reader.batches(groups, advance):
-        in_range_G = group_weights(logp_RT, batch.responses, config).code_G == 0
+        in_range_G = range_codes(logp_RT, batch.responses, config) == 0
         values = objective(logp_RT, batch.responses, config).where(in_range_G, math.nan)
         objectives[batch.index_P.cpu().numpy()] = values.cpu().numpy()
     return objectives
