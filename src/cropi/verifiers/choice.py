@@ -1,57 +1,131 @@
-"""`choice`: the letter of a multiple-choice answer, in the forms that models use."""
+"""`choice`: the letter, or letters, to which the response commits."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from cropi.plugins import plugin
 from cropi.schema import Prompt
-from cropi.verifiers.answers import last_boxed, last_tagged
+from cropi.verifiers.alternatives import alternatives
+from cropi.verifiers.statement import Statement, gold_statement, take_statement
+from cropi.verifiers.tags import DEFAULT_TAGS, Tags
 
-_LETTER = "[A-J]"
-_GOLD = re.compile(r"\(?([A-Ja-j])\)?(?:[.:)]?$|[.:)]\s)")
-# Tried in this order; of several matches of one pattern the last one counts.
-_PATTERNS = (
+_WRAPPER = re.compile(r"\\(?:text|math)\w*\s*\{([^{}]*)\}")
+_LETTER = r"(?:\([^\W\d_]\)|[^\W\d_](?![^\W_]))"
+_LETTERS = rf"{_LETTER}(?:\s*(?:[,;&/]|and|or|und|y|et)+\s*{_LETTER})*"
+_ALONE = re.compile(
+    rf"\s*{_LETTERS}\s*(?:[.:)、：．]\s*.*|$|\s-\s.*|(?<=\))\s*(?!(?:is|are|was|can|and|or|too)\b)\w.*)",
+    re.DOTALL,
+)
+_LEADING_LETTER = re.compile(
+    rf"\s*(?:(?:the\s+)?(?:option|choice|letter|answer|选项)\s*(?:is\s+)?)?({_LETTERS})"
+    r"(?![^\W_]|['’])",
+    re.IGNORECASE,
+)
+_NEGATED = re.compile(
+    r"(?i)\b(?:not|n't|cannot\s+be|can't\s+be|isn't|never|neither|nor|rather\s+than|instead\s+of"
+    r"|why\s+not|rules?\s+out|eliminate|exclude)\b[\s(*_]*(?:be\s+|option\s+|choice\s+)?"
+    r"\(?([A-Z])\b(?:\s*(?:or|nor|,)\s*\(?[A-Z]\b)*\)?"
+)
+_MORE = re.compile(r"\s+(?!because|since|as\b|and\b|rather|not\b|for\b|is\b)[^\W\d_]")
+_IN_PROSE = (
     re.compile(
-        rf"(?i:answer|choice|option)(?i:\s+is)?\s*[:=]?\s*[*_(\[]*({_LETTER})\b(?!['\u2019])"
+        r"(?i:\b(?:answer|choice|option|choose|pick|select|it)(?:\s+is|'s|\s+must\s+be)?)"
+        r"\s*[:=]?\s*[*_(\[]*([A-Z])\b(?!['’])(?!\s+[a-z]+\s)"
     ),
-    re.compile(rf"\(({_LETTER})\)"),
-    re.compile(rf"(?m)^\s*[*_]*({_LETTER})[*_]*[.:)]?\s*$"),
-    re.compile(rf"(?m)^\s*[*_]*({_LETTER})[*_]*[.:)]\s"),
+    re.compile(r"\(([A-Z])\)"),
+    re.compile(r"(?m)^\s*[*_]*\(?([A-Z])[*_]*[.:)]*[*_]*\s*$"),
+    re.compile(r"(?m)^\s*[*_]*([A-Z])[*_]*[.:)]\s"),
     # `A` and `I` alone in a sentence are words, so they need one of the forms above.
-    re.compile(r"(?<![\w'\u2019])([B-HJ])(?![\w'\u2019])"),
+    re.compile(r"(?<![\w'’])([B-HJ-Z])(?![\w'’])"),
 )
 
 
 @plugin("verifier", "choice")
-def verify(prompt: Prompt, completion: str) -> float:
-    """Return 1.0 if the response chooses the answer's letter, else 0.0.
+def verify(prompt: Prompt, completion: str, tags: Tags = DEFAULT_TAGS) -> float:
+    """Return 1.0 if the response chooses the answer's letters, else 0.0.
 
-    Raises ValueError if the answer is not a letter from A to J.
+    Raises ValueError if the answer is not a letter or several.
     """
-    gold = _GOLD.match(prompt.answer.strip())
-    if gold is None:
-        raise ValueError(f"the answer {prompt.answer!r} is not a letter from A to J")
-    return float(_chosen(completion) == gold.group(1).upper())
+    golds = [read_gold(answer) for answer in alternatives(prompt)]
+    statement = take_statement(_plain(completion), tags)
+    if statement is None:
+        return 0.0
+    return float(_chosen(statement) in golds)
 
 
-def _chosen(text: str) -> str | None:
-    """Return the letter that the response chooses, if any."""
-    for stated in (last_boxed(text), last_tagged(text)):
-        letter = _leading(stated) if stated is not None else None
-        if letter is not None:
-            return letter
-    if len(text.strip()) <= 4 and (letter := _leading(text)) is not None:
-        return letter
-    for pattern in _PATTERNS:
+def check_answer(prompt: Prompt) -> None:
+    """Raise ValueError if the prompt's answer is not a letter or several."""
+    for answer in alternatives(prompt):
+        read_gold(answer)
+
+
+verify.check_answer = check_answer  # type: ignore[attr-defined]
+
+
+def read_gold(answer: str) -> frozenset[str]:
+    """Return the letters of a gold answer. Raises ValueError if it is something else."""
+    letters = _alone(gold_statement(_plain(answer)))
+    if letters is None:
+        raise ValueError(f"the answer {answer!r} is not a letter, or several, from A to Z")
+    return letters
+
+
+def _plain(text: str) -> str:
+    """Return a text with full-width forms in their usual ones."""
+    return "".join(
+        unicodedata.normalize("NFKC", c) if "\uff00" <= c <= "\uffef" else c for c in text
+    )
+
+
+def _alone(text: str) -> frozenset[str] | None:
+    """Return the letters of a text that is a letter, letters, or `B. Paris`; else None."""
+    text = _WRAPPER.sub(r"\1", text).strip().strip("*_$`[] \\").strip()
+    match = _ALONE.fullmatch(text)
+    if match is None:
+        # "AC" and "A C" are two letters; in lower case they are words.
+        run = re.fullmatch(r"[A-Z](?:\s?[A-Z]){1,7}", text)
+        return frozenset(run[0].replace(" ", "")) if run and len(set(text)) == len(text) else None
+    head = re.match(rf"\s*({_LETTERS})", text)
+    assert head is not None
+    return _letters(head[1])
+
+
+def _letters(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"(?<![^\W\d_])[^\W\d_](?![^\W\d_])", text.upper()))
+
+
+def _chosen(statement: Statement) -> frozenset[str] | None:
+    """Return the letters that a statement chooses, if any."""
+    text = _WRAPPER.sub(r"\1", statement.text).replace("$", "")
+    if statement.form != "text" and statement.form != "####":
+        inner = take_statement(text)
+        text = inner.text if inner is not None else text
+        if (letters := _alone(text)) is not None:
+            return letters
+        if (letters := _leading(text)) is not None:
+            return letters
+    elif (letters := _alone(text)) is not None and (len(text.strip()) < 80 or "\n" not in text):
+        return letters
+    text = _NEGATED.sub(" ", text)
+    for pattern in _IN_PROSE:
         matches = pattern.findall(text)
         if matches:
-            return str(matches[-1])
+            return frozenset((matches[-1].upper(),))
     return None
 
 
-def _leading(text: str) -> str | None:
-    """Return the letter that a stated answer begins with: `b`, `(C)`, `\\text{D}`, `B. Paris`."""
-    cleaned = re.sub(r"\\text\w*\s*\{([^{}]*)\}", r"\1", text).strip().strip("*_$ ")
-    match = _GOLD.match(cleaned)
-    return match.group(1).upper() if match else None
+def _leading(text: str) -> frozenset[str] | None:
+    """Return the letters at the start of a statement: `B because ...`, `(B), not (C)`."""
+    text = text.replace("*", "").strip()
+    if _NEGATED.match(text):
+        return None
+    match = _LEADING_LETTER.match(text)
+    if match is None:
+        return None
+    rest = text[match.end() :]
+    single = match[1].strip("()")
+    # "a prime number": an article, or a lower-case word, is followed by a word that is no reason.
+    word = single in "AI" or single.islower()
+    return None if word and _MORE.match(rest) else _letters(match[1])

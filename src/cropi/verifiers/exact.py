@@ -1,12 +1,32 @@
-"""`exact`: the response is the answer, character by character, except for outer whitespace."""
+"""`exact`: the response is the answer, character by character, except for outer whitespace.
+
+Both sides are brought to one form of Unicode (NFC) and of line ends, and `2.0` for the 2 that a
+column of floats holds is the same answer.
+"""
 
 from __future__ import annotations
 
+import re
+import unicodedata
+
 from cropi.plugins import plugin
 from cropi.schema import Prompt
+from cropi.verifiers.alternatives import alternatives
+
+_WHOLE_FLOAT = re.compile(r"(-?\d+)\.0")
 
 
 @plugin("verifier", "exact")
 def verify(prompt: Prompt, completion: str) -> float:
-    """Return 1.0 if the response equals the answer after stripping both, else 0.0."""
-    return float(completion.strip() == prompt.answer.strip())
+    """Return 1.0 if the response equals an answer, else 0.0."""
+    stated = _one_form(completion)
+    for answer in (prompt.answer, *alternatives(prompt)):
+        gold = _one_form(answer)
+        whole = _WHOLE_FLOAT.fullmatch(gold)
+        if stated == gold or (whole is not None and stated == whole[1]):
+            return 1.0
+    return 0.0
+
+
+def _one_form(text: str) -> str:
+    return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n")).strip()

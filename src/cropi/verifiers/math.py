@@ -1,113 +1,148 @@
-"""`math`: mathematical equality of the final answers, by Hugging Face's math-verify.
+"""`math`: the response states the answer, as text or as mathematics.
 
-math-verify's own timeouts look like wrong answers and work in main threads only. They are off
-here: the worker's deadline tells a timeout from a wrong answer.
+The stages: take the statement out of the response (`statement`), bring both sides into one notation
+(`notation`), compare as text, and compare as mathematics (`reading`, `comparison`).
 """
 
 from __future__ import annotations
 
-import logging
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
-from typing import Any
 
 from cropi.plugins import plugin
 from cropi.schema import Prompt
-from cropi.verifiers.answers import last_boxed
+from cropi.verifiers.alternatives import alternatives
+from cropi.verifiers.candidates import last_candidate, number_of_runs, read_candidate
+from cropi.verifiers.comparison import equal, is_readable
+from cropi.verifiers.expressions import equal_formulas, silence_math_verify
+from cropi.verifiers.notation import ascii_notation, canonical_text, normalise
+from cropi.verifiers.reading import Listing, Reading, Words, read
+from cropi.verifiers.statement import Statement, first_sentence, gold_statement, take_statement
+from cropi.verifiers.tags import DEFAULT_TAGS, Tags
+from cropi.verifiers.words import before_reason, is_wordy, says
 
-_DELIMITED = re.compile(r"\$|\\\(|\\\[|\\boxed|\\fbox|\\begin\{(?:equation|align)")
-_COMMAND = re.compile(r"\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}|\\[A-Za-z]+")
-_WORD = re.compile(r"[^\W\d_]{3,}")
-_FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "sqrt", "max", "min", "mod"}
-_FUNCTIONS |= {"arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "lim", "gcd", "lcm", "inf"}
+
+@dataclass(frozen=True, slots=True)
+class Gold:
+    """A gold answer, in its canonical text and as it is read."""
+
+    text: str
+    reading: Reading
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether a response is right, and the stage that decided: "text", "words" or "mathematics"."""
+
+    right: bool
+    stage: str
+    statement: str
 
 
 @plugin("verifier", "math")
 class MathVerifier:
-    """Compares the response's last mathematical expression with the answer's."""
+    """Compares what the response states with the prompt's answer."""
 
-    def __init__(self) -> None:
-        # math-verify warns that its timeouts are off, which is intended here.
-        logging.getLogger("math_verify").setLevel(logging.ERROR)
+    def __init__(self, tags: Tags = DEFAULT_TAGS) -> None:
+        self._tags = tags
+        silence_math_verify()
         # The first parse compiles grammars; that must not count towards a response's deadline.
-        _parsed("\\boxed{\\frac{1}{2}}")
+        equal_formulas("\\frac{x}{2}", "\\sqrt{x}")
 
     def __call__(self, prompt: Prompt, completion: str) -> float:
-        """Return 1.0 if the response's answer equals the prompt's, else 0.0.
+        """Return 1.0 if the response states the prompt's answer, else 0.0.
 
         Raises ValueError if the prompt's answer cannot be read.
         """
-        gold = _stated(prompt.answer)
-        words = _only_words(gold)
-        if words is not None:
-            return float(words == _only_words(_stated(completion, words=True)))
-        expected = _parsed(_marked(gold))
-        if all(isinstance(reading, str) for reading in expected):
-            raise ValueError(f"math-verify cannot read the answer {prompt.answer!r}")
-        return float(_equal(expected, _parsed(_marked(_stated(completion)))))
+        return float(self.decide(prompt, completion).right)
+
+    def decide(self, prompt: Prompt, completion: str) -> Decision:
+        """Return whether the response is right, and why. Raises ValueError as a call does."""
+        golds = [read_gold(answer) for answer in alternatives(prompt)]
+        statement = take_statement(completion, self._tags)
+        if statement is None:
+            return Decision(False, "no statement", "")
+        stages = [_stage(gold, statement) for gold in golds]
+        stage = next((s for s in stages if s), None)
+        return Decision(stage is not None, stage or "mathematics", statement.text)
+
+    def check_answer(self, prompt: Prompt) -> None:
+        """Raise ValueError if the prompt's answer cannot be read."""
+        for answer in alternatives(prompt):
+            read_gold(answer)
 
 
-def _stated(text: str, words: bool = False) -> str:
-    """Return the final statement: the text after GSM8K's `####` in the last line, or all of it.
-
-    With `words`, only the part that can hold an answer in words: the box, or the last line.
-    """
-    lines = text.strip().splitlines() or [""]
-    if "####" in lines[-1]:
-        return lines[-1].rpartition("####")[2].strip()
-    if not words:
-        return text.strip()
-    boxed = last_boxed(text)
-    line = boxed if boxed is not None else lines[-1]
-    return re.sub(r"(?i)^.*\banswer(?: is)?\b\s*:?", "", line).strip()
+@lru_cache(maxsize=65536)
+def read_gold(answer: str) -> Gold:
+    """Return a gold answer. Raises ValueError if there is nothing in it to compare."""
+    text = gold_statement(answer)
+    if not is_readable(text):
+        raise ValueError(
+            f"math cannot read the answer {answer!r}: it has no number, word or symbol"
+        )
+    return Gold(canonical_text(text), read(text))
 
 
-def _only_words(text: str) -> str | None:
-    """Return the case-folded words of an answer that is prose without numbers, else None.
-
-    math-verify would read `Paris` as a product of five symbols, equal to any of its anagrams.
-    """
-    plain = _COMMAND.sub(lambda m: m.group(1) or " @ ", last_boxed(text) or text).strip("$ .")
-    if re.search(r"[\d@^=+*/<>\\(){}\[\]]", plain):
-        return None
-    words = _WORD.findall(plain)
-    if not words or all(w.lower() in _FUNCTIONS for w in words):
-        return None
-    return " ".join(plain.casefold().split())
+def _stage(gold: Gold, statement: Statement) -> str | None:
+    """Return the stage that finds the statement right; None if none does."""
+    if canonical_text(statement.text) == gold.text:
+        return "text"
+    if isinstance(gold.reading, Words):
+        whole = statement.form in ("text", "tag")
+        return "words" if says(statement.text, gold.text, whole) else None
+    right = any(equal(gold.reading, stated) for stated in readings(statement, gold.reading))
+    return "mathematics" if right else None
 
 
-def _marked(text: str) -> str:
-    """Wrap a bare formula in a box, because math-verify reads LaTeX only inside delimiters.
+def readings(statement: Statement, gold: Reading) -> Iterator[Reading]:
+    """Yield what a statement can be read as: all of it, else its last candidate in prose."""
+    text = ascii_notation(statement.text)
+    if not _is_prose(text):
+        yield read(text)
+        return
+    reading = read(text)
+    if not isinstance(reading, Words) and not isinstance(reading, Listing):
+        yield reading
+        return
+    if statement.form == "box":
+        tail = re.fullmatch(
+            r"(?i)(?:\\text\w*\s*\{)?\s*(?:the\s+)?(?:final\s+)?answer\s*(?:is|:)\s*\}?(.+?)\}?",
+            text,
+        )
+        yield read(tail[1]) if tail else reading
+        return
+    if isinstance(reading, Listing) and (statement.form != "text" or isinstance(gold, Listing)):
+        yield reading
+    yield from _in_prose(text, statement.form, gold)
 
-    Prose is returned unchanged: in prose the last number or the phrase "answer is" decides.
-    """
-    if _DELIMITED.search(text) or "\n" in text:
-        return text
-    words = _WORD.findall(_COMMAND.sub(lambda m: m.group(1) or " ", text))
-    prose = any(w.lower() not in _FUNCTIONS for w in words)
-    return text if prose else f"\\boxed{{{text}}}"
+
+def _in_prose(text: str, form: str, gold: Reading) -> Iterator[Reading]:
+    """Yield readings of the part of a prose statement that can hold the answer."""
+    if form == "phrase":
+        text = before_reason(text)
+        yield read(text)
+    line = first_sentence(text.strip().splitlines()[-1]) if text.strip() else ""
+    if isinstance(gold, Listing):
+        tail = re.split(r"(?i)\b(?:is|are|be|equals?)\b|:", line)[-1]
+        if tail != line:
+            yield read(tail)
+        return
+    if (
+        form == "phrase"
+        and (number_of_runs(text) > 1 or re.match(r"\w+ \S+$", text))
+        and not _ends_in_value(text)
+    ):
+        return
+    candidate = last_candidate(text)
+    if candidate is not None:
+        yield read_candidate(*candidate, getattr(gold, "unit", ""))
 
 
-@lru_cache(maxsize=4096)
-def _parsed(text: str) -> tuple[Any, ...]:
-    """Return math-verify's readings of a text, as expressions or strings; empty without any."""
-    from math_verify import parse
-
-    return tuple(parse(text, parsing_timeout=None))
+def _ends_in_value(text: str) -> bool:
+    return re.search(r"(?i)(?:\bis|\bare|\bequals|=|:)\s+\S+(?:\s+[^\W\d]+)?$", text) is not None
 
 
-def _equal(expected: tuple[Any, ...], stated: tuple[Any, ...]) -> bool:
-    """Whether any reading matches; a comparison that fails is an error unless another matches."""
-    from math_verify import verify
-
-    failure: Exception | None = None
-    for gold, target in product(expected, stated):
-        try:
-            if verify(gold, target, timeout_seconds=None, raise_on_error=True):
-                return True
-        except Exception as error:  # noqa: BLE001  (sympy raises anything)
-            failure = error
-    if failure is not None:
-        raise ValueError(f"sympy cannot compare the answers: {failure!r}") from failure
-    return False
+def _is_prose(text: str) -> bool:
+    return "\n" in text.strip() or is_wordy(normalise(text))

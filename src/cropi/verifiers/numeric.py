@@ -1,70 +1,93 @@
-"""`numeric`: the last number of the response equals the answer's, within rounding.
-
-Reads 1,234.5, 1/2, \\frac{1}{2}, 50%, 1e-3 and -4; a \\boxed{} number wins over later ones.
-"""
+"""`numeric`: the number that the response states is the answer's, exactly or within rounding."""
 
 from __future__ import annotations
 
-import math
 import re
-from dataclasses import dataclass
+from functools import lru_cache
 
 from cropi.plugins import plugin
 from cropi.schema import Prompt
-from cropi.verifiers.answers import last_boxed
-
-RELATIVE_TOLERANCE = 1e-6
-ABSOLUTE_TOLERANCE = 1e-9
-
-_PLAIN = r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
-# A minus right after a digit, letter or bracket subtracts; anywhere else it is the sign.
-_SIGN = r"(?:(?<![\w)\]}])[-+]\s?\$?)?"
-_NUMBER = re.compile(rf"({_SIGN}{_PLAIN})(?:\s*/\s*({_PLAIN}))?(\s*\\?%)?")
-_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")
-
-
-@dataclass(frozen=True, slots=True)
-class _Number:
-    value: float
-    percent: bool
-
-    def equals(self, other: _Number) -> bool:
-        """Whether both mean the same; a percent sign on one side alone may be ignored."""
-        if self.percent == other.percent:
-            return _close(self.value, other.value)
-        percent, bare = (self, other) if self.percent else (other, self)
-        return _close(percent.value, bare.value) or _close(percent.value / 100, bare.value)
-
-
-def _close(left: float, right: float) -> bool:
-    return math.isclose(left, right, rel_tol=RELATIVE_TOLERANCE, abs_tol=ABSOLUTE_TOLERANCE)
+from cropi.verifiers.alternatives import alternatives
+from cropi.verifiers.candidates import last_candidate, read_candidate
+from cropi.verifiers.notation import ascii_notation, canonical_text, normalise
+from cropi.verifiers.quantity import Quantity
+from cropi.verifiers.reading import Assignment, Conditioned, Reading, Words, read
+from cropi.verifiers.statement import gold_statement, take_statement
+from cropi.verifiers.tags import DEFAULT_TAGS, Tags
 
 
 @plugin("verifier", "numeric")
-def verify(prompt: Prompt, completion: str) -> float:
-    """Return 1.0 if the response's last number equals the answer's, else 0.0.
+def verify(prompt: Prompt, completion: str, tags: Tags = DEFAULT_TAGS) -> float:
+    """Return 1.0 if the response states the answer's number, else 0.0.
 
-    Raises ValueError if the answer has no number.
+    An answer that is not one number counts as stated only by the same text; `check_answer` refuses
+    it before a run. Raises ValueError if the answer has no number at all.
     """
-    gold = _last_number(prompt.answer)
-    if gold is None:
-        raise ValueError(f"the answer {prompt.answer!r} has no number")
-    number = _last_number(completion)
-    return float(number is not None and gold.equals(number))
+    statement = take_statement(completion, tags)
+    answers = [(answer, read_gold(answer)) for answer in alternatives(prompt)]
+    if statement is None:
+        return 0.0
+    for answer, gold in answers:
+        if gold is None:
+            if canonical_text(answer) == canonical_text(statement.text):
+                return 1.0
+            continue
+        stated = number_in(statement.text, statement.form in ("box", "tag"), gold.unit)
+        if stated is not None and gold.equals(stated):
+            return 1.0
+    return 0.0
 
 
-def _last_number(text: str) -> _Number | None:
-    boxed = last_boxed(text)
-    if boxed is not None and (number := _last_number(boxed)) is not None:
-        return number
-    text = _FRACTION.sub(r" \1/\2 ", text.replace("\u2212", "-"))
-    for match in reversed(list(_NUMBER.finditer(text))):
-        numerator, denominator, percent = match.groups()
-        divisor = _as_float(denominator) if denominator else 1.0
-        if divisor:
-            return _Number(_as_float(numerator) / divisor, percent is not None)
-    return None
+def check_answer(prompt: Prompt) -> None:
+    """Raise ValueError if the prompt's answer is not exactly one number."""
+    for answer in alternatives(prompt):
+        if read_gold(answer) is None:
+            raise ValueError(
+                f"the answer {answer!r} holds several numbers or is not a plain number; use math"
+            )
 
 
-def _as_float(text: str) -> float:
-    return float(re.sub(r"[,$\s]", "", text))
+verify.check_answer = check_answer  # type: ignore[attr-defined]
+
+
+@lru_cache(maxsize=65536)
+def read_gold(answer: str) -> Quantity | None:
+    """Return the answer's number; None if it holds digits but is not one number.
+
+    Raises ValueError if it has no number.
+    """
+    text = gold_statement(answer)
+    number = _number(read(text))
+    if number is None and not re.search(r"\d", normalise(text)):
+        raise ValueError(f"the answer {answer!r} has no number")
+    return number
+
+
+def number_in(text: str, whole: bool, unit: str = "") -> Quantity | None:
+    """Return the number that a statement is, or else the last number in it.
+
+    Of a statement that is a formula (`x^2`) nothing is taken out; `whole` says that the statement
+    is all that its author marked as the answer.
+    """
+    text = ascii_notation(text)
+    reading = read(text)
+    number = _number(reading)
+    if number is not None or not isinstance(reading, Words) or (whole and _several(text)):
+        return number if number is not None or whole else _last_number(text, unit)
+    return _last_number(text, unit)
+
+
+def _several(text: str) -> bool:
+    return len(re.findall(r"\d+(?:[.,]\d+)*", text)) > 1
+
+
+def _last_number(text: str, unit: str) -> Quantity | None:
+    text = re.sub(r"(?<=\d)-(?=\d)", " to ", text)
+    candidate = last_candidate(text)
+    return None if candidate is None else _number(read_candidate(*candidate, unit))
+
+
+def _number(reading: Reading) -> Quantity | None:
+    while isinstance(reading, Assignment | Conditioned):
+        reading = reading.value if isinstance(reading, Assignment) else reading.main
+    return reading if isinstance(reading, Quantity) else None

@@ -8,17 +8,19 @@ from typing import Any
 from cropi.plugins import plugin
 from cropi.prompts.sources import open_task, restore_entry
 from cropi.schema import Prompt
-from cropi.verifiers.answers import last_boxed, last_tagged
+from cropi.verifiers.statement import last_boxed
+from cropi.verifiers.tags import DEFAULT_TAGS, Tags
 
 
 @plugin("verifier", "reasoning_gym")
 class ReasoningGymVerifier:
     """Scores by the task that made the prompt; whose entry is in `extra`."""
 
-    def __init__(self) -> None:
+    def __init__(self, tags: Tags = DEFAULT_TAGS) -> None:
         # Imported here, so that the import does not count towards a response's deadline.
         import reasoning_gym  # noqa: F401
 
+        self._tags = tags
         self._tasks: dict[str, Any] = {}
 
     def __call__(self, prompt: Prompt, completion: str) -> float:
@@ -31,9 +33,10 @@ class ReasoningGymVerifier:
             raise ValueError(
                 f"prompt {prompt.prompt_id!r} has no reasoning-gym entry in its extra column"
             )
-        stated = last_tagged(completion)
-        stated = last_boxed(completion) if stated is None else stated
-        answer = completion.strip() if stated is None else stated
+        text = self._tags.after_thoughts(completion) or ""
+        stated = self._tags.tagged(text)
+        stated = last_boxed(text) if stated is None else stated
+        answer = text.strip() if stated is None else stated
         return float(self._task(stored).score_answer(answer, restore_entry(stored)))
 
     def _task(self, stored: dict[str, Any]) -> Any:

@@ -1,0 +1,159 @@
+"""Whether two readings mean the same: exactly where they are exact, part by part elsewhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from cropi.verifiers.expressions import equal_equations, equal_formulas
+from cropi.verifiers.notation import canonical_text
+from cropi.verifiers.quantity import Quantity
+from cropi.verifiers.reading import (
+    Assignment,
+    Conditioned,
+    Equation,
+    Formula,
+    Interval,
+    Listing,
+    Matrix,
+    Reading,
+    Union,
+)
+from cropi.verifiers.units import same_unit
+
+
+def equal(gold: Reading, stated: Reading) -> bool:
+    """Whether a statement means the gold answer."""
+    if gold == stated:
+        return True
+    if isinstance(gold, Conditioned) or isinstance(stated, Conditioned):
+        return _equal_conditioned(gold, stated)
+    if isinstance(gold, Assignment | Equation) or isinstance(stated, Assignment | Equation):
+        return _equal_equations(gold, stated)
+    match gold, stated:
+        case Quantity(), Quantity():
+            return gold.equals(stated)
+        case Matrix(), Matrix():
+            return _equal_matrices(gold, stated)
+        case Union(), Union():
+            return _equal_sets(gold.parts, stated.parts)
+        case (Union(), Listing(brackets="")) | (Listing(brackets=""), Union()):
+            return _equal_sets(_parts(gold), _parts(stated))
+        case Listing(), Listing():
+            return _equal_listings(gold, stated)
+        case Interval(), Interval():
+            return _equal_intervals(gold, stated)
+        case (Listing(), Interval()) | (Interval(), Listing()):
+            first, second = _as_interval(gold), _as_interval(stated)
+            return first is not None and second is not None and _equal_intervals(first, second)
+        case (Listing(items=(only,), brackets="{}"), other) | (
+            other,
+            Listing(items=(only,), brackets="{}"),
+        ):
+            return equal(only, other)
+        case (Formula() | Quantity(), Formula() | Quantity()):
+            return _equal_formulas(gold, stated)
+    return False
+
+
+def _equal_conditioned(gold: Reading, stated: Reading) -> bool:
+    """Compare the mains, and the conditions if both sides state one."""
+    if isinstance(gold, Conditioned) and isinstance(stated, Conditioned):
+        return gold.condition == stated.condition and equal(gold.main, stated.main)
+    one = gold.main if isinstance(gold, Conditioned) else gold
+    other = stated.main if isinstance(stated, Conditioned) else stated
+    return equal(one, other)
+
+
+def _equal_equations(gold: Reading, stated: Reading) -> bool:
+    """Compare equations as such, or a value with the right side of `name = value`."""
+    if isinstance(gold, Assignment) and isinstance(stated, Assignment):
+        names = canonical_text(gold.name), canonical_text(stated.name)
+        if names[0] == names[1] or any(re.search(r"[a-z]{2}", n.lower()) for n in names):
+            return equal(gold.value, stated.value)
+    if isinstance(gold, Assignment | Equation) and isinstance(stated, Assignment | Equation):
+        return equal_equations(gold.text, stated.text)
+    if isinstance(gold, Equation) or isinstance(stated, Equation):
+        return False
+    one = gold.value if isinstance(gold, Assignment) else gold
+    other = stated.value if isinstance(stated, Assignment) else stated
+    return equal(one, other)
+
+
+def _equal_matrices(gold: Matrix, stated: Matrix) -> bool:
+    shapes = [[len(row) for row in m.rows] for m in (gold, stated)]
+    if gold.kind != stated.kind or shapes[0] != shapes[1]:
+        return False
+    rows = zip(gold.rows, stated.rows, strict=True)
+    return all(equal(g, s) for one, other in rows for g, s in zip(one, other, strict=True))
+
+
+def _equal_listings(gold: Listing, stated: Listing) -> bool:
+    """Compare in order if either is bracketed like a tuple, otherwise in any order."""
+    if len(gold.items) != len(stated.items):
+        return False
+    if gold.brackets != stated.brackets and gold.brackets and stated.brackets:
+        return False
+    if "".join((gold.brackets, stated.brackets)).strip("{}"):
+        return all(equal(g, s) for g, s in zip(gold.items, stated.items, strict=True))
+    return _equal_sets(gold.items, stated.items)
+
+
+def _equal_sets(gold: Sequence[Reading], stated: Sequence[Reading]) -> bool:
+    """Whether each of the one can be paired with one of the other."""
+    left = list(stated)
+    for item in gold:
+        partner = next((s for s in left if equal(item, s)), None)
+        if partner is None:
+            return False
+        left.remove(partner)
+    return not left
+
+
+def _equal_intervals(gold: Interval, stated: Interval) -> bool:
+    if gold.variable and stated.variable and gold.variable.strip() != stated.variable.strip():
+        return False
+    return (
+        gold.brackets == stated.brackets
+        and equal(gold.low, stated.low)
+        and equal(gold.high, stated.high)
+    )
+
+
+def _as_interval(reading: Reading) -> Interval | None:
+    if (
+        isinstance(reading, Listing)
+        and len(reading.items) == 2
+        and reading.brackets not in ("", "{}")
+    ):
+        return Interval(*reading.items, reading.brackets)
+    return reading if isinstance(reading, Interval) else None
+
+
+def _parts(reading: Reading) -> Sequence[Reading]:
+    return reading.parts if isinstance(reading, Union) else getattr(reading, "items", ())
+
+
+def _equal_formulas(gold: Formula | Quantity, stated: Formula | Quantity) -> bool:
+    if not same_unit(gold.unit, stated.unit):
+        return False
+    return equal_formulas(_latex(gold), _latex(stated))
+
+
+def _latex(reading: Formula | Quantity) -> str:
+    """Return LaTeX; of a quantity exactly, or as its decimal if it was written as one."""
+    if isinstance(reading, Formula):
+        return reading.text
+    value = reading.value / 100 if reading.percent else reading.value
+    if reading.decimals:
+        return f"{float(value)!r}" if abs(value) < 10**15 else str(value)
+    return (
+        f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
+        if value.denominator > 1
+        else str(value)
+    )
+
+
+def is_readable(text: str) -> bool:
+    """Whether a gold answer holds anything to compare: a number, a word, a letter or a command."""
+    return bool(re.search(r"[^\W_]|\\[a-zA-Z]", canonical_text(text)))

@@ -1,0 +1,130 @@
+"""Equality of formulas by math-verify, with its traps closed.
+
+math-verify rounds to six decimals and treats tiny differences as zero. So a constant is compared by
+its value with 30 digits, relative to its size, and a verdict "equal" on symbols is tried at points.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import count
+from typing import Any
+
+_DIGITS = 30
+_POINTS = (0, 1, 2, 3)
+_EXACT, _ROUNDED = 1e-20, 1e-6
+
+
+def silence_math_verify() -> None:
+    """Turn off its warning that timeouts are off: the worker's deadline replaces them."""
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+
+
+def equal_formulas(gold: str, stated: str) -> bool:
+    """Whether two formulas in LaTeX are equal; False if one cannot be parsed.
+
+    Formulas with symbols are compared at points, positive and negative ones, where both have real
+    values; without such points math-verify decides.
+    """
+    one, other = _parsed(gold), _parsed(stated)
+    if one is None or other is None:
+        return False
+    symbols = sorted({s.name for e in (one, other) for s in e.free_symbols})
+    points = _POINTS if symbols else _POINTS[:1]
+    verdicts = [_same_at(one, other, dict(zip(symbols, _values(p), strict=False))) for p in points]
+    usable = [v for v in verdicts if v is not None]
+    if False in usable:
+        return False
+    return len(usable) >= min(len(points), 2) or (not usable and _verified(one, other))
+
+
+def equal_equations(gold: str, stated: str) -> bool:
+    """Whether two equations are equal up to a constant factor and the order of their sides."""
+    differences = [_difference(text) for text in (gold, stated)]
+    if None in differences:
+        return False
+    from sympy import simplify
+
+    one, other = differences
+    if one.free_symbols != other.free_symbols:
+        return False
+    try:
+        ratio = simplify(one / other)
+    except Exception:  # noqa: BLE001  (sympy raises anything)
+        return False
+    return bool(ratio.is_number and ratio.is_finite and ratio != 0)
+
+
+def _difference(equation: str) -> Any:
+    left, _, right = equation.partition("=")
+    one, other = _parsed(left), _parsed(right)
+    try:
+        return None if one is None or other is None else (one - other).doit()
+    except Exception:  # noqa: BLE001  (sympy raises anything)
+        return None
+
+
+@lru_cache(maxsize=8192)
+def _parsed(latex: str) -> Any:
+    """Return sympy's expression of a formula; None if math-verify cannot parse it."""
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import LatexExtractionConfig, parse
+    from sympy import Basic
+
+    # One letter after another is a product; more in one run is no formula.
+    text = re.sub(r"(?<![\\a-zA-Z])(\w)\*(?=\w)", r"\1 \\cdot ", latex)
+    text = re.sub(r"(?<=[\w)}])\*(?=[\w(\\])", r" \\cdot ", text)
+    notation = NormalizationConfig(basic_latex=True, malformed_operators=True, nits=True)
+    readings = parse(
+        f"\\boxed{{{text}}}",
+        extraction_config=[LatexExtractionConfig(normalization_config=notation)],
+        fallback_mode="no_fallback",
+        parsing_timeout=None,
+    )
+    return readings[0] if readings and isinstance(readings[0], Basic) else None
+
+
+def _values(start: int) -> Iterator[Any]:
+    """Yield values for symbols in order: rational numbers that no identity expects."""
+    from sympy import Rational
+
+    for place in count():
+        sign = -1 if start % 2 and place % 2 == start // 2 % 2 else 1
+        yield Rational(sign * (7 * place + 5 * start + 3), 4 + place + start)
+
+
+def _same_at(one: Any, other: Any, point: dict[str, Any]) -> bool | None:
+    """Compare two expressions at a point; None if one of them has no real or complex value there.
+
+    With symbols only real values count: sqrt(1/m) and 1/sqrt(m) differ for negative m alone.
+    """
+    from sympy import Float
+
+    try:
+        left, right = _value(one, point), _value(other, point)
+        if not (left.is_number and right.is_number and left.is_finite and right.is_finite):
+            return None
+        if point and not (left.is_real and right.is_real):
+            return None
+        rounded = bool(one.atoms(Float) or other.atoms(Float))
+        error = abs((left - right).evalf(_DIGITS))
+        return bool(error <= (_ROUNDED if rounded else _EXACT) * max(abs(left), abs(right)))
+    except Exception:  # noqa: BLE001  (sympy raises anything)
+        return None
+
+
+def _value(expression: Any, point: dict[str, Any]) -> Any:
+    values = {s: point[s.name] for s in expression.free_symbols}
+    return expression.subs(values).doit().evalf(_DIGITS)
+
+
+def _verified(one: Any, other: Any) -> bool:
+    from math_verify import verify
+
+    try:
+        return bool(verify(one, other, strict=True, timeout_seconds=None, raise_on_error=True))
+    except Exception:  # noqa: BLE001  (sympy raises anything)
+        return False

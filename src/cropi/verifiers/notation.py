@@ -1,0 +1,175 @@
+"""One notation for what people and models write in many: Unicode, LaTeX spelling, wrappers."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+
+_SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ"
+_SUPERSCRIPT_TABLE = str.maketrans(_SUPERSCRIPTS, "0123456789+-n")
+_SUBSCRIPTS = "₀₁₂₃₄₅₆₇₈₉"
+_SUBSCRIPT_TABLE = str.maketrans(_SUBSCRIPTS, "0123456789")
+_SYMBOLS = {
+    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "∞": r"\infty ", "π": r"\pi ",
+    "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "÷": r"\div ", "≤": r"\leq ",
+    "≥": r"\geq ",
+    "⩽": r"\leq ", "⩾": r"\geq ", "≠": r"\neq ", "∈": r"\in ", "∪": r"\cup ", "∩": r"\cap ",
+    "∅": r"\emptyset ", "Ø": r"\emptyset ", "±": r"\pm ", "∓": r"\mp ", "≈": r"\approx ",
+    "°": r"^\circ ", "º": r"^\circ ", "∶": ":", "、": ",", "’": "'", "‘": "'", "“": '"', "”": '"',
+    "⟨": "(", "⟩": ")", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}",
+    "ℚ": r"\mathbb{Q}", "…": r"\ldots ", "∠": r"\angle ", "θ": r"\theta ", "α": r"\alpha ",
+    "β": r"\beta ", "λ": r"\lambda ", "φ": r"\phi ", "∖": r"\setminus ", "٫": ".", "٬": ",",
+    "\u200b": "", "\ufeff": "", "\u2060": "", "＄": "$", "￡": "£", "￥": "¥", "％": "%", "。": ".",
+    "→": r"\to ", "′": "'",
+}  # fmt: skip
+_SYMBOL_TABLE = str.maketrans(_SYMBOLS)
+_ROOT = re.compile(r"([√∛∜])\s*(\((?:[^()]|\([^()]*\))*\)|\{[^{}]*\}|\d+(?:\.\d+)?|[^\W\d_]|\\\w+)")
+_ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
+_SPELLINGS = (
+    (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
+    (re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])\.?"), ""),
+    (re.compile(r"\\(?:displaystyle|limits|mathstrut)(?![a-zA-Z])"), ""),
+    (re.compile(r"\{\s*,\s*\}"), ","),
+    (re.compile(r",\s*\\!\s*"), ","),
+    (re.compile(r"(?<=\d)(?:\\,|\\ |\\;|\\:|~|\u00a0|\u202f|\u2009|\{\\,\})(?=\d{3}(?!\d))"), ","),
+    (re.compile(r"(?<!\\)\\[,;:!> ]|~|&nbsp;"), " "),
+    (re.compile(r"\\(?:quad|qquad|hspace\{[^{}]*\}|thinspace)(?![a-zA-Z])"), " "),
+    (re.compile(r"\\leq?(?:slant)?(?![a-zA-Z])|<="), r"\\leq "),
+    (re.compile(r"\\geq?(?:slant)?(?![a-zA-Z])|>="), r"\\geq "),
+    (re.compile(r"\\lt(?![a-zA-Z])"), "<"),
+    (re.compile(r"\\gt(?![a-zA-Z])"), ">"),
+    (re.compile(r"\\neq?(?![a-zA-Z])|!="), r"\\neq "),
+    (re.compile(r"\\(?:varnothing|empty)(?![a-zA-Z])|\\\{\s*\\\}|^\{\s*\}$"), r"\\emptyset "),
+    (re.compile(r"\\(?:lbrace|rbrace)(?![a-zA-Z])"), lambda m: r"\{" if "l" in m[0][:2] else r"\}"),
+    (re.compile(r"\\(?:dots|cdots|dotsc|dotsb)(?![a-zA-Z])|\.\.\."), r"\\ldots "),
+    (re.compile(r"\\(?:mathrm|operatorname|textit|text)\s*\{\s*(e|i|d)\s*\}"), r"\1 "),
+    (re.compile(r"\^\s*\{\s*\\circ\s*\}|\\(?:text)?degree(?![a-zA-Z])"), r"^\\circ "),
+    (re.compile(r"\\(?:mathbf|boldsymbol|bm|mathit|mathsf|mathtt)\s*\{([^{}]*)\}"), r"\1"),
+    (re.compile(r"\\(?:text(?:bf|it|rm|normal|sf|tt)|[mh]box|mathrm|emph|operatorname)(?=\s*\{)"),
+     r"\\text"),
+    (re.compile(r"\\text\s*\{\s*\}"), " "),
+    (re.compile(r"\\text\s*\{(\s*-?[\d.,/]+\s*)\}"), r"\1"),
+    (re.compile(r"(?<!\\)\\(?:%|#|&|_)"), lambda m: m[0][1:]),
+    (re.compile(r"\\text(?:euro|dollar|sterling)(?:\{\})?|\\euro(?![a-zA-Z])|\\pounds(?![a-zA-Z])"),
+     lambda m: "€" if "euro" in m[0] else "$" if "dollar" in m[0] else "£"),
+    (re.compile(r"\s*(?<![a-zA-Z])(?:percent|pct|per cent)(?![a-zA-Z])"), "%"),
+    (re.compile(r"\\text\s*\{\s*%\s*\}"), "%"),
+    (re.compile(r"\\frac\s*(\d)\s*(\d)"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\\frac\s*(\d)\s*\{"), r"\\frac{\1}{"),
+    (re.compile(r"\\frac\s*(\{[^{}]*\})\s*(\d)"), r"\\frac\1{\2}"),
+    (re.compile(r"\\sqrt\s*(\d|[a-zA-Z](?![a-zA-Z]))"), r"\\sqrt{\1}"),
+    (re.compile(r"\\?(?<![a-zA-Z])sqrt\s*\(((?:[^()]|\([^()]*\))*)\)"), r"\\sqrt{\1}"),
+    (re.compile(r"(?<![\\a-zA-Z])(pi|inf(?=inity))(?:inity)?(?![a-zA-Z])"),
+     lambda m: r"\pi " if m[1] == "pi" else r"\infty "),
+    (re.compile(r"\*\*(?=\s*[\d({a-z-])(?<=[\w)}]\*\*)"), "^"),
+    (re.compile(r"_\s*\{\s*(\w)\s*\}"), r"_\1"),
+    (re.compile(r"\^\s*\{\s*(\w)\s*\}"), r"^\1"),
+)  # fmt: skip
+_APPROXIMATELY = re.compile(
+    r"^(?:\\approx|\\simeq|~|≈"
+    r"|(?:approximately|approx\.?|about|roughly|around|exactly|only|just)\b)\s*",
+    re.IGNORECASE,
+)
+_DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("__", "__"),
+               ("*", "*"), ("`", "`"), ('"', '"'), ("'", "'"))  # fmt: skip
+
+
+@lru_cache(maxsize=65536)
+def normalise(text: str) -> str:
+    """Return a statement in one notation: ASCII digits, LaTeX commands in one spelling, no marks.
+
+    What it means stays the same; `\\text{...}` stays, because it tells words from variables.
+    """
+    text = ascii_notation(text)
+    text = unwrapped(text)
+    text = _INLINE.sub(_without_delimiters, text).replace(r"\$", "$")
+    for pattern, replacement in _SPELLINGS:
+        text = pattern.sub(replacement, text)
+    text = _APPROXIMATELY.sub("", unwrapped(text).strip())
+    return re.sub(r"\s+", " ", text).strip()
+
+
+_INLINE = re.compile(r"(?<![\\$])\$(?!\s)([^$]*?)(?<!\s)\$(?!\d)|\\\((.*?)\\\)")
+
+
+def _without_delimiters(match: re.Match[str]) -> str:
+    """Return what `$...$` holds; two amounts of dollars with prose between stay as they are."""
+    inside: str = match[1] if match[1] is not None else match[2]
+    return match[0] if re.search(r"(?<![\\{A-Za-z])[A-Za-z]{2,}\s", inside) else inside
+
+
+@lru_cache(maxsize=65536)
+def ascii_notation(text: str) -> str:
+    """Return a text with Unicode digits, fractions, powers, roots and operators in LaTeX."""
+    if text.isascii():
+        return text
+    text = unicodedata.normalize("NFC", text)
+    text = _ROOT.sub(lambda m: f"{_ROOTS[m[1]]}{{{_inside(m[2])}}}", text)
+    text = re.sub(
+        f"[{_SUPERSCRIPTS}]+", lambda m: f"^{{{m[0].translate(_SUPERSCRIPT_TABLE)}}}", text
+    )
+    text = re.sub(f"[{_SUBSCRIPTS}]+", lambda m: f"_{{{m[0].translate(_SUBSCRIPT_TABLE)}}}", text)
+    text = re.sub(r"(?<=\d)[\u00a0\u202f\u2009](?=\d{3}(?!\d))", ",", text)
+    text = text.translate(_SYMBOL_TABLE)
+    return "".join(c if c.isascii() else _ascii_character(c) for c in text)
+
+
+def _inside(text: str) -> str:
+    return text[1:-1] if text[0] in "({" else text
+
+
+def _ascii_character(character: str) -> str:
+    """Return a digit, a fraction or a full-width form in ASCII; other characters as they are."""
+    digit = unicodedata.decimal(character, None)
+    if digit is not None:
+        return str(digit)
+    compatible = unicodedata.normalize("NFKC", character)
+    if "\u2044" in compatible:
+        numerator, _, denominator = compatible.partition("\u2044")
+        return f"\\frac{{{numerator}}}{{{denominator}}}" if denominator else character
+    return compatible if compatible.isascii() else character
+
+
+_FINAL = re.compile(r"(?<!\\)(?<!\.\.)(?<![ap]\.m)(?<![ap]\.\sm)[.;]$|(?<=[^\W\d_]{2})!$")
+
+
+def unwrapped(text: str) -> str:
+    """Return a text without the delimiters, bold marks and final full stop around it."""
+    while True:
+        before, text = text, text.strip()
+        if _FINAL.search(text):
+            text = text[:-1].rstrip()
+        for opening, closing in _DELIMITERS:
+            inside = text[len(opening) : -len(closing)]
+            if (
+                len(text) > len(opening) + len(closing)
+                and text.startswith(opening)
+                and text.endswith(closing)
+                and opening[-1] not in inside.replace("\\$", "").replace("\\(", "")
+                and not inside.endswith("\\")
+            ):
+                text = inside
+        if text == before:
+            return text
+
+
+_TEXT = re.compile(r"\\text\w*\s*\{([^{}]*)\}")
+_ENUMERATION = re.compile(r"\(?([A-Za-z])\)")
+
+
+@lru_cache(maxsize=65536)
+def canonical_text(text: str) -> str:
+    """Return a normalised text for comparison as text: without wrappers, case and spacing.
+
+    The case of single letters stays: x and X, or A and a, are different variables.
+    """
+    plain = normalise(unwrapped(_TEXT.sub(r"\1", text)))
+    letter = _ENUMERATION.fullmatch(plain)
+    if letter:
+        return letter[1].upper()
+    plain = re.sub(r"(?i)^(?:the|an?)\s+(?=[^\W\d_]{2})", "", plain)
+    plain = re.sub(r"(?<!\\)\b[^\W\d_]{2,}", lambda m: m[0].casefold(), plain)
+    plain = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", plain)
+    plain = re.sub(r"(?<=[^\W\d_])\s+(?=[^\W\d_])", "\x00", plain)
+    return re.sub(r"\s+", "", plain).replace("\x00", " ")

@@ -1,0 +1,312 @@
+"""What a statement is, read into parts: a number, a list, an interval, a matrix, an equation, ...
+
+`read` takes a statement apart until only quantities, words and formulas are left; then
+`comparison.equal` compares the parts. Formulas are left to math-verify.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+from cropi.verifiers.notation import canonical_text, normalise
+from cropi.verifiers.quantity import Quantity, read_quantity
+from cropi.verifiers.units import canonical_unit
+from cropi.verifiers.words import is_wordy
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """Something that is compared as text alone, in its canonical form."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Formula:
+    """LaTeX for math-verify, with the unit that stood after it."""
+
+    text: str
+    unit: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Several answers; `brackets` is "", "()", "[]", "(]", "[)" or "{}"; ordered in brackets."""
+
+    items: tuple[Reading, ...]
+    brackets: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A range of numbers, from an inequality or set notation; `brackets` say what it includes."""
+
+    low: Reading
+    high: Reading
+    brackets: str
+    variable: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Union:
+    """Intervals or sets joined by \\cup."""
+
+    parts: tuple[Reading, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """The rows of a LaTeX environment and its kind: matrix, vmatrix, Vmatrix or cases."""
+
+    rows: tuple[tuple[Reading, ...], ...]
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A name and its value, with the LaTeX of the whole equation."""
+
+    name: str
+    value: Reading
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Equation:
+    """An equation between two expressions, in LaTeX."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conditioned:
+    """An answer and the condition under which it holds."""
+
+    main: Reading
+    condition: str
+
+
+Reading = (
+    Quantity | Words | Formula | Listing | Interval | Union | Matrix | Assignment | Equation
+    | Conditioned
+)  # fmt: skip
+
+_ENVIRONMENT = re.compile(
+    r"\\begin\{(\w+)\*?\}(?:\[[^\]]*\])?(?:\{[lcr|@{} ]*\})?(.*)\\end\{\1\*?\}", re.DOTALL
+)
+_MATRICES = {"pmatrix", "bmatrix", "matrix", "Bmatrix", "smallmatrix", "array"}
+_OTHER_TABLES = {"vmatrix", "Vmatrix", "cases", "aligned", "align"}
+_CONDITION = re.compile(
+    r"(?P<main>.+?),?(?:\s*\\text\s*\{\s*,?\s*(?:for|where|when|if|with)\b(?P<inside>[^{}]*)\}"
+    r"|\s+(?:for|where|when|if)\s)"
+    r"(?P<rest>.*)"
+)
+_NAME = re.compile(
+    r"(?:\\?[A-Za-z](?:_(?:\w|\{[^{}]*\}))?'*|\\[a-z]+|\\text\s*\{[^{}]*\}|[A-Za-z]\(\s*[a-z]\s*\)"
+    r"|[A-Z]{2,3}|\\angle ?[A-Z]+|[A-Z][a-z]+|m\\angle ?[A-Z]+|\\over(?:line|rightarrow)\{[^{}]*\})"
+)
+_BASED = re.compile(r"[-+]?[\dA-F]+_\{?(?:\d+|\\text\{\w+\})\}?")
+_EQUALS = re.compile(r"(?<![<>!\\])=")
+_RELATION = re.compile(r"\\(?:leq|geq)(?![a-zA-Z])|<|>")
+_AND = re.compile(
+    r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![\w\\])(?:and|or)(?!\w)|[,;]"
+    r"|\\(?:lor|land|vee|wedge)(?![a-zA-Z])"
+)
+_SETTING = re.compile(r"\s*(\S+)\s*\\in(?![a-zA-Z])\s*(.+)")
+_BUILDER = re.compile(r"\\\{\s*(\w)\s*(?:\\in\s*\\mathbb\{R\}\s*)?(?:\\mid|\||:)\s*(.+)\\\}")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_UNIT_AFTER = re.compile(
+    r"(?P<main>.*[\w)}])"
+    r"(?P<unit>(?:\s*\\text\s*\{[^{}]+\}|(?<=[\d)}])\s[A-Za-z]{2,})(?:\s*\^\s*\{?\d\}?)?)"
+)
+_SIGNS = re.compile(r"(.*?)\\pm(?![a-zA-Z])(.+)")
+
+
+@lru_cache(maxsize=65536)
+def read(text: str, depth: int = 0) -> Reading:
+    """Return the reading of a statement."""
+    text = normalise(text)
+    if depth > 6 or not text:
+        return Words(canonical_text(text))
+    quantity = read_quantity(text)
+    if quantity is not None:
+        return quantity
+    for reader in _READERS:
+        reading = reader(text, depth + 1)
+        if reading is not None:
+            return reading
+    return _formula(text)
+
+
+def _special(text: str, _: int) -> Reading | None:
+    """Texts, ratios, times, numbers with a base and series: compared as text alone."""
+    plain = canonical_text(text)
+    if plain in ("\\mathbbR", "\\mathbb{R}", "all real numbers", "all reals"):
+        return Interval(Formula("-\\infty"), Formula("\\infty"), "()")
+    if _BASED.fullmatch(text) or re.search(r"\\ldots|\d:\d", plain) or re.fullmatch(r"\w", plain):
+        return Words(plain)
+    return None if re.search(r"[\w\\]", plain) else Words(plain)
+
+
+def _environment(text: str, depth: int) -> Reading | None:
+    text = re.sub(
+        r"^[(\[|]\s*(?=\\begin\{(?:array|matrix)\})|(?<=\{array\}|matrix\})\s*[)\]|]$", "", text
+    )
+    match = _ENVIRONMENT.fullmatch(re.sub(r"^\\\{\s*(?=\\begin)", "", text).strip())
+    if match is None or "\\begin" in match[2] or match[1] not in _MATRICES | _OTHER_TABLES:
+        return Words(canonical_text(text)) if "\\begin" in text else None
+    rows = [r for r in re.split(r"\\\\(?:\[[^\]]*\])?|\\hline", match[2]) if r.strip()]
+    cells = tuple(tuple(read(c.strip(" ,"), depth) for c in row.split("&")) for row in rows)
+    kind = "matrix" if match[1] in _MATRICES else match[1]
+    return Matrix(cells, "cases" if text.startswith("\\{") else kind)
+
+
+def _condition(text: str, depth: int) -> Reading | None:
+    match = _CONDITION.fullmatch(text)
+    if match is None or is_wordy(match["main"]) or not match["main"].strip():
+        return None
+    condition = canonical_text(f"{match['inside'] or ''} {match['rest']}")
+    return Conditioned(read(match["main"], depth), condition)
+
+
+def _union(text: str, depth: int) -> Reading | None:
+    parts = re.split(r"\\cup(?![a-zA-Z])", text)
+    return Union(tuple(read(p, depth) for p in parts)) if len(parts) > 1 else None
+
+
+def _bracketed(text: str, depth: int) -> Reading | None:
+    """Read (1, 2), [1, 3) and \\{1, 2\\}."""
+    text = text.strip()
+    builder = _BUILDER.fullmatch(text)
+    if builder is not None:
+        return read(builder[2], depth)
+    opening = "\\{" if text.startswith("\\{") else text[0]
+    closing = "\\}" if text.endswith("\\}") else text[-1]
+    if opening not in ("(", "[", "\\{") or closing not in (")", "]", "\\}"):
+        return None
+    inside = text[len(opening) : -len(closing)]
+    items = _split(inside, re.compile(r"[,;]"))
+    if items is None or (len(items) == 1 and opening != "\\{"):
+        return None
+    brackets = opening[-1] + closing[-1]
+    if "{" in brackets and brackets != "{}":
+        return None
+    return Listing(tuple(read(i, depth) for i in items), brackets)
+
+
+def _membership(text: str, depth: int) -> Reading | None:
+    match = _SETTING.fullmatch(text)
+    return read(match[2], depth) if match and _NAME.fullmatch(match[1]) else None
+
+
+def _list(text: str, depth: int) -> Reading | None:
+    items = _split(text, _AND)
+    if items is None or len(items) < 2:
+        return None
+    return Listing(tuple(read(i, depth) for i in items))
+
+
+def _inequality(text: str, depth: int) -> Reading | None:
+    signs = _RELATION.findall(text)
+    if not signs or len(signs) > 2 or "=" in text:
+        return None
+    sides = [s.strip() for s in _RELATION.split(text)]
+    ups = {s for s in signs if s in ("<", "\\leq")}
+    if not all(sides) or (ups and len(ups) < len(set(signs))):
+        return None
+    if not ups:
+        sides, signs = sides[::-1], signs[::-1]
+    strict = [s in "<>" for s in signs]
+    if len(sides) == 3 and _NAME.fullmatch(sides[1]):
+        brackets = ("(" if strict[0] else "[") + (")" if strict[1] else "]")
+        return Interval(read(sides[0], depth), read(sides[2], depth), brackets, sides[1])
+    if len(sides) == 2 and _NAME.fullmatch(sides[0]):
+        closing = ")" if strict[0] else "]"
+        return Interval(Formula("-\\infty"), read(sides[1], depth), "(" + closing, sides[0])
+    if len(sides) == 2 and _NAME.fullmatch(sides[1]):
+        opening = "(" if strict[0] else "["
+        return Interval(read(sides[0], depth), Formula("\\infty"), opening + ")", sides[1])
+    return None
+
+
+def _equation(text: str, depth: int) -> Reading | None:
+    sides = _split(text, _EQUALS) or []
+    if len(sides) < 2 or _RELATION.search(text):
+        return None
+    named = _NAME.fullmatch(sides[0]) is not None or (
+        is_wordy(sides[0]) and not re.search(r"\d", sides[0])
+    )
+    values = [read(s, depth) for s in (sides[1:] if named else sides)]
+    numbers = [v for v in values if isinstance(v, Quantity)]
+    if len(values) > 1 and len(numbers) == len(values):
+        if not all(v == w or v.equals(w) for v, w in pairwise(numbers)):
+            return Words(canonical_text(text))
+        return Assignment(sides[0], values[-1], text) if named else values[-1]
+    if named and (len(sides) == 2 or not is_wordy(" ".join(sides[1:]))):
+        return Assignment(sides[0], values[-1], f"{sides[0]}={sides[-1]}")
+    return Equation(text) if len(sides) == 2 and not is_wordy(text) else Words(canonical_text(text))
+
+
+def _plus_minus(text: str, depth: int) -> Reading | None:
+    match = _SIGNS.fullmatch(text)
+    if match is None or "\\pm" in match[2] or not _balanced(match[1]):
+        return None
+    plus = f"{match[1].strip()}+{match[2].strip()}" if match[1].strip() else match[2]
+    return Listing((read(plus, depth), read(f"{match[1]}-{match[2].strip()}", depth)))
+
+
+def _words(text: str, _: int) -> Reading | None:
+    unit = _UNIT_AFTER.fullmatch(text)
+    if unit is not None and not is_wordy(unit["main"]):
+        name = canonical_unit(unit["unit"])
+        if name is not None:
+            return _formula(unit["main"], name)
+    return Words(canonical_text(text)) if is_wordy(text) else None
+
+
+def _formula(text: str, unit: str = "") -> Reading:
+    degrees = re.fullmatch(r"(.+?)\s*\^\s*\\circ", text)
+    return Formula(degrees[1], unit or "°") if degrees else Formula(text, unit)
+
+
+_READERS = (
+    _environment,
+    _special,
+    _condition,
+    _union,
+    _membership,
+    _bracketed,
+    _list,
+    _inequality,
+    _equation,
+    _plus_minus,
+    _words,
+)
+
+
+def _split(text: str, separator: re.Pattern[str]) -> list[str] | None:
+    """Split at separators outside brackets; None if brackets do not match or an item is empty.
+
+    A comma within a number of thousands (12,345) does not separate.
+    """
+    items: list[str] = []
+    start = place = depth = 0
+    while place < len(text):
+        depth += (text[place] in "({[") - (text[place] in ")}]")
+        match = separator.match(text, place) if depth == 0 else None
+        if match is None or _THOUSANDS.match(text, place):
+            place += 1
+            continue
+        items.append(text[start:place].strip())
+        start = place = match.end()
+    items.append(text[start:].strip())
+    filled = [i for i in items if i]
+    # "4, and 5" has two separators in a row.
+    return filled if depth == 0 and filled and items[0] and items[-1] else None
+
+
+def _balanced(text: str) -> bool:
+    return all(text.count(a) == text.count(b) for a, b in ("()", "[]", "{}"))

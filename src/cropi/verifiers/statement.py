@@ -1,0 +1,160 @@
+"""The statement of a response: the part in which it says what its answer is.
+
+In this order: what follows the thoughts, the answer tag in it, the last box, a last line with
+`####` (which ends a worked solution), the last "answer is" or "answer:", an earlier line with
+`####`, and otherwise all of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from cropi.verifiers.tags import DEFAULT_TAGS, Tags
+
+Form = Literal["tag", "box", "phrase", "####", "text"]
+
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?=[\w\\]))")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_BETWEEN_BOXES = re.compile(
+    r"(?:[\s$,;]|\\[,;()\[\] ]|\\text\s*\{\s*(?:and|or)\s*\}|\band\b|\bor\b)*"
+)
+_MARKS = r"[*_#`\s]"
+_PHRASE = re.compile(
+    r"(?:(?i:\b(?:answer|respuesta|réponse|reponse|antwort|lösung|resposta|risposta|odpowiedź)\b"
+    r"(?:(?:(?!\bis\b)[^.\n:=!?]){0,60}?(?:\b(?:is|are|was|would\s+be|should\s+be|must\s+be|es|est|"
+    rf"ist|é|è|lautet)\b(?:{_MARKS}*[:：])?|{_MARKS}*[:：=]))|\bответ{_MARKS}*(?:[:：—–-]|равен)"
+    rf"|答案{_MARKS}*(?:应该是|应为|就是|是|为|為|[:：])+|答え{_MARKS}*(?:は|[:：])))"
+)
+_HASHES = re.compile(r"(?m)^.*?####[ \t]*([^\n]*)$")
+_HEADING = re.compile(r"\d+[.):]\s+[^\W\d]|(?:step|part|case)\b", re.IGNORECASE)
+_ABBREVIATION = r"(?<!\b[ap]\.m)(?<!\b[ap]m)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bvs)"
+_SENTENCE_END = re.compile(rf"{_ABBREVIATION}(?<!\bsq)(?<!\bapprox)[.!?](?=\s)|[。！？]")
+_FENCE = re.compile(r"(?m)^\s*```[\w-]*[ \t]*$")
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A statement and the form in which it was made."""
+
+    text: str
+    form: Form
+
+
+def take_statement(response: str, tags: Tags = DEFAULT_TAGS) -> Statement | None:
+    """Return the statement of a response; None if it ends in its thoughts or box."""
+    text = tags.after_thoughts(response)
+    if text is None:
+        return None
+    tagged = tags.tagged(text)
+    text = _FENCE.sub("", text if tagged is None else tagged).strip()
+    for form, take in _TAKERS:
+        if (stated := take(text)) is not None:
+            return Statement(stated, form)
+        if form == "box" and _BOX.search(text):
+            return None  # it was cut off within its box
+    return Statement(text, "text" if tagged is None else "tag")
+
+
+def gold_statement(answer: str) -> str:
+    """Return the statement of a row's answer: after `####`, in the last box, or all of it."""
+    hashes = answer.strip().rpartition("####")
+    if hashes[1]:
+        return hashes[2].strip()
+    boxed = last_boxed(answer)
+    if boxed is not None:
+        return boxed
+    text = DEFAULT_TAGS.tagged(answer) or answer.strip()
+    leading = re.match(r"(?i)[*_\s]*(?:the\s+)?(?:final\s+)?answer\b", text)
+    return (leading and phrased(text)) or text
+
+
+def last_boxed(text: str) -> str | None:
+    """Return what the last complete \\boxed{...} holds, inner boxes opened; None without one.
+
+    Boxes that only "and" or a comma separates are one statement.
+    """
+    boxes: list[tuple[int, str, int]] = []
+    for match in _BOX.finditer(text):
+        inside = _braced(text, match.end()) if match.group().endswith("{") else None
+        if inside is not None:
+            boxes.append((match.start(), inside, match.end() + len(inside) + 1))
+        elif not match.group().endswith("{"):
+            word = re.match(r"\\?\w+", text[match.end() :])
+            if word is not None and len(text) < match.end() + 40:
+                boxes.append((match.start(), word.group(), match.end() + word.end()))
+    outer = [b for b in boxes if not any(a[0] < b[0] < a[2] for a in boxes)]
+    if not outer:
+        return None
+    statements = [outer[-1][1]]
+    for before, after in zip(outer[-2::-1], outer[:0:-1], strict=False):
+        between = text[before[2] : after[0]]
+        if not _BETWEEN_BOXES.fullmatch(between) or not between.strip(" $\n"):
+            break
+        statements.insert(0, before[1])
+    return ", ".join(last_boxed(s) or s for s in statements).strip()
+
+
+def _braced(text: str, start: int) -> str | None:
+    """Return the text from `start` to the brace that closes it; None if none does."""
+    depth = 1
+    for match in _BRACE.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(match.group(), 0)
+        if depth == 0:
+            return text[start : match.start()]
+    return None
+
+
+def phrased(text: str) -> str | None:
+    """Return what follows the last "answer is" or "answer:" in its sentence, or on the next line.
+
+    None without such words, or if nothing follows them.
+    """
+    for match in reversed(list(_PHRASE.finditer(text))):
+        rest = text[match.end() :]
+        rest = re.sub(r"^[*_`:：\s]+", "", rest)
+        display = re.match(
+            r"(\$\$.+?\$\$|\\\[.+?\\\]|\\begin\{(\w+\*?)\}.+?\\end\{\2\})", rest, re.DOTALL
+        )
+        line = display.group(1) if display else rest.partition("\n")[0].strip()
+        line = first_sentence(line.partition("####")[2] or line)
+        # The mark that closes "**Answer: 12**" was opened before the phrase.
+        line = line.removesuffix("**") if line.count("**") % 2 else line
+        if line.strip("*_.$ "):
+            return line
+    return None
+
+
+def first_sentence(line: str) -> str:
+    """Return the first sentence of a line."""
+    return _SENTENCE_END.split(line, maxsplit=1)[0].strip()
+
+
+def _ending_in_hashes(text: str) -> str | None:
+    """Return what follows `####` in the last line, if that line starts with it."""
+    last = text.strip().rpartition("\n")[2].strip()
+    stated = last.removeprefix("####").strip()
+    if not last.startswith("####") or not stated or _HEADING.match(stated):
+        return None
+    return phrased(stated) or stated
+
+
+def _hashed(text: str) -> str | None:
+    """Return what follows the last `####`, unless that line is the heading of a section."""
+    matches = list(_HASHES.finditer(text))
+    if not matches:
+        return None
+    stated, last = matches[-1].group(1).strip(), matches[-1].end() >= len(text.rstrip())
+    if not stated or _HEADING.match(stated) or not (last or re.match(r"[-+\d$\\.€£(]", stated)):
+        return None
+    return stated
+
+
+_TAKERS: tuple[tuple[Form, Callable[[str], str | None]], ...] = (
+    ("box", last_boxed),
+    ("####", _ending_in_hashes),
+    ("phrase", phrased),
+    ("####", _hashed),
+)

@@ -1,0 +1,105 @@
+"""Units and counted things after a number, so that 12 hours are not 12 minutes."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+_SYNONYMS = {
+    "m": "metre meter", "cm": "centimetre centimeter", "mm": "millimetre millimeter",
+    "km": "kilometre kilometer", "g": "gram gramme gm", "kg": "kilogram kilo", "mg": "milligram",
+    "s": "second sec", "min": "minute", "h": "hour hr", "day": "d", "week": "wk", "yr": "year",
+    "mo": "month", "l": "litre liter", "ml": "millilitre milliliter", "ft": "foot feet",
+    "in": "inch inches", "yd": "yard", "mi": "mile", "lb": "pound lbs", "oz": "ounce",
+    "$": "dollar usd buck", "€": "euro eur", "£": "gbp", "¥": "yen jpy yuan rmb",
+    "₹": "rupee inr rs", "cent": "¢ c", "°": "degree deg", "kph": "kmh", "gal": "gallon",
+    "people": "person", "child": "children", "man": "men", "woman": "women", "j": "joule",
+    "n": "newton", "w": "watt", "v": "volt", "a": "ampere amp", "hz": "hertz", "pa": "pascal",
+    "k": "kelvin", "mol": "mole",
+}  # fmt: skip
+_CANONICAL = {name: unit for unit, names in _SYNONYMS.items() for name in names.split()}
+_NOT_UNITS = frozenset(
+    """
+    am pm a.m p.m o'clock oclock bc bce ad ce january february march april may june july august
+    september october november december monday tuesday wednesday thursday friday saturday sunday
+    and or but is are was were not no if then than more less pi sqrt sin cos tan log ln exp mod
+    x y z i e because since so plus minus times divided to out nor base
+    """.split()  # noqa: SIM905
+)
+_STOP = frozenset(
+    """
+    left in total of the a an each there altogether overall remaining away long old
+    """.split()  # noqa: SIM905
+)
+_POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
+_WORD = re.compile(r"[^\W\d_]+(?:[.'’-][^\W\d_]+)*\.?|[$€£¥₹¢]|[/^]|\d+|°")
+
+
+_LETTER_UNITS = {"m", "g", "s", "h", "l"}
+_KNOWN = {u for u in (*_SYNONYMS, *_CANONICAL, "mph", "rpm", "km", "kg", "kwh") if len(u) > 1}
+_WRAPPED = re.compile(r"\\(?:text|mathrm)\w*\s*\{([^{}]*)\}")
+
+
+@lru_cache(maxsize=8192)
+def canonical_unit(text: str) -> str | None:
+    """Return a unit in one spelling (`square metres` as `m ^ 2`), "" for none, None if not a unit.
+
+    Bare letters may be variables: outside `\\text{}` a unit is a known one, or a word of three
+    letters or more after a space.
+    """
+    if not _is_plain_unit(_WRAPPED.sub(" ", text)):
+        return None
+    text = _WRAPPED.sub(r" \1 ", text)
+    text = re.sub(r"\^\s*\{?\\circ\}?|°", " degree ", text)
+    text = re.sub(r"\^\s*\{(\d)\}", r"^\1", text)
+    text = re.sub(r"\\[, ;!]|[{}~]|(?<=\w)\s*\.\s*$", " ", text)
+    words = _WORD.findall(text)
+    if re.sub(r"[\s()\[\],·⋅*]|\\cdot", "", _WORD.sub("", text)) or len(words) > 9:
+        return None
+    return _joined([w.casefold().rstrip(".") for w in words])
+
+
+def _is_plain_unit(text: str) -> bool:
+    """Whether the words of a text outside wrappers can be units, not variables."""
+    for match in re.finditer(r"(\s?)(\\?[^\W\d_]+)", text):
+        space, word = match[1] or text[: match.start()].rstrip(" ")[-1:] in ("/", "."), match[2]
+        if word.startswith("\\") or word.casefold() in _KNOWN:
+            continue
+        if not space or (len(word) < 3 and word.casefold() not in _LETTER_UNITS | _STOP):
+            return False
+    return True
+
+
+def _joined(words: list[str]) -> str | None:
+    """Return canonical words in one string; None if one of them cannot be a unit."""
+    units: list[str] = []
+    power: list[str] = []
+    for name in words:
+        if name in _NOT_UNITS or (name.isdigit() and (not units or units[-1] != "^")):
+            return None
+        if name in _POWERS:
+            power = ["^", _POWERS[name]]
+        elif name not in _STOP:
+            units += ["/" if name == "per" else _singular(name), *power]
+            power = []
+    return " ".join(units)
+
+
+def _singular(name: str) -> str:
+    if name in _CANONICAL:
+        return _CANONICAL[name]
+    for ending, stem in (("ies", "y"), ("ches", "ch"), ("shes", "sh"), ("xes", "x"), ("s", "")):
+        if name.endswith(ending) and len(name) > len(ending) + 1 and not name.endswith("ss"):
+            name = name.removesuffix(ending) + stem
+            break
+    return _CANONICAL.get(name, name)
+
+
+def same_unit(one: str, other: str) -> bool:
+    """Whether two canonical units agree: one is missing, or its words are among the other's."""
+    if not one or not other or one == other:
+        return True
+    first, second = set(one.split()), set(other.split())
+    if {"/", "^"} & (first ^ second):
+        return False
+    return first <= second or second <= first

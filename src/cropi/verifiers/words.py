@@ -1,0 +1,81 @@
+"""Answers in words, with or without numbers in them: `Paris`, `March 3`, `3:00 PM`."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from cropi.verifiers.notation import canonical_text
+from cropi.verifiers.statement import first_sentence
+
+_FUNCTIONS = frozenset(
+    """
+    sin cos tan cot sec csc log ln exp sqrt max min mod arcsin arccos arctan sinh cosh tanh lim
+    gcd lcm inf and or det
+    """.split()  # noqa: SIM905
+)
+_COMMAND = re.compile(r"\\(?:begin|end)\{\w+\*?\}|\\[A-Za-z]+")
+_TEXT = re.compile(r"\\text\w*\s*\{([^{}]*)\}")
+_WORD = re.compile(r"[^\W\d_]+")
+_CLOSED = {"yes", "no", "true", "false", "even", "odd", "always", "never", "sometimes"}
+_REASON = re.compile(
+    r"\s(?:because|since|as|for)\s|,\s*(?:which|because|since|so|as|not)\b|\s[-—–]\s|\s\(|;|:\s"
+)
+_LEADING = re.compile(
+    r"(?i)^(?:so|thus|hence|therefore|then|and|finally|it is|it's|that is|this is)\b[\s,:]*"
+)
+
+
+@lru_cache(maxsize=65536)
+def is_wordy(text: str) -> bool:
+    """Whether a normalised text holds words: not only formulas, function names and variables.
+
+    A run of letters outside `\\text{}` is a word from three letters on (`ab` is a product), and
+    every letter of a script without cases is.
+    """
+    inside = " ".join(_TEXT.findall(text))
+    bare = _COMMAND.sub(" ", _TEXT.sub(" ", text))
+    words = [w for w in _WORD.findall(bare) if w.casefold() not in _FUNCTIONS]
+    if any(len(w) > 2 or (not w.isascii() and w.lower() == w.upper()) for w in words):
+        return True
+    if any(
+        w.casefold() not in _FUNCTIONS | {"for", "if", "where", "when"}
+        for w in _WORD.findall(inside)
+    ):
+        return True
+    return bool(re.search(r"\d:\d\d|\b[ap]\.?m\b|\d\s*(?:st|nd|rd|th)\b", bare, re.IGNORECASE))
+
+
+def says(statement: str, gold: str, whole: bool) -> bool:
+    """Whether a statement says the gold words: as a whole, or before its reason or next sentence.
+
+    `whole` marks a whole response, in which only its first or last line can be the statement.
+    """
+    return any(
+        canonical_text(piece) == gold for piece in _pieces(statement, gold, whole) if piece.strip()
+    )
+
+
+def _pieces(statement: str, gold: str, whole: bool) -> list[str]:
+    lines = [line.strip() for line in statement.splitlines() if line.strip()]
+    if not lines:
+        return []
+    pieces = [statement]
+    for line in dict.fromkeys(
+        (lines[-1], lines[0]) if gold in _CLOSED else lines[-1:] if whole else lines[:1]
+    ):
+        line = re.sub(r"[*_]{2}", "", line)
+        sentence = first_sentence(_LEADING.sub("", line))
+        parts = [line, sentence, _REASON.split(sentence, maxsplit=1)[0]]
+        if gold in _CLOSED:
+            parts.append(re.split(r"[,.;:!—–(]|\s-\s", sentence, maxsplit=1)[0])
+            if any(canonical_text(p) in _CLOSED for p in parts):
+                return parts
+        pieces += parts
+    pieces += re.findall(r"\*\*([^*\n]+)\*\*", lines[-1])[-1:]
+    return pieces
+
+
+def before_reason(text: str) -> str:
+    """Return what a sentence says before its reason: `5` of `5 because 2 + 3 = 5`."""
+    return _REASON.split(text, maxsplit=1)[0].strip()

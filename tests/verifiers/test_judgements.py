@@ -1,0 +1,37 @@
+"""Built-in verifiers give the rewards that a person would, for every kind of answer."""
+
+import pytest
+
+from cropi.schema import Prompt
+from cropi.verifiers import choice, exact, numeric
+from cropi.verifiers.math import MathVerifier
+from cropi.verifiers.verdict import Verifier
+from verifiers.judgements import CHOICE, EXACT, MATH, NUMERIC
+
+VERIFIERS: dict[str, tuple[Verifier, dict[str, list[tuple[str, str, int]]]]] = {
+    "math": (MathVerifier(), MATH),
+    "numeric": (numeric.verify, NUMERIC),
+    "choice": (choice.verify, CHOICE),
+    "exact": (exact.verify, EXACT),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for name, (_, kinds) in VERIFIERS.items() for kind in kinds]
+)
+def test_every_judgement_is_the_one_a_person_would_make(name: str, kind: str) -> None:
+    verifier, kinds = VERIFIERS[name]
+    wrong = {}
+    for gold, response, reward in kinds[kind]:
+        given = verifier(Prompt("p", gold, "s", prompt="q"), response)
+        if given != reward:
+            wrong[gold, response] = given
+    assert wrong == {}
+
+
+@pytest.mark.parametrize("kind", MATH)
+def test_every_gold_answer_reads_as_itself(kind: str) -> None:
+    verifier = MathVerifier()
+    for gold in dict.fromkeys(gold for gold, _, _ in MATH[kind]):
+        if not gold.startswith('["'):
+            assert verifier(Prompt("p", gold, "s", prompt="q"), gold) == 1.0, gold
