@@ -172,7 +172,8 @@ def _require_same_settings(directory: RunDirectory, config: RunConfig) -> None:
     now = _result_settings(to_yaml(config))
     changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
     if changed:
-        first = ", ".join(f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in changed[:3])
+        first = ", ".join(f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in changed[:10])
+        first += f" and {len(changed) - 10} more" if len(changed) > 10 else ""
         raise InputError(
             f"{existing.parent} holds a run with other settings ({first}); choose another name, "
             "e.g. name=my-run, or remove the directory"
