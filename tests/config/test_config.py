@@ -70,7 +70,7 @@ def test_an_unknown_key_in_a_list_of_sources_is_named(file: Path) -> None:
         ("selection.ratio=.nan", ["selection.ratio = nan"]),
         ("selection.ratio=many", ["selection.ratio = 'many'", "number"]),
         ("rollouts.responses=1", ["rollouts.responses = 1", "greater than or equal to 2"]),
-        ("rollouts.temperature=0", ["rollouts.temperature = 0", "greater than 0"]),
+        ("rollouts.temperature=0", ["rollouts.temperature = 0", "greater than or equal to 0.001"]),
         ("influence.sketch={name: sparse, dim: 0}", ["influence.sketch.dim = 0"]),
         ("influence.sketch=sparce", ["influence.sketch", "'sparce'", "did you mean 'sparse'"]),
         ("seed=-1", ["seed = -1"]),

@@ -11,7 +11,8 @@ from cropi.curriculum.policies import Policies
 from cropi.curriculum.run_context import RunLog, Seeds, require_same_inputs
 from cropi.errors import InputError
 from cropi.prompts import PromptSets, drop_overlong, load_prompt_sets, load_source, write_prompts
-from cropi.prompts.sets import normalised, question_text
+from cropi.prompts.overlap import normalised
+from cropi.prompts.sets import question_text
 from cropi.prompts.settings import PromptsConfig
 from cropi.schema import PolicyIdentity, Prompt, fingerprint
 from cropi.store.cached import cached, read_record

@@ -23,6 +23,7 @@ from cropi.errors import InputError
 from cropi.plugins import find_plugin, is_built_in
 from cropi.schema import fingerprint
 from cropi.store.files import content_hash
+from cropi.text import shown
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 _TOKENIZERS = (
@@ -48,6 +49,10 @@ _LOAD_ERRORS = (
     StrictDataclassError,
     UnpicklingError,
     struct.error,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    RecursionError,
 )
 
 
@@ -215,12 +220,32 @@ def _require_gguf(source: CheckpointSource) -> None:
 
 def _load_config(source: CheckpointSource, where: dict[str, Any]) -> Any:
     """Read the config; raises InputError if it is unreadable or of an unknown architecture."""
+    if not where["trust_remote_code"]:
+        _require_no_kernel(source)
     try:
         return AutoConfig.from_pretrained(source.location, **where)
     except _LOAD_ERRORS as error:
         if source.hub and isinstance(error, OSError):
             raise _unreachable(source.name, error) from error
         raise _unusable(source, "the config", error) from error
+
+
+def _require_no_kernel(source: CheckpointSource) -> None:
+    """Raise InputError if the config has attention fetched from the hub, which is code."""
+    path = Path(source.location) / "config.json"
+    if source.hub or not path.is_file():
+        return
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return  # AutoConfig says what is wrong with it
+    for key in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
+        kernel = values.get(key) if isinstance(values, dict) else None
+        if "/" in json.dumps(kernel):
+            raise InputError(
+                f"model {source.name}: {key} = {shown(kernel, 80)} in config.json names code on "
+                "the hub; remove it, or set model.trust_remote_code=true if you trust that code"
+            )
 
 
 def _load_model(source: CheckpointSource, options: dict[str, Any]) -> Any:
@@ -259,7 +284,7 @@ def _require_all_weights(name: str, info: Any) -> None:
 def _load_tokenizer(source: CheckpointSource, where: dict[str, Any]) -> Any:
     try:
         return AutoTokenizer.from_pretrained(source.location, **where)
-    except _LOAD_ERRORS as error:
+    except Exception as error:  # tokenizers raises plain ones
         raise _unusable(source, "the tokenizer", error) from error
 
 
