@@ -14,6 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cropi.cli.options import named_files
 from cropi.config import load_config, to_yaml, validate, yaml_text
 from cropi.config.check import problems_of
 from cropi.errors import InputError
@@ -164,6 +165,11 @@ def test_nothing_that_is_shown_commands_a_terminal(text: str) -> None:
     for escaped in (printable(text).replace("\n", "").replace("\t", ""), shown(text)):
         assert not any(is_control(c) for c in escaped)
     assert len(shown(text, 50)) <= 53
+
+
+def test_a_target_of_the_command_line_has_a_name() -> None:
+    assert "control characters" in refusal(named_files, ["a\x1b=x.parquet"], "target")
+    assert "contains /" in refusal(named_files, ["../pool=x.parquet"], "target")
 
 
 def test_names_that_are_one_file_on_some_systems_are_refused() -> None:

@@ -152,9 +152,13 @@ def open_directory(config: RunConfig) -> RunDirectory:
 
 
 def _result_settings(text: str) -> dict[str, Any]:
-    """The settings in a run's config that decide results, by dotted key."""
+    """The settings in a run's config that decide results, by dotted key; where it is does not."""
     settings = flat(yaml.safe_load(text) or {})
-    return {key: value for key, value in settings.items() if affects_results(key)}
+    return {
+        key: value
+        for key, value in settings.items()
+        if affects_results(key) and key not in ("name", "out")
+    }
 
 
 def _require_same_settings(directory: RunDirectory, config: RunConfig) -> None:
