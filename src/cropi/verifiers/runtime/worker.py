@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from cropi.errors import InputError
-from cropi.schema import Prompt
+from cropi.schema import MAX_REWARD, Prompt
 from cropi.verifiers.runtime.channel import read_job_message, reply_frame, write_all
 from cropi.verifiers.tags import Tags
 from cropi.verifiers.user import find_verifier
@@ -127,6 +127,12 @@ def _judge(job: Job, loaded: dict[str, Verifier]) -> Reply:
             return "error", math.nan, _reason(error, spec if len(job.rewards) > 1 else "")
         total += weight * reward
         applied += 1
+    if not abs(total) <= MAX_REWARD:
+        return (
+            "error",
+            math.nan,
+            f"the weighted sum of the rewards, {total}, is beyond {MAX_REWARD:.0e}",
+        )
     return ("ok", total, "") if applied else ("error", math.nan, unused)
 
 
@@ -152,6 +158,8 @@ def _reward(
         reward = verifier(prompt, completion)
     if not math.isfinite(reward):
         raise ValueError(f"the reward is {reward}, not a finite number")
+    if abs(reward) > MAX_REWARD:
+        raise ValueError(f"the reward {reward} is beyond {MAX_REWARD:.0e}")
     return reward
 
 
