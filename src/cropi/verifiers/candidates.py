@@ -19,6 +19,9 @@ _MATH_TOKEN = re.compile(
 )
 
 
+_DENIED = re.compile(r"(?i)(?:\b(?:not|than|never|nor)|n't(?:\s+be)?|\bnot\s+be)[\s*_$\\(]*$")
+
+
 def last_candidate(text: str) -> tuple[str, str] | None:
     """Return the last formula or number of a text and the words that follow it; None without one.
 
@@ -27,7 +30,8 @@ def last_candidate(text: str) -> tuple[str, str] | None:
     spans = [
         m for m in _SPAN.finditer(text) if not _PROSE_WORD.search(_inside(m)) or "\\" in _inside(m)
     ]
-    runs = _runs(text)
+    spans = [m for m in spans if not _DENIED.search(text[: m.start()])]
+    runs = [run for run in _runs(text) if not _DENIED.search(text[: run[0]])]
     last_span = spans[-1] if spans else None
     if last_span is not None and (not runs or runs[-1][0] < last_span.end()):
         return _inside(last_span), text[last_span.end() :].partition("\n")[0]

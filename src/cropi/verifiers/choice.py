@@ -37,6 +37,7 @@ _IN_PROSE = (
     re.compile(r"\(([A-Z])\)"),
     re.compile(r"(?m)^\s*[*_]*\(?([A-Z])[*_]*[.:)]*[*_]*\s*$"),
     re.compile(r"(?m)^\s*[*_]*([A-Z])[*_]*[.:)]\s"),
+    re.compile(r"[\u4e00-\u9fff]\s*([A-Z])(?![A-Za-z])"),
     # `A` and `I` alone in a sentence are words, so they need one of the forms above.
     re.compile(r"(?<![\w'’])([B-HJ-Z])(?![\w'’])"),
 )

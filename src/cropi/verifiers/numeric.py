@@ -11,7 +11,7 @@ from cropi.verifiers.alternatives import alternatives
 from cropi.verifiers.candidates import last_candidate, read_candidate
 from cropi.verifiers.notation import ascii_notation, canonical_text, normalise
 from cropi.verifiers.quantity import Quantity
-from cropi.verifiers.reading import Assignment, Conditioned, Reading, Words, read
+from cropi.verifiers.reading import Assignment, Conditioned, Formula, Reading, Words, read
 from cropi.verifiers.statement import gold_statement, take_statement
 from cropi.verifiers.tags import DEFAULT_TAGS, Tags
 
@@ -72,6 +72,8 @@ def number_in(text: str, whole: bool, unit: str = "") -> Quantity | None:
     text = ascii_notation(text)
     reading = read(text)
     number = _number(reading)
+    if isinstance(reading, Formula) and "\n" not in text.strip():
+        return None
     if number is not None or not isinstance(reading, Words) or (whole and _several(text)):
         return number if number is not None or whole else _last_number(text, unit)
     return _last_number(text, unit)

@@ -14,6 +14,7 @@ from math import isqrt
 
 from cropi.verifiers.unit_names import canonical_unit, same_unit
 
+_DATE = re.compile(r"\d{4}-\d\d?-\d\d?|\d\d?([-/.])\d\d?\1\d{4}|\d{4}/\d\d?/\d\d?")
 _LARGEST_BITS = 40_000
 _SIGNIFICANT_DIGITS = 6
 
@@ -85,6 +86,8 @@ def read_quantity(text: str) -> Quantity | None:
     """Return the number that a normalised text is, with its unit; None if it is not one."""
     text = text.strip()
     if not any(c.isdigit() for c in text) or (text[0] in "([" and "," in text):
+        return None
+    if _DATE.fullmatch(text):
         return None
     currency = re.fullmatch(r"([-+]?)\s*([$€£¥₹])\s*(.+)", text)
     if currency:

@@ -122,6 +122,8 @@ _UNIT_AFTER = re.compile(
     r"(?P<main>.*[\w)}])"
     r"(?P<unit>(?:\s*\\text\s*\{[^{}]+\}|(?<=[\d)}])\s[A-Za-z]{2,})(?:\s*\^\s*\{?\d\}?)?)"
 )
+_TEXT_ALONE = re.compile(r"\\ldots|\d:\d|^\d{1,4}([-/.])\d\d?\1\d{1,4}$")
+_POINTS = re.compile(r"[A-Z]{2,3}")
 _SIGNS = re.compile(r"(.*?)\\pm(?![a-zA-Z])(.+)")
 
 
@@ -146,7 +148,12 @@ def _special(text: str, _: int) -> Reading | None:
     plain = canonical_text(text)
     if plain in ("\\mathbbR", "\\mathbb{R}", "all real numbers", "all reals"):
         return Interval(Formula("-\\infty"), Formula("\\infty"), "()")
-    if _BASED.fullmatch(text) or re.search(r"\\ldots|\d:\d", plain) or re.fullmatch(r"\w", plain):
+    if (
+        _BASED.fullmatch(text)
+        or _TEXT_ALONE.search(plain)
+        or _POINTS.fullmatch(text)
+        or re.fullmatch(r"\w", plain)
+    ):
         return Words(plain)
     return None if re.search(r"[\w\\]", plain) else Words(plain)
 
@@ -203,7 +210,8 @@ def _membership(text: str, depth: int) -> Reading | None:
 
 
 def _list(text: str, depth: int) -> Reading | None:
-    items = _split(text, _AND)
+    whole = re.fullmatch(r"\\text\s*\{([^{}]*)\}", text)
+    items = _split(whole[1] if whole else text, _AND)
     if items is None or len(items) < 2:
         return None
     return Listing(tuple(read(i, depth) for i in items))

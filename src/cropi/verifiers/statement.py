@@ -121,7 +121,7 @@ def phrased(text: str) -> str | None:
         line = display.group(1) if display else rest.partition("\n")[0].strip()
         line = first_sentence(line.partition("####")[2] or line)
         # The mark that closes "**Answer: 12**" was opened before the phrase.
-        line = line.removesuffix("**") if line.count("**") % 2 else line
+        line = line.rstrip(".").removesuffix("**") if line.count("**") % 2 else line
         if line.strip("*_.$ "):
             return line
     return None

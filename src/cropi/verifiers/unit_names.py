@@ -36,7 +36,11 @@ _WORD = re.compile(r"[^\W\d_]+(?:[.'’-][^\W\d_]+)*\.?|[$€£¥₹¢]|[/^]|\d+
 
 
 _LETTER_UNITS = {"m", "g", "s", "h", "l"}
-_KNOWN = {u for u in (*_SYNONYMS, *_CANONICAL, "mph", "rpm", "km", "kg", "kwh") if len(u) > 1}
+_KNOWN = {
+    u
+    for u in (*_SYNONYMS, *_CANONICAL, "st", "nd", "rd", "th", "mph", "rpm", "km", "kg", "kwh")
+    if len(u) > 1
+}
 _WRAPPED = re.compile(r"\\(?:text|mathrm)\w*\s*\{([^{}]*)\}")
 
 
@@ -47,6 +51,7 @@ def canonical_unit(text: str) -> str | None:
     Bare letters may be variables: outside `\\text{}` a unit is a known one, or a word of three
     letters or more after a space.
     """
+    text = re.sub(r"(\^\s*\{?\\circ\}?)\s*[CF]\b", r"\1", text)
     if not _is_plain_unit(_WRAPPED.sub(" ", text)):
         return None
     text = _WRAPPED.sub(r" \1 ", text)

@@ -14,12 +14,13 @@ _FUNCTIONS = frozenset(
     gcd lcm inf and or det
     """.split()  # noqa: SIM905
 )
+_SHORT = frozenset("it is so of we he to as at an no my be if".split())  # noqa: SIM905
 _COMMAND = re.compile(r"\\(?:begin|end)\{\w+\*?\}|\\[A-Za-z]+")
 _TEXT = re.compile(r"\\text\w*\s*\{([^{}]*)\}")
 _WORD = re.compile(r"[^\W\d_]+")
 _CLOSED = {"yes", "no", "true", "false", "even", "odd", "always", "never", "sometimes"}
 _REASON = re.compile(
-    r"\s(?:because|since|as|for)\s|,\s*(?:which|because|since|so|as|not)\b|\s[-—–]\s|\s\(|;|:\s"
+    r"\s(?:because|since|as|for)\s|,\s*(?:which|who|because|since|so|as|not)\b|\s[-—–]\s|\s\(|;|:\s"
 )
 _LEADING = re.compile(
     r"(?i)^(?:so|thus|hence|therefore|then|and|finally|it is|it's|that is|this is)\b[\s,:]*"
@@ -37,6 +38,8 @@ def is_wordy(text: str) -> bool:
     bare = _COMMAND.sub(" ", _TEXT.sub(" ", text))
     words = [w for w in _WORD.findall(bare) if w.casefold() not in _FUNCTIONS]
     if any(len(w) > 2 or (not w.isascii() and w.lower() == w.upper()) for w in words):
+        return True
+    if any(w.casefold() in _SHORT for w in words):
         return True
     if any(
         w.casefold() not in _FUNCTIONS | {"for", "if", "where", "when"}
