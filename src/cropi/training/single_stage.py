@@ -178,7 +178,7 @@ def _write_adapters(policy: str, plan: StagePlan) -> None:
 
 
 def _steps_done(policy: Path) -> int:
-    """Optimizer steps taken up to a checkpoint. Raises InputError if it holds no optimizer state."""
+    """Optimizer steps up to a checkpoint. Raises InputError if it holds no optimizer state."""
     state = policy / "trainer_state.json"
     if not state.is_file() or not (policy / "optimizer.pt").is_file():
         raise InputError(
