@@ -30,11 +30,11 @@ run: $(READY)  ## Run the whole curriculum on the embedded default (CONFIG=file.
 	$(BIN)/cropi run $(CONFIG)
 
 test: $(READY) check  ## Lint, type-check and run all tests
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 10
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --durations 10
 
 # The oldest versions that pyproject.toml allows, in an environment of their own.
 test-oldest: $(OLDEST)/.ready  ## Run the tests of what touches dependencies with the oldest versions
-	$(OLDEST)/bin/python -m pytest --numprocesses 2 --dist loadfile $(OLDEST_TESTS)
+	$(OLDEST)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(OLDEST_TESTS)
 
 $(OLDEST)/.ready: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv $(OLDEST)

@@ -77,6 +77,9 @@ def run(
     from cropi.errors import require_supported_system
 
     require_supported_system()
+    from cropi.config.check import require_usable
+
+    require_usable(config, base)
     from cropi.curriculum.loop import run as run_curriculum
     from cropi.progress import ProgressReporter
     from cropi.report import write_run_report

@@ -78,8 +78,8 @@ def test_a_run_killed_at_the_rename_of_any_file_ends_with_the_same_bytes(
             killer.tear(tmp_path)
         else:
             break
-    expected, found = promised_bytes(finished), promised_bytes(resumed)
-    assert found == expected
+    expected = promised_bytes(finished)
+    assert promised_bytes(resumed) == expected
     assert attempts == len(killer.killed) + 1
     # Every file was renamed, but the lock and those that come with the policy's folder.
     renamed = {Path(name).relative_to("runs/tiny").as_posix() for name in killer.killed}

@@ -50,10 +50,10 @@ def costs(run_directory: Path, phase: str = "rollouts") -> list[dict[str, object
 
 
 def test_newer_rollouts_replace_those_of_their_prompt_and_no_others() -> None:
-    found = replace_groups(
+    replaced = replace_groups(
         [group("a", 0), group("b", 0), group("c", 0)], [group("c", 1), group("a", 1)]
     )
-    assert [(g.prompt_id, g.rewards.tolist()) for g in found] == [
+    assert [(g.prompt_id, g.rewards.tolist()) for g in replaced] == [
         ("a", [1.0]),
         ("b", [0.0]),
         ("c", [1.0]),
@@ -179,8 +179,8 @@ def test_checkpoints_that_nothing_needs_are_removed(tmp_path: Path) -> None:
     config = fake_config(tmp_path, *SHORT, "curriculum.keep_checkpoints=last")
     done = run(config)
     assert [f.name for f in (stage(done, 0) / "policy").iterdir()] == ["cropi_stage.json"]
-    kept = {f.name for f in (stage(done, 1) / "policy").iterdir()}
-    assert "model.safetensors" in kept
-    assert "optimizer.pt" not in kept
+    left = {f.name for f in (stage(done, 1) / "policy").iterdir()}
+    assert "model.safetensors" in left
+    assert "optimizer.pt" not in left
     before = promised_bytes(done)
     assert promised_bytes(run(config)) == before

@@ -19,6 +19,7 @@ from cropi.policy import checkpoints
 from cropi.policy.loading import load_policy
 from cropi.policy.reference import PolicyRef
 from cropi.schema import Prompt
+from cropi.store import files
 
 
 @pytest.fixture(scope="module")
@@ -123,25 +124,25 @@ def test_a_file_is_hashed_once_until_it_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[str] = []
-    digest = checkpoints.xxhash.xxh3_128
+    digest = files.xxhash.xxh3_128
 
     def counted() -> Any:
         reads.append("read")
         return digest()
 
-    monkeypatch.setattr(checkpoints.xxhash, "xxh3_128", counted)
+    monkeypatch.setattr(files.xxhash, "xxh3_128", counted)
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"weights")
-    first = checkpoints.content_hash(file)
-    assert checkpoints.content_hash(file) == first
+    first = files.content_hash(file)
+    assert files.content_hash(file) == first
     assert len(reads) == 1
     os.utime(file, ns=(1, 1))
-    assert checkpoints.content_hash(file) == first
+    assert files.content_hash(file) == first
     state = file.stat()
     (tmp_path / "other").write_bytes(b"WEIGHTS")
     os.utime(tmp_path / "other", ns=(state.st_atime_ns, state.st_mtime_ns))
     os.replace(tmp_path / "other", file)
-    assert checkpoints.content_hash(file) != first, "same name, size and time, another file"
+    assert files.content_hash(file) != first, "same name, size and time, another file"
     assert len(reads) == 3
 
 

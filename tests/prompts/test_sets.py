@@ -9,7 +9,7 @@ import pytest
 from cropi.config import PromptsConfig
 from cropi.errors import InputError
 from cropi.prompts import PromptSets, load_prompt_sets, read_prompts, write_prompts
-from cropi.prompts.sets import normalised
+from cropi.prompts.overlap import normalised
 
 
 def source(folder: Path, name: str, rows: list[dict[str, Any]], **settings: Any) -> dict[str, Any]:

@@ -280,7 +280,7 @@ BAD = {
     "doubled": ({"response_index": [0, 0, 0]}, "row 2, column response_index: 0 appears twice"),
     "temperature": (
         {"temperature": [1.0, 0.0, 1.0]},
-        "row 1, column temperature: 0.0 is not above 0",
+        "row 1, column temperature: 0.0 is not within 0.001 and 1000",
     ),
     "top_p": ({"top_p": [1.0, 1.5, 1.0]}, r"row 1, column top_p: 1.5 is not in \(0, 1\]"),
     "mask length": (

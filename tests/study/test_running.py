@@ -113,7 +113,7 @@ def test_the_numbers_of_a_study_name_every_strategy(root: Path) -> None:
     assert yaml.safe_load((root / "study.yaml").read_text())["compare"]["seeds"] == [0, 1]
 
 
-def test_going_on_runs_what_is_missing_and_nothing_else(folder: Path, root: Path) -> None:
+def test_a_restart_runs_what_is_missing_and_nothing_else(folder: Path, root: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in (root / "cells").rglob("log.txt")}
     run_study(plan(folder, "random", "wider", "oracle", seeds=(0,)), executor=Inline())
     assert {p: p.stat().st_mtime_ns for p in before} == before
@@ -121,13 +121,13 @@ def test_going_on_runs_what_is_missing_and_nothing_else(folder: Path, root: Path
     assert not cell(root, "oracle", 1).exists()
 
 
-def test_a_cell_that_was_cut_off_goes_on_to_the_same_weights(folder: Path, root: Path) -> None:
+def test_a_run_that_was_interrupted_ends_with_the_same_weights(folder: Path, root: Path) -> None:
     weights = cell(root, "random", 1) / "arms/random/stages/1/policy/model.safetensors"
     expected = file_hash(weights)
     (cell(root, "random", 1) / "finished.json").unlink()
     weights.with_name("cropi_stage.json").unlink()
     weights.unlink()
-    # The first stage's weights were let go with the second's end; they are trained again.
+    # The first stage's weights were removed at the end of the second; they are trained again.
     (cell(root, "random", 1) / "arms/random/stages/0/policy/cropi_stage.json").unlink()
     run_study(plan(folder, "random", "wider"), executor=Inline())
     assert file_hash(weights) == expected
@@ -170,7 +170,7 @@ def test_a_crash_in_a_cell_stops_no_other_and_leaves_its_traceback(
     assert "RuntimeError: no luck" in log.read_text()
 
 
-def test_a_setting_that_one_cell_cannot_use_is_told_before_rollouts(tmp_path: Path) -> None:
+def test_a_setting_that_one_cell_cannot_use_is_reported_before_rollouts(tmp_path: Path) -> None:
     odd = "compare.variants={odd: {selection.strategy: full, training.engine.grpo.nosuch: 1}}"
     config = fake_config(tmp_path, *FAST, odd, "training.engine.name=trl")
     study = StudyPlan.of(config, ["odd", "full"], [0])
@@ -241,14 +241,14 @@ def test_a_cell_with_rollouts_of_its_own_does_not_take_the_shared_ones_times(
         (["no.module:Nope"], [0], "no module named 'no'"),
     ],
 )
-def test_what_cannot_be_compared_is_told_before_any_work(
+def test_what_cannot_be_compared_is_reported_before_any_work(
     tmp_path: Path, labels: list[str], seeds: list[int], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
         StudyPlan.of(fake_config(tmp_path, *FAST, VARIANT), labels, seeds)
 
 
-def test_a_variant_with_an_impossible_setting_is_told_with_its_name(tmp_path: Path) -> None:
+def test_a_variant_with_an_impossible_setting_is_reported_with_its_name(tmp_path: Path) -> None:
     config: RunConfig = fake_config(
         tmp_path, "compare.variants={odd: {selection.strategy: cropi, selection.ratio: 7}}"
     )

@@ -86,8 +86,10 @@ def run_in(folder: Path, config: RunConfig) -> Path:
 def promised_bytes(run: Path) -> dict[str, str]:
     """Hash of every file whose bytes a resumed run promises: all but wall times and the page."""
     files = [f for f in sorted(run.rglob("*")) if f.is_file()]
-    kept = [f for f in files if f.name not in ("timings.jsonl", "report.html")]
-    return {f.relative_to(run).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in kept}
+    promised = [f for f in files if f.name not in ("timings.jsonl", "report.html")]
+    return {
+        f.relative_to(run).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in promised
+    }
 
 
 def fake_config(folder: Path, *overrides: str) -> RunConfig:

@@ -28,16 +28,16 @@ def show(config: Config, settings: Settings = None) -> None:
 
 @config_app.command()
 def check(config: Config, settings: Settings = None) -> None:
-    """Validate a config, and that the files it names exist, without running anything.
+    """Check a config without running anything: settings, names, files, first rows and verifiers.
 
     Example:
 
         cropi config check my.yaml
     """
-    from cropi.config import check_files
+    from cropi.config.check import require_usable
 
     loaded, base = load(config, settings)
-    check_files(loaded, base)
+    require_usable(loaded, base)
     typer.echo(f"{config} is valid")
 
 

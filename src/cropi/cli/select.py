@@ -58,6 +58,7 @@ def select(
     )
     write_selection(out, selection)
     reporter = make_reporter()
-    reporter.say(f"  {len(selection.prompt_ids):,} prompts -> {out}")
+    count = len(selection.prompt_ids)
+    reporter.say(f"  {count:,} prompt{'' if count == 1 else 's'} -> {out}")
     for note in selection.notes:
         reporter.warn(note)

@@ -16,6 +16,7 @@ from cropi.policy.loading import Policy
 from cropi.policy.reference import PolicyRef
 from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import Prompt
+from cropi.store.cached import cached
 from cropi.store.metrics import CostRow, EvaluationRow, cost_row, read_rows, write_rows
 from cropi.verifiers import Judge
 
@@ -24,7 +25,8 @@ from cropi.verifiers import Judge
 class Evaluator:
     """Measures policies of one run on its evaluated sets, always with the same seed.
 
-    `targeted` names the sets that the validation sets aim at.
+    `targeted` names the sets that the validation sets aim at, and `judge_settings` are those of
+    the judge that decide rewards.
     """
 
     sets: Mapping[str, Sequence[Prompt]]
@@ -33,6 +35,7 @@ class Evaluator:
     rollouts: RolloutsConfig
     template_kwargs: Mapping[str, Any]
     judge: Judge
+    judge_settings: Mapping[str, Any]
     seed: int
     _encoded: EvaluationSets | None = None
 
@@ -61,6 +64,22 @@ class Evaluator:
             for result in results
         ]
 
+    def inputs(self, policy_key: str) -> tuple[Any, ...]:
+        """Return everything that determines the rows of a policy."""
+        return (
+            policy_key,
+            {
+                name: [(p.prompt_id, p.content, p.answer, p.source) for p in prompts]
+                for name, prompts in self.sets.items()
+            },
+            sorted(self.targeted),
+            self.settings.model_dump(),
+            self.rollouts.model_dump(),
+            self.judge_settings,
+            self.template_kwargs,
+            self.seed,
+        )
+
     def _encoded_once(self, policy: Policy | PolicyRef) -> EvaluationSets:
         """The sets, encoded once per run: every policy of a run has the same tokenizer."""
         if self._encoded is None:
@@ -73,12 +92,16 @@ class Evaluator:
 def evaluate_start(evaluator: Evaluator, start: str, policies: Policies, log: RunLog) -> None:
     """Measure the start policy once, for all arms."""
     out = log.directory.start_evaluation
-    if out.exists() or not evaluator.sets:
+    if not evaluator.sets:
         return
-    with log.phase("start accuracy", "evaluation") as bar:
-        rows = evaluator.rows(policies.reference(start), step=0)
-        write_rows(out, rows)
-        bar.note = accuracy_note(rows)
+
+    def measure(_: str) -> None:
+        with log.phase("start accuracy", "evaluation") as bar:
+            rows = evaluator.rows(policies.reference(start), step=0)
+            write_rows(out, rows)
+            bar.note = accuracy_note(rows)
+
+    cached(out, evaluator.inputs(policies.key(start)), measure, log.directory.ledger)
 
 
 def start_evaluation_costs(log: RunLog, parameters: int) -> list[CostRow]:

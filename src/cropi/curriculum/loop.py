@@ -76,7 +76,9 @@ class Curriculum:
             selection = steps.selector.selection(stage, strategy, scores, rollouts)
             policy = steps.trainer.train(stage, selection, policy, needs.dynamic_sampling)
             self.gather_metrics()
-            delete_old_checkpoints(stage, settings.stages, settings.keep_checkpoints)
+            delete_old_checkpoints(
+                self.directory.ledger, stage, settings.stages, settings.keep_checkpoints
+            )
         return policy
 
     def gather_metrics(self) -> None:

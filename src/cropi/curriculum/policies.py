@@ -14,6 +14,7 @@ from cropi.policy.settings import ModelConfig
 from cropi.schema import PolicyIdentity, fingerprint
 from cropi.store.cached import recorded_fingerprint
 from cropi.store.files import POLICY_RECORD
+from cropi.store.ledger import Ledger
 from cropi.store.run_directory import Stage
 
 TRAINING_STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
@@ -75,7 +76,7 @@ def _require_weights(policy: Path) -> None:
         )
 
 
-def delete_old_checkpoints(stage: Stage, stages: int, keep: str) -> None:
+def delete_old_checkpoints(ledger: Ledger, stage: Stage, stages: int, keep: str) -> None:
     """With `keep` "last", delete the checkpoints that are no longer needed after a stage.
 
     The weights of a stage are deleted after the next stage, and the optimizer state after the last.
@@ -84,14 +85,18 @@ def delete_old_checkpoints(stage: Stage, stages: int, keep: str) -> None:
     if keep == "all":
         return
     if stage.index > 0:
-        _delete_weights(stage.sibling(stage.index - 1).policy)
+        _delete_weights(ledger, stage.sibling(stage.index - 1).policy)
     if stage.index == stages - 1:
-        for name in TRAINING_STATE:
-            (stage.policy / name).unlink(missing_ok=True)
+        files = [stage.policy / name for name in TRAINING_STATE]
+        ledger.forget_files(stage.policy, files)
+        for file in files:
+            file.unlink(missing_ok=True)
 
 
-def _delete_weights(policy: Path) -> None:
+def _delete_weights(ledger: Ledger, policy: Path) -> None:
     """Delete everything in a policy's folder but its record."""
+    files = [file for file in policy.rglob("*") if file != policy / POLICY_RECORD]
+    ledger.forget_files(policy, files)
     for file in policy.iterdir():
         if file.name == POLICY_RECORD:
             continue

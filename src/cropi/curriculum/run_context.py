@@ -19,7 +19,7 @@ from cropi.config import (
 )
 from cropi.errors import InputError
 from cropi.progress import Bar, ProgressReporter
-from cropi.schema import derive_seed
+from cropi.schema import derive_seed, fingerprint
 from cropi.selection import Needs, find_strategy, needs_of
 from cropi.selection.settings import StrategyChoice
 from cropi.settings import flat
@@ -139,28 +139,45 @@ def open_directory(config: RunConfig) -> RunDirectory:
     Raises InputError if the folder cannot be written or holds a run with other settings.
     """
     directory = RunDirectory(config.directory)
+    directory.ledger.repair()
+    settings = fingerprint(_result_settings(to_yaml(config)))
     # Without a manifest nothing has been made yet: the settings may still be corrected.
-    if directory.config.is_file() and directory.manifest.is_file():
-        _require_same_settings(directory.config, config)
+    begun = directory.manifest.is_file() or directory.manifest in directory.ledger
+    if begun and directory.ledger.inputs(directory.config) != settings:
+        _require_same_settings(directory, config)
     with atomic_write(directory.config) as part:
         part.write_text(to_yaml(config), encoding="utf-8")
+    directory.ledger.record(directory.config, settings, [directory.config])
     return directory
 
 
-def _require_same_settings(existing: Path, config: RunConfig) -> None:
+def _result_settings(text: str) -> dict[str, Any]:
+    """The settings in a run's config that decide results, by dotted key; where it is does not."""
+    settings = flat(yaml.safe_load(text) or {})
+    return {
+        key: value
+        for key, value in settings.items()
+        if affects_results(key) and key not in ("name", "out")
+    }
+
+
+def _require_same_settings(directory: RunDirectory, config: RunConfig) -> None:
     """Raise InputError naming the settings in which the run on disk differs."""
+    existing, listed = directory.config, directory.config in directory.ledger
     try:
-        before = flat(yaml.safe_load(existing.read_text(encoding="utf-8")) or {})
-    except (yaml.YAMLError, UnicodeDecodeError):
+        if listed and directory.ledger.damaged(existing):
+            raise ValueError("it is not what was written")
+        before = _result_settings(existing.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, AttributeError, TypeError, OSError, RecursionError):
         raise InputError(
-            f"{existing} is damaged; remove it if this directory belongs to this run"
+            f"{existing} is damaged or missing, and the present settings are not known to be those "
+            "of this run; restore the file, or choose another name, e.g. name=my-run"
         ) from None
-    now = flat(yaml.safe_load(to_yaml(config)))
-    changed = sorted(
-        k for k in before.keys() | now.keys() if affects_results(k) and before.get(k) != now.get(k)
-    )
+    now = _result_settings(to_yaml(config))
+    changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
     if changed:
-        first = ", ".join(f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in changed[:3])
+        first = ", ".join(f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in changed[:10])
+        first += f" and {len(changed) - 10} more" if len(changed) > 10 else ""
         raise InputError(
             f"{existing.parent} holds a run with other settings ({first}); choose another name, "
             "e.g. name=my-run, or remove the directory"
@@ -169,9 +186,19 @@ def _require_same_settings(existing: Path, config: RunConfig) -> None:
 
 def require_same_inputs(directory: RunDirectory, **inputs: Any) -> None:
     """Raise InputError if model or prompts have changed since the run began: two would mix."""
-    if not directory.manifest.is_file():
+    manifest, ledger = directory.manifest, directory.ledger
+    listed = ledger.inputs(manifest)
+    if listed == fingerprint(inputs) or (listed is None and not manifest.is_file()):
         return
-    before = flat(json.loads(directory.manifest.read_text(encoding="utf-8")))
+    try:
+        if listed is not None and ledger.damaged(manifest):
+            raise ValueError("it is not what was written")
+        before = flat(json.loads(manifest.read_text(encoding="utf-8")))
+    except (ValueError, AttributeError, TypeError, OSError, RecursionError):
+        raise InputError(
+            f"{manifest} is damaged or missing, and the present model and prompts are not known to "
+            "be those of this run; restore the file, or choose another name, e.g. name=my-run"
+        ) from None
     now = flat(inputs)
     changed = [key for key in now if before.get(key) != now[key]]
     if changed:

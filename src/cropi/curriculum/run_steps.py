@@ -89,6 +89,7 @@ def _evaluator(config: RunConfig, sets: PromptSets, judge: Judge, seeds: Seeds) 
         rollouts=config.rollouts,
         template_kwargs=config.prompts.chat_template_kwargs,
         judge=judge,
+        judge_settings=config.result_settings("verifiers"),
         seed=seeds.of("evaluation"),
     )
 

@@ -60,7 +60,10 @@ class StageScorer:
             write_json(stage.influence_facts, _facts(influence))
             write_scores(stage.scores, influence.estimate, stamp(inputs_fingerprint))
 
-        return read_scores(cached(stage.scores, inputs, compute))
+        def facts() -> list[Path]:
+            return [stage.influence_facts]
+
+        return read_scores(cached(stage.scores, inputs, compute, self.log.directory.ledger, facts))
 
     def _influence(
         self, stage: Stage, needs: Needs, policy: str, rollouts: StageRollouts
@@ -156,7 +159,7 @@ class PromptSelector:
             write_selection(stage.selection, selection, stamp(inputs_fingerprint))
             self.log.warn([f"{stage.arm}: {note}" for note in selection.notes])
 
-        return read_selection(cached(stage.selection, inputs, choose))
+        return read_selection(cached(stage.selection, inputs, choose, self.log.directory.ledger))
 
     def _select(
         self,

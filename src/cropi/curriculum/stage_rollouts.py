@@ -78,6 +78,8 @@ class RolloutRefresh:
                 lambda inputs_fingerprint: self._sample(
                     stage, kinds, policy, before.pool, inputs_fingerprint
                 ),
+                directory.ledger,
+                lambda: sampled_files(stage),
             )
         return stage_rollouts(directory, stage, self.requests, start)
 
@@ -137,6 +139,11 @@ def sets_to_refresh(when: str, stage: int, needs: Needs) -> list[str]:
     if asked == "stale" and needs.scoring == "stage":
         return ["stale", *kinds]
     return kinds
+
+
+def sampled_files(stage: Stage) -> list[Path]:
+    """The files of what a stage sampled again."""
+    return [stage.rollouts(*names) for names in read_record(stage.refresh_facts)["files"]]
 
 
 def stage_rollouts(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from cropi.curriculum.evaluator import Evaluator, accuracy_note, evaluation_cost
@@ -73,11 +74,16 @@ class StageTrainer:
         )
 
         def run(inputs_fingerprint: str) -> None:
+            self.policies.reference(policy)  # its weights may have been deleted
             gc.collect()  # scoring's model should be gone before training needs the memory
             run = StageRun(stage, plan, selection, self.evaluator, self.log)
             run.train(inputs_fingerprint, self.policies.parameters)
 
-        return str(cached(stage.policy, inputs, run))
+        def other_files() -> list[Path]:
+            sampled = stage.rollouts("training")
+            return [stage.metrics, *([sampled] if sampled.exists() else [])]
+
+        return str(cached(stage.policy, inputs, run, self.log.directory.ledger, other_files))
 
     def _plan(self, stage: Stage, selection: Selection, policy: str, dynamic: bool) -> StagePlan:
         steps = self.curriculum.steps_per_stage

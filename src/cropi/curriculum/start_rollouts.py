@@ -112,7 +112,8 @@ class Sampler:
                 )
                 bar.note = f"{len(request.prompts):,} prompts x {request.responses} responses"
 
-        return read_rollouts(cached(out, self.inputs(request, policy_key, stage), sample_missing))
+        inputs, ledger = self.inputs(request, policy_key, stage), self.log.directory.ledger
+        return read_rollouts(cached(out, inputs, sample_missing, ledger))
 
     def _phase(self, request: RolloutRequest, stage: Stage | None) -> AbstractContextManager[Bar]:
         title = f"{stage.title if stage else ''} rollouts {request.name or request.kind}".strip()

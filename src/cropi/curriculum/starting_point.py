@@ -11,7 +11,8 @@ from cropi.curriculum.policies import Policies
 from cropi.curriculum.run_context import RunLog, Seeds, require_same_inputs
 from cropi.errors import InputError
 from cropi.prompts import PromptSets, drop_overlong, load_prompt_sets, load_source, write_prompts
-from cropi.prompts.sets import normalised, question_text
+from cropi.prompts.overlap import normalised
+from cropi.prompts.sets import question_text
 from cropi.prompts.settings import PromptsConfig
 from cropi.schema import PolicyIdentity, Prompt, fingerprint
 from cropi.store.cached import cached, read_record
@@ -45,7 +46,8 @@ def load_prompts(
             settings.overlong,
             settings.chat_template_kwargs,
         )
-        judge.check([p for prompts in sets.named().values() for p in prompts])
+        judged = {name: judge.readable(prompts) for name, prompts in sets.named().items()}
+        sets = sets.without_unreadable(judged)
         bar.note = _sizes(sets)
     log.warn(sets.notes.lines())
     return sets
@@ -64,6 +66,8 @@ def record_inputs(
     notes = {**sets.notes.as_dict(), "lines": sets.notes.lines()}
     write_json(directory.prompt_notes, notes)
     directory.write_manifest(seeds=seeds, **inputs)
+    folder = directory.prompt_notes.parent
+    directory.ledger.record(directory.manifest, fingerprint(inputs), [directory.manifest, folder])
 
 
 def _sizes(sets: PromptSets) -> str:
@@ -125,6 +129,7 @@ def make_start_policy(
                 inputs_fingerprint=inputs_fingerprint,
                 progress=bar.update,
             ),
+            log.directory.ledger,
         )
         bar.note = warmup.describe(settings, training.lora)
     return str(out)

@@ -86,6 +86,18 @@ class StepExperiment:
             for n, groups in validation.items()
         }
         self.size = sum(p.numel() for p in self.extractor.parameters.values())
+        self._require_in_range()
+
+    def _require_in_range(self) -> None:
+        """Raise InputError naming a validation prompt whose objective cannot be computed."""
+        for name, groups in self.validation.items():
+            bad = np.flatnonzero(~np.isfinite(self._objectives(name)))
+            if len(bad):
+                raise InputError(
+                    f"validation set {name}: the objective of {len(bad)} of {len(groups)} prompts, "
+                    f"first {groups[bad[0]].prompt_id}, is out of range under this policy; check "
+                    "their log-probs and rewards, or leave them out"
+                )
 
     def run(self, scores: InfluenceEstimate | None) -> StepReport:
         """Plan the bands, step on each, report."""

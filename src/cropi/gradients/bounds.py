@@ -64,16 +64,22 @@ def group_weights(
     A log-prob that is NaN is not out of range: it stays NaN, and becomes an error later.
     """
     weights_RT = token_weights(logp_RT, responses, config)
-    ratio_G = _ratio_out_of_range(logp_RT, responses, config)
-    advantage_G = responses.group_largest(response_advantages(logp_RT, responses, config).abs())
+    code_G = range_codes(logp_RT, responses, config)
     weight_G = responses.group_largest(weights_RT.abs().amax(1))
-    ratio_G |= _outside(weight_G, WEIGHTS) & ~_outside(advantage_G, ADVANTAGES)
-    rewards_G = _outside(advantage_G, ADVANTAGES) & ~ratio_G
+    code_G = code_G.masked_fill(_outside(weight_G, WEIGHTS) & (code_G == 0), 1)
     return GroupWeights(
-        weights_RT.masked_fill((ratio_G | rewards_G)[responses.group_R, None], 0.0),
-        ratio_G.long() + 2 * rewards_G.long(),
+        weights_RT.masked_fill((code_G > 0)[responses.group_R, None], 0.0),
+        code_G,
         _ratio_sums(logp_RT, responses),
     )
+
+
+def range_codes(logp_RT: Tensor, responses: ResponseTensors, config: ObjectiveConfig) -> Tensor:
+    """Whether ratios and advantages of each group are in range: int64 [G], places in STATUSES."""
+    ratio_G = _ratio_out_of_range(logp_RT, responses, config)
+    sizes_R = response_advantages(logp_RT, responses, config).abs()
+    advantage_G = _outside(responses.group_largest(sizes_R), ADVANTAGES)
+    return ratio_G.long() + 2 * (advantage_G & ~ratio_G).long()
 
 
 def _ratio_out_of_range(

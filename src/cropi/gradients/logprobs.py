@@ -8,6 +8,7 @@ for which they disagree is read one response at a time.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from cropi.gradients import Unsupported
 from cropi.gradients.batching import ROWS, BatchPlanner, ForwardMode
+from cropi.gradients.bounds import range_codes
 from cropi.gradients.collation import PreparedGroup, PromptBatch, collate, prepare
 from cropi.gradients.forward import (
     evaluation_mode,
@@ -158,9 +160,13 @@ def read_objectives(
     config: ObjectiveConfig,
     advance: Advance | None = None,
 ) -> np.ndarray:
-    """J of each group under the reader's model, float64 [n] (docs/method.md)."""
+    """J of each group under the reader's model, float64 [n] (docs/method.md).
+
+    NaN for groups whose ratios or rewards are out of range (`bounds`).
+    """
     objectives = np.zeros(len(groups))
     for batch, logp_RT in reader.batches(groups, advance):
-        values = objective(logp_RT, batch.responses, config)
+        in_range_G = range_codes(logp_RT, batch.responses, config) == 0
+        values = objective(logp_RT, batch.responses, config).where(in_range_G, math.nan)
         objectives[batch.index_P.cpu().numpy()] = values.cpu().numpy()
     return objectives

@@ -26,7 +26,7 @@ SMALLEST_NORM = 1e-13
 
 FAR_POLICY = 0.5
 """Nats per token between sampler and policy from which on a warning says so. On pocket it is .01
-after one stage of training and .04 after four; another model's rollouts have 1 to 20."""
+after one stage of training and .04 after four."""
 
 SHOWN = 5
 """Prompts that a sentence names; the statuses name them all."""

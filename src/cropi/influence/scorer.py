@@ -45,6 +45,7 @@ from cropi.influence.targets import (
     half_weights,
     target_reliability,
 )
+from cropi.rollouts.number_checks import require_sound_numbers
 from cropi.schema import UNSCORED, RolloutGroup, fingerprint
 from cropi.sketches import FittedSketch, Sketch, SketchBuffer, SketchConsumer
 from cropi.sketches.counter_rng import parameters_identity
@@ -291,7 +292,11 @@ def keep_informative(groups: Sequence[RolloutGroup]) -> InformativeGroups:
 
 
 def require_informative(what: str, groups: Sequence[RolloutGroup]) -> InformativeGroups:
-    """Keep the prompts that have a gradient. Raises InputError if `what` has none."""
+    """Keep the prompts that have a gradient.
+
+    Raises InputError if `what` has none, or has numbers that nothing can be computed from.
+    """
+    require_sound_numbers(groups)
     informative = keep_informative(groups)
     if not informative.groups:
         counts = informative.skipped.items()

@@ -6,7 +6,6 @@ that do not cover the architecture, an architecture that transformers does not s
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import json
 import struct
@@ -16,7 +15,6 @@ from pickle import UnpicklingError
 from typing import Any
 
 import transformers
-import xxhash
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -24,6 +22,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from cropi.errors import InputError
 from cropi.plugins import find_plugin, is_built_in
 from cropi.schema import fingerprint
+from cropi.store.files import content_hash
+from cropi.text import shown
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 _TOKENIZERS = (
@@ -49,6 +49,10 @@ _LOAD_ERRORS = (
     StrictDataclassError,
     UnpicklingError,
     struct.error,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    RecursionError,
 )
 
 
@@ -216,12 +220,32 @@ def _require_gguf(source: CheckpointSource) -> None:
 
 def _load_config(source: CheckpointSource, where: dict[str, Any]) -> Any:
     """Read the config; raises InputError if it is unreadable or of an unknown architecture."""
+    if not where["trust_remote_code"]:
+        _require_no_kernel(source)
     try:
         return AutoConfig.from_pretrained(source.location, **where)
     except _LOAD_ERRORS as error:
         if source.hub and isinstance(error, OSError):
             raise _unreachable(source.name, error) from error
         raise _unusable(source, "the config", error) from error
+
+
+def _require_no_kernel(source: CheckpointSource) -> None:
+    """Raise InputError if the config has attention fetched from the hub, which is code."""
+    path = Path(source.location) / "config.json"
+    if source.hub or not path.is_file():
+        return
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return  # AutoConfig says what is wrong with it
+    for key in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
+        kernel = values.get(key) if isinstance(values, dict) else None
+        if "/" in json.dumps(kernel):
+            raise InputError(
+                f"model {source.name}: {key} = {shown(kernel, 80)} in config.json names code on "
+                "the hub; remove it, or set model.trust_remote_code=true if you trust that code"
+            )
 
 
 def _load_model(source: CheckpointSource, options: dict[str, Any]) -> Any:
@@ -260,7 +284,7 @@ def _require_all_weights(name: str, info: Any) -> None:
 def _load_tokenizer(source: CheckpointSource, where: dict[str, Any]) -> Any:
     try:
         return AutoTokenizer.from_pretrained(source.location, **where)
-    except _LOAD_ERRORS as error:
+    except Exception as error:  # tokenizers raises plain ones
         raise _unusable(source, "the tokenizer", error) from error
 
 
@@ -278,27 +302,6 @@ def revision_of(source: CheckpointSource, trust_remote_code: bool = False) -> st
     if _is_adapter(source):
         return fingerprint(hashes, revision_of(_adapter_base(source, False), trust_remote_code))
     return fingerprint(hashes)
-
-
-def content_hash(file: Path) -> str:
-    """Return a hash of a file's content; a file that has not changed is read once per process."""
-    return _content_hash(file, _file_state(file))
-
-
-def _file_state(file: Path) -> tuple[int, ...]:
-    state = file.stat()
-    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
-
-
-@functools.lru_cache(maxsize=4096)
-def _content_hash(file: Path, state: tuple[int, ...]) -> str:
-    """Hash a file; `state` is there so that another state is another entry of the cache."""
-    del state
-    digest = xxhash.xxh3_128()
-    with file.open("rb", buffering=0) as handle:
-        while block := handle.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _unreachable(name: str, error: Exception | None = None) -> InputError:

@@ -21,10 +21,16 @@ import numpy as np
 from cropi.errors import InputError
 from cropi.prompts.settings import PromptSource
 from cropi.schema import Message, Prompt, content_id
+from cropi.text import DEEPEST, shortened, shown
 
 QUESTION_COLUMNS = ("prompt", "messages", "question", "problem")
 ANSWER_COLUMNS = ("answer", "solution", "ground_truth", "target")
 ID_COLUMNS = ("prompt_id", "id")
+
+LONGEST_PROMPT = 4_000_000
+"""Characters of a prompt: four for each token of the longest contexts."""
+MOST_BITS = 4_096
+"""Bits of an integer; Python refuses to print much longer ones."""
 
 Cells = dict[str, Any]
 """A row: JSON values by column name, empty cells left out."""
@@ -39,11 +45,16 @@ def to_prompt(row: Mapping[str, Any], source: PromptSource, where: str, fallback
     cells = _cells(row, where)
     question_column, question = _question(cells, source, where)
     answer = _answer(cells, source, where)
-    text, messages = _shape(question, source, f"{where}, column {question_column!r}")
+    text, messages = _shape(question, source, f"{where}, column {shown(question_column, 60)}")
     name = _source_name(cells, source, fallback)
     extra = _extra(cells, question_column, answer, name)
     prompt_id = _given_id(cells, where)
     prompt = Prompt(prompt_id or "", answer, name, text, messages, extra)
+    if len(prompt.content) + len(answer) > LONGEST_PROMPT:
+        raise InputError(
+            f"{where} holds {len(prompt.content) + len(answer):,} characters of question and "
+            f"answer; a prompt has at most {LONGEST_PROMPT:,}: shorten or remove it"
+        )
     if prompt_id is not None:
         return prompt
     return replace(prompt, prompt_id=content_id(prompt.content, answer, name))
@@ -55,9 +66,11 @@ def _cells(row: Mapping[str, Any], where: str) -> Cells:
     for column, value in row.items():
         try:
             cell = json_value(value)
-        except TypeError as error:
+            require_writable_text(str(column))
+        except (TypeError, ValueError, OverflowError) as error:
             raise InputError(
-                f"{where}: column {column!r} holds {error}, which JSON cannot hold; remove it"
+                f"{where}: column {shown(column, 60)} holds {error}, which JSON cannot hold; "
+                "remove it"
             ) from None
         if cell is not None:
             cells[str(column)] = cell
@@ -65,7 +78,7 @@ def _cells(row: Mapping[str, Any], where: str) -> Cells:
 
 
 def _column_names(cells: Cells) -> str:
-    return ", ".join(sorted(cells)) or "none"
+    return shortened(", ".join(sorted(cells)), 300) or "none"
 
 
 def _question(cells: Cells, source: PromptSource, where: str) -> tuple[str, Any]:
@@ -129,15 +142,10 @@ def _extract(pattern: str, text: str, where: str, column: str) -> str:
     answer = (match.group(1) or "").strip() if match else ""
     if not answer:
         raise InputError(
-            f"{where}: answer_regex {pattern!r} matches nothing in column {column!r} "
-            f"(value {_short(text)}); fix the regex or the row"
+            f"{where}: answer_regex {pattern!r} matches nothing in column {shown(column, 60)} "
+            f"(value {shown(text, 80)}); fix the regex or the row"
         )
     return answer
-
-
-def _short(value: Any, limit: int = 80) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[:limit] + "..."
 
 
 def _shape(
@@ -150,7 +158,7 @@ def _shape(
             return text, None
         if source.chat is False:
             raise InputError(
-                f"{where}: `system: {_short(source.system)}` makes the prompt a chat, but "
+                f"{where}: `system: {shown(source.system, 80)}` makes the prompt a chat, but "
                 "`chat: false` forbids one; remove one of them"
             )
         return None, (*_system(source), {"role": "user", "content": text})
@@ -179,7 +187,7 @@ def _chat(messages: list[Message], source: PromptSource) -> tuple[Message, ...]:
 def _messages(value: Any, where: str) -> list[Message]:
     if not isinstance(value, list) or not value:
         raise InputError(
-            f"{where} holds {_short(value)}; give text or a list of {{role, content}} messages"
+            f"{where} holds {shown(value, 80)}; give text or a list of {{role, content}} messages"
         )
     messages = [_message(m, where) for m in value]
     if messages[-1]["role"] == "assistant":
@@ -194,7 +202,7 @@ def _message(value: Any, where: str) -> Message:
     cells = {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else {}
     if set(cells) != {"role", "content"} or not all(isinstance(v, str) for v in cells.values()):
         raise InputError(
-            f"{where} holds the message {_short(value)}; give each one text `role` and one text "
+            f"{where} holds the message {shown(value, 80)}; give each one text `role` and one text "
             "`content`, and nothing else"
         )
     return {"role": cells["role"], "content": cells["content"]}
@@ -221,7 +229,8 @@ def _given_id(cells: Cells, where: str) -> str | None:
     value = cells[column]
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise InputError(
-            f"{where}: column {column!r} holds {_short(value)}; give a text or a whole number"
+            f"{where}: column {shown(column, 60)} holds {shown(value, 80)}; give a text or a whole "
+            "number"
         )
     return str(value)
 
@@ -242,35 +251,51 @@ def _given_extra(value: Any) -> Cells:
     """Return the contents of an `extra` column: an object, or its JSON text as cropi stores it."""
     try:
         value = json.loads(value) if isinstance(value, str) else value
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return {"extra": value}
     if value is None or isinstance(value, dict):
         return value or {}
     return {"extra": value}
 
 
-def json_value(value: Any) -> Any:
+def json_value(value: Any, depth: int = 0) -> Any:
     """Return `value` with numpy, Arrow and date types replaced by what JSON can hold.
 
     NaN becomes None, because dataframes write a missing cell as NaN. Raises TypeError on a value
-    that JSON cannot hold, such as bytes or an image.
+    that JSON cannot hold, such as bytes or an image, and ValueError on text with half a character,
+    huge integers, and values nested too deep.
     """
-    if value is None or isinstance(value, bool | int | str):
+    if isinstance(value, str):
+        return require_writable_text(value)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        if value.bit_length() > MOST_BITS:
+            raise ValueError(shown(value))
         return value
     if isinstance(value, float):
         return None if math.isnan(value) else value
+    if depth > DEEPEST:
+        raise ValueError(f"values nested more than {DEEPEST} deep")
     if isinstance(value, Mapping):
-        return {str(k): json_value(v) for k, v in value.items()}
+        return {require_writable_text(str(k)): json_value(v, depth + 1) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [json_value(v) for v in value]
-    return _convert(value)
+        return [json_value(v, depth + 1) for v in value]
+    return _convert(value, depth)
 
 
-def _convert(value: Any) -> Any:
+def require_writable_text(text: str) -> str:
+    """Return the text. Raises ValueError if it has half a character, which UTF-8 cannot write."""
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        raise ValueError("text with half a character (a lone surrogate)")
+    return text
+
+
+def _convert(value: Any, depth: int) -> Any:
     if isinstance(value, np.ndarray):
-        return json_value(value.tolist())
+        return json_value(value.tolist(), depth + 1)
     if isinstance(value, np.generic):
-        return json_value(value.item())
+        return json_value(value.item(), depth + 1)
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, decimal.Decimal):

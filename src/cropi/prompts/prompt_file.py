@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from cropi.errors import InputError
+from cropi.prompts.row_files import rows_of
 from cropi.schema import Prompt
 from cropi.store import files
+from cropi.text import shown
 
 COLUMNS = ("prompt_id", "prompt", "messages", "answer", "source", "extra")
 
@@ -54,16 +56,30 @@ def read_prompts(path: Path) -> list[Prompt]:
             f"{path} lacks the columns {', '.join(missing)} (it has "
             f"{', '.join(table.column_names)}); give a file that cropi wrote"
         )
-    return [_as_prompt(row) for row in table.select(COLUMNS).to_pylist()]
+    prompts = []
+    for number, row in rows_of(table.select(COLUMNS).to_batches(), path):
+        try:
+            prompts.append(_as_prompt(row))
+        except (TypeError, ValueError, KeyError, AssertionError, RecursionError) as error:
+            raise InputError(
+                f"{path} row {number} is not a prompt that cropi wrote ({shown(str(error), 120)}); "
+                "make the file again"
+            ) from None
+    return prompts
 
 
 def _as_prompt(row: Mapping[str, Any]) -> Prompt:
     messages = row["messages"]
+    if not all(isinstance(row[name], str) for name in ("prompt_id", "answer", "source", "extra")):
+        raise TypeError("prompt_id, answer, source and extra have to be text")
+    extra = json.loads(row["extra"])
+    if not isinstance(extra, dict):
+        raise TypeError("extra has to be an object")
     return Prompt(
         row["prompt_id"],
         row["answer"],
         row["source"],
         row["prompt"],
         None if messages is None else tuple(messages),
-        json.loads(row["extra"]),
+        extra,
     )

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cropi.errors import InputError
+from cropi.prompts.overlap import PHRASE_WORDS, SharedPhrase, normalised, shared_phrases
 from cropi.prompts.settings import PromptsConfig, PromptSource
 from cropi.prompts.sources import load_source, subsample
 from cropi.schema import Prompt, derive_seed
+from cropi.text import shown
 
 POOL = "pool"
 
@@ -45,8 +46,10 @@ class PromptNotes:
     overlap_action: str = "remove"
     overlap_removed: int = 0
     between: dict[str, Overlap] = field(default_factory=dict)
+    phrases: dict[str, SharedPhrase] = field(default_factory=dict)
     shared_ids: int = 0
     overlong: dict[str, int] = field(default_factory=dict)
+    unreadable: dict[str, int] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """Return one sentence per finding; none if there is nothing to report."""
@@ -58,10 +61,15 @@ class PromptNotes:
             ),
             *(self._overlap_line(s, o) for s, o in self.overlap.items()),
             *(_between_line(pair, o) for pair, o in self.between.items()),
+            *(_phrase_line(s, hit) for s, hit in self.phrases.items()),
             *self._shared_ids_line(),
             *(
                 _count(n, "prompt", f"of the {s} too long for the model: dropped")
                 for s, n in self.overlong.items()
+            ),
+            *(
+                _count(n, "prompt", f"of the {s} with an answer that cannot be read: dropped")
+                for s, n in self.unreadable.items()
             ),
         ]
 
@@ -94,6 +102,12 @@ def _between_line(pair: str, overlap: Overlap) -> str:
     return _count(overlap.total, "prompt", f"in both {pair}{_share(overlap)}: kept in both")
 
 
+def _phrase_line(other: str, hit: SharedPhrase) -> str:
+    example = f"{shown(hit.pool_id, 40)} and {shown(hit.set_id, 40)}: {shown(hit.phrase, 120)}"
+    tail = f"with {PHRASE_WORDS} words in a row of {other}: kept; the first: {example}"
+    return _count(hit.prompts, "pool prompt", tail)
+
+
 @dataclass(slots=True)
 class PromptSets:
     """Every prompt of a run. Ids are unique within a set; two sets may share prompts and ids."""
@@ -114,6 +128,21 @@ class PromptSets:
             **{f"validation {name}": prompts for name, prompts in self.validation.items()},
             **{f"test {name}": prompts for name, prompts in self.test.items()},
         }
+
+    def without_unreadable(self, readable: Mapping[str, list[Prompt]]) -> PromptSets:
+        """Return the sets with these prompts, by the names of `named`; the rest is counted."""
+        notes = replace(self.notes, unreadable={}, sizes=dict(self.notes.sizes))
+        for name, prompts in self.named().items():
+            notes.sizes[name] = len(readable[name])
+            if dropped := len(prompts) - len(readable[name]):
+                notes.unreadable[name] = dropped
+        return replace(
+            self,
+            pool=readable[POOL],
+            validation={n: readable[f"validation {n}"] for n in self.validation},
+            test={n: readable[f"test {n}"] for n in self.test},
+            notes=notes,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +175,10 @@ def load_prompt_sets(config: PromptsConfig, seed: int, base: Path | None = None)
     texts = {name: texts for name, (_, texts) in loaded.items()}
     notes.shared_ids = _shared_ids(prompts)
     _note_between(texts, notes)
+    pool = _without_overlap(prompts[POOL], texts, notes)
+    _note_phrases(pool, texts, notes)
     sets = PromptSets(
-        _without_overlap(prompts[POOL], texts, notes),
+        pool,
         {name: prompts[f"validation {name}"] for name in config.validation},
         {name: prompts[f"test {name}"] for name in config.test},
         notes,
@@ -200,6 +231,14 @@ def _note_between(texts: dict[str, _Texts], notes: PromptNotes) -> None:
             shared = texts[left].overlap(texts[right])
             if shared:
                 notes.between[f"{left} and {right}"] = _overlap_counts(shared)
+
+
+def _note_phrases(pool: list[Prompt], texts: dict[str, _Texts], notes: PromptNotes) -> None:
+    """Note which test sets share phrases with what is left of the pool."""
+    questions = {p.prompt_id: texts[POOL].normal[p.prompt_id] for p in pool}
+    for name in (n for n in texts if n.startswith("test ")):
+        if hit := shared_phrases(questions, texts[name].normal):
+            notes.phrases[name] = hit
 
 
 def _overlap_counts(is_exact: dict[str, bool]) -> Overlap:
@@ -284,22 +323,6 @@ def _collision(prompt: Prompt, earlier: Prompt, name: str) -> InputError:
         f"{name}: two different prompts have the id {prompt.prompt_id!r} ({first} and "
         f"{second}); make the ids unique, or remove the id column so that ids come from the content"
     )
-
-
-def normalised(text: str) -> str:
-    """Fold case, Unicode forms, runs of whitespace, and punctuation at both ends."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    words = " ".join(folded.split())
-    start, end = 0, len(words)
-    while start < end and _edge(words[start]):
-        start += 1
-    while end > start and _edge(words[end - 1]):
-        end -= 1
-    return words[start:end] or words
-
-
-def _edge(character: str) -> bool:
-    return character.isspace() or unicodedata.category(character)[0] == "P"
 
 
 def question_text(prompt: Prompt, template: str | None) -> str:

@@ -9,21 +9,20 @@ import ast
 import difflib
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cropi.errors import InputError
 from cropi.prompts.formats import Cells, json_value, to_prompt
+from cropi.prompts.row_files import NumberedRows, open_rows, read_file
 from cropi.prompts.settings import PromptSource
 from cropi.schema import Prompt, derive_seed
 from cropi.store import files
 from cropi.store.remote import local_copy, remote_url
 
 T = TypeVar("T")
-NumberedRows = list[tuple[int, Mapping[str, Any]]]
-"""NumberedRows with their number from 1, as somebody who reads the file would count them."""
-
 DEFAULT_TASK_SIZE = 500
 """Prompts that a reasoning-gym task generates if the config gives no size."""
 
@@ -44,6 +43,28 @@ def load_source(source: PromptSource, seed: int, base: Path | None = None) -> li
     return [
         to_prompt(row, source, f"{origin} row {number}", fallback)
         for number, row in subsample(rows, source.limit, derive_seed(seed, "limit"))
+    ]
+
+
+def first_prompts(source: PromptSource, count: int, base: Path | None = None) -> list[Prompt]:
+    """Load prompts of the first `count` rows of a source; none of a URL or the hub.
+
+    Raises InputError as `load_source` does.
+    """
+    if source.hub is not None or (source.path is not None and remote_url(source.path)):
+        return []
+    if source.path is None:
+        small = source.model_copy(update={"size": min(count, source.size or count)})
+        _, fallback, rows = _read(small if source.reasoning_gym else source, 0, base)
+        origin = source.reasoning_gym or "pocket"
+    else:
+        path = Path(find_file(source.path, base))
+        origin, fallback = str(path), path.stem
+        rows = list(islice(open_rows(path), count))
+    if not rows:
+        raise InputError(f"{origin} holds no rows; give a source with at least one prompt")
+    return [
+        to_prompt(row, source, f"{origin} row {number}", fallback) for number, row in rows[:count]
     ]
 
 
@@ -89,70 +110,6 @@ def find_file(name: str, base: Path | None) -> str | Path:
         tried = " or ".join(dict.fromkeys(str(p) for p in places))
         raise InputError(f"{tried} is not a file; give the path of an existing file")
     return path
-
-
-def read_file(path: Path) -> NumberedRows:
-    """Read the rows of a .jsonl, .json or .parquet file.
-
-    Raises InputError if the file is empty, of another kind, or damaged.
-    """
-    readers = {
-        ".jsonl": _read_jsonl,
-        ".ndjson": _read_jsonl,
-        ".json": _read_json,
-        ".parquet": _read_parquet,
-    }
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise InputError(
-            f"{path} ends in {path.suffix!r}; prompts come from {', '.join(readers)}: convert it"
-        )
-    files.require_file(path)
-    try:
-        return list(reader(path))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"cannot read {path}: {reason}; give a file that you may read") from error
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    # Iterating the file splits at newlines only; str.splitlines would also cut inside strings.
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield number, _object(_json(line, f"{path} row {number}"), f"{path} row {number}")
-
-
-def _read_json(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    rows = _json(path.read_text(encoding="utf-8-sig"), str(path))
-    if not isinstance(rows, list):
-        raise InputError(
-            f"{path} holds JSON of type {type(rows).__name__}; give a list of objects, or "
-            "one object per line in a .jsonl file"
-        )
-    for number, row in enumerate(rows, 1):
-        yield number, _object(row, f"{path} row {number}")
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where} is not valid JSON ({error}); fix it") from None
-
-
-def _object(value: Any, where: str) -> Mapping[str, Any]:
-    if isinstance(value, dict):
-        return value
-    raise InputError(
-        f"{where} is of type {type(value).__name__}; give an object with a question and an answer"
-    )
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    yield from enumerate(files.read_table(path).to_pylist(), 1)
 
 
 def _read_hub(source: PromptSource) -> NumberedRows:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cropi.errors import InputError
 from cropi.rollouts.statistics import STATUSES
-from cropi.schema import LogprobMode
+from cropi.schema import MAX_LOGPROB, MAX_REWARD, TEMPERATURES, LogprobMode
 
 LOGPROB_MODES: tuple[LogprobMode, ...] = get_args(LogprobMode)
 _SAMPLING_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
@@ -186,10 +186,17 @@ def read_rows(columns: Columns) -> Rows:
     masks = _loss_masks(columns, response_ids)
     _zero_masked_logprobs(logprobs, masks)
     is_ok = np.array([status == "ok" for status in statuses], dtype=bool)
+    # Minus infinity is a log-prob of 0, as servers write it: scoring counts such prompts by name.
     columns.require_no_row(
         "logprobs",
-        logprobs.any_of(~np.isfinite(logprobs.values)) & is_ok,
-        "holds NaN or infinity in a row whose reward_status is ok; fix it, or mark it as error",
+        logprobs.any_of(np.isnan(logprobs.values)) & is_ok,
+        "holds NaN in a row whose reward_status is ok; fix it, or mark it as error",
+    )
+    columns.require_no_row(
+        "logprobs",
+        logprobs.any_of(logprobs.values > MAX_LOGPROB) & is_ok,
+        "holds a log-prob above 0, which no probability has; write the natural log of each "
+        "token's probability",
     )
     sampling = _sampling_rows(columns)
     return Rows(
@@ -233,11 +240,11 @@ def _loss_masks(columns: Columns, response_ids: Ragged) -> list[NDArray[np.uint8
 
 
 def _zero_masked_logprobs(logprobs: Ragged, masks: Sequence[NDArray[np.uint8] | None]) -> None:
-    """Set to 0 what is not finite at tokens that are not the policy's: nothing reads it."""
+    """Set to 0 what is no log-prob at tokens that are not the policy's: nothing reads it."""
     for row, mask in enumerate(masks):
         if mask is not None:
             values = logprobs[row]
-            values[(mask == 0) & ~np.isfinite(values)] = 0.0
+            values[(mask == 0) & ~(np.isfinite(values) & (values <= MAX_LOGPROB))] = 0.0
 
 
 def _logprob_modes(
@@ -267,6 +274,13 @@ def _logprob_modes(
 def _statuses(columns: Columns, rewards: NDArray[np.float64]) -> list[str]:
     """Return each row's reward status; a status of ok needs a finite reward."""
     finite = np.isfinite(rewards)
+    columns.require_no_row(
+        "reward",
+        finite & (np.abs(rewards) > MAX_REWARD),
+        f"is beyond {MAX_REWARD:.0e}, where sums lose what tells responses apart; rescale the "
+        "rewards",
+        rewards,
+    )
     if "reward_status" not in columns:
         return ["ok" if value else "error" for value in finite]
     statuses = columns.strings("reward_status")
@@ -294,7 +308,13 @@ def _sampling_rows(columns: Columns) -> list[tuple[float, float, int]]:
     temperature = columns.numbers("temperature", pa.float64(), missing=1.0)
     top_p = columns.numbers("top_p", pa.float64(), missing=1.0)
     top_k = columns.numbers("top_k", pa.int32(), missing=0)
-    columns.require_no_row("temperature", ~(temperature > 0), "is not above 0", temperature)
+    low, high = TEMPERATURES
+    columns.require_no_row(
+        "temperature",
+        ~((temperature >= low) & (temperature <= high)),
+        f"is not within {low:g} and {high:g}",
+        temperature,
+    )
     columns.require_no_row("top_p", ~((top_p > 0) & (top_p <= 1)), "is not in (0, 1]", top_p)
     # vLLM writes -1 for "off".
     top_k = np.maximum(top_k, 0)

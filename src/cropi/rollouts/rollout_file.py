@@ -18,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cropi.rollouts.columns import Columns, Rows, read_rows
+from cropi.rollouts.number_checks import require_sound_numbers
 from cropi.schema import (
     OPTIONAL_ROLLOUT_COLUMNS,
     ROLLOUT_COLUMNS,
@@ -52,8 +53,14 @@ def read_rollouts(path: str | Path) -> list[RolloutGroup]:
 
 
 def as_groups(rollouts: Sequence[RolloutGroup] | str | Path) -> Sequence[RolloutGroup]:
-    """Return groups as they are, or read them from a file."""
-    return read_rollouts(Path(rollouts)) if isinstance(rollouts, str | Path) else rollouts
+    """Return groups as they are, or read them from a file.
+
+    Raises InputError for numbers that nothing can be computed from.
+    """
+    if isinstance(rollouts, str | Path):
+        return read_rollouts(Path(rollouts))
+    require_sound_numbers(rollouts)
+    return rollouts
 
 
 def read_side_columns(path: str | Path) -> pa.Table | None:

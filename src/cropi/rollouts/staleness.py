@@ -40,6 +40,8 @@ NARROW, WIDE = (0.8, 1.25), (0.5, 2.0)
 QUANTILES = (0.01, 0.5, 0.99)
 FRESH_BELOW, STALE_ABOVE = 0.05, 0.5
 """Shares of stale prompts below which rollouts are fresh, and above which all are stale."""
+MOST_NATS = 30.0
+"""Log-ratios of tokens beyond this, either way, count as this: e^30 is a ratio of 1e13."""
 BINS = 61
 SPAN = 3.0
 """The histogram covers log2 of the token ratio from -SPAN to SPAN; the outer bins hold the rest."""
@@ -53,7 +55,7 @@ class PromptStaleness:
 
     `ess` is None with a single response. `kl_token` (k3) and `kl_response` (plain mean) are in
     nats, `mean_weight` is the mean of the responses' weights, and `outside` is the share of tokens
-    outside NARROW.
+    outside NARROW. `out_of_range`: a token's log-ratio was cut to MOST_NATS.
     """
 
     prompt_id: str
@@ -67,6 +69,7 @@ class PromptStaleness:
     mean_weight: float
     outside: float
     stale: bool
+    out_of_range: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,15 +177,21 @@ def measure_staleness(
 ) -> Staleness:
     """Compare the policy's log-probs [group][usable response][token] with the stored ones.
 
-    Every group has a usable response.
+    Every group has a usable response. Raises InputError naming a prompt with a log-prob of NaN.
     """
     ratios = [
         [
-            (current - r.logprobs.astype(np.float64))[r.sampled]
+            _bounded((current - r.logprobs.astype(np.float64))[r.sampled])
             for current, r in zip(group_logprobs, group.usable, strict=True)
         ]
         for group_logprobs, group in zip(logprobs, groups, strict=True)
     ]
+    for group, ratios_of in zip(groups, ratios, strict=True):
+        if any(np.isnan(ratio).any() for ratio in ratios_of):
+            raise InputError(
+                f"prompt {group.prompt_id}: a log-prob is NaN, the sampler's or the policy's; "
+                "check the checkpoint's weights and the rollouts"
+            )
     prompts = [_prompt(group, ratios_of) for group, ratios_of in zip(groups, ratios, strict=True)]
     tokens = np.concatenate([ratio for ratios_of in ratios for ratio in ratios_of])
     responses = np.array([ratio.sum() for ratios_of in ratios for ratio in ratios_of])
@@ -200,8 +209,13 @@ def measure_staleness(
         kl_response=mean_interval([p.kl_response for p in prompts]),
         tails=_tails(tokens),
         histogram=_histogram(tokens),
-        notes=_notes(groups, len(prompts) - len(measured)),
+        notes=_notes(groups, prompts, len(prompts) - len(measured)),
     )
+
+
+def _bounded(log_ratios: Values) -> Values:
+    """Log-ratios of tokens that can be exponentiated and averaged; NaN stays NaN."""
+    return np.clip(log_ratios, -MOST_NATS, MOST_NATS)
 
 
 def effective_share(log_weights: Values) -> float:
@@ -220,6 +234,7 @@ def _prompt(group: RolloutGroup, log_ratios: Sequence[Values]) -> PromptStalenes
     sums = np.array([r.sum() for r in log_ratios])
     ess = effective_share(sums) if len(sums) > 1 else None
     mean_weight = float(np.exp(np.minimum(sums, 700.0)).mean())
+    out_of_range = bool((np.abs(tokens) >= MOST_NATS).any())
     left_behind = mean_weight < LEFT_BEHIND and not _truncated(group)
     return PromptStaleness(
         prompt_id=group.prompt_id,
@@ -232,7 +247,8 @@ def _prompt(group: RolloutGroup, log_ratios: Sequence[Values]) -> PromptStalenes
         kl_response=float(-sums.mean()),
         mean_weight=mean_weight,
         outside=_outside(tokens, NARROW),
-        stale=ess is not None and (ess < STALE_ESS or left_behind),
+        stale=ess is not None and (ess < STALE_ESS or left_behind or out_of_range),
+        out_of_range=out_of_range,
     )
 
 
@@ -264,9 +280,17 @@ def _truncated(group: RolloutGroup) -> bool:
     return group.sampling.top_p < 1 or group.sampling.top_k > 0
 
 
-def _notes(groups: Sequence[RolloutGroup], single: int) -> list[str]:
+def _notes(
+    groups: Sequence[RolloutGroup], prompts: Sequence[PromptStaleness], single: int
+) -> list[str]:
     """Return what makes the figures less reliable."""
     notes = []
+    if wild := [p.prompt_id for p in prompts if p.out_of_range]:
+        notes.append(
+            f"{len(wild)} prompts, first {wild[0]}, have a token whose ratio is beyond "
+            f"e^{MOST_NATS:.0f} (a log-prob of minus infinity, say), counted as that: check their "
+            "log-probs, or sample them again"
+        )
     if cut := sum(map(_truncated, groups)):
         notes.append(
             f"{cut} prompts were sampled with top_p or top_k: their log-probs are of the cut "

@@ -9,12 +9,14 @@ Shape legend: V validation sets, P scored prompts.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from cropi.errors import InputError
 from cropi.estimation.evidence import exceeds_noise, running_mean, with_standard_errors
 from cropi.plugins import plugin
 from cropi.schema import InfluenceEstimate, Selection
@@ -82,8 +84,12 @@ def fuse(
     """Return the `count` prompts of highest fused score, with each set's rank (0 = unlisted).
 
     With a `noise_floor`, prompts whose cosines are all within that many standard errors are left
-    out, as long as a fifth of `count` remains.
+    out, as long as a fifth of `count` remains. Raises InputError if the constant or the floor is
+    negative or not finite.
     """
+    for what, value in (("fusion constant", constant), ("noise floor", noise_floor)):
+        if not 0 <= value < math.inf:
+            raise InputError(f"{what} {value} is not a finite number of at least 0; give one")
     scored = estimate.scored()
     ids = np.array(scored.prompt_ids)
     ranks = {name: _ranks(mean, ids, count) for name, mean in scored.mean.items()}

@@ -8,12 +8,15 @@ it is missing, damaged or made from other inputs, which is all there is to resum
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from cropi.errors import InputError
 from cropi.schema import fingerprint
-from cropi.store.files import POLICY_RECORD
+from cropi.store.files import POLICY_RECORD, read_table, table_metadata
+from cropi.store.ledger import Ledger
 
 FINGERPRINT = "inputs_fingerprint"
 """The key of a record that holds the fingerprint of its inputs."""
@@ -21,18 +24,46 @@ TABLE_FINGERPRINT = f"cropi.{FINGERPRINT}"
 """The same in the metadata of a Parquet file."""
 
 
-def cached(output: Path, inputs: Any, make: Callable[[str], object]) -> Path:
+def cached(
+    output: Path,
+    inputs: Any,
+    make: Callable[[str], object],
+    ledger: Ledger | None = None,
+    also: Callable[[], Iterable[Path]] = tuple,
+) -> Path:
     """Return `output`, made by `make(fingerprint)` unless it is there and is current.
 
     `inputs` is everything that determines the output, as plain values; `make` must write `output`
     atomically and record the fingerprint that it is given in it (`stamp` for a table, `FINGERPRINT`
-    for a record).
+    for a record). A `ledger` lists it with the hashes of its files and of what `also` returns, the
+    other files that `make` writes: if any of them is missing or has changed, all are made again.
+    Raises InputError, naming the damaged file, if that cannot be done.
     """
     expected = fingerprint(inputs)
-    if recorded_fingerprint(output) != expected:
-        make(expected)
-        assert recorded_fingerprint(output) == expected, f"{output} does not record its inputs"
+    if ledger is None:
+        if recorded_fingerprint(output) != expected:
+            make(expected)
+            assert recorded_fingerprint(output) == expected, f"{output} does not record its inputs"
+    elif not ledger.is_current(output, expected):
+        _make_again(output, expected, make, ledger)
+        ledger.record(output, expected, [output, *also()])
     return output
+
+
+def _make_again(output: Path, expected: str, make: Callable[[str], object], ledger: Ledger) -> None:
+    damaged = ledger.damaged(output)
+    if output.is_dir():
+        shutil.rmtree(output)
+    else:
+        output.unlink(missing_ok=True)  # `make` should not take a damaged file for a finished one
+    try:
+        make(expected)
+    except InputError as error:
+        if damaged is None:
+            raise
+        raise InputError(
+            f"{damaged} is damaged or missing and could not be made again: {error}"
+        ) from error
 
 
 def is_current(output: Path, inputs_fingerprint: str) -> bool:
@@ -64,14 +95,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def _of_table(path: Path) -> str | None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if not path.exists():
-        return None
     try:
-        metadata = pq.read_schema(path).metadata or {}
-    except (pa.ArrowException, OSError):
+        return table_metadata(read_table(path)).get(TABLE_FINGERPRINT)
+    except InputError:
         return None
-    recorded = metadata.get(TABLE_FINGERPRINT.encode())
-    return None if recorded is None else recorded.decode(errors="replace")

@@ -7,15 +7,19 @@ finished file or nothing that a reader would take for it.
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import math
+import mmap
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import xxhash
 
 from cropi.errors import InputError
 from cropi.schema import fingerprint
@@ -25,6 +29,11 @@ if TYPE_CHECKING:
 
 POLICY_RECORD = "cropi_stage.json"
 """In a policy's folder: what it was made from."""
+SEAL = "cropi.content"
+SEAL_PREFIX = b"cropi-xxh3-128:"
+"""Key, and beginning of the value, in a Parquet file's footer that hold the hash of the file."""
+FOOTER_BYTES = 1 << 20
+"""How far from the end of the file they are at most."""
 DISK_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 )
@@ -38,6 +47,27 @@ def file_hash(path: Path) -> str:
         while block := handle.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()[:16]
+
+
+def content_hash(file: Path) -> str:
+    """Return a hash of a file's content; a file that has not changed is read once per process."""
+    return _content_hash(file, _file_state(file))
+
+
+def _file_state(file: Path) -> tuple[int, ...]:
+    state = file.stat()
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+
+
+@functools.lru_cache(maxsize=4096)
+def _content_hash(file: Path, state: tuple[int, ...]) -> str:
+    """Hash a file; `state` is there so that another state is another entry of the cache."""
+    del state
+    digest = xxhash.xxh3_128()
+    with file.open("rb", buffering=0) as handle:
+        while block := handle.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def folder_hash(folder: Path, patterns: tuple[str, ...]) -> str:
@@ -59,12 +89,28 @@ def atomic_write(path: Path) -> Iterator[Path]:
         with part.open("rb") as handle:
             os.fsync(handle.fileno())
         os.replace(part, path)
+        sync_folder(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
         # A disk that cannot be written may refuse this too; the first error is the one to report.
         with suppress(OSError):
             part.unlink()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder last through a power cut, as `fsync` does a file's content."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return  # Windows, and folders that may be written but not read
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(handle)
 
 
 def cannot_write(path: Path, error: OSError) -> InputError:
@@ -109,6 +155,9 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             if file.is_file():
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
+            elif file.is_dir():
+                sync_folder(file)
+        sync_folder(part)
         _replace_folder(part, folder)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
@@ -125,6 +174,7 @@ def _replace_folder(part: Path, folder: Path) -> None:
     if folder.exists():
         os.replace(folder, old)
     os.replace(part, folder)
+    sync_folder(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -186,19 +236,64 @@ def write_table(path: Path, table: pa.Table, metadata: Mapping[str, str] | None 
 
     schema_metadata = dict(table.schema.metadata or {})
     schema_metadata |= {k.encode(): v.encode() for k, v in (metadata or {}).items()}
+    table = table.replace_schema_metadata(schema_metadata)
     with atomic_write(path) as part:
-        pq.write_table(table.replace_schema_metadata(schema_metadata), part, compression="zstd")
+        with pq.ParquetWriter(part, table.schema, compression="zstd") as writer:
+            writer.write_table(table)
+            writer.add_key_value_metadata({SEAL: SEAL_PREFIX.decode() + "0" * 32})
+        _seal(part)
+
+
+def _seal(path: Path) -> None:
+    """Put the hash of a Parquet file, itself left out, in the place that its footer keeps free."""
+    with path.open("r+b") as handle, mmap.mmap(handle.fileno(), 0) as content:
+        place = _seal_place(content)
+        assert place is not None, "the footer has no place for the hash"
+        content[place] = _hash_without(content, place)
+        content.flush()
+
+
+def _seal_place(content: mmap.mmap) -> slice | None:
+    """Where a Parquet file has its hash; None if it has none."""
+    start = content.rfind(SEAL_PREFIX, max(0, len(content) - FOOTER_BYTES))
+    first = start + len(SEAL_PREFIX)
+    return slice(first, first + 32) if start >= 0 else None
+
+
+def _hash_without(content: mmap.mmap, place: slice) -> bytes:
+    with memoryview(content) as view, view[: place.start] as head, view[place.stop :] as tail:
+        digest = xxhash.xxh3_128(head)
+        digest.update(tail)
+        return digest.hexdigest().encode()
+
+
+def _has_written_content(path: Path) -> bool:
+    """Whether a Parquet file is as it was written, if it was cropi that wrote it."""
+    with (
+        path.open("rb") as handle,
+        mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        place = _seal_place(content)
+        if place is None:
+            return content.rfind(SEAL.encode(), max(0, len(content) - FOOTER_BYTES)) < 0
+        return content[place] == _hash_without(content, place)
 
 
 def read_table(path: Path) -> pa.Table:
     """Read a Parquet file.
 
-    Raises InputError if it is missing, empty or not Parquet.
+    Raises InputError if it is missing, empty or not Parquet, or if it is one that cropi wrote and
+    its content has changed since.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     require_file(path)
+    if not _has_written_content(path):
+        raise InputError(
+            f"{path} is not a readable Parquet file: it is damaged, its content is not what was "
+            "written; make it again or restore it from a copy"
+        )
     try:
         return pq.read_table(path, partitioning=None)
     except (pa.ArrowException, OSError) as error:

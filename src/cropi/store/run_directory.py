@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 from cropi import __version__
 from cropi.store.cached import read_record
 from cropi.store.files import POLICY_RECORD, atomic_write, write_json
+from cropi.store.ledger import Ledger
 from cropi.store.metrics import (
     FORMAT,
     METRICS,
@@ -109,6 +111,11 @@ class RunDirectory:
     root: Path
     _timed: float = 0.0
 
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The finished outputs and the hashes of their files, read once."""
+        return Ledger(self.root)
+
     @property
     def config(self) -> Path:
         """The resolved settings."""
@@ -184,6 +191,9 @@ class RunDirectory:
         with atomic_write(self.root / METRICS) as part, part.open("wb") as handle:
             for file in files:
                 handle.write(file.read_bytes() if file.exists() else b"")
+        metrics = self.root / METRICS
+        listed = [file for file in (metrics, self.shared_costs) if file.exists()]
+        self.ledger.record(metrics, "", listed)
 
     def write_manifest(self, **facts: Any) -> None:
         """Write versions, machine, seeds and identities."""

@@ -21,7 +21,7 @@ from cropi.curriculum.run_context import arms_needing, check_settings
 from cropi.progress import ProgressReporter
 from cropi.prompts.sources import source_hash
 from cropi.schema import fingerprint
-from cropi.store.cached import FINGERPRINT
+from cropi.store.cached import FINGERPRINT, read_record
 from cropi.store.files import write_json
 from cropi.store.lock import exclusive_lock
 from cropi.store.metrics import TimingRow, read_rows
@@ -34,9 +34,11 @@ FINISHED = "finished.json"
 
 
 def is_finished(config: RunConfig, base: Path | None = None) -> bool:
-    """Whether the run of this config is complete, and its prompt files are still the same."""
-    file = config.directory / FINISHED
-    return file.is_file() and _run_fingerprint(config, base) in file.read_text(encoding="utf-8")
+    """Whether the run of this config is complete and undamaged, and its prompts are the same."""
+    record = read_record(config.directory / FINISHED)
+    if record.get(FINGERPRINT) != _run_fingerprint(config, base):
+        return False
+    return RunDirectory(config.directory).ledger.all_intact()
 
 
 def prepare_shared(config: RunConfig, runs: Sequence[RunConfig], base: Path | None) -> None:
@@ -82,10 +84,12 @@ def link_shared_files(shared: RunConfig, config: RunConfig) -> None:
                 source.root / name, target.root / name, copy_function=_link, dirs_exist_ok=True
             )
     target.root.mkdir(parents=True, exist_ok=True)
+    target.ledger.copy(source.ledger, ["rollouts", "start"])
     if not _same_start_policy(shared, config):
         return
     if shared.evaluation == config.evaluation and source.start_evaluation.is_file():
         _link(str(source.start_evaluation), str(target.start_evaluation))
+        target.ledger.copy(source.ledger, [source.start_evaluation.name])
     if not target.timings.exists():
         _copy_rollout_timings(source, target, config)
 

@@ -15,6 +15,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ from cropi.policy.loading import (
 from cropi.prompts.encoding import encode_all, trl_row
 from cropi.schema import PolicyIdentity, Prompt
 from cropi.store.files import write_json
+from cropi.training.divergence import require_converging, reraise_divergence
 from cropi.training.dynamic import DynamicSampler, sampling_of
 from cropi.training.grpo_settings import grpo_config, loss_warnings
 from cropi.training.recorded_groups import GroupRecorder, LossLogprobs
@@ -42,6 +44,7 @@ from cropi.verifiers import Judge
 if TYPE_CHECKING:
     from cropi.training.engines.trl import TrlSettings
 
+RATE_KEY = "training.learning_rate"
 LOG_NAMES = {
     "reward": "reward",
     "loss": "loss",
@@ -109,7 +112,7 @@ class TrlTrainer:
             trainer.add_callback(
                 StageCallback(plan, policy, counts, outcome, evaluate, progress, trainer)
             )
-            with reraise_disk_errors():
+            with reraise_disk_errors(), _reraise_divergence(trainer, plan):
                 trainer.train(resume_from_checkpoint=plan.start if plan.first_step else None)
         _require_trained(trainer, plan, rewards, sampler)
         _keep_checkpoint(work, out, plan)
@@ -179,6 +182,7 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Count, evaluate where due, and stop after the stage's last step."""
         step = int(state.global_step)
+        require_converging(self.trainer.model, step, RATE_KEY, self.plan.training.learning_rate)
         self.seconds += time.perf_counter() - self.mark
         self.outcome.clock.append((step, self.seconds))
         self.counts.fill(self.outcome, step)
@@ -195,6 +199,11 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
             control.should_save = True
         self.mark = time.perf_counter()
         return control
+
+
+def _reraise_divergence(trainer: GRPOTrainer, plan: StagePlan) -> AbstractContextManager[None]:
+    rate = plan.training.learning_rate
+    return reraise_divergence(lambda: int(trainer.state.global_step), RATE_KEY, rate)
 
 
 def _load(plan: StagePlan) -> Policy:

@@ -145,6 +145,8 @@ def warm_up(
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
+    from cropi.training.divergence import require_converging
+
     on_gpu = resolve_device(str(policy.model.device)).type == "cuda"
     rows = [supervised_row(p, config.template) for p in prompts]
     with quiet_libraries():
@@ -176,6 +178,7 @@ def warm_up(
         if progress:
             trainer.add_callback(_progress_callback(progress, config.steps))
         trainer.train()
+    require_converging(policy.model, config.steps, "warmup.learning_rate", config.learning_rate)
     shutil.rmtree(work, ignore_errors=True)
     return policy.model, int(trainer.state.num_input_tokens_seen)
 

@@ -1,0 +1,149 @@
+"""The ledger of a run: which outputs are finished, what they were made from, and their contents.
+
+`artifacts.jsonl` has one line per output, with the fingerprint of its inputs and the hash of each
+of its files. An output is listed after its files have their names, so a kill between the two costs
+one output that is made again, and nothing is ever listed that is not whole. Each line has a hash of
+its own: a damaged line is as good as none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from cropi.store.files import atomic_write, content_hash
+
+LEDGER = "artifacts.jsonl"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished output: the fingerprint of its inputs, and its files' hashes by relative path."""
+
+    inputs: str
+    files: Mapping[str, str]
+
+
+class Ledger:
+    """The ledger of the run in `root`; paths in it are relative, so that the run may be moved.
+
+    One process at a time may change it: the one that holds the lock of the directory.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.file = root / LEDGER
+        self._entries = _read(self.file)
+
+    def __contains__(self, output: Path) -> bool:
+        return self._name(output) in self._entries
+
+    def inputs(self, output: Path) -> str | None:
+        """The fingerprint of the inputs of a finished output; None if it is not listed."""
+        entry = self._entries.get(self._name(output))
+        return None if entry is None else entry.inputs
+
+    def damaged(self, output: Path) -> Path | None:
+        """The first file of a listed output that is missing or has another content, if any."""
+        entry = self._entries.get(self._name(output), Entry("", {}))
+        for name, expected in entry.files.items():
+            if _hash(self.root / name) != expected:
+                return self.root / name
+        return None
+
+    def is_current(self, output: Path, inputs_fingerprint: str) -> bool:
+        """Whether an output was made from these inputs and every file of it is as it was left."""
+        return self.inputs(output) == inputs_fingerprint and self.damaged(output) is None
+
+    def all_intact(self) -> bool:
+        """Whether there are outputs, and all of them are as they were left."""
+        return bool(self._entries) and all(
+            self.damaged(self.root / name) is None for name in self._entries
+        )
+
+    def record(self, output: Path, inputs_fingerprint: str, files: Iterable[Path]) -> None:
+        """List an output with its files, or with those in it where one is a folder."""
+        paths = sorted({each for file in files for each in _files_in(file)})
+        hashes = {self._name(path): content_hash(path) for path in paths}
+        self._set(self._name(output), Entry(inputs_fingerprint, hashes))
+
+    def forget_files(self, output: Path, files: Collection[Path]) -> None:
+        """Stop expecting some files of an output, which are about to be deleted."""
+        entry, names = self._entries.get(self._name(output)), {self._name(f) for f in files}
+        if entry is not None:
+            left = {name: each for name, each in entry.files.items() if name not in names}
+            self._set(self._name(output), Entry(entry.inputs, left))
+
+    def copy(self, other: Ledger, outputs: Iterable[str]) -> None:
+        """List what another run's ledger lists under these names, or in folders of these names."""
+        for name, entry in other._entries.items():
+            if any(name == each or name.startswith(f"{each}/") for each in outputs):
+                self._set(name, entry)
+
+    def repair(self) -> None:
+        """Write the file again if it has bytes that no ledger has; call it before any work."""
+        if self.file.exists() and self.file.read_bytes() != self._content():
+            self._write()
+
+    def _set(self, name: str, entry: Entry) -> None:
+        if self._entries.get(name) != entry or not self.file.exists():
+            self._entries[name] = entry
+            self._write()
+
+    def _write(self) -> None:
+        with atomic_write(self.file) as part:
+            part.write_bytes(self._content())
+
+    def _content(self) -> bytes:
+        lines = [_line(name, entry) for name, entry in sorted(self._entries.items())]
+        return "".join(line + "\n" for line in lines).encode()
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+
+def _files_in(path: Path) -> list[Path]:
+    if path.is_dir():
+        return [file for file in path.rglob("*") if file.is_file()]
+    return [path]
+
+
+def _hash(path: Path) -> str | None:
+    try:
+        return content_hash(path) if path.is_file() else None
+    except OSError:  # a disk that cannot read it any more
+        return None
+
+
+def _line(name: str, entry: Entry) -> str:
+    """An entry as a line, without its end."""
+    values = {"output": name, "inputs": entry.inputs, "files": dict(entry.files)}
+    return json.dumps(values | {"line_hash": _hash_of_values(values)}, ensure_ascii=False)
+
+
+def _hash_of_values(values: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(values, sort_keys=True).encode())
+
+
+def _read(file: Path) -> dict[str, Entry]:
+    """The entries of a ledger whose lines are undamaged; none if there is no file."""
+    if not file.is_file():
+        return {}
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    return dict(filter(None, map(_parsed, lines)))
+
+
+def _parsed(line: str) -> tuple[str, Entry] | None:
+    try:
+        values = json.loads(line)
+        expected = values.pop("line_hash")
+        if _hash_of_values(values) != expected:
+            return None
+        return values["output"], Entry(values["inputs"], values["files"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
