@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -292,3 +293,33 @@ def test_what_cannot_be_extended_is_named(
 ) -> None:
     message = failure(write(tmp_path, **files))
     assert all(part in message for part in parts), message
+
+
+def test_every_problem_is_listed_and_numbered() -> None:
+    mistakes = ["selection.ratio=ten", "model=pocket", "seed=-1", "prompts.pool=a.jsonl"]
+    mistakes += ["rollouts.n=2", "curriculum.stage=3", "training.lora=high"]
+    with pytest.raises(InputError) as error:
+        load_config("pocket", mistakes)
+    message = str(error.value)
+    assert "has 7 problems: (1) " in message
+    assert all(f"({n}) " in message for n in range(1, 8))
+    for part in (
+        "selection.ratio = 'ten': give a number",
+        "model = 'pocket': give a section with its keys (attention,",
+        "prompts.pool = 'a.jsonl': give a list",
+        "rollouts.n (value 2); it is called rollouts.responses here",
+        "training.lora = 'high': give a section with its keys (alpha,",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("training.epsilon", "for training it is called training.engine.grpo.epsilon here, for "),
+        ("influence.objective.epsilon", "it is called influence.objective.clip here"),
+    ],
+)
+def test_an_option_of_the_loss_is_named_for_the_side_that_it_changes(key: str, hint: str) -> None:
+    with pytest.raises(InputError, match=re.escape(hint)):
+        load_config("pocket", [f"{key}=0.2"])

@@ -14,6 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cropi.cli.options import named_files
 from cropi.config import load_config, to_yaml, validate, yaml_text
 from cropi.config.check import problems_of
 from cropi.errors import InputError
@@ -166,6 +167,11 @@ def test_nothing_that_is_shown_commands_a_terminal(text: str) -> None:
     assert len(shown(text, 50)) <= 53
 
 
+def test_a_target_of_the_command_line_has_a_name() -> None:
+    assert "control characters" in refusal(named_files, ["a\x1b=x.parquet"], "target")
+    assert "contains /" in refusal(named_files, ["../pool=x.parquet"], "target")
+
+
 def test_names_that_are_one_file_on_some_systems_are_refused() -> None:
     assert "same file" in refusal(require_names, ["\u00e9t\u00e9", "e\u0301t\u00e9"], "a set")
     require_names(["gsm8k", "AIME 2024", "ramp(0.5)", "\u00fcbung"], "a set")
@@ -270,10 +276,17 @@ def test_near_equal_questions_are_one(left: str, right: str) -> None:
 
 @pytest.mark.parametrize(
     ("left", "right"),
-    [("f'(x)+1", "f(x)+1"), ("1,000 x", "1.000 x"), ("at 12:30 x", "at 1230 x"),
-     ("x 3.5 y", "x 35 y"), ("a (1,2) b", "a (12) b"), ("2*(3+4) x", "2*3+4 x"), ("is 3<4 x", "is 3>4 x"),
-     ("x 3! y", "x 3 y")],
-)  # fmt: skip
+    [
+        ("f'(x)+1", "f(x)+1"),
+        ("1,000 x", "1.000 x"),
+        ("at 12:30 x", "at 1230 x"),
+        ("x 3.5 y", "x 35 y"),
+        ("a (1,2) b", "a (12) b"),
+        ("2*(3+4) x", "2*3+4 x"),
+        ("is 3<4 x", "is 3>4 x"),
+        ("x 3! y", "x 3 y"),
+    ],
+)
 def test_other_questions_stay_two(left: str, right: str) -> None:
     assert normalised(left) != normalised(right)
 

@@ -175,6 +175,7 @@ def test_a_trainer_that_reorders_prompts_is_detected(
         ({"num_generations": 2}, r"training\.responses"),
         ({"steps_per_generation": 2}, "prompts_per_step"),
         ({"save_strategy": "steps"}, "saved at its end"),
+        ({"shuffle_dataset": True}, r"cannot be set .*order is kept.*leave it out"),
         ({"loss_type": "gppo"}, "unknown to TRL"),
     ],
 )

@@ -15,6 +15,7 @@ from cropi.config import RewardTerm, VerifiersConfig
 from cropi.errors import InputError
 from cropi.schema import Prompt
 from cropi.verifiers import Judge
+from cropi.verifiers.tags import Tags
 
 HOSTILE = """
 import ctypes, os, sys, time
@@ -278,3 +279,53 @@ def _alive(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
+
+
+def test_every_answer_is_tried_and_the_unreadable_ones_are_listed_or_dropped() -> None:
+    rows = [prompt("12", name="a"), prompt("???", name="b"), prompt("", "other", name="c")]
+    with Judge(VerifiersConfig()) as judge, pytest.raises(InputError) as caught:
+        judge.check(rows)
+    message = str(caught.value)
+    assert "2 of 3 answers" in message
+    assert "source 's', prompt 'b': math cannot read the answer '???'" in message
+    assert "source 'other', prompt 'c'" in message
+    with Judge(VerifiersConfig(unreadable="drop")) as judge:
+        assert judge.readable(rows) == rows[:1]
+        with pytest.raises(InputError, match="2 of 2"):
+            judge.readable(rows[1:])
+    several = [prompt("7 and 8")]
+    with (
+        Judge(VerifiersConfig(default="numeric")) as judge,
+        pytest.raises(InputError, match="several numbers"),
+    ):
+        judge.check(several)
+
+
+@pytest.mark.parametrize(
+    ("settings", "response", "reward"),
+    [
+        ({}, "<think>12</think>13", 0),
+        ({"think_tags": ["reasoning"]}, "<reasoning>12</reasoning>13", 0),
+        ({"think_tags": ["reasoning"]}, "<reasoning>\\boxed{12}", 0),
+        ({"think_tags": ["[T]...[/T]"]}, "[T]13[/T]12", 1),
+        ({"answer_tags": ["final"]}, "13 <final>12</final> 14", 1),
+        ({}, "13 <final>12</final> 14", 0),
+    ],
+)
+@pytest.mark.parametrize("name", ["math", "numeric"])
+def test_the_tags_of_the_settings_reach_the_verifiers(
+    name: str, settings: dict[str, list[str]], response: str, reward: float
+) -> None:
+    config = VerifiersConfig.model_validate({"default": name, **settings})
+    with Judge(config) as judge:
+        assert judge.judge([(prompt("12"), response)])[0].reward == reward
+
+
+def test_a_tag_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="is not a tag"):
+        VerifiersConfig(think_tags=["<think>"])
+
+
+def test_the_default_tags_of_settings_and_verifiers_are_the_same() -> None:
+    config = VerifiersConfig()
+    assert Tags() == Tags(tuple(config.think_tags), tuple(config.answer_tags))

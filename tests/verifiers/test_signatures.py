@@ -73,6 +73,29 @@ def test_verl_functions_may_take_only_some_arguments() -> None:
     assert verifier(compute_score)(TEXT, "4") == 1.0
 
 
+def test_verls_batch_functions_get_lists_of_one() -> None:
+    def compute_scores(
+        data_sources: Any, solution_strs: Any, ground_truths: Any, extra_infos: Any
+    ) -> list[dict[str, float]]:
+        assert (data_sources, solution_strs) == (["gsm8k"], ["x"])
+        assert (ground_truths, extra_infos) == ([[1, 2]], [{"index": 7}])
+        return [{"score": 0.5}]
+
+    assert verifier(compute_scores)(VERL, "x") == 0.5
+
+
+def test_a_dict_without_a_score_is_called_what_it_is() -> None:
+    with pytest.raises(TypeError, match="a dict with 'reward', but without 'score'"):
+        verifier(lambda solution_str: {"reward": 1.0})(TEXT, "4")
+
+
+def test_trl_functions_find_a_step_in_the_trainer_state() -> None:
+    def f(completions: Any, trainer_state: Any) -> list[float]:
+        return [float(trainer_state.global_step)]
+
+    assert verifier(f)(TEXT, "4") == 0.0
+
+
 def test_async_functions_are_awaited() -> None:
     async def f(completions: Any, **columns: Any) -> list[float]:
         return [2.0]

@@ -18,6 +18,7 @@ from cropi.influence.settings import InfluenceConfig
 from cropi.plugins import Choice
 from cropi.policy.settings import ModelConfig
 from cropi.settings import Section, default_of
+from cropi.text import require_name
 from cropi.verifiers.settings import VerifiersConfig
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def named_files(values: list[str], option: str) -> dict[str, Path]:
             raise InputError(
                 f"--{option} name {name!r} is taken; give each --{option} a name of its own"
             )
-        files[name] = Path(path)
+        files[require_name(name, f"--{option}")] = Path(path)
     return files
 
 

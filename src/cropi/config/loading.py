@@ -113,11 +113,11 @@ def check_files(config: RunConfig, base: Path | None = None) -> None:
     for source in sources:
         if source.path is None or remote_url(source.path):
             continue
-        places = [Path(source.path), *([base / source.path] if base else [])]
-        if not any(place.is_file() for place in places):
+        folders = dict.fromkeys(f.resolve() for f in (Path.cwd(), base) if f is not None)
+        if not any((folder / source.path).is_file() for folder in folders):
             raise InputError(
-                f"prompts file {source.path} does not exist (looked in {Path.cwd()}"
-                f"{f' and {base}' if base else ''}); correct the path"
+                f"prompts file {source.path} does not exist (looked in "
+                f"{' and '.join(map(str, folders))}); correct the path"
             )
 
 

@@ -53,16 +53,6 @@ RENAMED = {
     "beta": "training.engine.grpo.beta",
     "kl_coef": "training.engine.grpo.beta",
     "loss_type": "training.engine.grpo.loss_type",
-    "loss_agg_mode": "influence.objective.normalisation",
-    "scale_rewards": "influence.objective.scale_by_std",
-    "norm_adv_by_std_in_grpo": "influence.objective.scale_by_std",
-    "importance_sampling_level": "influence.objective.ratio",
-    "clip_ratio": "influence.objective.clip",
-    "clip_range": "influence.objective.clip",
-    "epsilon": "influence.objective.clip",
-    "epsilon_high": "influence.objective.clip.high",
-    "clip_ratio_high": "influence.objective.clip.high",
-    "clip_ratio_low": "influence.objective.clip.low",
     "train_files": "prompts.pool",
     "val_files": "prompts.validation and prompts.test",
     "dataset_name": "prompts.pool (hub)",
@@ -71,6 +61,20 @@ RENAMED = {
     "custom_reward_function": "verifiers.default",
 }
 """Names that other trainers, or this one before, use: what they are called here."""
+
+RENAMED_IN_OBJECTIVE = {
+    "loss_agg_mode": ("loss_type", "normalisation"),
+    "scale_rewards": ("scale_rewards", "scale_by_std"),
+    "norm_adv_by_std_in_grpo": ("scale_rewards", "scale_by_std"),
+    "importance_sampling_level": ("importance_sampling_level", "ratio"),
+    "clip_ratio": ("epsilon", "clip"),
+    "clip_range": ("epsilon", "clip"),
+    "epsilon": ("epsilon", "clip"),
+    "epsilon_high": ("epsilon_high", "clip.high"),
+    "clip_ratio_high": ("epsilon_high", "clip.high"),
+    "clip_ratio_low": ("epsilon", "clip.low"),
+}
+"""Names of a loss's options: TRL's under training.engine.grpo, ours under influence.objective."""
 
 RENAMED_IN_SECTION = {
     "batch_size": "engine.batch_size",
@@ -86,11 +90,34 @@ RENAMED_IN_SECTION = {
 """The same, for keys that several sections have."""
 
 
+KINDS = {
+    "dict_type": "give a section of names and values, {name: value}",
+    "list_type": "give a list, [...]",
+    "float_parsing": "give a number",
+    "float_type": "give a number",
+    "int_parsing": "give a whole number",
+    "int_from_float": "give a whole number",
+    "int_type": "give a whole number",
+    "bool_parsing": "give true or false",
+    "bool_type": "give true or false",
+    "string_type": "give text, in quotes if it looks like a number",
+}
+"""What a value of the wrong kind should be, by pydantic's name of the problem."""
+
+MOST_PROBLEMS = 20
+"""Problems that one message lists."""
+
+
 def explain(error: ValidationError, origin: str, kind: type[Section] = RunConfig) -> str:
-    """Sum up what pydantic reports, at most five problems, in one line."""
-    problems = [line for e in error.errors()[:5] for line in _explain_one(e, kind)][:5]
+    """Sum up what pydantic reports, every problem numbered where there are several."""
+    problems = [line for e in error.errors() for line in _explain_one(e, kind)]
     subject = f"config {origin}" if kind is RunConfig else origin
-    return shortened(f"{subject}: " + "; ".join(problems))
+    if len(problems) == 1:
+        return shortened(f"{subject}: {problems[0]}")
+    listed = " ".join(f"({n}) {line};" for n, line in enumerate(problems[:MOST_PROBLEMS], 1))
+    more = len(problems) - MOST_PROBLEMS
+    rest = f" and {more} more" if more > 0 else ""
+    return shortened(f"{subject} has {len(problems)} problems: {listed.rstrip(';')}{rest}", 4_000)
 
 
 def _explain_one(problem: Any, kind: type[Section], parents: tuple[str, ...] = ()) -> list[str]:
@@ -107,6 +134,11 @@ def _explain_one(problem: Any, kind: type[Section], parents: tuple[str, ...] = (
     if problem["type"] == "missing":
         return [f"{key} is missing; add it"]
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] in ("model_type", "model_attributes_type"):
+        keys = ", ".join(_keys_at(inner, kind))
+        return [f"{key} = {shown(problem['input'])}: give a section with its keys ({keys})"]
+    if fix := KINDS.get(problem["type"]):
+        return [f"{key} = {shown(problem['input'])}: {fix}"]
     if problem["type"] == "value_error":
         return [f"{key}: {message}" if location else message]
     return [f"{key} = {shown(problem['input'])}: {message[0].lower()}{message[1:]}"]
@@ -132,6 +164,14 @@ def _hint(location: tuple[str, ...], allowed: Sequence[str]) -> str:
         return f"it is called {'.'.join((*section, same))} here"
     if leaf in RENAMED and RENAMED[leaf] != ".".join(location):
         return f"it is called {RENAMED[leaf]} here"
+    if leaf in RENAMED_IN_OBJECTIVE:
+        trainer, ours = RENAMED_IN_OBJECTIVE[leaf]
+        if section[:1] == ["influence"]:
+            return f"it is called influence.objective.{ours} here"
+        return (
+            f"for training it is called training.engine.grpo.{trainer} here, "
+            f"for influence influence.objective.{ours}"
+        )
     close = difflib.get_close_matches(leaf, allowed, n=1)
     return f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(allowed)}"
 

@@ -1,4 +1,4 @@
-"""Opening a run: settings that can work, a directory that is this run's, its seeds and its log."""
+"""Opening a run: checks its settings, claims its directory, and makes its seeds and its log."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def needs_of_arm(config: RunConfig, strategy: StrategyChoice) -> Needs:
 
 
 def arms_needing(config: RunConfig, kind: str) -> list[str]:
-    """Return the arms of a run that use, and pay for, shared rollouts: of pool or validation."""
+    """Return the arms that use, and pay for, shared rollouts of a kind: pool or validation."""
     needed = {strategy.slug: needs_of_arm(config, strategy) for strategy in config.strategies}
     return [
         arm
@@ -141,7 +141,7 @@ def open_directory(config: RunConfig) -> RunDirectory:
     directory = RunDirectory(config.directory)
     directory.ledger.repair()
     settings = fingerprint(_result_settings(to_yaml(config)))
-    # Before there is a manifest nothing has been made: the settings may still be corrected.
+    # Without a manifest nothing has been made yet: the settings may still be corrected.
     begun = directory.manifest.is_file() or directory.manifest in directory.ledger
     if begun and directory.ledger.inputs(directory.config) != settings:
         _require_same_settings(directory, config)
@@ -152,9 +152,13 @@ def open_directory(config: RunConfig) -> RunDirectory:
 
 
 def _result_settings(text: str) -> dict[str, Any]:
-    """The settings in a run's config that decide results, by dotted key."""
+    """The settings in a run's config that decide results, by dotted key; where it is does not."""
     settings = flat(yaml.safe_load(text) or {})
-    return {key: value for key, value in settings.items() if affects_results(key)}
+    return {
+        key: value
+        for key, value in settings.items()
+        if affects_results(key) and key not in ("name", "out")
+    }
 
 
 def _require_same_settings(directory: RunDirectory, config: RunConfig) -> None:
@@ -172,7 +176,8 @@ def _require_same_settings(directory: RunDirectory, config: RunConfig) -> None:
     now = _result_settings(to_yaml(config))
     changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
     if changed:
-        first = ", ".join(f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in changed[:3])
+        first = ", ".join(f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in changed[:10])
+        first += f" and {len(changed) - 10} more" if len(changed) > 10 else ""
         raise InputError(
             f"{existing.parent} holds a run with other settings ({first}); choose another name, "
             "e.g. name=my-run, or remove the directory"
@@ -198,7 +203,7 @@ def require_same_inputs(directory: RunDirectory, **inputs: Any) -> None:
     changed = [key for key in now if before.get(key) != now[key]]
     if changed:
         raise InputError(
-            f"{directory.root} was begun with other inputs than the present ones "
+            f"{directory.root} was begun with inputs other than the present ones "
             f"({', '.join(changed)} differ); choose another name, e.g. name=my-run, or restore the "
             "old inputs"
         )

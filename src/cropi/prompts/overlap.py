@@ -87,11 +87,11 @@ def shared_phrases(pool: Mapping[str, str], other: Mapping[str, str]) -> SharedP
     halves = {half for phrase in homes for half in _halves(phrase)}
     common = _common(pool, halves) | _common(other, halves)
     questions = {p: i for p, i in homes.items() if not common.intersection(_halves(p))}
-    hits = {
-        prompt_id: phrase
-        for prompt_id, text in pool.items()
-        if (phrase := next((p for p in word_runs(text, PHRASE_WORDS) if p in questions), None))
-    }
+    hits: dict[str, str] = {}
+    for prompt_id, text in pool.items():
+        shared = [p for p in word_runs(text, PHRASE_WORDS) if p in questions]
+        if shared:
+            hits[prompt_id] = shared[0]
     if not hits:
         return None
     first = min(hits)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class PromptNotes:
     phrases: dict[str, SharedPhrase] = field(default_factory=dict)
     shared_ids: int = 0
     overlong: dict[str, int] = field(default_factory=dict)
+    unreadable: dict[str, int] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """Return one sentence per finding; none if there is nothing to report."""
@@ -65,6 +66,10 @@ class PromptNotes:
             *(
                 _count(n, "prompt", f"of the {s} too long for the model: dropped")
                 for s, n in self.overlong.items()
+            ),
+            *(
+                _count(n, "prompt", f"of the {s} with an answer that cannot be read: dropped")
+                for s, n in self.unreadable.items()
             ),
         ]
 
@@ -123,6 +128,21 @@ class PromptSets:
             **{f"validation {name}": prompts for name, prompts in self.validation.items()},
             **{f"test {name}": prompts for name, prompts in self.test.items()},
         }
+
+    def without_unreadable(self, readable: Mapping[str, list[Prompt]]) -> PromptSets:
+        """Return the sets with these prompts, by the names of `named`; the rest is counted."""
+        notes = replace(self.notes, unreadable={}, sizes=dict(self.notes.sizes))
+        for name, prompts in self.named().items():
+            notes.sizes[name] = len(readable[name])
+            if dropped := len(prompts) - len(readable[name]):
+                notes.unreadable[name] = dropped
+        return replace(
+            self,
+            pool=readable[POOL],
+            validation={n: readable[f"validation {n}"] for n in self.validation},
+            test={n: readable[f"test {n}"] for n in self.test},
+            notes=notes,
+        )
 
 
 @dataclass(frozen=True, slots=True)

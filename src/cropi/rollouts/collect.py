@@ -159,7 +159,7 @@ def rollout(
     plan = SamplingPlan(settings.sampling, settings.responses, seed, template_kwargs)
     with open_judge(verifier) as judge:
         if not isinstance(verifier, Judge):
-            judge.check(prompts)
+            prompts = judge.readable(prompts)
         inputs_fingerprint = inputs_fingerprint or fingerprint(
             reference.identity,
             settings.model_dump(),

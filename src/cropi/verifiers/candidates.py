@@ -6,7 +6,7 @@ import re
 
 from cropi.verifiers.quantity import Quantity
 from cropi.verifiers.reading import Reading, Words, read
-from cropi.verifiers.units import canonical_unit, same_unit
+from cropi.verifiers.unit_names import canonical_unit, same_unit
 
 _SPAN = re.compile(
     r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<![\\$])\$(?!\s)([^$\n]+?)(?<!\s)\$(?!\d)",

@@ -1,7 +1,7 @@
 """`math`: the response states the answer, as text or as mathematics.
 
 The stages: take the statement out of the response (`statement`), bring both sides into one notation
-(`notation`), compare as text, and compare as mathematics (`reading`, `comparison`).
+(`notation`), compare as text, and compare as mathematics (`reading`, `equality`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cropi.plugins import plugin
 from cropi.schema import Prompt
 from cropi.verifiers.alternatives import alternatives
 from cropi.verifiers.candidates import last_candidate, number_of_runs, read_candidate
-from cropi.verifiers.comparison import equal, is_readable
+from cropi.verifiers.equality import equal, is_readable
 from cropi.verifiers.expressions import equal_formulas, silence_math_verify
 from cropi.verifiers.notation import ascii_notation, canonical_text, normalise
 from cropi.verifiers.reading import Listing, Reading, Words, read

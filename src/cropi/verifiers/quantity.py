@@ -12,7 +12,7 @@ from fractions import Fraction
 from functools import lru_cache
 from math import isqrt
 
-from cropi.verifiers.units import canonical_unit, same_unit
+from cropi.verifiers.unit_names import canonical_unit, same_unit
 
 _LARGEST_BITS = 40_000
 _SIGNIFICANT_DIGITS = 6

@@ -1,7 +1,7 @@
 """What a statement is, read into parts: a number, a list, an interval, a matrix, an equation, ...
 
 `read` takes a statement apart until only quantities, words and formulas are left; then
-`comparison.equal` compares the parts. Formulas are left to math-verify.
+`equality.equal` compares the parts. Formulas are left to math-verify.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from cropi.verifiers.notation import canonical_text, normalise
 from cropi.verifiers.quantity import Quantity, read_quantity
-from cropi.verifiers.units import canonical_unit
+from cropi.verifiers.unit_names import canonical_unit
 from cropi.verifiers.words import is_wordy
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cropi.settings import Count, Section
+
+_TAG = re.compile(r"[\w-]+|\S.*\.\.\..*\S")
 
 
 class RewardTerm(Section):
@@ -28,8 +31,31 @@ class VerifiersConfig(Section):
         default_factory=dict, description="source pattern (* and ? allowed) -> verifier"
     )
     timeout: Annotated[float, Field(gt=0)] = Field(10.0, description="seconds for one response")
-    workers: Count = Field(1, description="processes that judge at the same time")
+    workers: Count | None = Field(
+        None,
+        description="processes that judge at the same time; default: the cores at hand, at most 8",
+    )
     threshold: float | None = Field(
         None,
         description="a response passes at this reward or above; default: graded (the mean reward)",
     )
+    unreadable: Literal["error", "drop"] = Field(
+        "error",
+        description="rows whose answer no verifier can read: an error, or left out of runs and "
+        "rollouts and counted",
+    )
+    think_tags: list[str] = Field(
+        ["think"],
+        description="tags around a model's thoughts, which hold no answer: `think` for "
+        "<think>...</think>, or both ends as OPEN...CLOSE",
+    )
+    answer_tags: list[str] = Field(
+        ["answer"], description="tags around the answer, written as think_tags are"
+    )
+
+    @field_validator("think_tags", "answer_tags")
+    @classmethod
+    def _check_tags(cls, tags: list[str]) -> list[str]:
+        if bad := [tag for tag in tags if not _TAG.fullmatch(tag)]:
+            raise ValueError(f"{bad[0]!r} is not a tag; write a name or OPEN...CLOSE")
+        return tags

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-THINK_TAGS = ("think",)
-ANSWER_TAGS = ("answer",)
 
 
 @dataclass(frozen=True, slots=True)
 class Tags:
     """Tag names (`think` is `<think>...</think>`), or both ends written `OPEN...CLOSE`."""
 
-    think: tuple[str, ...] = THINK_TAGS
-    answer: tuple[str, ...] = ANSWER_TAGS
+    think: tuple[str, ...] = ("think",)
+    answer: tuple[str, ...] = ("answer",)
 
     def after_thoughts(self, text: str) -> str | None:
         """Return what follows the last closed thought; None if a thought is never closed."""
@@ -41,8 +36,3 @@ def tag_ends(tag: str) -> tuple[str, str]:
     """Return the opening and the closing tag of a name or of `OPEN...CLOSE`."""
     opening, dots, closing = tag.partition("...")
     return (opening, closing) if dots else (f"<{tag}>", f"</{tag}>")
-
-
-def bad_tags(tags: Sequence[str]) -> list[str]:
-    """Return those that are neither a name nor `OPEN...CLOSE`."""
-    return [t for t in tags if not re.fullmatch(r"[\w-]+|\S.*\.\.\..*\S", t)]

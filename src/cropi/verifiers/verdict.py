@@ -23,6 +23,15 @@ class Verifier(Protocol):
         ...
 
 
+@runtime_checkable
+class AnswerChecker(Protocol):
+    """A verifier that can tell whether it reads a prompt's answer, without a response."""
+
+    def check_answer(self, prompt: Prompt) -> None:
+        """Raise ValueError, saying why, if the prompt's answer cannot be read."""
+        ...
+
+
 class NotApplicableError(TypeError):
     """The function does not apply to this response (TRL's None); weighted sums leave it out."""
 
@@ -65,9 +74,10 @@ WeightedReward = tuple[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One response to judge, by the weighted sum of `rewards`."""
+    """One response to judge by the weighted sum of `rewards`; with `check`, an answer to read."""
 
     rewards: tuple[WeightedReward, ...]
     prompt: Prompt
     completion: str
     token_ids: tuple[int, ...] | None = None
+    check: bool = False

@@ -30,6 +30,7 @@ from cropi.influence.scorer import InformativeGroups, fit_sketch, require_inform
 from cropi.schema import RolloutGroup
 from cropi.sketches import FittedSketch, Sketch, SketchConsumer
 from cropi.store.files import file_hash
+from cropi.store.lock import exclusive_lock
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,32 @@ def write_features(
     `rollouts` is the hash of the file that `groups` were read from. `like` is the pool's store, for
     a target's, whose gradients `preconditioner` scales. A call that was killed continues where it
     stopped, and ends with the same bytes. Raises InputError if no prompt is informative, a
-    gradient is not finite, the folder holds other features, these could not be compared with
-    `like`, or the preconditioner lacks a parameter.
+    gradient is not finite, another process is writing there, the folder holds other features, these
+    could not be compared with `like`, or the preconditioner lacks a parameter.
     """
     if sketch is None:
         raise InputError("the sketch 'exact' stores nothing; choose another, e.g. adaptive")
     if preconditioner is not None:
         preconditioner.require(extractor.shapes)
+    with exclusive_lock(folder):
+        tokens = _write_store(
+            extractor, sketch, groups, folder, rollouts, dtype, like, preconditioner, progress
+        )
+    return Extraction(FeatureStore(folder), tokens)
+
+
+def _write_store(
+    extractor: GradientExtractor,
+    sketch: Sketch,
+    groups: Sequence[RolloutGroup],
+    folder: Path,
+    rollouts: str,
+    dtype: Dtype,
+    like: FeatureStore | None,
+    preconditioner: Preconditioner | None,
+    progress: Callable[[int, int], None] | None,
+) -> int:
+    """Begin the store or continue it; return the tokens it took."""
     informative = require_informative("the rollouts", groups)
     tokens, state = fit_or_load_sketch(extractor, sketch, informative.groups, folder, like)
     identity = replace(
@@ -87,10 +107,9 @@ def write_features(
     ids = [group.prompt_id for group in informative.groups]
     lengths = [group.tokens for group in informative.groups]
     writer = FeatureWriter(folder, identity, ids, lengths, state)
-    tokens += write_missing_shards(
+    return tokens + write_missing_shards(
         writer, extractor, sketch, informative.groups, preconditioner, progress
     )
-    return Extraction(FeatureStore(folder), tokens)
 
 
 def write_missing_shards(

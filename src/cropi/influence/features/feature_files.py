@@ -24,7 +24,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cropi.errors import InputError
-from cropi.store.files import atomic_write, read_table, require_file, write_json, write_table
+from cropi.schema import fingerprint
+from cropi.store.files import (
+    atomic_write,
+    content_hash,
+    read_table,
+    require_file,
+    table_metadata,
+    write_json,
+    write_table,
+)
 
 IDENTITY = "identity.json"
 SKETCH_FILE = "sketch.npz"
@@ -39,6 +48,9 @@ COLUMNS = {
     "tokens": pa.int32(),
     "status": pa.string(),
 }
+BELONGS_TO = "cropi.belongs_to"
+MATRIX_HASH = "cropi.matrix_hash"
+"""Metadata of a shard's table: its store and place, and the hash of its matrix."""
 REBUILD_HINT = "delete it and run the same `cropi features` again, which makes what is missing"
 
 Dtype = Literal["float16", "float32"]
@@ -98,14 +110,37 @@ def read_identity(folder: Path) -> StoreIdentity:
                 f"{path} is of version {fields['version']}, and this cropi reads {VERSION}; make "
                 "the features again"
             )
-        return StoreIdentity(**fields)
-    except (ValueError, TypeError, KeyError) as error:
+        return _checked(StoreIdentity(**fields))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
             f"{path} is damaged ({type(error).__name__}: {error}); make the features again in an "
             "empty directory"
         ) from error
+
+
+def _checked(identity: StoreIdentity) -> StoreIdentity:
+    """The identity as it was read. Raises ValueError or TypeError if a field cannot be right."""
+    sizes = ("dim", "prompts", "pool_size", "rows_per_shard")
+    texts = ("policy", "rollouts", "sketch_file")
+    for name in sizes:
+        value = getattr(identity, name)
+        if type(value) is not int or not 0 < value < 2**40:
+            raise ValueError(f"{name} is {value!r}, not a positive whole number")
+    for name in texts:
+        if not isinstance(getattr(identity, name), str):
+            raise TypeError(f"{name} is not a text")
+    for name in ("sketch", "settings", "skipped", "preconditioner"):
+        if not isinstance(getattr(identity, name), dict):
+            raise TypeError(f"{name} is not an object")
+    if identity.dtype not in ("float16", "float32"):
+        raise ValueError(f"dtype is {identity.dtype!r}, not float16 or float32")
+    if identity.prompts > identity.pool_size:
+        raise ValueError(f"{identity.prompts} prompts of {identity.pool_size} in the pool")
+    if "objective" not in identity.settings:
+        raise ValueError("settings have no objective")
+    return identity
 
 
 def differences(
@@ -171,8 +206,17 @@ def rows_path(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}.parquet"
 
 
-def write_shard(folder: Path, number: int, matrix_RD: NDArray[Any], rows: ShardRows) -> None:
-    """Write a shard; it exists from the moment its table has its name."""
+def write_shard(
+    folder: Path,
+    number: int,
+    matrix_RD: NDArray[Any],
+    rows: ShardRows,
+    identity: StoreIdentity,
+) -> None:
+    """Write a shard; it exists from the moment its table has its name.
+
+    The table says which store and place it belongs to, and the hash of its matrix.
+    """
     with atomic_write(matrix_path(folder, number)) as part, part.open("wb") as handle:
         np.lib.format.write_array(handle, matrix_RD, allow_pickle=False)
     values = (rows.prompt_ids, rows.norms, rows.lengths, rows.tokens, rows.statuses)
@@ -180,13 +224,41 @@ def write_shard(folder: Path, number: int, matrix_RD: NDArray[Any], rows: ShardR
         name: pa.array(column, kind)
         for (name, kind), column in zip(COLUMNS.items(), values, strict=True)
     }
-    write_table(rows_path(folder, number), pa.table(columns))
+    about = {
+        BELONGS_TO: _place_in_store(identity, number),
+        MATRIX_HASH: content_hash(matrix_path(folder, number)),
+    }
+    write_table(rows_path(folder, number), pa.table(columns), about)
 
 
-def read_rows(folder: Path, number: int, expected: int) -> ShardRows:
-    """Read a shard's table. Raises InputError if it is damaged or has another number of rows."""
-    path = rows_path(folder, number)
+def _place_in_store(identity: StoreIdentity, number: int) -> str:
+    return f"shard {number} of {fingerprint(asdict(identity))}"
+
+
+def read_rows(folder: Path, number: int, identity: StoreIdentity) -> ShardRows:
+    """Read a shard's table.
+
+    Raises InputError if it or its matrix is damaged, belongs to another store or place, or has
+    another number of rows.
+    """
+    path, expected = rows_path(folder, number), len(identity.shard_places()[number])
     table = read_table(path)
+    about = table_metadata(table)
+    if BELONGS_TO not in about:
+        raise InputError(
+            f"{path} does not say which store it belongs to; it is damaged or of an older version; "
+            f"{REBUILD_HINT}"
+        )
+    if about[BELONGS_TO] != _place_in_store(identity, number):
+        raise InputError(
+            f"{path} is not {_place_in_store(identity, number).split(' of ')[0]} of the store that "
+            f"{folder / IDENTITY} describes: one of the two was changed or comes from another "
+            f"store; restore {IDENTITY}, or delete the folder and make the features again"
+        )
+    matrix = matrix_path(folder, number)
+    require_file(matrix)
+    if content_hash(matrix) != about.get(MATRIX_HASH):
+        raise InputError(f"{matrix} is cut off or damaged (hash mismatch); {REBUILD_HINT}")
     if {f.name: f.type for f in table.schema} != COLUMNS or table.num_rows != expected:
         raise InputError(
             f"{path} has {table.num_rows} rows of {table.column_names}, not {expected} of "

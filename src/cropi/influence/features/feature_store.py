@@ -78,7 +78,7 @@ class FeatureStore:
         self._places = self.identity.shard_places()
         self._require_complete()
         self._require_sketch_file()
-        shards = [read_rows(self.folder, n, len(p)) for n, p in enumerate(self._places)]
+        shards = [read_rows(self.folder, n, self.identity) for n, _ in enumerate(self._places)]
         self.prompt_ids = self._unique_ids(shards)
         self.norms = np.concatenate([rows.norms for rows in shards])
         self.lengths = np.concatenate([rows.lengths for rows in shards]).astype(np.float64)

@@ -37,12 +37,13 @@ from cropi.influence.features.feature_files import (
 from cropi.influence.left_out import gradient_statuses
 from cropi.schema import SCORED, unique
 from cropi.store.files import atomic_write, file_hash, require_writable
+from cropi.store.lock import LOCK
 
 
 def require_store_place(folder: Path) -> None:
     """Raise InputError unless a store can be written, or continued, at `folder`."""
     # A kill before the identity was written leaves these.
-    leftovers = {f"{IDENTITY}.part", f"{SKETCH_FILE}.part", SKETCH_FILE}
+    leftovers = {f"{IDENTITY}.part", f"{SKETCH_FILE}.part", SKETCH_FILE, LOCK}
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if names - leftovers and IDENTITY not in names:
         raise InputError(
@@ -153,7 +154,7 @@ class FeatureWriter:
         sink = ShardSink([self.prompt_ids[p] for p in places], self.identity)
         yield sink
         rows = sink.rows([self.tokens[p] for p in places])
-        write_shard(self.folder, number, sink.matrix_RD, rows)
+        write_shard(self.folder, number, sink.matrix_RD, rows, self.identity)
         self._complete.add(number)
 
     def _open(self, sketch_file: bytes | None) -> None:
@@ -178,7 +179,7 @@ class FeatureWriter:
         if not rows_path(self.folder, number).is_file():
             return False
         try:
-            rows = read_rows(self.folder, number, len(places))
+            rows = read_rows(self.folder, number, self.identity)
             map_matrix(matrix_path(self.folder, number), len(places), self.identity)
         except InputError:
             return False

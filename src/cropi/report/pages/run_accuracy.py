@@ -130,7 +130,7 @@ def accuracy_chart(
     title = "" if compact else AXIS_TITLES[axis]
     layout: Figure = {
         "showlegend": False,
-        "yaxis": {"tickformat": ".0%", "nticks": 4 if compact else 7},
+        "yaxis": {"tickformat": ".0%", "nticks": 4 if compact else 7, "rangemode": "nonnegative"},
         "xaxis": {"title": title, "tickformat": "~s", "rangemode": "tozero"},
         "shapes": [stage_boundary(x) for x in boundaries],
         "hovermode": "x unified",

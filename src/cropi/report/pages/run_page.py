@@ -82,7 +82,7 @@ def _setup(run: RunData) -> str:
     parts = [
         str(run.setting("model", "path") or ""),
         f"{len(run.sources):,} prompts" if run.sources else "",
-        f"{stages} stages of {steps} steps" if stages and steps else "",
+        f"{plural(stages, 'stage')} of {plural(steps, 'step')}" if stages and steps else "",
         f"seed {run.config['seed']}" if "seed" in run.config else "",
         f"cropi {run.manifest['cropi']}" if run.manifest.get("cropi") else "",
     ]

@@ -92,7 +92,7 @@ def accuracy(
     layout: Figure = {
         "hovermode": "x unified" if axis == "steps" else "closest",
         "xaxis": {"title": AXIS_TITLES[axis], "tickformat": "~s", "rangemode": "tozero"},
-        "yaxis": {"tickformat": ".0%", "nticks": 8},
+        "yaxis": {"tickformat": ".0%", "nticks": 8, "rangemode": "nonnegative"},
     }
     return {"data": [*bands, *lines], "layout": layout}
 

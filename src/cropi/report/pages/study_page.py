@@ -81,7 +81,7 @@ def _setup(study: Study) -> str:
         str(model.get("path") or ""),
         f"{len(study.files.strategies)} strategies",
         plural(seeds, "seed") if seeds else "",
-        f"{stages} stages of {steps} steps" if stages and steps else "",
+        f"{plural(stages, 'stage')} of {plural(steps, 'step')}" if stages and steps else "",
     ]
     return " · ".join(p for p in parts if p)
 

@@ -20,6 +20,7 @@ from cropi.plugins import resolve_name
 from cropi.schema import Prompt
 from cropi.verifiers.runtime.pool import WorkerPool
 from cropi.verifiers.settings import RewardTerm, VerifiersConfig
+from cropi.verifiers.tags import Tags
 from cropi.verifiers.verdict import Job, Verdict, WeightedReward
 
 Outcome = Literal["ok", "wrong", "timeout", "error"]
@@ -41,7 +42,8 @@ class Judge:
         self._folders = () if base is None else (base,)
         self._default = self._resolve(config.default)
         self._patterns = {p: self._resolve(f) for p, f in config.sources.items()}
-        self._pool = WorkerPool(config.workers, config.timeout, self._folders)
+        tags = Tags(tuple(config.think_tags), tuple(config.answer_tags))
+        self._pool = WorkerPool(config.workers, config.timeout, self._folders, tags)
         self.counts: dict[str, Counter[Outcome]] = {}
 
     def __enter__(self) -> Judge:
@@ -75,20 +77,51 @@ class Judge:
         return self._default
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Try every source's verifier on one prompt, with its answer as the response.
+        """Try every source's verifier on one prompt and every answer, before anything is sampled.
 
         Raises InputError naming the source, the function and the error, if a verifier cannot be
-        loaded, cannot read the answer, or returns no finite number in time.
+        loaded, or returns no finite number in time for an answer as the response; and listing the
+        prompts whose answers cannot be read.
         """
+        unreadable = self._unreadable(prompts)
+        if unreadable:
+            raise _unreadable_error(prompts, unreadable)
+
+    def readable(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """Return the prompts whose answers can be read, after a check of every source's verifier.
+
+        Raises InputError as `check` does; unreadable answers are an error only if the settings say
+        so, or if nothing is left.
+        """
+        unreadable, may_drop = self._unreadable(prompts), self._config.unreadable == "drop"
+        if unreadable and not (may_drop and len(unreadable) < len(prompts)):
+            raise _unreadable_error(prompts, unreadable)
+        return [p for i, p in enumerate(prompts) if i not in unreadable]
+
+    def _unreadable(self, prompts: Sequence[Prompt]) -> dict[int, str]:
+        """Return why answers cannot be read, by the prompt's place."""
+        self._load([p.source for p in prompts])
+        jobs = [Job(self.rewards_of(p.source), p, "", check=True) for p in prompts]
+        verdicts = self._pool.judge(jobs)
+        unreadable = {i: v.detail for i, v in enumerate(verdicts) if v.status != "ok"}
+        self._try([p for i, p in enumerate(prompts) if i not in unreadable])
+        return unreadable
+
+    def _load(self, sources: Sequence[str]) -> None:
+        """Load the sources' verifiers. Raises InputError if one cannot be loaded."""
+        for source in dict.fromkeys(sources):
+            try:
+                self._pool.load(spec for spec, _ in self.rewards_of(source))
+            except InputError as error:
+                raise InputError(f"source {source!r}: {error}") from None
+
+    def _try(self, prompts: Sequence[Prompt]) -> None:
+        """Judge one prompt of every source. Raises InputError if that gives no reward."""
         samples: dict[str, Prompt] = {}
         for prompt in prompts:
             samples.setdefault(prompt.source, prompt)
-        for source, prompt in samples.items():
-            job = Job(self.rewards_of(source), prompt, prompt.answer, (0,))
-            try:
-                self._pool.load(spec for spec, _ in job.rewards)
-            except InputError as error:
-                raise InputError(f"source {source!r}: {error}") from None
+        for prompt in samples.values():
+            job = Job(self.rewards_of(prompt.source), prompt, prompt.answer, (0,))
             (verdict,) = self._pool.judge([job])
             if verdict.status != "ok":
                 raise _cannot_judge(job, verdict)
@@ -144,6 +177,24 @@ def open_judge(verifier: str | VerifiersConfig | Judge | None = None) -> Iterato
     settings = VerifiersConfig(default=verifier) if isinstance(verifier, str) else verifier
     with Judge(settings or VerifiersConfig()) as judge:
         yield judge
+
+
+LISTED = 20
+
+
+def _unreadable_error(prompts: Sequence[Prompt], unreadable: dict[int, str]) -> InputError:
+    """Return the error that lists prompts with unreadable answers."""
+    lines = [
+        f"  source {prompts[i].source!r}, prompt {prompts[i].prompt_id!r}: {why}"
+        for i, why in list(unreadable.items())[:LISTED]
+    ]
+    more = [f"  and {len(unreadable) - LISTED} more"] if len(unreadable) > LISTED else []
+    count = f"{len(unreadable)} of {len(prompts)} answers cannot be read"
+    fix = (
+        "  fix the rows, name another verifier under verifiers.sources, or set "
+        "verifiers.unreadable=drop"
+    )
+    return InputError("\n".join([f"{count}:", *lines, *more, fix]))
 
 
 def _cannot_judge(job: Job, verdict: Verdict) -> InputError:

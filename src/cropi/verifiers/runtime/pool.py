@@ -6,6 +6,7 @@ Every job gets exactly one verdict, and a crash or timeout is attributed to the 
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -13,16 +14,29 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 from cropi.verifiers.runtime.process import WorkerDiedError, WorkerProcess
+from cropi.verifiers.tags import DEFAULT_TAGS, Tags
 from cropi.verifiers.verdict import Job, Verdict
 
 LARGEST_BATCH = 256
+LARGEST_DEFAULT = 8
+SMALLEST_SHARE = 64
+"""Starting another worker takes as long as judging this many responses."""
 
 
 class WorkerPool:
     """Starts workers when there is work, and restarts those that hang or die."""
 
-    def __init__(self, size: int, timeout: float, folders: Sequence[Path] = ()) -> None:
-        self._size = size
+    def __init__(
+        self,
+        size: int | None,
+        timeout: float,
+        folders: Sequence[Path] = (),
+        tags: Tags = DEFAULT_TAGS,
+    ) -> None:
+        """Of unknown size, it takes a core per worker, and fewer workers for few responses."""
+        self._size = size or min(LARGEST_DEFAULT, len(os.sched_getaffinity(0)))
+        self._per_worker = 1 if size else SMALLEST_SHARE
+        self._tags = tags
         self._timeout = timeout
         self._folders = tuple(folders)
         self._workers: list[WorkerProcess] = []
@@ -46,7 +60,8 @@ class WorkerPool:
         waiting = deque(range(len(jobs)))
         batch = max(1, min(LARGEST_BATCH, math.ceil(len(jobs) / (4 * self._size))))
         try:
-            self._spawn(min(self._size, math.ceil(len(jobs) / batch)))
+            share = max(batch, self._per_worker)
+            self._spawn(min(self._size, math.ceil(len(jobs) / share)))
             while len(verdicts) < len(jobs):
                 self._dispatch(jobs, waiting, batch, verdicts)
                 self._collect(waiting, verdicts)
@@ -58,7 +73,7 @@ class WorkerPool:
 
     def _spawn(self, count: int) -> None:
         while len(self._workers) < count:
-            self._workers.append(WorkerProcess(self._timeout, self._folders))
+            self._workers.append(WorkerProcess(self._timeout, self._folders, self._tags))
 
     def _dispatch(
         self, jobs: Sequence[Job], waiting: deque[int], batch: int, verdicts: dict[int, Verdict]

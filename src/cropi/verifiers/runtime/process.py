@@ -19,13 +19,15 @@ from typing import Any
 from cropi.errors import InputError
 from cropi.verifiers.runtime.channel import MessageReader, job_frame, write_all
 from cropi.verifiers.runtime.worker import LOAD_SECONDS, Reply
+from cropi.verifiers.tags import DEFAULT_TAGS, Tags
 from cropi.verifiers.verdict import Job
 
 # Not multiprocessing: its spawn imports the caller's main script again, so that a script without
 # a __main__ guard would start itself. As with spawn, the worker gets the caller's import path.
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
-    "from cropi.verifiers.runtime.worker import main; main(float(sys.argv[1]))"
+    "from cropi.verifiers.runtime.worker import main; "
+    "main(*json.loads(sys.argv[1]))"
 )
 
 
@@ -36,8 +38,11 @@ class WorkerDiedError(Exception):
 class WorkerProcess:
     """A worker, and the jobs it has not answered yet."""
 
-    def __init__(self, timeout: float, folders: Sequence[Path] = ()) -> None:
+    def __init__(
+        self, timeout: float, folders: Sequence[Path] = (), tags: Tags = DEFAULT_TAGS
+    ) -> None:
         self.timeout = timeout
+        self._options = json.dumps([timeout, tags.think, tags.answer])
         self.pending: deque[int] = deque()
         self.deadline = 0.0
         self._loaded: list[str] = []
@@ -48,7 +53,7 @@ class WorkerProcess:
         path = [*sys.path, *(f for f in self._folders if f not in sys.path)]
         self._reader = MessageReader()
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _START, str(self.timeout), json.dumps(path)],
+            [sys.executable, "-P", "-c", _START, self._options, json.dumps(path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             # A separate group: its children die with it, and Ctrl-C reaches the judge alone.

@@ -18,8 +18,9 @@ from typing import Any, Literal
 from cropi.errors import InputError
 from cropi.schema import MAX_REWARD, Prompt
 from cropi.verifiers.runtime.channel import read_job_message, reply_frame, write_all
+from cropi.verifiers.tags import Tags
 from cropi.verifiers.user import find_verifier
-from cropi.verifiers.verdict import Job, NotApplicableError, TokenVerifier, Verifier
+from cropi.verifiers.verdict import AnswerChecker, Job, NotApplicableError, TokenVerifier, Verifier
 
 LOAD_SECONDS = 120.0
 DETAIL_LENGTH = 500
@@ -27,26 +28,31 @@ DETAIL_LENGTH = 500
 Reply = tuple[Literal["ok", "error"], float, str]
 
 
-def main(timeout: float) -> None:
-    """Serve the judge until it closes the pipe; `timeout` is its limit per response in seconds."""
+def main(timeout: float, think: Sequence[str] = (), answer: Sequence[str] = ()) -> None:
+    """Serve the judge until it closes the pipe.
+
+    `timeout` is its limit per response in seconds; `think` and `answer` are its tags.
+    """
     inbound, outbound = _private_pipes()
     with open(os.devnull, "w") as devnull:
         try:
-            _serve(inbound, outbound, _OrphanGuard(timeout, devnull))
+            _serve(
+                inbound, outbound, _OrphanGuard(timeout, devnull), Tags(tuple(think), tuple(answer))
+            )
         except (EOFError, BrokenPipeError):
             sys.stdout.flush()
         # A thread that a user's function left behind must not keep the process alive.
         os._exit(0)
 
 
-def _serve(inbound: int, outbound: int, guard: _OrphanGuard) -> None:
+def _serve(inbound: int, outbound: int, guard: _OrphanGuard, tags: Tags) -> None:
     """Answer messages. Raises EOFError or BrokenPipeError when the judge is gone."""
     loaded: dict[str, Verifier] = {}
     while True:
         kind, content = read_job_message(inbound)
         if kind == "load":
             guard.arm(LOAD_SECONDS)
-            write_all(outbound, reply_frame(_load(content, loaded)))
+            write_all(outbound, reply_frame(_load(content, loaded, tags)))
         else:
             _judge_all(content, loaded, outbound, guard)
         guard.disarm()
@@ -86,10 +92,10 @@ class _OrphanGuard:
         self._armed = -math.inf
 
 
-def _load(spec: str, loaded: dict[str, Verifier]) -> str:
+def _load(spec: str, loaded: dict[str, Verifier], tags: Tags) -> str:
     """Load a verifier; return why it cannot be loaded, or an empty string."""
     try:
-        loaded[spec] = find_verifier(spec)
+        loaded[spec] = find_verifier(spec, tags)
     except InputError as error:
         return str(error)
     except (Exception, SystemExit) as error:  # noqa: BLE001  (a user's module runs here)
@@ -108,6 +114,8 @@ def _judge_all(
 
 def _judge(job: Job, loaded: dict[str, Verifier]) -> Reply:
     """Return the weighted sum of all functions that apply to the job."""
+    if job.check:
+        return _check(job, loaded)
     total, applied, unused = 0.0, 0, ""
     for spec, weight in job.rewards:
         try:
@@ -128,6 +136,18 @@ def _judge(job: Job, loaded: dict[str, Verifier]) -> Reply:
     return ("ok", total, "") if applied else ("error", math.nan, unused)
 
 
+def _check(job: Job, loaded: dict[str, Verifier]) -> Reply:
+    """Return an error if a function says that it cannot read the job's answer."""
+    for spec, _ in job.rewards:
+        verifier = loaded[spec]
+        if isinstance(verifier, AnswerChecker):
+            try:
+                verifier.check_answer(job.prompt)
+            except ValueError as error:
+                return "error", math.nan, str(error)[:DETAIL_LENGTH]
+    return "ok", 0.0, ""
+
+
 def _reward(
     verifier: Verifier, prompt: Prompt, completion: str, token_ids: Sequence[int] | None
 ) -> float:
@@ -146,7 +166,3 @@ def _reward(
 def _reason(error: BaseException, spec: str = "") -> str:
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return (f"{spec}: {text}" if spec else text)[:DETAIL_LENGTH]
-
-
-if __name__ == "__main__":
-    main(float(sys.argv[1]))

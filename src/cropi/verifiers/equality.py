@@ -19,7 +19,7 @@ from cropi.verifiers.reading import (
     Reading,
     Union,
 )
-from cropi.verifiers.units import same_unit
+from cropi.verifiers.unit_names import same_unit
 
 
 def equal(gold: Reading, stated: Reading) -> bool:
