@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from cropi.config import TrainingConfig
 from cropi.errors import InputError
 from cropi.schema import Prompt
 from cropi.training import StageOutcome, StagePlan, find_trainer
+from cropi.training.divergence import reraise_divergence
 from cropi.training.grpo_settings import check_grpo_settings, grpo_config
 from cropi.training.rewards import JudgedRewards
 from cropi.training.stage import reraise_disk_errors
@@ -73,6 +75,36 @@ def test_steps_are_counted_over_all_stages(
 ) -> None:
     assert [step for step, _ in stages["second"][1].clock] == [3, 4]
     assert [row["step"] for row in stages["second"][1].log] == [3, 4]
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_training_that_diverges_ends_with_the_step_and_what_to_lower(
+    make_plan: MakePlan, judge: Judge, tmp_path: Path, steps: int
+) -> None:
+    plan = make_plan("pocket", steps)
+    plan = replace(plan, training=plan.training.model_copy(update={"learning_rate": 1e10}))
+    message = r"training diverged at step 1: .*; lower training.learning_rate \(now 1e\+10\)"
+    with pytest.raises(InputError, match=message):
+        train(plan, judge, tmp_path / "out")
+
+
+def test_a_policy_that_cannot_be_sampled_from_is_a_divergence() -> None:
+    probabilities = torch.tensor([math.nan, 1.0])
+    with (
+        pytest.raises(InputError, match=r"training diverged at step 4: .*warmup\.learning_rate"),
+        reraise_divergence(lambda: 3, "warmup.learning_rate", 1.0),
+    ):
+        torch.multinomial(probabilities, 1)
+    with pytest.raises(RuntimeError, match="another"), reraise_divergence(lambda: 3, "key", 1.0):
+        raise RuntimeError("another")
+
+
+def test_a_kl_term_that_influence_lacks_is_reported(make_plan: MakePlan) -> None:
+    plan = make_plan("pocket", 1, beta=0.1)
+    (note,) = find_trainer(plan.training.engine).check(plan)
+    assert "beta = 0.1 adds a KL term" in note
+    plain = make_plan("pocket", 1)
+    assert find_trainer(plain.training.engine).check(plain) == []
 
 
 def test_tokens_count_prompts_once_per_group_sampled_and_once_per_response_trained(
@@ -143,6 +175,7 @@ def test_a_trainer_that_reorders_prompts_is_detected(
         ({"num_generations": 2}, r"training\.responses"),
         ({"steps_per_generation": 2}, "prompts_per_step"),
         ({"save_strategy": "steps"}, "saved at its end"),
+        ({"shuffle_dataset": True}, r"cannot be set .*order is kept.*leave it out"),
         ({"loss_type": "gppo"}, "unknown to TRL"),
     ],
 )

@@ -47,7 +47,7 @@ def run(
 ) -> Path:
     """Run the curriculum and its baselines; return the run directory.
 
-    `base` is where relative paths in the config start, beside the current directory. Raises
+    Relative paths in the config may start from `base` as well as the current directory. Raises
     InputError for anything in the config, the prompts or the model that cannot be used.
     """
     with prepared(config, base, reporter) as curriculum:

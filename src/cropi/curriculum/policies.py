@@ -35,7 +35,7 @@ class Policies:
         self.result_settings = dict(result_settings)
 
     def load_model(self) -> Policy:
-        """Load the configured model; to be called first, so that a resumed run counts the same."""
+        """Load the configured model; call this first: a resumed run then counts the same costs."""
         policy = self.load(self.model.path)
         self.identity = policy.identity
         self.parameters = sum(p.numel() for p in policy.model.parameters())

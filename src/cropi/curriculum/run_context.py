@@ -1,4 +1,4 @@
-"""Opening a run: settings that can work, a directory that is this run's, its seeds and its log."""
+"""Opening a run: checks its settings, claims its directory, and makes its seeds and its log."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def needs_of_arm(config: RunConfig, strategy: StrategyChoice) -> Needs:
 
 
 def arms_needing(config: RunConfig, kind: str) -> list[str]:
-    """Return the arms of a run that use, and pay for, shared rollouts: of pool or validation."""
+    """Return the arms that use, and pay for, shared rollouts of a kind: pool or validation."""
     needed = {strategy.slug: needs_of_arm(config, strategy) for strategy in config.strategies}
     return [
         arm
@@ -141,7 +141,7 @@ def open_directory(config: RunConfig) -> RunDirectory:
     directory = RunDirectory(config.directory)
     directory.ledger.repair()
     settings = fingerprint(_result_settings(to_yaml(config)))
-    # Before there is a manifest nothing has been made: the settings may still be corrected.
+    # Without a manifest nothing has been made yet: the settings may still be corrected.
     begun = directory.manifest.is_file() or directory.manifest in directory.ledger
     if begun and directory.ledger.inputs(directory.config) != settings:
         _require_same_settings(directory, config)
@@ -203,7 +203,7 @@ def require_same_inputs(directory: RunDirectory, **inputs: Any) -> None:
     changed = [key for key in now if before.get(key) != now[key]]
     if changed:
         raise InputError(
-            f"{directory.root} was begun with other inputs than the present ones "
+            f"{directory.root} was begun with inputs other than the present ones "
             f"({', '.join(changed)} differ); choose another name, e.g. name=my-run, or restore the "
             "old inputs"
         )

@@ -1,4 +1,4 @@
-"""The steps of a run, each given the settings and parts that it needs: the one place for that."""
+"""The steps of a run, made in one place: each gets only the settings and parts that it needs."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class StageScorer:
     def scores(
         self, stage: Stage, needs: Needs, policy: str, rollouts: StageRollouts
     ) -> InfluenceEstimate | None:
-        """Return the scores that a strategy needs, from file where they are current."""
+        """Return the scores that a strategy needs, read from their file if it is current."""
         if needs.scoring == "never":
             return None
         if needs.scoring == "once" and stage.index > 0:
@@ -88,7 +88,8 @@ class StageScorer:
     def _settings_at(self, stage: Stage, needs: Needs) -> InfluenceConfig:
         """The settings, without Adam in the first stage, when nothing has been trained yet.
 
-        A mean cosine with the pool is the cosine with its mean unit gradient, whatever they say.
+        A mean cosine with the pool is the cosine with its mean unit gradient, whatever the
+        settings say.
         """
         settings = self.settings
         if needs.direction == "pool":
@@ -138,7 +139,7 @@ class PromptSelector:
         scores: InfluenceEstimate | None,
         rollouts: StageRollouts,
     ) -> Selection:
-        """Return the stage's selection by a strategy, from file where it is current."""
+        """Return the stage's selection by a strategy, read from its file if it is current."""
         with_memory = needs_of(find_strategy(strategy)).earlier
         earlier = _earlier_scores(stage, scores) if with_memory else []
         inputs = (
@@ -187,7 +188,7 @@ class PromptSelector:
 
 
 def _earlier_scores(stage: Stage, scores: InfluenceEstimate | None) -> list[Path]:
-    """Scores of the stages before this one; a strategy that scores once has none to average."""
+    """Scores of the stages before this one; empty for a strategy that scores only once."""
     if scores is None or not stage.scores.exists():
         return []
     paths = [stage.sibling(index).scores for index in range(stage.index)]

@@ -185,7 +185,7 @@ class StageRun:
         return [replace(row, **place) for row in rows]
 
     def _start_rows(self) -> list[EvaluationRow]:
-        """A curve begins with the start policy."""
+        """The start policy's rows, with which every curve begins."""
         if self.stage.index > 0:
             return []
         start = read_rows(self.log.directory.start_evaluation)
@@ -242,7 +242,7 @@ class StageRun:
 
 
 def _logged(row: Row) -> tuple[int, Row]:
-    """A row of the trainer's log, taken apart into its step and the rest."""
+    """Split a row of the trainer's log into its step and the rest."""
     return int(row["step"]), {name: value for name, value in row.items() if name != "step"}
 
 

@@ -91,10 +91,10 @@ class Sampler:
         out: Path,
         stage: Stage | None = None,
     ) -> list[RolloutGroup]:
-        """Return the rollouts of a request from `out`, sampled if need be.
+        """Return the rollouts of a request from `out`, sampled if necessary.
 
-        `policy` returns what is sampled from, which `policy_key` identifies; `stage` is the one
-        that samples again, whose seeds differ from the start's.
+        `policy` returns the policy to sample from, which `policy_key` identifies; `stage` is the
+        one that samples again, whose seeds differ from the start's.
         """
 
         def sample_missing(inputs_fingerprint: str) -> None:

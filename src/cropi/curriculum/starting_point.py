@@ -33,9 +33,9 @@ def load_prompts(
     base: Path | None,
     log: RunLog,
 ) -> PromptSets:
-    """Load pool, validation and test sets, settle duplicates and length, and try the verifiers.
+    """Load all prompt sets, handle duplicates and overlong prompts, and try the verifiers.
 
-    `longest_response` tokens must fit behind every prompt where `settings` give no limit.
+    `longest_response` tokens must fit after every prompt where `settings` give no limit.
     """
     with log.phase("prompts", "prompts") as bar:
         policy = policies.load_model()
@@ -77,7 +77,7 @@ def _sizes(sets: PromptSets) -> str:
 
 
 def _inputs(sets: PromptSets, identity: PolicyIdentity, parameters: int) -> dict[str, Any]:
-    """What the run is made from beside its settings: model and prompts, by content."""
+    """What the run is made from besides its settings: model and prompts, by content."""
     return {
         "model": {**dataclasses.asdict(identity), "parameters": parameters},
         "prompts": {
@@ -138,7 +138,7 @@ def make_start_policy(
 def warmup_prompts(
     settings: WarmupConfig, sets: PromptSets, seed: int, base: Path | None = None
 ) -> list[Prompt]:
-    """Return the prompts to imitate the answers of: the pool, or those of `settings.prompts`.
+    """Return the prompts whose answers are imitated: the pool, or those of `settings.prompts`.
 
     Questions of a validation or test set are left out. Raises InputError if none remain.
     """

@@ -1,8 +1,8 @@
-"""Does what influence is based on hold here? Stale rollouts, real steps, sketches against exact.
+"""Do the assumptions of influence hold here? Stale rollouts, real steps, sketches against exact.
 
-The three functions are `cropi diagnose`'s commands for notebooks: they take rollouts and a model
-as objects or paths, and return plain dataclasses with a `verdict`. `cropi.report` draws
-them. Importing this package loads no torch.
+The three functions do in Python what the commands of `cropi diagnose` do: they take
+rollouts and a model as objects or paths, and return plain dataclasses with a `verdict`.
+`cropi.report` draws them. Importing this package loads no torch.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def diagnose_staleness(
     """How far `model` has moved from the policy that sampled `rollouts`.
 
     Every usable response counts, those of uninformative prompts too. Raises InputError if there
-    is not one, or the model cannot have sampled them.
+    is none, or the model cannot have sampled them.
     """
     from cropi.rollouts.staleness import staleness_under
 

@@ -13,7 +13,7 @@ from cropi.sketches.settings import SketchChoice
 
 @dataclass(frozen=True)
 class StepSettings:
-    """How many steps of what length.
+    """How many steps to take, and how long they are.
 
     A band is `band_size` prompts whose mean gradient makes one step. `random_bands` are drawn
     beside those of the most, middling and least influential prompts, and `single_prompts` steps

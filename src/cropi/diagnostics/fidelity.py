@@ -157,7 +157,7 @@ class FidelityReport:
 
 
 def agreement(exact: Cosines, sketched: Cosines, ids: Sequence[str], share: float) -> Agreement:
-    """Compare one sketch's cosines with the exact ones; ties go by id, as in selection."""
+    """Compare one sketch's cosines with the exact ones; ties are broken by id, as in selection."""
     count = selection_size(share, len(ids))
     return Agreement(
         precision={n: top_overlap(exact[n], sketched[n], ids, count) for n in exact},

@@ -35,7 +35,7 @@ from cropi.schema import InfluenceEstimate, RolloutGroup, derive_seed, longest_a
 from cropi.sketches import FittedSketch, Sketch, SketchConsumer, make_sketch
 
 PASS_BYTES = 1 << 30
-"""About what the sketches of one pass may hold beside the model."""
+"""About what the sketches of one pass may hold besides the model."""
 IN_FLIGHT = 256
 """Prompts of a batch, for estimating that."""
 

@@ -1,4 +1,4 @@
-"""What real gradient steps did to a validation objective, beside what influence predicted.
+"""What real gradient steps did to a validation objective, and what influence predicted.
 
 A step on a band of prompts goes along its mean gradient g, and all steps are equally long:
 

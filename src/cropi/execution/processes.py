@@ -26,7 +26,7 @@ class Processes:
     """Runs up to `jobs` units at once, in fresh processes with `threads` CPU threads each.
 
     A process runs one unit after the other, and has a GPU of its own where there are several (they
-    are dealt out in turn). Workers end at once when the context is left by an exception, and when
+    are assigned in turn). Workers end at once when the context is left by an exception, and when
     this process disappears. A worker that dies raises BrokenProcessPool from `completed`.
     """
 
@@ -43,12 +43,12 @@ class Processes:
 
     def submit(self, unit: WorkUnit) -> None:
         """Queue a unit, and start a worker for it if there are fewer than `jobs`."""
-        # A worker inherits the environment of the moment in which it is started, which is here.
+        # A worker inherits the environment at the moment it is started, which is here.
         with _environment(THREADS, str(self.threads)):
             self._pending[self._pool.submit(_call, unit)] = unit
 
     def completed(self) -> Iterator[Finished]:
-        """Yield units as they end; of those that ended since, the first submitted first."""
+        """Yield units as they end; those that ended in the meantime in order of submission."""
         while self._pending:
             done, _ = wait(self._pending, return_when=FIRST_COMPLETED)
             for future in [future for future in self._pending if future in done]:
@@ -77,7 +77,7 @@ def usable_cores() -> int:
 
 
 def requested_threads() -> int | None:
-    """Threads that the user asks numerical libraries for, or None: the outermost nesting level."""
+    """Threads that the user asks numerical libraries for (outermost nesting level), or None."""
     outermost = os.environ.get(THREADS, "").split(",")[0].strip()
     return int(outermost) if outermost.isdecimal() and int(outermost) > 0 else None
 

@@ -50,7 +50,7 @@ def text_config(model: nn.Module) -> Any:
 
 
 def attention_window(model: nn.Module) -> float:
-    """Positions that every layer sees, where some layers attend locally; else infinity."""
+    """The shortest attention window of any layer; infinity where every layer sees everything."""
     names = ("sliding_window", "attention_chunk_size", "window_size")
     sizes = [getattr(text_config(model), name, None) for name in names]
     return min((size for size in sizes if isinstance(size, int) and size > 0), default=math.inf)

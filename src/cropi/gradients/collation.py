@@ -241,9 +241,9 @@ def _rows(groups: Sequence[PreparedGroup], share_prefix: bool) -> list[TokenRow]
 def _position_ids(rows: Sequence[TokenRow], length: int, share_prefix: bool) -> np.ndarray:
     """Position ids [N, L].
 
-    Without a mask padding counts on, which models recognise as plain causal rows. A shared row is
-    longer than any response in it, so its padding is at 0: counting on could leave the table of
-    a model with learned positions.
+    Without a mask, positions count on through padding, which models recognise as plain
+    causal rows. A shared row is longer than any response in it, so its padding is at 0: counting on
+    could exceed the table of a model with learned positions.
     """
     if not share_prefix:
         return np.tile(np.arange(length), (len(rows), 1))

@@ -67,7 +67,7 @@ class Directions:
     """V vectors over all parameters (target directions), read and written by rows.
 
     `shapes` are the parameters' shapes by name, `device` is where gradients are. Directions are the
-    largest thing that exact influence holds beside the model: 4 bytes per trainable parameter and
+    largest thing that exact influence holds besides the model: 4 bytes per trainable parameter and
     target in fp32. `memory` bf16 halves that (each coordinate is off by at most 1/256 of itself, a
     cosine by about 1e-4); `offload` holds fp32 outside the device's memory, in pinned host memory
     for a GPU and in a memory-mapped temporary file for a CPU, and brings rows in as they are used.

@@ -83,7 +83,7 @@ def prompt_gradient(
 
     Each unique response has its own forward and backward, weighted by dJ/dlogp: left to autograd,
     the sum over the responses of a bf16 model would be taken in bf16, and the graphs of all of
-    them would be held at once. `weights` are those of `prompt_weights`, if they are at hand.
+    them would be held at once. `weights` are those of `prompt_weights`, if already computed.
     """
     weights_RT = (weights or prompt_weights(model, group, config)).weights_RT
     unique_R = torch.tensor(group.unique_index, device=weights_RT.device)
@@ -135,7 +135,7 @@ def reference_gradient(
     """A short prompt that can show a difference, with its gradient by plain autograd.
 
     It should exercise the block mask, and its gradient should not be zero. Prompts that are out of
-    range are not tried; should all be, the gradient is zero.
+    range are not tried; if all are, the gradient is zero.
     """
 
     def order(group: PreparedGroup) -> tuple[bool, int, int]:
@@ -182,7 +182,8 @@ class GradientComparison:
     def raise_if_different(self, tolerance: Tolerance) -> None:
         """Raise Unsupported where gradients differ by more than the tolerance.
 
-        Parameters whose gradients are tiny beside the total may differ by the total's rounding.
+        Parameters whose gradients are tiny compared with the total may differ by its
+        rounding.
         """
         norms = {name: float(g.float().norm()) for name, g in self.expected.items()}
         differences = {name: self._difference(name) for name in norms}

@@ -35,8 +35,8 @@ REMEDIES: Mapping[str, str] = {
     RATIO_OUT_OF_RANGE: "policy and sampler differ by more than e^30 there; check the log-probs, "
     "or sample these prompts again",
     REWARDS_OUT_OF_RANGE: "their advantages are outside 1e-12 to 1e12; rescale the rewards",
-    ZERO_GRADIENT: "the gradients of their responses cancel; sample more responses if there are "
-    "many",
+    ZERO_GRADIENT: "the gradients of their responses cancel, or all of them are clipped; sample "
+    "more responses if there are many",
 }
 
 

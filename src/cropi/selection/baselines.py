@@ -15,7 +15,7 @@ LOWEST_PASS_RATE, HIGHEST_PASS_RATE = 0.25, 0.75
 
 @plugin("strategy", "full")
 class Full:
-    """The baseline of the paper's claim: the whole pool, in its own order, whatever the ratio."""
+    """The paper's full-data baseline: the whole pool, in its own order, whatever the ratio."""
 
     scoring: Scoring = "never"
     rollouts = False
@@ -73,7 +73,7 @@ class PassRate:
 class Learnability:
     """Highest reward variance under the start policy, p (1 - p) for rewards of 0 and 1.
 
-    Equal ones in an order that is drawn again in every stage.
+    Ties are broken at random, drawn again in every stage.
     """
 
     scoring: Scoring = "never"

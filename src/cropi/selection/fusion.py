@@ -25,7 +25,7 @@ from cropi.settings import Section
 
 FusionConstant = Annotated[float, Field(ge=0, description="c in 1/(c + rank); 0 in the paper")]
 LEAST_SHARE = 0.2
-"""Share of the wanted prompts that is taken even from within noise: training on fewer overfits."""
+"""Least share of the wanted prompts, taken even if within noise: training on fewer overfits."""
 
 
 @plugin("strategy", "cropi")
@@ -110,7 +110,7 @@ def fuse(
 def _apply_noise_floor(
     scored: InfluenceEstimate, chosen: NDArray[np.int64], count: int, floor: float
 ) -> NDArray[np.int64]:
-    """The chosen prompts above noise, and of the others the best that make up the least share."""
+    """The chosen prompts above noise, filled up with the best others to the least share."""
     if floor <= 0:
         return chosen
     clear = exceeds_noise(with_standard_errors(scored), floor)[chosen]

@@ -1,4 +1,4 @@
-"""Choosing the prompts of a stage from settings: the one way that runs, API and commands share."""
+"""Choosing the prompts of a stage from settings: one function for runs, API and commands."""
 
 from __future__ import annotations
 

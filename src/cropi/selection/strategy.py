@@ -145,7 +145,7 @@ def top_by_score(
 
 
 def shortfall(available: int, wanted: int, what: str) -> list[str]:
-    """A note if there are fewer prompts than wanted."""
+    """Return a note if there are fewer prompts than wanted."""
     if available >= wanted:
         return []
     return [f"only {available} of the wanted {wanted} {what}; all were taken"]

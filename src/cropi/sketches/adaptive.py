@@ -78,7 +78,7 @@ class AdaptiveSketch:
 
     @property
     def is_fitted(self) -> bool:
-        """Whether it can compress."""
+        """Whether it has been fitted, and so can compress."""
         return self._basis_MW is not None
 
     @property
@@ -93,7 +93,7 @@ class AdaptiveSketch:
         self.base.project(name, rows, gradient_PRI, out_PW)
 
     def takes_factors(self, name: str) -> bool:
-        """What the base prefers."""
+        """Whether the base prefers the factors of a parameter."""
         return self.base.takes_factors(name)
 
     def project_factors(
@@ -153,7 +153,7 @@ class AdaptiveSketch:
         return content.getvalue()
 
     def load_state(self, content: bytes) -> None:
-        """Restore a `state_bytes`. Raises InputError if it belongs to another sketch."""
+        """Restore a state from `state_bytes`. Raises InputError if it is another sketch's."""
         try:
             with np.load(io.BytesIO(content)) as archive:
                 settings, basis = json.loads(str(archive["settings"])), archive["basis"]

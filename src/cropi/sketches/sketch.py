@@ -91,7 +91,7 @@ class FittedSketch(Sketch, Protocol):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether it can compress."""
+        """Whether it has been fitted, and so can compress."""
 
     def fit(self, wide_NW: Tensor) -> None:
         """Fit to fp32 wide sketches [N, W] of prompts of the pool."""
@@ -100,7 +100,7 @@ class FittedSketch(Sketch, Protocol):
         """The fitted state, as the content of a file; equal state gives equal bytes."""
 
     def load_state(self, content: bytes) -> None:
-        """Restore a `state_bytes`. Raises InputError if it belongs to another sketch."""
+        """Restore a state from `state_bytes`. Raises InputError if it is another sketch's."""
 
 
 class PlainSketch:
@@ -120,11 +120,11 @@ class PlainSketch:
     def project_factors(
         self, name: str, contributions: Sequence[Contribution], out_PW: Tensor
     ) -> None:
-        """Never called."""
+        """Unsupported: `takes_factors` is always false."""
         raise AssertionError(f"{type(self).__name__} takes no factors of {name}")
 
     def compress(self, wide_PW: Tensor) -> Tensor:
-        """They are finished."""
+        """Return the sketches unchanged: they are finished."""
         return wide_PW
 
 
@@ -157,7 +157,7 @@ class SketchConsumer:
         self._squares_P += block_squares(gradient_PRI.flatten(1))
 
     def takes_factors(self, name: str) -> bool:
-        """What the sketch prefers."""
+        """Whether the sketch prefers the factors of a parameter."""
         return self.sketch.takes_factors(name)
 
     def consume_factors(self, name: str, contributions: Sequence[Contribution]) -> None:

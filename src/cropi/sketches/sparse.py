@@ -77,7 +77,7 @@ class Block:
 
     @property
     def nbytes(self) -> int:
-        """Memory it takes."""
+        """Bytes of memory that the block takes."""
         tensors = self.columns if self.positions is None else (self.positions, *self.columns)
         return sum(t.numel() * t.element_size() for t in tensors)
 

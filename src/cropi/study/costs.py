@@ -43,7 +43,7 @@ PHASES = (
     "report",
 )
 SELECTION_PHASES = ("rollouts", "scoring")
-"""The phases of selection, which an arm pays for beside its training."""
+"""The phases of selection, which an arm pays for besides its training."""
 MEASURES = ("generated_tokens", "trained_tokens", "flops", "seconds")
 """What is counted cumulatively. Of selection: tokens sampled in rollouts are generated, tokens that
 scoring sends through the model are trained; prompts' tokens (prefill) count in FLOPs only."""

@@ -349,7 +349,7 @@ class BreakEven:
 
 
 REPORTED_COST_RATIO = 5.0
-"""The c at which the compute acceleration is reported beside the measured one."""
+"""The c at which the compute acceleration is reported in addition to the measured one."""
 
 
 def break_even(baseline: Curves, strategy: Curves, share: float) -> BreakEven | None:

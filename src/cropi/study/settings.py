@@ -21,7 +21,7 @@ class CompareConfig(Section):
     seeds: list[Annotated[int, Field(ge=0)]] = Field(
         default_factory=lambda: [0, 1, 2], description="seeds of each strategy"
     )
-    baseline: str = Field("full", description="the strategy that the others are held against")
+    baseline: str = Field("full", description="the strategy that the others are compared with")
     threads: Count | None = Field(
         None,
         description="CPU threads of a cell, which decide last bits; default: OMP_NUM_THREADS, or "

@@ -2,7 +2,7 @@
 
 A group whose rewards are all equal has zero advantages: it takes a place in the batch and teaches
 nothing. DAPO continues sampling until the batch holds only groups with some responses right and
-some wrong; with graded rewards that reads: not all rewards equal. Two things differ from the
+some wrong; with graded rewards that means: not all rewards are equal. Two things differ from the
 released implementation, which samples batches of a fixed size and throws surplus groups away. A
 round asks for exactly as many prompts as are missing, so nothing that could be trained on is
 wasted; and after MAX_SAMPLING_ROUNDS the step is filled with the groups dropped last, whose
@@ -97,7 +97,7 @@ class DynamicSampler:
         }
 
     def require_trained(self) -> None:
-        """Hold TRL, and this sampler, to what dynamic sampling promises."""
+        """Assert that TRL and this sampler did what dynamic sampling promises."""
         rewards = self.rewards
         candidates = [p.prompt_id for p in self.plan.prompts[: self.candidates_used]]
         assert rewards.sampled == candidates, "candidates were sampled in another order"
@@ -128,7 +128,7 @@ class DynamicSampler:
         return groups
 
     def _last_candidate(self) -> int:
-        """End of this step's candidates at the latest, so that every later step has its share."""
+        """Where this step's candidates must end, so that every later step has its share."""
         size = self.plan.training.prompts_per_step
         later = self.plan.steps - len(self.prompts_trained) // size - 1
         return len(self.plan.prompts) - later * size

@@ -24,19 +24,14 @@ RESERVED_KEYS = {
     "temperature": "training.temperature",
     "max_completion_length": "training.max_new_tokens",
     "seed": "the run's seed",
-    "shuffle_dataset": "nothing: the selection's order is kept",
     "output_dir": "out",
-    "ignore_data_skip": "nothing: stages are resumed whole",
-    "resume_from_checkpoint": "nothing: stages are resumed whole",
     "gradient_accumulation_steps": "training.engine.grpo.per_device_train_batch_size",
     "auto_find_batch_size": "training.engine.grpo.per_device_train_batch_size",
-    "steps_per_generation": "training.prompts_per_step: every step samples its own prompts",
-    "generation_batch_size": "training.prompts_per_step: every step samples its own prompts",
-    "num_iterations": "training.prompts_per_step: every step samples its own prompts",
-    "save_strategy": "curriculum.steps_per_stage: a stage is saved at its end",
-    "save_steps": "curriculum.steps_per_stage: a stage is saved at its end",
-    "save_only_model": "nothing: the next stage needs the optimizer",
-    "load_best_model_at_end": "nothing: the next stage continues from the last step",
+    "steps_per_generation": "training.prompts_per_step (every step samples its own prompts)",
+    "generation_batch_size": "training.prompts_per_step (every step samples its own prompts)",
+    "num_iterations": "training.prompts_per_step (every step samples its own prompts)",
+    "save_strategy": "curriculum.steps_per_stage (a stage is saved at its end)",
+    "save_steps": "curriculum.steps_per_stage (a stage is saved at its end)",
     "eval_strategy": "evaluation.every",
     "eval_steps": "evaluation.every",
     "chat_template_kwargs": "prompts.chat_template_kwargs",
@@ -44,8 +39,17 @@ RESERVED_KEYS = {
     "model_init_kwargs": "model",
     "trust_remote_code": "model.trust_remote_code",
     "use_cpu": "model.device",
-    "remove_unused_columns": "nothing: the rewards need every column",
 }
+
+FIXED_KEYS = {
+    "shuffle_dataset": "the selection's order is kept",
+    "ignore_data_skip": "stages are resumed whole",
+    "resume_from_checkpoint": "stages are resumed whole",
+    "save_only_model": "the next stage needs the optimizer",
+    "load_best_model_at_end": "the next stage continues from the last step",
+    "remove_unused_columns": "the rewards need every column",
+}
+"""Settings of GRPOConfig that cannot be changed, with the reason."""
 
 PACKAGES = {"use_vllm": "vllm", "use_liger_kernel": "liger_kernel"}
 """Packages that TRL asks for only when it trains, by the setting that needs them."""
@@ -62,6 +66,11 @@ def check_grpo_settings(settings: Mapping[str, Any]) -> None:
             raise InputError(
                 f"training.engine.grpo.{key} = {value!r} is decided by "
                 f"{RESERVED_KEYS[key]}; set it there"
+            )
+        if key in FIXED_KEYS:
+            raise InputError(
+                f"training.engine.grpo.{key} = {value!r} cannot be set ({FIXED_KEYS[key]}); "
+                "leave it out"
             )
         if key not in allowed:
             raise InputError(

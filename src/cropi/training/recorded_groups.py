@@ -4,8 +4,8 @@ Token ids and verdicts pass through the reward function. Log-probs of responses 
 sampled come from the engine. TRL's transformers generation returns none, so for those we keep what
 its loss computes anyway: the log-probs of the sampled tokens in the forward pass of the same step,
 before the update, so under the weights that sampled them, at the sampling temperature. They do not
-know top-p and top-k, are computed in training mode and, on a GPU, in bf16: `recomputed`. Nothing is
-computed for the record, and no random state is touched.
+include top-p and top-k, are computed in training mode and, on a GPU, in bf16: `recomputed`.
+Recording computes nothing extra, and no random state is touched.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class WarmupConfig(Section):
     batch_size: Count = Field(16, description="prompts per step")
     learning_rate: Annotated[float, Field(gt=0)] = Field(2e-5, description="of the warm-up")
     prompts: list[PromptSource] = Field(
-        default_factory=list, description="prompts to imitate the answers of; default: the pool"
+        default_factory=list, description="prompts whose answers are imitated; default: the pool"
     )
     template: str = Field("{answer}", description="what the model should say")
 
@@ -57,7 +57,7 @@ class TrainingConfig(Section):
     engine: TrainerChoice = Field(
         default_factory=TrainerChoice.of, description="what trains the policy"
     )
-    prompts_per_step: Count = Field(16, description="prompts of an optimizer step")
+    prompts_per_step: Count = Field(16, description="prompts per optimizer step")
     responses: Annotated[int, Field(ge=2)] = Field(8, description="responses per prompt of a step")
     max_new_tokens: Count | None = Field(
         None, description="longest response; default: as the rollouts"

@@ -58,8 +58,8 @@ def plan_stage(
     missing = [i for i in prompt_ids if i not in by_id]
     if missing:
         raise InputError(
-            f"the selection names {len(missing)} prompts that the prompts lack, first "
-            f"{missing[0]!r}; give the prompts that were scored"
+            f"the selection names {len(missing)} prompts that are not among the given prompts, "
+            f"first {missing[0]!r}; give the prompts that were scored"
         )
     rounds = MAX_SAMPLING_ROUNDS if dynamic_sampling else 1
     visits = steps * training.prompts_per_step * rounds if prompt_ids else 0
@@ -178,7 +178,7 @@ def _write_adapters(policy: str, plan: StagePlan) -> None:
 
 
 def _steps_done(policy: Path) -> int:
-    """Optimizer steps behind a checkpoint. Raises InputError if it holds no optimizer state."""
+    """Optimizer steps up to a checkpoint. Raises InputError if it holds no optimizer state."""
     state = policy / "trainer_state.json"
     if not state.is_file() or not (policy / "optimizer.pt").is_file():
         raise InputError(

@@ -30,7 +30,7 @@ MAX_SAMPLING_ROUNDS = 16
 
 Where a share p of groups is informative, a step of n prompts still lacks n (1 - p)^16 on average
 after them: under half a prompt of 16 at p = 0.2. Without a bound, a pool that teaches nothing more
-would be sampled for ever.
+would be sampled forever.
 """
 
 Row = dict[str, Any]
@@ -74,7 +74,7 @@ class StageOutcome:
 
     `clock` rows are (step, seconds since the stage began, evaluation excluded). A group is the
     responses to one prompt. `generated_tokens` were sampled and `prefill_tokens` are the prompts
-    of sampled groups, once a group; both count groups that dynamic sampling dropped.
+    of sampled groups, once per group; both count groups that dynamic sampling dropped.
     `trained_tokens` are prompt and response of every response trained on. `prompts_sampled` counts
     the plan's prompts that were sampled: where a later stage on the same prompts continues.
     `uninformative_trained` counts groups without a gradient that dynamic sampling had to train on.
@@ -98,7 +98,7 @@ class Trainer(Protocol):
     """Trains one stage and writes a Hugging Face checkpoint with the optimizer's state."""
 
     def check(self, plan: StagePlan) -> list[str]:
-        """Raise InputError for settings that cannot be trained with; return what deserves doubt.
+        """Raise InputError for settings that cannot be trained with; return warnings.
 
         Asked before any work is done: `plan.prompts` may be empty, and `plan.start` is not read.
         """
@@ -158,8 +158,8 @@ def stage_order(prompt_ids: Sequence[str], visits: int, seed: int, offset: int =
     """Return `visits` prompt ids: whole epochs, each in a fresh order drawn from the seed.
 
     `offset` visits have been made already: a later stage on the same prompts continues where the
-    earlier one stopped, so that full-data training sees every prompt before any twice. This order
-    is the one that is trained: the trainer does not shuffle.
+    earlier one stopped, so that full-data training sees every prompt once before any twice. This
+    order is the one that is trained: the trainer does not shuffle.
     """
     count = len(prompt_ids)
     ordered: list[str] = []

@@ -254,7 +254,7 @@ def _require_trained(
     rewards: JudgedRewards,
     sampler: DynamicSampler | None,
 ) -> None:
-    """Hold the trainer to the steps and the prompts it was given, in their order."""
+    """Assert that the trainer took the planned steps on the planned prompts, in order."""
     steps = int(trainer.state.global_step) - plan.first_step
     assert steps == plan.steps, f"TRL trained {steps} steps instead of {plan.steps}"
     planned = sampler.prompts_trained if sampler else [p.prompt_id for p in plan.prompts]

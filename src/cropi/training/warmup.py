@@ -1,4 +1,4 @@
-"""The policy a curriculum starts from, where it is not the given one as it is.
+"""The policy a curriculum starts from, where it is not simply the given one.
 
 A short supervised warm-up teaches the answers' format (a model that never answers in the right
 form gives no reward to learn from), and adapters are created once, so that every later step finds
@@ -55,7 +55,7 @@ def write_start_policy(
                 trained.name_or_path = str((out / "base").resolve())
         if training.lora is not None:
             trained = with_adapters(trained, training.lora, seed)
-        with quiet_libraries():  # PEFT misses the base, which gets its name with the last rename
+        with quiet_libraries():  # PEFT warns: the base is not there until the last rename
             trained.save_pretrained(part)
         policy.tokenizer.save_pretrained(part)
         (part / POLICY_RECORD).write_text(
@@ -96,7 +96,7 @@ def describe(settings: WarmupConfig, lora: LoraConfig | None) -> str:
 
 
 def with_adapters(model: Any, config: LoraConfig, seed: int) -> Any:
-    """Wrap a model with fresh LoRA adapters. Raises InputError if PEFT is missing or objects."""
+    """Wrap a model with fresh LoRA adapters. Raises InputError if PEFT is missing or refuses."""
     try:
         from peft import LoraConfig as PeftLoraConfig
         from peft import get_peft_model

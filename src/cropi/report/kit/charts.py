@@ -95,7 +95,7 @@ def bars(
 
 
 def error_bars(half: Sequence[float], below: Sequence[float] | None, colour: str) -> Figure:
-    """Return error bars of half-widths, other ones downwards if `below` is given."""
+    """Return error bars of half-widths; `below` are those downwards, if they differ."""
     style: Figure = {"type": "data", "array": list(half), "color": colour, "thickness": 1.5}
     return style | ({} if below is None else {"symmetric": False, "arrayminus": list(below)})
 

@@ -2,8 +2,9 @@
 
 The charts are drawn by plotly.js in its cartesian bundle: version 4.1.1 of the npm package
 plotly.js-cartesian-dist-min, unchanged but gzipped, under the MIT licence (`plotly-LICENSE.txt`;
-its notice is in the script too). It travels compressed, a third of its 1.5 MB, and the browser
-unpacks it: every browser since 2023 can. One that cannot still shows the text and tables.
+its notice is in the script too). It is embedded compressed, a third of its 1.5 MB, and the
+browser unpacks it, as every browser since 2023 can. One that cannot still shows the text
+and tables.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the three pages of `cropi diagnose` share, and writing them beside their numbers as JSON."""
+"""What the three pages of `cropi diagnose` share; writes each with its numbers as JSON."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _fact(name: str, value: str) -> Safe:
 
 
 def require_writable_output(folder: Path, name: str) -> None:
-    """Raise InputError unless both files can be written: asked before expensive work."""
+    """Raise InputError unless both files can be written: checked before expensive work."""
     for suffix in ("json", "html"):
         require_writable(folder / f"{name}.{suffix}")
 

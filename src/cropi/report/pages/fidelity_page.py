@@ -42,7 +42,7 @@ PAPER = "sparse"
 """The sketch of the paper's figure."""
 PAPER_STYLE = ("var(--arm1)", "circle")
 REPORTED = {0.01: 0.51, 0.15: 0.77, 1.0: 0.13}
-"""Precision@10% by ratio that the paper reports of Qwen2.5-1.5B."""
+"""Precision@10% by ratio that the paper reports for Qwen2.5-1.5B."""
 
 
 def render(report: FidelityReport, about: About) -> str:
@@ -172,7 +172,7 @@ def _points(
 
 
 def _precision_error(sketches: Sequence[SketchFidelity], colour: str) -> Figure:
-    """Return the 95% intervals of precision, as far as a share can go."""
+    """Return the 95% intervals of precision, cut off at 0 and 1."""
     above = [min(s.precision.half, 1 - s.precision.mean) for s in sketches]
     below = [min(s.precision.half, s.precision.mean) for s in sketches]
     return draw.error_bars(above, below, colour) | {"width": 3}

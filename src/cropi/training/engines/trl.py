@@ -1,7 +1,7 @@
 """The training engine `trl`: TRL's GRPOTrainer, in this process.
 
-Its implementation is `cropi.training.trl_stage`, which loads torch and TRL: this file does not,
-because settings are read where nothing is trained.
+Its implementation is `cropi.training.trl_stage`, which loads torch and TRL. This file does not,
+because settings are also read where nothing is trained.
 """
 
 from __future__ import annotations
