@@ -6,7 +6,7 @@ from cropi.schema import Prompt
 from cropi.verifiers import choice, exact, numeric
 from cropi.verifiers.math import MathVerifier
 from cropi.verifiers.verdict import Verifier
-from verifiers.judgements import CHOICE, EXACT, MATH, NUMERIC
+from support.judgements import CHOICE, EXACT, MATH, NUMERIC
 
 VERIFIERS: dict[str, tuple[Verifier, dict[str, list[tuple[str, str, int]]]]] = {
     "math": (MathVerifier(), MATH),
