@@ -49,9 +49,13 @@ def load_source(source: PromptSource, seed: int, base: Path | None = None) -> li
 def first_prompts(source: PromptSource, count: int, base: Path | None = None) -> list[Prompt]:
     """Load prompts of the first `count` rows of a source; none of a URL or the hub.
 
+    Nor of reasoning-gym where it is not installed: a config can be checked without its extras.
+
     Raises InputError as `load_source` does.
     """
     if source.hub is not None or (source.path is not None and remote_url(source.path)):
+        return []
+    if source.reasoning_gym is not None and not _has_reasoning_gym():
         return []
     if source.path is None:
         small = source.model_copy(update={"size": min(count, source.size or count)})
@@ -66,6 +70,14 @@ def first_prompts(source: PromptSource, count: int, base: Path | None = None) ->
     return [
         to_prompt(row, source, f"{origin} row {number}", fallback) for number, row in rows[:count]
     ]
+
+
+def _has_reasoning_gym() -> bool:
+    try:
+        import reasoning_gym  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def _read(source: PromptSource, seed: int, base: Path | None) -> tuple[str, str, NumberedRows]:
