@@ -435,12 +435,12 @@ def test_names_are_shown_as_they_are(cropi: Command, pool: Path, tmp_path: Path)
         "--rollouts",
         pool,
         "--target",
-        f"[/b] :smile:={pool}",
+        f"[b] (smile)={pool}",
         "--out",
         tmp_path / "o.parquet",
     )
     outcome.done()
-    assert "[/b] :smile:" in outcome.out
+    assert "[b] (smile)" in outcome.out
 
 
 def test_named_files_must_be_named_once(cropi: Command, pool: Path, tmp_path: Path) -> None:

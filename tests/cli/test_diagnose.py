@@ -109,7 +109,7 @@ def test_step_prints_every_band_and_writes_page_and_numbers(
         "--learning-rate",
         "1e-7,1e-6",
     )
-    arguments = ("--model", "pocket", "--target", f"v<b>={validation}", *small)
+    arguments = ("--model", "pocket", "--target", f"v[b]={validation}", *small)
     code, out, err = diagnose("step", pool, *arguments, "--out", tmp_path / "look")
     assert code == 0, err
     for band in ("most influential", "middle", "least influential", "random"):

@@ -260,7 +260,7 @@ def test_seeds_are_numbers_and_ranges() -> None:
     assert parse_seeds("0-2,7") == [0, 1, 2, 7]
     assert parse_seeds("") is None
     for wrong in ("a", "1-", "-1", "1..3"):
-        with pytest.raises(InputError, match=r"is no seed; give e.g. 0-4"):
+        with pytest.raises(InputError, match=r"is not a seed; give e.g. 0-4"):
             parse_seeds(wrong)
 
 

@@ -105,7 +105,7 @@ def test_scores_from_features_equal_direct_ones(
             *("--sketch", sketch, f"sketch.dim={DIM}", "--seed", 3),
             *(() if name == "pool" else ("--like", pool)),
         ).done()
-    sets = [x for n in ("v", "w") for x in ("--targets", f"{n}={tmp_path / n}")]
+    sets = [x for n in ("v", "w") for x in ("--target", f"{n}={tmp_path / n}")]
     out, direct = tmp_path / "stored.parquet", tmp_path / "direct.parquet"
     cropi("score", "--features", pool, *sets, "--out", out, f"target={target}").done()
     sets = [x for n in ("v", "w") for x in ("--target", f"{n}={files[n]}")]

@@ -92,7 +92,10 @@ def test_a_dominant_prompt_in_a_target_gives_a_warning(tmp_path: Path) -> None:
         ({"sketch": {"sketch": "fake", "seed": "7"}}, "sketch.seed '7', not '0'"),
         ({"policy": "later"}, "policy 'later', not 'weights'"),
         ({"dim": 32}, "dim 32, not 64"),
-        ({"settings": {}}, "settings.objective.ratio None, not 'token'"),
+        (
+            {"settings": {"objective": {"ratio": "sequence"}}},
+            "settings.objective.ratio 'sequence', not 'token'",
+        ),
     ],
 )
 def test_features_of_different_things_are_not_compared(
