@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from support.command_line import Command, in_process
+
 # Before torch is imported, and for the processes that tests start: tiny matrices lose more to
 # waiting threads than they gain, and threads that spin starve everything else on a small machine.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -26,6 +28,12 @@ def one_thread() -> None:
     """One thread for every module, whatever the module before it has set."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture
+def cropi(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Call the command line in this process."""
+    return in_process(monkeypatch, capsys)
 
 
 def pytest_sessionfinish() -> None:

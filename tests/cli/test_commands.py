@@ -7,58 +7,18 @@ import json
 import os
 import subprocess
 import sys
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cropi.cli import main
 from cropi.pocket import model_dir, rows
 from cropi.rollouts import write_rollouts
 from cropi.schema import Response, RolloutGroup
+from support.command_line import Command
 from support.fakes import TRAINER
 from support.tiny_runs import FAKE, write_config
-
-Command = Callable[..., "Outcome"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-    def refused(self, *words: str) -> None:
-        """Exit code 2 and one sentence, which contains these words."""
-        assert self.code == 2, self
-        assert self.err.startswith("error: "), self.err
-        assert self.err.count("\n") == 1, self.err
-        assert "Traceback" not in self.err
-        for word in words:
-            assert word in self.err, (word, self.err)
-
-    def done(self) -> None:
-        assert self.code == 0, self
-
-
-@pytest.fixture
-def cropi(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Call the command line in this process."""
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-
-    def call(*arguments: object) -> Outcome:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["cropi", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        return Outcome(int(stop.value.code or 0), out, err)
-
-    return call
 
 
 def pocket_jsonl(path: Path, split: str = "pool", size: int = 6) -> Path:

@@ -5,31 +5,26 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cropi.cli import main
 from cropi.rollouts import write_rollouts
 from cropi.schema import Response, RolloutGroup
+from support.command_line import Command
 
-Command = Callable[..., tuple[int, str, str]]
+Diagnose = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def diagnose(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+def diagnose(cropi: Command) -> Diagnose:
     """Call `cropi diagnose` in this process; returns exit code, stdout and stderr."""
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["cropi", "diagnose", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        return (int(stop.value.code or 0), *capsys.readouterr())
+        outcome = cropi("diagnose", *arguments)
+        return outcome.code, outcome.out, outcome.err
 
     return call
 
@@ -81,7 +76,7 @@ def written(out: Path, name: str) -> dict:
 
 
 def test_staleness_prints_a_verdict_and_writes_page_and_numbers(
-    diagnose: Command, pool: Path, tmp_path: Path
+    diagnose: Diagnose, pool: Path, tmp_path: Path
 ) -> None:
     code, out, err = diagnose(
         "staleness", pool, "--model", "pocket", "--out", tmp_path / "look", "--worst", 3
@@ -97,7 +92,7 @@ def test_staleness_prints_a_verdict_and_writes_page_and_numbers(
 
 
 def test_step_prints_every_band_and_writes_page_and_numbers(
-    diagnose: Command, pool: Path, validation: Path, tmp_path: Path
+    diagnose: Diagnose, pool: Path, validation: Path, tmp_path: Path
 ) -> None:
     small = (
         "--band-size",
@@ -121,7 +116,7 @@ def test_step_prints_every_band_and_writes_page_and_numbers(
 
 
 def test_fidelity_recommends_and_writes_page_and_numbers(
-    diagnose: Command, pool: Path, validation: Path, tmp_path: Path
+    diagnose: Diagnose, pool: Path, validation: Path, tmp_path: Path
 ) -> None:
     small = ("--sketches", "sparse,windowed", "--dims", "64,128", "--ratios", "1,0.2")
     arguments = ("--model", "pocket", "--target", f"v={validation}", *small)
@@ -137,7 +132,7 @@ def test_fidelity_recommends_and_writes_page_and_numbers(
 
 
 def test_bad_input_is_one_sentence_before_any_work(
-    diagnose: Command, pool: Path, validation: Path, tmp_path: Path
+    diagnose: Diagnose, pool: Path, validation: Path, tmp_path: Path
 ) -> None:
     target = ("--target", f"v={validation}")
     cases = [

@@ -12,11 +12,16 @@ import pytest
 from cropi.curriculum.loop import run
 from cropi.errors import InputError
 from cropi.influence.scorer import Scorer
-from cropi.store.files import read_jsonl
 from cropi.store.tables import read_scores
 from cropi.training import StageOutcome, StagePlan
 from support.fakes import FakeEngine, FakeTrainer
-from support.tiny_runs import fake_config, promised_bytes, run_in, tiny_config
+from support.tiny_runs import (
+    assert_every_phase_leaves_its_cost,
+    fake_config,
+    promised_bytes,
+    run_in,
+    tiny_config,
+)
 
 
 @pytest.fixture(scope="module")
@@ -162,19 +167,7 @@ def test_full_data_training_sees_every_prompt_before_any_twice(tmp_path: Path) -
 
 
 def test_every_phase_leaves_its_cost(finished: Path) -> None:
-    costs = [row for row in read_jsonl(finished / "metrics.jsonl") if row["kind"] == "cost"]
-    phases = {(row["arm"], row["phase"]) for row in costs}
-    assert phases == {
-        ("", "rollouts"),
-        ("", "evaluation"),
-        ("cropi", "scoring"),
-        ("cropi", "training"),
-        ("cropi", "evaluation"),
-        ("full", "training"),
-        ("full", "evaluation"),
-    }
-    assert all(row["flops"] > 0 for row in costs)
-    assert read_jsonl(finished / "costs.jsonl") == [row for row in costs if not row["arm"]]
+    assert_every_phase_leaves_its_cost(finished)
 
 
 def test_damaged_files_of_a_run_are_made_again(folder: Path, finished: Path) -> None:

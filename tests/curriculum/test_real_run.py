@@ -14,7 +14,13 @@ from cropi.curriculum.loop import run
 from cropi.store.files import read_jsonl
 from cropi.store.tables import read_selection
 from support.fakes import TRAINER
-from support.tiny_runs import promised_bytes, run_in, tiny_config, write_config
+from support.tiny_runs import (
+    assert_every_phase_leaves_its_cost,
+    promised_bytes,
+    run_in,
+    tiny_config,
+    write_config,
+)
 
 POOL = "prompts.pool=[{pocket: [sort, shift, add], split: pool, size: 16}]"
 KILL_POINT = "arms/cropi/stages/1/policy.part"
@@ -69,19 +75,7 @@ def test_the_same_seed_selects_the_same_and_another_seed_does_not(
 
 
 def test_every_phase_leaves_its_cost(finished: Path) -> None:
-    costs = [row for row in read_jsonl(finished / "metrics.jsonl") if row["kind"] == "cost"]
-    phases = {(row["arm"], row["phase"]) for row in costs}
-    assert phases == {
-        ("", "rollouts"),
-        ("", "evaluation"),
-        ("cropi", "scoring"),
-        ("cropi", "training"),
-        ("cropi", "evaluation"),
-        ("full", "training"),
-        ("full", "evaluation"),
-    }
-    assert all(row["flops"] > 0 for row in costs)
-    assert read_jsonl(finished / "costs.jsonl") == [row for row in costs if not row["arm"]]
+    assert_every_phase_leaves_its_cost(finished)
 
 
 def test_lora_and_warmup_run_two_stages_and_resume(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from cropi.config import RunConfig, load_config
 from cropi.curriculum.loop import run
 from cropi.pocket.model import build_config, build_tokenizer
+from cropi.store.files import read_jsonl
 from support.fakes import ENGINE, TRAINER
 
 TINY: dict[str, Any] = {
@@ -95,3 +96,20 @@ def promised_bytes(run: Path) -> dict[str, str]:
 def fake_config(folder: Path, *overrides: str) -> RunConfig:
     """A tiny run that neither samples nor trains: see `support.fakes`."""
     return tiny_config(folder, *FAKE, f"model.path={untrained()}", *overrides)
+
+
+def assert_every_phase_leaves_its_cost(finished: Path) -> None:
+    """A run with its baseline has one cost per phase of each arm, and those that arms share."""
+    costs = [row for row in read_jsonl(finished / "metrics.jsonl") if row["kind"] == "cost"]
+    phases = {(row["arm"], row["phase"]) for row in costs}
+    assert phases == {
+        ("", "rollouts"),
+        ("", "evaluation"),
+        ("cropi", "scoring"),
+        ("cropi", "training"),
+        ("cropi", "evaluation"),
+        ("full", "training"),
+        ("full", "evaluation"),
+    }
+    assert all(row["flops"] > 0 for row in costs)
+    assert read_jsonl(finished / "costs.jsonl") == [row for row in costs if not row["arm"]]

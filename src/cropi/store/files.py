@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from cropi.errors import InputError
-from cropi.schema import fingerprint
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -68,12 +67,6 @@ def _content_hash(file: Path, state: tuple[int, ...]) -> str:
         while block := handle.read(1 << 24):
             digest.update(block)
     return digest.hexdigest()
-
-
-def folder_hash(folder: Path, patterns: tuple[str, ...]) -> str:
-    """Return a short hash over the names and contents of the files that match."""
-    files = sorted({f for p in patterns for f in folder.glob(p)})
-    return fingerprint([(f.relative_to(folder).as_posix(), file_hash(f)) for f in files])
 
 
 @contextmanager

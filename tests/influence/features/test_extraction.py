@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cropi.cli import main
 from cropi.config import InfluenceConfig, SketchChoice
 from cropi.errors import InputError
 from cropi.gradients.extractor import GradientExtractor
@@ -28,44 +23,11 @@ from cropi.policy.optimizer_state import SecondMoments
 from cropi.rollouts import read_rollouts, write_rollouts
 from cropi.sketches import SparseSketch
 from cropi.store.tables import read_scores
+from support.command_line import Command
 from support.fake_stores import contents
 from support.rollout_files import group, rollouts
 
 DIM = 2048
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-    def refused(self, *parts: str) -> None:
-        """Exit code 2 and one sentence, which contains these parts."""
-        assert self.code == 2, self
-        assert self.err.startswith("error: "), self.err
-        assert self.err.count("\n") == 1, self.err
-        for part in parts:
-            assert part in self.err, (part, self.err)
-
-    def done(self) -> None:
-        assert self.code == 0, self
-
-
-@pytest.fixture
-def cropi(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable:
-    """Call the command line in this process."""
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-
-    def call(*arguments: object) -> Outcome:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["cropi", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        return Outcome(int(stop.value.code or 0), out, err)
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +53,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     ("sketch", "target"), [("sparse", "mean"), ("sparse", "unit_mean"), ("adaptive", "mean")]
 )
 def test_scores_from_features_equal_direct_ones(
-    cropi: Callable,
+    cropi: Command,
     files: dict[str, Path],
     tmp_path: Path,
     sketch: str,
@@ -210,7 +172,7 @@ def test_a_killed_extraction_ends_with_the_same_bytes(
 
 
 def test_features_of_another_policy_or_objective_are_refused(
-    cropi: Callable, files: dict[str, Path], tmp_path: Path
+    cropi: Command, files: dict[str, Path], tmp_path: Path
 ) -> None:
     common = ("--sketch", "sparse", "sketch.dim=64")
     pool = ("features", files["pool"], "--model", "pocket", "--out", tmp_path / "pool", *common)
@@ -228,7 +190,7 @@ def test_features_of_another_policy_or_objective_are_refused(
 
 
 def test_options_that_would_change_nothing_are_refused(
-    cropi: Callable, files: dict[str, Path], tmp_path: Path
+    cropi: Command, files: dict[str, Path], tmp_path: Path
 ) -> None:
     scoring = ("score", "--features", "nowhere", "--target", "v=there", "--out", tmp_path / "s")
     cropi(*scoring, "--sketch", "sparse").refused("--sketch")
@@ -246,9 +208,7 @@ def test_options_that_would_change_nothing_are_refused(
     )
 
 
-def test_rollouts_without_an_informative_prompt_are_refused(
-    cropi: Callable, tmp_path: Path
-) -> None:
+def test_rollouts_without_an_informative_prompt_are_refused(cropi: Command, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     write_rollouts(tmp_path / "dull.parquet", [group(f"d{n}", rng, dull=True) for n in range(3)])
     cropi(
@@ -266,7 +226,7 @@ def test_the_policys_hash_follows_its_weights() -> None:
 
 
 def test_scoring_by_command_loads_no_model(
-    cropi: Callable, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cropi: Command, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = tmp_path / "v"
     cropi("features", files["v"], "--model", "pocket", "--out", store, "sketch.dim=64").done()
