@@ -118,6 +118,11 @@ def test_nested_numpy_and_dates_become_plain_json() -> None:
         ({"prompt": "q", "answer": "1"}, {"answer_regex": "#### (.+)"}, r"matches nothing.*'1'"),
         ({"prompt": "q", "answer": "1"}, {"answer_regex": "(("}, r"not a regular expression"),
         ({"prompt": "q", "answer": "1"}, {"answer_regex": "1"}, r"has no group"),
+        (
+            {"prompt": "q", "answer": "a" * 60 + "b"},
+            {"answer_regex": "(a|aa)+$"},
+            r"longer than 1 s in column 'answer' .*without nested repeats",
+        ),
         ({"prompt": "q", "answer": "1", "image": b"x"}, {}, r"'image' holds a value of type bytes"),
         ({"prompt": "q", "answer": "1"}, {"chat": False, "system": "s"}, r"remove one of them"),
         ({"prompt": CHAT, "answer": "1"}, {"chat": False}, r"asks for text"),
