@@ -1,22 +1,17 @@
-"""The columns of a rollout file, decoded and checked; errors name file, row and column."""
+"""The columns of a rollout file, each decoded once; errors name file, row and column."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast, get_args
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from cropi.errors import InputError
-from cropi.rollouts.statistics import STATUSES
-from cropi.schema import MAX_LOGPROB, MAX_REWARD, TEMPERATURES, LogprobMode
-
-LOGPROB_MODES: tuple[LogprobMode, ...] = get_args(LogprobMode)
-_SAMPLING_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+from cropi.text import shortened, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +71,14 @@ class Columns:
         return decoded
 
     def flags(self, name: str, missing: bool | None = None) -> list[bool]:
-        """Return a column of booleans."""
+        """Return a column of booleans, which may be written as 0 and 1."""
         if name not in self._decoded:
-            self._decoded[name] = self._column(name, pa.bool_(), missing, None).to_pylist()
+            array = self._column(name, pa.bool_(), missing, None)
+            if name in self and pa.types.is_integer(self._table[name].type):
+                values = self._table[name].to_numpy()
+                wrong = (values != 0) & (values != 1)
+                self.require_no_row(name, wrong, "is not 0 or 1", values)
+            self._decoded[name] = array.to_pylist()
         decoded: list[bool] = self._decoded[name]
         return decoded
 
@@ -136,186 +136,78 @@ class Columns:
         if name not in self:
             assert missing is not None, f"column {name} was not required"
             return pa.repeat(pa.scalar(missing, kind), self._table.num_rows)
-        column = self._table[name]
+        column = plain_column(self._table[name])
+        if not _can_hold(column.type, kind, name in BOOLEANS):
+            raise InputError(
+                f"{self.path}, column {name}: {shortened(str(column.type), 80)} cannot be read as "
+                f"{_wanted(kind)}; rewrite the column"
+            )
         try:
             array = pa.concat_arrays(column.cast(kind).chunks)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(
-                f"{self.path}, column {name}: {column.type} cannot be read as {kind} ({reason}); "
-                "rewrite the column with that type"
-            ) from error
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            raise self._uncastable(column, name, kind) from None
         if array.null_count and nulls is None:
             is_null = np.asarray(array.is_null().to_numpy(zero_copy_only=False), dtype=bool)
             self.require_no_row(name, is_null, "is null; give a value")
         return array.fill_null(nulls) if array.null_count else array
 
-
-@dataclass(slots=True)
-class Rows:
-    """The file's columns as arrays and lists, one element per row."""
-
-    prompt_ids: Ragged
-    response_ids: Ragged
-    logprobs: Ragged
-    rewards: NDArray[np.float64]
-    statuses: list[Any]
-    texts: list[Any]
-    finish_reasons: list[Any]
-    sampling: list[tuple[float, float, int]]
-    loss_masks: list[NDArray[np.uint8] | None]
-    policy_versions: list[NDArray[np.int32] | None]
-    logprob_modes: list[LogprobMode]
+    def _uncastable(self, column: pa.ChunkedArray, name: str, kind: pa.DataType) -> InputError:
+        """Return the error for the first cell that cannot be read, found by halving."""
+        start, stop = 0, len(column)
+        while stop - start > 1:
+            middle = (start + stop) // 2
+            try:
+                column.slice(start, middle - start).cast(kind)
+                start = middle
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+                stop = middle
+        value = shown(column[start].as_py(), 60)
+        return self.error(start, name, f"{value} cannot be read as {_wanted(kind)}; correct it")
 
 
-def read_rows(columns: Columns) -> Rows:
-    """Decode and check everything that concerns single rows."""
-    rewards = columns.numbers("reward", pa.float64(), missing=float("nan"), nulls=float("nan"))
-    statuses = _statuses(columns, rewards)
-    prompt_ids = columns.ragged("prompt_ids", pa.int32())
-    response_ids = columns.ragged("response_ids", pa.int32())
-    logprobs = columns.ragged("logprobs", pa.float32())
-    columns.require_no_row("prompt_ids", prompt_ids.lengths == 0, "is empty; give the prompt's ids")
-    for name, ids in (("prompt_ids", prompt_ids), ("response_ids", response_ids)):
-        columns.require_no_row(name, ids.any_of(ids.values < 0), "holds a negative token id")
-    columns.require_no_row(
-        "logprobs",
-        response_ids.lengths != logprobs.lengths,
-        "differs in length from response_ids; give one log-prob per token",
-    )
-    masks = _loss_masks(columns, response_ids)
-    _zero_masked_logprobs(logprobs, masks)
-    is_ok = np.array([status == "ok" for status in statuses], dtype=bool)
-    # Minus infinity is a log-prob of 0, as servers write it: scoring counts such prompts by name.
-    columns.require_no_row(
-        "logprobs",
-        logprobs.any_of(np.isnan(logprobs.values)) & is_ok,
-        "holds NaN in a row whose reward_status is ok; fix it, or mark it as error",
-    )
-    columns.require_no_row(
-        "logprobs",
-        logprobs.any_of(logprobs.values > MAX_LOGPROB) & is_ok,
-        "holds a log-prob above 0, which no probability has; write the natural log of each "
-        "token's probability",
-    )
-    sampling = _sampling_rows(columns)
-    return Rows(
-        prompt_ids,
-        response_ids,
-        logprobs,
-        rewards,
-        statuses,
-        columns.strings("text", missing="", nulls=""),
-        columns.strings("finish_reason", missing="stop", nulls="stop"),
-        sampling,
-        masks,
-        _optional_lists(columns, "policy_versions", "one version", response_ids),
-        _logprob_modes(columns, sampling),
-    )
+def plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column without dictionary encoding, which nothing but size depends on."""
+    if pa.types.is_dictionary(column.type):
+        return column.cast(column.type.value_type)
+    return column
 
 
-def _optional_lists(
-    columns: Columns, name: str, unit: str, response_ids: Ragged
-) -> list[NDArray[np.int32] | None]:
-    """Return a list column with a value per response token; None in rows without a list."""
-    ragged, present = columns.optional_ragged(name, pa.int32())
-    columns.require_no_row(
-        name,
-        present & (ragged.lengths != response_ids.lengths),
-        f"differs in length from response_ids; give {unit} per token",
-    )
-    return [ragged[row] if exists else None for row, exists in enumerate(present.tolist())]
+BOOLEANS = ("reward", "loss_mask")
+"""Columns of numbers in which true and false are 1 and 0."""
 
 
-def _loss_masks(columns: Columns, response_ids: Ragged) -> list[NDArray[np.uint8] | None]:
-    """Return each row's mask of the policy's tokens; None in rows without one."""
-    masks = _optional_lists(columns, "loss_mask", "one value", response_ids)
-    wrong = [mask is not None and bool(((mask != 0) & (mask != 1)).any()) for mask in masks]
-    columns.require_no_row(
-        "loss_mask",
-        np.array(wrong, dtype=bool),
-        "holds a value other than 0 and 1; use 1 for the policy's tokens and 0 for others",
-    )
-    return [None if mask is None else mask.astype(np.uint8) for mask in masks]
+def _can_hold(given: pa.DataType, kind: pa.DataType, booleans: bool) -> bool:
+    """Whether values of a type can mean what is read as `kind`; dates, say, are no numbers."""
+    if pa.types.is_null(given):
+        return True
+    if pa.types.is_large_list(kind):
+        return _is_list(given) and _can_hold(given.value_type, kind.value_type, booleans)
+    if pa.types.is_string(kind):
+        return _is_text(given) or pa.types.is_integer(given)
+    if pa.types.is_boolean(kind):
+        return pa.types.is_boolean(given) or pa.types.is_integer(given) or _is_text(given)
+    number = pa.types.is_integer(given) or pa.types.is_floating(given) or _is_text(given)
+    decimal = pa.types.is_decimal(given)
+    return number or decimal or (booleans and pa.types.is_boolean(given))
 
 
-def _zero_masked_logprobs(logprobs: Ragged, masks: Sequence[NDArray[np.uint8] | None]) -> None:
-    """Set to 0 what is no log-prob at tokens that are not the policy's: nothing reads it."""
-    for row, mask in enumerate(masks):
-        if mask is not None:
-            values = logprobs[row]
-            values[(mask == 0) & ~(np.isfinite(values) & (values <= MAX_LOGPROB))] = 0.0
+def _is_list(given: pa.DataType) -> bool:
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_kind(given) for is_kind in kinds)
 
 
-def _logprob_modes(
-    columns: Columns, sampling: Sequence[tuple[float, float, int]]
-) -> list[LogprobMode]:
-    """Return which distribution each row's log-probs are of; raw ones may cause a warning.
-
-    Importance ratios compare both policies at the sampling temperature, and raw log-probs are at 1.
-    """
-    modes = columns.strings("logprob_mode", missing="processed", nulls="processed")
-    unknown = np.array([mode not in LOGPROB_MODES for mode in modes], dtype=bool)
-    columns.require_no_row(
-        "logprob_mode", unknown, f"is not one of {', '.join(LOGPROB_MODES)}", shown=modes
-    )
-    raw = zip(modes, sampling, strict=True)
-    row = next((n for n, (mode, drawn) in enumerate(raw) if mode == "raw" and drawn[0] != 1), None)
-    if row is not None:
-        warnings.warn(
-            f"{columns.path} row {row}: logprob_mode is raw and temperature is {sampling[row][0]}, "
-            "so importance ratios compare distributions at different temperatures; store the "
-            "log-probs of the sampled distribution, or use objective.ratio=none",
-            stacklevel=4,
-        )
-    return cast(list[LogprobMode], modes)
+def _is_text(given: pa.DataType) -> bool:
+    binary = pa.types.is_binary(given) or pa.types.is_large_binary(given)
+    text = pa.types.is_string(given) or pa.types.is_large_string(given)
+    return text or binary or pa.types.is_string_view(given)
 
 
-def _statuses(columns: Columns, rewards: NDArray[np.float64]) -> list[str]:
-    """Return each row's reward status; a status of ok needs a finite reward."""
-    finite = np.isfinite(rewards)
-    columns.require_no_row(
-        "reward",
-        finite & (np.abs(rewards) > MAX_REWARD),
-        f"is beyond {MAX_REWARD:.0e}, where sums lose what tells responses apart; rescale the "
-        "rewards",
-        rewards,
-    )
-    if "reward_status" not in columns:
-        return ["ok" if value else "error" for value in finite]
-    statuses = columns.strings("reward_status")
-    unknown = np.array([status not in STATUSES for status in statuses], dtype=bool)
-    columns.require_no_row(
-        "reward_status", unknown, f"is not one of {', '.join(STATUSES)}", shown=statuses
-    )
-    is_ok = np.array([status == "ok" for status in statuses], dtype=bool)
-    columns.require_no_row(
-        "reward", is_ok & ~finite, "is NaN, infinite or null although its reward_status is ok"
-    )
-    return statuses
-
-
-def _sampling_rows(columns: Columns) -> list[tuple[float, float, int]]:
-    """Return (temperature, top_p, top_k) per row, with one warning about missing columns."""
-    missing = [name for name in _SAMPLING_DEFAULTS if name not in columns]
-    if missing:
-        defaults = ", ".join(f"{name} {_SAMPLING_DEFAULTS[name]}" for name in missing)
-        warnings.warn(
-            f"{columns.path} lacks {', '.join(missing)}; read as {defaults}: if it was sampled "
-            "differently, add the columns",
-            stacklevel=4,
-        )
-    temperature = columns.numbers("temperature", pa.float64(), missing=1.0)
-    top_p = columns.numbers("top_p", pa.float64(), missing=1.0)
-    top_k = columns.numbers("top_k", pa.int32(), missing=0)
-    low, high = TEMPERATURES
-    columns.require_no_row(
-        "temperature",
-        ~((temperature >= low) & (temperature <= high)),
-        f"is not within {low:g} and {high:g}",
-        temperature,
-    )
-    columns.require_no_row("top_p", ~((top_p > 0) & (top_p <= 1)), "is not in (0, 1]", top_p)
-    # vLLM writes -1 for "off".
-    top_k = np.maximum(top_k, 0)
-    return list(zip(temperature.tolist(), top_p.tolist(), top_k.tolist(), strict=True))
+def _wanted(kind: pa.DataType) -> str:
+    """What a column of this type holds, in words."""
+    if pa.types.is_large_list(kind):
+        return f"lists of {_wanted(kind.value_type)}"
+    if pa.types.is_integer(kind):
+        return f"whole numbers of {kind.bit_width} bits"
+    if pa.types.is_floating(kind):
+        return "numbers"
+    return "text" if pa.types.is_string(kind) else "true or false"

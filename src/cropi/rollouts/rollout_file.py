@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cropi.rollouts.columns import Columns, Rows, read_rows
+from cropi.rollouts.columns import Columns
 from cropi.rollouts.number_checks import require_sound_numbers
+from cropi.rollouts.rollout_rows import Rows, read_rows
 from cropi.schema import (
     OPTIONAL_ROLLOUT_COLUMNS,
     ROLLOUT_COLUMNS,
