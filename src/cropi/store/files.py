@@ -310,5 +310,6 @@ def require_file(path: Path) -> None:
 
 def table_metadata(table: pa.Table) -> dict[str, str]:
     """Return the table's metadata that cropi wrote, decoded."""
-    metadata = table.schema.metadata or {}
-    return {k.decode(): v.decode() for k, v in metadata.items() if k.startswith(b"cropi.")}
+    metadata = (table.schema.metadata or {}).items()
+    ours = {key: value for key, value in metadata if key.startswith(b"cropi.")}
+    return {k.decode(errors="replace"): v.decode(errors="replace") for k, v in ours.items()}
