@@ -19,11 +19,11 @@ from cropi.cli.options import (
     engine_settings,
     named_files,
     policy_at,
-    prompts_in,
     section,
     setting,
 )
 from cropi.cli.printing import print_table
+from cropi.cli.prompt_options import PromptReading, reads_prompts
 from cropi.cli.rollout import BatchSize, NewTokens
 from cropi.evaluation.settings import EvaluationConfig
 from cropi.rollouts.settings import RolloutsConfig
@@ -33,9 +33,11 @@ PassAt = Annotated[
 ]
 
 
+@reads_prompts
 def evaluate(
     model: Model,
     sets: Annotated[list[str], typer.Option("--set", help="NAME=FILE of prompts; repeatable")],
+    reading: PromptReading,
     verifier: Verifier = None,
     responses: Annotated[int | None, setting(EvaluationConfig, "responses")] = None,
     temperature: Annotated[float | None, setting(EvaluationConfig, "temperature")] = None,
@@ -78,8 +80,16 @@ def evaluate(
     if out is not None:
         require_writable(out)
     files = named_files(sets, "set")
-    named = {name: prompts_in(path, seed) for name, path in files.items()}
-    results = cropi.evaluate(policy, named, config, rollouts=rollouts, verifier=verifier, seed=seed)
+    named = {name: reading.prompts(path, seed, policy) for name, path in files.items()}
+    results = cropi.evaluate(
+        policy,
+        named,
+        config,
+        rollouts=rollouts,
+        verifier=verifier,
+        template_kwargs=reading.template_kwargs,
+        seed=seed,
+    )
     rows = [
         [r.set, f"{r.prompts:,}", *(f"{v:.1%}" for v in r.pass_at.values()), unjudged(r.statuses)]
         for r in results
