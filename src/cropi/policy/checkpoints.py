@@ -23,6 +23,7 @@ from cropi.errors import InputError
 from cropi.plugins import find_plugin, is_built_in
 from cropi.schema import fingerprint
 from cropi.store.files import content_hash
+from cropi.store.policy_record import require_intact
 from cropi.text import shown
 
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -78,6 +79,7 @@ def locate(path: str, revision: str | None, with_tokenizer: bool = True) -> Chec
         return CheckpointSource(path, str(built_in.parent), gguf=built_in.name)
     place = Path(path).expanduser()
     if place.is_dir():
+        require_intact(place)
         _require_model_files(path, place, with_tokenizer)
         return CheckpointSource(path, str(place))
     if place.is_file():

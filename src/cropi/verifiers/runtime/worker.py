@@ -26,7 +26,7 @@ from cropi.verifiers.verdict import AnswerChecker, Job, NotApplicableError, Toke
 LOAD_SECONDS = 120.0
 DETAIL_LENGTH = 500
 OUT_OF_MEMORY = 113
-"""Exit code of a process that reached its memory limit: what a leak has left would fail the next."""
+"""Exit code at the memory limit; what a leak has left would fail the next judgements too."""
 
 Reply = tuple[Literal["ok", "error"], float, str]
 
@@ -63,7 +63,7 @@ def _limit_memory(memory_gb: float | None) -> None:
 
 
 def _serve(inbound: int, outbound: int, guard: _OrphanGuard, tags: Tags) -> None:
-    """Answer messages. Raises EOFError or BrokenPipeError when the judge is gone, or MemoryError."""
+    """Answer messages. Raises MemoryError; EOFError or BrokenPipeError when the judge is gone."""
     loaded: dict[str, Verifier] = {}
     while True:
         kind, content = read_job_message(inbound)
