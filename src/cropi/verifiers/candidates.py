@@ -22,6 +22,13 @@ _MATH_TOKEN = re.compile(
 _DENIED = re.compile(r"(?i)(?:\b(?:not|than|never|nor)|n't(?:\s+be)?|\bnot\s+be)[\s*_$\\(]*$")
 
 
+_ENUMERATED = re.compile(
+    r"(?i)\d[*$]*(?:\s*,\s*(?:and|or)?|\s+(?:[^\W\d]+\s+){0,2}?(?:and|or|to)|\s*[&–])\s*[*$\\]*$"
+)
+"""What comes before the last of several numbers (2, 3, and 5; 7 apples and 3), none of which is
+the answer."""
+
+
 def last_candidate(text: str) -> tuple[str, str] | None:
     """Return the last formula or number of a text and the words that follow it; None without one.
 
@@ -34,10 +41,14 @@ def last_candidate(text: str) -> tuple[str, str] | None:
     runs = [run for run in _runs(text) if not _DENIED.search(text[: run[0]])]
     last_span = spans[-1] if spans else None
     if last_span is not None and (not runs or runs[-1][0] < last_span.end()):
+        if _ENUMERATED.search(text[: last_span.start()]):
+            return None
         return _inside(last_span), text[last_span.end() :].partition("\n")[0]
     if not runs:
         return None
     start, end = runs[-1]
+    if _ENUMERATED.search(text[:start]):
+        return None
     return text[start:end], text[end:].partition("\n")[0]
 
 
@@ -58,7 +69,7 @@ def _runs(text: str) -> list[tuple[int, int]]:
             if mathy:
                 start = place if start is None else start
                 end = line.start() + token.end()
-                if token[0][-1:] not in ",.;:!?":
+                if token[0][-1:] not in ",.;:!?" or _is_factorial(token[0], text[end:]):
                     continue
             if start is not None and end is not None:
                 _add(runs, text, start, end)
@@ -70,11 +81,15 @@ def _runs(text: str) -> list[tuple[int, int]]:
     return runs
 
 
+def _is_factorial(token: str, following: str) -> bool:
+    return token[-1] == "!" and token[-2:-1].isalnum() and following.lstrip()[:1] in tuple("=+-*/")
+
+
 def _add(runs: list[tuple[int, int]], text: str, start: int, end: int) -> None:
     """Add a run if it holds a number, without the punctuation around it."""
     while end > start and text[end - 1] in " .,;:!?*_`":
         end -= 1
-    while start < end and text[start] in " *_`,":
+    while start < end and text[start] in " *_`,=":
         start += 1
     piece = text[start:end]
     if piece.endswith(")") and piece.count("(") < piece.count(")"):

@@ -31,6 +31,10 @@ _NEGATED = re.compile(
 _MORE = re.compile(r"\s+(?!because|since|as\b|and\b|rather|not\b|for\b|is\b)[^\W\d_]")
 _IN_PROSE = (
     re.compile(
+        r"[(*_]*\b([A-Z])\b[)*_]*\s+is\s+(?:therefore\s+|thus\s+)?(?:the\s+)?"
+        r"(?:correct|right|best|answer|only|true)\b"
+    ),
+    re.compile(
         r"(?i:\b(?:answer|choice|option|choose|pick|select|it)(?:\s+is|'s|\s+must\s+be)?)"
         r"\s*[:=]?\s*[*_(\[]*([A-Z])\b(?!['’])(?!\s+[a-z]+\s)"
     ),
@@ -109,7 +113,7 @@ def _chosen(statement: Statement) -> frozenset[str] | None:
             return letters
     elif (letters := _alone(text)) is not None and (len(text.strip()) < 80 or "\n" not in text):
         return letters
-    text = _NEGATED.sub(" ", text)
+    text = re.sub(r"\(([a-z])\)", lambda m: m[0].upper(), _NEGATED.sub(" ", text))
     for pattern in _IN_PROSE:
         matches = pattern.findall(text)
         if matches:

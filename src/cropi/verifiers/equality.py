@@ -46,6 +46,8 @@ def equal(gold: Reading, stated: Reading) -> bool:
         case (Listing(), Interval()) | (Interval(), Listing()):
             first, second = _as_interval(gold), _as_interval(stated)
             return first is not None and second is not None and _equal_intervals(first, second)
+        case (Matrix(), Listing()) | (Listing(), Matrix()):
+            return _equal_matrix_and_listing(gold, stated)
         case (Listing(items=(only,), brackets="{}"), other) | (
             other,
             Listing(items=(only,), brackets="{}"),
@@ -86,6 +88,23 @@ def _equal_matrices(gold: Matrix, stated: Matrix) -> bool:
         return False
     rows = zip(gold.rows, stated.rows, strict=True)
     return all(equal(g, s) for one, other in rows for g, s in zip(one, other, strict=True))
+
+
+def _equal_matrix_and_listing(gold: Reading, stated: Reading) -> bool:
+    """Compare a row or column with a tuple, and a matrix with a list of lists."""
+    matrix, listing = (gold, stated) if isinstance(gold, Matrix) else (stated, gold)
+    assert isinstance(matrix, Matrix)
+    assert isinstance(listing, Listing)
+    if matrix.kind != "matrix" or listing.brackets not in ("()", "[]"):
+        return False
+    rows = [list(row) for row in matrix.rows]
+    if all(isinstance(item, Listing) and item.brackets == "[]" for item in listing.items):
+        other = Matrix(tuple(item.items for item in listing.items if isinstance(item, Listing)), "matrix")
+        return _equal_matrices(matrix, other)
+    cells = rows[0] if len(rows) == 1 else [row[0] for row in rows if len(row) == 1]
+    if len(cells) != len(listing.items) or (len(rows) > 1 and len(cells) < len(rows)):
+        return False
+    return all(equal(c, i) for c, i in zip(cells, listing.items, strict=True))
 
 
 def _equal_listings(gold: Listing, stated: Listing) -> bool:

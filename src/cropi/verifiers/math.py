@@ -18,9 +18,11 @@ from cropi.verifiers.candidates import last_candidate, number_of_runs, read_cand
 from cropi.verifiers.equality import equal, is_readable
 from cropi.verifiers.expressions import equal_formulas, silence_math_verify
 from cropi.verifiers.notation import ascii_notation, canonical_text, normalise
-from cropi.verifiers.reading import Listing, Reading, Words, read
+from cropi.verifiers.quantity import Quantity
+from cropi.verifiers.reading import Listing, Reading, Words, read, with_decimal_comma
 from cropi.verifiers.statement import Statement, first_sentence, gold_statement, take_statement
 from cropi.verifiers.tags import DEFAULT_TAGS, Tags
+from cropi.verifiers.unit_scales import last_compound
 from cropi.verifiers.words import before_reason, is_wordy, says
 
 
@@ -101,6 +103,8 @@ def readings(statement: Statement, gold: Reading) -> Iterator[Reading]:
     text = ascii_notation(statement.text)
     if not _is_prose(text):
         yield read(text)
+        if isinstance(gold, Quantity) and gold.value.denominator > 1:
+            yield from with_decimal_comma(text)
         return
     reading = read(text)
     if not isinstance(reading, Words) and not isinstance(reading, Listing):
@@ -120,14 +124,24 @@ def readings(statement: Statement, gold: Reading) -> Iterator[Reading]:
 
 def _in_prose(text: str, form: str, gold: Reading) -> Iterator[Reading]:
     """Yield readings of the part of a prose statement that can hold the answer."""
+    if form == "text" and _UNDECIDED.search(text):
+        return
+    text = _INFINITY.sub(lambda m: ("-" if m[1] else "") + "\\infty", text)
     if form == "phrase":
         text = before_reason(text)
         yield read(text)
+    together = last_compound(text)
+    if together is not None and isinstance(gold, Quantity) and gold.unit:
+        yield read(together)
+        return
     line = first_sentence(text.strip().splitlines()[-1]) if text.strip() else ""
     if isinstance(gold, Listing):
         tail = re.split(r"(?i)\b(?:is|are|be|equals?)\b|:", line)[-1]
         if tail != line:
             yield read(tail)
+        tuples = _TUPLE.findall(line)
+        if gold.brackets and len(tuples) == 1 and not _DENIAL.search(line):
+            yield read(tuples[0])
         return
     if (
         form == "phrase"
@@ -138,6 +152,15 @@ def _in_prose(text: str, form: str, gold: Reading) -> Iterator[Reading]:
     candidate = last_candidate(text)
     if candidate is not None:
         yield read_candidate(*candidate, getattr(gold, "unit", ""))
+
+
+_UNDECIDED = re.compile(
+    r"(?i)\bI\s+(?:do\s+not|don['’]t)\s+know\b|\bI(?:\s+am|['’]m)\s+not\s+sure\b"
+    r"|\bI\s+(?:cannot|can['’]t)\s+(?:determine|tell|solve|say)\b"
+)
+_INFINITY = re.compile(r"(?i)(?:(negative\s+|minus\s+|-)|positive\s+|plus\s+|\+)?\binfinity\b")
+_TUPLE = re.compile(r"[(\[][^()\[\]]+,[^()\[\]]+[)\]]")
+_DENIAL = re.compile(r"(?i)\b(?:not|never|cannot|neither|nor)\b|n['’]t\b")
 
 
 def _ends_in_value(text: str) -> bool:

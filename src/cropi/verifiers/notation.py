@@ -6,6 +6,8 @@ import re
 import unicodedata
 from functools import lru_cache
 
+from cropi.verifiers.moments import canonical_moment
+
 _SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ"
 _SUPERSCRIPT_TABLE = str.maketrans(_SUPERSCRIPTS, "0123456789+-n")
 _SUBSCRIPTS = "₀₁₂₃₄₅₆₇₈₉"
@@ -26,11 +28,17 @@ _SYMBOLS = {
 _SYMBOL_TABLE = str.maketrans(_SYMBOLS)
 _ROOT = re.compile(r"([√∛∜])\s*(\((?:[^()]|\([^()]*\))*\)|\{[^{}]*\}|\d+(?:\.\d+)?|[^\W\d_]|\\\w+)")
 _ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
+_REPEATING = re.compile(
+    r"(?<![\d.])(\d*)\.(\d*?)(?:\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))|\((\d+)\))"
+)
 _SPELLINGS = (
     (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])\.?"), ""),
     (re.compile(r"\\(?:displaystyle|limits|mathstrut)(?![a-zA-Z])"), ""),
-    (re.compile(r"\{\s*,\s*\}"), ","),
+    (re.compile(r"\{\s*([,:])\s*\}"), r"\1"),
+    (re.compile(r"<<[^<>\n]*>>"), ""),
+    (_REPEATING, lambda m: _repeating(m)),
+    (re.compile(r"(?<!\d)(\d*)\.(\d*?)(\d+?)\3{2,}(?:\\l?dots|\\cdots|\.\.\.)\s*$"), lambda m: _repeating(m)),
     (re.compile(r",\s*\\!\s*"), ","),
     (re.compile(r"(?<=\d)(?:\\,|\\ |\\;|\\:|~|\u00a0|\u202f|\u2009|\{\\,\})(?=\d{3}(?!\d))"), ","),
     (re.compile(r"(?<!\\)\\[,;:!> ]|~|&nbsp;"), " "),
@@ -73,6 +81,14 @@ _APPROXIMATELY = re.compile(
 )
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("__", "__"),
                ("*", "*"), ("`", "`"), ('"', '"'), ("'", "'"))  # fmt: skip
+
+
+def _repeating(match: re.Match[str]) -> str:
+    """Return a repeating decimal as a fraction: 0.1\\overline{6} is 15/90."""
+    whole, start, *blocks = match.groups()
+    block = next(b for b in blocks if b)
+    numerator = int((whole or "") + start + block) - int((whole or "") + start or "0")
+    return f"\\frac{{{numerator}}}{{{'9' * len(block) + '0' * len(start)}}}"
 
 
 @lru_cache(maxsize=65536)
@@ -155,6 +171,7 @@ def unwrapped(text: str) -> str:
 
 
 _TEXT = re.compile(r"\\text\w*\s*\{([^{}]*)\}")
+_NO_SOLUTION = re.compile(r"(?i)(?:there (?:is|are) )?(?:no solutions?|(?:the )?empty set)")
 _ENUMERATION = re.compile(r"\(?([A-Za-z])\)")
 
 
@@ -168,6 +185,12 @@ def canonical_text(text: str) -> str:
     letter = _ENUMERATION.fullmatch(plain)
     if letter:
         return letter[1].upper()
+    moment = canonical_moment(plain)
+    if moment is not None:
+        return moment
+    if _NO_SOLUTION.fullmatch(plain):
+        return "\\emptyset"
+    plain = re.sub(r"^(\d+)\s*to\s*(\d+)$", r"\1:\2", plain)
     plain = re.sub(r"(?i)^(?:the|an?)\s+(?=[^\W\d_]{2})", "", plain)
     plain = re.sub(r"(?<!\\)\b[^\W\d_]{2,}", lambda m: m[0].casefold(), plain)
     plain = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", plain)

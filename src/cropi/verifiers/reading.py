@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
+from cropi.verifiers.expressions import equal_constants
 from cropi.verifiers.notation import canonical_text, normalise
 from cropi.verifiers.quantity import Quantity, read_quantity
 from cropi.verifiers.unit_names import canonical_unit
@@ -106,7 +107,12 @@ _CONDITION = re.compile(
 )
 _NAME = re.compile(
     r"(?:\\?[A-Za-z](?:_(?:\w|\{[^{}]*\}))?'*|\\[a-z]+|\\text\s*\{[^{}]*\}|[A-Za-z]\(\s*[a-z]\s*\)"
-    r"|[A-Z]{2,3}|\\angle ?[A-Z]+|[A-Z][a-z]+|m\\angle ?[A-Z]+|\\over(?:line|rightarrow)\{[^{}]*\})"
+    r"|[A-Z]{2,4}|[A-Za-z]+'*(?:\^\{?-1\}?|_\w|_\{\w+\})?\([^()=]*\)|\\?\|[^|=]+\\?\|"
+    r"|\\angle ?[A-Z]+|[A-Z][a-z]+|m\\angle ?[A-Z]+|\\over(?:line|rightarrow)\{[^{}]*\})"
+)
+_OPERATOR = re.compile(
+    r"\\(?:lim|int|gcd|lcm|max|min|det|dim|deg|sup|inf|sum|prod|Pr|arg|operatorname|text)(?![a-zA-Z])"
+    r"|\\frac\{d[^{}]*\}\{d[^{}]*\}"
 )
 _BASED = re.compile(r"[-+]?[\dA-F]+_\{?(?:\d+|\\text\{\w+\})\}?")
 _EQUALS = re.compile(r"(?<![<>!\\])=")
@@ -124,6 +130,10 @@ _UNIT_AFTER = re.compile(
 )
 _TEXT_ALONE = re.compile(r"\\ldots|\d:\d|^\d{1,4}([-/.])\d\d?\1\d{1,4}$")
 _POINTS = re.compile(r"[A-Z]{2,3}")
+_EXCLUSION = re.compile(
+    r"\w\s*\\neq\s*(?P<points>.+)"
+    r"|(?:\w\s*\\in\s*)?\\mathbb\s*\{?R\}?\s*(?:\\setminus|\\backslash|-)\s*\\\{(?P<set>.+)\\\}"
+)
 _SIGNS = re.compile(r"(.*?)\\pm(?![a-zA-Z])(.+)")
 
 
@@ -143,6 +153,12 @@ def read(text: str, depth: int = 0) -> Reading:
     return _formula(text)
 
 
+def with_decimal_comma(text: str) -> list[Reading]:
+    """Return the reading of 3,5 as 3.5, if the text is of that form; 3,500 is not."""
+    match = re.fullmatch(r"([-+]?\d+),(\d{1,2}|\d{4,})", normalise(text))
+    return [read(f"{match[1]}.{match[2]}")] if match else []
+
+
 def _special(text: str, _: int) -> Reading | None:
     """Texts, ratios, times, numbers with a base and series: compared as text alone."""
     plain = canonical_text(text)
@@ -152,7 +168,7 @@ def _special(text: str, _: int) -> Reading | None:
         _BASED.fullmatch(text)
         or _TEXT_ALONE.search(plain)
         or _POINTS.fullmatch(text)
-        or re.fullmatch(r"\w", plain)
+        or (re.fullmatch(r"\w", plain) and plain not in ("e", "i"))
     ):
         return Words(plain)
     return None if re.search(r"[\w\\]", plain) else Words(plain)
@@ -164,7 +180,8 @@ def _environment(text: str, depth: int) -> Reading | None:
     )
     match = _ENVIRONMENT.fullmatch(re.sub(r"^\\\{\s*(?=\\begin)", "", text).strip())
     if match is None or "\\begin" in match[2] or match[1] not in _MATRICES | _OTHER_TABLES:
-        return Words(canonical_text(text)) if "\\begin" in text else None
+        named = _NAME.fullmatch(text.partition("=")[0].strip()) is not None
+        return Words(canonical_text(text)) if "\\begin" in text and not named else None
     rows = [r for r in re.split(r"\\\\(?:\[[^\]]*\])?|\\hline", match[2]) if r.strip()]
     cells = tuple(tuple(read(c.strip(" ,"), depth) for c in row.split("&")) for row in rows)
     kind = "matrix" if match[1] in _MATRICES else match[1]
@@ -190,6 +207,8 @@ def _bracketed(text: str, depth: int) -> Reading | None:
     builder = _BUILDER.fullmatch(text)
     if builder is not None:
         return read(builder[2], depth)
+    if not _encloses(text):
+        return None
     opening = "\\{" if text.startswith("\\{") else text[0]
     closing = "\\}" if text.endswith("\\}") else text[-1]
     if opening not in ("(", "[", "\\{") or closing not in (")", "]", "\\}"):
@@ -202,6 +221,30 @@ def _bracketed(text: str, depth: int) -> Reading | None:
     if "{" in brackets and brackets != "{}":
         return None
     return Listing(tuple(read(i, depth) for i in items), brackets)
+
+
+def _encloses(text: str) -> bool:
+    """Whether the first bracket closes at the end: not so in (1,2),(3,4)."""
+    depth = 0
+    for place, character in enumerate(text):
+        depth += (character in "({[") - (character in ")}]")
+        if depth == 0 and place > 1:
+            return place == len(text) - 1
+    return False
+
+
+def _exclusion(text: str, depth: int) -> Reading | None:
+    """Read x \\neq 2, and the real numbers without 2, as the intervals beside it."""
+    match = _EXCLUSION.fullmatch(text)
+    if match is None:
+        return None
+    points = _split(match["points"] or match["set"], _AND)
+    values = [re.sub(r"^\s*\w\s*\\neq\s*", "", p) for p in points or []]
+    numbers = [q for v in values if (q := read_quantity(v.strip())) is not None]
+    if not numbers or len(numbers) < len(values):
+        return None
+    ends = [Formula("-\\infty"), *sorted(numbers, key=lambda q: q.value), Formula("\\infty")]
+    return Union(tuple(Interval(low, high, "()") for low, high in pairwise(ends)))
 
 
 def _membership(text: str, depth: int) -> Reading | None:
@@ -248,6 +291,8 @@ def _equation(text: str, depth: int) -> Reading | None:
         is_wordy(sides[0]) and not re.search(r"\d", sides[0])
     )
     values = [read(s, depth) for s in (sides[1:] if named else sides)]
+    if _OPERATOR.match(sides[0]) or (not named and _are_equal_constants(sides, values)):
+        return values[-1]
     numbers = [v for v in values if isinstance(v, Quantity)]
     if len(values) > 1 and len(numbers) == len(values):
         if not all(v == w or v.equals(w) for v, w in pairwise(numbers)):
@@ -256,6 +301,13 @@ def _equation(text: str, depth: int) -> Reading | None:
     if named and (len(sides) == 2 or not is_wordy(" ".join(sides[1:]))):
         return Assignment(sides[0], values[-1], f"{sides[0]}={sides[-1]}")
     return Equation(text) if len(sides) == 2 and not is_wordy(text) else Words(canonical_text(text))
+
+
+def _are_equal_constants(sides: list[str], values: list[Reading]) -> bool:
+    """Whether all sides are one number, as those of 5! = 120 are; two quantities are told apart."""
+    if all(isinstance(v, Quantity) for v in values) or any(is_wordy(s) for s in sides):
+        return False
+    return all(equal_constants(one, other) for one, other in pairwise(sides))
 
 
 def _plus_minus(text: str, depth: int) -> Reading | None:
@@ -284,6 +336,7 @@ _READERS = (
     _environment,
     _special,
     _condition,
+    _exclusion,
     _union,
     _membership,
     _bracketed,

@@ -23,10 +23,15 @@ _BETWEEN_BOXES = re.compile(
 )
 _MARKS = r"[*_#`\s]"
 _PHRASE = re.compile(
-    r"(?:(?i:\b(?:answer|respuesta|réponse|reponse|antwort|lösung|resposta|risposta|odpowiedź)\b"
+    r"(?:(?i:\b(?:answer|(?:correct|right|best)\s+(?:option|choice|letter|statement)s?|respuesta|réponse|reponse|antwort|lösung|resposta|risposta|odpowiedź)\b"
     r"(?:(?:(?!\bis\b)[^.\n:=!?]){0,60}?(?:\b(?:is|are|was|would\s+be|should\s+be|must\s+be|es|est|"
     rf"ist|é|è|lautet)\b(?:{_MARKS}*[:：])?|{_MARKS}*[:：=]))|\bответ{_MARKS}*(?:[:：—–-]|равен)"
     rf"|答案{_MARKS}*(?:应该是|应为|就是|是|为|為|[:：])+|答え{_MARKS}*(?:は|[:：])))"
+)
+_CORRECTION = re.compile(
+    r"(?i)\b(?:wait|hmm|oops|sorry|actually|correction|mistake|wrong|incorrect|no)\b[^\n]{0,120}?"
+    r"\b(?:should|must|has\s+to)\s+(?:actually\s+|really\s+)?be\b(?:\s*:)?\s+"
+    r"(?!noted|clear|careful|able|possible|checked|verified|simplified|written|a\b|in\b)"
 )
 _HASHES = re.compile(r"(?m)^.*?####[ \t]*([^\n]*)$")
 _HEADING = re.compile(r"\d+[.):]\s+[^\W\d]|(?:step|part|case)\b", re.IGNORECASE)
@@ -112,7 +117,9 @@ def phrased(text: str) -> str | None:
 
     None without such words, or if nothing follows them.
     """
-    for match in reversed(list(_PHRASE.finditer(text))):
+    for match in sorted(
+        (*_PHRASE.finditer(text), *_CORRECTION.finditer(text)), key=lambda m: -m.end()
+    ):
         rest = text[match.end() :]
         rest = re.sub(r"^[*_`:：\s]+", "", rest)
         display = re.match(
