@@ -85,6 +85,7 @@ def _parsed(latex: str) -> Any:
 
     # One letter after another is a product; more in one run is no formula.
     text = re.sub(r"(?<![\\a-zA-Z])(\w)\*(?=\w)", r"\1 \\cdot ", latex)
+    text = re.sub(r"(\d+(?:\.\d+)?)\s*\^\s*\\circ", r"{(\\frac{\1\\pi}{180})}", text)
     text = re.sub(r"(?<=[\w)}])\*(?=[\w(\\])", r" \\cdot ", text)
     notation = NormalizationConfig(basic_latex=True, malformed_operators=True, nits=True)
     readings = parse(
@@ -93,7 +94,9 @@ def _parsed(latex: str) -> Any:
         fallback_mode="no_fallback",
         parsing_timeout=None,
     )
-    return _with_imaginary_unit(readings[0]) if readings and isinstance(readings[0], Basic) else None
+    return (
+        _with_imaginary_unit(readings[0]) if readings and isinstance(readings[0], Basic) else None
+    )
 
 
 def _with_imaginary_unit(expression: Any) -> Any:

@@ -31,6 +31,8 @@ _ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 _REPEATING = re.compile(
     r"(?<![\d.])(\d*)\.(\d*?)(?:\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))|\((\d+)\))"
 )
+# 0.333... and 0.1666\ldots: a block three times, and then dots.
+_CONTINUED = re.compile(r"(?<!\d)(\d*)\.(\d*?)(\d+?)\3{2,}(?:\\l?dots|\\cdots|\.\.\.)\s*$")
 _SPELLINGS = (
     (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])\.?"), ""),
@@ -38,7 +40,7 @@ _SPELLINGS = (
     (re.compile(r"\{\s*([,:])\s*\}"), r"\1"),
     (re.compile(r"<<[^<>\n]*>>"), ""),
     (_REPEATING, lambda m: _repeating(m)),
-    (re.compile(r"(?<!\d)(\d*)\.(\d*?)(\d+?)\3{2,}(?:\\l?dots|\\cdots|\.\.\.)\s*$"), lambda m: _repeating(m)),
+    (_CONTINUED, lambda m: _repeating(m)),
     (re.compile(r",\s*\\!\s*"), ","),
     (re.compile(r"(?<=\d)(?:\\,|\\ |\\;|\\:|~|\u00a0|\u202f|\u2009|\{\\,\})(?=\d{3}(?!\d))"), ","),
     (re.compile(r"(?<!\\)\\[,;:!> ]|~|&nbsp;"), " "),
@@ -46,6 +48,12 @@ _SPELLINGS = (
     (re.compile(r"\\leq?(?:slant)?(?![a-zA-Z])|<="), r"\\leq "),
     (re.compile(r"\\geq?(?:slant)?(?![a-zA-Z])|>="), r"\\geq "),
     (re.compile(r"\\lt(?![a-zA-Z])"), "<"),
+    (re.compile(r"\\[lr]angle(?![a-zA-Z])"), lambda m: "(" if m[0][1] == "l" else ")"),
+    (re.compile(r"\{?\s*(\w+)\s*\\choose\s*(\w+)\s*\}?"), r"\\binom{\1}{\2}"),
+    (re.compile(r"\\lg(?![a-zA-Z])"), r"\\log_{10}"),
+    (re.compile(r"\\pmod\s*(?:\{\s*(\w+)\s*\}|(\w))|\(\\?mod\s*(\w+)\)"),
+     lambda m: rf"\pmod{{{m[1] or m[2] or m[3]}}}"),
+    (re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)|(?<=\d)\s+x\s+(?=\d)"), r" \\times "),
     (re.compile(r"\\gt(?![a-zA-Z])"), ">"),
     (re.compile(r"\\neq?(?![a-zA-Z])|!="), r"\\neq "),
     (re.compile(r"\\(?:varnothing|empty)(?![a-zA-Z])|\\\{\s*\\\}|^\{\s*\}$"), r"\\emptyset "),
@@ -56,6 +64,7 @@ _SPELLINGS = (
     (re.compile(r"\\(?:mathbf|boldsymbol|bm|mathit|mathsf|mathtt)\s*\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\\(?:text(?:bf|it|rm|normal|sf|tt)|[mh]box|mathrm|emph|operatorname)(?=\s*\{)"),
      r"\\text"),
+    (re.compile(r"\\text\s*\{([^{}]*)\^\s*\{\s*(-?\d)\s*\}([^{}]*)\}"), r"\\text{\1^\2\3}"),
     (re.compile(r"\\text\s*\{\s*\}"), " "),
     (re.compile(r"\\text\s*\{(\s*-?[\d.,/]+\s*)\}"), r"\1"),
     (re.compile(r"(?<!\\)\\(?:%|#|&|_)"), lambda m: m[0][1:]),
@@ -182,6 +191,7 @@ def canonical_text(text: str) -> str:
     The case of single letters stays: x and X, or A and a, are different variables.
     """
     plain = normalise(unwrapped(_TEXT.sub(r"\1", text)))
+    plain = _TEXT.sub(r"\1", plain)
     letter = _ENUMERATION.fullmatch(plain)
     if letter:
         return letter[1].upper()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-_UNITS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_UNITS = """
+    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+    sixteen seventeen eighteen nineteen
+""".split()  # noqa: SIM905
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _PARTS = {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6,
           "seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10}  # fmt: skip
 SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9,
@@ -55,6 +55,21 @@ def _whole(parts: list[str]) -> int | None:
 def in_digits(text: str) -> str:
     """Return a text with numbers in words as digits or fractions."""
     return _RUN.sub(_digits, text)
+
+
+def lone_number(text: str) -> str:
+    """Return a text without digits with its only number in words as digits; others as they are.
+
+    "One" alone is a pronoun more often than a number.
+    """
+    numbers = [m[0] for m in _RUN.finditer(text) if m[0].casefold() != "one"]
+    return in_digits(text) if len(numbers) == 1 and not re.search(r"\d", text) else text
+
+
+def leading_number(text: str) -> str:
+    """Return a text that starts with a number in words with digits there."""
+    match = _RUN.match(text)
+    return text if match is None else _digits(match) + text[match.end() :]
 
 
 def _digits(match: re.Match[str]) -> str:

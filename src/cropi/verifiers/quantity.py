@@ -12,7 +12,7 @@ from fractions import Fraction
 from functools import lru_cache
 from math import isqrt
 
-from cropi.verifiers.number_words import number_of, unscaled
+from cropi.verifiers.number_words import leading_number, unscaled
 from cropi.verifiers.unit_names import canonical_unit, same_unit
 from cropi.verifiers.unit_scales import compound, scale_of
 
@@ -28,7 +28,7 @@ _TOKEN = re.compile(
     r"|(?P<operator>\\frac|\\sqrt|\\cdot|\\times|\\div|[-+*/^(){}]))"
 )
 _WITH_UNIT = re.compile(
-    r"(?P<number>.*?[\d)}.])(?:\s*(?P<percent>%))?(?P<unit>\s*(?:[^\W\d_]|[$€£¥₹¢]|\\text|\^\\circ|\^\{\\circ\}|°).*)?"
+    r"(?P<number>.*?[\d)}.])(?:\s*(?P<percent>%))?(?P<unit>\s*(?:[^\W\d_]|[$€£¥₹¢]|\\text|\\Omega|\^\\circ|\^\{\\circ\}|°).*)?"
 )
 
 
@@ -94,9 +94,11 @@ class Quantity:
 def read_quantity(text: str) -> Quantity | None:
     """Return the number that a normalised text is, with its unit; None if it is not one."""
     text = text.strip()
-    in_words = re.fullmatch(r"([A-Za-z][A-Za-z -]+?)\s*(?:\(\s*(\d+)\s*\))?", text)
-    if in_words and (words := number_of(in_words[1])) is not None:
-        return Quantity(words) if in_words[2] in (None, str(words)) else None
+    text = re.sub(r"^\\text\s*\{([^{}]*)\}", r"\1", text).strip()
+    text = re.sub(r"(?i)^(?:negative|minus)\s+", "-", text)
+    sign = "-" if text.startswith("-") else ""
+    text = sign + leading_number(text.removeprefix("-"))
+    text = re.sub(r"^(\d+)\s*\(\s*\1\s*\)$|^([\d,]+)_(?:10|\{10\})$", r"\1\2", text)
     if not any(c.isdigit() for c in text) or (text[0] in "([" and "," in text):
         return None
     if _DATE.fullmatch(text):
