@@ -99,6 +99,31 @@ def test_a_worker_that_dies_between_two_calls_costs_no_verdict(hostile: str) -> 
         assert [v.status for v in judge.judge([(prompt(), "1")] * 2)] == ["ok", "ok"]
 
 
+GREEDY = """
+kept = []
+
+def greedy(completions, **columns):
+    if completions[0] == "much":
+        kept.append(bytes(3 * 2**30))
+    if completions[0] == "leak":
+        while True:
+            kept.append(bytes(2**28))
+    return [float(completions[0] == "1")]
+"""
+
+
+def test_a_grader_without_enough_memory_is_a_crashed_judgement_and_the_next_ones_are_judged(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "greedy.py").write_text(GREEDY)
+    spec, texts = f"{tmp_path}/greedy.py:greedy", ["1", "much", "2", "leak", "1"]
+    with Judge(VerifiersConfig(default=spec, memory_gb=2)) as judge:
+        verdicts = judge.judge([(prompt(), text) for text in texts])
+    assert [v.status for v in verdicts] == ["ok", "error", "ok", "error", "ok"]
+    assert [v.reward for v in verdicts if v.status == "ok"] == [1, 0, 1]
+    assert all("verifiers.memory_gb=2" in v.detail for v in verdicts if v.status == "error")
+
+
 PICKLE = """
 import glob, os, pickle, struct
 

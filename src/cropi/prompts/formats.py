@@ -11,12 +11,12 @@ import datetime
 import decimal
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import regex
 
 from cropi.errors import InputError
 from cropi.prompts.settings import PromptSource
@@ -27,6 +27,8 @@ QUESTION_COLUMNS = ("prompt", "messages", "question", "problem")
 ANSWER_COLUMNS = ("answer", "solution", "ground_truth", "target")
 ID_COLUMNS = ("prompt_id", "id")
 
+EXTRACTION_SECONDS = 1.0
+"""How long the search for an answer in one row may take; a bad pattern can take for ever."""
 LONGEST_PROMPT = 4_000_000
 """Characters of a prompt: four for each token of the longest contexts."""
 MOST_BITS = 4_096
@@ -129,8 +131,8 @@ def _has_task_entry(cells: Cells) -> bool:
 def _extract(pattern: str, text: str, where: str, column: str) -> str:
     """Return the first group of the pattern's first match."""
     try:
-        compiled = re.compile(pattern)
-    except re.error as error:
+        compiled = regex.compile(pattern)
+    except regex.error as error:
         raise InputError(
             f"answer_regex {pattern!r} is not a regular expression ({error}); fix it"
         ) from None
@@ -138,7 +140,13 @@ def _extract(pattern: str, text: str, where: str, column: str) -> str:
         raise InputError(
             f"answer_regex {pattern!r} has no group; put the answer's part in parentheses"
         )
-    match = compiled.search(text)
+    try:
+        match = compiled.search(text, timeout=EXTRACTION_SECONDS)
+    except TimeoutError:
+        raise InputError(
+            f"{where}: answer_regex {pattern!r} takes longer than {EXTRACTION_SECONDS:g} s in "
+            f"column {shown(column, 60)} (value {shown(text, 80)}); write it without nested repeats"
+        ) from None
     answer = (match.group(1) or "").strip() if match else ""
     if not answer:
         raise InputError(

@@ -15,6 +15,7 @@ from cropi.policy.settings import ModelConfig
 from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import Prompt, Selection
 from cropi.store.files import atomic_folder
+from cropi.text import plural
 from cropi.training.settings import TrainingConfig
 from cropi.training.stage import (
     MAX_SAMPLING_ROUNDS,
@@ -58,7 +59,7 @@ def plan_stage(
     missing = [i for i in prompt_ids if i not in by_id]
     if missing:
         raise InputError(
-            f"the selection names {len(missing)} prompts that are not among the given prompts, "
+            f"the selection names {plural(len(missing), 'prompt')} not among the given prompts, "
             f"first {missing[0]!r}; give the prompts that were scored"
         )
     rounds = MAX_SAMPLING_ROUNDS if dynamic_sampling else 1

@@ -43,7 +43,9 @@ class Judge:
         self._default = self._resolve(config.default)
         self._patterns = {p: self._resolve(f) for p, f in config.sources.items()}
         tags = Tags(tuple(config.think_tags), tuple(config.answer_tags))
-        self._pool = WorkerPool(config.workers, config.timeout, self._folders, tags)
+        self._pool = WorkerPool(
+            config.workers, config.timeout, self._folders, tags, config.memory_gb
+        )
         self.counts: dict[str, Counter[Outcome]] = {}
 
     def __enter__(self) -> Judge:

@@ -32,12 +32,16 @@ class WorkerPool:
         timeout: float,
         folders: Sequence[Path] = (),
         tags: Tags = DEFAULT_TAGS,
+        memory_gb: float | None = None,
     ) -> None:
-        """Of unknown size, it takes a core per worker, and fewer workers for few responses."""
+        """Of unknown size, it takes a core per worker, and fewer workers for few responses.
+
+        `timeout` is in seconds for one response, `memory_gb` in GiB for each worker.
+        """
         self._size = size or min(LARGEST_DEFAULT, len(os.sched_getaffinity(0)))
         self._per_worker = 1 if size else SMALLEST_SHARE
         self._tags = tags
-        self._timeout = timeout
+        self._timeout, self._memory_gb = timeout, memory_gb
         self._folders = tuple(folders)
         self._workers: list[WorkerProcess] = []
 
@@ -73,7 +77,8 @@ class WorkerPool:
 
     def _spawn(self, count: int) -> None:
         while len(self._workers) < count:
-            self._workers.append(WorkerProcess(self._timeout, self._folders, self._tags))
+            worker = WorkerProcess(self._timeout, self._folders, self._tags, self._memory_gb)
+            self._workers.append(worker)
 
     def _dispatch(
         self, jobs: Sequence[Job], waiting: deque[int], batch: int, verdicts: dict[int, Verdict]

@@ -18,7 +18,7 @@ from typing import Any
 
 from cropi.errors import InputError
 from cropi.verifiers.runtime.channel import MessageReader, job_frame, write_all
-from cropi.verifiers.runtime.worker import LOAD_SECONDS, Reply
+from cropi.verifiers.runtime.worker import LOAD_SECONDS, OUT_OF_MEMORY, Reply
 from cropi.verifiers.tags import DEFAULT_TAGS, Tags
 from cropi.verifiers.verdict import Job
 
@@ -39,10 +39,14 @@ class WorkerProcess:
     """A worker, and the jobs it has not answered yet."""
 
     def __init__(
-        self, timeout: float, folders: Sequence[Path] = (), tags: Tags = DEFAULT_TAGS
+        self,
+        timeout: float,
+        folders: Sequence[Path] = (),
+        tags: Tags = DEFAULT_TAGS,
+        memory_gb: float | None = None,
     ) -> None:
-        self.timeout = timeout
-        self._options = json.dumps([timeout, tags.think, tags.answer])
+        self.timeout, self.memory_gb = timeout, memory_gb
+        self._options = json.dumps([timeout, memory_gb, tags.think, tags.answer])
         self.pending: deque[int] = deque()
         self.deadline = 0.0
         self._loaded: list[str] = []
@@ -174,6 +178,8 @@ class WorkerProcess:
             self._process.wait(2.0)
         self.kill()
         code = self._process.returncode
+        if code == OUT_OF_MEMORY:
+            return f"the verifier's process needed more than verifiers.memory_gb={self.memory_gb:g}"
         if code >= 0:
             return f"the verifier's process exited with code {code}"
         return f"the verifier's process was killed by {_signal_name(-code)}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import faulthandler
 import math
 import os
+import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -24,15 +25,21 @@ from cropi.verifiers.verdict import AnswerChecker, Job, NotApplicableError, Toke
 
 LOAD_SECONDS = 120.0
 DETAIL_LENGTH = 500
+OUT_OF_MEMORY = 113
+"""Exit code of a process that reached its memory limit: what a leak has left would fail the next."""
 
 Reply = tuple[Literal["ok", "error"], float, str]
 
 
-def main(timeout: float, think: Sequence[str] = (), answer: Sequence[str] = ()) -> None:
+def main(
+    timeout: float, memory_gb: float | None, think: Sequence[str] = (), answer: Sequence[str] = ()
+) -> None:
     """Serve the judge until it closes the pipe.
 
-    `timeout` is its limit per response in seconds; `think` and `answer` are its tags.
+    `timeout` is its limit per response in seconds, `memory_gb` that of this process in GiB of
+    address space; `think` and `answer` are its tags.
     """
+    _limit_memory(memory_gb)
     inbound, outbound = _private_pipes()
     with open(os.devnull, "w") as devnull:
         try:
@@ -41,12 +48,22 @@ def main(timeout: float, think: Sequence[str] = (), answer: Sequence[str] = ()) 
             )
         except (EOFError, BrokenPipeError):
             sys.stdout.flush()
+        except MemoryError:
+            os._exit(OUT_OF_MEMORY)
         # A thread that a user's function left behind must not keep the process alive.
         os._exit(0)
 
 
+def _limit_memory(memory_gb: float | None) -> None:
+    if memory_gb is not None:
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        wanted = int(memory_gb * 2**30)
+        limit = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
 def _serve(inbound: int, outbound: int, guard: _OrphanGuard, tags: Tags) -> None:
-    """Answer messages. Raises EOFError or BrokenPipeError when the judge is gone."""
+    """Answer messages. Raises EOFError or BrokenPipeError when the judge is gone, or MemoryError."""
     loaded: dict[str, Verifier] = {}
     while True:
         kind, content = read_job_message(inbound)
@@ -98,6 +115,8 @@ def _load(spec: str, loaded: dict[str, Verifier], tags: Tags) -> str:
         loaded[spec] = find_verifier(spec, tags)
     except InputError as error:
         return str(error)
+    except MemoryError:
+        raise
     except (Exception, SystemExit) as error:  # noqa: BLE001  (a user's module runs here)
         return f"verifier {spec!r} cannot be loaded: {_reason(error)}; fix the file or the name"
     return ""
@@ -123,6 +142,8 @@ def _judge(job: Job, loaded: dict[str, Verifier]) -> Reply:
         except NotApplicableError as error:
             unused = _reason(error, spec if len(job.rewards) > 1 else "")
             continue
+        except MemoryError:
+            raise
         except (Exception, SystemExit) as error:  # noqa: BLE001  (a user's function runs here)
             return "error", math.nan, _reason(error, spec if len(job.rewards) > 1 else "")
         total += weight * reward
