@@ -32,6 +32,9 @@ LEFT_OUT = (RATIO_OUT_OF_RANGE, REWARDS_OUT_OF_RANGE, ZERO_GRADIENT)
 UNSCORED = (EQUAL_REWARDS, TOO_FEW_RESPONSES, *LEFT_OUT)
 """A score's status: "scored", or why the prompt has no influence."""
 
+EMBEDDING_ROWS = "cropi_embedding_rows"
+"""Attribute of a policy's tokenizer: how many token ids the model has embeddings for."""
+
 REWARD_TOLERANCE = 5e-7
 """Rewards that differ by less than this share of the larger one are equal: float32 sums do."""
 MAX_REWARD = 1e9

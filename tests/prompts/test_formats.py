@@ -171,11 +171,11 @@ def test_relative_paths_are_also_looked_up_beside_the_config(tmp_path: Path) -> 
             r"a\.jsonl row 3 has no",
         ),
         ("b.jsonl", '{"prompt": "q", "answer": "1"}\n{"pro', r"b\.jsonl row 2 is not valid JSON"),
-        ("c.json", '{"prompt": "q"}', r"c\.json holds JSON of type dict"),
+        ("c.json", '{"prompt": "q"}', r"c\.json holds JSON of type dict without a list of rows"),
         ("d.json", "[1]", r"d\.json row 1 is of type int"),
         ("e.jsonl", "", r"e\.jsonl is empty"),
         ("f.jsonl", "\n\n", r"f\.jsonl holds no rows"),
-        ("g.csv", "x", r"ends in '\.csv'"),
+        ("g.xlsx", "x", r"ends in '\.xlsx'"),
         ("h.parquet", "x", r"h\.parquet is not a readable Parquet"),
     ],
 )

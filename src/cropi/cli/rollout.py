@@ -22,6 +22,7 @@ from cropi.cli.options import (
 from cropi.cli.printing import make_reporter
 from cropi.rollouts.engines.transformers import TransformersSettings
 from cropi.rollouts.settings import RolloutsConfig
+from cropi.text import plural
 
 BatchSize = Annotated[int | None, setting(TransformersSettings, "batch_size")]
 NewTokens = Annotated[int | None, setting(RolloutsConfig, "max_new_tokens")]
@@ -71,4 +72,4 @@ def rollout(
             policy, rows, out, config, verifier=verifier, seed=seed, progress=bar.update
         )
         informative = sum(group.informative for group in groups)
-        bar.note = f"{len(groups):,} prompts, {informative:,} informative -> {out}"
+        bar.note = f"{plural(len(groups), 'prompt')}, {informative:,} informative -> {out}"

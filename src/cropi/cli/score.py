@@ -26,6 +26,7 @@ from cropi.cli.options import (
 from cropi.cli.printing import make_reporter, print_table
 from cropi.errors import InputError
 from cropi.influence.settings import FEATURE_SKETCH, InfluenceConfig
+from cropi.text import plural
 
 if TYPE_CHECKING:
     from cropi.influence.cosines import Influence
@@ -132,9 +133,12 @@ def features(
         bar.note = f"{extraction.tokens:,} tokens"
     identity = extraction.store.identity
     reporter = make_reporter()
-    reporter.say(f"  {len(extraction.store):,} of {identity.pool_size:,} prompts sketched -> {out}")
+    total = plural(identity.pool_size, "prompt")
+    reporter.say(f"  {len(extraction.store):,} of {total} sketched -> {out}")
     for reason, count in identity.skipped.items():
         reporter.say(f"  {count:,} skipped: {reason}")
+    for note in extraction.notes:
+        reporter.warn(note)
 
 
 def print_scores(influence: Influence, out: Path) -> None:
@@ -155,7 +159,8 @@ def print_scores(influence: Influence, out: Path) -> None:
         ["target", "informative", "effective", "split-half", "max cosine", "mean cosine"], rows
     )
     reporter = make_reporter()
-    reporter.say(f"  {len(scored.prompt_ids):,} of {scored.pool_size:,} prompts scored -> {out}")
+    total = plural(scored.pool_size, "prompt")
+    reporter.say(f"  {len(scored.prompt_ids):,} of {total} scored -> {out}")
     for reason, count in scored.skipped.items():
         reporter.say(f"  {count:,} skipped: {reason}")
     for note in influence.notes:

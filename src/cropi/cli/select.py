@@ -10,6 +10,7 @@ import typer
 from cropi.cli.options import PLUGIN_HELP, OutFile, SectionSettings, Seed, section, setting
 from cropi.cli.printing import make_reporter
 from cropi.selection.settings import SelectionConfig
+from cropi.text import plural
 
 ScoreFiles = Annotated[
     list[Path] | None,
@@ -60,7 +61,7 @@ def select(
         )
         write_selection(out, selection)
     reporter = make_reporter()
-    count = len(selection.prompt_ids)
-    reporter.say(f"  {count:,} prompt{'' if count == 1 else 's'} -> {out}")
+    sets = f" by {', '.join(selection.ranks)}" if selection.ranks else ""
+    reporter.say(f"  {plural(len(selection.prompt_ids), 'prompt')}{sets} -> {out}")
     for note in selection.notes:
         reporter.warn(note)

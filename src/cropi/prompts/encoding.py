@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from cropi.errors import InputError
-from cropi.schema import Prompt
+from cropi.schema import EMBEDDING_ROWS, Prompt
+from cropi.text import shown
 
 if TYPE_CHECKING:
     from cropi.prompts.sets import PromptSets
@@ -27,8 +28,22 @@ def encode(
 ) -> list[int]:
     """Return the token ids of a prompt, as TRL's GRPOTrainer would make them.
 
-    Raises InputError if the prompt is a chat and the tokenizer has no chat template.
+    Raises InputError if the prompt is a chat and the tokenizer has no chat template, or if the text
+    holds a token that the model lacks.
     """
+    ids = _encode(tokenizer, prompt, template_kwargs)
+    rows = getattr(tokenizer, EMBEDDING_ROWS, None)
+    if rows is not None and max(ids, default=0) >= rows:
+        token = tokenizer.convert_ids_to_tokens(max(ids))
+        raise InputError(
+            f"prompt {prompt.prompt_id!r} holds the token {shown(token, 40)} with the id "
+            f"{max(ids)}, and the model has {rows} token embeddings; take it out of the prompt or "
+            "the chat template, or give model and tokenizer of the same checkpoint"
+        )
+    return ids
+
+
+def _encode(tokenizer: Any, prompt: Prompt, template_kwargs: Mapping[str, Any] | None) -> list[int]:
     if prompt.messages is None:
         return list(tokenizer(prompt.prompt)["input_ids"])
     if not getattr(tokenizer, "chat_template", None):

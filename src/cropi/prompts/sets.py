@@ -14,7 +14,7 @@ from cropi.prompts.overlap import PHRASE_WORDS, SharedPhrase, normalised, shared
 from cropi.prompts.settings import PromptsConfig, PromptSource
 from cropi.prompts.sources import load_source, subsample
 from cropi.schema import Prompt, derive_seed
-from cropi.text import shown
+from cropi.text import plural, shown
 
 POOL = "pool"
 
@@ -89,7 +89,7 @@ class PromptNotes:
 
 
 def _count(number: int, noun: str, tail: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'} {tail}"
+    return f"{plural(number, noun)} {tail}"
 
 
 def _share(overlap: Overlap) -> str:
@@ -292,7 +292,7 @@ def load_prompts(path: str | Path, seed: int = 0, **columns: Any) -> list[Prompt
     loaded = load_source(PromptSource(path=str(path), **columns), seed)
     prompts, duplicates = deduplicate(loaded, str(path))
     if duplicates:
-        warnings.warn(f"{path}: {duplicates} duplicate prompts left out", stacklevel=2)
+        warnings.warn(f"{path}: {plural(duplicates, 'duplicate prompt')} left out", stacklevel=2)
     return prompts
 
 

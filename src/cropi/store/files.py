@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from cropi.errors import InputError
+from cropi.text import shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -302,6 +303,9 @@ def read_table(path: Path) -> pa.Table:
 
     require_intact_table(path)
     try:
+        names = pq.read_schema(path).names
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise InputError(f"{path} has the column {shown(twice, 60)} twice; rename one")
         return pq.read_table(path, partitioning=None)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
@@ -330,5 +334,6 @@ def require_file(path: Path) -> None:
 
 def table_metadata(table: pa.Table) -> dict[str, str]:
     """Return the table's metadata that cropi wrote, decoded."""
-    metadata = table.schema.metadata or {}
-    return {k.decode(): v.decode() for k, v in metadata.items() if k.startswith(b"cropi.")}
+    metadata = (table.schema.metadata or {}).items()
+    ours = {key: value for key, value in metadata if key.startswith(b"cropi.")}
+    return {k.decode(errors="replace"): v.decode(errors="replace") for k, v in ours.items()}

@@ -17,7 +17,7 @@ from cropi.store.cached import read_record
 from cropi.store.files import atomic_folder
 from cropi.store.lock import exclusive_output
 from cropi.store.policy_record import require_intact, write_policy_record
-from cropi.text import shown
+from cropi.text import plural, shown
 from cropi.training.settings import TrainingConfig
 from cropi.training.stage import (
     MAX_SAMPLING_ROUNDS,
@@ -61,7 +61,7 @@ def plan_stage(
     missing = [i for i in prompt_ids if i not in by_id]
     if missing:
         raise InputError(
-            f"the selection names {len(missing)} prompts that are not among the given prompts, "
+            f"the selection names {plural(len(missing), 'prompt')} not among the given prompts, "
             f"first {missing[0]!r}; give the prompts that were scored"
         )
     rounds = MAX_SAMPLING_ROUNDS if dynamic_sampling else 1
