@@ -52,15 +52,15 @@ def find_shards(path: str, base: Path | None = None, split: str | None = None) -
     if place is not None and place.is_dir():
         return _in_folder(place, split)
     if place is not None:
-        found = Shards(str(place), base_name(place), [place])
+        shards = Shards(str(place), base_name(place), [place])
     else:
-        found = _matching(path, places)
+        shards = _matching(path, places)
     if split is not None:
         raise InputError(
-            f"split {shown(split, 60)} has no effect on {found.place}, which is not a folder of "
+            f"split {shown(split, 60)} has no effect on {shards.place}, which is not a folder of "
             "several splits; remove `split`"
         )
-    return found
+    return shards
 
 
 def _matching(path: str, places: list[Path]) -> Shards:
@@ -90,18 +90,18 @@ def _pattern_name(place: Path) -> str:
 def _in_folder(folder: Path, split: str | None) -> Shards:
     """The files of a folder, and if it holds several splits those of `split`."""
     splits = _saved_splits(folder) or _splits(folder)
-    known = [name for name in splits if name is not None]
-    if split is not None and len(known) > 1 and split in known:
+    listed = [name for name in splits if name is not None]
+    if split is not None and len(listed) > 1 and split in listed:
         files = splits[split]
     elif split is not None:
         raise InputError(
             f"split {shown(split, 60)} is not one of the splits that {folder} holds "
-            f"({', '.join(known) or 'none'}); correct or remove `split`"
+            f"({', '.join(listed) or 'none'}); correct or remove `split`"
         )
-    elif len(known) > 1:
+    elif len(listed) > 1:
         raise InputError(
-            f"{folder} holds the splits {', '.join(known)}; pick one with `split`, e.g. "
-            f"`split: {known[0]}`"
+            f"{folder} holds the splits {', '.join(listed)}; pick one with `split`, e.g. "
+            f"`split: {listed[0]}`"
         )
     else:
         files = _sorted(file for part in splits.values() for file in part)

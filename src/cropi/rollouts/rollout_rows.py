@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cropi.rollouts.columns import Columns, Ragged
 from cropi.rollouts.statistics import STATUSES
 from cropi.schema import MAX_LOGPROB, MAX_REWARD, TEMPERATURES, LogprobMode
+from cropi.store.columns import Columns, Ragged
 
 LOGPROB_MODES: tuple[LogprobMode, ...] = get_args(LogprobMode)
 _SAMPLING_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}

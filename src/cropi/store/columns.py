@@ -1,4 +1,7 @@
-"""The columns of a rollout file, each decoded once; errors name file, row and column."""
+"""Columns of a Parquet file, each decoded once and by what its type can mean.
+
+Errors name file, row (from 0) and column.
+"""
 
 from __future__ import annotations
 
@@ -50,17 +53,17 @@ class Columns:
     def __contains__(self, name: str) -> bool:
         return name in self._table.column_names
 
-    def require(self, names: Sequence[str]) -> None:
+    def require(self, names: Sequence[str], what: str = "a rollout file") -> None:
         """Raise InputError unless the table has rows and all of these columns."""
         missing = [name for name in names if name not in self]
         if missing:
-            present = ", ".join(self._table.column_names) or "none"
+            present = shortened(", ".join(self._table.column_names), 300) or "none"
             raise InputError(
-                f"{self.path} lacks the column {', '.join(missing)} (it has {present}); a rollout "
-                f"file needs {', '.join(names)}"
+                f"{self.path} lacks the column {', '.join(missing)} (it has {present}); {what} "
+                f"needs {', '.join(names)}"
             )
         if self._table.num_rows == 0:
-            raise InputError(f"{self.path} has no rows; give a file with at least one rollout")
+            raise InputError(f"{self.path} has no rows; give {what} with at least one")
 
     def strings(self, name: str, missing: str | None = None, nulls: str | None = None) -> list[str]:
         """Return a text column; integers are converted to their digits."""
@@ -199,7 +202,7 @@ def _is_list(given: pa.DataType) -> bool:
 def _is_text(given: pa.DataType) -> bool:
     binary = pa.types.is_binary(given) or pa.types.is_large_binary(given)
     text = pa.types.is_string(given) or pa.types.is_large_string(given)
-    return text or binary or pa.types.is_string_view(given)
+    return bool(text or binary or pa.types.is_string_view(given))
 
 
 def _wanted(kind: pa.DataType) -> str:
