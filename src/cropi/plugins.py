@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import (
@@ -50,13 +50,15 @@ class Kind:
 
     title: str
     package: str
+    has: tuple[str, ...] = ()
+    """Methods that tell an object of this kind from any other; none: it is called."""
 
 
 KINDS = {
-    "sketch": Kind("sketch", "cropi.sketches"),
-    "strategy": Kind("strategy", "cropi.selection"),
-    "engine": Kind("rollout engine", "cropi.rollouts.engines"),
-    "trainer": Kind("training engine", "cropi.training.engines"),
+    "sketch": Kind("sketch", "cropi.sketches", ("project",)),
+    "strategy": Kind("strategy", "cropi.selection", ("select",)),
+    "engine": Kind("rollout engine", "cropi.rollouts.engines", ("generate",)),
+    "trainer": Kind("training engine", "cropi.training.engines", ("train",)),
     "verifier": Kind("verifier", "cropi.verifiers"),
     "model": Kind("model", "cropi.policy.models"),
 }
@@ -166,7 +168,22 @@ def find_plugin(kind: str, name: str) -> Any:
             f"{KINDS[kind].title} {name!r}: {place} has no {attribute!r}; it has "
             f"{', '.join(public) or 'nothing of its own'}"
         )
+    _require_kind(kind, name, target)
     return target
+
+
+def _require_kind(kind: str, name: str, target: Any) -> None:
+    """Raise InputError for a user's object that cannot be a plug-in of this kind."""
+    title, methods = KINDS[kind].title, KINDS[kind].has
+    if not methods and kind != "verifier" and not callable(target):
+        raise InputError(f"{title} {name!r} is a {type(target).__name__}; name a function or class")
+    # A function may build the object.
+    missing = [each for each in methods if not hasattr(target, each)]
+    if missing and not isinstance(target, FunctionType):
+        raise InputError(
+            f"{title} {name!r} is no {title}: it has no method {', '.join(missing)}; name a class "
+            "that has"
+        )
 
 
 def _load_module(kind: str, name: str, place: str) -> ModuleType:
