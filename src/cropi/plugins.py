@@ -181,8 +181,8 @@ def _require_kind(kind: str, name: str, target: Any) -> None:
     missing = [each for each in methods if not hasattr(target, each)]
     if missing and not isinstance(target, FunctionType):
         raise InputError(
-            f"{title} {name!r} is no {title}: it has no method {', '.join(missing)}; name a class "
-            "that has"
+            f"{title} {name!r} is not a {title}: it has no method {', '.join(missing)}; name a "
+            "class that has"
         )
 
 
@@ -237,6 +237,19 @@ def _defined_in(module: ModuleType, value: Any) -> bool:
     return defines and value.__module__ == module.__name__
 
 
+def _require_signature(
+    kind: str, name: str, target: Any, arguments: tuple[Any, ...], named: dict[str, Any]
+) -> None:
+    """Raise InputError unless a plug-in takes these arguments."""
+    try:
+        inspect.signature(target).bind(*arguments, **named)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{KINDS[kind].title} {name!r} cannot be made: {error}; see CONTRIBUTING.md for what it "
+            "is called with"
+        ) from None
+
+
 def settings_of(target: Any) -> type[Section]:
     """The settings class of a plug-in. Raises InputError if its `Settings` is not a Section."""
     settings = getattr(target, "Settings", NoSettings)
@@ -280,9 +293,10 @@ class Choice(Section):
     def build(self, *arguments: Any, **named: Any) -> Any:
         """Call the plug-in with its settings, if it has any, and then with these arguments."""
         target = find_plugin(self.kind, self.name)
-        if settings_of(target) is NoSettings:
-            return target(*arguments, **named)
-        return target(self.settings, *arguments, **named)
+        if settings_of(target) is not NoSettings:
+            arguments = (self.settings, *arguments)
+        _require_signature(self.kind, self.name, target, arguments, named)
+        return target(*arguments, **named)
 
     @model_validator(mode="before")
     @classmethod

@@ -244,6 +244,6 @@ def test_every_grpo_setting_reaches_trl(make_plan: MakePlan, tmp_path: Path) -> 
 def test_an_engine_that_cannot_train_is_refused() -> None:
     with pytest.raises(InputError, match="unknown training engine 'nosuch'"):
         find_trainer("nosuch")
-    with pytest.raises(InputError, match="is not a trainer"):
+    with pytest.raises(InputError, match="is not a training engine"):
         find_trainer("os:path")
     assert TrainingConfig().engine.name == "trl"
