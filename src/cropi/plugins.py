@@ -245,8 +245,8 @@ def _require_signature(
         inspect.signature(target).bind(*arguments, **named)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"{KINDS[kind].title} {name!r} cannot be made: {error}; see CONTRIBUTING.md for what it "
-            "is called with"
+            f"{KINDS[kind].title} {name!r} cannot be made: {error}; see CONTRIBUTING.md for what "
+            "it is called with"
         ) from None
 
 

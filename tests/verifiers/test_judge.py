@@ -21,7 +21,9 @@ HOSTILE = """
 import ctypes, os, sys, time
 
 def hostile(completions, answer, **columns):
-    text = completions[0]
+    return [judged(text, gold) for text, gold in zip(completions, answer)]
+
+def judged(text, gold):
     if text == "hang":
         time.sleep(60)
     if text == "hang in C":
@@ -39,7 +41,7 @@ def hostile(completions, answer, **columns):
         os.write(1, b"raw bytes on descriptor one")
     if text == "read":
         sys.stdin.read()
-    return [{"none": None, "nan": float("nan"), "text": "1.0"}.get(text, float(text == answer[0]))]
+    return {"none": None, "nan": float("nan"), "text": "1.0"}.get(text, float(text == gold))
 """
 
 
@@ -103,12 +105,12 @@ GREEDY = """
 kept = []
 
 def greedy(completions, **columns):
-    if completions[0] == "much":
+    if "much" in completions:
         kept.append(bytes(3 * 2**30))
-    if completions[0] == "leak":
+    if "leak" in completions:
         while True:
             kept.append(bytes(2**28))
-    return [float(completions[0] == "1")]
+    return [float(text == "1") for text in completions]
 """
 
 
@@ -239,7 +241,7 @@ def test_unknown_names_and_missing_files_are_refused_before_any_process(tmp_path
 def test_files_are_found_beside_the_config(tmp_path: Path) -> None:
     (tmp_path / "helper.py").write_text("BONUS = 3")
     (tmp_path / "rewards.py").write_text(
-        "from helper import BONUS\ndef f(completions, **columns): return [BONUS]"
+        "from helper import BONUS\ndef f(completions, **columns): return [BONUS] * len(completions)"
     )
     with Judge(VerifiersConfig(default="rewards.py:f"), tmp_path) as judge:
         assert judge.judge([(prompt(), "x")])[0].reward == 3

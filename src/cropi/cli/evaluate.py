@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -60,6 +61,7 @@ def evaluate(
     """
     import cropi
     from cropi.store.files import require_writable, write_json
+    from cropi.store.lock import exclusive_output
 
     of_engine = [
         text for text in settings or [] if text.partition("=")[0].split(".")[0] == "engine"
@@ -79,14 +81,17 @@ def evaluate(
         require_writable(out)
     files = named_files(sets, "set")
     named = {name: prompts_in(path, seed) for name, path in files.items()}
-    results = cropi.evaluate(policy, named, config, rollouts=rollouts, verifier=verifier, seed=seed)
+    with exclusive_output(out) if out is not None else nullcontext():
+        results = cropi.evaluate(
+            policy, named, config, rollouts=rollouts, verifier=verifier, seed=seed
+        )
+        if out is not None:
+            write_json(out, [dataclasses.asdict(result) for result in results])
     rows = [
         [r.set, f"{r.prompts:,}", *(f"{v:.1%}" for v in r.pass_at.values()), unjudged(r.statuses)]
         for r in results
     ]
     print_table(["set", "prompts", *(f"pass@{n}" for n in config.k), "not judged"], rows)
-    if out is not None:
-        write_json(out, [dataclasses.asdict(result) for result in results])
 
 
 def unjudged(statuses: Mapping[str, int]) -> str:

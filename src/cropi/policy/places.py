@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cropi.errors import InputError
 from cropi.plugins import find_plugin, is_built_in
+from cropi.store.policy_record import require_intact
 
 WEIGHTS = ("*.safetensors", "*.bin")
 TOKENIZERS = (
@@ -45,6 +46,7 @@ def locate(path: str, revision: str | None, with_tokenizer: bool = True) -> Chec
         return CheckpointSource(path, str(built_in.parent), gguf=built_in.name)
     place = Path(path).expanduser()
     if place.is_dir():
+        require_intact(place)
         _require_model_files(path, place, with_tokenizer)
         return CheckpointSource(path, str(place))
     if place.is_file():

@@ -202,7 +202,7 @@ def _is_list(given: pa.DataType) -> bool:
 def _is_text(given: pa.DataType) -> bool:
     binary = pa.types.is_binary(given) or pa.types.is_large_binary(given)
     text = pa.types.is_string(given) or pa.types.is_large_string(given)
-    return text or binary or pa.types.is_string_view(given)
+    return bool(text or binary or pa.types.is_string_view(given))
 
 
 def _wanted(kind: pa.DataType) -> str:

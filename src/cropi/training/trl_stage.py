@@ -114,6 +114,7 @@ class TrlTrainer:
             )
             with reraise_disk_errors(), _reraise_divergence(trainer, plan):
                 trainer.train(resume_from_checkpoint=plan.start if plan.first_step else None)
+        judge.step = 0
         _require_trained(trainer, plan, rewards, sampler)
         _keep_checkpoint(work, out, plan)
         outcome.statuses = dict(rewards.statuses)
@@ -171,6 +172,10 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
         self.mark = time.perf_counter()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tell the judge the step, which reward functions may look at."""
+        self.counts.rewards.judge.step = int(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Keep the training curve's values."""

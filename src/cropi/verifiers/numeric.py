@@ -89,7 +89,7 @@ def _several(text: str) -> bool:
 
 
 def _last_number(text: str, unit: str) -> Quantity | None:
-    text = re.sub(r"(?<=\d)-(?=\d)", " to ", text)
+    text = re.sub(r"(?<=\d)-(?=\d)", "; ", text)
     candidate = last_candidate(text)
     return None if candidate is None else _number(read_candidate(*candidate, unit))
 
