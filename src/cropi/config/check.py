@@ -6,7 +6,7 @@ error. Both take about two seconds, and leave out what would need the network.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -105,11 +105,14 @@ def _problems_of_parts(parts: Parts, base: Path | None) -> list[str]:
             prompts += first_prompts(source, FIRST_ROWS, base)
         except InputError as error:
             problems.append(f"{place}: {shortened(str(error), 600)}")
-    checks = [lambda: _require_sets(parts.prompts), lambda: _require_model(parts.model, base)]
-    checks.append(lambda: _require_trainer(parts.training))
-    for check in checks:
+    checks: list[Callable[[], None]] = [
+        lambda: _require_sets(parts.prompts),
+        lambda: _require_model(parts.model, base),
+        lambda: _require_trainer(parts.training),
+    ]
+    for require in checks:
         try:
-            check()
+            require()
         except InputError as error:
             problems.append(str(error))
     if parts.verifiers is not None:
