@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent / "src"))
 
 from gpu_parts.record import Record  # noqa: E402
-from gpu_parts.running import run_parts  # noqa: E402
+from gpu_parts.running import Where, run_parts  # noqa: E402
 from gpu_parts.schedule import PARTS, chosen  # noqa: E402
 
 
@@ -37,7 +38,9 @@ def main() -> None:
         parts, record = chosen(options.only), Record(options.out, about)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    run_parts(parts, record, options.device, options.tiny, options.seconds, say)
+    folder = options.work or options.out.with_suffix(".work")
+    where = Where(options.device, options.tiny, folder, time.time() + options.seconds)
+    run_parts(parts, record, where, say)
     for name, asked in record.run["asked"].items():
         verdict = {True: "yes", False: "NO", None: "not measured"}[asked["met"]]
         say(f"{name:<45} {asked['asked']:>10}  {asked['value']}  {verdict}")
@@ -55,6 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="models of no size: a trial")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "gpu.json")
+    parser.add_argument("--work", type=Path, help="folder of runs; default: OUT with .work")
     return parser.parse_args()
 
 

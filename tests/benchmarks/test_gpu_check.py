@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from gpu_parts import wheels
 from gpu_parts.bar import verdicts
 from gpu_parts.record import Record
-from gpu_parts.running import run_parts
+from gpu_parts.running import Where, run_parts
 from gpu_parts.schedule import PARTS, Part, chosen
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +43,8 @@ def faulty(name: str, least: float = 0.0, limit: float = 60.0) -> Part:
 
 def run_of(tmp_path: Path, *parts: Part, seconds: float = 120.0) -> dict[str, Any]:
     record = Record(tmp_path / "gpu.json", {})
-    run_parts(parts, record, "cpu", True, seconds, lambda line: None)
+    where = Where("cpu", True, tmp_path / "work", time.time() + seconds)
+    run_parts(parts, record, where, lambda line: None)
     (run,) = runs_of(tmp_path / "gpu.json")
     return run["parts"]
 
@@ -78,7 +80,7 @@ def test_what_fails_dies_or_hangs_keeps_its_figures_and_the_other_parts_theirs(
     for name in ("raises", "dies", "hangs"):
         assert parts[name]["figures"] == {"before": 1}
     assert parts["good"]["figures"] == {"half": 0.25, "unknown": None}
-    child = int((tmp_path / "gpu.work" / "child").read_text())
+    child = int((tmp_path / "work" / "child").read_text())
     assert not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text()
 
 
