@@ -13,7 +13,7 @@ import yaml
 
 from cropi import __version__
 from cropi.config import load_config, to_yaml
-from cropi.estimation.intervals import Interval
+from cropi.estimation.intervals import Interval, mean_interval
 from cropi.schema import fingerprint
 from cropi.store.metrics import StageRow
 from cropi.study import measures
@@ -226,6 +226,7 @@ def compared(study: Study, comparison: BaselineComparison) -> Values:
         "final": interval_values(comparison.final),
         "area": interval_values(comparison.area),
         "untargeted": interval_values(comparison.untargeted),
+        "oracle_share": interval_values(comparison.oracle_share),
         "accelerations": ratios,
         "break_even": {
             f"{share:.2f}": vars(point)
@@ -264,11 +265,11 @@ def ahead(study: Study) -> Values:
 
 def _area_gap(method: Curves, other: Curves) -> Interval:
     areas = (measures.area(c.steps, c.targeted) for c in (method, other))
-    return measures.mean_over_seeds(np.subtract(*areas))
+    return mean_interval(np.subtract(*areas))
 
 
 def _final_gap(method: Curves, other: Curves) -> Interval:
-    return measures.mean_over_seeds(method.targeted[:, -1] - other.targeted[:, -1])
+    return mean_interval(method.targeted[:, -1] - other.targeted[:, -1])
 
 
 def _rounded(value: Any) -> Any:

@@ -79,6 +79,13 @@ def shortened(text: str, limit: int = 2_000) -> str:
     return f"{text[: limit * 3 // 4]} [...] {text[-limit // 4 :]}"
 
 
+def plural(number: int, noun: str) -> str:
+    """A number and what it counts: "1 prompt", "2,000 prompts"."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number:,} {noun[:-1]}ies" if noun.endswith("y") else f"{number:,} {noun}s"
+
+
 def require_name(name: str, what: str) -> str:
     """Return a name that can be that of a file; `what` says whose it is.
 

@@ -241,7 +241,7 @@ def test_tables_say_the_numbers_and_keep_the_text(clean: Results) -> None:
     assert text.count("Text.") == page.count("Text.")
     rows = [line.split(" | ") for line in block(text, "table: clean").splitlines() if "|" in line]
     cells = next(row for row in rows if "**cropi**" in row[0])
-    assert cells[1] == "86.0% [85.0, 87.0]"
+    assert cells[1] == "86.0% [83.5, 88.5]"
     assert cells[5].startswith("3.60x [")
     assert "full (baseline)" in rows[2][0]
     assert "figures/clean.svg" in block(text, "figure: clean")

@@ -397,6 +397,32 @@ def test_a_model_with_another_vocabularys_weights_is_measured(
         assert "effective share" in note
 
 
+@pytest.mark.parametrize(("nats", "told"), [(8.0, False), (12.0, True), (29.0, True)])
+def test_a_token_that_decides_a_gradient_is_told(
+    model: nn.Module, pool: list[RolloutGroup], target: list[RolloutGroup], nats: float, told: bool
+) -> None:
+    sampled = on_policy(model, pool)
+    sampled[2].responses[0].logprobs[0] -= nats
+    influence = scorer(model).score(sampled, {"v": on_policy(model, target)})
+    assert influence.estimate.status[2] == SCORED
+    assert (
+        any("the pool: 1 prompt with a token" in n and "(p2)" in n for n in influence.notes) is told
+    )
+
+
+def test_features_say_that_the_policy_is_not_the_samplers(
+    model: nn.Module, pool: list[RolloutGroup], tmp_path: Path
+) -> None:
+    extractor = GradientExtractor(model, ObjectiveConfig(), 100)
+    sketch = make_sketch("windowed", extractor.shapes, 0, dim=256)
+    sampled = on_policy(model, pool)
+    done = write_features(extractor, sketch, sampled, tmp_path / "same", rollouts="a")
+    assert done.notes == []
+    sampled[2].responses[0].logprobs[0] -= 12
+    done = write_features(extractor, sketch, sampled, tmp_path / "wild", rollouts="b")
+    assert any("1 prompt with a token" in note for note in done.notes)
+
+
 def on_policy(model: nn.Module, groups: list[RolloutGroup]) -> list[RolloutGroup]:
     """The groups with the model's own log-probs."""
     from cropi.gradients.logprobs import LogprobReader, read_logprobs
@@ -530,7 +556,7 @@ def test_staleness_counts_infinite_ratios(pool: list[RolloutGroup]) -> None:
     current = [[r.logprobs.astype(np.float64) for r in g.usable] for g in pool]
     report = measure_staleness(wild, current)
     assert report.refresh == ["p3"]
-    assert any("1 prompts, first p3" in note for note in report.notes)
+    assert any("1 prompt (first p3)" in note for note in report.notes)
     figures = [report.ess, report.ess_token, report.kl_token.mean, report.kl_response.mean]
     assert np.isfinite(figures).all()
     others = [p for p in report.prompts if p.prompt_id != "p3"]

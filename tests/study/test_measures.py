@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cropi.estimation.intervals import Interval
+from cropi.estimation.intervals import mean_interval, t_quantile
 from cropi.study import measures
 from cropi.study.measures import Axis, Curves
 
@@ -45,14 +45,13 @@ def test_levels_are_shares_of_the_gain_up_to_the_last_quarters_mean(
     assert result.ratio == pytest.approx(2)
 
 
-def test_crossings_are_interpolated_on_the_mean_curve_and_not_averaged_over_seeds() -> None:
+def test_steps_are_the_geometric_mean_of_the_seeds_own_crossings() -> None:
     early, late = (0.4, 0.8, 0.8, 0.8, 0.8), (0.4, 0.4, 0.4, 0.8, 0.8)
-    base = curves(SLOW, SLOW)
-    result = measures.acceleration(base, curves(early, late), 0.8, "steps")
-    # The mean curve is 0.4, 0.6, 0.6, 0.8, 0.8: it crosses 0.68 at 50 + 25 x 0.08 / 0.2.
-    assert result is not None
-    assert result.strategy == pytest.approx(60)
+    result = measures.acceleration(curves(SLOW, SLOW), curves(early, late), 0.8, "steps")
     assert measures.seed_steps(curves(early, late), 0.68) == pytest.approx([17.5, 67.5])
+    assert result is not None
+    assert result.strategy == pytest.approx((17.5 * 67.5) ** 0.5)
+    assert result.ratio == pytest.approx(70 / result.strategy)
 
 
 def test_fewer_evaluations_understate_a_curve_that_bends() -> None:
@@ -119,7 +118,7 @@ def test_never_is_a_ratio_of_zero() -> None:
     assert result is not None
     assert result.strategy is None
     assert (result.ratio, result.low, result.high) == (0, 0, 0)
-    assert result.never == measures.RESAMPLES
+    assert (result.never, result.seeds) == (2, 2)
 
 
 def test_a_strategy_that_starts_at_the_level_has_no_ratio() -> None:
@@ -136,16 +135,16 @@ def test_a_baseline_that_gains_too_little_has_no_level(gain: float) -> None:
     assert measures.break_even(curves(still), curves(FAST, paid=SELECTING), 0.8) is None
 
 
-def test_the_baseline_reaches_every_level_of_its_own() -> None:
+def test_a_strategy_equal_to_the_baseline_is_neither_faster_nor_slower() -> None:
     draw = np.random.default_rng(3)
     for _ in range(200):
         base = curves(*[tuple(draw.random(5)) for _ in range(3)])
-        if measures.gain(base.steps, base.targeted.mean(axis=0)) < measures.LEAST_GAIN:
-            continue
         for share in measures.LEVELS:
             result = measures.acceleration(base, base, share, "steps")
-            assert result is not None
+            if result is None or result.ratio in (None, 0):
+                continue
             assert result.ratio == pytest.approx(1)
+            assert result.never == result.undefined or result.undefined >= result.never
 
 
 def test_area_is_the_mean_accuracy_over_training() -> None:
@@ -160,7 +159,6 @@ def test_one_seed_has_no_interval() -> None:
     assert result is not None
     assert result.low is None
     assert result.high is None
-    assert measures.mean_over_seeds(np.array([0.5])) == Interval(0.5, None, None, 1)
     assert measures.band(np.array([FAST])) is None
 
 
@@ -171,65 +169,70 @@ def test_equal_seeds_have_intervals_without_width() -> None:
     assert result.high == pytest.approx(2)
 
 
-def test_seeds_are_paired_in_the_bootstrap() -> None:
+def test_seeds_are_paired() -> None:
     """Seeds that shift baseline and strategy alike leave the difference without spread."""
     shift = np.array([[-0.05], [0.0], [0.08]])
     slow, fast = np.array(SLOW) + shift, np.array(FAST) + shift
-    difference = measures.mean_over_seeds(fast[:, 2] - slow[:, 2])
+    difference = mean_interval(fast[:, 2] - slow[:, 2])
     assert difference.low == pytest.approx(0.2)
     assert difference.high == pytest.approx(0.2)
     pair = curves(*map(tuple, slow)), curves(*map(tuple, fast))
-    result = measures.acceleration(*pair, 0.9, "steps")
+    shared = measures.oracle_share(pair[0], pair[1], pair[1])
+    assert (shared.mean, shared.low, shared.high) == pytest.approx((1, 1, 1), abs=1e-6)
+
+
+def test_the_interval_of_a_ratio_is_students_over_the_logs_of_the_seeds_ratios() -> None:
+    """Seeds that are 2, 2 and 4 times faster: logs with standard deviation log(2) / sqrt(3)."""
+    faster = (0.4, 0.8, 0.8, 0.8, 0.8)
+    result = measures.acceleration(curves(SLOW, SLOW, SLOW), curves(FAST, FAST, faster), 0.8,
+                                   "steps")  # fmt: skip
+    half = t_quantile(2) * np.log(2) / 3
     assert result is not None
-    assert result.low == pytest.approx(2)
-    assert result.high == pytest.approx(2)
+    assert result.ratio == pytest.approx(2 ** (4 / 3))
+    assert result.low == pytest.approx(2 ** (4 / 3) / np.exp(half))
+    assert result.high == pytest.approx(2 ** (4 / 3) * np.exp(half))
 
 
-def test_two_seeds_mix_in_the_binomial_proportions() -> None:
-    """Of two seeds a draw holds the first twice, both, or the second twice: 1/4, 1/2, 1/4."""
-    weights = measures.bootstrap_weights(2)
-    assert weights is not None
-    shares = [float((weights[:, 0] == w).mean()) for w in (0, 0.5, 1)]
-    assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.02)
-    assert np.allclose(weights.sum(axis=1), 1)
-    assert np.array_equal(weights, measures.bootstrap_weights(2))
-
-
-def test_the_interval_of_a_mean_agrees_with_the_normal_approximation() -> None:
-    values = np.random.default_rng(5).normal(0.6, 0.1, 200)
-    mean = measures.mean_over_seeds(values)
-    half = 1.96 * values.std() / np.sqrt(len(values))
-    assert mean.low == pytest.approx(values.mean() - half, abs=0.1 * half)
-    assert mean.high == pytest.approx(values.mean() + half, abs=0.1 * half)
-
-
-def test_resamples_that_never_reach_count_as_zero_and_are_counted() -> None:
-    """Of two seeds only one reaches: the quarter of the draws without it never does."""
-    flat = (0.4, 0.45, 0.5, 0.5, 0.5)
-    reaching = (0.4, 0.8, 1.0, 1.0, 1.0)
-    result = measures.acceleration(curves(SLOW, SLOW), curves(flat, reaching), 0.8, "steps")
+def test_a_seed_that_never_reaches_counts_at_its_end_and_opens_the_interval_below() -> None:
+    slow_seed = (0.4, 0.45, 0.5, 0.5, 0.5)
+    pair = curves(SLOW, SLOW, SLOW), curves(slow_seed, FAST, FAST)
+    result = measures.acceleration(*pair, 0.8, "steps")
     assert result is not None
-    assert result.ratio is not None
-    assert result.ratio > 0
-    assert result.never == pytest.approx(measures.RESAMPLES / 4, rel=0.1)
+    assert (result.never, result.undefined, result.seeds) == (1, 0, 3)
+    assert result.ratio == pytest.approx((0.7 * 2 * 2) ** (1 / 3))
     assert result.low == 0
-    assert result.high == pytest.approx(70 / (25 * 0.28 / 0.4))
+    assert result.high is not None
+    assert result.high > 2
 
 
-def test_resamples_in_which_the_baseline_gains_nothing_are_left_out_and_counted() -> None:
-    still = (0.4,) * 5
-    result = measures.acceleration(curves(still, SLOW), curves(FAST, FAST), 0.8, "steps")
+def test_half_of_the_seeds_that_never_reach_make_the_ratio_never() -> None:
+    flat = (0.4, 0.45, 0.5, 0.5, 0.5)
+    result = measures.acceleration(curves(SLOW, SLOW), curves(flat, FAST), 0.8, "steps")
     assert result is not None
-    assert result.undefined == pytest.approx(measures.RESAMPLES / 4, rel=0.1)
+    assert (result.ratio, result.low, result.high) == (0, 0, 0)
+    assert (result.never, result.strategy) == (1, None)
+
+
+def test_a_baseline_seed_that_never_reaches_opens_the_interval_above() -> None:
+    still = (0.4, 0.5, 0.5, 0.5, 0.5)
+    result = measures.acceleration(curves(still, SLOW, SLOW), curves(FAST, FAST, FAST), 0.95,
+                                   "steps")  # fmt: skip
+    assert result is not None
+    assert (result.never, result.undefined) == (0, 0)
+    assert result.ratio is not None
     assert result.low is not None
-    assert result.low > 1
+    assert result.low < result.ratio
+    assert result.high is None
 
 
-def test_an_interval_ends_at_ratios_that_were_drawn() -> None:
-    values = np.array([0.0] * 3 + [2.0] * 97)
-    assert measures.interval(values) == (0.0, 2.0)
-    assert measures.interval(np.array([np.nan, 1.0])) == (1.0, 1.0)
-    assert measures.interval(np.array([np.nan])) is None
+def test_a_seed_without_a_crossing_on_either_side_has_no_ratio_and_is_counted() -> None:
+    still = (0.4, 0.5, 0.5, 0.5, 0.5)
+    result = measures.acceleration(curves(still, SLOW, SLOW), curves(still, FAST, FAST), 0.95,
+                                   "steps")  # fmt: skip
+    assert result is not None
+    assert (result.never, result.undefined) == (1, 1)
+    assert result.ratio is not None
+    assert result.ratio > 1
 
 
 def test_break_even_in_compute_by_hand() -> None:

@@ -21,7 +21,9 @@ HOSTILE = """
 import ctypes, os, sys, time
 
 def hostile(completions, answer, **columns):
-    text = completions[0]
+    return [judged(text, gold) for text, gold in zip(completions, answer)]
+
+def judged(text, gold):
     if text == "hang":
         time.sleep(60)
     if text == "hang in C":
@@ -39,7 +41,7 @@ def hostile(completions, answer, **columns):
         os.write(1, b"raw bytes on descriptor one")
     if text == "read":
         sys.stdin.read()
-    return [{"none": None, "nan": float("nan"), "text": "1.0"}.get(text, float(text == answer[0]))]
+    return {"none": None, "nan": float("nan"), "text": "1.0"}.get(text, float(text == gold))
 """
 
 
@@ -97,6 +99,31 @@ def test_a_worker_that_dies_between_two_calls_costs_no_verdict(hostile: str) -> 
         os.kill(worker._process.pid, signal.SIGKILL)
         assert worker.ready(3)  # its pipe has closed
         assert [v.status for v in judge.judge([(prompt(), "1")] * 2)] == ["ok", "ok"]
+
+
+GREEDY = """
+kept = []
+
+def greedy(completions, **columns):
+    if "much" in completions:
+        kept.append(bytes(3 * 2**30))
+    if "leak" in completions:
+        while True:
+            kept.append(bytes(2**28))
+    return [float(text == "1") for text in completions]
+"""
+
+
+def test_a_grader_without_enough_memory_is_a_crashed_judgement_and_the_next_ones_are_judged(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "greedy.py").write_text(GREEDY)
+    spec, texts = f"{tmp_path}/greedy.py:greedy", ["1", "much", "2", "leak", "1"]
+    with Judge(VerifiersConfig(default=spec, memory_gb=2)) as judge:
+        verdicts = judge.judge([(prompt(), text) for text in texts])
+    assert [v.status for v in verdicts] == ["ok", "error", "ok", "error", "ok"]
+    assert [v.reward for v in verdicts if v.status == "ok"] == [1, 0, 1]
+    assert all("verifiers.memory_gb=2" in v.detail for v in verdicts if v.status == "error")
 
 
 PICKLE = """
@@ -214,7 +241,7 @@ def test_unknown_names_and_missing_files_are_refused_before_any_process(tmp_path
 def test_files_are_found_beside_the_config(tmp_path: Path) -> None:
     (tmp_path / "helper.py").write_text("BONUS = 3")
     (tmp_path / "rewards.py").write_text(
-        "from helper import BONUS\ndef f(completions, **columns): return [BONUS]"
+        "from helper import BONUS\ndef f(completions, **columns): return [BONUS] * len(completions)"
     )
     with Judge(VerifiersConfig(default="rewards.py:f"), tmp_path) as judge:
         assert judge.judge([(prompt(), "x")])[0].reward == 3

@@ -1,5 +1,8 @@
 """Built-in verifiers give the rewards that a person would, for every kind of answer."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from cropi.schema import Prompt
@@ -14,6 +17,11 @@ VERIFIERS: dict[str, tuple[Verifier, dict[str, list[tuple[str, str, int]]]]] = {
     "choice": (choice.verify, CHOICE),
     "exact": (exact.verify, EXACT),
 }
+JUDGED_BY_HAND = [
+    json.loads(line)
+    for line in Path(__file__).with_name("judgements.jsonl").read_text("utf-8").splitlines()
+]
+"""Pairs of answer and response that were judged before the verifiers saw them."""
 
 
 @pytest.mark.parametrize(
@@ -29,9 +37,29 @@ def test_every_judgement_is_the_one_a_person_would_make(name: str, kind: str) ->
     assert wrong == {}
 
 
+@pytest.mark.parametrize("name", VERIFIERS)
+def test_pairs_judged_by_hand_beforehand_are_judged_alike(name: str) -> None:
+    verifier, _ = VERIFIERS[name]
+    wrong = [
+        (pair["answer"], pair["response"])
+        for pair in JUDGED_BY_HAND
+        if pair["verifier"] == name
+        and verifier(Prompt("p", pair["answer"], "s", prompt="q"), pair["response"])
+        != pair["reward"]
+    ]
+    assert wrong == []
+
+
 @pytest.mark.parametrize("kind", MATH)
 def test_every_gold_answer_reads_as_itself(kind: str) -> None:
     verifier = MathVerifier()
     for gold in dict.fromkeys(gold for gold, _, _ in MATH[kind]):
         if not gold.startswith('["'):
             assert verifier(Prompt("p", gold, "s", prompt="q"), gold) == 1.0, gold
+
+
+def test_every_gold_judged_by_hand_reads_as_itself() -> None:
+    verifier = MathVerifier()
+    golds = dict.fromkeys(p["answer"] for p in JUDGED_BY_HAND if p["verifier"] == "math")
+    unread = [g for g in golds if verifier(Prompt("p", g, "s", prompt="q"), g) != 1.0]
+    assert unread == []

@@ -10,7 +10,8 @@ from cropi.config import RewardTerm, VerifiersConfig
 from cropi.errors import InputError
 from cropi.schema import Prompt
 from cropi.verifiers import Judge
-from cropi.verifiers.user import UserVerifier
+from cropi.verifiers.user import UserGroupVerifier, UserVerifier, user_verifier
+from cropi.verifiers.verdict import Job
 
 TEXT = Prompt("p", "4", "sums", prompt="2+2", extra={"level": 3, "solution": "2+2=4"})
 CHAT = Prompt("c", "4", "sums", messages=({"role": "user", "content": "2+2"},))
@@ -24,7 +25,7 @@ VERL = Prompt(
 
 
 def verifier(function: Callable[..., Any]) -> UserVerifier:
-    return UserVerifier("here:f", function)
+    return user_verifier("here:f", function)
 
 
 def test_trl_functions_get_lists_of_one_with_every_column() -> None:
@@ -51,7 +52,10 @@ def test_token_ids_are_passed_on_and_never_invented() -> None:
     def f(completions: Any, completion_ids: Any) -> list[float]:
         return [len(ids) for ids in completion_ids]
 
-    assert verifier(f).judge_tokens(TEXT, "4", (5, 6, 7)) == 3
+    of_group = verifier(f)
+    assert isinstance(of_group, UserGroupVerifier)
+    job = Job((), TEXT, ("4", "44"), ((5, 6, 7), (8,)))
+    assert of_group.judge_group(job) == [3, 1]
     with pytest.raises(TypeError, match="completion_ids"):
         verifier(f)(TEXT, "4")
 
@@ -89,13 +93,6 @@ def test_a_dict_without_a_score_is_called_what_it_is() -> None:
         verifier(lambda solution_str: {"reward": 1.0})(TEXT, "4")
 
 
-def test_trl_functions_find_a_step_in_the_trainer_state() -> None:
-    def f(completions: Any, trainer_state: Any) -> list[float]:
-        return [float(trainer_state.global_step)]
-
-    assert verifier(f)(TEXT, "4") == 0.0
-
-
 def test_async_functions_are_awaited() -> None:
     async def f(completions: Any, **columns: Any) -> list[float]:
         return [2.0]
@@ -121,8 +118,8 @@ def test_a_trl_result_that_is_not_one_number_is_an_error(result: Any) -> None:
 def test_a_term_that_does_not_apply_is_left_out_of_the_sum(tmp_path: Path) -> None:
     """TRL's None means "does not apply"; there is an error only if no term applies."""
     code = (
-        "def silent(prompts, completions, **columns):\n    return [None]\n\n"
-        "def half(prompts, completions, **columns):\n    return [0.5]\n"
+        "def silent(prompts, completions, **columns):\n    return [None] * len(prompts)\n\n"
+        "def half(prompts, completions, **columns):\n    return [0.5] * len(prompts)\n"
     )
     (tmp_path / "r.py").write_text(code)
     both = [RewardTerm(function=f"{tmp_path}/r.py:{name}") for name in ("silent", "half")]
@@ -131,3 +128,79 @@ def test_a_term_that_does_not_apply_is_left_out_of_the_sum(tmp_path: Path) -> No
         assert judge.judge([(prompt, "x")])[0].reward == 0.5
     with Judge(VerifiersConfig(default=both[:1])) as judge:
         assert judge.judge([(prompt, "x")])[0].status == "error"
+
+
+GROUPS = """
+import os
+import statistics
+import time
+
+def above_mean(prompts, completions, answer, level, trainer_state, **columns):
+    if "hang" in completions:
+        time.sleep(60)
+    if "exit" in completions:
+        os._exit(3)
+    assert len(set(prompts)) == 1 and len(prompts) == len(answer) == len(level)
+    lengths = [len(text) for text in completions]
+    mean = statistics.mean(lengths)
+    return [float(n > mean) + 10 * trainer_state.global_step for n in lengths]
+
+def none_without_level(completions, level, solution, **columns):
+    return [float(one is None) for one in level]
+
+def ranks(data_sources, solution_strs, ground_truths, extra_infos):
+    order = sorted(solution_strs)
+    return [{"score": order.index(text)} for text in solution_strs]
+
+def never(completions, **columns):
+    raise KeyError("no such key")
+"""
+
+
+@pytest.fixture
+def groups_file(tmp_path: Path) -> Path:
+    (tmp_path / "groups.py").write_text(GROUPS)
+    return tmp_path / "groups.py"
+
+
+OTHER = Prompt("o", "5", "sums", prompt="2+3", extra={"level": 1})
+
+
+def test_functions_in_lists_see_the_whole_group_of_a_prompt_and_no_other(groups_file: Path) -> None:
+    items = [(TEXT, "a"), (TEXT, "aaaa"), (TEXT, "aa"), (OTHER, "bbbb"), (OTHER, "b")]
+    with Judge(VerifiersConfig(default=f"{groups_file}:above_mean")) as judge:
+        assert [v.reward for v in judge.judge(items)] == [0, 1, 0, 1, 0]
+    with Judge(VerifiersConfig(default=f"{groups_file}:ranks")) as judge:
+        assert [v.reward for v in judge.judge(items)] == [0, 2, 1, 1, 0]
+
+
+def test_a_response_that_ends_a_groups_call_leaves_the_group_and_the_others_are_judged_together(
+    groups_file: Path,
+) -> None:
+    texts = ["a", "exit", "aaaa", "hang", "aa"]
+    with Judge(VerifiersConfig(default=f"{groups_file}:above_mean", timeout=0.5)) as judge:
+        verdicts = judge.judge([(TEXT, text) for text in texts])
+    assert [v.status for v in verdicts] == ["ok", "error", "ok", "timeout", "ok"]
+    assert [v.reward for v in verdicts if v.status == "ok"] == [0, 1, 0]
+
+
+def test_a_function_that_fails_on_every_group_gives_no_reward_and_says_why(
+    groups_file: Path,
+) -> None:
+    with Judge(VerifiersConfig(default=f"{groups_file}:never")) as judge:
+        verdicts = judge.judge([(TEXT, "a"), (TEXT, "b")])
+        assert judge.reasons == {"error: KeyError: 'no such key'": 2}
+    assert {v.status for v in verdicts} == {"error"}
+
+
+def test_functions_find_the_trainers_step(groups_file: Path) -> None:
+    with Judge(VerifiersConfig(default=f"{groups_file}:above_mean")) as judge:
+        judge.step = 7
+        assert [v.reward for v in judge.judge([(TEXT, "a"), (TEXT, "aaa")])] == [70, 71]
+
+
+def test_a_column_that_only_other_rows_have_is_none(groups_file: Path) -> None:
+    bare = Prompt("b", "5", "bare", prompt="2+3")
+    with Judge(VerifiersConfig(default=f"{groups_file}:none_without_level")) as judge:
+        verdicts = judge.judge([(TEXT, "a"), (bare, "a"), (OTHER, "a")])
+    assert [v.reward for v in verdicts] == [0, 1, 0]

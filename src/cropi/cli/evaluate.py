@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -19,11 +20,11 @@ from cropi.cli.options import (
     engine_settings,
     named_files,
     policy_at,
-    prompts_in,
     section,
     setting,
 )
 from cropi.cli.printing import print_table
+from cropi.cli.prompt_options import PromptReading, reads_prompts
 from cropi.cli.rollout import BatchSize, NewTokens
 from cropi.evaluation.settings import EvaluationConfig
 from cropi.rollouts.settings import RolloutsConfig
@@ -33,9 +34,11 @@ PassAt = Annotated[
 ]
 
 
+@reads_prompts
 def evaluate(
     model: Model,
     sets: Annotated[list[str], typer.Option("--set", help="NAME=FILE of prompts; repeatable")],
+    reading: PromptReading,
     verifier: Verifier = None,
     responses: Annotated[int | None, setting(EvaluationConfig, "responses")] = None,
     temperature: Annotated[float | None, setting(EvaluationConfig, "temperature")] = None,
@@ -60,6 +63,7 @@ def evaluate(
     """
     import cropi
     from cropi.store.files import require_writable, write_json
+    from cropi.store.lock import exclusive_output
 
     of_engine = [
         text for text in settings or [] if text.partition("=")[0].split(".")[0] == "engine"
@@ -78,15 +82,24 @@ def evaluate(
     if out is not None:
         require_writable(out)
     files = named_files(sets, "set")
-    named = {name: prompts_in(path, seed) for name, path in files.items()}
-    results = cropi.evaluate(policy, named, config, rollouts=rollouts, verifier=verifier, seed=seed)
+    named = {name: reading.prompts(path, seed, policy) for name, path in files.items()}
+    with exclusive_output(out) if out is not None else nullcontext():
+        results = cropi.evaluate(
+            policy,
+            named,
+            config,
+            rollouts=rollouts,
+            verifier=verifier,
+            template_kwargs=reading.template_kwargs,
+            seed=seed,
+        )
+        if out is not None:
+            write_json(out, [dataclasses.asdict(result) for result in results])
     rows = [
         [r.set, f"{r.prompts:,}", *(f"{v:.1%}" for v in r.pass_at.values()), unjudged(r.statuses)]
         for r in results
     ]
     print_table(["set", "prompts", *(f"pass@{n}" for n in config.k), "not judged"], rows)
-    if out is not None:
-        write_json(out, [dataclasses.asdict(result) for result in results])
 
 
 def unjudged(statuses: Mapping[str, int]) -> str:

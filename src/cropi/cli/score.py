@@ -26,6 +26,7 @@ from cropi.cli.options import (
 from cropi.cli.printing import make_reporter, print_table
 from cropi.errors import InputError
 from cropi.influence.settings import FEATURE_SKETCH, InfluenceConfig
+from cropi.text import plural
 
 if TYPE_CHECKING:
     from cropi.influence.cosines import Influence
@@ -65,20 +66,22 @@ def score(
 
         cropi score --features pool.features --target gsm8k=val.features --out s.parquet
     """
+    from cropi.store.lock import exclusive_output
     from cropi.store.tables import write_scores
 
     files = named_files(target, "target")
-    if features is not None:
-        influence = _from_features(ctx, features, files, out, settings)
-    elif model is None or rollouts is None:
-        raise InputError(
-            "cropi score needs --model and --rollouts, or --features; give the first two, or what "
-            "`cropi features` wrote"
-        )
-    else:
-        config = section(InfluenceConfig, settings, sketch=sketch)
-        influence = _from_rollouts(model, rollouts, files, out, config, seed, dtype, device)
-    write_scores(out, influence.estimate)
+    with exclusive_output(out):
+        if features is not None:
+            influence = _from_features(ctx, features, files, out, settings)
+        elif model is None or rollouts is None:
+            raise InputError(
+                "cropi score needs --model and --rollouts, or --features; give the first two, or "
+                "what `cropi features` wrote"
+            )
+        else:
+            config = section(InfluenceConfig, settings, sketch=sketch)
+            influence = _from_rollouts(model, rollouts, files, out, config, seed, dtype, device)
+        write_scores(out, influence.estimate)
     print_scores(influence, out)
 
 
@@ -130,9 +133,12 @@ def features(
         bar.note = f"{extraction.tokens:,} tokens"
     identity = extraction.store.identity
     reporter = make_reporter()
-    reporter.say(f"  {len(extraction.store):,} of {identity.pool_size:,} prompts sketched -> {out}")
+    total = plural(identity.pool_size, "prompt")
+    reporter.say(f"  {len(extraction.store):,} of {total} sketched -> {out}")
     for reason, count in identity.skipped.items():
         reporter.say(f"  {count:,} skipped: {reason}")
+    for note in extraction.notes:
+        reporter.warn(note)
 
 
 def print_scores(influence: Influence, out: Path) -> None:
@@ -153,7 +159,8 @@ def print_scores(influence: Influence, out: Path) -> None:
         ["target", "informative", "effective", "split-half", "max cosine", "mean cosine"], rows
     )
     reporter = make_reporter()
-    reporter.say(f"  {len(scored.prompt_ids):,} of {scored.pool_size:,} prompts scored -> {out}")
+    total = plural(scored.pool_size, "prompt")
+    reporter.say(f"  {len(scored.prompt_ids):,} of {total} scored -> {out}")
     for reason, count in scored.skipped.items():
         reporter.say(f"  {count:,} skipped: {reason}")
     for note in influence.notes:

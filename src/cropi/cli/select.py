@@ -10,6 +10,7 @@ import typer
 from cropi.cli.options import PLUGIN_HELP, OutFile, SectionSettings, Seed, section, setting
 from cropi.cli.printing import make_reporter
 from cropi.selection.settings import SelectionConfig
+from cropi.text import plural
 
 ScoreFiles = Annotated[
     list[Path] | None,
@@ -44,21 +45,23 @@ def select(
     """
     import cropi
     from cropi.store.files import require_writable
+    from cropi.store.lock import exclusive_output
     from cropi.store.tables import read_scores, write_selection
 
     config = section(SelectionConfig, settings, ratio=ratio, strategy=strategy)
     require_writable(out)
-    estimates = [read_scores(path) for path in scores or []]
-    selection = cropi.select(
-        estimates[-1] if estimates else None,
-        config,
-        earlier=estimates[:-1],
-        rollouts=rollouts,
-        seed=seed,
-    )
-    write_selection(out, selection)
+    with exclusive_output(out):
+        estimates = [read_scores(path) for path in scores or []]
+        selection = cropi.select(
+            estimates[-1] if estimates else None,
+            config,
+            earlier=estimates[:-1],
+            rollouts=rollouts,
+            seed=seed,
+        )
+        write_selection(out, selection)
     reporter = make_reporter()
-    count = len(selection.prompt_ids)
-    reporter.say(f"  {count:,} prompt{'' if count == 1 else 's'} -> {out}")
+    sets = f" by {', '.join(selection.ranks)}" if selection.ranks else ""
+    reporter.say(f"  {plural(len(selection.prompt_ids), 'prompt')}{sets} -> {out}")
     for note in selection.notes:
         reporter.warn(note)

@@ -76,7 +76,7 @@ def _verifier_problems(
     """What is wrong with the verifiers, or else with the first answers that they would judge."""
     folders = () if base is None else (base,)
     problems: list[str] = []
-    with closing(WorkerPool(1, settings.timeout, folders)) as pool:
+    with closing(WorkerPool(1, settings.timeout, folders, memory_gb=settings.memory_gb)) as pool:
         for key, function in _functions(settings):
             try:
                 pool.load([resolve_name("verifier", function, folders)])

@@ -18,6 +18,7 @@ from cropi.config.messages import explain
 from cropi.config.run_config import RunConfig
 from cropi.errors import InputError
 from cropi.plugins import Choice, is_built_in
+from cropi.prompts.shards import find_shards
 from cropi.settings import Section
 from cropi.store.remote import remote_url
 from cropi.text import require_path, require_plain, shortened, shown
@@ -104,21 +105,15 @@ def build_section(
 
 
 def check_files(config: RunConfig, base: Path | None = None) -> None:
-    """Raise InputError for a prompt file that is not there, relative to here or to `base`."""
+    """Raise InputError for prompt files that are not there, relative to here or to `base`."""
     sets = config.prompts
     sources = [*sets.pool, *config.warmup.prompts]
     sources += [
         s for named in (sets.validation, sets.test) for part in named.values() for s in part
     ]
     for source in sources:
-        if source.path is None or remote_url(source.path):
-            continue
-        folders = dict.fromkeys(f.resolve() for f in (Path.cwd(), base) if f is not None)
-        if not any((folder / source.path).is_file() for folder in folders):
-            raise InputError(
-                f"prompts file {source.path} does not exist (looked in "
-                f"{' and '.join(map(str, folders))}); correct the path"
-            )
+        if source.path is not None and not remote_url(source.path):
+            find_shards(source.path, base, source.split)
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -25,6 +25,7 @@ EXECUTION_ONLY = frozenset(
     {
         "model.device",
         "verifiers.timeout",
+        "verifiers.memory_gb",
         "verifiers.workers",
         "influence.batch_tokens",
         "influence.gradient_checkpointing",

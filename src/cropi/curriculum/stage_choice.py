@@ -22,6 +22,7 @@ from cropi.store.cached import cached, stamp
 from cropi.store.files import file_hash, write_json
 from cropi.store.run_directory import Stage
 from cropi.store.tables import read_scores, read_selection, write_scores, write_selection
+from cropi.text import plural
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class StageScorer:
                 progress=lambda phase, done, total: bar.update(done, total, note=phase),
             )
             scored = int(influence.estimate.is_scored.sum())
-            bar.note = f"{scored:,} prompts, {influence.tokens:,} tokens"
+            bar.note = f"{plural(scored, 'prompt')}, {influence.tokens:,} tokens"
         # Target warnings do not apply when the pool is its own target.
         self.log.warn(influence.notes if needs.validation else influence.number_notes)
         return influence

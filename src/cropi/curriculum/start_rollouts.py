@@ -23,6 +23,7 @@ from cropi.schema import Prompt, RolloutGroup
 from cropi.store.cached import cached
 from cropi.store.metrics import CostRow, cost_row
 from cropi.store.run_directory import Stage
+from cropi.text import plural
 from cropi.verifiers import Judge
 
 
@@ -110,7 +111,8 @@ class Sampler:
                     inputs_fingerprint=inputs_fingerprint,
                     progress=bar.update,
                 )
-                bar.note = f"{len(request.prompts):,} prompts x {request.responses} responses"
+                count = plural(len(request.prompts), "prompt")
+                bar.note = f"{count} x {plural(request.responses, 'response')}"
 
         inputs, ledger = self.inputs(request, policy_key, stage), self.log.directory.ledger
         return read_rollouts(cached(out, inputs, sample_missing, ledger))

@@ -1,4 +1,9 @@
-"""Means with 95% intervals: over few seeds or repeats (Student's t), and of shares (Wilson's)."""
+"""95% intervals: of means and ratios over few seeds or repeats (Student's t), of shares (Wilson's).
+
+A percentile bootstrap over S seeds covers about 75% (S = 3), 83% (5) or 90% (10) where it says 95%;
+these cover what they say, for values that are about normal (means), log-normal (geometric means) or
+jointly normal (ratios of means).
+"""
 
 from __future__ import annotations
 
@@ -51,6 +56,42 @@ def mean_interval(values: Sequence[float] | NDArray[np.float64]) -> Interval:
         return Interval(mean, None, None, 1)
     half = t_quantile(len(sample) - 1) * float(sample.std(ddof=1)) / math.sqrt(len(sample))
     return Interval(mean, mean - half, mean + half, len(sample))
+
+
+def geometric_interval(values: Sequence[float] | NDArray[np.float64]) -> Interval:
+    """The geometric mean of independent positive values, with Student's interval of their logs."""
+    logs = mean_interval(np.log(np.asarray(values, dtype=np.float64)))
+    if logs.low is None or logs.high is None:
+        return Interval(math.exp(logs.mean), None, None, logs.count)
+    low, mean, high = (math.exp(value) for value in (logs.low, logs.mean, logs.high))
+    return Interval(mean, low, high, logs.count)
+
+
+def ratio_of_means(
+    numerators: Sequence[float] | NDArray[np.float64],
+    denominators: Sequence[float] | NDArray[np.float64],
+) -> Interval:
+    """The mean of the numerators over that of the paired denominators, with Fieller's interval.
+
+    It holds the ratios r for which the mean of n - r d may be zero by Student's t. `low` and `high`
+    are None for fewer than two pairs, and where the denominators' mean may itself be zero: then no
+    bounded interval covers. The mean is NaN if the denominators sum to zero or less.
+    """
+    pairs = np.stack([np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)])
+    count = pairs.shape[1]
+    top, bottom = pairs.mean(axis=1) if count else (math.nan, math.nan)
+    mean = float(top / bottom) if bottom > 0 else math.nan
+    if count < 2 or not bottom > 0:
+        return Interval(mean, None, None, count)
+    variances = np.cov(pairs) * t_quantile(count - 1) ** 2 / count
+    # The roots of (top - r bottom)^2 = variance of (n - r d): a r^2 - 2 b r + c = 0.
+    a = float(bottom**2 - variances[1, 1])
+    b = float(top * bottom - variances[0, 1])
+    c = float(top**2 - variances[0, 0])
+    if a <= 0:
+        return Interval(mean, None, None, count)
+    spread = math.sqrt(max(0.0, b * b - a * c))
+    return Interval(mean, (b - spread) / a, (b + spread) / a, count)
 
 
 def share_interval(hits: int, count: int) -> Interval:

@@ -12,7 +12,7 @@ of a pass.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -32,6 +32,9 @@ MAX_LOG_RATIO = 30.0
 far from float32's largest number, 3e38. Where even a prompt's largest ratio is below e^-30, the
 policy produces none of its responses any more."""
 
+WILD_LOG_RATIO = 10.0
+"""Nats from which on one token outweighs all others of its prompt, and the prompt is named."""
+
 ADVANTAGES = (2.0**-40, 2.0**40)
 """Range of a prompt's largest advantage: 1e-12 to 1e12. Ordinary ones are about 1."""
 
@@ -48,12 +51,14 @@ class GroupWeights:
 
     `weights_RT` float64 is dJ/dlogp, exactly zero for a group that is out of range; `code_G` int64
     is a place in STATUSES. `ratios_G4` float64 holds sums over a group's policy tokens: 1,
-    -log rho, rho and rho^2, each log rho within MAX_LOG_RATIO.
+    -log rho, rho and rho^2, each log rho within MAX_LOG_RATIO. `wild_G` float64 is the largest log
+    of a ratio in the objective, 0 where it has none.
     """
 
     weights_RT: Tensor
     code_G: Tensor
     ratios_G4: Tensor
+    wild_G: Tensor
 
 
 def group_weights(
@@ -64,6 +69,7 @@ def group_weights(
     A log-prob that is NaN is not out of range: it stays NaN, and becomes an error later.
     """
     weights_RT = token_weights(logp_RT, responses, config)
+    highest_G = _highest_log_ratio(logp_RT, responses, config)
     code_G = range_codes(logp_RT, responses, config)
     weight_G = responses.group_largest(weights_RT.abs().amax(1))
     code_G = code_G.masked_fill(_outside(weight_G, WEIGHTS) & (code_G == 0), 1)
@@ -71,31 +77,37 @@ def group_weights(
         weights_RT.masked_fill((code_G > 0)[responses.group_R, None], 0.0),
         code_G,
         _ratio_sums(logp_RT, responses),
+        highest_G,
     )
 
 
 def range_codes(logp_RT: Tensor, responses: ResponseTensors, config: ObjectiveConfig) -> Tensor:
     """Whether ratios and advantages of each group are in range: int64 [G], places in STATUSES."""
-    ratio_G = _ratio_out_of_range(logp_RT, responses, config)
+    # Where even the largest is tiny, the policy produces none of the responses.
+    ratio_G = _highest_log_ratio(logp_RT, responses, config).abs() > MAX_LOG_RATIO
     sizes_R = response_advantages(logp_RT, responses, config).abs()
     advantage_G = _outside(responses.group_largest(sizes_R), ADVANTAGES)
     return ratio_G.long() + 2 * (advantage_G & ~ratio_G).long()
 
 
-def _ratio_out_of_range(
+def _highest_log_ratio(
     logp_RT: Tensor, responses: ResponseTensors, config: ObjectiveConfig
 ) -> Tensor:
-    """Which groups [G] have a ratio in the objective that is too large, or none large enough."""
+    """Log of the largest ratio in the objective of each group [G]; 0 without ratios.
+
+    Where tokens and sequences have one, it is the one further from 0.
+    """
     token_RT, sequence_R = log_ratios(logp_RT, responses)
-    outside_G = torch.zeros(responses.groups, dtype=torch.bool, device=logp_RT.device)
+    highest_G = logp_RT.new_zeros(responses.groups)
     used = []
     if config.ratio == "token":
         used.append(token_RT.masked_fill(~responses.mask_RT, -math.inf).amax(1))
     if config.ratio == "sequence" or config.self_normalised:
         used.append(sequence_R)
     for highest_R in used:
-        outside_G |= responses.group_largest(highest_R).abs() > MAX_LOG_RATIO
-    return outside_G
+        of_kind_G = responses.group_largest(highest_R)
+        highest_G = torch.where(of_kind_G.abs() > highest_G.abs(), of_kind_G, highest_G)
+    return highest_G
 
 
 def _outside(values_G: Tensor, bounds: tuple[float, float]) -> Tensor:
@@ -124,6 +136,8 @@ class RatioSummary:
     tokens: int
     kl: float
     effective_share: float
+    wild: tuple[int, ...] = ()
+    """Places of prompts in range of which one ratio is above e^WILD_LOG_RATIO."""
 
 
 @dataclass
@@ -139,7 +153,7 @@ class PassRecord:
     def add(self, index_P: Tensor, weights: GroupWeights) -> None:
         """Note a batch of prompts, given by their places."""
         no_weights = weights.weights_RT.new_zeros(0)
-        self._batches.append((index_P, GroupWeights(no_weights, weights.code_G, weights.ratios_G4)))
+        self._batches.append((index_P, replace(weights, weights_RT=no_weights)))
 
     @property
     def statuses(self) -> list[str]:
@@ -160,4 +174,13 @@ class PassRecord:
         tokens, kl, total, squares = np.sum(parts, axis=0) if parts else np.zeros(4)
         if not tokens:
             return None
-        return RatioSummary(int(tokens), float(kl / tokens), float(total**2 / squares / tokens))
+        share = float(total**2 / squares / tokens)
+        return RatioSummary(int(tokens), float(kl / tokens), share, self._wild)
+
+    @property
+    def _wild(self) -> tuple[int, ...]:
+        places: list[int] = []
+        for index_P, weights in self._batches:
+            is_wild = (weights.code_G == 0) & (weights.wild_G > WILD_LOG_RATIO)
+            places += index_P[is_wild.to(index_P.device)].tolist()
+        return tuple(sorted(places))

@@ -20,6 +20,7 @@ from cropi.schema import (
     SCORED,
     ZERO_GRADIENT,
 )
+from cropi.text import plural, shortened
 
 SMALLEST_NORM = 1e-13
 """Norms below this are zero: the squares of their coordinates are below float32's range."""
@@ -55,10 +56,10 @@ def left_out_notes(what: str, prompt_ids: Sequence[str], statuses: Sequence[str]
     for reason in LEFT_OUT:
         names = [i for i, status in zip(prompt_ids, statuses, strict=True) if status == reason]
         if names:
-            verb = "prompts are" if len(names) > 1 else "prompt is"
+            verb = "are" if len(names) > 1 else "is"
             notes.append(
-                f"{what}: {len(names):,} {verb} left out for {reason} ({named(names)}): "
-                f"{REMEDIES[reason]}"
+                f"{what}: {plural(len(names), 'prompt')} {verb} left out for {reason} "
+                f"({named(names)}): {REMEDIES[reason]}"
             )
     return notes
 
@@ -66,7 +67,7 @@ def left_out_notes(what: str, prompt_ids: Sequence[str], statuses: Sequence[str]
 def named(prompt_ids: Sequence[str]) -> str:
     """The first ids, and how many more there are."""
     more = f" and {len(prompt_ids) - SHOWN:,} more" if len(prompt_ids) > SHOWN else ""
-    return ", ".join(prompt_ids[:SHOWN]) + more
+    return ", ".join(shortened(i, 60) for i in prompt_ids[:SHOWN]) + more
 
 
 def require_some_in_range(what: str, prompt_ids: Sequence[str], statuses: Sequence[str]) -> None:
@@ -87,6 +88,17 @@ def require_finite_norms(
             f"those of {named([prompt_ids[place] for place in bad])}; check the checkpoint's "
             "weights and the rollouts' log-probs, or compute in float32"
         )
+
+
+def wild_notes(what: str, prompt_ids: Sequence[str]) -> list[str]:
+    """A warning about prompts that have one ratio above e^10, but none out of range."""
+    if not prompt_ids:
+        return []
+    return [
+        f"{what}: {plural(len(prompt_ids), 'prompt')} with a token that this policy finds e^10 "
+        f"times as likely as its sampler did ({named(prompt_ids)}), so that one token decides the "
+        "gradient; check the log-probs, or sample again"
+    ]
 
 
 def distance_notes(what: str, kl: float, effective_share: float) -> list[str]:

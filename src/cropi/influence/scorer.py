@@ -36,6 +36,7 @@ from cropi.influence.left_out import (
     left_out_notes,
     require_finite_norms,
     require_some_in_range,
+    wild_notes,
 )
 from cropi.influence.preconditioner import Preconditioner, PreconditioningConsumer
 from cropi.influence.targets import (
@@ -256,9 +257,16 @@ def usable_statuses(
     require_finite_norms(what, ids, norms_P)
     require_some_in_range(what, ids, report.statuses)
     statuses = gradient_statuses(report.statuses, norms_P)
+    return statuses, [*left_out_notes(what, ids, statuses), *ratio_notes(what, ids, report)]
+
+
+def ratio_notes(what: str, prompt_ids: Sequence[str], report: ExtractionReport) -> list[str]:
+    """What the ratios that a pass saw say about policy and sampler of the rollouts of `what`."""
     ratios = report.ratios
-    far = distance_notes(what, ratios.kl, ratios.effective_share) if ratios else []
-    return statuses, [*left_out_notes(what, ids, statuses), *far]
+    if ratios is None:
+        return []
+    wild = wild_notes(what, [prompt_ids[place] for place in ratios.wild])
+    return [*wild, *distance_notes(what, ratios.kl, ratios.effective_share)]
 
 
 def fit_sketch(

@@ -8,6 +8,7 @@ second on a CPU. Importing this module is cheap; torch and transformers load wit
 from __future__ import annotations
 
 import string
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,18 +43,20 @@ def vocabulary() -> dict[str, int]:
     return {token: index for index, token in enumerate((PAD, EOS, *CHARACTERS))}
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(token_ids: Mapping[str, int] | None = None) -> PreTrainedTokenizerFast:
     """A tokenizer of single characters that adds nothing around them: no bos, no eos.
+
+    Of `vocabulary()`, or of another vocabulary with `PAD` and `EOS`.
 
     It is a byte-level BPE without merges, because `AutoTokenizer` builds exactly that from the
     vocabulary of any `qwen2` folder; so every loader agrees. Qwen's class would also add an
     unknown token outside the vocabulary, so padding is named as the unknown token; characters
-    outside `CHARACTERS` are dropped, and no prompt or answer has any.
+    outside the vocabulary are dropped, and no prompt or answer has any.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    backend = Tokenizer(models.BPE(vocabulary(), merges=[]))
+    backend = Tokenizer(models.BPE(dict(token_ids or vocabulary()), merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(

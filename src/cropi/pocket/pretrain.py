@@ -25,7 +25,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from cropi.pocket.model import EOS, PAD, build_model, build_tokenizer, vocabulary
+from cropi.pocket.model import EOS, build_model, build_tokenizer, vocabulary
 from cropi.pocket.tasks import SKILLS, available, rows
 
 if TYPE_CHECKING:
@@ -106,12 +106,21 @@ def successor(character: str) -> str:
 
 
 def encode(prompt: str, answer: str, width: int) -> tuple[list[int], list[int]]:
-    """Token ids and labels of one example, padded to `width`; prompts carry no label."""
+    """Token ids and labels of one example, as `labelled` gives them."""
     ids = vocabulary()
-    prompt_ids = [ids[character] for character in prompt]
     answer_ids = [*(ids[character] for character in answer), ids[EOS]]
+    return labelled([ids[character] for character in prompt], answer_ids, width)
+
+
+def labelled(
+    prompt_ids: list[int], answer_ids: list[int], width: int
+) -> tuple[list[int], list[int]]:
+    """Token ids and labels of one example, padded to `width`; prompts carry no label.
+
+    Padding has id 0 in every vocabulary here.
+    """
     padding = width - len(prompt_ids) - len(answer_ids)
-    inputs = prompt_ids + answer_ids + [ids[PAD]] * padding
+    inputs = prompt_ids + answer_ids + [0] * padding
     return inputs, [IGNORED] * len(prompt_ids) + answer_ids + [IGNORED] * padding
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,12 +18,14 @@ from typing import Any
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from cropi.errors import InputError
 from cropi.plugins import find_plugin, is_built_in
+from cropi.policy.tokenizer_loading import load_tokenizer, require_same_tokens
 from cropi.schema import fingerprint
 from cropi.store.files import content_hash
+from cropi.store.policy_record import require_intact
 from cropi.text import shown
 
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -78,6 +81,7 @@ def locate(path: str, revision: str | None, with_tokenizer: bool = True) -> Chec
         return CheckpointSource(path, str(built_in.parent), gguf=built_in.name)
     place = Path(path).expanduser()
     if place.is_dir():
+        require_intact(place)
         _require_model_files(path, place, with_tokenizer)
         return CheckpointSource(path, str(place))
     if place.is_file():
@@ -146,6 +150,16 @@ def load_tokenizer_and_configs(
     arguments = _source_arguments(source, trust_remote_code)
     arguments["config"] = config = _load_config(source, arguments)
     return _load_tokenizer(source, arguments), config, _generation_config(source, config)
+
+
+def require_file_tokens(
+    source: CheckpointSource, tokenizer: Any, texts: Sequence[str], trust_remote_code: bool = False
+) -> None:
+    """Raise InputError if the source's tokenizer reads a text otherwise than its file does."""
+    if _is_adapter(source) and not _has_any(Path(source.location), _TOKENIZERS):
+        source = _adapter_base(source, True)
+    arguments = {} if _is_adapter(source) else _source_arguments(source, trust_remote_code)
+    require_same_tokens(source.location, arguments, tokenizer, texts)
 
 
 def _generation_config(source: CheckpointSource, config: Any) -> GenerationConfig:
@@ -283,7 +297,9 @@ def _require_all_weights(name: str, info: Any) -> None:
 
 def _load_tokenizer(source: CheckpointSource, where: dict[str, Any]) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(source.location, **where)
+        return load_tokenizer(source.location, where)
+    except InputError:
+        raise
     except Exception as error:  # tokenizers raises plain ones
         raise _unusable(source, "the tokenizer", error) from error
 

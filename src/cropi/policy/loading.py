@@ -26,12 +26,11 @@ from transformers import GenerationConfig
 
 from cropi.errors import InputError
 from cropi.policy.checkpoints import load_parts, locate, revision_of
+from cropi.policy.tokenizer_loading import beyond, prepare_tokenizer, require_matching
 from cropi.schema import PolicyIdentity
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNBOUNDED_CONTEXT = sys.maxsize
-TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
-"""Key of the transformers warning that a prompt exceeds the tokenizer's model_max_length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +79,10 @@ def load_policy(
         model, tokenizer = load_parts(source, options)
         identity = PolicyIdentity(source.name, revision_of(source, trust_remote_code))
     _require_finite(model, source.name)
-    _require_matching(model, tokenizer, source.name)
-    eos = eos_ids(model.generation_config, tokenizer, source.name)
-    prepare_tokenizer(tokenizer, eos)
+    rows = model.get_input_embeddings().num_embeddings
+    require_matching(tokenizer, rows, source.name)
+    eos = eos_ids(model.generation_config, tokenizer, source.name, rows)
+    prepare_tokenizer(tokenizer, eos, rows)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     base.generation_config = neutral_generation_config(tokenizer, eos)
     model.to(target).eval()
@@ -177,8 +177,12 @@ def neutral_generation_config(
     )
 
 
-def eos_ids(generation_config: Any, tokenizer: Any, name: str) -> tuple[int, ...]:
+def eos_ids(
+    generation_config: Any, tokenizer: Any, name: str, rows: int | None = None
+) -> tuple[int, ...]:
     """Return the ids that end a response, the tokenizer's first, as TRL's trainer takes them.
+
+    Ids for which a model of `rows` token embeddings has none are left out: it never samples them.
 
     Raises InputError without any: every response would run to its length limit.
     """
@@ -186,11 +190,14 @@ def eos_ids(generation_config: Any, tokenizer: Any, name: str) -> tuple[int, ...
     ids = [configured] if isinstance(configured, int) else list(configured or [])
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
         ids.insert(0, tokenizer.eos_token_id)
-    if not ids:
+    usable = tuple(int(i) for i in ids if not beyond(int(i), rows))
+    if not usable:
+        reason = f" among its {rows} token embeddings (it names {ids})" if ids else ""
         raise InputError(
-            f"model {name} has no end-of-sequence token; set eos_token in tokenizer_config.json"
+            f"model {name} has no end-of-sequence token{reason}; set eos_token in "
+            "tokenizer_config.json"
         )
-    return tuple(int(i) for i in ids)
+    return usable
 
 
 def _require_finite(model: Any, name: str) -> None:
@@ -205,26 +212,6 @@ def _require_finite(model: Any, name: str) -> None:
                 f"model {name} has NaN or infinite weights, first in {tensor_name}; give a "
                 "checkpoint saved before training diverged"
             )
-
-
-def _require_matching(model: Any, tokenizer: Any, name: str) -> None:
-    """Raise InputError if the tokenizer has ids for which the model has no embedding."""
-    largest = max(tokenizer.get_vocab().values(), default=0)
-    rows = model.get_input_embeddings().num_embeddings
-    if largest >= rows:
-        raise InputError(
-            f"model {name} has {rows} token embeddings but its tokenizer has ids up to "
-            f"{largest}; give model and tokenizer of the same checkpoint"
-        )
-
-
-def prepare_tokenizer(tokenizer: Any, eos: tuple[int, ...]) -> None:
-    """Set what generation needs: a pad token and left padding."""
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(eos[0])
-    tokenizer.padding_side = "left"
-    # cropi itself reports prompts over the model's length, as errors or by count.
-    tokenizer.deprecation_warnings[TOO_LONG] = True
 
 
 def context_of(config: Any) -> int:

@@ -7,6 +7,7 @@ calls `load`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,6 +91,13 @@ class PolicyRef:
         """The policy's tokenizer, with a pad token and left padding."""
         return self._policy.tokenizer if self._policy is not None else self._facts[0]
 
+    def require_same_tokens(self, texts: Sequence[str]) -> None:
+        """Raise InputError if the tokenizer reads a text otherwise than its `tokenizer.json`."""
+        from cropi.policy.checkpoints import require_file_tokens
+
+        if self.path is not None:
+            require_file_tokens(self._source, self.tokenizer, texts, self.trust_remote_code)
+
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """The ids that end a response: the tokenizer's and the generation config's."""
@@ -110,12 +118,13 @@ class PolicyRef:
     @cached_property
     def _facts(self) -> tuple[Any, tuple[int, ...], int]:
         """Tokenizer, end-of-sequence ids and context, without the weights."""
-        from cropi.policy import loading
+        from cropi.policy import loading, tokenizer_loading
         from cropi.policy.checkpoints import load_tokenizer_and_configs
 
         with loading.quiet_libraries(stderr=True):
             parts = load_tokenizer_and_configs(self._source, self.trust_remote_code)
         tokenizer, config, generation_config = parts
-        eos = loading.eos_ids(generation_config, tokenizer, self._source.name)
-        loading.prepare_tokenizer(tokenizer, eos)
+        rows = getattr(config.get_text_config(), "vocab_size", None)
+        eos = loading.eos_ids(generation_config, tokenizer, self._source.name, rows)
+        tokenizer_loading.prepare_tokenizer(tokenizer, eos, rows)
         return tokenizer, eos, loading.context_of(config)

@@ -1,14 +1,24 @@
-"""Rows of JSONL, JSON and Parquet files, numbered, or one sentence about the first bad one."""
+"""Rows of one file, numbered as a person would count them, or one sentence about the first bad one.
+
+JSON lines, JSON, CSV and TSV may be compressed, which is seen from their first bytes.
+"""
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
 import json
+import lzma
+import re
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 
 from cropi.errors import InputError
+from cropi.prompts.csv_rows import read_csv
 from cropi.store import files
 from cropi.text import shortened, shown
 
@@ -17,58 +27,149 @@ if TYPE_CHECKING:
 
 NumberedRow = tuple[int, Mapping[str, Any]]
 """A row with its number from 1, as somebody who reads the file would count it."""
-NumberedRows = list[NumberedRow]
 BATCH_ROWS = 1_000
+ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+"""Of files with rows; all but the last two may be followed by one of `COMPRESSED`."""
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+_SAME_KIND = {".ndjson": ".jsonl", ".feather": ".arrow", ".ipc": ".arrow", ".pq": ".parquet"}
+_BINARY = (".parquet", ".arrow")
+_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\xfd7zXZ": "xz"}
+_ARROW_FILE = b"ARROW1"
 
 
-def read_file(path: Path) -> NumberedRows:
-    """Read the rows of a .jsonl, .json or .parquet file.
+def kind_of(path: Path) -> str:
+    """The ending in `ENDINGS` that says what a file holds, whether or not it is compressed.
 
-    Raises InputError if the file is empty, of another kind, or damaged.
+    Raises InputError for a file of another kind.
     """
-    return list(open_rows(path))
+    ending, packed = _endings(path)
+    if ending in ENDINGS and not (packed and ending in _BINARY):
+        return ending
+    raise InputError(
+        f"{path} ends in {path.suffix!r}; prompts come from {', '.join(ENDINGS)} (and "
+        f"{', '.join(COMPRESSED)} after the text kinds): convert it"
+    )
+
+
+def _endings(path: Path) -> tuple[str, str]:
+    """The ending for what is in a file, and the one for how it is compressed, lower case."""
+    packed = path.suffix.lower() if path.suffix.lower() in COMPRESSED else ""
+    inner = Path(path.stem).suffix.lower() if packed else path.suffix.lower()
+    return _SAME_KIND.get(inner, inner), packed
+
+
+def base_name(path: Path) -> str:
+    """A file's name without endings and shard numbers; the default `source` of its rows."""
+    name = path.stem
+    if _endings(path)[1]:
+        name = Path(name).stem
+    return re.sub(r"-\d+-of-\d+$", "", name) or name
 
 
 def open_rows(path: Path) -> Iterator[NumberedRow]:
-    """Yield the rows of a file one by one; raises as `read_file` does."""
-    readers = {
+    """Yield the rows of a file one by one.
+
+    Raises InputError if the file is empty, of another kind, or damaged.
+    """
+    readers: dict[str, Callable[[Path], Iterator[NumberedRow]]] = {
         ".jsonl": _read_jsonl,
-        ".ndjson": _read_jsonl,
         ".json": _read_json,
+        ".csv": _read_csv,
+        ".tsv": _read_csv,
         ".parquet": _read_parquet,
+        ".arrow": _read_arrow,
     }
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise InputError(
-            f"{path} ends in {path.suffix!r}; prompts come from {', '.join(readers)}: convert it"
-        )
+    reader = readers[kind_of(path)]
     files.require_file(path)
     try:
         yield from reader(path)
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"cannot read {path}: {reason}; give a file that you may read") from error
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        reason = getattr(error, "strerror", None) or shortened(str(error), 200)
+        raise InputError(
+            f"cannot read {path}: {reason}; give a whole file that you may read"
+        ) from error
+
+
+def _open_text(path: Path, newline: str | None = None) -> TextIO:
+    """Open a file of text, decompressed if its first bytes are those of a compressed one."""
+    with path.open("rb") as file:
+        start = file.read(6)
+    packed = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
+    return io.TextIOWrapper(_decompressed(path, packed), encoding="utf-8-sig", newline=newline)
+
+
+def _decompressed(path: Path, packed: str | None) -> IO[bytes]:
+    if packed == "gzip":
+        return cast("IO[bytes]", gzip.open(path))
+    if packed == "bz2":
+        return bz2.open(path)
+    if packed == "xz":
+        return lzma.open(path)
+    if packed == "zstd":
+        import pyarrow as pa
+
+        return cast("IO[bytes]", io.BufferedReader(pa.input_stream(str(path), packed)))
+    return path.open("rb")
 
 
 def _read_jsonl(path: Path) -> Iterator[NumberedRow]:
     # Iterating the file splits at newlines only; str.splitlines would also cut inside strings.
-    with path.open(encoding="utf-8-sig") as lines:
+    with _open_text(path) as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 yield number, _object(_json(line, f"{path} row {number}"), f"{path} row {number}")
 
 
 def _read_json(path: Path) -> Iterator[NumberedRow]:
-    rows = _json(path.read_text(encoding="utf-8-sig"), str(path))
-    if not isinstance(rows, list):
-        raise InputError(
-            f"{path} holds JSON of type {type(rows).__name__}; give a list of objects, or "
-            "one object per line in a .jsonl file"
-        )
+    """A list of rows, an object with one, or JSON lines, which many call .json too."""
+    with _open_text(path) as file:
+        text = file.read()
+    if _is_json_lines(text):
+        yield from _read_jsonl(path)
+        return
+    rows = _row_list(_json(text, str(path)), path)
     for number, row in enumerate(rows, 1):
         yield number, _object(row, f"{path} row {number}")
+
+
+def _is_json_lines(text: str) -> bool:
+    """Whether the first line with something on it is an object, and another line follows."""
+    first, _, rest = text.lstrip().partition("\n")
+    if not first.startswith("{") or not rest.strip():
+        return False
+    try:
+        return isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _row_list(value: Any, path: Path) -> list[Any]:
+    """The rows in a JSON file: the list that it is, or the one list of objects in its object."""
+    if isinstance(value, list):
+        return value
+    lists = {k: v for k, v in value.items() if _is_rows(v)} if isinstance(value, dict) else {}
+    if len(lists) == 1:
+        return list(*lists.values())
+    if lists:
+        raise InputError(
+            f"{path} holds several lists of rows ({shortened(', '.join(lists), 200)}); write each "
+            "to a file of its own"
+        )
+    raise InputError(
+        f"{path} holds JSON of type {type(value).__name__} without a list of rows; give a list of "
+        'objects, {"data": [...]}, or one object per line in a .jsonl file'
+    )
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+
+
+def _read_csv(path: Path) -> Iterator[NumberedRow]:
+    with _open_text(path, newline="") as lines:
+        yield from read_csv(lines, str(path), "\t" if kind_of(path) == ".tsv" else None)
 
 
 def _json(text: str, where: str) -> Any:
@@ -108,8 +209,33 @@ def _read_parquet(path: Path) -> Iterator[NumberedRow]:
             _require_single_columns(file.schema_arrow.names, path)
             yield from rows_of(file.iter_batches(batch_size=BATCH_ROWS), path)
     except (pa.ArrowException, OSError) as error:
-        reason = shortened(str(error).splitlines()[0] if str(error) else "damaged", 200)
-        raise InputError(f"{path} is not a readable Parquet file: {reason}") from error
+        raise _unreadable(path, "Parquet", error) from error
+
+
+def _read_arrow(path: Path) -> Iterator[NumberedRow]:
+    """Arrow's file format, or its stream format, which `datasets` saves."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as source:
+            is_file = source.read(len(_ARROW_FILE)) == _ARROW_FILE
+            source.seek(0)
+            reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
+            _require_single_columns(reader.schema.names, path)
+            whole = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
+            batches = (
+                batch.slice(start, BATCH_ROWS)
+                for batch in whole
+                for start in range(0, batch.num_rows, BATCH_ROWS)
+            )
+            yield from rows_of(batches, path)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, "Arrow", error) from error
+
+
+def _unreadable(path: Path, kind: str, error: Exception) -> InputError:
+    reason = shortened(str(error).splitlines()[0] if str(error) else "damaged", 200)
+    return InputError(f"{path} is not a readable {kind} file: {reason}")
 
 
 def rows_of(batches: Iterable[pa.RecordBatch], path: Path) -> Iterator[NumberedRow]:

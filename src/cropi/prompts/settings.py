@@ -13,10 +13,18 @@ from cropi.text import require_names
 class PromptSource(Section):
     """Where some prompts come from: exactly one of `path`, `hub`, `reasoning_gym`, `pocket`."""
 
-    path: PathText | None = Field(None, description="a .jsonl, .json or .parquet file")
+    path: PathText | None = Field(
+        None,
+        description="a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, a folder or pattern of "
+        "such files, or a folder that `datasets` saved",
+    )
     hub: str | None = Field(None, description="a dataset on the Hugging Face hub")
     subset: str | None = Field(None, description="the hub dataset's configuration name")
-    split: str = Field("train", description="the hub dataset's split, or pocket's")
+    split: str | None = Field(
+        None,
+        description="the hub dataset's split, default train; pocket's, default pool; or that of a "
+        "folder with several",
+    )
     reasoning_gym: str | None = Field(None, description="the name of a reasoning-gym task")
     options: dict[str, Any] = Field(
         default_factory=dict, description="settings of the reasoning-gym task"
@@ -58,7 +66,7 @@ class PromptSource(Section):
         """Raise ValueError for a key that this kind of source would ignore."""
         meant = {
             "subset": {"hub"},
-            "split": {"hub", "pocket"},
+            "split": {"hub", "pocket", "path"},
             "levels": {"pocket"},
             "options": {"reasoning_gym"},
             "size": {"reasoning_gym", "pocket"},

@@ -9,41 +9,58 @@ import ast
 import difflib
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cropi.errors import InputError
-from cropi.prompts.formats import Cells, json_value, to_prompt
-from cropi.prompts.row_files import NumberedRows, open_rows, read_file
+from cropi.prompts.formats import json_value, to_prompt
+from cropi.prompts.row_columns import Cells, RowNotes
+from cropi.prompts.row_files import base_name, open_rows
 from cropi.prompts.settings import PromptSource
-from cropi.schema import Prompt, derive_seed
+from cropi.prompts.shards import find_shards
+from cropi.schema import Prompt, derive_seed, fingerprint
 from cropi.store import files
 from cropi.store.remote import local_copy, remote_url
 
 T = TypeVar("T")
+NamedRow = tuple[str, Mapping[str, Any]]
+"""A row after what errors call it, such as `pool.jsonl row 3`."""
 DEFAULT_TASK_SIZE = 500
 """Prompts that a reasoning-gym task generates if the config gives no size."""
 
 
-def load_source(source: PromptSource, seed: int, base: Path | None = None) -> list[Prompt]:
+def load_source(
+    source: PromptSource,
+    seed: int,
+    base: Path | None = None,
+    *,
+    templated: bool = False,
+    notes: list[str] | None = None,
+) -> list[Prompt]:
     """Load the prompts of one source, in the source's order.
 
-    A path may be a URL, such as `s3://bucket/prompts.parquet` or `hf://datasets/owner/name/x.jsonl`;
-    relative paths are looked up in the current directory, then in `base` (the config's folder).
+    A path may be a file, a folder of shards, a pattern, or a URL of a file, such as
+    `s3://bucket/prompts.parquet` or `hf://datasets/owner/name/x.jsonl`; relative paths are looked
+    up in the current directory, then in `base` (the config's folder).
     `seed` drives generated tasks and which rows `limit` keeps. Ids may repeat; `sets.deduplicate`
-    handles that.
+    handles that. `templated` says that the model has a chat template (see `to_prompt`). What a
+    reader should know of how the rows were read is appended to `notes`.
 
     Raises InputError if the source cannot be read or a row cannot become a prompt.
     """
     origin, fallback, rows = _read(source, seed, base)
     if not rows:
         raise InputError(f"{origin} holds no rows; give a source with at least one prompt")
-    return [
-        to_prompt(row, source, f"{origin} row {number}", fallback)
-        for number, row in subsample(rows, source.limit, derive_seed(seed, "limit"))
+    row_notes = RowNotes(origin)
+    prompts = [
+        to_prompt(row, source, where, fallback, templated=templated, notes=row_notes)
+        for where, row in subsample(rows, source.limit, derive_seed(seed, "limit"))
     ]
+    if notes is not None:
+        notes += row_notes.lines()
+    return prompts
 
 
 def first_prompts(source: PromptSource, count: int, base: Path | None = None) -> list[Prompt]:
@@ -59,17 +76,14 @@ def first_prompts(source: PromptSource, count: int, base: Path | None = None) ->
         return []
     if source.path is None:
         small = source.model_copy(update={"size": min(count, source.size or count)})
-        _, fallback, rows = _read(small if source.reasoning_gym else source, 0, base)
-        origin = source.reasoning_gym or "pocket"
+        origin, fallback, rows = _read(small if source.reasoning_gym else source, 0, base)
     else:
-        path = Path(find_file(source.path, base))
-        origin, fallback = str(path), path.stem
-        rows = list(islice(open_rows(path), count))
+        shards = find_shards(source.path, base, source.split)
+        origin, fallback = shards.place, shards.name
+        rows = list(islice(_file_rows(shards.files), count))
     if not rows:
         raise InputError(f"{origin} holds no rows; give a source with at least one prompt")
-    return [
-        to_prompt(row, source, f"{origin} row {number}", fallback) for number, row in rows[:count]
-    ]
+    return [to_prompt(row, source, where, fallback) for where, row in rows[:count]]
 
 
 def _has_reasoning_gym() -> bool:
@@ -80,19 +94,38 @@ def _has_reasoning_gym() -> bool:
     return True
 
 
-def _read(source: PromptSource, seed: int, base: Path | None) -> tuple[str, str, NumberedRows]:
+def _read(source: PromptSource, seed: int, base: Path | None) -> tuple[str, str, list[NamedRow]]:
     """Return what errors call the source, the default `source` of its prompts, and its rows."""
     if source.path is not None:
-        path = find_file(source.path, base)
-        with local_copy(path) as file:
-            return str(path), file.stem, read_file(file)
+        return _read_files(source.path, source.split, base)
     if source.hub is not None:
-        return f"{source.hub} ({source.split})", source.hub, _read_hub(source)
+        origin = f"{source.hub} ({_hub_split(source)})"
+        return origin, source.hub, _named(_read_hub(source), origin)
     if source.reasoning_gym is not None:
         task = source.reasoning_gym
-        rows = load_task(task, source.size, derive_seed(seed, task), source.options)
-        return f"reasoning-gym {task}", task, list(enumerate(rows, 1))
-    return "pocket", "pocket", _read_pocket(source, seed)
+        tasks = load_task(task, source.size, derive_seed(seed, task), source.options)
+        return f"reasoning-gym {task}", task, _named(tasks, f"reasoning-gym {task}")
+    return "pocket", "pocket", _named(_read_pocket(source, seed), "pocket")
+
+
+def _read_files(path: str, split: str | None, base: Path | None) -> tuple[str, str, list[NamedRow]]:
+    url = remote_url(path)
+    if url is None:
+        shards = find_shards(path, base, split)
+        return shards.place, shards.name, list(_file_rows(shards.files))
+    with local_copy(url) as file:
+        rows = [(where.replace(str(file), url), row) for where, row in _file_rows([file])]
+        return url, base_name(file), rows
+
+
+def _file_rows(shards: Iterable[Path]) -> Iterator[NamedRow]:
+    for file in shards:
+        for number, row in open_rows(file):
+            yield f"{file} row {number}", row
+
+
+def _named(rows: Iterable[Mapping[str, Any]], origin: str) -> list[NamedRow]:
+    return [(f"{origin} row {number}", row) for number, row in enumerate(rows, 1)]
 
 
 def subsample(items: list[T], limit: int | None, seed: int) -> list[T]:
@@ -103,43 +136,37 @@ def subsample(items: list[T], limit: int | None, seed: int) -> list[T]:
     return [items[i] for i in sorted(drawn)]
 
 
-def source_hash(path: str, base: Path | None) -> str:
-    """Return a content hash of a source's file. Raises InputError if it cannot be read."""
-    with local_copy(find_file(path, base)) as file:
-        return files.file_hash(file)
+def source_hash(path: str, base: Path | None, split: str | None = None) -> str:
+    """Return a content hash of a source's files. Raises InputError if they cannot be read."""
+    if remote_url(path):
+        with local_copy(path) as file:
+            return files.file_hash(file)
+    hashes = [files.file_hash(file) for file in find_shards(path, base, split).files]
+    return hashes[0] if len(hashes) == 1 else fingerprint(hashes)
 
 
-def find_file(name: str, base: Path | None) -> str | Path:
-    """Return the path of a file, looked up in the current directory and then in `base`.
-
-    A URL is returned as it is. Raises InputError if a local file is in neither folder.
-    """
-    if url := remote_url(name):
-        return url
-    places = [Path(name).expanduser(), *([base / name] if base is not None else [])]
-    path = next((p for p in places if p.is_file()), None)
-    if path is None:
-        tried = " or ".join(dict.fromkeys(str(p) for p in places))
-        raise InputError(f"{tried} is not a file; give the path of an existing file")
-    return path
+def _hub_split(source: PromptSource) -> str:
+    return source.split or "train"
 
 
-def _read_hub(source: PromptSource) -> NumberedRows:
+def _read_hub(source: PromptSource) -> Iterable[Mapping[str, Any]]:
     """Download a dataset through `datasets`, or take it from its cache."""
     import datasets
 
+    split = _hub_split(source)
     try:
-        rows = datasets.load_dataset(source.hub, source.subset, split=source.split)
+        rows: Iterable[Mapping[str, Any]]
+        rows = datasets.load_dataset(source.hub, source.subset, split=split)
     except (OSError, ValueError, RuntimeError, LookupError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"the hub's dataset {source.hub!r} (subset {source.subset!r}, split {source.split!r}) "
+            f"the hub's dataset {source.hub!r} (subset {source.subset!r}, split {split!r}) "
             f"cannot be loaded: {reason}; check names and network, or give a file with `path`"
         ) from error
-    return list(enumerate(rows, 1))
+    return rows
 
 
-def _read_pocket(source: PromptSource, seed: int) -> NumberedRows:
+def _read_pocket(source: PromptSource, seed: int) -> Iterable[Mapping[str, Any]]:
     """Generate pocket's rows; without a split in the source, those of the pool."""
     from cropi.pocket import SKILLS, rows
 
@@ -151,10 +178,10 @@ def _read_pocket(source: PromptSource, seed: int) -> NumberedRows:
             f"did you mean {close[0]!r}?" if close else f"give [all] or some of {', '.join(SKILLS)}"
         )
         raise InputError(f"pocket has no skill {unknown[0]!r}; {hint}")
-    split = "pool" if source.split == "train" else source.split
+    split = "pool" if source.split in (None, "train") else source.split
     names = None if "all" in skills else skills
     try:
-        return list(enumerate(rows(split, names, source.size, seed, source.levels), 1))
+        return list(rows(split, names, source.size, seed, source.levels))
     except ValueError as error:
         raise InputError(f"pocket: {error}") from None
 

@@ -8,6 +8,7 @@ result has the same bytes however often it was interrupted.
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ from cropi.schema import (
 )
 from cropi.store.cached import is_current, stamp
 from cropi.store.files import cannot_write, require_writable
+from cropi.store.lock import exclusive_output
 from cropi.verifiers.settings import VerifiersConfig
 from cropi.verifiers.verdict import Grader, Verdict
 
@@ -157,9 +159,10 @@ def rollout(
     reference = PolicyRef.of(policy)
     engine = load_engine(settings.engine, reference)
     plan = SamplingPlan(settings.sampling, settings.responses, seed, template_kwargs)
-    with open_judge(verifier) as judge:
+    with exclusive_output(Path(out)), open_judge(verifier) as judge:
         if not isinstance(verifier, Judge):
             prompts = judge.readable(prompts)
+        reference.require_same_tokens([p.content for p in prompts])
         inputs_fingerprint = inputs_fingerprint or fingerprint(
             reference.identity,
             settings.model_dump(),
@@ -169,7 +172,23 @@ def rollout(
             [(p.prompt_id, p.content, p.answer) for p in prompts],
         )
         collect(engine, reference, prompts, judge, plan, Path(out), inputs_fingerprint, progress)
-    return read_rollouts(out)
+    groups = read_rollouts(out)
+    if note := tokens_without_text(groups, reference.tokenizer):
+        warnings.warn(f"{out}: {note}", stacklevel=2)
+    return groups
+
+
+def tokens_without_text(groups: Sequence[RolloutGroup], tokenizer: Any) -> str | None:
+    """Say how many sampled ids the tokenizer does not have: models may have more rows than it."""
+    size = len(tokenizer)
+    counts = [int((response.ids >= size).sum()) for group in groups for response in group.responses]
+    if not sum(counts):
+        return None
+    affected = sum(map(bool, counts))
+    return (
+        f"{sum(counts):,} sampled tokens in {affected:,} of {len(counts):,} responses have ids "
+        f"from {size} on, which the tokenizer does not have: they are no text, and count as tokens"
+    )
 
 
 def _encode(

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cropi.rollouts.columns import Columns, Rows, read_rows
 from cropi.rollouts.number_checks import require_sound_numbers
+from cropi.rollouts.rollout_rows import Rows, read_rows
 from cropi.schema import (
     OPTIONAL_ROLLOUT_COLUMNS,
     ROLLOUT_COLUMNS,
@@ -27,8 +27,10 @@ from cropi.schema import (
     RolloutGroup,
     Sampling,
 )
+from cropi.store.columns import Columns
 from cropi.store.files import read_table, table_metadata, write_table
 from cropi.store.remote import local_copy, remote_url
+from cropi.store.tables import count_in
 
 MAX_NEW_TOKENS = "cropi.max_new_tokens"
 REQUIRED = ("prompt_id", "prompt_ids", "response_ids", "logprobs", "reward")
@@ -48,7 +50,8 @@ def read_rollouts(path: str | Path) -> list[RolloutGroup]:
     table, columns = _open(path)
     rows = read_rows(columns)
     order = _row_order(columns)
-    limit = int(table_metadata(table).get(MAX_NEW_TOKENS, Sampling().max_new_tokens))
+    given = table_metadata(table).get(MAX_NEW_TOKENS)
+    limit = Sampling().max_new_tokens if given is None else count_in(path, MAX_NEW_TOKENS, given)
     return [_group(columns, rows, group, limit) for group in order]
 
 

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from cropi.errors import InputError
 from cropi.estimation.intervals import Interval, mean_interval, share_interval
 from cropi.schema import RolloutGroup
+from cropi.text import plural
 
 if TYPE_CHECKING:
     from torch import nn
@@ -287,20 +288,22 @@ def _notes(
     notes = []
     if wild := [p.prompt_id for p in prompts if p.out_of_range]:
         notes.append(
-            f"{len(wild)} prompts, first {wild[0]}, have a token whose ratio is beyond "
+            f"{plural(len(wild), 'prompt')} (first {wild[0]}) with a token whose ratio is beyond "
             f"e^{MOST_NATS:.0f} (a log-prob of minus infinity, say), counted as that: check their "
             "log-probs, or sample them again"
         )
     if cut := sum(map(_truncated, groups)):
         notes.append(
-            f"{cut} prompts were sampled with top_p or top_k: their log-probs are of the cut "
+            f"{plural(cut, 'prompt')} sampled with top_p or top_k: their log-probs are of the cut "
             "distribution, so ratios lie below 1 and KL above 0 even under the same policy"
         )
     if inexact := sum(not g.exact for g in groups):
         notes.append(
-            f"{inexact} prompts come from imported text (exact = false): tokens and log-probs may "
-            "not be the sampler's"
+            f"{plural(inexact, 'prompt')} from imported text (exact = false): tokens and log-probs "
+            "may not be the sampler's"
         )
     if single:
-        notes.append(f"{single} prompts have one usable response, which has no effective share")
+        notes.append(
+            f"{plural(single, 'prompt')} with one usable response, which has no effective share"
+        )
     return notes

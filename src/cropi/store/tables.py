@@ -7,20 +7,28 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cropi.errors import InputError
-from cropi.schema import SCORED, InfluenceEstimate, Selection, unique
+from cropi.schema import SCORED, UNSCORED, InfluenceEstimate, Selection, unique
 from cropi.store.files import read_table, table_metadata, write_table
+from cropi.text import require_names, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from cropi.store.columns import Columns
+
+JSON = TypeVar("JSON", dict[str, Any], list[Any])
 ERROR_SUFFIX = "_standard_error"
 """What is appended to a validation set's name for the column of its standard errors."""
+POOL_SIZE, NEGATIVE = "cropi.pool_size", "cropi.negative"
+"""Keys of the metadata."""
+COSINE_TOLERANCE = 1e-4
+"""By which rounding may lift a cosine above 1."""
 RESERVED = ("prompt_id", "norm", "tokens", "group_size", "status")
 """Columns of a score file that are not validation sets."""
 
@@ -61,7 +69,7 @@ def write_scores(
         "status": pa.array(estimate.status, pa.string()),
     }
     about = {
-        "cropi.pool_size": str(estimate.pool_size),
+        POOL_SIZE: str(estimate.pool_size),
         "cropi.unlisted": json.dumps(estimate.unlisted),
         "cropi.influence": json.dumps(estimate.identity, sort_keys=True),
     }
@@ -79,75 +87,159 @@ def scores_from(table: pa.Table, path: Path) -> InfluenceEstimate:
     Files that list scored prompts only, without `status`, are read too. Raises InputError, naming
     `path`, if the table is not one of scores.
     """
-    about = table_metadata(table)
-    targets = _targets(table)
-    if "prompt_id" not in table.column_names or not targets:
+    from cropi.store.columns import Columns
+
+    columns, names = Columns(table, str(path)), _targets(table)
+    if "prompt_id" not in columns or not names:
         raise InputError(
             f"{path} is not a score file: it needs prompt_id and one float column per validation "
             f"set, and has {table.column_names}; make one with `cropi score`"
         )
-    ids = [str(i) for i in table["prompt_id"].to_pylist()]
-    status = table["status"].to_pylist() if "status" in table.column_names else [SCORED] * len(ids)
+    columns.require(["prompt_id", *names], "a score file")
+    require_names(names, f"{path}: a validation set")
+    ids, status = _ids(columns, "scored"), _statuses(columns, table.num_rows)
     scored = np.array([each == SCORED for each in status], dtype=bool)
     if not scored.any():
         raise InputError(
             f"{path} scores no prompt ({len(ids)} rows); score a pool with informative prompts"
         )
-    if not unique(ids):
-        raise InputError(f"{path} has a prompt_id on more than one row; each may be scored once")
-    mean = {name: _floats(table, name).astype(np.float32) for name in targets}
-    for name, values in mean.items():
-        if not np.isfinite(values[scored]).all():
-            raise InputError(f"{path}: column {name} holds NaN or infinite values; score again")
-    if "cropi.pool_size" not in about:
+    about = table_metadata(table)
+    if POOL_SIZE not in about:
         warnings.warn(
-            f"{path} does not say how large the pool is (its metadata lacks cropi.pool_size); the "
+            f"{path} does not say how large the pool is (its metadata lacks {POOL_SIZE}); the "
             f"ratio is taken of the {len(ids)} scored prompts",
             stacklevel=3,
         )
     return InfluenceEstimate(
         prompt_ids=ids,
-        mean=mean,
-        standard_error={name: _floats(table, name + ERROR_SUFFIX) for name in targets},
-        norms=_floats(table, "norm", 1.0).astype(np.float32),
-        tokens=_counts(table, "tokens").astype(np.int64),
-        group_size=_counts(table, "group_size").astype(np.int32),
+        mean={name: _cosines(columns, name, scored) for name in names},
+        standard_error={name: _sizes(columns, name + ERROR_SUFFIX) for name in names},
+        norms=_norms(columns, scored),
+        tokens=_counts(columns, "tokens").astype(np.int64),
+        group_size=_counts(columns, "group_size").astype(np.int32),
         status=status,
-        unlisted=_unlisted(about, len(ids)),
-        identity=json.loads(about.get("cropi.influence", "{}")),
+        unlisted=_unlisted(about, len(ids), path),
+        identity=_json(about, "cropi.influence", path, {}),
     )
 
 
 def _targets(table: pa.Table) -> list[str]:
-    """The columns that hold a validation set's cosines."""
+    """The columns that hold a validation set's cosines: floats, and what has a standard error."""
     import pyarrow as pa
 
-    floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
-    errors = {name + ERROR_SUFFIX for name in floats}
-    return [name for name in floats if name not in RESERVED and name not in errors]
+    names = [
+        field.name
+        for field in table.schema
+        if pa.types.is_floating(field.type) or pa.types.is_decimal(field.type)
+    ]
+    names += [n.removesuffix(ERROR_SUFFIX) for n in table.column_names if n.endswith(ERROR_SUFFIX)]
+    return [n for n in dict.fromkeys(names) if n not in RESERVED and not n.endswith(ERROR_SUFFIX)]
 
 
-def _unlisted(about: Mapping[str, str], rows: int) -> dict[str, int]:
-    """Prompts of the pool without a row, by reason; older files call them skipped."""
-    by_reason: dict[str, int] = json.loads(
-        about.get("cropi.unlisted", about.get("cropi.skipped", "{}"))
+def _ids(columns: Columns, what: str) -> list[str]:
+    ids = columns.strings("prompt_id")
+    columns.require_no_row("prompt_id", np.array([not i for i in ids]), "is empty; name the prompt")
+    if not unique(ids):
+        raise InputError(
+            f"{columns.path} has a prompt_id on more than one row; each may be {what} once"
+        )
+    return ids
+
+
+def _statuses(columns: Columns, rows: int) -> list[str]:
+    if "status" not in columns:
+        return [SCORED] * rows
+    statuses, allowed = columns.strings("status"), (SCORED, *UNSCORED)
+    unknown = np.array([each not in allowed for each in statuses], dtype=bool)
+    columns.require_no_row("status", unknown, f"is not one of {', '.join(allowed)}", statuses)
+    return statuses
+
+
+def _cosines(columns: Columns, name: str, scored: NDArray[np.bool_]) -> NDArray[np.float32]:
+    values = _floats(columns, name)
+    columns.require_no_row(
+        name, scored & ~np.isfinite(values), "is not a finite number; score again", values
     )
-    rest = int(about.get("cropi.pool_size", rows)) - rows - sum(by_reason.values())
+    outside = scored & (np.abs(values) > 1 + COSINE_TOLERANCE)
+    columns.require_no_row(name, outside, "is not a cosine, from -1 to 1; score again", values)
+    return values.astype(np.float32)
+
+
+def _norms(columns: Columns, scored: NDArray[np.bool_]) -> NDArray[np.float32]:
+    values = _floats(columns, "norm", 1.0)
+    wrong = scored & ~((values > 0) & np.isfinite(values))
+    columns.require_no_row("norm", wrong, "is not the length of a gradient; score again", values)
+    return values.astype(np.float32)
+
+
+def _sizes(columns: Columns, name: str) -> NDArray[np.float64]:
+    """A column of finite numbers from 0 on; NaN where it is null, or not there at all."""
+    values = _floats(columns, name)
+    columns.require_no_row(
+        name, (values < 0) | np.isinf(values), "is not a finite number from 0 on", values
+    )
+    return values
+
+
+def _floats(columns: Columns, name: str, default: float = math.nan) -> NDArray[np.float64]:
+    """A column with NaN for null, or `default` everywhere where there is no such column."""
+    import pyarrow as pa
+
+    return columns.numbers(name, pa.float64(), missing=default, nulls=math.nan)
+
+
+def _counts(columns: Columns, name: str) -> NDArray[np.int64]:
+    """A column of counts; 0 where it is null, or not there at all."""
+    import pyarrow as pa
+
+    values = columns.numbers(name, pa.int64(), missing=0, nulls=0)
+    wrong = (values < 0) | (values > np.iinfo(np.int32).max)
+    columns.require_no_row(name, wrong, "is not a count", values)
+    return values
+
+
+def _unlisted(about: Mapping[str, str], rows: int, path: Path) -> dict[str, int]:
+    """Prompts of the pool without a row, by reason; older files call them skipped."""
+    key = "cropi.unlisted" if "cropi.unlisted" in about else "cropi.skipped"
+    by_reason: dict[str, Any] = _json(about, key, path, {})
+    listed = rows + sum(count_in(path, key, count) for count in by_reason.values())
+    rest = count_in(path, POOL_SIZE, about.get(POOL_SIZE, str(listed))) - listed
+    if rest < 0:
+        raise InputError(
+            f"{path}: its metadata {POOL_SIZE} says {about[POOL_SIZE]} prompts, and {listed:,} are "
+            "listed; score again"
+        )
     return by_reason | {"not listed": rest} if rest > 0 else by_reason
 
 
-def _floats(table: pa.Table, name: str, default: float = math.nan) -> NDArray[np.float64]:
-    """A column with NaN for null, or `default` everywhere where there is no such column."""
-    if name not in table.column_names:
-        return np.full(table.num_rows, default)
-    return np.asarray(table[name].to_numpy(), dtype=np.float64)
+def count_in(path: str | Path, key: str, value: Any) -> int:
+    """A count in a file's metadata. Raises InputError if it is none."""
+    if isinstance(value, str) and value.isdecimal() and len(value) < 16:
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 10**15:
+        raise InputError(
+            f"{path}: its metadata {key} holds {shown(value, 60)} where a count should "
+            "be; make the file again"
+        )
+    return value
 
 
-def _counts(table: pa.Table, name: str) -> NDArray[np.int64]:
-    """A column of counts; zeros where there is no such column."""
-    if name not in table.column_names:
-        return np.zeros(table.num_rows, np.int64)
-    return np.asarray(table[name].to_numpy(), dtype=np.int64)
+def _json(about: Mapping[str, str], key: str, path: Path, default: JSON) -> JSON:
+    """JSON in a file's metadata, of the default's type. Raises InputError for any other text."""
+    text = about.get(key)
+    if text is None:
+        return default
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, type(default)):
+        kind = "object" if isinstance(default, dict) else "list"
+        raise InputError(
+            f"{path}: its metadata {key} holds {shown(text, 60)} where a JSON {kind} should be; "
+            "make the file again"
+        )
+    return value
 
 
 def _nullable(values: NDArray[np.floating], kind: pa.DataType) -> pa.Array:
@@ -174,7 +266,7 @@ def write_selection(
         pa.table(columns),
         {
             "cropi.notes": json.dumps(selection.notes),
-            "cropi.negative": str(selection.negative),
+            NEGATIVE: str(selection.negative),
             **(metadata or {}),
         },
     )
@@ -182,23 +274,33 @@ def write_selection(
 
 def read_selection(path: Path) -> Selection:
     """Read a selection file. Raises InputError if it is not one, or selects nothing."""
+    import pyarrow as pa
+
+    from cropi.store.columns import Columns
+
     table = read_table(path)
-    if "prompt_id" not in table.column_names or table.num_rows == 0:
+    columns = Columns(table, str(path))
+    if "prompt_id" not in columns or table.num_rows == 0:
         raise InputError(
             f"{path} selects nothing: it needs a prompt_id column with at least one row, and has "
             f"{table.num_rows} rows of {table.column_names}; make one with `cropi select`"
         )
-    if "rank" in table.column_names:
-        table = table.sort_by("rank")
-    ids = [str(i) for i in table["prompt_id"].to_pylist()]
-    if not unique(ids):
-        raise InputError(f"{path} has a prompt_id on more than one row; select each prompt once")
-    scores = table["score"].to_numpy() if "score" in table.column_names else np.zeros(len(ids))
+    ids, order = _ids(columns, "selected"), np.arange(table.num_rows)
+    if "rank" in columns:
+        rank = columns.numbers("rank", pa.int64())
+        order = np.argsort(rank, kind="stable")
+        if len(np.unique(rank)) < len(rank):
+            raise InputError(f"{path} has a rank on more than one row; rank the prompts from 1 on")
     ranks = {
-        n.removeprefix("rank_"): table[n].to_numpy().astype(np.int32)
-        for n in table.column_names
-        if n.startswith("rank_")
+        name.removeprefix("rank_"): _counts(columns, name)[order].astype(np.int32)
+        for name in table.column_names
+        if name.startswith("rank_")
     }
-    about = table_metadata(table)
-    notes = json.loads(about.get("cropi.notes", "[]"))
-    return Selection(ids, scores, ranks, int(about.get("cropi.negative", 0)), notes)
+    about, empty = table_metadata(table), list[Any]()
+    return Selection(
+        [ids[place] for place in order],
+        _floats(columns, "score", 0.0)[order],
+        ranks,
+        count_in(path, NEGATIVE, about.get(NEGATIVE, "0")),
+        [str(note) for note in _json(about, "cropi.notes", path, empty)],
+    )

@@ -140,7 +140,7 @@ def _prompt_file_hashes(config: RunConfig, base: Path | None) -> list[str]:
         source for group in (sets.validation, sets.test) for s in group.values() for source in s
     ]
     sources = [*sets.pool, *heldout, *config.warmup.prompts]
-    return [source_hash(source.path, base) for source in sources if source.path]
+    return [source_hash(s.path, base, s.split) for s in sources if s.path]
 
 
 @contextmanager

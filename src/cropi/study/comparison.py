@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from cropi.estimation.intervals import Interval
+from cropi.estimation.intervals import Interval, mean_interval
 from cropi.study import measures
 from cropi.study.measures import AXES, LEVELS, Acceleration, Axis, BreakEven, Curves
 from cropi.study.results import RunResult, StudyFiles, read_study
+
+ORACLE = "oracle"
+"""The strategy that is told where the targets are: a bound, not a method anyone could use."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class BaselineComparison:
     """A strategy against the baseline, over the `seeds` that both have finished.
 
     `final`, `area` and `untargeted` are differences, the strategy's minus the baseline's.
-    `accelerations` has an entry for each axis and level that could be measured.
+    `accelerations` has an entry for each axis and level that could be measured. `oracle_share` is
+    the share of the oracle's advantage in area, over the seeds that the oracle has finished too.
     """
 
     strategy: str
@@ -50,6 +54,7 @@ class BaselineComparison:
     final: Interval
     area: Interval
     untargeted: Interval | None
+    oracle_share: Interval | None
     accelerations: dict[tuple[Axis, float], Acceleration]
     break_even: dict[float, BreakEven]
 
@@ -151,15 +156,14 @@ def _strategy_result(name: str, runs: list[RunResult]) -> StrategyResult:
         phase: {m: float(np.mean([run.phases[phase][m] for run in runs])) for m in amounts}
         for phase, amounts in runs[0].phases.items()
     }
-    mean = measures.mean_over_seeds
     return StrategyResult(
         strategy=name,
         curves=curves,
         start=float(curves.targeted[:, 0].mean()),
-        final=mean(curves.targeted[:, -1]),
-        area=mean(measures.area(curves.steps, curves.targeted)),
-        untargeted=None if others is None else mean(others[:, -1]),
-        change=None if others is None else mean(others[:, -1] - others[:, 0]),
+        final=mean_interval(curves.targeted[:, -1]),
+        area=mean_interval(measures.area(curves.steps, curves.targeted)),
+        untargeted=None if others is None else mean_interval(others[:, -1]),
+        change=None if others is None else mean_interval(others[:, -1] - others[:, 0]),
         costs={m: float(v) for m, v in last.items()},
         phases=phases,
     )
@@ -174,8 +178,9 @@ def _comparisons(
         notes.append(f"the baseline {files.baseline} {why}, so there are no accelerations")
         return {}
     _note_small_gain(baseline, notes)
+    oracle = strategies.get(ORACLE)
     compared = {
-        name: _comparison(baseline, result, notes)
+        name: _comparison(baseline, result, oracle, notes)
         for name, result in strategies.items()
         if name != files.baseline
     }
@@ -194,7 +199,10 @@ def _note_small_gain(baseline: StrategyResult, notes: list[str]) -> None:
 
 
 def _comparison(
-    baseline: StrategyResult, result: StrategyResult, notes: list[str]
+    baseline: StrategyResult,
+    result: StrategyResult,
+    oracle: StrategyResult | None,
+    notes: list[str],
 ) -> BaselineComparison | None:
     name, other = result.strategy, baseline.strategy
     shared = tuple(s for s in result.curves.seeds if s in baseline.curves.seeds)
@@ -209,10 +217,22 @@ def _comparison(
             f"{baseline.curves.steps[-1]:.0f}: their final accuracies and areas differ in length "
             "too"
         )
-    return _compare(name, result.curves.of(shared), baseline.curves.of(shared))
+    share = _oracle_share(baseline, result, oracle) if oracle is not None else None
+    return _compare(name, result.curves.of(shared), baseline.curves.of(shared), share)
 
 
-def _compare(name: str, curves: Curves, baseline: Curves) -> BaselineComparison:
+def _oracle_share(
+    baseline: StrategyResult, result: StrategyResult, oracle: StrategyResult
+) -> Interval | None:
+    """The share over the seeds that all three have; None where there are none."""
+    three = [each.curves for each in (baseline, result, oracle)]
+    shared = tuple(s for s in three[1].seeds if all(s in curves.seeds for curves in three))
+    return measures.oracle_share(*(curves.of(shared) for curves in three)) if shared else None
+
+
+def _compare(
+    name: str, curves: Curves, baseline: Curves, oracle_share: Interval | None
+) -> BaselineComparison:
     """Compare curves of the same seeds, in the same order."""
     ratios = {(a, f): measures.acceleration(baseline, curves, f, a) for a in AXES for f in LEVELS}
     break_evens = {f: measures.break_even(baseline, curves, f) for f in LEVELS}
@@ -220,13 +240,14 @@ def _compare(name: str, curves: Curves, baseline: Curves) -> BaselineComparison:
     untargeted = None
     if curves.untargeted is not None and baseline.untargeted is not None:
         change = curves.untargeted[:, -1] - baseline.untargeted[:, -1]
-        untargeted = measures.mean_over_seeds(change)
+        untargeted = mean_interval(change)
     return BaselineComparison(
         strategy=name,
         seeds=curves.seeds,
-        final=measures.mean_over_seeds(curves.targeted[:, -1] - baseline.targeted[:, -1]),
-        area=measures.mean_over_seeds(area - baseline_area),
+        final=mean_interval(curves.targeted[:, -1] - baseline.targeted[:, -1]),
+        area=mean_interval(area - baseline_area),
         untargeted=untargeted,
+        oracle_share=oracle_share,
         accelerations={key: ratio for key, ratio in ratios.items() if ratio is not None},
         break_even={f: point for f, point in break_evens.items() if point is not None},
     )

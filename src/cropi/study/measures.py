@@ -10,28 +10,32 @@ sets per seed, then the mean over seeds, straight lines in between. Nothing else
     level(f) = b(0) + f * (mean of b(t) over evaluations with t >= 3/4 T  -  b(0)),  f in LEVELS.
 
 The mean over the last quarter is where the baseline ends, with less noise than one evaluation has.
-It is at most the highest of them, so that the baseline itself always reaches its levels. A baseline
-that gains less than LEAST_GAIN has no meaningful level: no ratio is given.
+It is at most the highest of them, so that the mean curve always reaches its levels. A baseline that
+gains less than LEAST_GAIN has no meaningful level: no ratio is given.
 
-**Steps to a level.** Where the mean curve first crosses it, by linear interpolation.
+**Steps to a level.** Where a seed's own curve first crosses it, by linear interpolation; of several
+seeds, the geometric mean.
 
-**Acceleration** = the baseline's steps to the level / the strategy's. A strategy that never
-reaches the level gets 0, which is shown as "never".
+**Acceleration** = the baseline's steps to the level / the strategy's: the geometric mean of the
+seeds' ratios, with Student's 95% interval of their logs. Seeds are paired, since they share start
+policy, prompts and rollouts. A seed that never reaches the level is censored: it counts as if it
+reached it at its last evaluation, is counted and shown, and opens the interval. If the strategy's
+seed never does, the ratio is at most that, and the interval begins at 0; if the baseline's never
+does, it is at least that, and the interval has no upper end. If neither does, the seed says nothing
+and has no ratio. A strategy of which half the seeds or more never reach the level has ratio 0,
+which is shown as "never".
 
-**Compute acceleration** is the same ratio on the axis of FLOPs, and likewise of seconds: x is the
-mean over seeds of what had been paid at each evaluation, selection included. What a stage's
-selection costs is paid before the stage's first step: there the curve is flat
-(`cost_accuracy_curve`).
+**Compute acceleration** is the same ratio on the axis of FLOPs, and likewise of seconds: x is what
+had been paid at each evaluation, selection included. What a stage's selection costs is paid before
+the stage's first step: there the curve is flat (`cost_accuracy_curve`).
 
 **Area** = area under the targeted curve by the trapezoid rule, over the number of steps: the mean
 accuracy during training.
 
-**Intervals** are 95% percentile bootstrap intervals over seeds: RESAMPLES draws of S seeds with
-replacement from a fixed random generator. Each draw recomputes mean curves, level and ratio. Seeds
-are paired: a draw takes the same seeds of the baseline and of the strategy, since they share start
-policy, prompts and rollouts. A draw in which the strategy never reaches counts as ratio 0; one in
-which the baseline gains less than LEAST_GAIN has no ratio and is left out; both are counted.
-One seed has no interval.
+**Share of the oracle's advantage** = (area of the strategy - area of the baseline) / (area of
+`oracle` - area of the baseline), means over the seeds that all three share; Fieller's interval.
+
+**Intervals** of means and differences over seeds are Student's. One seed has no interval.
 """
 
 from __future__ import annotations
@@ -43,7 +47,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cropi.estimation.intervals import Interval
+from cropi.estimation.intervals import (
+    Interval,
+    geometric_interval,
+    ratio_of_means,
+    t_quantile,
+)
 
 Array = NDArray[np.float64]
 Axis = Literal["steps", "flops", "seconds"]
@@ -53,8 +62,6 @@ LEVELS = (0.80, 0.90, 0.95)
 MAIN_LEVEL = 0.95
 LAST_QUARTER = 0.75
 LEAST_GAIN = 0.02
-RESAMPLES = 10_000
-BOOTSTRAP_SEED = 20_251
 TOLERANCE = 1e-9
 """Accuracies are means of rates: a level counts as reached within rounding."""
 
@@ -110,10 +117,12 @@ class Curves:
 class Acceleration:
     """How soon a strategy reaches a level, against the baseline, on one axis.
 
-    `baseline` and `strategy` are the axis' amounts up to the level; `strategy` is None if it never
-    reaches it. `ratio` is `baseline / strategy`, 0 for never, None where it has no meaning (a
-    strategy that starts at the level). Of the resamples, `never` did not reach it and `undefined`
-    have no level.
+    `baseline` and `strategy` are the axis' amounts up to the level, geometric means over seeds;
+    `strategy` is None if half of its seeds or more never reach it. `ratio` is
+    `baseline / strategy`, 0 for never, None where it has no meaning (a strategy that starts at the
+    level). `high` is None beside a `low` where a seed of the
+    baseline never reaches the level: no upper end. Of the `seeds`,
+    `never` are those of the strategy that do not reach it, and `undefined` have no ratio.
     """
 
     share: float
@@ -124,49 +133,19 @@ class Acceleration:
     ratio: float | None
     low: float | None = None
     high: float | None = None
+    seeds: int = 1
     never: int = 0
     undefined: int = 0
 
 
-def bootstrap_weights(seeds: int, resamples: int = RESAMPLES) -> Array | None:
-    """Return bootstrap weights `(R, S)`, rows summing to 1; None for fewer than two seeds.
-
-    Row r holds how often each seed was drawn, over S: the mean over the drawn seeds of any
-    `(S, T)` array is a matrix product. The same S always gives the same weights.
-    """
-    if seeds < 2:
-        return None
-    drawn = np.random.default_rng(BOOTSTRAP_SEED).integers(seeds, size=(resamples, seeds))
-    counts = np.zeros((resamples, seeds))
-    np.add.at(counts, (np.arange(resamples)[:, None], drawn), 1.0)
-    return counts / seeds
-
-
-def interval(values: Array) -> tuple[float, float] | None:
-    """Return the 2.5% and 97.5% percentiles of the values that are not NaN; None without any."""
-    defined = values[~np.isnan(values)]
-    if not len(defined):
-        return None
-    # Neighbouring order statistics, not a line between them: half-way to "never" means nothing.
-    low = np.percentile(defined, 2.5, method="lower")
-    return float(low), float(np.percentile(defined, 97.5, method="higher"))
-
-
-def mean_over_seeds(values: Array) -> Interval:
-    """Return the mean over seeds `(S,)` with its bootstrap interval, if there is more than one."""
-    mean, weights = float(values.mean()), bootstrap_weights(len(values))
-    ends = None if weights is None else interval(weights @ values)
-    low, high = ends or (None, None)
-    return Interval(mean, low, high, len(values))
-
-
 def band(values: Array) -> tuple[Array, Array] | None:
-    """Return the 95% interval of the mean at every evaluation, each `(T,)`; None for one seed."""
-    weights = bootstrap_weights(len(values))
-    if weights is None:
+    """Return the 95% interval of the mean of `(S, T)` at every evaluation; None for one seed."""
+    count = len(values)
+    if count < 2:
         return None
-    low, high = np.percentile(weights @ values, [2.5, 97.5], axis=0)
-    return low, high
+    half = t_quantile(count - 1) * values.std(axis=0, ddof=1) / np.sqrt(count)
+    mean = values.mean(axis=0)
+    return mean - half, mean + half
 
 
 def area(steps: Array, curve: Array) -> Array:
@@ -228,26 +207,31 @@ def _at(values: Array, index: NDArray[np.intp]) -> Array:
     return np.asarray(np.take_along_axis(values, index, axis=-1)[..., 0], dtype=np.float64)
 
 
-def crossings(curves: Curves, axis: Axis, goal: Array, weights: Array) -> Array | None:
-    """Return where the mean curve of each weighting `(R, S)` first reaches `goal` `(R,)`: `(R,)`.
+def seed_crossings(curves: Curves, axis: Axis, goal: float) -> Array | None:
+    """Return where each seed's own curve first reaches `goal`, `(S,)`; inf: never.
 
-    inf means never; None means that the axis was not measured.
+    None means that the axis was not measured.
     """
     costs = curves.costs(axis)
     if costs is None:
         return None
-    training, selection = (weights @ c for c in costs)
-    return first_crossing(
-        *cost_accuracy_curve(training, selection, weights @ curves.targeted), goal
-    )
+    curve = cost_accuracy_curve(*costs, curves.targeted)
+    return first_crossing(*curve, np.full(len(curves.seeds), goal))
 
 
 def seed_steps(curves: Curves, goal: float) -> list[float | None]:
     """Return the step where each seed's own curve first reaches `goal`; None for never."""
-    each = np.eye(len(curves.seeds))
-    steps = crossings(curves, "steps", np.full(len(each), goal), each)
+    steps = seed_crossings(curves, "steps", goal)
     assert steps is not None, "steps are always measured"
     return [float(x) if np.isfinite(x) else None for x in steps]
+
+
+def baseline_level(baseline: Curves, share: float) -> float | None:
+    """Return the level of the mean curve; None where it gains less than LEAST_GAIN."""
+    mean = baseline.targeted.mean(axis=0)
+    if gain(baseline.steps, mean) < LEAST_GAIN:
+        return None
+    return float(level(baseline.steps, mean, share))
 
 
 def acceleration(
@@ -258,66 +242,72 @@ def acceleration(
     None where the axis was not measured, or where the baseline gains less than LEAST_GAIN.
     """
     assert baseline.seeds == strategy.seeds, "paired seeds"
-    count = len(strategy.seeds)
-    means = _ratios(baseline, strategy, share, axis, np.full((1, count), 1 / count))
-    if means is None or np.isnan(means.goal[0]):
+    goal = baseline_level(baseline, share)
+    if goal is None:
         return None
-    point = Acceleration(
+    reached, standard = _reached(strategy, axis, goal), _reached(baseline, axis, goal)
+    if reached is None or standard is None:
+        return None
+    # A strategy at the level from its start on has no ratio, nor have two that never reach it.
+    defined = (reached.ever | standard.ever) & (reached.amounts > 0) & (standard.amounts > 0)
+    plain = Acceleration(
         share=share,
-        level=float(means.goal[0]),
+        level=goal,
         axis=axis,
-        baseline=_finite(means.baseline[0]),
-        strategy=_finite(means.strategy[0]),
-        ratio=_finite(means.ratio[0]),
+        baseline=standard.mean if standard.ever.any() else None,
+        strategy=reached.mean if 2 * reached.ever.sum() > len(reached.ever) else None,
+        ratio=None,
+        seeds=len(strategy.seeds),
+        never=int((~reached.ever).sum()),
+        undefined=int((~defined).sum()),
     )
-    weights = bootstrap_weights(count)
-    return point if weights is None else _with_interval(point, baseline, strategy, weights)
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
-def _with_interval(
-    point: Acceleration, baseline: Curves, strategy: Curves, weights: Array
-) -> Acceleration:
-    drawn = _ratios(baseline, strategy, point.share, point.axis, weights)
-    assert drawn is not None, "the axis was measured"
-    low, high = interval(drawn.ratio) or (None, None)
-    return replace(
-        point,
-        low=low,
-        high=high,
-        never=int((drawn.ratio == 0).sum()),
-        undefined=int(np.isnan(drawn.ratio).sum()),
-    )
+    return _with_ratio(plain, standard.of(defined), reached.of(defined))
 
 
 @dataclass(frozen=True)
-class _Ratios:
-    """Level, both amounts and their ratio, `(R,)` each; NaN where there is no level."""
+class _Reached:
+    """What each seed had paid at the level, or in the end if it is not `ever` reached: `(S,)`."""
 
-    goal: Array
-    baseline: Array
-    strategy: Array
-    ratio: Array
+    amounts: Array
+    ever: NDArray[np.bool_]
+
+    @property
+    def mean(self) -> float:
+        """The geometric mean; of one seed its own amount, to the last bit."""
+        first = float(self.amounts[0])
+        zero = bool((self.amounts <= 0).any())
+        return 0.0 if zero else first * float(np.exp(np.log(self.amounts / first).mean()))
+
+    def of(self, seeds: NDArray[np.bool_]) -> _Reached:
+        return _Reached(self.amounts[seeds], self.ever[seeds])
 
 
-def _ratios(
-    baseline: Curves, strategy: Curves, share: float, axis: Axis, weights: Array
-) -> _Ratios | None:
-    mean = weights @ baseline.targeted
-    has_level = gain(baseline.steps, mean) >= LEAST_GAIN
-    goal = np.where(has_level, level(baseline.steps, mean, share), np.nan)
-    baseline_cost = crossings(baseline, axis, goal, weights)
-    strategy_cost = crossings(strategy, axis, goal, weights)
-    if baseline_cost is None or strategy_cost is None:
+def _reached(curves: Curves, axis: Axis, goal: float) -> _Reached | None:
+    """What each seed had paid at the level; None where the axis was not measured."""
+    crossings, costs = seed_crossings(curves, axis, goal), curves.costs(axis)
+    if crossings is None or costs is None:
         return None
-    # A strategy at the level from its start on (cost 0) has no ratio; never is x / inf = 0.
-    meaningful = has_level & np.isfinite(baseline_cost) & (strategy_cost > 0)
-    undefined = np.full_like(baseline_cost, np.nan)
-    ratio = np.divide(baseline_cost, strategy_cost, out=undefined, where=meaningful)
-    return _Ratios(goal, baseline_cost, strategy_cost, ratio)
+    ever = np.isfinite(crossings)
+    return _Reached(np.where(ever, crossings, costs[0][:, -1] + costs[1][:, -1]), ever)
+
+
+def _with_ratio(plain: Acceleration, baseline: _Reached, strategy: _Reached) -> Acceleration:
+    """Add the ratio over the seeds that have one, with its interval."""
+    if plain.strategy is None:
+        end = 0.0 if plain.seeds > 1 else None
+        return replace(plain, ratio=0.0, low=end, high=end)
+    if not len(baseline.amounts):
+        return plain
+    ratio = geometric_interval(baseline.amounts / strategy.amounts)
+    low = 0.0 if ratio.low is not None and not strategy.ever.all() else ratio.low
+    high = ratio.high if baseline.ever.all() else None
+    return replace(plain, ratio=ratio.mean, low=low, high=high)
+
+
+def oracle_share(baseline: Curves, strategy: Curves, oracle: Curves) -> Interval:
+    """Return the strategy's share of the oracle's advantage in area, over the same seeds."""
+    floor, area_of, best = (area(c.steps, c.targeted) for c in (baseline, strategy, oracle))
+    return ratio_of_means(area_of - floor, best - floor)
 
 
 @dataclass(frozen=True)
@@ -325,7 +315,7 @@ class BreakEven:
     """Compute acceleration as a function of a stage's training cost over its selection cost.
 
     With m and s the FLOPs that training and selection had cost the strategy where it crosses the
-    level, B the baseline's total there, and c the ratio
+    level, B the baseline's total there (geometric means over seeds), and c the ratio
 
         c = a stage's training FLOPs / a stage's selection FLOPs   (both averaged over the run),
 
@@ -358,18 +348,19 @@ def break_even(baseline: Curves, strategy: Curves, share: float) -> BreakEven | 
     None where there is no level, where the strategy never reaches it, or where selection
     costs nothing.
     """
-    assert baseline.seeds == strategy.seeds, "paired seeds"
-    uniform = np.full((1, len(strategy.seeds)), 1 / len(strategy.seeds))
-    means = _ratios(baseline, strategy, share, "flops", uniform)
-    if means is None or not means.ratio[0] > 0:
+    paying = acceleration(baseline, strategy, share, "flops")
+    free = acceleration(baseline, _without_selection_cost(strategy), share, "flops")
+    if paying is None or free is None or not paying.ratio:
         return None
     training, selection = strategy.training["flops"], strategy.selection["flops"]
     whole, paid = float(training[:, -1].mean()), float(selection[:, -1].mean())
-    alone = crossings(_without_selection_cost(strategy), "flops", means.goal, uniform)
-    if not paid or alone is None:
+    if not paid:
         return None
-    training_alone, baseline_total = float(alone[0]), float(means.baseline[0])
-    selection_part = float(means.strategy[0]) - training_alone
+    assert paying.baseline is not None, "a ratio above 0 has both amounts"
+    assert paying.strategy is not None, "likewise"
+    assert free.strategy is not None, "likewise"
+    training_alone, baseline_total = free.strategy, paying.baseline
+    selection_part = paying.strategy - training_alone
     measured, saved = whole / paid, baseline_total - training_alone
     return BreakEven(
         share=share,

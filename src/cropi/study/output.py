@@ -43,9 +43,7 @@ RULES = {
     "main_level": MAIN_LEVEL,
     "last_quarter": measures.LAST_QUARTER,
     "least_gain": measures.LEAST_GAIN,
-    "resamples": measures.RESAMPLES,
-    "bootstrap_seed": measures.BOOTSTRAP_SEED,
-    "interval": "95% percentile bootstrap over seeds, paired with the baseline's",
+    "interval": "95% by Student's t over paired seeds, of ratios by their logs",
 }
 
 
@@ -147,6 +145,7 @@ def _comparison(comparison: BaselineComparison) -> dict[str, Any]:
         "final_targeted": interval_values(comparison.final),
         "area": interval_values(comparison.area),
         "final_untargeted": interval_values(comparison.untargeted),
+        "oracle_share": interval_values(comparison.oracle_share),
         "accelerations": [vars(ratio) for ratio in comparison.accelerations.values()],
         "break_even": [
             vars(point)

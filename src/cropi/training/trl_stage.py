@@ -30,7 +30,7 @@ from cropi.policy.loading import (
     quiet_libraries,
     require_one_gpu,
 )
-from cropi.prompts.encoding import encode_all, trl_row
+from cropi.prompts.encoding import encode_all
 from cropi.schema import PolicyIdentity, Prompt
 from cropi.store.files import write_json
 from cropi.training.divergence import require_converging, reraise_divergence
@@ -94,11 +94,12 @@ class TrlTrainer:
                 model=policy.model,
                 reward_funcs=[rewards],
                 args=grpo_config(plan, work, self.grpo),
-                train_dataset=Dataset.from_list([trl_row(p) for p in _dataset_rows(plan)]),
+                train_dataset=Dataset.from_list([_row(p) for p in _dataset_rows(plan)]),
                 processing_class=policy.tokenizer,
                 rollout_func=sampler,
             )
-            _require_same_encoding(trainer, plan, policy)
+            # The same token ids as in rollouts and gradients; TRL would make them from text again.
+            trainer._tokenize_prompts = lambda ids: ([encoded[i] for i in ids], None, {})
             recorder = GroupRecorder(
                 encoded,
                 sampling_of(trainer.args),
@@ -114,6 +115,7 @@ class TrlTrainer:
             )
             with reraise_disk_errors(), _reraise_divergence(trainer, plan):
                 trainer.train(resume_from_checkpoint=plan.start if plan.first_step else None)
+        judge.step = 0
         _require_trained(trainer, plan, rewards, sampler)
         _keep_checkpoint(work, out, plan)
         outcome.statuses = dict(rewards.statuses)
@@ -171,6 +173,10 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
         self.mark = time.perf_counter()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tell the judge the step, which reward functions may look at."""
+        self.counts.rewards.judge.step = int(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Keep the training curve's values."""
@@ -238,14 +244,9 @@ def _dataset_rows(plan: StagePlan) -> Sequence[Prompt]:
     return plan.prompts[:rows]
 
 
-def _require_same_encoding(trainer: GRPOTrainer, plan: StagePlan, policy: Policy) -> None:
-    """Assert that training sees the same token ids as rollouts and gradients."""
-    sample = plan.prompts[:1]
-    expected = encode_all(policy.tokenizer, sample, plan.template_kwargs)
-    encoded = trainer._tokenize_prompts([trl_row(p)["prompt"] for p in sample])[0]
-    assert [list(ids) for ids in encoded] == expected, (
-        "TRL encodes prompts differently from the rollouts"
-    )
+def _row(prompt: Prompt) -> dict[str, str]:
+    """A row of TRL's data set: an id stands for the prompt, whose token ids we have."""
+    return {"prompt": prompt.prompt_id, "prompt_id": prompt.prompt_id}
 
 
 def _require_trained(

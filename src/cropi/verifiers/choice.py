@@ -12,7 +12,7 @@ from cropi.verifiers.statement import Statement, gold_statement, take_statement
 from cropi.verifiers.tags import DEFAULT_TAGS, Tags
 
 _WRAPPER = re.compile(r"\\(?:text|math)\w*\s*\{([^{}]*)\}")
-_LETTER = r"(?:\([^\W\d_]\)|[^\W\d_](?![^\W_]))"
+_LETTER = r"(?:\([^\W\d_]\)|[^\W\d_](?![^\W_]|\.[a-z]\.))"
 _LETTERS = rf"{_LETTER}(?:\s*(?:[,;&/]|and|or|und|y|et)+\s*{_LETTER})*"
 _ALONE = re.compile(
     rf"\s*{_LETTERS}\s*(?:[.:)、：．]\s*.*|$|\s-\s.*|(?<=\))\s*(?!(?:is|are|was|can|and|or|too)\b)\w.*)",
@@ -29,7 +29,15 @@ _NEGATED = re.compile(
     r"\(?([A-Z])\b(?:\s*(?:or|nor|,)\s*\(?[A-Z]\b)*\)?"
 )
 _MORE = re.compile(r"\s+(?!because|since|as\b|and\b|rather|not\b|for\b|is\b)[^\W\d_]")
+_SEVERAL = re.compile(
+    rf"({_LETTER}(?:\s*(?:[,;&/]|and)+\s*{_LETTER})+)\s+are\s+(?:both\s+|all\s+)?(?:the\s+)?"
+    r"(?:correct|right|true|answers?)\b"
+)
 _IN_PROSE = (
+    re.compile(
+        r"[(*_]*\b([A-Z])\b[)*_]*\s+is\s+(?:therefore\s+|thus\s+)?(?:the\s+)?"
+        r"(?:correct|right|best|answer|only|true)\b"
+    ),
     re.compile(
         r"(?i:\b(?:answer|choice|option|choose|pick|select|it)(?:\s+is|'s|\s+must\s+be)?)"
         r"\s*[:=]?\s*[*_(\[]*([A-Z])\b(?!['’])(?!\s+[a-z]+\s)"
@@ -109,7 +117,9 @@ def _chosen(statement: Statement) -> frozenset[str] | None:
             return letters
     elif (letters := _alone(text)) is not None and (len(text.strip()) < 80 or "\n" not in text):
         return letters
-    text = _NEGATED.sub(" ", text)
+    text = re.sub(r"\(([a-z])\)", lambda m: m[0].upper(), _NEGATED.sub(" ", text))
+    if several := _SEVERAL.findall(text):
+        return _letters(several[-1])
     for pattern in _IN_PROSE:
         matches = pattern.findall(text)
         if matches:
@@ -129,4 +139,14 @@ def _leading(text: str) -> frozenset[str] | None:
     single = match[1].strip("()")
     # "a prime number": an article, or a lower-case word, is followed by a word that is no reason.
     word = single in "AI" or single.islower()
-    return None if word and _MORE.match(rest) else _letters(match[1])
+    if word and _MORE.match(rest):
+        return None
+    # "C; D would be too big" and "C, i.e. 25" choose C.
+    several = len(_letters(match[1])) > 1 and re.match(
+        r"\.e\.|\s+(?!are\b|because|since)[a-z]", rest
+    )
+    return (
+        _letters(match[1][:3] if match[1][0] == "(" else match[1][0])
+        if several
+        else _letters(match[1])
+    )

@@ -6,9 +6,7 @@ import re
 from collections.abc import Sequence
 
 from cropi.verifiers.expressions import equal_equations, equal_formulas
-from cropi.verifiers.notation import canonical_text
-from cropi.verifiers.quantity import Quantity
-from cropi.verifiers.reading import (
+from cropi.verifiers.forms import (
     Assignment,
     Conditioned,
     Equation,
@@ -19,6 +17,8 @@ from cropi.verifiers.reading import (
     Reading,
     Union,
 )
+from cropi.verifiers.notation import canonical_text
+from cropi.verifiers.quantity import Quantity
 from cropi.verifiers.unit_names import same_unit
 
 
@@ -46,6 +46,8 @@ def equal(gold: Reading, stated: Reading) -> bool:
         case (Listing(), Interval()) | (Interval(), Listing()):
             first, second = _as_interval(gold), _as_interval(stated)
             return first is not None and second is not None and _equal_intervals(first, second)
+        case (Matrix(), Listing()) | (Listing(), Matrix()):
+            return _equal_matrix_and_listing(gold, stated)
         case (Listing(items=(only,), brackets="{}"), other) | (
             other,
             Listing(items=(only,), brackets="{}"),
@@ -69,7 +71,12 @@ def _equal_equations(gold: Reading, stated: Reading) -> bool:
     """Compare equations as such, or a value with the right side of `name = value`."""
     if isinstance(gold, Assignment) and isinstance(stated, Assignment):
         names = canonical_text(gold.name), canonical_text(stated.name)
-        if names[0] == names[1] or any(re.search(r"[a-z]{2}", n.lower()) for n in names):
+        bare = [re.sub(r"_\{?\d+\}?$", "", name) for name in names]
+        if (
+            names[0] == names[1]
+            or (bare[0] == bare[1] and bare != list(names) and set(bare) & set(names))
+            or any(re.search(r"[a-z]{2}", n.lower()) for n in names)
+        ):
             return equal(gold.value, stated.value)
     if isinstance(gold, Assignment | Equation) and isinstance(stated, Assignment | Equation):
         return equal_equations(gold.text, stated.text)
@@ -86,6 +93,25 @@ def _equal_matrices(gold: Matrix, stated: Matrix) -> bool:
         return False
     rows = zip(gold.rows, stated.rows, strict=True)
     return all(equal(g, s) for one, other in rows for g, s in zip(one, other, strict=True))
+
+
+def _equal_matrix_and_listing(gold: Reading, stated: Reading) -> bool:
+    """Compare a row or column with a tuple, and a matrix with a list of lists."""
+    matrix, listing = (gold, stated) if isinstance(gold, Matrix) else (stated, gold)
+    assert isinstance(matrix, Matrix)
+    assert isinstance(listing, Listing)
+    if matrix.kind != "matrix" or listing.brackets not in ("()", "[]"):
+        return False
+    rows = [list(row) for row in matrix.rows]
+    if all(isinstance(item, Listing) and item.brackets == "[]" for item in listing.items):
+        other = Matrix(
+            tuple(item.items for item in listing.items if isinstance(item, Listing)), "matrix"
+        )
+        return _equal_matrices(matrix, other)
+    cells = rows[0] if len(rows) == 1 else [row[0] for row in rows if len(row) == 1]
+    if len(cells) != len(listing.items) or (len(rows) > 1 and len(cells) < len(rows)):
+        return False
+    return all(equal(c, i) for c, i in zip(cells, listing.items, strict=True))
 
 
 def _equal_listings(gold: Listing, stated: Listing) -> bool:

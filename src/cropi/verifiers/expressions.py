@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import count
 from typing import Any
@@ -34,11 +34,20 @@ def equal_formulas(gold: str, stated: str) -> bool:
         return False
     symbols = sorted({s.name for e in (one, other) for s in e.free_symbols})
     points = _POINTS if symbols else _POINTS[:1]
-    verdicts = [_same_at(one, other, dict(zip(symbols, _values(p), strict=False))) for p in points]
+    counted = _counted(one) | _counted(other)
+    verdicts = [_same_at(one, other, _point(symbols, counted, p)) for p in points]
     usable = [v for v in verdicts if v is not None]
     if False in usable:
         return False
     return len(usable) >= min(len(points), 2) or (not usable and _verified(one, other))
+
+
+def equal_constants(one: str, other: str) -> bool:
+    """Whether two formulas without symbols have one value."""
+    left, right = _parsed(one), _parsed(other)
+    if left is None or right is None or left.free_symbols or right.free_symbols:
+        return False
+    return _same_at(left, right, {}) is True
 
 
 def equal_equations(gold: str, stated: str) -> bool:
@@ -76,6 +85,7 @@ def _parsed(latex: str) -> Any:
 
     # One letter after another is a product; more in one run is no formula.
     text = re.sub(r"(?<![\\a-zA-Z])(\w)\*(?=\w)", r"\1 \\cdot ", latex)
+    text = re.sub(r"(\d+(?:\.\d+)?)\s*\^\s*\\circ", r"{(\\frac{\1\\pi}{180})}", text)
     text = re.sub(r"(?<=[\w)}])\*(?=[\w(\\])", r" \\cdot ", text)
     notation = NormalizationConfig(basic_latex=True, malformed_operators=True, nits=True)
     readings = parse(
@@ -84,7 +94,34 @@ def _parsed(latex: str) -> Any:
         fallback_mode="no_fallback",
         parsing_timeout=None,
     )
-    return readings[0] if readings and isinstance(readings[0], Basic) else None
+    return (
+        _with_imaginary_unit(readings[0]) if readings and isinstance(readings[0], Basic) else None
+    )
+
+
+def _with_imaginary_unit(expression: Any) -> Any:
+    """Return an expression whose free symbol `i` is the imaginary unit."""
+    from sympy import I
+
+    units = {s: I for s in expression.free_symbols if s.name == "i"}
+    return expression.subs(units) if units else expression
+
+
+def _counted(expression: Any) -> set[str]:
+    """Return the symbols in the limits of sums and products, which stand for whole numbers."""
+    from sympy.concrete.expr_with_limits import ExprWithLimits
+
+    sums = [e for e in expression.atoms(ExprWithLimits) if e.func.__name__ in ("Sum", "Product")]
+    bounds = [bound for e in sums for limit in e.limits for bound in limit[1:]]
+    return {s.name for bound in bounds for s in bound.free_symbols}
+
+
+def _point(symbols: Sequence[str], counted: set[str], place: int) -> dict[str, Any]:
+    """Return values for symbols: small whole numbers for the bounds of sums."""
+    from sympy import Integer
+
+    values = dict(zip(symbols, _values(place), strict=False))
+    return values | {name: Integer(place + 2 + n) for n, name in enumerate(sorted(counted))}
 
 
 def _values(start: int) -> Iterator[Any]:
@@ -101,13 +138,14 @@ def _same_at(one: Any, other: Any, point: dict[str, Any]) -> bool | None:
 
     With symbols only real values count: sqrt(1/m) and 1/sqrt(m) differ for negative m alone.
     """
-    from sympy import Float
+    from sympy import Float, I
 
     try:
         left, right = _value(one, point), _value(other, point)
         if not (left.is_number and right.is_number and left.is_finite and right.is_finite):
             return None
-        if point and not (left.is_real and right.is_real):
+        complex_numbers = one.has(I) or other.has(I)
+        if point and not complex_numbers and not (left.is_real and right.is_real):
             return None
         rounded = bool(one.atoms(Float) or other.atoms(Float))
         error = abs((left - right).evalf(_DIGITS))

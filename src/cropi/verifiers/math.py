@@ -17,11 +17,16 @@ from cropi.verifiers.alternatives import alternatives
 from cropi.verifiers.candidates import last_candidate, number_of_runs, read_candidate
 from cropi.verifiers.equality import equal, is_readable
 from cropi.verifiers.expressions import equal_formulas, silence_math_verify
+from cropi.verifiers.forms import Assignment, Interval, Listing, Reading, Union, Words
+from cropi.verifiers.moments import canonical_moment
 from cropi.verifiers.notation import ascii_notation, canonical_text, normalise
-from cropi.verifiers.reading import Listing, Reading, Words, read
+from cropi.verifiers.number_words import lone_number
+from cropi.verifiers.quantity import Quantity
+from cropi.verifiers.reading import read, with_decimal_comma
 from cropi.verifiers.statement import Statement, first_sentence, gold_statement, take_statement
 from cropi.verifiers.tags import DEFAULT_TAGS, Tags
-from cropi.verifiers.words import before_reason, is_wordy, says
+from cropi.verifiers.unit_scales import last_compound
+from cropi.verifiers.words import before_reason, is_said_to_be, is_wordy, says
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +97,8 @@ def _stage(gold: Gold, statement: Statement) -> str | None:
     if isinstance(gold.reading, Words):
         whole = statement.form in ("text", "tag")
         return "words" if says(statement.text, gold.text, whole) else None
+    if statement.form == "text" and is_said_to_be(statement.text, gold.text):
+        return "words"
     right = any(equal(gold.reading, stated) for stated in readings(statement, gold.reading))
     return "mathematics" if right else None
 
@@ -101,8 +108,17 @@ def readings(statement: Statement, gold: Reading) -> Iterator[Reading]:
     text = ascii_notation(statement.text)
     if not _is_prose(text):
         yield read(text)
+        if isinstance(gold, Listing) and re.fullmatch(r"-?[\d.]+(?:\s+-?[\d.]+)+", text.strip()):
+            yield read(", ".join(text.split()))
+        if isinstance(gold, Quantity) and gold.value.denominator > 1:
+            yield from with_decimal_comma(text)
+        return
+    if isinstance(gold, Listing) and (bullets := _BULLETS.search(text)):
+        yield read(", ".join(_BULLET.findall(bullets[0])))
         return
     reading = read(text)
+    if canonical_moment(text) is not None:
+        return
     if not isinstance(reading, Words) and not isinstance(reading, Listing):
         yield reading
         return
@@ -120,14 +136,31 @@ def readings(statement: Statement, gold: Reading) -> Iterator[Reading]:
 
 def _in_prose(text: str, form: str, gold: Reading) -> Iterator[Reading]:
     """Yield readings of the part of a prose statement that can hold the answer."""
+    if form == "text" and _UNDECIDED.search(text):
+        return
+    if isinstance(gold, Quantity):
+        text = lone_number(text)
+    text = _INFINITY.sub(lambda m: ("-" if m[1] else "") + "\\infty", text)
     if form == "phrase":
         text = before_reason(text)
         yield read(text)
+    together = last_compound(text)
+    if together is not None and isinstance(gold, Quantity) and gold.unit:
+        yield read(together)
+        return
     line = first_sentence(text.strip().splitlines()[-1]) if text.strip() else ""
     if isinstance(gold, Listing):
+        line = line.replace("**", "")
         tail = re.split(r"(?i)\b(?:is|are|be|equals?)\b|:", line)[-1]
         if tail != line:
             yield read(tail)
+        tuples = _TUPLE.findall(line)
+        if gold.brackets and len(tuples) == 1 and not _DENIAL.search(line):
+            yield read(tuples[0])
+        elif gold.brackets and (candidate := last_candidate(line)) is not None:
+            reading = read(candidate[0])
+            if isinstance(reading, Interval | Union | Assignment):
+                yield reading
         return
     if (
         form == "phrase"
@@ -138,6 +171,17 @@ def _in_prose(text: str, form: str, gold: Reading) -> Iterator[Reading]:
     candidate = last_candidate(text)
     if candidate is not None:
         yield read_candidate(*candidate, getattr(gold, "unit", ""))
+
+
+_BULLET = re.compile(r"(?m)^\s*[-*•]\s+(.+?)\s*$")
+_BULLETS = re.compile(r"(?:^\s*[-*•]\s+[^\n]+(?:\n|\Z)){2,}\Z", re.MULTILINE)
+_UNDECIDED = re.compile(
+    r"(?i)\bI\s+(?:do\s+not|don['’]t)\s+know\b|\bI(?:\s+am|['’]m)\s+not\s+sure\b"
+    r"|\bI\s+(?:cannot|can['’]t)\s+(?:determine|tell|solve|say)\b"
+)
+_INFINITY = re.compile(r"(?i)(?:(negative\s+|minus\s+|-)|positive\s+|plus\s+|\+)?\binfinity\b")
+_TUPLE = re.compile(r"[(\[][^()\[\]]+,[^()\[\]]+[)\]]")
+_DENIAL = re.compile(r"(?i)\b(?:not|never|cannot|neither|nor)\b|n['’]t\b")
 
 
 def _ends_in_value(text: str) -> bool:

@@ -6,6 +6,8 @@ import re
 import unicodedata
 from functools import lru_cache
 
+from cropi.verifiers.moments import canonical_moment
+
 _SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ"
 _SUPERSCRIPT_TABLE = str.maketrans(_SUPERSCRIPTS, "0123456789+-n")
 _SUBSCRIPTS = "₀₁₂₃₄₅₆₇₈₉"
@@ -26,11 +28,19 @@ _SYMBOLS = {
 _SYMBOL_TABLE = str.maketrans(_SYMBOLS)
 _ROOT = re.compile(r"([√∛∜])\s*(\((?:[^()]|\([^()]*\))*\)|\{[^{}]*\}|\d+(?:\.\d+)?|[^\W\d_]|\\\w+)")
 _ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
+_REPEATING = re.compile(
+    r"(?<![\d.])(\d*)\.(\d*?)(?:\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))|\((\d+)\))"
+)
+# 0.333... and 0.1666\ldots: a block three times, and then dots.
+_CONTINUED = re.compile(r"(?<!\d)(\d*)\.(\d*?)(\d+?)\3{2,}(?:\\l?dots|\\cdots|\.\.\.)\s*$")
 _SPELLINGS = (
     (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])\.?"), ""),
     (re.compile(r"\\(?:displaystyle|limits|mathstrut)(?![a-zA-Z])"), ""),
-    (re.compile(r"\{\s*,\s*\}"), ","),
+    (re.compile(r"\{\s*([,:])\s*\}"), r"\1"),
+    (re.compile(r"<<[^<>\n]*>>"), ""),
+    (_REPEATING, lambda m: _repeating(m)),
+    (_CONTINUED, lambda m: _repeating(m)),
     (re.compile(r",\s*\\!\s*"), ","),
     (re.compile(r"(?<=\d)(?:\\,|\\ |\\;|\\:|~|\u00a0|\u202f|\u2009|\{\\,\})(?=\d{3}(?!\d))"), ","),
     (re.compile(r"(?<!\\)\\[,;:!> ]|~|&nbsp;"), " "),
@@ -38,6 +48,12 @@ _SPELLINGS = (
     (re.compile(r"\\leq?(?:slant)?(?![a-zA-Z])|<="), r"\\leq "),
     (re.compile(r"\\geq?(?:slant)?(?![a-zA-Z])|>="), r"\\geq "),
     (re.compile(r"\\lt(?![a-zA-Z])"), "<"),
+    (re.compile(r"\\[lr]angle(?![a-zA-Z])"), lambda m: "(" if m[0][1] == "l" else ")"),
+    (re.compile(r"\{?\s*(\w+)\s*\\choose\s*(\w+)\s*\}?"), r"\\binom{\1}{\2}"),
+    (re.compile(r"\\lg(?![a-zA-Z])"), r"\\log_{10}"),
+    (re.compile(r"\\pmod\s*(?:\{\s*(\w+)\s*\}|(\w))|\(\\?mod\s*(\w+)\)"),
+     lambda m: rf"\pmod{{{m[1] or m[2] or m[3]}}}"),
+    (re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)|(?<=\d)\s+x\s+(?=\d)"), r" \\times "),
     (re.compile(r"\\gt(?![a-zA-Z])"), ">"),
     (re.compile(r"\\neq?(?![a-zA-Z])|!="), r"\\neq "),
     (re.compile(r"\\(?:varnothing|empty)(?![a-zA-Z])|\\\{\s*\\\}|^\{\s*\}$"), r"\\emptyset "),
@@ -48,6 +64,7 @@ _SPELLINGS = (
     (re.compile(r"\\(?:mathbf|boldsymbol|bm|mathit|mathsf|mathtt)\s*\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\\(?:text(?:bf|it|rm|normal|sf|tt)|[mh]box|mathrm|emph|operatorname)(?=\s*\{)"),
      r"\\text"),
+    (re.compile(r"\\text\s*\{([^{}]*)\^\s*\{\s*(-?\d)\s*\}([^{}]*)\}"), r"\\text{\1^\2\3}"),
     (re.compile(r"\\text\s*\{\s*\}"), " "),
     (re.compile(r"\\text\s*\{(\s*-?[\d.,/]+\s*)\}"), r"\1"),
     (re.compile(r"(?<!\\)\\(?:%|#|&|_)"), lambda m: m[0][1:]),
@@ -73,6 +90,14 @@ _APPROXIMATELY = re.compile(
 )
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("__", "__"),
                ("*", "*"), ("`", "`"), ('"', '"'), ("'", "'"))  # fmt: skip
+
+
+def _repeating(match: re.Match[str]) -> str:
+    """Return a repeating decimal as a fraction: 0.1\\overline{6} is 15/90."""
+    whole, start, *blocks = match.groups()
+    block = next(b for b in blocks if b)
+    numerator = int((whole or "") + start + block) - int((whole or "") + start or "0")
+    return f"\\frac{{{numerator}}}{{{'9' * len(block) + '0' * len(start)}}}"
 
 
 @lru_cache(maxsize=65536)
@@ -155,6 +180,7 @@ def unwrapped(text: str) -> str:
 
 
 _TEXT = re.compile(r"\\text\w*\s*\{([^{}]*)\}")
+_NO_SOLUTION = re.compile(r"(?i)(?:there (?:is|are) )?(?:no solutions?|(?:the )?empty set)")
 _ENUMERATION = re.compile(r"\(?([A-Za-z])\)")
 
 
@@ -165,9 +191,16 @@ def canonical_text(text: str) -> str:
     The case of single letters stays: x and X, or A and a, are different variables.
     """
     plain = normalise(unwrapped(_TEXT.sub(r"\1", text)))
+    plain = _TEXT.sub(r"\1", plain)
     letter = _ENUMERATION.fullmatch(plain)
     if letter:
         return letter[1].upper()
+    moment = canonical_moment(plain)
+    if moment is not None:
+        return moment
+    if _NO_SOLUTION.fullmatch(plain):
+        return "\\emptyset"
+    plain = re.sub(r"^(\d+)\s*to\s*(\d+)$", r"\1:\2", plain)
     plain = re.sub(r"(?i)^(?:the|an?)\s+(?=[^\W\d_]{2})", "", plain)
     plain = re.sub(r"(?<!\\)\b[^\W\d_]{2,}", lambda m: m[0].casefold(), plain)
     plain = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", plain)

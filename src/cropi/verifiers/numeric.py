@@ -9,9 +9,11 @@ from cropi.plugins import plugin
 from cropi.schema import Prompt
 from cropi.verifiers.alternatives import alternatives
 from cropi.verifiers.candidates import last_candidate, read_candidate
+from cropi.verifiers.forms import Assignment, Conditioned, Formula, Reading, Words
 from cropi.verifiers.notation import ascii_notation, canonical_text, normalise
+from cropi.verifiers.number_words import lone_number
 from cropi.verifiers.quantity import Quantity
-from cropi.verifiers.reading import Assignment, Conditioned, Formula, Reading, Words, read
+from cropi.verifiers.reading import read, with_decimal_comma
 from cropi.verifiers.statement import gold_statement, take_statement
 from cropi.verifiers.tags import DEFAULT_TAGS, Tags
 
@@ -33,6 +35,8 @@ def verify(prompt: Prompt, completion: str, tags: Tags = DEFAULT_TAGS) -> float:
                 return 1.0
             continue
         stated = number_in(statement.text, statement.form in ("box", "tag"), gold.unit)
+        if stated is None and gold.value.denominator > 1:
+            stated = next(map(_number, with_decimal_comma(statement.text)), None)
         if stated is not None and gold.equals(stated):
             return 1.0
     return 0.0
@@ -69,7 +73,8 @@ def number_in(text: str, whole: bool, unit: str = "") -> Quantity | None:
     Of a statement that is a formula (`x^2`) nothing is taken out; `whole` says that the statement
     is all that its author marked as the answer.
     """
-    text = ascii_notation(text)
+    text = lone_number(ascii_notation(text))
+    text = re.sub(r"(?i)\b(?:negative|minus)\s+(?=\d)", "-", text)
     reading = read(text)
     number = _number(reading)
     if isinstance(reading, Formula) and "\n" not in text.strip():
@@ -84,7 +89,7 @@ def _several(text: str) -> bool:
 
 
 def _last_number(text: str, unit: str) -> Quantity | None:
-    text = re.sub(r"(?<=\d)-(?=\d)", " to ", text)
+    text = re.sub(r"(?<=\d)-(?=\d)", "; ", text)
     candidate = last_candidate(text)
     return None if candidate is None else _number(read_candidate(*candidate, unit))
 

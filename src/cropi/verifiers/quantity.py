@@ -12,7 +12,9 @@ from fractions import Fraction
 from functools import lru_cache
 from math import isqrt
 
+from cropi.verifiers.number_words import leading_number, unscaled
 from cropi.verifiers.unit_names import canonical_unit, same_unit
+from cropi.verifiers.unit_scales import compound, scale_of
 
 _DATE = re.compile(r"\d{4}-\d\d?-\d\d?|\d\d?([-/.])\d\d?\1\d{4}|\d{4}/\d\d?/\d\d?")
 _LARGEST_BITS = 40_000
@@ -26,7 +28,7 @@ _TOKEN = re.compile(
     r"|(?P<operator>\\frac|\\sqrt|\\cdot|\\times|\\div|[-+*/^(){}]))"
 )
 _WITH_UNIT = re.compile(
-    r"(?P<number>.*?[\d)}.])(?:\s*(?P<percent>%))?(?P<unit>\s*(?:[^\W\d_]|[$€£¥₹¢]|\\text|\^\\circ|\^\{\\circ\}|°).*)?"
+    r"(?P<number>.*?[\d)}.])(?:\s*(?P<percent>%))?(?P<unit>\s*(?:[^\W\d_]|[$€£¥₹¢]|\\text|\\Omega|\^\\circ|\^\{\\circ\}|°).*)?"
 )
 
 
@@ -47,7 +49,7 @@ class Quantity:
     def equals(self, other: Quantity) -> bool:
         """Whether both mean the same: units agree or are missing on one side, and so do values."""
         if not same_unit(self.unit, other.unit):
-            return False
+            return self._converts_to(other)
         if self.percent == other.percent:
             return self._close(other)
         percent, bare = (self, other) if self.percent else (other, self)
@@ -55,6 +57,13 @@ class Quantity:
             return True
         # 35 is a usual way to write 35%, but 0.35 is not one to write 0.35%.
         return (abs(bare.value) >= 1 or bare.value == 0) and percent._close(bare)
+
+    def _converts_to(self, other: Quantity) -> bool:
+        """Whether the units differ, but measure the same, as 90 minutes and 1.5 hours do."""
+        scales = scale_of(self.unit), scale_of(other.unit)
+        if scales[0] is None or scales[1] is None or scales[0][0] != scales[1][0]:
+            return False
+        return self.value * scales[0][1] == other.value * scales[1][1]
 
     def scaled(self, factor: Fraction) -> Quantity:
         """Return the quantity without its percent sign, times a factor."""
@@ -85,6 +94,11 @@ class Quantity:
 def read_quantity(text: str) -> Quantity | None:
     """Return the number that a normalised text is, with its unit; None if it is not one."""
     text = text.strip()
+    text = re.sub(r"^\\text\s*\{([^{}]*)\}", r"\1", text).strip()
+    text = re.sub(r"(?i)^(?:negative|minus)\s+", "-", text)
+    sign = "-" if text.startswith("-") else ""
+    text = sign + leading_number(text.removeprefix("-"))
+    text = re.sub(r"^(\d+)\s*\(\s*\1\s*\)$|^([\d,]+)_(?:10|\{10\})$", r"\1\2", text)
     if not any(c.isdigit() for c in text) or (text[0] in "([" and "," in text):
         return None
     if _DATE.fullmatch(text):
@@ -92,9 +106,14 @@ def read_quantity(text: str) -> Quantity | None:
     currency = re.fullmatch(r"([-+]?)\s*([$€£¥₹])\s*(.+)", text)
     if currency:
         text = f"{currency[1]}{currency[3]}"
+        text = re.sub(r"(?<=\d)\s?[kK]$", "*1000", text)
+    text = unscaled(text)
     number = _read_number(text)
     if number is not None:
         return Quantity(*number, unit=currency[2] if currency else "")
+    parts = compound(re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).strip())
+    if parts is not None:
+        return Quantity(parts[0], unit=parts[1])
     match = _WITH_UNIT.fullmatch(text)
     if match is None or (number := _read_number(match["number"])) is None:
         return None
@@ -110,6 +129,7 @@ def _read_number(text: str) -> tuple[Fraction, int | None, int] | None:
     """Return value, decimals and significant digits of a number without a unit."""
     if re.fullmatch(r"[-+]?\d{1,3}(?:\.\d{3}){2,}", text):  # 1.234.567
         text = text.replace(".", "")
+    text = re.sub(r"(?<!\d)(\d{1,3}(?:\.\d{3})+),(\d{1,2})$", _with_point, text)  # 1.234,50
     tokens = _tokens(text)
     if tokens is None:
         return None
@@ -122,6 +142,10 @@ def _read_number(text: str) -> tuple[Fraction, int | None, int] | None:
         return value, None, 0
     digits = re.sub(r"[, '_]", "", lone[1])
     return value, len(digits.partition(".")[2]), len(digits.replace(".", "").lstrip("0"))
+
+
+def _with_point(match: re.Match[str]) -> str:
+    return match[1].replace(".", "") + "." + match[2]
 
 
 def _tokens(text: str) -> list[str] | None:

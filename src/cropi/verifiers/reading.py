@@ -7,92 +7,27 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
+from cropi.verifiers.expressions import equal_constants
+from cropi.verifiers.forms import (
+    Assignment,
+    Conditioned,
+    Equation,
+    Formula,
+    Interval,
+    Listing,
+    Matrix,
+    Reading,
+    Union,
+    Words,
+)
+from cropi.verifiers.moments import canonical_moment
 from cropi.verifiers.notation import canonical_text, normalise
 from cropi.verifiers.quantity import Quantity, read_quantity
 from cropi.verifiers.unit_names import canonical_unit
 from cropi.verifiers.words import is_wordy
-
-
-@dataclass(frozen=True, slots=True)
-class Words:
-    """Something that is compared as text alone, in its canonical form."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Formula:
-    """LaTeX for math-verify, with the unit that stood after it."""
-
-    text: str
-    unit: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """Several answers; `brackets` is "", "()", "[]", "(]", "[)" or "{}"; ordered in brackets."""
-
-    items: tuple[Reading, ...]
-    brackets: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A range of numbers, from an inequality or set notation; `brackets` say what it includes."""
-
-    low: Reading
-    high: Reading
-    brackets: str
-    variable: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Union:
-    """Intervals or sets joined by \\cup."""
-
-    parts: tuple[Reading, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """The rows of a LaTeX environment and its kind: matrix, vmatrix, Vmatrix or cases."""
-
-    rows: tuple[tuple[Reading, ...], ...]
-    kind: str
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """A name and its value, with the LaTeX of the whole equation."""
-
-    name: str
-    value: Reading
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Equation:
-    """An equation between two expressions, in LaTeX."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Conditioned:
-    """An answer and the condition under which it holds."""
-
-    main: Reading
-    condition: str
-
-
-Reading = (
-    Quantity | Words | Formula | Listing | Interval | Union | Matrix | Assignment | Equation
-    | Conditioned
-)  # fmt: skip
 
 _ENVIRONMENT = re.compile(
     r"\\begin\{(\w+)\*?\}(?:\[[^\]]*\])?(?:\{[lcr|@{} ]*\})?(.*)\\end\{\1\*?\}", re.DOTALL
@@ -106,9 +41,16 @@ _CONDITION = re.compile(
 )
 _NAME = re.compile(
     r"(?:\\?[A-Za-z](?:_(?:\w|\{[^{}]*\}))?'*|\\[a-z]+|\\text\s*\{[^{}]*\}|[A-Za-z]\(\s*[a-z]\s*\)"
-    r"|[A-Z]{2,3}|\\angle ?[A-Z]+|[A-Z][a-z]+|m\\angle ?[A-Z]+|\\over(?:line|rightarrow)\{[^{}]*\})"
+    r"|[A-Z]{2,4}|[A-Za-z]+'*(?:\^\{?-1\}?|_\w|_\{\w+\})?\([^()=]*\)|\\?\|[^|=]+\\?\|"
+    r"|\([a-z](?:\s*,\s*[a-z])+\)|[A-Z]'?\s*\\(?:cap|cup|setminus|times)\s*[A-Z]'?"
+    r"|\\(?:vec|hat|bar|tilde|overrightarrow)\s*(?:\{\w+\}|\w)(?:_\w)?|[A-Z]\^(?:\{-1\}|[TcC])"
+    r"|\\angle ?[A-Z]+|[A-Z][a-z]+|m\\angle ?[A-Z]+|\\over(?:line|rightarrow)\{[^{}]*\})"
 )
-_BASED = re.compile(r"[-+]?[\dA-F]+_\{?(?:\d+|\\text\{\w+\})\}?")
+_OPERATOR = re.compile(
+    r"\\(?:lim|int|gcd|lcm|max|min|det|dim|deg|sup|inf|sum|prod|Pr|arg|operatorname|text)(?![a-zA-Z])"
+    r"|\\frac\{d[^{}]*\}\{d[^{}]*\}"
+)
+_BASED = re.compile(r"[-+]?[\dA-F]+_\{?(?:\d+|\\text\{\w+\})\}?|0[xX][\da-fA-F]+|0[bB][01]+")
 _EQUALS = re.compile(r"(?<![<>!\\])=")
 _RELATION = re.compile(r"\\(?:leq|geq)(?![a-zA-Z])|<|>")
 _AND = re.compile(
@@ -124,6 +66,11 @@ _UNIT_AFTER = re.compile(
 )
 _TEXT_ALONE = re.compile(r"\\ldots|\d:\d|^\d{1,4}([-/.])\d\d?\1\d{1,4}$")
 _POINTS = re.compile(r"[A-Z]{2,3}")
+_EXCLUSION = re.compile(
+    r"\w\s*\\neq\s*(?P<points>.+)"
+    r"|(?:\w\s*\\in\s*)?\\mathbb\s*\{?R\}?\s*(?:\\setminus|\\backslash|-)\s*\\\{(?P<set>.+)\\\}"
+)
+_SIZE = re.compile(r"\|\s*([a-z])\s*\|")
 _SIGNS = re.compile(r"(.*?)\\pm(?![a-zA-Z])(.+)")
 
 
@@ -143,6 +90,12 @@ def read(text: str, depth: int = 0) -> Reading:
     return _formula(text)
 
 
+def with_decimal_comma(text: str) -> list[Reading]:
+    """Return the reading of 3,5 as 3.5, if the text is of that form; 3,500 is not."""
+    match = re.fullmatch(r"([-+]?\d+),(\d{1,2}|\d{4,})", normalise(text))
+    return [read(f"{match[1]}.{match[2]}")] if match else []
+
+
 def _special(text: str, _: int) -> Reading | None:
     """Texts, ratios, times, numbers with a base and series: compared as text alone."""
     plain = canonical_text(text)
@@ -150,9 +103,10 @@ def _special(text: str, _: int) -> Reading | None:
         return Interval(Formula("-\\infty"), Formula("\\infty"), "()")
     if (
         _BASED.fullmatch(text)
+        or canonical_moment(text) is not None
         or _TEXT_ALONE.search(plain)
         or _POINTS.fullmatch(text)
-        or re.fullmatch(r"\w", plain)
+        or (re.fullmatch(r"\w", plain) and plain not in ("e", "i"))
     ):
         return Words(plain)
     return None if re.search(r"[\w\\]", plain) else Words(plain)
@@ -164,15 +118,23 @@ def _environment(text: str, depth: int) -> Reading | None:
     )
     match = _ENVIRONMENT.fullmatch(re.sub(r"^\\\{\s*(?=\\begin)", "", text).strip())
     if match is None or "\\begin" in match[2] or match[1] not in _MATRICES | _OTHER_TABLES:
-        return Words(canonical_text(text)) if "\\begin" in text else None
+        named = _NAME.fullmatch(text.partition("=")[0].strip()) is not None
+        return Words(canonical_text(text)) if "\\begin" in text and not named else None
     rows = [r for r in re.split(r"\\\\(?:\[[^\]]*\])?|\\hline", match[2]) if r.strip()]
     cells = tuple(tuple(read(c.strip(" ,"), depth) for c in row.split("&")) for row in rows)
+    if all(len(row) == 1 for row in cells) and match[1] in ("cases", "aligned", "align"):
+        return Listing(tuple(row[0] for row in cells))
     kind = "matrix" if match[1] in _MATRICES else match[1]
     return Matrix(cells, "cases" if text.startswith("\\{") else kind)
 
 
 def _condition(text: str, depth: int) -> Reading | None:
+    main, modulo, rest = text.partition("\\pmod")
+    if modulo and "\\equiv" not in main and main.strip() and re.fullmatch(r"\{\w+\}", rest):
+        return Conditioned(read(main, depth), canonical_text(modulo + rest))
     match = _CONDITION.fullmatch(text)
+    if match is not None and "otherwise" in match["rest"]:
+        return Words(canonical_text(text))
     if match is None or is_wordy(match["main"]) or not match["main"].strip():
         return None
     condition = canonical_text(f"{match['inside'] or ''} {match['rest']}")
@@ -180,7 +142,7 @@ def _condition(text: str, depth: int) -> Reading | None:
 
 
 def _union(text: str, depth: int) -> Reading | None:
-    parts = re.split(r"\\cup(?![a-zA-Z])", text)
+    parts = [] if "=" in text else re.split(r"\\cup(?![a-zA-Z])", text)
     return Union(tuple(read(p, depth) for p in parts)) if len(parts) > 1 else None
 
 
@@ -190,6 +152,8 @@ def _bracketed(text: str, depth: int) -> Reading | None:
     builder = _BUILDER.fullmatch(text)
     if builder is not None:
         return read(builder[2], depth)
+    if not _encloses(text):
+        return None
     opening = "\\{" if text.startswith("\\{") else text[0]
     closing = "\\}" if text.endswith("\\}") else text[-1]
     if opening not in ("(", "[", "\\{") or closing not in (")", "]", "\\}"):
@@ -204,6 +168,37 @@ def _bracketed(text: str, depth: int) -> Reading | None:
     return Listing(tuple(read(i, depth) for i in items), brackets)
 
 
+def _encloses(text: str) -> bool:
+    """Whether the first bracket closes at the end: not so in (1,2),(3,4)."""
+    depth = 0
+    for place, character in enumerate(text):
+        depth += (character in "({[") - (character in ")}]")
+        if depth == 0 and place > 1:
+            return place == len(text) - 1
+    return False
+
+
+def _exclusion(text: str, depth: int) -> Reading | None:
+    """Read x \\neq 2, and the real numbers without 2, as the intervals beside it."""
+    match = _EXCLUSION.fullmatch(text)
+    if match is None:
+        return None
+    points = _split(match["points"] or match["set"], _AND)
+    values = [re.sub(r"^\s*\w\s*\\neq\s*", "", p) for p in points or []]
+    numbers = [q for v in values if (q := read_quantity(v.strip())) is not None]
+    if not numbers or len(numbers) < len(values):
+        return None
+    ends: list[Reading] = [Formula("-\\infty"), *sorted(numbers, key=lambda q: q.value)]
+    ends.append(Formula("\\infty"))
+    return Union(tuple(Interval(low, high, "()") for low, high in pairwise(ends)))
+
+
+def _named_point(text: str, depth: int) -> Reading | None:
+    """Read the point P(4, 7)."""
+    match = re.fullmatch(r"([A-Z]'?)\s*(\(.*\d.*,.+\))", text)
+    return Assignment(match[1], read(match[2], depth), text) if match else None
+
+
 def _membership(text: str, depth: int) -> Reading | None:
     match = _SETTING.fullmatch(text)
     return read(match[2], depth) if match and _NAME.fullmatch(match[1]) else None
@@ -211,7 +206,8 @@ def _membership(text: str, depth: int) -> Reading | None:
 
 def _list(text: str, depth: int) -> Reading | None:
     whole = re.fullmatch(r"\\text\s*\{([^{}]*)\}", text)
-    items = _split(whole[1] if whole else text, _AND)
+    text = re.sub(r"^(?:either|both)\s", "", whole[1] if whole else text)
+    items = _split(text, _AND)
     if items is None or len(items) < 2:
         return None
     return Listing(tuple(read(i, depth) for i in items))
@@ -231,6 +227,17 @@ def _inequality(text: str, depth: int) -> Reading | None:
     if len(sides) == 3 and _NAME.fullmatch(sides[1]):
         brackets = ("(" if strict[0] else "[") + (")" if strict[1] else "]")
         return Interval(read(sides[0], depth), read(sides[2], depth), brackets, sides[1])
+    size = _SIZE.fullmatch(sides[1])
+    if len(sides) == 2 and size is not None:
+        below = Interval(
+            Formula("-\\infty"), read(f"-{sides[0]}", depth), "()" if strict[0] else "(]"
+        )
+        above = Interval(read(sides[0], depth), Formula("\\infty"), "()" if strict[0] else "[)")
+        return Union((below, above))
+    size = _SIZE.fullmatch(sides[0])
+    if len(sides) == 2 and size is not None:
+        brackets = "()" if strict[0] else "[]"
+        return Interval(read(f"-{sides[1]}", depth), read(sides[1], depth), brackets, size[1])
     if len(sides) == 2 and _NAME.fullmatch(sides[0]):
         closing = ")" if strict[0] else "]"
         return Interval(Formula("-\\infty"), read(sides[1], depth), "(" + closing, sides[0])
@@ -248,6 +255,8 @@ def _equation(text: str, depth: int) -> Reading | None:
         is_wordy(sides[0]) and not re.search(r"\d", sides[0])
     )
     values = [read(s, depth) for s in (sides[1:] if named else sides)]
+    if _OPERATOR.match(sides[0]) or (not named and _are_equal_constants(sides, values)):
+        return values[-1]
     numbers = [v for v in values if isinstance(v, Quantity)]
     if len(values) > 1 and len(numbers) == len(values):
         if not all(v == w or v.equals(w) for v, w in pairwise(numbers)):
@@ -256,6 +265,13 @@ def _equation(text: str, depth: int) -> Reading | None:
     if named and (len(sides) == 2 or not is_wordy(" ".join(sides[1:]))):
         return Assignment(sides[0], values[-1], f"{sides[0]}={sides[-1]}")
     return Equation(text) if len(sides) == 2 and not is_wordy(text) else Words(canonical_text(text))
+
+
+def _are_equal_constants(sides: list[str], values: list[Reading]) -> bool:
+    """Whether all sides are one number, as those of 5! = 120 are; two quantities are told apart."""
+    if all(isinstance(v, Quantity) for v in values) or any(is_wordy(s) for s in sides):
+        return False
+    return all(equal_constants(one, other) for one, other in pairwise(sides))
 
 
 def _plus_minus(text: str, depth: int) -> Reading | None:
@@ -276,7 +292,8 @@ def _words(text: str, _: int) -> Reading | None:
 
 
 def _formula(text: str, unit: str = "") -> Reading:
-    degrees = re.fullmatch(r"(.+?)\s*\^\s*\\circ", text)
+    trigonometric = re.search(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])", text)
+    degrees = None if trigonometric else re.fullmatch(r"(.+?)\s*\^\s*\\circ", text)
     return Formula(degrees[1], unit or "°") if degrees else Formula(text, unit)
 
 
@@ -284,9 +301,11 @@ _READERS = (
     _environment,
     _special,
     _condition,
+    _exclusion,
     _union,
     _membership,
     _bracketed,
+    _named_point,
     _list,
     _inequality,
     _equation,

@@ -31,6 +31,11 @@ class VerifiersConfig(Section):
         default_factory=dict, description="source pattern (* and ? allowed) -> verifier"
     )
     timeout: Annotated[float, Field(gt=0)] = Field(10.0, description="seconds for one response")
+    memory_gb: Annotated[float, Field(ge=1)] | None = Field(
+        16.0,
+        description="GiB of address space for each process that judges; a response that needs more "
+        "counts as not judged; null: no limit, for a verifier with a model on a GPU",
+    )
     workers: Count | None = Field(
         None,
         description="processes that judge at the same time; default: the cores at hand, at most 8",

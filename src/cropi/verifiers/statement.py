@@ -23,10 +23,17 @@ _BETWEEN_BOXES = re.compile(
 )
 _MARKS = r"[*_#`\s]"
 _PHRASE = re.compile(
-    r"(?:(?i:\b(?:answer|respuesta|réponse|reponse|antwort|lösung|resposta|risposta|odpowiedź)\b"
+    r"(?:(?i:\b(?:answers?|(?:correct|right|best)\s+(?:option|choice|letter|statement)s?|respuesta|réponse|reponse|antwort|lösung|resposta|risposta|odpowiedź)\b"
     r"(?:(?:(?!\bis\b)[^.\n:=!?]){0,60}?(?:\b(?:is|are|was|would\s+be|should\s+be|must\s+be|es|est|"
     rf"ist|é|è|lautet)\b(?:{_MARKS}*[:：])?|{_MARKS}*[:：=]))|\bответ{_MARKS}*(?:[:：—–-]|равен)"
-    rf"|答案{_MARKS}*(?:应该是|应为|就是|是|为|為|[:：])+|答え{_MARKS}*(?:は|[:：])))"
+    rf"|答案{_MARKS}*(?:应该是|应为|就是|是|为|為|[:：])+|(?:答え|正解|정답|답){_MARKS}*(?:は|은|[:：])|الإجابة(?:\s+\w+)?{_MARKS}*(?:هي|[:：])))"
+)
+_CORRECTION = re.compile(
+    r"(?i)\b(?:wait|hmm|oops|sorry|actually|correction|mistake|wrong|incorrect|no)\b[^\n]{0,120}?"
+    r"\b(?:should|must|has\s+to)\s+(?:actually\s+|really\s+)?be\b(?:\s*:)?\s+"
+    r"(?!noted|clear|careful|able|possible|checked|verified|simplified|written|a\b|in\b)"
+    r"|\bcorrection\s*[:：]\s*|\b(?:no|wait|sorry|actually|rather|I\s+mean)\s*,\s*"
+    r"(?:(?:it|that|the\s+answer)(?:['’]s|\s+is)\s+)?(?=[*$(]*(?:-?\d|\\|[A-Z][.)*]*\s*$))"
 )
 _HASHES = re.compile(r"(?m)^.*?####[ \t]*([^\n]*)$")
 _HEADING = re.compile(r"\d+[.):]\s+[^\W\d]|(?:step|part|case)\b", re.IGNORECASE)
@@ -112,13 +119,16 @@ def phrased(text: str) -> str | None:
 
     None without such words, or if nothing follows them.
     """
-    for match in reversed(list(_PHRASE.finditer(text))):
+    for match in sorted(
+        (*_PHRASE.finditer(text), *_CORRECTION.finditer(text)), key=lambda m: -m.end()
+    ):
         rest = text[match.end() :]
         rest = re.sub(r"^[*_`:：\s]+", "", rest)
         display = re.match(
             r"(\$\$.+?\$\$|\\\[.+?\\\]|\\begin\{(\w+\*?)\}.+?\\end\{\2\})", rest, re.DOTALL
         )
         line = display.group(1) if display else rest.partition("\n")[0].strip()
+        line = re.sub(r"\s*(?:です|である|でした|입니다|이다)[。.]?\s*$", "", line)
         line = first_sentence(line.partition("####")[2] or line)
         # The mark that closes "**Answer: 12**" was opened before the phrase.
         line = line.rstrip(".").removesuffix("**") if line.count("**") % 2 else line

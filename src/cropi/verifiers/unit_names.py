@@ -12,10 +12,12 @@ _SYNONYMS = {
     "mo": "month", "l": "litre liter", "ml": "millilitre milliliter", "ft": "foot feet",
     "in": "inch inches", "yd": "yard", "mi": "mile", "lb": "pound lbs", "oz": "ounce",
     "$": "dollar usd buck", "€": "euro eur", "£": "gbp", "¥": "yen jpy yuan rmb",
-    "₹": "rupee inr rs", "cent": "¢ c", "°": "degree deg", "kph": "kmh", "gal": "gallon",
+    "₹": "rupee inr rs", "cent": "¢ c", "°": "degree deg", "gal": "gallon",
     "people": "person", "child": "children", "man": "men", "woman": "women", "j": "joule",
     "n": "newton", "w": "watt", "v": "volt", "a": "ampere amp", "hz": "hertz", "pa": "pascal",
-    "k": "kelvin", "mol": "mole",
+    "k": "kelvin", "mol": "mole", "ms": "millisecond",
+    "ω": "ohm \\omega", "kj": "kilojoule", "kw": "kilowatt", "kn": "kilonewton",
+    "kpa": "kilopascal", "khz": "kilohertz", "cal": "calorie", "kcal": "kilocalorie",
 }  # fmt: skip
 _CANONICAL = {name: unit for unit, names in _SYNONYMS.items() for name in names.split()}
 _NOT_UNITS = frozenset(
@@ -31,16 +33,36 @@ _STOP = frozenset(
     left in total of the a an each there altogether overall remaining away long old
     """.split()  # noqa: SIM905
 )
+_INVERSE = re.compile(r"([^\W\d_]+)\s*\^\s*\{?-(?:1|([23]))\}?")
+_RATES = {"mph": ["mi", "/", "h"], "kph": ["km", "/", "h"], "kmh": ["km", "/", "h"]}
 _POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
 _WORD = re.compile(r"[^\W\d_]+(?:[.'’-][^\W\d_]+)*\.?|[$€£¥₹¢]|[/^]|\d+|°")
 
 
 _LETTER_UNITS = {"m", "g", "s", "h", "l"}
+_CAPITAL_UNITS = {"J", "N", "W", "V"}
 _KNOWN = {
     u
-    for u in (*_SYNONYMS, *_CANONICAL, "st", "nd", "rd", "th", "mph", "rpm", "km", "kg", "kwh")
+    for u in (
+        *_SYNONYMS,
+        *_CANONICAL,
+        "st",
+        "nd",
+        "rd",
+        "th",
+        "sq",
+        "cu",
+        "mph",
+        "rpm",
+        "km",
+        "kg",
+        "kwh",
+    )
     if len(u) > 1
 }
+_TEMPERATURE = re.compile(
+    r"(?:\^\s*\{?\\circ\}?|°|\bdegrees?)\s*(?:\\(?:text|mathrm)\s*\{\s*)?[CF]\b\s*\}?"
+)
 _WRAPPED = re.compile(r"\\(?:text|mathrm)\w*\s*\{([^{}]*)\}")
 
 
@@ -51,13 +73,16 @@ def canonical_unit(text: str) -> str | None:
     Bare letters may be variables: outside `\\text{}` a unit is a known one, or a word of three
     letters or more after a space.
     """
-    text = re.sub(r"(\^\s*\{?\\circ\}?)\s*[CF]\b", r"\1", text)
+    text = _TEMPERATURE.sub(r" \\text{celsius}", text) if "C" in text else text
+    text = _TEMPERATURE.sub(r" \\text{fahrenheit}", text)
+    text = text.replace("\\Omega", "ohm")
     if not _is_plain_unit(_WRAPPED.sub(" ", text)):
         return None
     text = _WRAPPED.sub(r" \1 ", text)
     text = re.sub(r"\^\s*\{?\\circ\}?|°", " degree ", text)
     text = re.sub(r"\^\s*\{(\d)\}", r"^\1", text)
     text = re.sub(r"\\[, ;!]|[{}~]|(?<=\w)\s*\.\s*$", " ", text)
+    text = _INVERSE.sub(r"/\1\2", text)
     words = _WORD.findall(text)
     if re.sub(r"[\s()\[\],·⋅*]|\\cdot", "", _WORD.sub("", text)) or len(words) > 9:
         return None
@@ -68,7 +93,7 @@ def _is_plain_unit(text: str) -> bool:
     """Whether the words of a text outside wrappers can be units, not variables."""
     for match in re.finditer(r"(\s?)(\\?[^\W\d_]+)", text):
         space, word = match[1] or text[: match.start()].rstrip(" ")[-1:] in ("/", "."), match[2]
-        if word.startswith("\\") or word.casefold() in _KNOWN:
+        if word.startswith("\\") or word.casefold() in _KNOWN or (space and word in _CAPITAL_UNITS):
             continue
         if not space or (len(word) < 3 and word.casefold() not in _LETTER_UNITS | _STOP):
             return False
@@ -84,6 +109,8 @@ def _joined(words: list[str]) -> str | None:
             return None
         if name in _POWERS:
             power = ["^", _POWERS[name]]
+        elif name in _RATES:
+            units += _RATES[name]
         elif name not in _STOP:
             units += ["/" if name == "per" else _singular(name), *power]
             power = []

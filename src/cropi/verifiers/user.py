@@ -17,11 +17,12 @@ from cropi.errors import InputError
 from cropi.plugins import find_plugin, is_built_in
 from cropi.schema import Prompt
 from cropi.verifiers.tags import DEFAULT_TAGS, Tags
-from cropi.verifiers.verdict import NotApplicableError, Verifier
+from cropi.verifiers.verdict import Job, NotApplicableError, Verifier
 
 SIGNATURES = (
-    "TRL's f(prompts, completions, **columns) -> list[float] or verl's "
-    "compute_score(data_source, solution_str, ground_truth, extra_info=None) -> float"
+    "TRL's f(prompts, completions, **columns) -> list[float], verl's "
+    "compute_score(data_source, solution_str, ground_truth, extra_info=None) -> float or its "
+    "compute_scores(data_sources, solution_strs, ground_truths, extra_infos) -> list[float]"
 )
 
 
@@ -32,7 +33,7 @@ def find_verifier(name: str, tags: Tags = DEFAULT_TAGS) -> Verifier:
     """
     target = find_plugin("verifier", name)
     if not is_built_in("verifier", name):
-        return UserVerifier(name, target)
+        return user_verifier(name, target)
     options = {"tags": tags} if "tags" in inspect.signature(target).parameters else {}
     verifier = target(**options) if isinstance(target, type) else _with_options(target, options)
     assert isinstance(verifier, Verifier)
@@ -47,66 +48,97 @@ def _with_options(function: Any, options: Mapping[str, Any]) -> Any:
 
 
 class UserVerifier:
-    """Calls a user's function as the trainer it was written for would."""
+    """Calls a user's function in verl's signature for one response."""
 
     def __init__(self, spec: str, function: Callable[..., Any]) -> None:
         self._function = function
         parameters = inspect.signature(function).parameters
         self._takes_any_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         self._names = {n for n, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
-        calls = {
-            "completions": self._call_trl,
-            "solution_str": self._call_verl,
-            "solution_strs": self._call_verl_batch,
-        }
-        named = [name for name in calls if name in self._names]
-        if len(named) != 1 or inspect.isclass(function):
+        if len(_SIGNATURES.keys() & self._names) != 1 or inspect.isclass(function):
             raise InputError(
                 f"verifier {spec!r} has the parameters ({', '.join(parameters)}), but a reward "
                 f"function is {SIGNATURES}; rename its parameters"
             )
-        self._call = calls[named[0]]
 
     def __call__(self, prompt: Prompt, completion: str) -> float:
-        """Return the function's reward; see `judge_tokens`."""
-        return self.judge_tokens(prompt, completion, None)
-
-    def judge_tokens(
-        self, prompt: Prompt, completion: str, token_ids: Sequence[int] | None
-    ) -> float:
         """Return the function's reward.
 
         Raises TypeError if the result is not a number, and whatever the function raises.
         """
-        return as_number(self._call(prompt, completion, token_ids))
-
-    def _call_trl(self, prompt: Prompt, completion: str, token_ids: Sequence[int] | None) -> Any:
-        """Call with a group of one. Without token ids the argument is left out."""
-        columns = {"prompt_id": prompt.prompt_id, **prompt.extra}
-        columns |= {"answer": prompt.answer, "source": prompt.source}
-        arguments = {name: [value] for name, value in columns.items()}
-        arguments |= _trl_texts(prompt, completion)
-        if token_ids is not None:
-            arguments["completion_ids"] = [list(token_ids)]
-        return _only(self._result(arguments | _TRL_CALLBACKS))
-
-    def _call_verl(self, prompt: Prompt, completion: str, token_ids: Sequence[int] | None) -> Any:
-        return _score(self._result(_verl_arguments(prompt, completion)))
-
-    def _call_verl_batch(
-        self, prompt: Prompt, completion: str, token_ids: Sequence[int] | None
-    ) -> Any:
-        """Call with a batch of one, as verl's batch reward manager does with many."""
-        single = _verl_arguments(prompt, completion)
-        plural = {"extra_info": "extra_infos"}
-        arguments = {plural.get(name, f"{name}s"): [value] for name, value in single.items()}
-        return _score(_only(self._result(arguments)))
+        return as_number(_score(self._result(_verl_arguments(prompt, completion))))
 
     def _result(self, arguments: Mapping[str, Any]) -> Any:
         """Call with the arguments that the function takes, and await the result if it is async."""
         accepted = {k: v for k, v in arguments.items() if self._takes_any_name or k in self._names}
         result = self._function(**accepted)
         return _awaited(result) if inspect.isawaitable(result) else result
+
+
+class UserGroupVerifier(UserVerifier):
+    """Calls a user's function in a signature of lists with all responses of a group."""
+
+    def __call__(self, prompt: Prompt, completion: str) -> float:
+        """Return the reward of a response that is alone in its group."""
+        (reward,) = self.judge_group(Job((), prompt, (completion,)))
+        if isinstance(reward, Exception):
+            raise reward
+        return reward
+
+    def judge_group(self, job: Job) -> list[float | Exception]:
+        """Return the function's rewards, or why a response has none.
+
+        Raises TypeError if the result is no list with one reward a response, and whatever the
+        function raises.
+        """
+        arguments = self._arguments(job)
+        return [_number_or_error(r) for r in _one_each(self._result(arguments), job)]
+
+    def _arguments(self, job: Job) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class TrlVerifier(UserGroupVerifier):
+    """Calls a function as TRL does: lists of prompts, completions, their ids, and columns."""
+
+    def _arguments(self, job: Job) -> dict[str, Any]:
+        """Return what TRL passes. Without token ids that argument is left out."""
+        prompt, count = job.prompt, len(job.completions)
+        columns = dict.fromkeys(job.absent) | {"prompt_id": prompt.prompt_id, **prompt.extra}
+        columns |= {"answer": prompt.answer, "source": prompt.source}
+        arguments: dict[str, Any] = {name: [value] * count for name, value in columns.items()}
+        arguments |= _trl_texts(prompt, job.completions)
+        if job.token_ids is not None:
+            arguments["completion_ids"] = [list(ids) for ids in job.token_ids]
+        state = SimpleNamespace(global_step=job.step)
+        return arguments | {"trainer_state": state, "log_extra": _ignore, "log_metric": _ignore}
+
+
+class VerlBatchVerifier(UserGroupVerifier):
+    """Calls a function as verl's batch reward manager does, with lists of what it has for each."""
+
+    def _arguments(self, job: Job) -> dict[str, Any]:
+        single = [_verl_arguments(job.prompt, completion) for completion in job.completions]
+        plural = {"extra_info": "extra_infos"}
+        return {plural.get(name, f"{name}s"): [s[name] for s in single] for name in single[0]}
+
+
+_SIGNATURES: dict[str, type[UserVerifier]] = {
+    "completions": TrlVerifier,
+    "solution_str": UserVerifier,
+    "solution_strs": VerlBatchVerifier,
+}
+"""Which verifier calls a function with such a parameter."""
+
+
+def user_verifier(spec: str, function: Callable[..., Any]) -> UserVerifier:
+    """Return the verifier that calls a user's function.
+
+    Raises InputError if the function has no known signature.
+    """
+    parameters = inspect.signature(function).parameters
+    kind = next((k for name, k in _SIGNATURES.items() if name in parameters), UserVerifier)
+    return kind(spec, function)
 
 
 def _verl_arguments(prompt: Prompt, completion: str) -> dict[str, Any]:
@@ -121,13 +153,24 @@ def _verl_arguments(prompt: Prompt, completion: str) -> dict[str, Any]:
     }
 
 
-def _only(rewards: Any) -> Any:
-    """Return the reward of a list with one. Raises TypeError if it is something else."""
+def _one_each(rewards: Any, job: Job) -> list[Any]:
+    """Return a function's rewards, one for each response. Raises TypeError if they are not that."""
+    count = len(job.completions)
+    wanted = "one reward" if count == 1 else f"{count} rewards"
     if isinstance(rewards, str | bytes | Mapping) or not hasattr(rewards, "__len__"):
-        raise TypeError(f"the function returned {rewards!r}, not a list with one reward")
-    if len(rewards) != 1:
-        raise TypeError(f"the function returned {len(rewards)} rewards for 1 completion")
-    return rewards[0]
+        raise TypeError(f"the function returned {rewards!r}, not a list with {wanted}")
+    if len(rewards) != count:
+        completions = "1 completion" if count == 1 else f"{count} completions"
+        raise TypeError(f"the function returned {len(rewards)} rewards for {completions}")
+    return list(rewards)
+
+
+def _number_or_error(result: Any) -> float | Exception:
+    """Return one of the rewards as a number, or why it is none."""
+    try:
+        return as_number(_score(result))
+    except TypeError as error:
+        return error
 
 
 def _score(result: Any) -> Any:
@@ -155,19 +198,14 @@ def _ignore(*_: Any, **__: Any) -> None:
     """Replace TRL's logging callbacks: there is no trainer here to log to."""
 
 
-_TRL_CALLBACKS: dict[str, Any] = {
-    "trainer_state": SimpleNamespace(global_step=0),
-    "log_extra": _ignore,
-    "log_metric": _ignore,
-}
-
-
-def _trl_texts(prompt: Prompt, completion: str) -> dict[str, list[Any]]:
+def _trl_texts(prompt: Prompt, completions: Sequence[str]) -> dict[str, list[Any]]:
     """Return `prompts` and `completions` as TRL passes them: messages if the prompt is a chat."""
     if prompt.messages is None:
-        return {"prompts": [prompt.prompt], "completions": [completion]}
-    reply = [{"role": "assistant", "content": completion}]
-    return {"prompts": [[dict(m) for m in prompt.messages]], "completions": [reply]}
+        return {"prompts": [prompt.prompt] * len(completions), "completions": list(completions)}
+    return {
+        "prompts": [[dict(m) for m in prompt.messages] for _ in completions],
+        "completions": [[{"role": "assistant", "content": text}] for text in completions],
+    }
 
 
 def as_number(value: Any) -> float:

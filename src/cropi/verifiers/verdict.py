@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from cropi.schema import Prompt, RewardStatus
@@ -37,13 +37,11 @@ class NotApplicableError(TypeError):
 
 
 @runtime_checkable
-class TokenVerifier(Protocol):
-    """A verifier that also reads the response's token ids (TRL's `completion_ids`)."""
+class GroupVerifier(Protocol):
+    """A verifier that sees all responses to a prompt in one call, as trainers call functions."""
 
-    def judge_tokens(
-        self, prompt: Prompt, completion: str, token_ids: Sequence[int] | None
-    ) -> float:
-        """Return the reward; `token_ids` is None if only the text is known."""
+    def judge_group(self, job: Job) -> Sequence[float | Exception]:
+        """Return, for each response of a job, its reward or why it has none."""
         ...
 
 
@@ -74,10 +72,26 @@ WeightedReward = tuple[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One response to judge by the weighted sum of `rewards`; with `check`, an answer to read."""
+    """Responses to one prompt, to be judged by the weighted sum of `rewards`.
+
+    There are several where a function sees whole groups. `token_ids` are those of each response, if
+    they are known; `step` is the trainer's, `absent` the columns that other rows have. With
+    `check`, only the answer is read.
+    """
 
     rewards: tuple[WeightedReward, ...]
     prompt: Prompt
-    completion: str
-    token_ids: tuple[int, ...] | None = None
+    completions: tuple[str, ...]
+    token_ids: tuple[tuple[int, ...], ...] | None = None
+    step: int = 0
+    absent: tuple[str, ...] = ()
     check: bool = False
+
+    def only(self, places: Sequence[int]) -> Job:
+        """Return the job with the responses at these places alone."""
+        ids = self.token_ids
+        return replace(
+            self,
+            completions=tuple(self.completions[p] for p in places),
+            token_ids=None if ids is None else tuple(ids[p] for p in places),
+        )

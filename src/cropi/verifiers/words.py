@@ -22,6 +22,17 @@ _CLOSED = {"yes", "no", "true", "false", "even", "odd", "always", "never", "some
 _REASON = re.compile(
     r"\s(?:because|since|as|for)\s|,\s*(?:which|who|because|since|so|as|not)\b|\s[-—–]\s|\s\(|;|:\s"
 )
+_SENTENCES = re.compile(r"(?<!\b[ap]\.m)(?<=[.!?])\s+(?=[A-Z])")
+_DOUBT = re.compile(
+    r"(?i)\b(?:not|never|cannot|neither|nor|if|whether|unlikely|doubt|maybe|perhaps|might|could|may"
+    r"|unless|would|than)\b|n['’]t\b|\?\s*$"
+)
+_CONSEQUENCE = re.compile(r"(?i)\b(?:so|thus|hence|therefore),?\s+(.+)")
+_IS = re.compile(r"(?i)\b(?:is|are|was|were|be|becomes?|equals)\b:?\s+|是|為|は")
+_NAMING = re.compile(
+    rf"{_IS.pattern}|\b(?:called|named|prints?|outputs?|returns?|at|on|by)\b:?\s+"
+    r"|\b(?:ist|est|es|è|é|это)\b:?\s+"
+)
 _LEADING = re.compile(
     r"(?i)^(?:so|thus|hence|therefore|then|and|finally|it is|it's|that is|this is)\b[\s,:]*"
 )
@@ -74,9 +85,34 @@ def _pieces(statement: str, gold: str, whole: bool) -> list[str]:
             parts.append(re.split(r"[,.;:!—–(]|\s-\s", sentence, maxsplit=1)[0])
             if any(canonical_text(p) in _CLOSED for p in parts):
                 return parts
+            pieces += _CONSEQUENCE.findall(sentence)[-1:]
+            if whole:
+                pieces += _predicates(lines[-1], _NAMING)
         pieces += parts
     pieces += re.findall(r"\*\*([^*\n]+)\*\*", lines[-1])[-1:]
+    if whole and gold not in _CLOSED:
+        pieces += _predicates(lines[-1], _NAMING)
     return pieces
+
+
+def is_said_to_be(text: str, gold: str) -> bool:
+    """Whether the last sentence of a text says that its subject is the gold text."""
+    lines = text.strip().splitlines()
+    return bool(lines) and any(canonical_text(p) == gold for p in _predicates(lines[-1], _IS))
+
+
+def _predicates(line: str, naming: re.Pattern[str]) -> list[str]:
+    """Return what the last sentence of a line says its subject is, and the subject of "is the".
+
+    A sentence that denies, doubts or asks says nothing.
+    """
+    sentences = [s for s in _SENTENCES.split(line.replace("*", "").strip()) if s.strip()]
+    if not sentences or _DOUBT.search(sentences[-1]):
+        return []
+    sentence = _LEADING.sub("", sentences[-1].strip())
+    places = [m.end() for m in naming.finditer(sentence)]
+    subject = re.match(r"(.+?)\s+(?:is|was|has|had|wins|won)\s+the\b", sentence)
+    return [sentence[p:] for p in places] + ([subject[1]] if subject else [])
 
 
 def before_reason(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -26,7 +26,12 @@ from cropi.influence.features.feature_files import (
 from cropi.influence.features.feature_store import FeatureStore
 from cropi.influence.features.feature_writer import FeatureWriter, content_hash
 from cropi.influence.preconditioner import Preconditioner, PreconditioningConsumer
-from cropi.influence.scorer import InformativeGroups, fit_sketch, require_informative
+from cropi.influence.scorer import (
+    InformativeGroups,
+    fit_sketch,
+    ratio_notes,
+    require_informative,
+)
 from cropi.schema import RolloutGroup
 from cropi.sketches import FittedSketch, Sketch, SketchConsumer
 from cropi.store.files import file_hash
@@ -35,10 +40,14 @@ from cropi.store.lock import exclusive_lock
 
 @dataclass(frozen=True)
 class Extraction:
-    """A finished store, and the tokens through the model that this call spent on it."""
+    """A finished store, the tokens through the model that this call spent on it, and its doubts.
+
+    `notes` are sentences about the prompts that this call sketched.
+    """
 
     store: FeatureStore
     tokens: int
+    notes: list[str] = field(default_factory=list)
 
 
 def policy_hash(model: nn.Module) -> str:
@@ -76,10 +85,10 @@ def write_features(
     if preconditioner is not None:
         preconditioner.require(extractor.shapes)
     with exclusive_lock(folder):
-        tokens = _write_store(
+        tokens, notes = _write_store(
             extractor, sketch, groups, folder, rollouts, dtype, like, preconditioner, progress
         )
-    return Extraction(FeatureStore(folder), tokens)
+    return Extraction(FeatureStore(folder), tokens, notes)
 
 
 def _write_store(
@@ -92,8 +101,8 @@ def _write_store(
     like: FeatureStore | None,
     preconditioner: Preconditioner | None,
     progress: Callable[[int, int], None] | None,
-) -> int:
-    """Begin the store or continue it; return the tokens it took."""
+) -> tuple[int, list[str]]:
+    """Begin the store or continue it; return the tokens it took, and notes."""
     informative = require_informative("the rollouts", groups)
     tokens, state = fit_or_load_sketch(extractor, sketch, informative.groups, folder, like)
     identity = replace(
@@ -107,9 +116,10 @@ def _write_store(
     ids = [group.prompt_id for group in informative.groups]
     lengths = [group.tokens for group in informative.groups]
     writer = FeatureWriter(folder, identity, ids, lengths, state)
-    return tokens + write_missing_shards(
+    spent, notes = write_missing_shards(
         writer, extractor, sketch, informative.groups, preconditioner, progress
     )
+    return tokens + spent, notes
 
 
 def write_missing_shards(
@@ -119,8 +129,8 @@ def write_missing_shards(
     groups: Sequence[RolloutGroup],
     preconditioner: Preconditioner | None,
     progress: Callable[[int, int], None] | None,
-) -> int:
-    """Write the shards that are missing, one after the other; return the tokens it took."""
+) -> tuple[int, list[str]]:
+    """Write the shards that are missing, one after the other; return the tokens, and notes."""
     done = len(writer.done)
 
     def advance(prompts: int) -> None:
@@ -140,7 +150,8 @@ def write_missing_shards(
         for number, _ in writer.pending()
     ]
     with Inline() as executor:
-        return sum(finished.result() for finished in run_units(executor, units))
+        finished = [unit.result() for unit in run_units(executor, units)]
+    return sum(tokens for tokens, _ in finished), [note for _, notes in finished for note in notes]
 
 
 def _write_shard(
@@ -151,8 +162,8 @@ def _write_shard(
     groups: Sequence[RolloutGroup],
     preconditioner: Preconditioner | None,
     advance: Callable[[int], None],
-) -> int:
-    """Sketch the gradients of one shard's prompts; return the tokens it took."""
+) -> tuple[int, list[str]]:
+    """Sketch the gradients of one shard's prompts; return the tokens it took, and notes."""
     places = writer.identity.shard_places()[number]
     members = groups[places.start : places.stop]
     with writer.shard(number) as sink:
@@ -165,7 +176,8 @@ def _write_shard(
         if preconditioner is not None:
             sink.norms[:] = norms.norms
         sink.statuses = report.statuses
-    return report.tokens
+    ids = [group.prompt_id for group in members]
+    return report.tokens, ratio_notes(f"shard {number}", ids, report)
 
 
 def fit_or_load_sketch(

@@ -5,6 +5,7 @@ One place for the command line and the page, so that both say the same.
 
 from __future__ import annotations
 
+from cropi.estimation.intervals import Interval
 from cropi.report.kit.number_format import (
     DASH,
     NEVER,
@@ -15,7 +16,7 @@ from cropi.report.kit.number_format import (
     ratio,
     ratio_interval,
 )
-from cropi.study.comparison import Study
+from cropi.study.comparison import ORACLE, Study
 from cropi.study.measures import MAIN_LEVEL, Acceleration
 
 COLUMNS = (
@@ -33,8 +34,6 @@ COLUMNS = (
 """Headings of the table: final targeted accuracy, change of untargeted accuracy in points, mean
 targeted accuracy over training, steps to the main level, accelerations with 95% intervals, tokens
 and seconds of a seed with selection paid for."""
-BOUND = "oracle"
-"""The strategy that is told where the targets are: a bound, not a method anyone could use."""
 
 
 def table_rows(study: Study) -> list[tuple[str, ...]]:
@@ -81,9 +80,18 @@ def acceleration(gain: Acceleration | None) -> str:
     return DASH if gain is None else ratio_interval(gain.ratio, gain.low, gain.high)
 
 
+def oracle_share(share: Interval | None) -> str:
+    """Format a share of the oracle's advantage: 0.83 [0.61, 1.02], or without an interval."""
+    if share is None or share.mean != share.mean:
+        return DASH
+    if share.low is None or share.high is None:
+        return f"{share.mean:.2f}"
+    return f"{share.mean:.2f} [{share.low:.2f}, {share.high:.2f}]"
+
+
 def fastest(study: Study) -> tuple[str, Acceleration] | None:
     """Return the strategy with the highest acceleration in steps at the main level."""
-    pairs = [(name, study.acceleration(name)) for name in study.comparisons if name != BOUND]
+    pairs = [(name, study.acceleration(name)) for name in study.comparisons if name != ORACLE]
     measured = [(name, a) for name, a in pairs if a is not None and a.ratio is not None]
     return max(measured, key=lambda pair: pair[1].ratio or 0.0, default=None)
 
@@ -97,7 +105,7 @@ def headline(study: Study) -> str:
     count = len(study.comparisons[name].seeds)
     level = f"{MAIN_LEVEL:.0%} of {study.baseline}'s gain ({percent(gain.level)})"
     seeds = f"mean of {count} seeds" if count > 1 else "one seed"
-    others = len(study.comparisons.keys() - {BOUND})
+    others = len(study.comparisons.keys() - {ORACLE})
     if not gain.ratio or gain.strategy is None or gain.baseline is None:
         return f"{'No strategy' if others > 1 else f'{name} never'} reached {level}, {seeds}."
     who = f"{name}, the fastest of {others} strategies," if others > 1 else name
@@ -107,20 +115,20 @@ def headline(study: Study) -> str:
 
 def compared(gain: Acceleration, fewer: str) -> str:
     """Say a ratio as `fewer` (or less) or as more, with its interval in the same direction."""
-    value = gain.ratio or 0.0
-    ends = None if gain.low is None or gain.high is None else (gain.low, gain.high)
+    value, low, high = gain.ratio or 0.0, gain.low, gain.high
     if value >= 1:
-        return f"{ratio(value)} {fewer}{_interval(ends)}"
-    inverse = ends and (1 / ends[1] if ends[1] else 0.0, 1 / ends[0] if ends[0] else 0.0)
+        return f"{ratio(value)} {fewer}{_interval(low, high)}"
     more = fewer.replace("fewer", "more").replace("less", "more")
-    return f"{ratio(1 / value)} {more}{_interval(inverse)}"
+    inverse = (1 / high if high else 0.0, 1 / low if low else 0.0)
+    return f"{ratio(1 / value)} {more}{_interval(*inverse) if low is not None else ''}"
 
 
-def _interval(ends: tuple[float, float] | None) -> str:
-    if ends is None:
+def _interval(low: float | None, high: float | None) -> str:
+    """An interval in words; a high end of 0 is never, None is no end at all."""
+    if low is None:
         return ""
-    low, high = (ratio(v).removesuffix("x") for v in ends)
-    return f" (95% interval {low} to {high})"
+    ends = ratio(low), "no upper end" if high is None else ratio(high)
+    return f" (95% interval {' to '.join(end.removesuffix('x') for end in ends)})"
 
 
 def _in_compute(study: Study, name: str) -> str:

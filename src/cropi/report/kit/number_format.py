@@ -57,10 +57,11 @@ def ratio(value: float | None) -> str:
 
 
 def ratio_interval(value: float | None, low: float | None, high: float | None) -> str:
-    """Format a ratio with its interval: 2.31x [1.90, 2.80]."""
-    if low is None or high is None or high == 0:
+    """Format a ratio with its interval: 2.31x [1.90, 2.80]; without an upper end: [1.90, ...]."""
+    if low is None or high == 0:
         return ratio(value)
-    return f"{ratio(value)} [{ratio(low).removesuffix('x')}, {ratio(high).removesuffix('x')}]"
+    end = "..." if high is None else ratio(high).removesuffix("x")
+    return f"{ratio(value)} [{ratio(low).removesuffix('x')}, {end}]"
 
 
 def amount(value: float | None) -> str:

@@ -162,17 +162,19 @@ def _ratio_bars(
 
 
 def _error_widths(gain: Acceleration | None) -> tuple[float, float]:
-    if gain is None or gain.low is None or gain.high is None or not gain.ratio:
+    if gain is None or gain.low is None or not gain.ratio:
         return 0.0, 0.0  # "never" is written there instead; its interval shows when touched
-    return max(0.0, gain.ratio - gain.low), max(0.0, gain.high - gain.ratio)
+    above = 0.0 if gain.high is None else gain.high - gain.ratio
+    return max(0.0, gain.ratio - gain.low), max(0.0, above)
 
 
 def _hover(gain: Acceleration | None) -> str:
     if gain is None:
         return ""
-    if gain.low is None or gain.high is None:
+    if gain.low is None:
         return ratio(gain.ratio)
-    return f"{ratio(gain.ratio)}, 95% interval {ratio(gain.low)} to {ratio(gain.high)}"
+    end = "no upper end" if gain.high is None else ratio(gain.high)
+    return f"{ratio(gain.ratio)}, 95% interval {ratio(gain.low)} to {end}"
 
 
 def break_even_figure(points: Mapping[str, BreakEven], styles: Mapping[str, TraceStyle]) -> Figure:

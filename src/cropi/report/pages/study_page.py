@@ -92,7 +92,7 @@ def _table(study: Study) -> Safe:
         for name, line in zip(study.files.strategies, summary.table_rows(study), strict=True)
     ]
     note = (
-        "Means over seeds; in brackets 95% bootstrap intervals. Targeted: final accuracy; "
+        "Means over seeds; in brackets 95% intervals. Targeted: final accuracy; "
         "untargeted: its change in points; area: mean targeted accuracy over training. Steps to "
         f"{MAIN_LEVEL:.0%} of the baseline's gain, acceleration against the baseline's. Compute, "
         "tokens and time include rollouts and scoring."
@@ -124,7 +124,7 @@ def _accuracy(study: Study, charts: Charts) -> Safe:
         name = f"{title} accuracy, mean over sets and seeds"
         parts += [tag("h3", name), charts.add_variants(["axis"], variants, height, name)]
     note = (
-        "Bands are 95% bootstrap intervals of the mean over seeds. Click a name to hide it, double "
+        "Bands are 95% intervals of the mean over seeds. Click a name to hide it, double "
         "click to show it alone. Flat stretches on compute and time are rollouts and scoring being "
         "paid."
     )
@@ -158,7 +158,7 @@ def _acceleration(study: Study, charts: Charts) -> Safe:
     shares = ", ".join(f"{share:.0%}" for share in LEVELS)
     note = (
         "The baseline's amount up to a level over the strategy's: above 1 is faster. Lines are 95% "
-        "intervals; never: the mean curve does not reach the level."
+        "intervals; never: half of the seeds or more do not reach the level."
     )
     return joined(
         [
@@ -174,7 +174,7 @@ def _acceleration(study: Study, charts: Charts) -> Safe:
 
 def _ratio_table(study: Study) -> Safe:
     ratio_columns = (f"{AXIS_NAMES[axis]} ratio" for axis in AXES)
-    header = ("strategy", "level", "accuracy", "steps", *ratio_columns, "resamples never")
+    header = ("strategy", "level", "accuracy", "steps", *ratio_columns, "seeds never")
     rows = []
     for name, comparison in study.comparisons.items():
         for share in LEVELS:
@@ -182,14 +182,17 @@ def _ratio_table(study: Study) -> Safe:
             steps = by_axis[0]
             if steps is None:
                 continue
-            never = DASH if steps.low is None else percent(steps.never / measures.RESAMPLES)
+            never = f"{steps.never} of {steps.seeds}"
             level = (f"{share:.0%}", percent(steps.level), summary.steps_to_level(steps))
             rows.append((name, *level, *map(summary.acceleration, by_axis), never))
     return table(header, rows)
 
 
 def _differences(study: Study) -> list[Safe]:
-    header = ("strategy", "seeds", "final targeted", "area", "final untargeted")
+    header = (
+        *("strategy", "seeds", "final targeted", "area", "final untargeted"),
+        "share of the oracle's advantage",
+    )
     rows = [
         (
             name,
@@ -197,10 +200,14 @@ def _differences(study: Study) -> list[Safe]:
             points(c.final, interval=True),
             points(c.area, interval=True),
             points(c.untargeted, interval=True),
+            summary.oracle_share(c.oracle_share),
         )
         for name, c in study.comparisons.items()
     ]
-    note = hint("In points of accuracy, seed against the same seed of the baseline.")
+    note = hint(
+        "In points of accuracy, seed against the same seed of the baseline; the share is of the "
+        "oracle's advantage in area, without an interval where that advantage may be none."
+    )
     return [tag("h3", f"Difference to {study.baseline}"), table(header, rows), note]
 
 
@@ -290,20 +297,22 @@ def _rules() -> Safe:
         "Level": "The start plus 80, 90 or 95% of the baseline's gain, which is its mean accuracy "
         "over the evaluations of the last quarter of steps minus its start. A baseline that gains "
         f"less than {100 * measures.LEAST_GAIN:.0f} points has no level.",
-        "Acceleration": "The baseline's steps to a level over the strategy's, each where its mean "
-        "curve first crosses the level. Never counts as 0.",
-        "Compute and time": "The same ratio on the axes of FLOPs and seconds, at the mean over "
-        "seeds of what had been paid. Rollouts are paid before the first stage, or before the "
-        "stage for which they were refreshed, scoring before its stage.",
+        "Acceleration": "The baseline's steps to a level over the strategy's, each where a seed's "
+        "own curve first crosses the level, and the geometric mean over seeds. A seed that never "
+        "does counts as if it did at its last evaluation, and opens the interval at that end; if "
+        "half of a strategy's seeds or more never do, the ratio is never.",
+        "Compute and time": "The same ratio on the axes of FLOPs and seconds that had been paid. "
+        "Rollouts are paid before the first stage, or before the stage for which they were "
+        "refreshed, scoring before its stage.",
         "FLOPs": "2 per parameter for each token sampled or prefilled, 6 for each token trained; "
         "scoring's forward and backward passes as they were counted.",
         "Area": "The area under the targeted curve over the number of steps: mean accuracy during "
         "training, which needs no level.",
-        "Intervals": f"95% percentile bootstrap over seeds, {measures.RESAMPLES:,} resamples: "
-        "curves, level and ratio are computed again from the drawn seeds, the same seeds for the "
-        "strategy and for the baseline. With few seeds such intervals are somewhat too narrow, and "
-        "they say nothing about other prompts or models. With several strategies the fastest is "
-        "favoured by chance: its interval does not correct for that.",
+        "Share of the oracle's advantage": "The strategy's area minus the baseline's, over "
+        "the same of oracle, which is told where the targets are; with Fieller's interval.",
+        "Intervals": "95% by Student's t over seeds, of ratios by their logs; a seed's strategy "
+        "and baseline are paired. They say nothing about other prompts or models. With several "
+        "strategies the fastest is favoured by chance: its interval does not correct for that.",
     }
     blocks = [tag("div", tag("h3", k), tag("div", v, class_="answer")) for k, v in rows.items()]
     return tag("div", *blocks, class_="columns")

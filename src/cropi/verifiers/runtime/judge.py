@@ -18,6 +18,7 @@ from typing import Literal
 from cropi.errors import InputError
 from cropi.plugins import resolve_name
 from cropi.schema import Prompt
+from cropi.verifiers.runtime.groups import as_jobs, judge_jobs
 from cropi.verifiers.runtime.pool import WorkerPool
 from cropi.verifiers.settings import RewardTerm, VerifiersConfig
 from cropi.verifiers.tags import Tags
@@ -30,7 +31,8 @@ class Judge:
     """Judges responses; a context manager, because it owns processes.
 
     `counts[source][outcome]` counts all verdicts of `judge` so far; "wrong" means a reward of 0 or
-    less, or below the config's threshold.
+    less, or below the config's threshold. `reasons` counts why responses were not judged. `step` is
+    what functions find as the trainer's step.
     """
 
     def __init__(self, config: VerifiersConfig, base: Path | None = None) -> None:
@@ -43,8 +45,13 @@ class Judge:
         self._default = self._resolve(config.default)
         self._patterns = {p: self._resolve(f) for p, f in config.sources.items()}
         tags = Tags(tuple(config.think_tags), tuple(config.answer_tags))
-        self._pool = WorkerPool(config.workers, config.timeout, self._folders, tags)
+        self._pool = WorkerPool(
+            config.workers, config.timeout, self._folders, tags, config.memory_gb
+        )
         self.counts: dict[str, Counter[Outcome]] = {}
+        self.reasons: Counter[str] = Counter()
+        self.step = 0
+        self._columns: dict[str, None] = {}
 
     def __enter__(self) -> Judge:
         return self
@@ -101,8 +108,9 @@ class Judge:
     def _unreadable(self, prompts: Sequence[Prompt]) -> dict[int, str]:
         """Return why answers cannot be read, by the prompt's place."""
         self._load([p.source for p in prompts])
-        jobs = [Job(self.rewards_of(p.source), p, "", check=True) for p in prompts]
-        verdicts = self._pool.judge(jobs)
+        self._columns.update(dict.fromkeys(name for p in prompts for name in p.extra))
+        jobs = [Job(self.rewards_of(p.source), p, ("",), check=True) for p in prompts]
+        verdicts = [verdict for (verdict,) in self._pool.judge(jobs)]
         unreadable = {i: v.detail for i, v in enumerate(verdicts) if v.status != "ok"}
         self._try([p for i, p in enumerate(prompts) if i not in unreadable])
         return unreadable
@@ -121,8 +129,8 @@ class Judge:
         for prompt in prompts:
             samples.setdefault(prompt.source, prompt)
         for prompt in samples.values():
-            job = Job(self.rewards_of(prompt.source), prompt, prompt.answer, (0,))
-            (verdict,) = self._pool.judge([job])
+            job = self._job(prompt, prompt.answer, (0,))
+            ((verdict,),) = self._pool.judge([job])
             if verdict.status != "ok":
                 raise _cannot_judge(job, verdict)
 
@@ -133,19 +141,33 @@ class Judge:
     ) -> list[Verdict]:
         """Return one verdict per (prompt, response text), in order.
 
-        `token_ids` are the responses' ids, for functions that take TRL's `completion_ids`; without
-        them such a function gives status "error". Raises InputError if a verifier cannot be loaded.
+        Neighbours that answer one prompt are a group, which functions in TRL's signature or verl's
+        for batches see as a whole. `token_ids` are the responses' ids, for functions that take
+        TRL's `completion_ids`; without them such a function gives status "error".
+
+        Raises InputError if a verifier cannot be loaded.
         """
         ids = token_ids if token_ids is not None else [None] * len(items)
-        jobs = [
-            Job(self.rewards_of(p.source), p, text, None if t is None else tuple(t))
-            for (p, text), t in zip(items, ids, strict=True)
-        ]
-        verdicts = self._pool.judge(jobs)
+        self._columns.update(dict.fromkeys(name for p, _ in items for name in p.extra))
+        jobs = [self._job(p, text, i) for (p, text), i in zip(items, ids, strict=True)]
+        if not jobs:
+            return []
+        whole = self._pool.load({name: None for job in jobs for name, _ in job.rewards})
+        verdicts = judge_jobs(self._pool, as_jobs(jobs, whole))
         for job, verdict in zip(jobs, verdicts, strict=True):
-            outcomes = self.counts.setdefault(job.prompt.source, Counter())
-            outcomes[self.outcome(verdict)] += 1
+            self._count(job.prompt.source, verdict)
         return verdicts
+
+    def _job(self, prompt: Prompt, text: str, ids: Sequence[int] | None) -> Job:
+        """Return the job of one response."""
+        absent = tuple(name for name in self._columns if name not in prompt.extra)
+        token_ids = None if ids is None else (tuple(ids),)
+        return Job(self.rewards_of(prompt.source), prompt, (text,), token_ids, self.step, absent)
+
+    def _count(self, source: str, verdict: Verdict) -> None:
+        self.counts.setdefault(source, Counter())[self.outcome(verdict)] += 1
+        if verdict.status != "ok":
+            self.reasons[f"{verdict.status}: {verdict.detail}"] += 1
 
     def outcome(self, verdict: Verdict) -> Outcome:
         """Return the outcome to count a verdict under."""

@@ -32,31 +32,39 @@ class WorkerPool:
         timeout: float,
         folders: Sequence[Path] = (),
         tags: Tags = DEFAULT_TAGS,
+        memory_gb: float | None = None,
     ) -> None:
-        """Of unknown size, it takes a core per worker, and fewer workers for few responses."""
+        """Of unknown size, it takes a core per worker, and fewer workers for few responses.
+
+        `timeout` is in seconds for one response, `memory_gb` in GiB for each worker.
+        """
         self._size = size or min(LARGEST_DEFAULT, len(os.sched_getaffinity(0)))
         self._per_worker = 1 if size else SMALLEST_SHARE
         self._tags = tags
-        self._timeout = timeout
+        self._timeout, self._memory_gb = timeout, memory_gb
         self._folders = tuple(folders)
         self._workers: list[WorkerProcess] = []
 
-    def load(self, specs: Iterable[str]) -> None:
-        """Load verifiers in one worker. Raises InputError if one cannot be loaded."""
+    def load(self, specs: Iterable[str]) -> set[str]:
+        """Load verifiers in one worker; return those of all so far that see whole groups.
+
+        Raises InputError if one cannot be loaded.
+        """
         try:
             self._spawn(1)
             self._workers[0].restart_if_dead()
             self._workers[0].load(specs)
+            return self._workers[0].group_verifiers
         except BaseException:
             self.close()
             raise
 
-    def judge(self, jobs: Sequence[Job]) -> list[Verdict]:
-        """Return the verdict of every job, in order.
+    def judge(self, jobs: Sequence[Job]) -> list[list[Verdict]]:
+        """Return the verdicts of every job, in order: one for each of its responses.
 
         Raises InputError if a verifier cannot be loaded.
         """
-        verdicts: dict[int, Verdict] = {}
+        verdicts: dict[int, list[Verdict]] = {}
         waiting = deque(range(len(jobs)))
         batch = max(1, min(LARGEST_BATCH, math.ceil(len(jobs) / (4 * self._size))))
         try:
@@ -69,14 +77,21 @@ class WorkerPool:
             # Also on Ctrl-C: a worker in an unknown state must not serve the next call.
             self.close()
             raise
-        return [verdicts[i] for i in range(len(jobs))]
+        # A job that ended its worker has one verdict for all its responses.
+        alike = {i: v * len(jobs[i].completions) for i, v in verdicts.items() if len(v) == 1}
+        return [(alike.get(i) or verdicts[i])[: len(job.completions)] for i, job in enumerate(jobs)]
 
     def _spawn(self, count: int) -> None:
         while len(self._workers) < count:
-            self._workers.append(WorkerProcess(self._timeout, self._folders, self._tags))
+            worker = WorkerProcess(self._timeout, self._folders, self._tags, self._memory_gb)
+            self._workers.append(worker)
 
     def _dispatch(
-        self, jobs: Sequence[Job], waiting: deque[int], batch: int, verdicts: dict[int, Verdict]
+        self,
+        jobs: Sequence[Job],
+        waiting: deque[int],
+        batch: int,
+        verdicts: dict[int, list[Verdict]],
     ) -> None:
         """Give every idle worker its next jobs."""
         for worker in self._workers:
@@ -92,7 +107,7 @@ class WorkerPool:
                 worker.pending = deque(numbers)
                 self._restart(worker, Verdict(math.nan, "error", str(death)), waiting, verdicts)
 
-    def _collect(self, waiting: deque[int], verdicts: dict[int, Verdict]) -> None:
+    def _collect(self, waiting: deque[int], verdicts: dict[int, list[Verdict]]) -> None:
         """Wait for replies until the next deadline, and restart workers that died or hang."""
         busy = [w for w in self._workers if not w.idle]
         if not busy:
@@ -105,15 +120,15 @@ class WorkerPool:
         for worker in busy:
             # Ask `ready` again: its reply may have arrived while others were served.
             if not worker.idle and time.monotonic() >= worker.deadline and not worker.ready():
-                detail = f"no reward within {self._timeout:g} s"
+                detail = f"no reward within {worker.limit:g} s"
                 self._restart(worker, Verdict(math.nan, "timeout", detail), waiting, verdicts)
 
     def _read_replies(
-        self, worker: WorkerProcess, waiting: deque[int], verdicts: dict[int, Verdict]
+        self, worker: WorkerProcess, waiting: deque[int], verdicts: dict[int, list[Verdict]]
     ) -> None:
         try:
-            for number, (status, reward, detail) in worker.replies():
-                verdicts[number] = Verdict(reward, status, detail)
+            for number, replies in worker.replies():
+                verdicts[number] = [Verdict(r, status, detail) for status, r, detail in replies]
         except WorkerDiedError as death:
             self._restart(worker, Verdict(math.nan, "error", str(death)), waiting, verdicts)
 
@@ -122,11 +137,11 @@ class WorkerPool:
         worker: WorkerProcess,
         verdict: Verdict,
         waiting: deque[int],
-        verdicts: dict[int, Verdict],
+        verdicts: dict[int, list[Verdict]],
     ) -> None:
         """Give `verdict` to the job that was running; the jobs after it go back to the front."""
         if worker.pending:
-            verdicts[worker.pending.popleft()] = verdict
+            verdicts[worker.pending.popleft()] = [verdict]
             waiting.extendleft(reversed(worker.pending))
         worker.restart()
 

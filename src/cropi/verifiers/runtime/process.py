@@ -18,7 +18,7 @@ from typing import Any
 
 from cropi.errors import InputError
 from cropi.verifiers.runtime.channel import MessageReader, job_frame, write_all
-from cropi.verifiers.runtime.worker import LOAD_SECONDS, Reply
+from cropi.verifiers.runtime.worker import LOAD_SECONDS, OUT_OF_MEMORY, Reply
 from cropi.verifiers.tags import DEFAULT_TAGS, Tags
 from cropi.verifiers.verdict import Job
 
@@ -39,12 +39,18 @@ class WorkerProcess:
     """A worker, and the jobs it has not answered yet."""
 
     def __init__(
-        self, timeout: float, folders: Sequence[Path] = (), tags: Tags = DEFAULT_TAGS
+        self,
+        timeout: float,
+        folders: Sequence[Path] = (),
+        tags: Tags = DEFAULT_TAGS,
+        memory_gb: float | None = None,
     ) -> None:
-        self.timeout = timeout
-        self._options = json.dumps([timeout, tags.think, tags.answer])
+        self.timeout, self.memory_gb = timeout, memory_gb
+        self._options = json.dumps([timeout, memory_gb, tags.think, tags.answer])
         self.pending: deque[int] = deque()
         self.deadline = 0.0
+        self.group_verifiers: set[str] = set()
+        self._limits: dict[int, float] = {}
         self._loaded: list[str] = []
         self._folders = [str(f.absolute()) for f in (Path(), *folders)]
         self._start()
@@ -94,14 +100,19 @@ class WorkerProcess:
                     "faster"
                 )
             replies = self._receive()
-            if len(replies) != 1 or not isinstance(replies[0], str):
-                raise self._broken()
-        except WorkerDiedError as error:
+            match replies:
+                case [[str() as error, bool() as sees_groups]]:
+                    pass
+                case _:
+                    raise self._broken()
+        except WorkerDiedError as death:
             raise InputError(
-                f"verifier {spec!r} cannot be loaded: {error}; fix what its import does"
+                f"verifier {spec!r} cannot be loaded: {death}; fix what its import does"
             ) from None
-        if replies[0]:
-            raise InputError(replies[0])
+        if error:
+            raise InputError(error)
+        if sees_groups:
+            self.group_verifiers.add(spec)
 
     def restart(self) -> None:
         """Start a fresh process with the same verifiers; raises as `load` does."""
@@ -123,27 +134,44 @@ class WorkerProcess:
         Raises WorkerDiedError if the process is gone.
         """
         self.pending.extend(numbers)
+        self._limits = {
+            n: self.timeout * len(job.completions) for n, job in zip(numbers, jobs, strict=True)
+        }
         self._send(("judge", list(jobs)))
-        self.deadline = time.monotonic() + self.timeout
+        self._set_deadline()
 
-    def replies(self) -> list[tuple[int, Reply]]:
+    @property
+    def limit(self) -> float:
+        """The seconds that the job at hand has."""
+        return self._limits[self.pending[0]]
+
+    def _set_deadline(self) -> None:
+        """Give the next job its time from now: that of one response for each that it holds."""
+        if self.pending:
+            self.deadline = time.monotonic() + self.limit
+
+    def replies(self) -> list[tuple[int, list[Reply]]]:
         """Return the new replies with their job's number; the next job's deadline starts now.
 
         Raises WorkerDiedError if the process is gone, or sent something else than replies.
         """
-        replies = [self._checked(reply) for reply in self._receive()]
+        replies = [self._checked(message) for message in self._receive()]
         if len(replies) > len(self.pending):
             raise self._broken()
         numbered = [(self.pending.popleft(), reply) for reply in replies]
-        self.deadline = time.monotonic() + self.timeout
+        self._set_deadline()
         return numbered
 
-    def _checked(self, reply: Any) -> Reply:
-        """Return a worker's reply. Raises WorkerDiedError if it does not have a reply's form."""
-        match reply:
-            case ["ok" | "error" as status, float() | int() as reward, str() as detail]:
-                return status, float(reward), detail
-        raise self._broken()
+    def _checked(self, message: Any) -> list[Reply]:
+        """Return a job's replies. Raises WorkerDiedError if they do not have that form."""
+        replies: list[Reply] = []
+        for reply in message if isinstance(message, list) else [None]:
+            match reply:
+                case ["ok" | "error" as status, float() | int() as reward, str() as detail]:
+                    replies.append((status, float(reward), detail))
+                case _:
+                    raise self._broken()
+        return replies
 
     def _broken(self) -> WorkerDiedError:
         """End a process whose pipe cannot be trusted any more; return the error."""
@@ -174,6 +202,8 @@ class WorkerProcess:
             self._process.wait(2.0)
         self.kill()
         code = self._process.returncode
+        if code == OUT_OF_MEMORY:
+            return f"the verifier's process needed more than verifiers.memory_gb={self.memory_gb:g}"
         if code >= 0:
             return f"the verifier's process exited with code {code}"
         return f"the verifier's process was killed by {_signal_name(-code)}"

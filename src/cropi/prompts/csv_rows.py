@@ -1,0 +1,90 @@
+"""Rows of CSV and TSV files: every cell is text as it stands, and an empty one is missing.
+
+No cell is turned into a number or a date, because `007`, `1.50` and `1e3` would come out as other
+answers. Columns that hold lists or objects are JSON in a CSV file, and become what they are.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any, TextIO
+
+from cropi.errors import InputError
+from cropi.text import shown
+
+NESTED_COLUMNS = ("tools", "reward_model", "extra_info")
+"""Columns whose cells are JSON; that of chats and of `extra` is read wherever it comes from."""
+LONGEST_CELL = 16_000_000
+"""Characters; longer than the longest prompt, which is refused by name."""
+
+
+def read_csv(
+    lines: TextIO, where: str, separator: str | None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows with their numbers, as a spreadsheet counts them: the header is row 1.
+
+    `separator` None means a comma, or a semicolon where the header has semicolons and no commas, as
+    spreadsheets write it in many countries.
+
+    Raises InputError for a header with a name twice, a row of another length, or broken quotes.
+    """
+    csv.field_size_limit(LONGEST_CELL)
+    header_line = lines.readline()
+    reader = csv.reader(
+        _lines(header_line, lines), delimiter=separator or _separator(header_line), strict=True
+    )
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        _require_header(header, where)
+        for number, cells in enumerate(reader, 2):
+            if any(cells):
+                yield number, _row(header, cells, f"{where} row {number}")
+    except csv.Error as error:
+        raise InputError(
+            f"{where} line {reader.line_num} is not valid CSV ({error}); quote cells that hold "
+            "separators, quotes or line ends"
+        ) from None
+
+
+def _lines(first: str, rest: TextIO) -> Iterator[str]:
+    if first:
+        yield first
+    yield from rest
+
+
+def _separator(header: str) -> str:
+    return ";" if ";" in header and "," not in header else ","
+
+
+def _require_header(header: list[str], where: str) -> None:
+    if twice := [name for name, count in Counter(header).items() if count > 1]:
+        raise InputError(f"{where} has the column {shown(twice[0], 60)} twice; rename one")
+
+
+def _row(header: list[str], cells: list[str], where: str) -> dict[str, Any]:
+    if len(cells) != len(header):
+        raise InputError(
+            f"{where} has {len(cells)} cells and the header {len(header)}; quote cells that hold "
+            "separators or line ends"
+        )
+    named = zip(header, cells, strict=True)
+    return {name: _value(name, cell, where) for name, cell in named if cell}
+
+
+def _value(name: str, cell: str, where: str) -> Any:
+    """The cell's text; JSON lists of objects, and objects, in columns that hold such."""
+    if name not in NESTED_COLUMNS or not cell.lstrip().startswith(("[{", "{")):
+        return cell
+    try:
+        value = json.loads(cell)
+    except (ValueError, RecursionError):
+        value = None
+    if isinstance(value, Mapping) or (isinstance(value, list) and value):
+        return value
+    raise InputError(
+        f"{where}: column {name} holds {shown(cell, 80)}, which is not JSON; write its lists and "
+        "objects as JSON, or give a .jsonl or .parquet file"
+    )
