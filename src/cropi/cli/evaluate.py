@@ -20,11 +20,11 @@ from cropi.cli.options import (
     engine_settings,
     named_files,
     policy_at,
-    prompts_in,
     section,
     setting,
 )
 from cropi.cli.printing import print_table
+from cropi.cli.prompt_options import PromptReading, reads_prompts
 from cropi.cli.rollout import BatchSize, NewTokens
 from cropi.evaluation.settings import EvaluationConfig
 from cropi.rollouts.settings import RolloutsConfig
@@ -34,9 +34,11 @@ PassAt = Annotated[
 ]
 
 
+@reads_prompts
 def evaluate(
     model: Model,
     sets: Annotated[list[str], typer.Option("--set", help="NAME=FILE of prompts; repeatable")],
+    reading: PromptReading,
     verifier: Verifier = None,
     responses: Annotated[int | None, setting(EvaluationConfig, "responses")] = None,
     temperature: Annotated[float | None, setting(EvaluationConfig, "temperature")] = None,
@@ -80,10 +82,16 @@ def evaluate(
     if out is not None:
         require_writable(out)
     files = named_files(sets, "set")
-    named = {name: prompts_in(path, seed) for name, path in files.items()}
+    named = {name: reading.prompts(path, seed, policy) for name, path in files.items()}
     with exclusive_output(out) if out is not None else nullcontext():
         results = cropi.evaluate(
-            policy, named, config, rollouts=rollouts, verifier=verifier, seed=seed
+            policy,
+            named,
+            config,
+            rollouts=rollouts,
+            verifier=verifier,
+            template_kwargs=reading.template_kwargs,
+            seed=seed,
         )
         if out is not None:
             write_json(out, [dataclasses.asdict(result) for result in results])

@@ -23,7 +23,6 @@ from cropi.verifiers.settings import VerifiersConfig
 
 if TYPE_CHECKING:
     from cropi.policy.reference import PolicyRef
-    from cropi.schema import Prompt
 
 
 def setting(section: type[Section], key: str, *names: str, text: str = "") -> Any:
@@ -54,7 +53,7 @@ Config = Annotated[
 PLUGIN_HELP = "A name, package.module:object or file.py:object"
 MODEL_HELP = "A model directory, a hub id, or a built-in model such as pocket"
 Model = Annotated[str, typer.Option("--model", "--policy", help=MODEL_HELP)]
-PromptsFile = Annotated[Path, typer.Option(help="Prompts: .jsonl, .json or .parquet")]
+PromptsFile = Annotated[Path, typer.Option(help="Prompts: a file, a folder or a pattern")]
 RolloutsFile = Annotated[Path, typer.Argument(help="Rollouts (Parquet)")]
 Targets = Annotated[
     list[str],
@@ -86,10 +85,13 @@ OutFile = Annotated[Path, typer.Option(help="The Parquet file to write")]
 
 
 def load(config: str, settings: list[str] | None) -> tuple[Any, Path | None]:
-    """The validated config and its folder, where relative paths in it start."""
-    from cropi.config import load_config
+    """The validated config and its folder, where relative paths in it start.
 
-    loaded = load_config(config, settings or [])
+    Where settings are wrong, the error says what is wrong with the files too.
+    """
+    from cropi.config.check import load_checked
+
+    loaded = load_checked(config, settings or [])
     path = Path(config)
     return loaded, path.resolve().parent if path.is_file() else None
 
@@ -140,13 +142,6 @@ def load_model(model: str, dtype: str | None, device: str | None) -> Any:
 
     config = model_config(model, dtype=dtype, device=device)
     return cropi.load_model(model, dtype=config.dtype, device=config.device)
-
-
-def prompts_in(path: Path, seed: int) -> list[Prompt]:
-    """Read a prompts file."""
-    import cropi
-
-    return cropi.load_prompts(path, seed)
 
 
 def named_files(values: list[str], option: str) -> dict[str, Path]:

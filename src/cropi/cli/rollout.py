@@ -15,11 +15,11 @@ from cropi.cli.options import (
     Verifier,
     engine_settings,
     policy_at,
-    prompts_in,
     section,
     setting,
 )
 from cropi.cli.printing import make_reporter
+from cropi.cli.prompt_options import PromptReading, reads_prompts
 from cropi.rollouts.engines.transformers import TransformersSettings
 from cropi.rollouts.settings import RolloutsConfig
 from cropi.text import plural
@@ -30,10 +30,12 @@ NewTokens = Annotated[int | None, setting(RolloutsConfig, "max_new_tokens")]
 Temperature = Annotated[float | None, setting(RolloutsConfig, "temperature")]
 
 
+@reads_prompts
 def rollout(
     model: Model,
     prompts: PromptsFile,
     out: OutFile,
+    reading: PromptReading,
     verifier: Verifier = None,
     responses: Annotated[int | None, setting(RolloutsConfig, "responses")] = None,
     max_new_tokens: NewTokens = None,
@@ -66,10 +68,17 @@ def rollout(
     )
     policy = policy_at(model, dtype, device)
     require_writable(out)
-    rows = prompts_in(prompts, seed)
+    rows = reading.prompts(prompts, seed, policy)
     with make_reporter().phase("rollouts", len(rows)) as bar:
         groups = cropi.rollout(
-            policy, rows, out, config, verifier=verifier, seed=seed, progress=bar.update
+            policy,
+            rows,
+            out,
+            config,
+            verifier=verifier,
+            template_kwargs=reading.template_kwargs,
+            seed=seed,
+            progress=bar.update,
         )
         informative = sum(group.informative for group in groups)
         bar.note = f"{plural(len(groups), 'prompt')}, {informative:,} informative -> {out}"

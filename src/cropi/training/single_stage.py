@@ -97,6 +97,7 @@ def train(
     verifier: str | VerifiersConfig | Judge | None = None,
     rollouts: RolloutsConfig | None = None,
     model: ModelConfig | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
     carry_optimizer: bool = False,
     horizon: int | None = None,
     seed: int = 0,
@@ -114,6 +115,7 @@ def train(
         verifier: a verifier's name, settings or an open judge.
         rollouts: sampling of the responses that are trained on.
         model: dtype, device and the like; default: as `policy` is.
+        template_kwargs: arguments of the chat template.
         carry_optimizer: continue with the optimizer, schedule and step count that an earlier stage
             stored at `policy`.
         horizon: the step at which a decaying learning rate ends; default: the end of this stage.
@@ -144,6 +146,7 @@ def train(
         first_step=first_step,
         horizon=_horizon(horizon, first_step + steps),
         seed=seed,
+        template_kwargs=template_kwargs,
         dynamic_sampling=settings.dynamic_sampling,
     )
     trainer = find_trainer(settings.engine)

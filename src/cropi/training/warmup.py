@@ -188,10 +188,13 @@ def supervised_row(prompt: Prompt, template: str) -> dict[str, Any]:
     answer = template.replace("{answer}", prompt.answer)
     if prompt.messages is None:
         return {"prompt": prompt.prompt, "completion": answer}
-    return {
-        "prompt": [dict(m) for m in prompt.messages],
-        "completion": [{"role": "assistant", "content": answer}],
+    *earlier, last = [dict(m) for m in prompt.messages]
+    begun = prompt.continued
+    row = {
+        "prompt": [*earlier, last] if begun is None else earlier,
+        "completion": [{"role": "assistant", "content": f"{begun or ''}{answer}"}],
     }
+    return {**row, "tools": [dict(tool) for tool in prompt.tools]} if prompt.tools else row
 
 
 def _progress_callback(progress: Callable[[int, int], None], total: int) -> Any:
