@@ -23,7 +23,7 @@ from cropi.cli.options import (
     section,
     setting,
 )
-from cropi.cli.printing import print_table
+from cropi.cli.printing import make_reporter, print_table, say_unjudged
 from cropi.cli.rollout import BatchSize, NewTokens
 from cropi.evaluation.settings import EvaluationConfig
 from cropi.rollouts.settings import RolloutsConfig
@@ -60,6 +60,7 @@ def evaluate(
     """
     import cropi
     from cropi.store.files import require_writable, write_json
+    from cropi.verifiers import open_judge
 
     of_engine = [
         text for text in settings or [] if text.partition("=")[0].split(".")[0] == "engine"
@@ -79,12 +80,17 @@ def evaluate(
         require_writable(out)
     files = named_files(sets, "set")
     named = {name: prompts_in(path, seed) for name, path in files.items()}
-    results = cropi.evaluate(policy, named, config, rollouts=rollouts, verifier=verifier, seed=seed)
+    with open_judge(verifier) as judge:
+        judge.check([prompt for prompts in named.values() for prompt in prompts])
+        results = cropi.evaluate(
+            policy, named, config, rollouts=rollouts, verifier=judge, seed=seed
+        )
     rows = [
         [r.set, f"{r.prompts:,}", *(f"{v:.1%}" for v in r.pass_at.values()), unjudged(r.statuses)]
         for r in results
     ]
     print_table(["set", "prompts", *(f"pass@{n}" for n in config.k), "not judged"], rows)
+    say_unjudged(make_reporter(), judge)
     if out is not None:
         write_json(out, [dataclasses.asdict(result) for result in results])
 

@@ -19,7 +19,7 @@ from cropi.cli.options import (
     section,
     setting,
 )
-from cropi.cli.printing import make_reporter
+from cropi.cli.printing import make_reporter, say_unjudged
 from cropi.cli.rollout import NewTokens, Temperature
 from cropi.curriculum.settings import CurriculumConfig
 from cropi.settings import default_of
@@ -66,6 +66,7 @@ def train(
     """
     import cropi
     from cropi.store.tables import read_selection
+    from cropi.verifiers import open_judge
 
     config = section(
         TrainingConfig,
@@ -75,7 +76,8 @@ def train(
         temperature=temperature,
         learning_rate=learning_rate,
     )
-    with make_reporter().phase("GRPO", steps) as bar:
+    reporter = make_reporter()
+    with open_judge(verifier) as judge, reporter.phase("GRPO", steps) as bar:
         outcome = cropi.train(
             model,
             prompts_in(prompts, seed),
@@ -83,7 +85,7 @@ def train(
             out,
             config,
             steps=steps,
-            verifier=verifier,
+            verifier=judge,
             model=model_config(model, device=device),
             carry_optimizer=carry_optimizer,
             horizon=horizon,
@@ -91,3 +93,4 @@ def train(
             progress=lambda done, row: bar.update(done, note=f"reward {row.get('reward', 0):.2f}"),
         )
         bar.note = f"{outcome.trained_tokens:,} tokens -> {out}"
+    say_unjudged(reporter, judge)
