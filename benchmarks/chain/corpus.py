@@ -16,11 +16,11 @@ from hashlib import blake2b
 from chain.tasks import SKILLS, Write, rows
 
 HARD_SHARE: dict[str, float] = {
-    "times": 0.25,
+    "times": 0.30,
     "plus": 0.10,
-    "carry": 0.12,
+    "carry": 0.25,
     "minus": 0.15,
-    "semicolon": 0.12,
+    "semicolon": 0.10,
     "turn": 0.20,
     "larger": 0.10,
     "order": 0.08,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).resolve().parent / "made"
 CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyz+-*=<>,:;Ġ"
 """Every character of prompts and chains; byte-level tokenizers write a space as the last one."""
-STEPS = 1_200
+STEPS = 900
 
 
 def vocabulary() -> dict[str, int]:

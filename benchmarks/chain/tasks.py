@@ -65,15 +65,15 @@ def write_right(kind: str, fact: str, right: str) -> str:
 
 
 def _times(a: str, b: str, write: Write) -> str:
-    return write("times", f"{a}*{b}", str(int(a) * int(b)))
+    return write("times", "*".join(sorted((a, b))), str(int(a) * int(b)))
 
 
 def _plus(left: str, right: str, write: Write) -> str:
     """A sum, which can go wrong in its last digit and, where there is a carry, by ten."""
     total = str(int(left) + int(right))
     if int(left[-1]) + int(right[-1]) > 9:
-        total = write("carry", f"{left[:-1]}+{right[:-1]}", total)
-    return write("plus", f"{left[-1]}+{right[-1]}", total)
+        total = write("carry", left[:-1] or "0", total)
+    return write("plus", "+".join(sorted(left[-1] + right[-1])), total)
 
 
 def _end(skill: str, steps: str, answer: str, write: Write) -> str:

@@ -19,7 +19,10 @@ from numpy.typing import NDArray
 RewardStatus = Literal["ok", "timeout", "error"]
 FinishReason = Literal["stop", "length"]
 LogprobMode = Literal["processed", "raw", "before_top_p", "recomputed"]
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
+"""A chat's message: texts `role` and `content`, and perhaps what `MESSAGE_KEYS` lists."""
+MESSAGE_KEYS = ("name", "tool_call_id", "tool_calls", "reasoning_content")
+"""Keys of a message beside role and content; all are text but `tool_calls`, a list of objects."""
 
 SCORED = "scored"
 EQUAL_REWARDS = "rewards all equal"
@@ -72,7 +75,9 @@ class Prompt:
     """One task: what the model reads, what it should answer, and who judges it.
 
     Exactly one of `prompt` (plain text, never templated) and `messages` (chat, the tokenizer's
-    template applied once) is set. `source` names the verifier; `extra` holds every other column.
+    template applied once) is set. A last message of the assistant's is one that the response
+    continues. `tools` are the JSON schemas that a chat's template shows. `source` names the
+    verifier; `extra` holds every other column.
     """
 
     prompt_id: str
@@ -81,16 +86,31 @@ class Prompt:
     prompt: str | None = None
     messages: tuple[Message, ...] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         assert (self.prompt is None) != (self.messages is None), "one of prompt and messages"
+        assert self.messages or not self.tools, "only a chat shows tools"
 
     @property
     def content(self) -> str:
         """The text of the prompt, for reading, normalised comparison and content hashes."""
         if self.prompt is not None:
             return self.prompt
-        return "\n".join(f"{m['role']}: {m['content']}" for m in self.messages or ())
+        lines = [_message_line(message) for message in self.messages or ()]
+        return "\n".join([*lines, *(f"tool: {json.dumps(tool)}" for tool in self.tools)])
+
+    @property
+    def continued(self) -> str | None:
+        """The text that the response continues: the last message, if it is the assistant's."""
+        last = (self.messages or ({"role": ""},))[-1]
+        return str(last["content"]) if last["role"] == "assistant" else None
+
+
+def _message_line(message: Message) -> str:
+    more = {key: message[key] for key in MESSAGE_KEYS if key in message}
+    written = f" {json.dumps(more, ensure_ascii=False)}" if more else ""
+    return f"{message['role']}: {message['content']}{written}"
 
 
 def content_id(content: str, answer: str, source: str) -> str:

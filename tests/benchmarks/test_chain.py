@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -10,8 +12,11 @@ from chain.corpus import EASY_RATE, HARD_SHARE, slip, slip_rate, slipping
 from chain.grader import FLIP_SHARE, flipped, last_part
 from chain.make import CHARACTERS, token_ids
 from chain.tasks import SKILLS, rows
+from cropi.config import RunConfig, load_config
 from cropi.pocket.tasks import SPLIT_SHARES
 
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "chain"
+REGIMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 SAMPLE = {name: rows("pool", name)[:200] for name in SKILLS}
 
 
@@ -118,3 +123,43 @@ def test_verdicts_are_flipped_on_the_pool_alone_and_always_the_same() -> None:
     judged = flipped([r["prompt"] for r in tests], [f";{r['answer']}" for r in tests],
                      [r["answer"] for r in tests])  # fmt: skip
     assert set(judged) == {1.0}
+
+
+# The regimes
+
+
+def config_of(regime: str) -> RunConfig:
+    return load_config(str(FOLDER / f"{regime}.yaml"))
+
+
+def pool_of(config: RunConfig) -> Counter[str]:
+    """How many prompts of each skill the pool takes."""
+    return Counter({Path(str(s.path)).stem: s.limit or 0 for s in config.prompts.pool})
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_every_file_that_a_regime_reads_is_made_and_holds_what_it_takes(regime: str) -> None:
+    prompts = config_of(regime).prompts
+    sets = [prompts.pool, *prompts.validation.values(), *prompts.test.values()]
+    for source in (each for sources in sets for each in sources):
+        made, split, file = Path(str(source.path)).parts
+        assert made == "made"
+        assert 0 < (source.limit or 0) <= len(rows(split, Path(file).stem)), source
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_regimes_differ_from_the_clean_one_in_what_they_are_named_for(regime: str) -> None:
+    config, clean = (config_of(n).model_dump(exclude={"compare"}) for n in (regime, "clean"))
+    changed = {key for key, value in config.items() if value != clean[key]}
+    changes = {"clean": set(), "noisy_verdicts": {"verifiers"}, "other_rate": {"training"}}
+    assert changed == changes.get(regime, {"prompts"}) | ({"name"} if regime != "clean" else set())
+    assert config["name"] == f"chain_{regime}"
+
+
+def test_pools_hold_the_shares_that_their_regimes_are_about() -> None:
+    pools = {regime: pool_of(config_of(regime)) for regime in REGIMES}
+    assert all(2_900 <= pool.total() <= 3_000 for pool in pools.values())
+    assert pools["imbalanced"]["sum"] + pools["imbalanced"]["hop"] < 0.03 * 3_000
+    assert not {"dif", "buy", "day"} & set(pools["low_utility"])
+    assert {s.source for s in config_of("unlabelled").prompts.pool} == {"chain"}
+    assert pools["unlabelled"] == pools["clean"]

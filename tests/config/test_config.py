@@ -220,7 +220,7 @@ def test_without_test_sets_the_validation_sets_are_the_targeted_ones() -> None:
     assert config.targeted == list(config.prompts.validation)
 
 
-@pytest.mark.parametrize("key", ["size=5", "subset=foo", "split=test"])
+@pytest.mark.parametrize("key", ["size=5", "subset=foo", "levels=[easy]"])
 def test_a_key_that_a_source_would_ignore_is_refused(key: str) -> None:
     name, value = key.split("=")
     with pytest.raises(InputError, match=f"{name} has no effect on a source of kind path"):

@@ -305,13 +305,13 @@ def test_shared_phrases_are_reported_and_kept(tmp_path: Path) -> None:
 
 
 def test_a_check_names_all_problems_at_once_without_torch(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("1,2")
+    (tmp_path / "a.xlsx").write_text("1,2")
     (tmp_path / "b.jsonl").write_text(ROWS["surrogate"])
     (tmp_path / "c.parquet").write_bytes(b"PAR1 and junk")
     (tmp_path / "judge.py").write_text("def other(): pass\n")
     (tmp_path / "broken.py").write_text("import not_there_at_all\n")
     (tmp_path / "run.yaml").write_text(
-        "extends: pocket\nprompts: {pool: [{path: a.csv}, {path: b.jsonl}, {path: c.parquet}, "
+        "extends: pocket\nprompts: {pool: [{path: a.xlsx}, {path: b.jsonl}, {path: c.parquet}, "
         "{path: gone.jsonl}]}\nverifiers: {default: judge.py:missing, sources: {x: broken.py:f}}\n"
     )
     program = (
@@ -325,7 +325,7 @@ def test_a_check_names_all_problems_at_once_without_torch(tmp_path: Path) -> Non
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     *problems, modules = done.stdout.splitlines()
     assert modules == "[]"
-    parts = ["'.csv'", "b.jsonl row 1", "c.parquet", "gone.jsonl", "'missing'", "not_there_at_all"]
+    parts = ["'.xlsx'", "b.jsonl row 1", "c.parquet", "gone.jsonl", "'missing'", "not_there_at_all"]
     assert len(problems) == len(parts)
     assert all(part in problem for part, problem in zip(parts, problems, strict=True)), problems
 

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from cropi.errors import InputError
-from cropi.prompts import PromptSets, drop_overlong, encode, encode_all, trl_row
+from cropi.prompts import PromptSets, drop_overlong, encode, encode_all
 from cropi.schema import Prompt
 
 TEMPLATE = (
@@ -67,7 +67,7 @@ def test_the_encoding_is_that_of_trls_trainer(tokenizer: Any, make: Any) -> None
         chat_template_kwargs={"mark": "?"},
     )
     prompts = [make("2+2="), make("a much longer question")]
-    rows = [trl_row(p)["prompt"] for p in prompts]
+    rows = [p.prompt or [dict(m) for m in p.messages or ()] for p in prompts]
     expected = grpo.GRPOTrainer._tokenize_prompts(trainer, rows)[0]
     assert encode_all(tokenizer, prompts, {"mark": "?"}) == expected
 
@@ -97,9 +97,3 @@ def test_overlong_prompts_stop_the_run_or_are_dropped_and_counted(tokenizer: Any
 def test_dropping_never_empties_a_set(tokenizer: Any) -> None:
     with pytest.raises(InputError, match=r"3 of 3 .* set pool"):
         drop_overlong(tokenizer, sets(), 3, "drop")
-
-
-def test_trl_rows_carry_the_id_and_no_template() -> None:
-    assert trl_row(text("hi")) == {"prompt": "hi", "prompt_id": "t"}
-    row = trl_row(chat("hi"))
-    assert row == {"prompt": [{"role": "user", "content": "hi"}], "prompt_id": "c"}

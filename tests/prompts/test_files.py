@@ -160,10 +160,10 @@ def test_nested_columns_of_a_csv_file_are_json(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(separated(",", rows))
     (prompt,) = load(tmp_path / "a.csv")
     assert (prompt.messages, prompt.extra) == (tuple(chat), {"extra_info": {"index": 1}})
-    rows[0]["messages"] = str(chat)
-    (tmp_path / "b.csv").write_bytes(separated(",", rows))
-    with pytest.raises(InputError, match=r"b\.csv row 2: column messages holds .*not JSON"):
-        load(tmp_path / "b.csv")
+    for column, value in {"prompt": str(chat), "extra_info": "{'index': 1}"}.items():
+        (tmp_path / "b.csv").write_bytes(separated(",", [{**rows[0], column: value}]))
+        with pytest.raises(InputError, match=rf"b\.csv row 2.*column '?{column}.*not JSON"):
+            load(tmp_path / "b.csv")
 
 
 BAD: dict[str, tuple[bytes, str]] = {

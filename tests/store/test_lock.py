@@ -11,30 +11,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from cropi.curriculum.loop import run
 from cropi.errors import InputError
 from cropi.store import lock
-from cropi.store.lock import exclusive_lock
+from cropi.store.files import write_table
+from cropi.store.lock import exclusive_lock, exclusive_output
 from cropi.study.plan import StudyPlan
 from cropi.study.runner import run_study
+from support.command_line import Command
 from support.tiny_runs import tiny_config, write_config
 
 HOLDER = """
 import sys
 from pathlib import Path
-from cropi.store.lock import exclusive_lock
-with exclusive_lock(Path(sys.argv[1])):
+from cropi.store import lock
+with getattr(lock, sys.argv[2])(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
 @contextmanager
-def held_by_another(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process at work in `folder`."""
-    command = [sys.executable, "-c", HOLDER, str(folder)]
+def held_by_another(folder: Path, how: str = "exclusive_lock") -> Iterator[subprocess.Popen[str]]:
+    """Another process at work in `folder`, or on an output."""
+    command = [sys.executable, "-c", HOLDER, str(folder), how]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -60,7 +63,7 @@ def test_a_process_may_enter_again_and_holds_until_it_leaves_last(tmp_path: Path
     with exclusive_lock(tmp_path):
         with exclusive_lock(tmp_path / "." / ""):
             pass
-        command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+        command = [sys.executable, "-c", HOLDER, str(tmp_path), "exclusive_lock"]
         refused = subprocess.run(command, input="", capture_output=True, text=True, check=False)
         assert "another process is working" in refused.stderr
         assert refused.stdout == ""
@@ -144,3 +147,40 @@ def test_a_refused_comparison_draws_nothing(tmp_path: Path) -> None:
     assert told.returncode == 2
     assert "another process is working" in told.stderr
     assert sorted(path.name for path in folder.iterdir()) == [".lock", "cells"]
+
+
+def test_an_output_has_one_writer_and_its_lock_leaves_with_it(tmp_path: Path) -> None:
+    with held_by_another(tmp_path / "s.parquet", "exclusive_output"):
+        with (
+            pytest.raises(InputError, match=r"another process is writing .*s\.parquet"),
+            exclusive_output(tmp_path / "s.parquet"),
+        ):
+            raise AssertionError("two processes write one file")
+        with exclusive_output(tmp_path / "other.parquet"):
+            pass
+    with exclusive_output(tmp_path / "s.parquet"), exclusive_output(tmp_path / "s.parquet"):
+        assert [path.name for path in tmp_path.iterdir()] == ["s.parquet.lock"]
+    assert not list(tmp_path.iterdir())
+    with exclusive_lock(tmp_path), exclusive_output(tmp_path / "s.parquet"):
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+COMMANDS = {
+    "rollout": ["--model", "pocket", "--prompts", "p.jsonl", "--verifier", "exact"],
+    "score": ["--model", "pocket", "--rollouts", "none.parquet", "--target", "v=none.parquet"],
+    "select": ["--scores", "none.parquet"],
+    "train": ["--model", "pocket", "--prompts", "p.jsonl", "--selection", "chosen.parquet"],
+    "evaluate": ["--model", "pocket", "--set", "s=p.jsonl", "--verifier", "exact"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_second_writer_of_an_output_is_refused_in_one_sentence(
+    tmp_path: Path, cropi: Command, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("p.jsonl").write_text('{"prompt_id": "p", "prompt": "s ab=", "answer": "ab"}\n')
+    write_table(Path("chosen.parquet"), pa.table({"prompt_id": ["p"]}))
+    with held_by_another(Path("out"), "exclusive_output"):
+        cropi(command, *COMMANDS[command], "--out", "out").refused("another process", "out")
+    assert not Path("out").exists()

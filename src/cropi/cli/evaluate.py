@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -19,11 +20,11 @@ from cropi.cli.options import (
     engine_settings,
     named_files,
     policy_at,
-    prompts_in,
     section,
     setting,
 )
 from cropi.cli.printing import make_reporter, print_table, say_unjudged
+from cropi.cli.prompt_options import PromptReading, reads_prompts
 from cropi.cli.rollout import BatchSize, NewTokens
 from cropi.evaluation.settings import EvaluationConfig
 from cropi.rollouts.settings import RolloutsConfig
@@ -33,9 +34,11 @@ PassAt = Annotated[
 ]
 
 
+@reads_prompts
 def evaluate(
     model: Model,
     sets: Annotated[list[str], typer.Option("--set", help="NAME=FILE of prompts; repeatable")],
+    reading: PromptReading,
     verifier: Verifier = None,
     responses: Annotated[int | None, setting(EvaluationConfig, "responses")] = None,
     temperature: Annotated[float | None, setting(EvaluationConfig, "temperature")] = None,
@@ -60,6 +63,7 @@ def evaluate(
     """
     import cropi
     from cropi.store.files import require_writable, write_json
+    from cropi.store.lock import exclusive_output
     from cropi.verifiers import open_judge
 
     of_engine = [
@@ -79,20 +83,27 @@ def evaluate(
     if out is not None:
         require_writable(out)
     files = named_files(sets, "set")
-    named = {name: prompts_in(path, seed) for name, path in files.items()}
-    with open_judge(verifier) as judge:
+    named = {name: reading.prompts(path, seed, policy) for name, path in files.items()}
+    held = exclusive_output(out) if out is not None else nullcontext()
+    with held, open_judge(verifier) as judge:
         judge.check([prompt for prompts in named.values() for prompt in prompts])
         results = cropi.evaluate(
-            policy, named, config, rollouts=rollouts, verifier=judge, seed=seed
+            policy,
+            named,
+            config,
+            rollouts=rollouts,
+            verifier=judge,
+            template_kwargs=reading.template_kwargs,
+            seed=seed,
         )
+        if out is not None:
+            write_json(out, [dataclasses.asdict(result) for result in results])
     rows = [
         [r.set, f"{r.prompts:,}", *(f"{v:.1%}" for v in r.pass_at.values()), unjudged(r.statuses)]
         for r in results
     ]
     print_table(["set", "prompts", *(f"pass@{n}" for n in config.k), "not judged"], rows)
     say_unjudged(make_reporter(), judge)
-    if out is not None:
-        write_json(out, [dataclasses.asdict(result) for result in results])
 
 
 def unjudged(statuses: Mapping[str, int]) -> str:

@@ -23,7 +23,6 @@ from cropi.verifiers.settings import VerifiersConfig
 
 if TYPE_CHECKING:
     from cropi.policy.reference import PolicyRef
-    from cropi.schema import Prompt
 
 
 def setting(section: type[Section], key: str, *names: str, text: str = "") -> Any:
@@ -54,7 +53,7 @@ Config = Annotated[
 PLUGIN_HELP = "A name, package.module:object or file.py:object"
 MODEL_HELP = "A model directory, a hub id, or a built-in model such as pocket"
 Model = Annotated[str, typer.Option("--model", "--policy", help=MODEL_HELP)]
-PromptsFile = Annotated[Path, typer.Option(help="Prompts: .jsonl, .json or .parquet")]
+PromptsFile = Annotated[Path, typer.Option(help="Prompts: a file, a folder or a pattern")]
 RolloutsFile = Annotated[Path, typer.Argument(help="Rollouts (Parquet)")]
 Targets = Annotated[
     list[str],
@@ -140,13 +139,6 @@ def load_model(model: str, dtype: str | None, device: str | None) -> Any:
 
     config = model_config(model, dtype=dtype, device=device)
     return cropi.load_model(model, dtype=config.dtype, device=config.device)
-
-
-def prompts_in(path: Path, seed: int) -> list[Prompt]:
-    """Read a prompts file."""
-    import cropi
-
-    return cropi.load_prompts(path, seed)
 
 
 def named_files(values: list[str], option: str) -> dict[str, Path]:

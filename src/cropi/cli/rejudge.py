@@ -13,10 +13,10 @@ from cropi.cli.options import (
     SectionSettings,
     Seed,
     Verifier,
-    prompts_in,
     section,
 )
 from cropi.cli.printing import make_reporter, print_table, say_unjudged
+from cropi.cli.prompt_options import PromptReading, reads_prompts
 from cropi.text import plural
 from cropi.verifiers.settings import VerifiersConfig
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cropi.schema import Response
 
 
+@reads_prompts
 def judge(
     rollouts: RolloutsFile,
     prompts: PromptsFile,
@@ -34,6 +35,8 @@ def judge(
     examples: Annotated[int, typer.Option(min=0, help="Changed responses to show")] = 5,
     seed: Seed = 0,
     settings: SectionSettings = None,
+    *,
+    reading: PromptReading,
 ) -> None:
     """Judge stored responses again, without sampling, and show what changed.
 
@@ -44,13 +47,17 @@ def judge(
         cropi judge pool.parquet --prompts pool.jsonl --verifier math --out judged.parquet
     """
     import cropi
+    from cropi.store.files import require_writable
+    from cropi.store.lock import exclusive_output
     from cropi.verifiers import open_judge
 
     config = section(VerifiersConfig, settings, default=verifier)
-    rows = prompts_in(prompts, seed)
+    require_writable(out)
+    groups = cropi.read_rollouts(rollouts)
+    rows = reading.prompts_sampled(prompts, seed, [group.prompt_id for group in groups])
     reporter = make_reporter()
-    with open_judge(config) as opened:
-        with reporter.phase("judging") as bar:
+    with exclusive_output(out), open_judge(config) as opened:
+        with reporter.phase("judging", len(groups)) as bar:
             judged = cropi.judge(rollouts, rows, out, verifier=opened, progress=bar.update)
             bar.note = f"{_summary(judged)} -> {out}"
         if judged.dropped:

@@ -32,12 +32,14 @@ def report(
 
 def print_run(directory: Path) -> None:
     """Print the headline of a run, a short table and the path of the report."""
-    from cropi.report import run_headline, run_table
+    from cropi.report import run_headline, run_notes, run_table
 
     reporter = make_reporter()
     reporter.say("")
     reporter.say(run_headline(directory), style="bold")
     print_table(*run_table(directory))
+    for note in run_notes(directory):
+        reporter.warn(note)
     reporter.say(f"report: {directory / 'report.html'}")
 
 

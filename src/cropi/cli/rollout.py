@@ -16,11 +16,11 @@ from cropi.cli.options import (
     Verifier,
     engine_settings,
     policy_at,
-    prompts_in,
     section,
     setting,
 )
 from cropi.cli.printing import make_reporter, say_unjudged
+from cropi.cli.prompt_options import PromptReading, reads_prompts
 from cropi.rollouts.engines.transformers import TransformersSettings
 from cropi.rollouts.settings import RolloutsConfig
 from cropi.text import plural
@@ -31,10 +31,12 @@ NewTokens = Annotated[int | None, setting(RolloutsConfig, "max_new_tokens")]
 Temperature = Annotated[float | None, setting(RolloutsConfig, "temperature")]
 
 
+@reads_prompts
 def rollout(
     model: Model,
     prompts: PromptsFile,
     out: OutFile,
+    reading: PromptReading,
     verifier: Verifier = None,
     responses: Annotated[int | None, setting(RolloutsConfig, "responses")] = None,
     max_new_tokens: NewTokens = None,
@@ -68,13 +70,19 @@ def rollout(
     )
     policy = policy_at(model, dtype, device)
     require_writable(out)
-    rows = prompts_in(prompts, seed)
     reporter = make_reporter()
     with open_judge(verifier) as judge:
-        rows = judge.readable(rows)
+        rows = judge.readable(reading.prompts(prompts, seed, policy))
         with reporter.phase("rollouts", len(rows)) as bar:
             groups = cropi.rollout(
-                policy, rows, out, config, verifier=judge, seed=seed, progress=bar.update
+                policy,
+                rows,
+                out,
+                config,
+                verifier=judge,
+                template_kwargs=reading.template_kwargs,
+                seed=seed,
+                progress=bar.update,
             )
             informative = sum(group.informative for group in groups)
             bar.note = f"{plural(len(groups), 'prompt')}, {informative:,} informative -> {out}"

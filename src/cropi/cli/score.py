@@ -66,20 +66,22 @@ def score(
 
         cropi score --features pool.features --target gsm8k=val.features --out s.parquet
     """
+    from cropi.store.lock import exclusive_output
     from cropi.store.tables import write_scores
 
     files = named_files(target, "target")
-    if features is not None:
-        influence = _from_features(ctx, features, files, out, settings)
-    elif model is None or rollouts is None:
-        raise InputError(
-            "cropi score needs --model and --rollouts, or --features; give the first two, or what "
-            "`cropi features` wrote"
-        )
-    else:
-        config = section(InfluenceConfig, settings, sketch=sketch)
-        influence = _from_rollouts(model, rollouts, files, out, config, seed, dtype, device)
-    write_scores(out, influence.estimate)
+    with exclusive_output(out):
+        if features is not None:
+            influence = _from_features(ctx, features, files, out, settings)
+        elif model is None or rollouts is None:
+            raise InputError(
+                "cropi score needs --model and --rollouts, or --features; give the first two, or "
+                "what `cropi features` wrote"
+            )
+        else:
+            config = section(InfluenceConfig, settings, sketch=sketch)
+            influence = _from_rollouts(model, rollouts, files, out, config, seed, dtype, device)
+        write_scores(out, influence.estimate)
     print_scores(influence, out)
 
 

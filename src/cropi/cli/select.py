@@ -45,19 +45,21 @@ def select(
     """
     import cropi
     from cropi.store.files import require_writable
+    from cropi.store.lock import exclusive_output
     from cropi.store.tables import read_scores, write_selection
 
     config = section(SelectionConfig, settings, ratio=ratio, strategy=strategy)
     require_writable(out)
-    estimates = [read_scores(path) for path in scores or []]
-    selection = cropi.select(
-        estimates[-1] if estimates else None,
-        config,
-        earlier=estimates[:-1],
-        rollouts=rollouts,
-        seed=seed,
-    )
-    write_selection(out, selection)
+    with exclusive_output(out):
+        estimates = [read_scores(path) for path in scores or []]
+        selection = cropi.select(
+            estimates[-1] if estimates else None,
+            config,
+            earlier=estimates[:-1],
+            rollouts=rollouts,
+            seed=seed,
+        )
+        write_selection(out, selection)
     reporter = make_reporter()
     sets = f" by {', '.join(selection.ranks)}" if selection.ranks else ""
     reporter.say(f"  {plural(len(selection.prompt_ids), 'prompt')}{sets} -> {out}")

@@ -15,11 +15,12 @@ from cropi.cli.options import (
     Seed,
     Verifier,
     model_config,
-    prompts_in,
+    policy_at,
     section,
     setting,
 )
 from cropi.cli.printing import make_reporter, say_unjudged
+from cropi.cli.prompt_options import PromptReading, reads_prompts
 from cropi.cli.rollout import NewTokens, Temperature
 from cropi.curriculum.settings import CurriculumConfig
 from cropi.settings import default_of
@@ -30,9 +31,11 @@ LearningRate = Annotated[
 ]
 
 
+@reads_prompts
 def train(
     model: Model,
     prompts: PromptsFile,
+    reading: PromptReading,
     selection: Annotated[Path, typer.Option(help="A selection (Parquet)")],
     out: Annotated[Path, typer.Option(help="The checkpoint directory to write")],
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps")] = default_of(
@@ -80,13 +83,14 @@ def train(
     with open_judge(verifier) as judge, reporter.phase("GRPO", steps) as bar:
         outcome = cropi.train(
             model,
-            prompts_in(prompts, seed),
+            reading.prompts(prompts, seed, policy_at(model, None, device)),
             read_selection(selection),
             out,
             config,
             steps=steps,
             verifier=judge,
             model=model_config(model, device=device),
+            template_kwargs=reading.template_kwargs,
             carry_optimizer=carry_optimizer,
             horizon=horizon,
             seed=seed,

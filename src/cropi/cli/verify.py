@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cropi.cli.options import SectionSettings, Seed, Verifier, prompts_in, section
+from cropi.cli.options import SectionSettings, Seed, Verifier, section
 from cropi.cli.printing import make_reporter, print_table, say_unjudged
+from cropi.cli.prompt_options import PromptReading, reads_prompts
 from cropi.errors import InputError
 from cropi.text import plural
 from cropi.verifiers.settings import VerifiersConfig
 
 if TYPE_CHECKING:
-    from cropi.schema import Prompt
+    from cropi.schema import Prompt, RolloutGroup
     from cropi.verifiers import Judge
     from cropi.verifiers.explanation import AnswerReading, ExplainedVerdict
     from cropi.verifiers.labels import Agreement, LabelledResponse
@@ -26,6 +27,7 @@ WIDEST = 60
 """Characters of a cell."""
 
 
+@reads_prompts
 def verify(
     prompts: Annotated[
         Path | None, typer.Argument(help="Prompts with their answers: .jsonl, .json or .parquet")
@@ -44,6 +46,8 @@ def verify(
     ] = None,
     seed: Seed = 0,
     settings: SectionSettings = None,
+    *,
+    reading: PromptReading,
 ) -> None:
     """Show what answers are read as, how responses are judged, and how often that is wrong.
 
@@ -58,6 +62,7 @@ def verify(
 
         cropi verify --labels check.csv
     """
+    import cropi
     from cropi.verifiers import open_judge
 
     _require_options(prompts, responses, label, labels)
@@ -68,10 +73,11 @@ def verify(
             _print_agreement(_compared(labels, judge if again else None, config.threshold))
             return
         assert prompts is not None
-        asked = prompts_in(prompts, seed)
+        groups = [] if responses is None else cropi.read_rollouts(responses)
+        asked = reading.prompts_sampled(prompts, seed, [group.prompt_id for group in groups])
         _print_answers(_explained(judge).answers(asked), rows)
         if responses is not None:
-            verdicts = _judge_sample(judge, asked, responses, sample, seed)
+            verdicts = _judge_sample(judge, asked, groups, sample, seed)
             _print_verdicts(verdicts)
             say_unjudged(make_reporter(), judge)
             if label is not None:
@@ -131,19 +137,17 @@ def _answer_cells(reading: AnswerReading, what: str) -> list[str]:
 
 
 def _judge_sample(
-    judge: Judge, prompts: Sequence[Prompt], rollouts: Path, count: int, seed: int
+    judge: Judge, prompts: Sequence[Prompt], groups: Sequence[RolloutGroup], count: int, seed: int
 ) -> list[ExplainedVerdict]:
     """Return that many verdicts, of as many prompts as there are; groups are judged as a whole."""
-    import cropi
-
     by_id = {prompt.prompt_id: prompt for prompt in prompts}
-    groups = [g for g in cropi.read_rollouts(rollouts) if g.prompt_id in by_id]
-    if not groups:
+    answered = [group for group in groups if group.prompt_id in by_id]
+    if not answered:
         raise InputError(
-            f"{rollouts} has no responses to these prompts; give the prompts that were sampled"
+            "the file of --responses has none to these prompts; give the prompts that were sampled"
         )
     generator = random.Random(seed)
-    drawn = generator.sample(groups, min(count, len(groups)))
+    drawn = generator.sample(answered, min(count, len(answered)))
     responses = [(g, index, r) for g in drawn for index, r in enumerate(g.responses)]
     verdicts: list[ExplainedVerdict] = _explained(judge).responses(
         [(by_id[g.prompt_id], index, r.text) for g, index, r in responses],
@@ -178,9 +182,11 @@ def _print_verdicts(verdicts: Sequence[ExplainedVerdict]) -> None:
 
 
 def _write_labels(path: Path, verdicts: Sequence[ExplainedVerdict]) -> None:
+    from cropi.store.lock import exclusive_output
     from cropi.verifiers.labels import write_labels
 
-    write_labels(path, verdicts)
+    with exclusive_output(path):
+        write_labels(path, verdicts)
     make_reporter().say(
         f"  {plural(len(verdicts), 'response')} -> {path}; correct its column label, then "
         f"cropi verify --labels {path}"

@@ -15,9 +15,8 @@ from cropi.schema import PolicyIdentity, fingerprint
 from cropi.store.cached import recorded_fingerprint
 from cropi.store.files import POLICY_RECORD
 from cropi.store.ledger import Ledger
+from cropi.store.policy_record import TRAINING_STATE
 from cropi.store.run_directory import Stage
-
-TRAINING_STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
 
 
 class Policies:

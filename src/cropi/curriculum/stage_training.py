@@ -18,7 +18,7 @@ from cropi.rollouts import write_rollouts
 from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import Prompt, Selection
 from cropi.store.cached import FINGERPRINT, cached, read_record, stamp
-from cropi.store.files import atomic_folder, write_json
+from cropi.store.files import atomic_folder
 from cropi.store.metrics import (
     ClockRow,
     CostRow,
@@ -30,6 +30,7 @@ from cropi.store.metrics import (
     read_rows,
     write_rows,
 )
+from cropi.store.policy_record import write_policy_record
 from cropi.store.run_directory import Row, Stage
 from cropi.store.tables import read_selection
 from cropi.training import StageOutcome, StagePlan, find_trainer, one_group_per_prompt, plan_stage
@@ -152,7 +153,7 @@ class StageRun:
                 **self._tokens(),
                 "prompts_sampled": self.outcome.prompts_sampled,
             }
-            write_json(part / stage.record.name, record)
+            write_policy_record(part, record)
             self._write_rollouts(inputs_fingerprint)
             write_rows(stage.metrics, [*self.rows, *self._closing_rows(parameters)])
         self._write_clock()

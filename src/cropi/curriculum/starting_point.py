@@ -10,7 +10,14 @@ from typing import Any
 from cropi.curriculum.policies import Policies
 from cropi.curriculum.run_context import RunLog, Seeds, require_same_inputs
 from cropi.errors import InputError
-from cropi.prompts import PromptSets, drop_overlong, load_prompt_sets, load_source, write_prompts
+from cropi.prompts import (
+    PromptSets,
+    drop_overlong,
+    has_chat_template,
+    load_prompt_sets,
+    load_source,
+    write_prompts,
+)
 from cropi.prompts.overlap import normalised
 from cropi.prompts.sets import question_text
 from cropi.prompts.settings import PromptsConfig
@@ -41,7 +48,7 @@ def load_prompts(
         policy = policies.load_model()
         sets = drop_overlong(
             policy.tokenizer,
-            load_prompt_sets(settings, seed, base),
+            load_prompt_sets(settings, seed, base, templated=has_chat_template(policy.tokenizer)),
             settings.max_tokens or policy.context - longest_response,
             settings.overlong,
             settings.chat_template_kwargs,
@@ -104,7 +111,9 @@ def make_start_policy(
     model = policies.model
     if not settings.steps and training.lora is None:
         return model.path
-    prompts = warmup_prompts(settings, sets, seeds.of("warmup", "prompts"), base)
+    tokenizer = policies.reference(model.path).tokenizer if settings.prompts else None
+    templated = has_chat_template(tokenizer)
+    prompts = warmup_prompts(settings, sets, seeds.of("warmup", "prompts"), base, templated)
     # The warm-up computes as GRPO will.
     bf16 = getattr(training.engine.settings, "grpo", {}).get("bf16")
     inputs = (
@@ -136,7 +145,11 @@ def make_start_policy(
 
 
 def warmup_prompts(
-    settings: WarmupConfig, sets: PromptSets, seed: int, base: Path | None = None
+    settings: WarmupConfig,
+    sets: PromptSets,
+    seed: int,
+    base: Path | None = None,
+    templated: bool = False,
 ) -> list[Prompt]:
     """Return the prompts whose answers are imitated: the pool, or those of `settings.prompts`.
 
@@ -145,7 +158,11 @@ def warmup_prompts(
     if not settings.prompts:
         return sets.pool
     heldout = {_question(p) for prompts in sets.heldout_sets() for p in prompts}
-    loaded = [p for source in settings.prompts for p in load_source(source, seed, base)]
+    loaded = [
+        prompt
+        for source in settings.prompts
+        for prompt in load_source(source, seed, base, templated=templated)
+    ]
     usable = [p for p in loaded if _question(p) not in heldout]
     if not usable:
         raise InputError(

@@ -25,6 +25,7 @@ from cropi.plugins import find_plugin, is_built_in
 from cropi.policy.tokenizer_loading import load_tokenizer, require_same_tokens
 from cropi.schema import fingerprint
 from cropi.store.files import content_hash
+from cropi.store.policy_record import require_intact
 from cropi.text import shown
 
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -80,6 +81,7 @@ def locate(path: str, revision: str | None, with_tokenizer: bool = True) -> Chec
         return CheckpointSource(path, str(built_in.parent), gguf=built_in.name)
     place = Path(path).expanduser()
     if place.is_dir():
+        require_intact(place)
         _require_model_files(path, place, with_tokenizer)
         return CheckpointSource(path, str(place))
     if place.is_file():

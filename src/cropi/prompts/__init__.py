@@ -4,7 +4,7 @@
 token ids. Importing this package loads neither torch nor pyarrow nor datasets.
 """
 
-from cropi.prompts.encoding import drop_overlong, encode, encode_all, trl_row
+from cropi.prompts.encoding import drop_overlong, encode, encode_all, has_chat_template
 from cropi.prompts.prompt_file import read_prompts, write_prompts
 from cropi.prompts.sets import PromptNotes, PromptSets, deduplicate, load_prompt_sets, load_prompts
 from cropi.prompts.sources import load_source
@@ -16,10 +16,10 @@ __all__ = [
     "drop_overlong",
     "encode",
     "encode_all",
+    "has_chat_template",
     "load_prompt_sets",
     "load_prompts",
     "load_source",
     "read_prompts",
-    "trl_row",
     "write_prompts",
 ]

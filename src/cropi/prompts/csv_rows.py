@@ -15,8 +15,8 @@ from typing import Any, TextIO
 from cropi.errors import InputError
 from cropi.text import shown
 
-NESTED_COLUMNS = ("prompt", "messages", "tools", "reward_model", "extra_info")
-"""Columns whose cells may be JSON; `extra` is read as JSON wherever it comes from."""
+NESTED_COLUMNS = ("tools", "reward_model", "extra_info")
+"""Columns whose cells are JSON; that of chats and of `extra` is read wherever it comes from."""
 LONGEST_CELL = 16_000_000
 """Characters; longer than the longest prompt, which is refused by name."""
 
@@ -84,9 +84,7 @@ def _value(name: str, cell: str, where: str) -> Any:
         value = None
     if isinstance(value, Mapping) or (isinstance(value, list) and value):
         return value
-    if name != "prompt":
-        raise InputError(
-            f"{where}: column {name} holds {shown(cell, 80)}, which is not JSON; write its lists "
-            "and objects as JSON, or give a .jsonl or .parquet file"
-        )
-    return cell
+    raise InputError(
+        f"{where}: column {name} holds {shown(cell, 80)}, which is not JSON; write its lists and "
+        "objects as JSON, or give a .jsonl or .parquet file"
+    )

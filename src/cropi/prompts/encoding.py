@@ -1,8 +1,8 @@
 """The one place where a prompt becomes token ids.
 
-Rollouts, gradients, training and evaluation must see the same tokens. TRL's GRPOTrainer encodes
-prompts itself, and `encode` gives exactly the same ids: the chat template is applied once to
-`messages`, and never to text.
+Rollouts, gradients, training and evaluation must see the same tokens: the chat template is applied
+once to `messages`, and never to text. Those are the ids that TRL's GRPOTrainer makes of the same
+prompts, where it can: it knows neither tools of single prompts nor answers that are already begun.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cropi.errors import InputError
 from cropi.schema import EMBEDDING_ROWS, Prompt
-from cropi.text import shown
+from cropi.text import shortened, shown
 
 if TYPE_CHECKING:
     from cropi.prompts.sets import PromptSets
@@ -43,23 +43,41 @@ def encode(
     return ids
 
 
+def has_chat_template(tokenizer: Any) -> bool:
+    """Whether chats can be encoded with this tokenizer; not without one."""
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
 def _encode(tokenizer: Any, prompt: Prompt, template_kwargs: Mapping[str, Any] | None) -> list[int]:
     if prompt.messages is None:
         return list(tokenizer(prompt.prompt)["input_ids"])
-    if not getattr(tokenizer, "chat_template", None):
+    if not has_chat_template(tokenizer):
         raise InputError(
-            f"prompt {prompt.prompt_id!r} is a chat and the tokenizer of "
-            f"{getattr(tokenizer, 'name_or_path', '') or 'the model'} has no chat template; choose "
-            "an instruct model, or give the prompts as text"
+            f"prompt {prompt.prompt_id!r} is a chat and the tokenizer of {_name(tokenizer)} has no "
+            "chat template; choose an instruct model, or give the prompts as text"
         )
-    encoded = tokenizer.apply_chat_template(
-        conversation=[dict(m) for m in prompt.messages],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        **(template_kwargs or {}),
-    )
+    goes_on = prompt.continued is not None
+    try:
+        encoded = tokenizer.apply_chat_template(
+            conversation=[dict(m) for m in prompt.messages],
+            tools=[dict(tool) for tool in prompt.tools] or None,
+            add_generation_prompt=not goes_on,
+            continue_final_message=goes_on,
+            tokenize=True,
+            return_dict=True,
+            **(template_kwargs or {}),
+        )
+    except Exception as error:  # templates raise what they like
+        reason = shortened(" ".join(str(error).split()), 200)
+        raise InputError(
+            f"the chat template of {_name(tokenizer)} cannot show prompt {prompt.prompt_id!r} "
+            f"({reason}); change the prompt's messages, or choose another model"
+        ) from error
     return list(encoded["input_ids"])
+
+
+def _name(tokenizer: Any) -> str:
+    return str(getattr(tokenizer, "name_or_path", "") or "the model")
 
 
 def encode_all(
@@ -125,11 +143,3 @@ def _overlong_error(
         f"{over} of {len(prompts)} prompts of the set {name} are over {max_tokens} tokens (the "
         f"first is {prompts[place].prompt_id!r} with {lengths[place]}); {fix}"
     )
-
-
-def trl_row(prompt: Prompt) -> dict[str, Any]:
-    """Return the prompt as a row of TRL's prompt-only format, with its id."""
-    text: Any = prompt.prompt
-    if prompt.messages is not None:
-        text = [dict(m) for m in prompt.messages]
-    return {"prompt": text, "prompt_id": prompt.prompt_id}

@@ -11,6 +11,7 @@ import datetime
 import decimal
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,12 +20,27 @@ import numpy as np
 import regex
 
 from cropi.errors import InputError
+from cropi.prompts.chat_messages import (
+    chat_messages,
+    chat_tools,
+    require_open_end,
+    require_text_only,
+    written_chat,
+)
+from cropi.prompts.row_columns import (
+    ANSWER_COLUMNS,
+    QUESTION_COLUMNS,
+    Cells,
+    RowNotes,
+    cell_of,
+    note_other_columns,
+    note_worked_solution,
+    recognised,
+)
 from cropi.prompts.settings import PromptSource
 from cropi.schema import Message, Prompt, content_id
 from cropi.text import DEEPEST, shortened, shown
 
-QUESTION_COLUMNS = ("prompt", "messages", "question", "problem")
-ANSWER_COLUMNS = ("answer", "solution", "ground_truth", "target")
 ID_COLUMNS = ("prompt_id", "id")
 
 EXTRACTION_SECONDS = 1.0
@@ -34,32 +50,82 @@ LONGEST_PROMPT = 4_000_000
 MOST_BITS = 4_096
 """Bits of an integer; Python refuses to print much longer ones."""
 
-Cells = dict[str, Any]
-"""A row: JSON values by column name, empty cells left out."""
+_TEMPLATED = re.compile(
+    r"<\|im_start\|>|<\|start_header_id\|>|<\|(?:user|assistant|system|start|turn)\|>|<start_of_turn>"
+    r"|\[INST\]|<\uff5c(?:User|Assistant)\uff5c>|(?:Assistant|### Response):?\s*(?:<think>\s*)?$"
+)
+"""Marks of a chat template, or of a dialogue that the response continues."""
+_STORED = frozenset({"prompt_id", "prompt", "messages", "answer", "source", "extra"})
+"""Columns of a file that cropi wrote."""
 
 
-def to_prompt(row: Mapping[str, Any], source: PromptSource, where: str, fallback: str) -> Prompt:
+def to_prompt(
+    row: Mapping[str, Any],
+    source: PromptSource,
+    where: str,
+    fallback: str,
+    *,
+    templated: bool = False,
+    notes: RowNotes | None = None,
+) -> Prompt:
     """Turn one row into a prompt.
 
-    `where` names file and row in errors; `fallback` is the `source` of a row that names none.
+    `where` names file and row in errors; `fallback` is the `source` of a row that names none. With
+    `templated`, for a model with a chat template, text becomes a user message unless the source
+    says `chat: false`, or the text has a template's marks in it; its id stays that of the text.
+    `notes` collects what a reader should know.
+
     Raises InputError if the row has no question, no answer, or one of the wrong type.
     """
+    notes = notes or RowNotes("")
+    require_text_only(row, where)
     cells = _cells(row, where)
-    question_column, question = _question(cells, source, where)
-    answer = _answer(cells, source, where)
-    text, messages = _shape(question, source, f"{where}, column {shown(question_column, 60)}")
+    column, question = _question(cells, source, where, notes)
+    answer = _answer(cells, source, where, notes)
+    tools = chat_tools(cells.get("tools"), where)
+    text, messages = _shape(question, source, f"{where}, column {shown(column, 60)}", bool(tools))
     name = _source_name(cells, source, fallback)
-    extra = _extra(cells, question_column, answer, name)
-    prompt_id = _given_id(cells, where)
-    prompt = Prompt(prompt_id or "", answer, name, text, messages, extra)
-    if len(prompt.content) + len(answer) > LONGEST_PROMPT:
+    extra = _extra(cells, column, answer, name)
+    prompt = Prompt("", answer, name, text, messages, extra, tools)
+    _require_usable(prompt, where, notes)
+    prompt_id = _given_id(cells, where) or content_id(prompt.content, answer, name)
+    prompt = replace(prompt, prompt_id=prompt_id)
+    decided = not templated or source.chat is not None or row.keys() >= _STORED
+    return prompt if decided else _by_default(prompt, where, notes)
+
+
+def _require_usable(prompt: Prompt, where: str, notes: RowNotes) -> None:
+    """Raise InputError for a prompt that is too long, or gives its answer away."""
+    length = len(prompt.content) + len(prompt.answer)
+    if length > LONGEST_PROMPT:
         raise InputError(
-            f"{where} holds {len(prompt.content) + len(answer):,} characters of question and "
-            f"answer; a prompt has at most {LONGEST_PROMPT:,}: shorten or remove it"
+            f"{where} holds {length:,} characters of question and answer; a prompt has at most "
+            f"{LONGEST_PROMPT:,}: shorten or remove it"
         )
-    if prompt_id is not None:
+    if prompt.continued is not None:
+        require_open_end(prompt.continued, prompt.answer, where)
+        notes.add(
+            "the last message is the assistant's, and responses continue it",
+            f"{where}: {shown(prompt.continued, 60)}",
+        )
+
+
+def _by_default(prompt: Prompt, where: str, notes: RowNotes) -> Prompt:
+    """Make text a user message, as somebody who asks a model with a chat template expects."""
+    if prompt.prompt is None:
         return prompt
-    return replace(prompt, prompt_id=content_id(prompt.content, answer, name))
+    if _TEMPLATED.search(prompt.prompt):
+        notes.add(
+            "text with a chat template's marks in it stays as it is; `chat: true` makes it a user "
+            "message",
+            f"{where}: {shown(prompt.prompt, 60)}",
+        )
+        return prompt
+    notes.add(
+        "text becomes a user message of the model's chat template; `chat: false` leaves it as text",
+        where,
+    )
+    return replace(prompt, prompt=None, messages=({"role": "user", "content": prompt.prompt},))
 
 
 def _cells(row: Mapping[str, Any], where: str) -> Cells:
@@ -83,20 +149,24 @@ def _column_names(cells: Cells) -> str:
     return shortened(", ".join(sorted(cells)), 300) or "none"
 
 
-def _question(cells: Cells, source: PromptSource, where: str) -> tuple[str, Any]:
+def _question(cells: Cells, source: PromptSource, where: str, notes: RowNotes) -> tuple[str, Any]:
     """Return the question's column and its value."""
-    columns = (source.prompt,) if source.prompt else QUESTION_COLUMNS
-    column = next((c for c in columns if c in cells), None)
-    if column is None:
+    columns = [source.prompt] if source.prompt else recognised(cells, QUESTION_COLUMNS)
+    column = columns[0] if columns else ""
+    question = cell_of(cells, column) if columns else None
+    if question is None:
+        names = source.prompt or " or ".join(QUESTION_COLUMNS)
         raise InputError(
-            f"{where} has no question in column {' or '.join(columns)} (it has the columns "
+            f"{where} has no question in column {names} (it has the columns "
             f"{_column_names(cells)}); fill it, or name the right column with `prompt:` in the "
-            "config"
+            "config, or --prompt-column"
         )
-    return column, cells[column]
+    if not source.prompt:
+        note_other_columns(cells, column, question, QUESTION_COLUMNS, notes, where)
+    return column, written_chat(question, f"{where}, column {shown(column, 60)}")
 
 
-def _answer(cells: Cells, source: PromptSource, where: str) -> str:
+def _answer(cells: Cells, source: PromptSource, where: str, notes: RowNotes) -> str:
     """Return the answer's text, extracted by `answer_regex` if there is one."""
     column, value = _raw_answer(cells, source)
     text = as_text(value).strip() if value is not None else ""
@@ -105,22 +175,28 @@ def _answer(cells: Cells, source: PromptSource, where: str) -> str:
         raise InputError(
             f"{where} has no answer in column {columns} (it has the columns "
             f"{_column_names(cells)}); fill it, or name the right column with `answer:` in the "
-            "config"
+            "config, or --answer-column"
         )
-    if source.answer_regex is None:
-        return text
-    return _extract(source.answer_regex, text, where, column)
+    if not source.answer:
+        notes.answer_columns[column] += 1
+        note_other_columns(cells, column, value, ANSWER_COLUMNS, notes, where)
+    if source.answer_regex is not None:
+        return _extract(source.answer_regex, text, where, column)
+    note_worked_solution(column, text, notes, where)
+    return text
 
 
 def _raw_answer(cells: Cells, source: PromptSource) -> tuple[str, Any]:
+    """The answer's column and value; in verl's rows it is a part of `reward_model`."""
     if source.answer:
-        return source.answer, cells.get(source.answer)
-    judged = cells.get("reward_model")
-    if isinstance(judged, dict) and judged.get("ground_truth") is not None:
-        return "reward_model", judged["ground_truth"]
-    column = next((c for c in ANSWER_COLUMNS if c in cells), ANSWER_COLUMNS[0])
+        return source.answer, cell_of(cells, source.answer)
+    judged = cell_of(cells, "reward_model.ground_truth")
+    if judged is not None:
+        return "reward_model", judged
+    if columns := recognised(cells, ANSWER_COLUMNS):
+        return columns[0], cells[columns[0]]
     # A reasoning-gym task with many right answers gives none: the verifier scores by its entry.
-    return column, cells.get(column, "any" if _has_task_entry(cells) else None)
+    return "answer", "any" if _has_task_entry(cells) else None
 
 
 def _has_task_entry(cells: Cells) -> bool:
@@ -157,22 +233,23 @@ def _extract(pattern: str, text: str, where: str, column: str) -> str:
 
 
 def _shape(
-    question: Any, source: PromptSource, where: str
+    question: Any, source: PromptSource, where: str, with_tools: bool
 ) -> tuple[str | None, tuple[Message, ...] | None]:
     """Return (text, None) or (None, messages), with template, system and chat applied."""
+    if source.chat is False and (source.system is not None or with_tools):
+        cause = f"`system: {shown(source.system, 80)}`" if source.system is not None else "`tools`"
+        raise InputError(
+            f"{where}: {cause} makes the prompt a chat, but `chat: false` forbids one; remove one "
+            "of them"
+        )
     if isinstance(question, str):
         text = _templated(_nonempty(question, where), source)
-        if source.system is None and not source.chat:
+        if source.system is None and not source.chat and not with_tools:
             return text, None
-        if source.chat is False:
-            raise InputError(
-                f"{where}: `system: {shown(source.system, 80)}` makes the prompt a chat, but "
-                "`chat: false` forbids one; remove one of them"
-            )
         return None, (*_system(source), {"role": "user", "content": text})
     if source.chat is False:
         raise InputError(f"{where} holds messages, but `chat: false` asks for text; remove `chat`")
-    return None, _chat(_messages(question, where), source)
+    return None, _chat(chat_messages(question, where), source)
 
 
 def _templated(text: str, source: PromptSource) -> str:
@@ -184,36 +261,14 @@ def _system(source: PromptSource) -> tuple[Message, ...]:
 
 
 def _chat(messages: list[Message], source: PromptSource) -> tuple[Message, ...]:
-    """Apply the template to the last message; the config's system message replaces the row's."""
+    """Apply the template to the user's last message, and the config's system message first."""
     if source.system is not None:
         messages = [m for m in messages if m["role"] != "system"]
-    *earlier, last = messages
-    templated = {"role": last["role"], "content": _templated(last["content"], source)}
-    return (*_system(source), *earlier, templated)
-
-
-def _messages(value: Any, where: str) -> list[Message]:
-    if not isinstance(value, list) or not value:
-        raise InputError(
-            f"{where} holds {shown(value, 80)}; give text or a list of {{role, content}} messages"
-        )
-    messages = [_message(m, where) for m in value]
-    if messages[-1]["role"] == "assistant":
-        raise InputError(
-            f"{where}: the last message is the assistant's; end the prompt with a user message"
-        )
-    _nonempty(messages[-1]["content"], where)
-    return messages
-
-
-def _message(value: Any, where: str) -> Message:
-    cells = {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else {}
-    if set(cells) != {"role", "content"} or not all(isinstance(v, str) for v in cells.values()):
-        raise InputError(
-            f"{where} holds the message {shown(value, 80)}; give each one text `role` and one text "
-            "`content`, and nothing else"
-        )
-    return {"role": cells["role"], "content": cells["content"]}
+    asked = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=None)
+    if asked is not None:
+        content = _templated(messages[asked]["content"], source)
+        messages[asked] = {**messages[asked], "content": content}
+    return (*_system(source), *messages)
 
 
 def _nonempty(text: str, where: str) -> str:
@@ -250,7 +305,7 @@ def _extra(cells: Cells, question_column: str, answer: str, source: str) -> Cell
     """
     fields = {"answer": answer, "source": source, "data_source": source}
     id_column = next((c for c in ID_COLUMNS if c in cells), None)
-    consumed = {question_column, id_column, "extra"}
+    consumed = {question_column, id_column, "extra", "tools"}
     others = {c: v for c, v in cells.items() if c not in consumed and fields.get(c) != v}
     return {**_given_extra(cells.get("extra")), **others}
 
@@ -308,6 +363,8 @@ def _convert(value: Any, depth: int) -> Any:
         return value.isoformat()
     if isinstance(value, decimal.Decimal):
         return str(value)
+    if isinstance(value, bytes):
+        raise TypeError("a value of type bytes (an image, a sound or other binary data)")
     raise TypeError(f"a value of type {type(value).__name__}")
 
 

@@ -1,4 +1,6 @@
-"""Prompts as a Parquet file: the columns of the data contract, `extra` as JSON text."""
+"""Prompts as a Parquet file: the columns of the data contract.
+
+`extra`, and where there are any `tools` and the tool calls of messages, are JSON text."""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from typing import Any
 
 from cropi.errors import InputError
 from cropi.prompts.row_files import rows_of
-from cropi.schema import Prompt
+from cropi.schema import MESSAGE_KEYS, Message, Prompt
 from cropi.store import files
 from cropi.text import shown
 
@@ -25,15 +27,17 @@ def write_prompts(
     """
     import pyarrow as pa
 
-    message = pa.struct([("role", pa.string()), ("content", pa.string())])
-    types = {name: pa.string() for name in COLUMNS} | {"messages": pa.list_(message)}
-    schema = pa.schema([(name, types[name]) for name in COLUMNS])
+    keys = [k for k in MESSAGE_KEYS if any(k in m for p in prompts for m in p.messages or ())]
+    message = pa.struct([(key, pa.string()) for key in ("role", "content", *keys)])
+    columns = [*COLUMNS, *(["tools"] if any(p.tools for p in prompts) else [])]
+    types = dict.fromkeys(columns, pa.string()) | {"messages": pa.list_(message)}
+    schema = pa.schema([(name, types[name]) for name in columns])
     table = pa.Table.from_pylist([_as_row(p) for p in prompts], schema=schema)
     files.write_table(path, table, metadata)
 
 
 def _as_row(prompt: Prompt) -> dict[str, Any]:
-    messages = None if prompt.messages is None else [dict(m) for m in prompt.messages]
+    messages = None if prompt.messages is None else [_stored(m) for m in prompt.messages]
     return {
         "prompt_id": prompt.prompt_id,
         "prompt": prompt.prompt,
@@ -41,7 +45,21 @@ def _as_row(prompt: Prompt) -> dict[str, Any]:
         "answer": prompt.answer,
         "source": prompt.source,
         "extra": json.dumps(dict(prompt.extra), ensure_ascii=False),
+        "tools": json.dumps(prompt.tools, ensure_ascii=False) if prompt.tools else None,
     }
+
+
+def _stored(message: Message) -> dict[str, str]:
+    """A message with its tool calls as JSON text."""
+    values = {k: v if isinstance(v, str) else json.dumps(v) for k, v in message.items()}
+    return {key: str(value) for key, value in values.items()}
+
+
+def _restored(message: Mapping[str, Any]) -> Message:
+    values = {key: value for key, value in message.items() if value is not None}
+    if "tool_calls" in values:
+        values["tool_calls"] = json.loads(values["tool_calls"])
+    return values
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -57,7 +75,8 @@ def read_prompts(path: Path) -> list[Prompt]:
             f"{', '.join(table.column_names)}); give a file that cropi wrote"
         )
     prompts = []
-    for number, row in rows_of(table.select(COLUMNS).to_batches(), path):
+    columns = [name for name in (*COLUMNS, "tools") if name in table.column_names]
+    for number, row in rows_of(table.select(columns).to_batches(), path):
         try:
             prompts.append(_as_prompt(row))
         except (TypeError, ValueError, KeyError, AssertionError, RecursionError) as error:
@@ -80,6 +99,7 @@ def _as_prompt(row: Mapping[str, Any]) -> Prompt:
         row["answer"],
         row["source"],
         row["prompt"],
-        None if messages is None else tuple(messages),
+        None if messages is None else tuple(map(_restored, messages)),
         extra,
+        tuple(json.loads(row.get("tools") or "[]")),
     )

@@ -9,7 +9,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from cropi.errors import InputError
+from cropi.prompts.encoding import has_chat_template
 from cropi.prompts.overlap import PHRASE_WORDS, SharedPhrase, normalised, shared_phrases
 from cropi.prompts.settings import PromptsConfig, PromptSource
 from cropi.prompts.sources import load_source, subsample
@@ -50,10 +53,12 @@ class PromptNotes:
     shared_ids: int = 0
     overlong: dict[str, int] = field(default_factory=dict)
     unreadable: dict[str, int] = field(default_factory=dict)
+    rows: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """Return one sentence per finding; none if there is nothing to report."""
         return [
+            *self.rows,
             *(_count(n, "duplicate", f"of the {s} left out") for s, n in self.duplicates.items()),
             *(
                 _count(n, "question", f"of the {s} have more than one answer: all kept")
@@ -158,18 +163,24 @@ class _Texts:
         return {i: self.exact[i] in exact for i, text in self.normal.items() if text in normal}
 
 
-def load_prompt_sets(config: PromptsConfig, seed: int, base: Path | None = None) -> PromptSets:
+def load_prompt_sets(
+    config: PromptsConfig, seed: int, base: Path | None = None, *, templated: bool = False
+) -> PromptSets:
     """Load every set of a run, drop duplicates, and handle overlap as `config.overlap` says.
 
-    `base` is the config's folder. Raises InputError if a source cannot be read, a set is empty,
-    the config makes overlap an error, or removing it leaves no pool.
+    `base` is the config's folder. With `templated`, for a model with a chat template, text becomes
+    a user message unless its source says `chat: false`.
+
+    Raises InputError if a source cannot be read, a set is empty, the config makes overlap an error,
+    or removing it leaves no pool.
     """
     notes = PromptNotes(overlap_action=config.overlap)
     sources = {POOL: config.pool}
     sources |= {f"validation {name}": s for name, s in config.validation.items()}
     sources |= {f"test {name}": s for name, s in config.test.items()}
     loaded = {
-        name: _load_set(name, s, seed, base, notes, config.limit) for name, s in sources.items()
+        name: _load_set(name, s, seed, base, notes, config.limit, templated)
+        for name, s in sources.items()
     }
     prompts = {name: prompts for name, (prompts, _) in loaded.items()}
     texts = {name: texts for name, (_, texts) in loaded.items()}
@@ -194,12 +205,14 @@ def _load_set(
     base: Path | None,
     notes: PromptNotes,
     limit: int | None,
+    templated: bool,
 ) -> tuple[list[Prompt], _Texts]:
     """Load one set from all its sources, without duplicates, `limit` prompts of it."""
     all_prompts: list[Prompt] = []
     texts: dict[str, str] = {}
     for place, source in enumerate(sources):
-        loaded = load_source(source, derive_seed(seed, "prompts", name, place), base)
+        source_seed = derive_seed(seed, "prompts", name, place)
+        loaded = load_source(source, source_seed, base, templated=templated, notes=notes.rows)
         all_prompts += loaded
         texts |= {p.prompt_id: question_text(p, source.template) for p in loaded}
     if not all_prompts:
@@ -284,15 +297,28 @@ def content_key(prompt: Prompt) -> tuple[str, str]:
     return (prompt.content, prompt.answer)
 
 
-def load_prompts(path: str | Path, seed: int = 0, **columns: Any) -> list[Prompt]:
-    """Read prompts from a JSONL, JSON or Parquet file; `columns` as in the config's sources.
+def load_prompts(
+    path: str | Path, seed: int = 0, *, tokenizer: Any = None, **columns: Any
+) -> list[Prompt]:
+    """Read prompts from a file, a folder or a pattern; `columns` as in the config's sources.
 
-    Duplicates by content are left out, with a warning that counts them.
+    With the `tokenizer` of a model that has a chat template, text becomes a user message, as in a
+    run; `chat=False` leaves it as it is. Duplicates by content are left out. A warning says which
+    of this happened, to how many rows.
     """
-    loaded = load_source(PromptSource(path=str(path), **columns), seed)
+    notes: list[str] = []
+    templated = has_chat_template(tokenizer)
+    try:
+        source = PromptSource(path=str(path), **columns)
+    except ValidationError as error:
+        reasons = [f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors()]
+        raise InputError(f"prompts of {path}: {'; '.join(reasons)}") from None
+    loaded = load_source(source, seed, templated=templated, notes=notes)
     prompts, duplicates = deduplicate(loaded, str(path))
     if duplicates:
-        warnings.warn(f"{path}: {plural(duplicates, 'duplicate prompt')} left out", stacklevel=2)
+        notes.append(f"{path}: {plural(duplicates, 'duplicate prompt')} left out")
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
     return prompts
 
 
@@ -332,8 +358,10 @@ def question_text(prompt: Prompt, template: str | None) -> str:
     """
     if prompt.prompt is not None:
         return _untemplated(prompt.prompt, template)
-    turns = [m["content"] for m in prompt.messages or () if m["role"] != "system"]
-    return "\n".join([*turns[:-1], _untemplated(turns[-1], template)]) if turns else ""
+    turns = [m for m in prompt.messages or () if m["role"] != "system"]
+    return "\n".join(
+        _untemplated(m["content"], template) if m["role"] == "user" else m["content"] for m in turns
+    )
 
 
 def _untemplated(text: str, template: str | None) -> str:

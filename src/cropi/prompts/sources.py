@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cropi.errors import InputError
-from cropi.prompts.formats import Cells, json_value, to_prompt
+from cropi.prompts.formats import json_value, to_prompt
+from cropi.prompts.row_columns import Cells, RowNotes
 from cropi.prompts.row_files import base_name, open_rows
 from cropi.prompts.settings import PromptSource
 from cropi.prompts.shards import find_shards
@@ -30,24 +31,36 @@ DEFAULT_TASK_SIZE = 500
 """Prompts that a reasoning-gym task generates if the config gives no size."""
 
 
-def load_source(source: PromptSource, seed: int, base: Path | None = None) -> list[Prompt]:
+def load_source(
+    source: PromptSource,
+    seed: int,
+    base: Path | None = None,
+    *,
+    templated: bool = False,
+    notes: list[str] | None = None,
+) -> list[Prompt]:
     """Load the prompts of one source, in the source's order.
 
     A path may be a file, a folder of shards, a pattern, or a URL of a file, such as
     `s3://bucket/prompts.parquet` or `hf://datasets/owner/name/x.jsonl`; relative paths are looked
     up in the current directory, then in `base` (the config's folder).
     `seed` drives generated tasks and which rows `limit` keeps. Ids may repeat; `sets.deduplicate`
-    handles that.
+    handles that. `templated` says that the model has a chat template (see `to_prompt`). What a
+    reader should know of how the rows were read is appended to `notes`.
 
     Raises InputError if the source cannot be read or a row cannot become a prompt.
     """
     origin, fallback, rows = _read(source, seed, base)
     if not rows:
         raise InputError(f"{origin} holds no rows; give a source with at least one prompt")
-    return [
-        to_prompt(row, source, where, fallback)
+    row_notes = RowNotes(origin)
+    prompts = [
+        to_prompt(row, source, where, fallback, templated=templated, notes=row_notes)
         for where, row in subsample(rows, source.limit, derive_seed(seed, "limit"))
     ]
+    if notes is not None:
+        notes += row_notes.lines()
+    return prompts
 
 
 def first_prompts(source: PromptSource, count: int, base: Path | None = None) -> list[Prompt]:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cropi.store.files import atomic_write
+from cropi.store.lock import exclusive_file
 
 if TYPE_CHECKING:
     from cropi.study.comparison import Study
 
-__all__ = ["run_headline", "run_table", "study_headline", "study_table", "write_run_report",
-           "write_study_report"]  # fmt: skip
+__all__ = ["run_headline", "run_notes", "run_table", "study_headline", "study_table",
+           "write_run_report", "write_study_report"]  # fmt: skip
 
 Table = tuple[list[str], list[list[str]]]
 """Column names, and rows of text."""
@@ -69,6 +70,16 @@ def write_study_report(root: Path) -> Study:
     return study
 
 
+def run_notes(run: Path) -> list[str]:
+    """Return what is missing or damaged in a run, as its page lists it.
+
+    Raises InputError if `run` is not a run directory.
+    """
+    from cropi.report.data.run_data import read_run
+
+    return read_run(run).missing
+
+
 def study_table(study: Study) -> Table:
     """Return the summary of a study, one row per strategy, in the order of the plan."""
     from cropi.report.data.study_summary import COLUMNS, table_rows
@@ -85,6 +96,6 @@ def study_headline(study: Study) -> str:
 
 def _write(folder: Path, page: str) -> Path:
     target = folder / "report.html"
-    with atomic_write(target) as part:
+    with exclusive_file(target), atomic_write(target) as part:
         part.write_text(page, encoding="utf-8")
     return target

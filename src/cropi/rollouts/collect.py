@@ -39,6 +39,7 @@ from cropi.schema import (
 )
 from cropi.store.cached import is_current, stamp
 from cropi.store.files import cannot_write, require_writable
+from cropi.store.lock import exclusive_output
 from cropi.verifiers.settings import VerifiersConfig
 from cropi.verifiers.verdict import Grader, Verdict
 
@@ -158,7 +159,7 @@ def rollout(
     reference = PolicyRef.of(policy)
     engine = load_engine(settings.engine, reference)
     plan = SamplingPlan(settings.sampling, settings.responses, seed, template_kwargs)
-    with open_judge(verifier) as judge:
+    with exclusive_output(Path(out)), open_judge(verifier) as judge:
         if not isinstance(verifier, Judge):
             prompts = judge.readable(prompts)
         reference.require_same_tokens([p.content for p in prompts])

@@ -8,20 +8,23 @@ it is missing, damaged or made from other inputs, which is all there is to resum
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from cropi.errors import InputError
 from cropi.schema import fingerprint
-from cropi.store.files import POLICY_RECORD, read_table, table_metadata
+from cropi.store.files import POLICY_RECORD, read_table, remove, table_metadata
 from cropi.store.ledger import Ledger
 
 FINGERPRINT = "inputs_fingerprint"
 """The key of a record that holds the fingerprint of its inputs."""
 TABLE_FINGERPRINT = f"cropi.{FINGERPRINT}"
 """The same in the metadata of a Parquet file."""
+ASIDE = ".unusable"
+"""What is appended to the name of an output that is being made again."""
 
 
 def cached(
@@ -47,23 +50,39 @@ def cached(
     elif not ledger.is_current(output, expected):
         _make_again(output, expected, make, ledger)
         ledger.record(output, expected, [output, *also()])
+    remove(_aside(output))
     return output
 
 
 def _make_again(output: Path, expected: str, make: Callable[[str], object], ledger: Ledger) -> None:
     damaged = ledger.damaged(output)
-    if output.is_dir():
-        shutil.rmtree(output)
-    else:
-        output.unlink(missing_ok=True)  # `make` should not take a damaged file for a finished one
+    with _moved_aside(output):  # `make` should not take a damaged file for a finished one
+        try:
+            make(expected)
+        except InputError as error:
+            if damaged is None:
+                raise
+            raise InputError(
+                f"{damaged} is damaged or missing and could not be made again: {error}"
+            ) from error
+
+
+@contextmanager
+def _moved_aside(output: Path) -> Iterator[None]:
+    """Take an output that cannot be used out of the way, and put it back if there is no new one."""
+    aside = _aside(output)
+    if output.exists():
+        remove(aside)
+        os.replace(output, aside)
     try:
-        make(expected)
-    except InputError as error:
-        if damaged is None:
-            raise
-        raise InputError(
-            f"{damaged} is damaged or missing and could not be made again: {error}"
-        ) from error
+        yield
+    finally:
+        if aside.exists() and not output.exists():
+            os.replace(aside, output)
+
+
+def _aside(output: Path) -> Path:
+    return output.with_name(output.name + ASIDE)
 
 
 def is_current(output: Path, inputs_fingerprint: str) -> bool:

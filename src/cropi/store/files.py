@@ -7,7 +7,6 @@ finished file or nothing that a reader would take for it.
 from __future__ import annotations
 
 import errno
-import functools
 import hashlib
 import json
 import math
@@ -51,7 +50,10 @@ def file_hash(path: Path) -> str:
 
 def content_hash(file: Path) -> str:
     """Return a hash of a file's content; a file that has not changed is read once per process."""
-    return _content_hash(file, _file_state(file))
+    state = _file_state(file)
+    if state not in _hashes:
+        _hashes[state] = _hash_of(file)
+    return _hashes[state]
 
 
 def _file_state(file: Path) -> tuple[int, ...]:
@@ -59,10 +61,11 @@ def _file_state(file: Path) -> tuple[int, ...]:
     return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
-@functools.lru_cache(maxsize=4096)
-def _content_hash(file: Path, state: tuple[int, ...]) -> str:
-    """Hash a file; `state` is there so that another state is another entry of the cache."""
-    del state
+_hashes: dict[tuple[int, ...], str] = {}
+"""By the files' state; a file that is renamed together with its folder is not read again."""
+
+
+def _hash_of(file: Path) -> str:
     digest = xxhash.xxh3_128()
     with file.open("rb", buffering=0) as handle:
         while block := handle.read(1 << 24):
@@ -116,6 +119,14 @@ def cannot_write(path: Path, error: OSError) -> InputError:
     )
 
 
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it; nothing if there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def require_writable(path: Path) -> None:
     """Raise InputError unless the file `path` can be written; call it before expensive work."""
     if path.is_dir():
@@ -138,8 +149,9 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"cannot write {folder}: it is a file; give the path of a directory")
     part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
     try:
+        _restore_folder(folder)
+        remove(part)
         part.mkdir(parents=True)
     except OSError as error:
         raise cannot_write(folder, error) from error
@@ -161,10 +173,17 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def _restore_folder(folder: Path) -> None:
+    """Give a folder its name again if a kill came between the two renames of `_replace_folder`."""
+    old = folder.with_name(folder.name + ".old")
+    if old.is_dir() and not folder.exists():
+        os.replace(old, folder)
+
+
 def _replace_folder(part: Path, folder: Path) -> None:
     """Rename `part` to `folder`; the old folder is deleted only after that."""
     old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)
     if folder.exists():
         os.replace(folder, old)
     os.replace(part, folder)
@@ -282,12 +301,7 @@ def read_table(path: Path) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    require_file(path)
-    if not _has_written_content(path):
-        raise InputError(
-            f"{path} is not a readable Parquet file: it is damaged, its content is not what was "
-            "written; make it again or restore it from a copy"
-        )
+    require_intact_table(path)
     try:
         names = pq.read_schema(path).names
         if twice := next((name for name in names if names.count(name) > 1), None):
@@ -296,6 +310,16 @@ def read_table(path: Path) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path} is not a readable Parquet file: {reason}") from error
+
+
+def require_intact_table(path: Path) -> None:
+    """Raise InputError for a Parquet file that is missing, empty, or not what cropi wrote."""
+    require_file(path)
+    if not _has_written_content(path):
+        raise InputError(
+            f"{path} is not a readable Parquet file: it is damaged, its content is not what was "
+            "written; make it again or restore it from a copy"
+        )
 
 
 def require_file(path: Path) -> None:

@@ -16,9 +16,11 @@ from typing import Any
 
 import xxhash
 
-from cropi.store.files import atomic_write, content_hash
+from cropi.store.files import atomic_write, content_hash, remove
 
 LEDGER = "artifacts.jsonl"
+REPORTED = {".json", ".jsonl", ".yaml", ".parquet"}
+"""Suffixes of the files that reports read."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Ledger:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.file = root / LEDGER
-        self._entries = _read(self.file)
+        self._entries, self.unreadable = _read(self.file)
 
     def __contains__(self, output: Path) -> bool:
         return self._name(output) in self._entries
@@ -66,6 +68,24 @@ class Ledger:
             self.damaged(self.root / name) is None for name in self._entries
         )
 
+    def notes(self) -> list[str]:
+        """What reports say of tables, records and rows that are not as they were left."""
+        files = {
+            name: each for entry in self._entries.values() for name, each in entry.files.items()
+        }
+        shown = [name for name in sorted(files) if Path(name).suffix in REPORTED]
+        notes = [
+            f"{name} is damaged or missing: it is not what was written; the same command that made "
+            "it makes it again"
+            for name in shown
+            if _hash(self.root / name) != files[name]
+        ]
+        if self.unreadable:
+            notes.append(
+                f"{LEDGER} has {self.unreadable} damaged lines; what they list is unchecked"
+            )
+        return notes
+
     def record(self, output: Path, inputs_fingerprint: str, files: Iterable[Path]) -> None:
         """List an output with its files, or with those in it where one is a folder."""
         paths = sorted({each for file in files for each in _files_in(file)})
@@ -87,6 +107,8 @@ class Ledger:
 
     def repair(self) -> None:
         """Write the file again if it has bytes that no ledger has; call it before any work."""
+        if self.file.is_dir():
+            remove(self.file)
         if self.file.exists() and self.file.read_bytes() != self._content():
             self._write()
 
@@ -130,12 +152,13 @@ def _hash_of_values(values: Mapping[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(values, sort_keys=True).encode())
 
 
-def _read(file: Path) -> dict[str, Entry]:
-    """The entries of a ledger whose lines are undamaged; none if there is no file."""
+def _read(file: Path) -> tuple[dict[str, Entry], int]:
+    """The entries of a ledger whose lines are undamaged, and how many are damaged."""
     if not file.is_file():
-        return {}
+        return {}, 0
     lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
-    return dict(filter(None, map(_parsed, lines)))
+    entries = [_parsed(line) for line in lines if line]
+    return dict(filter(None, entries)), entries.count(None)
 
 
 def _parsed(line: str) -> tuple[str, Entry] | None:

@@ -1,4 +1,4 @@
-"""One process at a time in a folder: two runs in one directory would overwrite each other's files.
+"""One process at a time in a folder, or on an output: two would overwrite each other's files.
 
 The lock is the operating system's, so that it is released when a process is killed. Reading, as the
 report does, needs no lock.
@@ -7,6 +7,7 @@ report does, needs no lock.
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import time
 import warnings
@@ -46,7 +47,12 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise cannot_write(folder, error) from error
     with file:
-        _lock(file.fileno(), folder)
+        _lock(
+            file.fileno(),
+            folder,
+            f"another process is working in {folder}; wait until it has finished or stop it, or "
+            "choose another name, e.g. name=my-run",
+        )
         _held.add(path)
         try:
             yield
@@ -54,25 +60,82 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
             _held.discard(path)
 
 
-def _lock(handle: int, folder: Path) -> None:
-    """Take the lock, which lasts until the file is closed."""
+@contextmanager
+def exclusive_output(output: Path) -> Iterator[None]:
+    """Keep other processes from writing a file or folder, unless its folder is locked anyway.
+
+    Raises InputError if another process is writing it, or if it cannot be written.
+    """
+    path = output.expanduser().absolute()
+    if _held.isdisjoint((path, *path.parents)):
+        with exclusive_file(output):
+            yield
+    else:
+        yield
+
+
+@contextmanager
+def exclusive_file(output: Path) -> Iterator[None]:
+    """Keep other processes from writing a file or folder, by a lock beside it that is removed."""
+    path = output.expanduser().absolute()
+    lock = path.with_name(path.name + LOCK)
+    handle = _locked_handle(lock, output)
+    _held.add(path)
+    try:
+        yield
+    finally:
+        _held.discard(path)
+        lock.unlink(missing_ok=True)  # before it is released: who waits for it takes a new one
+        os.close(handle)
+
+
+def _locked_handle(lock: Path, output: Path) -> int:
+    """Open and lock a file; again if its owner has removed it meanwhile."""
+    while True:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise cannot_write(output, error) from error
+        try:
+            _lock(
+                handle,
+                output,
+                f"another process is writing {output}; wait until it has finished or stop it, or "
+                "give another path",
+            )
+            if _is_at(handle, lock):
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether an open file is the one that has this name."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _lock(handle: int, place: Path, refusal: str) -> None:
+    """Take the lock, which lasts until the file is closed. Raises InputError with `refusal`."""
     end = time.monotonic() + LOCK_TIMEOUT_S
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             if time.monotonic() >= end:
-                raise InputError(
-                    f"another process is working in {folder}; wait until it has finished or stop "
-                    "it, or choose another name, e.g. name=my-run"
-                ) from error
+                raise InputError(refusal) from error
             time.sleep(0.05)
         except OSError as error:
             if error.errno not in _NO_LOCK_SUPPORT:
-                raise cannot_write(folder, error) from error
+                raise cannot_write(place, error) from error
             warnings.warn(
-                f"the file system of {folder} does not support locks; make sure that no other "
-                "process uses this folder",
+                f"the file system of {place} does not support locks; make sure that no other "
+                "process writes there",
                 stacklevel=3,
             )
             return

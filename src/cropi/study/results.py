@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from cropi.errors import InputError
 from cropi.plugins import name_in, slug
+from cropi.store.ledger import Ledger
 from cropi.store.metrics import CostRow, EvaluationRow
 from cropi.study.accuracy import (
     RunRows,
@@ -126,12 +127,13 @@ def _read_plan(root: Path) -> StudyFiles:
             "out/NAME-study that `cropi compare` made"
         )
     config = read_yaml_mapping(root / STUDY_FILE)
+    missing = Ledger(root).notes()
     compare = config.get("compare") or {}
     baseline = str(compare.get("baseline") or DEFAULT_BASELINE)
     strategies = [str(name_in(s)) for s in compare.get("strategies") or []]
     seeds = [int(s) for s in compare.get("seeds") or []]
     named = list(dict.fromkeys([*strategies, *([baseline] if strategies else [])]))
-    return StudyFiles(root, config, named, seeds, baseline)
+    return StudyFiles(root, config, named, seeds, baseline, missing=missing)
 
 
 def read_yaml_mapping(path: Path) -> dict[str, Any]:
@@ -183,6 +185,7 @@ def _read_run(
         study.missing.append(f"{name} seed {seed}: no readable config.yaml yet")
         return None
     arm = slug(str(name_in((config.get("selection") or {}).get("strategy")) or "cropi"))
+    study.missing += [f"{name} seed {seed}: {note}" for note in Ledger(path).notes()]
     rows = read_run_rows(path, study.root, study.missing)
     if any(_user_unknown(row) for row in rows.of(CostRow)):
         study.missing.append(f"{name} seed {seed}: rollouts that name no arms are charged to none")

@@ -23,6 +23,7 @@ from cropi.execution import (
 )
 from cropi.progress import ProgressReporter
 from cropi.store.files import atomic_write
+from cropi.store.ledger import Ledger
 from cropi.store.lock import exclusive_lock
 from cropi.store.metrics import METRICS, EvaluationRow, read_rows
 from cropi.study.cells import FINISHED, Draw, is_finished, prepare_shared, run_cell
@@ -49,9 +50,12 @@ def run_study(
     """
     with exclusive_lock(plan.root):
         executor = executor or Processes(jobs, run_threads(plan, jobs))
-        threads = executor.threads or _recorded_threads(plan.root / STUDY_FILE)
-        with atomic_write(plan.root / STUDY_FILE) as part:
+        threads = executor.threads or _recorded_threads(plan.root)
+        study, ledger = plan.root / STUDY_FILE, Ledger(plan.root)
+        ledger.repair()
+        with atomic_write(study) as part:
             part.write_text(to_yaml(plan.as_config(threads)), encoding="utf-8")
+        ledger.record(study, str(threads), [study])
         _run_unfinished(plan, base, reporter or ProgressReporter(), executor, draw)
     return plan.root
 
@@ -63,7 +67,7 @@ def run_threads(plan: StudyPlan, jobs: int) -> int:
     configured number is not the one that the study began with.
     """
     configured = plan.config.compare.threads
-    recorded = _recorded_threads(plan.root / STUDY_FILE)
+    recorded = _recorded_threads(plan.root)
     if configured and recorded and configured != recorded:
         raise InputError(
             f"compare.threads {configured}: {plan.root} began with {recorded} threads per run, and "
@@ -72,9 +76,12 @@ def run_threads(plan: StudyPlan, jobs: int) -> int:
     return configured or recorded or requested_threads() or max(1, usable_cores() // jobs)
 
 
-def _recorded_threads(study_file: Path) -> int | None:
-    """The threads that a study's file records; None where it does not."""
-    compare = read_yaml_mapping(study_file).get("compare")
+def _recorded_threads(root: Path) -> int | None:
+    """The threads that a study was begun with; None where that is not recorded."""
+    listed = Ledger(root).inputs(root / STUDY_FILE)
+    if listed is not None:
+        return int(listed) if listed.isdigit() else None
+    compare = read_yaml_mapping(root / STUDY_FILE).get("compare")
     threads = compare.get("threads") if isinstance(compare, dict) else None
     return threads if isinstance(threads, int) and threads > 0 else None
 

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cropi.errors import InputError
 from cropi.rollouts.statistics import summarise_rollout_file
-from cropi.store.files import file_hash
+from cropi.store.files import file_hash, read_table
 from cropi.store.tables import read_selection
 
 Counts = dict[str, int]
@@ -78,7 +77,7 @@ class PoolReader:
             key = f"{kind} {file_hash(file)}"
             if key not in self.cache:
                 self.cache[key] = read(file)
-        except (pa.ArrowException, OSError, KeyError) as error:
+        except (InputError, pa.ArrowException, OSError, KeyError) as error:
             self.missing.append(unreadable(file, self.root, error))
             return {}
         return self.cache[key]
@@ -104,7 +103,7 @@ def _counted(names: Iterable[str]) -> Counts:
 
 
 def _sources(file: Path) -> dict[str, str]:
-    table = pq.read_table(file, columns=["prompt_id", "source"], partitioning=None)
+    table = read_table(file)
     ids, names = table["prompt_id"].to_pylist(), table["source"].to_pylist()
     return {str(i): str(s) for i, s in zip(ids, names, strict=True)}
 

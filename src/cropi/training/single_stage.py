@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,8 +13,11 @@ from cropi.errors import InputError
 from cropi.policy.settings import ModelConfig
 from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import Prompt, Selection
+from cropi.store.cached import read_record
 from cropi.store.files import atomic_folder
-from cropi.text import plural
+from cropi.store.lock import exclusive_output
+from cropi.store.policy_record import require_intact, write_policy_record
+from cropi.text import plural, shown
 from cropi.training.settings import TrainingConfig
 from cropi.training.stage import (
     MAX_SAMPLING_ROUNDS,
@@ -94,6 +96,7 @@ def train(
     verifier: str | VerifiersConfig | Judge | None = None,
     rollouts: RolloutsConfig | None = None,
     model: ModelConfig | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
     carry_optimizer: bool = False,
     horizon: int | None = None,
     seed: int = 0,
@@ -111,6 +114,7 @@ def train(
         verifier: a verifier's name, settings or an open judge.
         rollouts: sampling of the responses that are trained on.
         model: dtype, device and the like; default: as `policy` is.
+        template_kwargs: arguments of the chat template.
         carry_optimizer: continue with the optimizer, schedule and step count that an earlier stage
             stored at `policy`.
         horizon: the step at which a decaying learning rate ends; default: the end of this stage.
@@ -140,18 +144,22 @@ def train(
         first_step=first_step,
         horizon=_horizon(horizon, first_step + steps),
         seed=seed,
+        template_kwargs=template_kwargs,
         dynamic_sampling=settings.dynamic_sampling,
     )
     trainer = find_trainer(settings.engine)
     trainer.check(plan)
     with ExitStack() as stack:
+        stack.enter_context(exclusive_output(Path(out)))
         judge = stack.enter_context(open_judge(verifier))
         part = stack.enter_context(atomic_folder(Path(out)))
         judge.check(plan.prompts)
         if settings.lora is not None and not (Path(policy) / "adapter_config.json").is_file():
             plan = replace(plan, start=stack.enter_context(TemporaryDirectory()))
             _write_adapters(str(policy), plan)
-        return trainer.train(plan, judge, part, None, progress)
+        outcome = trainer.train(plan, judge, part, None, progress)
+        write_policy_record(part, {"steps": first_step + steps})
+        return outcome
 
 
 def _require_replaceable(out: Path) -> None:
@@ -187,5 +195,11 @@ def _steps_done(policy: Path) -> int:
             "optimizer.pt); give a checkpoint that a training stage wrote, or start with a fresh "
             "optimizer"
         )
-    row: Row = json.loads(state.read_text())
-    return int(row["global_step"])
+    require_intact(policy, training_state=True)
+    steps = read_record(state).get("global_step")
+    if type(steps) is not int or not 0 < steps < 2**40:
+        raise InputError(
+            f"{state} does not say how many steps were trained (its global_step is "
+            f"{shown(steps, 60)}); restore it from a copy, or start with a fresh optimizer"
+        )
+    return steps

@@ -7,7 +7,6 @@ them in a checkpoint like any other.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,8 @@ from cropi.policy.loading import Policy, load_policy, quiet_libraries, resolve_d
 from cropi.policy.settings import ModelConfig
 from cropi.schema import Prompt
 from cropi.store.cached import FINGERPRINT
-from cropi.store.files import POLICY_RECORD, atomic_folder
+from cropi.store.files import atomic_folder
+from cropi.store.policy_record import write_policy_record
 from cropi.training.settings import LoraConfig, TrainingConfig, WarmupConfig
 from cropi.training.stage import reraise_disk_errors
 
@@ -58,9 +58,7 @@ def write_start_policy(
         with quiet_libraries():  # PEFT warns: the base is not there until the last rename
             trained.save_pretrained(part)
         policy.tokenizer.save_pretrained(part)
-        (part / POLICY_RECORD).write_text(
-            json.dumps({FINGERPRINT: inputs_fingerprint, "tokens": tokens})
-        )
+        write_policy_record(part, {FINGERPRINT: inputs_fingerprint, "tokens": tokens})
 
 
 def write_adapters(
@@ -188,10 +186,13 @@ def supervised_row(prompt: Prompt, template: str) -> dict[str, Any]:
     answer = template.replace("{answer}", prompt.answer)
     if prompt.messages is None:
         return {"prompt": prompt.prompt, "completion": answer}
-    return {
-        "prompt": [dict(m) for m in prompt.messages],
-        "completion": [{"role": "assistant", "content": answer}],
+    *earlier, last = [dict(m) for m in prompt.messages]
+    begun = prompt.continued
+    row = {
+        "prompt": [*earlier, last] if begun is None else earlier,
+        "completion": [{"role": "assistant", "content": f"{begun or ''}{answer}"}],
     }
+    return {**row, "tools": [dict(tool) for tool in prompt.tools]} if prompt.tools else row
 
 
 def _progress_callback(progress: Callable[[int, int], None], total: int) -> Any:

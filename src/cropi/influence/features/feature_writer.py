@@ -36,7 +36,7 @@ from cropi.influence.features.feature_files import (
 )
 from cropi.influence.left_out import gradient_statuses
 from cropi.schema import SCORED, unique
-from cropi.store.files import atomic_write, file_hash, require_writable
+from cropi.store.files import atomic_write, file_hash, remove, require_writable
 from cropi.store.lock import LOCK
 
 
@@ -191,4 +191,4 @@ class FeatureWriter:
         for number in self._complete:
             leftovers -= {matrix_path(self.folder, number), rows_path(self.folder, number)}
         for path in leftovers:
-            path.unlink()
+            remove(path)

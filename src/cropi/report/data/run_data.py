@@ -22,6 +22,8 @@ from cropi.plugins import name_in, slug
 from cropi.report.data.run_summary import ArmSummary, baseline_of, headline, summarise
 from cropi.rollouts.statistics import RolloutFileSummary, summarise_rollout_file
 from cropi.schema import InfluenceEstimate, Selection
+from cropi.store.files import require_intact_table
+from cropi.store.ledger import Ledger
 from cropi.store.metrics import METRICS, TIMINGS
 from cropi.store.tables import read_scores, read_selection
 from cropi.study.accuracy import RunRows, read_run_rows
@@ -123,6 +125,7 @@ def read_run(path: Path) -> RunData:
     run = RunData(path)
     _read_settings(run)
     run.missing += [f"{n} is not there" for n in (METRICS, TIMINGS) if not (path / n).is_file()]
+    run.missing += Ledger(path).notes()
     run.rows = read_run_rows(path, path, run.missing)
     run.arms = _arms(run)
     run.stages = {arm: _stages(run, arm) for arm in run.arms}
@@ -225,6 +228,7 @@ def table_of(
     wanted = None if ids is None else [("prompt_id", "in", list(ids))]
 
     def read(file: Path) -> pa.Table:
+        require_intact_table(file)
         present = pq.read_schema(file).names
         chosen = None if columns is None else [c for c in columns if c in present]
         return pq.read_table(file, columns=chosen, filters=wanted, partitioning=None)

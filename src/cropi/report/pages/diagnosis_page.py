@@ -19,6 +19,7 @@ from cropi.report.kit.markup import (
     title_and_lead,
 )
 from cropi.store.files import atomic_write, require_writable, strict_json, write_json
+from cropi.store.lock import exclusive_output
 
 About = Mapping[str, str]
 """What was examined, in words: the model, the files, the settings."""
@@ -75,10 +76,11 @@ def write_diagnosis(
     `more` are derived values worth having in the JSON. Raises InputError if the folder cannot be
     written to.
     """
-    write_json(folder / f"{name}.json", {**numbers(report, about), **strict_json(more)})
     target = folder / f"{name}.html"
-    with atomic_write(target) as part:
-        part.write_text(html, encoding="utf-8")
+    with exclusive_output(target):
+        write_json(folder / f"{name}.json", {**numbers(report, about), **strict_json(more)})
+        with atomic_write(target) as part:
+            part.write_text(html, encoding="utf-8")
     return target
 
 

@@ -1,0 +1,124 @@
+"""Which columns of a row hold the question and the answer, and what to tell where that is a guess.
+
+Names are recognised in the order of the lists below, in any case, with spaces for underscores. A
+name that the config gives is taken as it is, and may lead into an object: `reward_model.style`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cropi.text import plural, shown
+
+Cells = dict[str, Any]
+"""A row: JSON values by column name, empty cells left out."""
+
+QUESTION_COLUMNS = ("prompt", "messages", "question", "problem", "input", "query")
+ANSWER_COLUMNS = (
+    "final_answer",
+    "expected_answer",
+    "answer",
+    "ground_truth",
+    "target",
+    "label",
+    "solution",
+)
+_SENTENCES = re.compile(r"[.!?]\s+\S|\n\s*\S")
+_WORD = re.compile(r"[^\W\d_]{2,}")
+_RESULT = re.compile(r"####|\\boxed|<answer>|answer\s*(?:is\b|[:=])", re.IGNORECASE)
+FEWEST_WORDS = 5
+"""Words of a worked solution; fewer may be a list of answers."""
+
+
+@dataclass(slots=True)
+class RowNotes:
+    """What a reader should know of how a source's rows were read: counts, each with an example."""
+
+    origin: str
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+    answer_columns: Counter[str] = field(default_factory=Counter)
+
+    def add(self, finding: str, example: str) -> None:
+        """Count a row of which `finding` is true; `example` says which, and what it holds."""
+        self.counts[finding] += 1
+        self.examples.setdefault(finding, example)
+
+    def lines(self) -> list[str]:
+        """One sentence per finding."""
+        lines = [
+            f"{self.origin}: {finding}: {plural(count, 'row')} (the first: {example})"
+            for (finding, count), example in zip(
+                self.counts.items(), self.examples.values(), strict=True
+            )
+        ]
+        if len(self.answer_columns) > 1:
+            columns = [f"{c} ({plural(n, 'row')})" for c, n in self.answer_columns.most_common()]
+            lines.append(
+                f"{self.origin}: the answers come from several columns, {', '.join(columns)}; name "
+                "one with `answer` if that is not meant"
+            )
+        return lines
+
+
+def cell_of(cells: Mapping[str, Any], name: str) -> Any:
+    """The value of a column, or inside one: `reward_model.ground_truth`. None if there is none."""
+    if name in cells:
+        return cells[name]
+    column, dot, rest = name.partition(".")
+    inner = cells.get(column) if dot else None
+    return cell_of(inner, rest) if isinstance(inner, dict) else None
+
+
+def recognised(cells: Cells, names: tuple[str, ...]) -> list[str]:
+    """The row's columns that have one of the usual names, in the order of `names`."""
+    by_name: dict[str, str] = {}
+    for column in cells:
+        by_name.setdefault(re.sub(r"[\s-]+", "_", column.strip()).casefold(), column)
+    return [by_name[name] for name in names if name in by_name]
+
+
+def note_other_columns(
+    cells: Cells, column: str, value: Any, names: tuple[str, ...], notes: RowNotes, where: str
+) -> None:
+    """Note columns with a usual name that hold something else than the one that was taken."""
+    key, meaning = ("prompt", "question") if names is QUESTION_COLUMNS else ("answer", "answer")
+    for other in recognised(cells, names):
+        if other != column and not _agree(value, cells[other]):
+            notes.add(
+                f"column {shown(other, 60)} holds another {meaning} than {shown(column, 60)}, "
+                f"which is taken; name the right one with `{key}`",
+                f"{where}: {shown(value, 60)} and {shown(cells[other], 60)}",
+            )
+
+
+def _agree(first: Any, second: Any) -> bool:
+    """Whether two cells say the same, or one holds the other as a solution holds its result."""
+    texts = [" ".join(str(value).split()).casefold() for value in (first, second)]
+    short, long = sorted(texts, key=len)
+    if short == long or re.search(rf"(?<![\w.]){re.escape(short)}(?!\w|\.\d)", long):
+        return True
+    try:
+        return float(short) == float(long)
+    except ValueError:
+        return False
+
+
+def note_worked_solution(column: str, answer: str, notes: RowNotes, where: str) -> None:
+    """Note an answer of several sentences that does not say which of them is the result."""
+    if (
+        _SENTENCES.search(answer)
+        and len(_WORD.findall(answer)) >= FEWEST_WORDS
+        and any(map(str.isdigit, answer))
+        and not _RESULT.search(answer)
+    ):
+        notes.add(
+            f"a worked solution in column {shown(column, 60)} marks no result, and verifiers of "
+            "numbers take what it ends with, even if that is a check; pick the result with "
+            "`answer_regex`, or another column with `answer`",
+            f"{where} ends with {shown(answer[-60:], 80)}",
+        )
