@@ -110,7 +110,7 @@ class PolicyRef:
 
     @cached_property
     def _source(self) -> Any:
-        from cropi.policy.checkpoints import locate
+        from cropi.policy.places import locate
 
         assert self.path is not None, "a policy in memory was lost"
         return locate(self.path, self.revision)
