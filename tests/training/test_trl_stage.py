@@ -20,7 +20,8 @@ from cropi.errors import InputError
 from cropi.schema import Prompt
 from cropi.training import StageOutcome, StagePlan, find_trainer
 from cropi.training.divergence import reraise_divergence
-from cropi.training.grpo_settings import check_grpo_settings, grpo_config
+from cropi.training.grpo_keys import check_grpo_settings
+from cropi.training.grpo_settings import grpo_config
 from cropi.training.rewards import JudgedRewards
 from cropi.training.stage import reraise_disk_errors
 from cropi.verifiers import Judge
@@ -206,7 +207,7 @@ def test_a_loss_that_is_not_the_objective_is_reported(
 def test_a_package_that_trl_would_need_later_is_asked_for_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cropi.training.grpo_settings.find_spec", lambda _: None)
+    monkeypatch.setattr("cropi.training.grpo_keys.find_spec", lambda _: None)
     with pytest.raises(InputError, match="needs the package vllm"):
         check_grpo_settings({"use_vllm": True})
     check_grpo_settings({"use_vllm": False})
@@ -243,6 +244,6 @@ def test_every_grpo_setting_reaches_trl(make_plan: MakePlan, tmp_path: Path) -> 
 def test_an_engine_that_cannot_train_is_refused() -> None:
     with pytest.raises(InputError, match="unknown training engine 'nosuch'"):
         find_trainer("nosuch")
-    with pytest.raises(InputError, match="is not a trainer"):
+    with pytest.raises(InputError, match="is not a training engine"):
         find_trainer("os:path")
     assert TrainingConfig().engine.name == "trl"

@@ -106,7 +106,8 @@ def _require_usable(prompt: Prompt, where: str, notes: RowNotes) -> None:
         require_open_end(prompt.continued, prompt.answer, where)
         notes.add(
             "the last message is the assistant's, and responses continue it",
-            f"{where}: {shown(prompt.continued, 60)}",
+            where,
+            f": {shown(prompt.continued, 60)}",
         )
 
 
@@ -118,7 +119,8 @@ def _by_default(prompt: Prompt, where: str, notes: RowNotes) -> Prompt:
         notes.add(
             "text with a chat template's marks in it stays as it is; `chat: true` makes it a user "
             "message",
-            f"{where}: {shown(prompt.prompt, 60)}",
+            where,
+            f": {shown(prompt.prompt, 60)}",
         )
         return prompt
     notes.add(
