@@ -30,8 +30,9 @@ from cropi.policy.loading import (
     quiet_libraries,
     require_one_gpu,
 )
+from cropi.policy.reference import named_anywhere
 from cropi.prompts.encoding import encode_all
-from cropi.schema import PolicyIdentity, Prompt
+from cropi.schema import Prompt
 from cropi.store.files import write_json
 from cropi.training.divergence import require_converging, reraise_divergence
 from cropi.training.dynamic import DynamicSampler, sampling_of
@@ -103,7 +104,7 @@ class TrlTrainer:
             recorder = GroupRecorder(
                 encoded,
                 sampling_of(trainer.args),
-                _named_anywhere(policy.identity),
+                named_anywhere(policy.identity),
                 policy.eos_token_ids,
                 plan.seed,
                 LossLogprobs(trainer),
@@ -227,12 +228,6 @@ def _encoded(plan: StagePlan, policy: Policy) -> dict[str, list[int]]:
     prompts = list({p.prompt_id: p for p in plan.prompts}.values())
     encoded = encode_all(policy.tokenizer, prompts, plan.template_kwargs)
     return {p.prompt_id: ids for p, ids in zip(prompts, encoded, strict=True)}
-
-
-def _named_anywhere(policy: PolicyIdentity) -> PolicyIdentity:
-    """A checkpoint's identity without the folder that its run happens to be in."""
-    folder = Path(policy.name)
-    return replace(policy, name=folder.name) if folder.is_dir() else policy
 
 
 def _dataset_rows(plan: StagePlan) -> Sequence[Prompt]:
