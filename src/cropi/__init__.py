@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cropi.policy.loading import load_model, load_policy
     from cropi.progress import ProgressReporter
     from cropi.prompts import load_prompts
-    from cropi.rollouts import read_rollouts, rollout
+    from cropi.rollouts import judge, read_rollouts, rollout
     from cropi.selection import select
     from cropi.training import train
 
@@ -33,6 +33,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "extract_features",
+    "judge",
     "load_config",
     "load_model",
     "load_policy",
@@ -51,6 +52,7 @@ _HOMES = {
     "RunConfig": "cropi.config",
     "evaluate": "cropi.evaluation.pass_at_k",
     "extract_features": "cropi.influence.setup",
+    "judge": "cropi.rollouts",
     "load_config": "cropi.config",
     "load_model": "cropi.policy.loading",
     "load_policy": "cropi.policy.loading",

@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import (
@@ -50,13 +50,15 @@ class Kind:
 
     title: str
     package: str
+    has: tuple[str, ...] = ()
+    """Methods that tell an object of this kind from any other; none: it is called."""
 
 
 KINDS = {
-    "sketch": Kind("sketch", "cropi.sketches"),
-    "strategy": Kind("strategy", "cropi.selection"),
-    "engine": Kind("rollout engine", "cropi.rollouts.engines"),
-    "trainer": Kind("training engine", "cropi.training.engines"),
+    "sketch": Kind("sketch", "cropi.sketches", ("project",)),
+    "strategy": Kind("strategy", "cropi.selection", ("select",)),
+    "engine": Kind("rollout engine", "cropi.rollouts.engines", ("generate",)),
+    "trainer": Kind("training engine", "cropi.training.engines", ("train",)),
     "verifier": Kind("verifier", "cropi.verifiers"),
     "model": Kind("model", "cropi.policy.models"),
 }
@@ -166,7 +168,22 @@ def find_plugin(kind: str, name: str) -> Any:
             f"{KINDS[kind].title} {name!r}: {place} has no {attribute!r}; it has "
             f"{', '.join(public) or 'nothing of its own'}"
         )
+    _require_kind(kind, name, target)
     return target
+
+
+def _require_kind(kind: str, name: str, target: Any) -> None:
+    """Raise InputError for a user's object that cannot be a plug-in of this kind."""
+    title, methods = KINDS[kind].title, KINDS[kind].has
+    if not methods and kind != "verifier" and not callable(target):
+        raise InputError(f"{title} {name!r} is a {type(target).__name__}; name a function or class")
+    # A function may build the object.
+    missing = [each for each in methods if not hasattr(target, each)]
+    if missing and not isinstance(target, FunctionType):
+        raise InputError(
+            f"{title} {name!r} is not a {title}: it has no method {', '.join(missing)}; name a "
+            "class that has"
+        )
 
 
 def _load_module(kind: str, name: str, place: str) -> ModuleType:
@@ -220,6 +237,19 @@ def _defined_in(module: ModuleType, value: Any) -> bool:
     return defines and value.__module__ == module.__name__
 
 
+def _require_signature(
+    kind: str, name: str, target: Any, arguments: tuple[Any, ...], named: dict[str, Any]
+) -> None:
+    """Raise InputError unless a plug-in takes these arguments."""
+    try:
+        inspect.signature(target).bind(*arguments, **named)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{KINDS[kind].title} {name!r} cannot be made: {error}; see CONTRIBUTING.md for what "
+            "it is called with"
+        ) from None
+
+
 def settings_of(target: Any) -> type[Section]:
     """The settings class of a plug-in. Raises InputError if its `Settings` is not a Section."""
     settings = getattr(target, "Settings", NoSettings)
@@ -271,9 +301,10 @@ class Choice(Section):
     def build(self, *arguments: Any, **named: Any) -> Any:
         """Call the plug-in with its settings, if it has any, and then with these arguments."""
         target = find_plugin(self.kind, self.name)
-        if settings_of(target) is NoSettings:
-            return target(*arguments, **named)
-        return target(self.settings, *arguments, **named)
+        if settings_of(target) is not NoSettings:
+            arguments = (self.settings, *arguments)
+        _require_signature(self.kind, self.name, target, arguments, named)
+        return target(*arguments, **named)
 
     @model_validator(mode="before")
     @classmethod

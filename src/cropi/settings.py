@@ -8,11 +8,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from cropi.schema import TEMPERATURES
-from cropi.text import require_path
+from cropi.text import require_path, shown
 
+MOST = 10_000_000
+"""Largest count: more prompts, steps or tokens than any run will see."""
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
 Temperature = Annotated[float, Field(ge=TEMPERATURES[0], le=TEMPERATURES[1])]
@@ -21,11 +31,29 @@ PathText = Annotated[str, AfterValidator(require_path)]
 
 
 class Section(BaseModel):
-    """A group of settings: immutable, strict about its keys, and without NaN or infinity."""
+    """A group of settings: immutable, strict about its keys, and without NaN or infinity.
+
+    True and false are no numbers, numbers are neither, and a count is at most `MOST`.
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        name = str(info.field_name)
+        scalars = _scalars_in(cls.model_fields[name].annotation)
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(each, bool) and scalars and bool not in scalars and str not in scalars:
+                raise PydanticCustomError("int_type" if float not in scalars else "float_type", "")
+            if scalars == {bool} and not isinstance(each, bool | None):
+                raise PydanticCustomError("bool_type", "")
+            is_count = int in scalars and isinstance(each, int) and "seed" not in name
+            if is_count and not -MOST <= each <= MOST:
+                raise ValueError(f"{shown(each)} is beyond {MOST:,}; give a smaller number")
+        return value
 
 
 class NoSettings(Section):
@@ -51,6 +79,14 @@ def default_of(section: type[Section], key: str) -> Any:
 def is_default(section: Section, key: str) -> bool:
     """Whether a setting has the value that it would have if nobody had given one."""
     return bool(getattr(section, key) == default_of(type(section), key))
+
+
+def _scalars_in(annotation: Any) -> set[type]:
+    """Which of bool, int, float and str are in an annotation such as `list[int] | None`."""
+    if isinstance(annotation, type) and annotation in (bool, int, float, str):
+        return {annotation}
+    inner = [_scalars_in(each) for each in getattr(annotation, "__args__", ())]
+    return set().union(*inner)
 
 
 def section_in(annotation: Any) -> type[Section] | None:

@@ -132,7 +132,9 @@ def require_names(names: Iterable[str], what: str) -> None:
 def require_path(path: str, what: str = "path") -> str:
     """Return a path that the system can look up. Raises InputError for any other text."""
     problem = None
-    if any(map(is_control, path)):
+    if path and not path.strip():
+        problem = "is blank"
+    elif any(map(is_control, path)):
         problem = "contains control characters"
     elif len(path) > LONGEST_PATH or _longest_part(path) > LONGEST_PART:
         problem = f"is too long ({len(path):,} characters)"

@@ -17,7 +17,7 @@ from cropi import plugins
 from cropi.config import load_config, to_yaml, validate
 from cropi.errors import InputError
 from cropi.plugins import KINDS, plugin_names
-from cropi.policy.checkpoints import locate
+from cropi.policy.places import locate
 from cropi.rollouts.engines.engine import load_engine
 from cropi.rollouts.settings import EngineChoice
 from cropi.schema import Prompt

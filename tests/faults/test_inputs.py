@@ -18,7 +18,8 @@ from cropi.cli.options import named_files
 from cropi.config import load_config, to_yaml, validate, yaml_text
 from cropi.config.check import problems_of
 from cropi.errors import InputError
-from cropi.policy.checkpoints import load_tokenizer_and_configs, locate
+from cropi.policy.checkpoints import load_tokenizer_and_configs
+from cropi.policy.places import locate
 from cropi.prompts import drop_overlong, load_prompt_sets, read_prompts
 from cropi.prompts.overlap import normalised
 from cropi.prompts.settings import PromptsConfig, PromptSource
@@ -268,6 +269,12 @@ def test_a_prompt_that_is_far_too_long_is_not_tokenised(tmp_path: Path) -> None:
         ("\u201cHi\u201d he said", "Hi, he said"),
         (r"what is 3 \times 4", "What is 3 \u00d7 4"),
         ("Compute 5 \u2212 3 now", "compute 5-3 now"),
+        ("- Solve it now", "Solve it now!"),
+        ("**What is 3 + 4?**", "what is 3+4"),
+        ("Find x\u00b2 + 1.", "find x^{2} + 1"),
+        ("What is 1\u00bd cups", "what is 1 1/2 cups?"),
+        ("x = -3", "x=-3"),
+        ("\u00bfCu\u00e1nto es 3?", "cu\u00e1nto es 3"),
     ],
 )
 def test_near_equal_questions_are_one(left: str, right: str) -> None:
@@ -285,6 +292,26 @@ def test_near_equal_questions_are_one(left: str, right: str) -> None:
         ("2*(3+4) x", "2*3+4 x"),
         ("is 3<4 x", "is 3>4 x"),
         ("x 3! y", "x 3 y"),
+        ("-1,0,0", "1,0,0"),
+        (".5 + 1", "5 + 1"),
+        ("what is .5", "what is 5"),
+        ("Compute 2\u00b3", "Compute 23"),
+        ("log\u2082 8", "log28"),
+        ("is 1\u00bd", "is 11/2"),
+        ("[0,1)", "(0,1]"),
+        ("{1,2}", "(1,2)"),
+        ("take 50%", "take 50"),
+        ("find f'", "find f"),
+        ("what is n!", "what is n"),
+        ("what is 5!", "what is 5"),
+        ("points 5 -3", "points 5 - 3"),
+        ("-x + 3", "x + 3"),
+        ("+5", "-5"),
+        ("1.5", "15"),
+        ("1,5", "15"),
+        ("1 5", "15"),
+        ("|-3|", "|3|"),
+        ("3 / 4", "3 4"),
     ],
 )
 def test_other_questions_stay_two(left: str, right: str) -> None:
@@ -340,6 +367,94 @@ def test_a_check_tries_the_verifier_on_the_first_answers(tmp_path: Path) -> None
     assert problems_of(load_config("pocket")) == []
 
 
+@pytest.mark.parametrize("command", ["config check", "run", "compare"])
+def test_settings_and_files_are_wrong_at_once_and_torch_is_not_loaded(
+    tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "pool.jsonl").write_text(ROWS["surrogate"])
+    (tmp_path / "model").mkdir()
+    (tmp_path / "run.yaml").write_text(
+        "extends: pocket\nseed: true\nselection: {ratio: 3}\nmodel: {path: model}\n"
+        "prompts: {pool: [{path: pool.jsonl}, {path: gone.jsonl}]}\n"
+        "verifiers: {default: exat}\n"
+        "training: {engine: {name: trl, grpo: {betta: 1}}}\n"
+    )
+    program = (
+        "import sys; from cropi.cli import main\n"
+        "sys.argv = ['cropi', *sys.argv[1:]]\n"
+        "try: main()\n"
+        "finally: print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    arguments = [sys.executable, "-c", program, *command.split(), "run.yaml"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2, done
+    assert done.stdout.strip() == "[]"
+    assert done.stderr.count("\n") == 1
+    parts = ["seed = True", "selection.ratio = 3", "pool.jsonl row 1", "gone.jsonl", "'exat'"]
+    for part in [*parts, "model.path: directory", "lacks config.json", "did you mean 'beta'"]:
+        assert part in done.stderr, (part, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("training.engine.grpo={lr_scheduler_type: linaer}", "give one of linear"),
+        ("training.engine.grpo={beta: true}", "beta = True: give a number"),
+        ("training.engine.grpo={logging_steps: ten}", "give a number"),
+        ("training.engine.grpo={loss_type: grop}", "unknown to TRL"),
+        ("training.engine.grpo={max_steps: 5}", "is decided by curriculum.steps_per_stage"),
+        ("training.engine.grpo={optim: 3}", ""),
+        ("prompts.test={empty: []}", "prompts.test.empty = []"),
+        ("model.path=/not/there", "'/not/there' is neither a directory"),
+    ],
+)
+def test_a_check_sees_what_the_trainer_and_the_model_folder_lack(override: str, part: str) -> None:
+    problems = problems_of(load_config("pocket", [override]))
+    assert len(problems) == bool(part), problems
+    assert all(part in problem for problem in problems)
+
+
+def test_every_key_of_trl_is_known_without_importing_it() -> None:
+    from dataclasses import fields
+
+    from trl import GRPOConfig
+
+    from cropi.training.grpo_keys import grpo_keys
+
+    assert set(grpo_keys()) == {field.name for field in fields(GRPOConfig)}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=true",
+        "training.learning_rate=true",
+        "evaluation.k=[true]",
+        "influence.share_prefix=1",
+        "model.trust_remote_code='yes'",
+        "curriculum.stages=9223372036854775807",
+        "rollouts.responses=100000000",
+        "verifiers.timeout=1e-320",
+        "verifiers.workers=100000",
+        "selection.strategy=os:system",
+        "influence.sketch=os.path:sep",
+        "rollouts.engine=json:__name__",
+        "training.engine=builtins:eval",
+        "out=' '",
+        r'model.revision="\u202e"',
+    ],
+)
+def test_values_and_objects_of_another_kind_are_refused_at_load(override: str) -> None:
+    refusal(load_config, "pocket", [override])
+
+
+def test_a_function_that_is_no_plug_in_is_refused_when_it_is_called() -> None:
+    from cropi.sketches.settings import SketchChoice
+
+    message = refusal(lambda: SketchChoice.of("os.path:join").build(shapes={}, seed=0))
+    assert "sketch 'os.path:join' cannot be made" in message
+
+
 def model_folder(folder: Path, **config: Any) -> Path:
     from cropi.pocket import model_dir
 
@@ -378,3 +493,13 @@ def test_a_shown_config_loads_back(tmp_path: Path) -> None:
     assert not any(is_control(c) for c in text.replace("\n", ""))
     (tmp_path / "again.yaml").write_text(text)
     assert load_config(str(tmp_path / "again.yaml")) == config
+
+
+numbers = st.from_regex(r"-?[0-9]{1,4}(\.[0-9]{1,3})?|-?\.[0-9]{1,3}", fullmatch=True)
+
+
+@settings(max_examples=200, deadline=None)
+@given(numbers, numbers, st.sampled_from(["{}", "x = {}", "({}, 2)", "What is {}?", "at {} now."]))
+def test_texts_with_different_numbers_stay_two(one: str, other: str, text: str) -> None:
+    same = normalised(text.format(one)) == normalised(text.format(other))
+    assert same is (one == other)

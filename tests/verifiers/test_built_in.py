@@ -86,7 +86,7 @@ def test_math_refuses_an_answer_it_cannot_read(gold: str) -> None:
 def test_numeric_reads_the_last_number_in_any_notation(
     gold: str, completion: str, reward: float
 ) -> None:
-    assert numeric.verify(asked(gold), completion) == reward
+    assert numeric.NumericVerifier()(asked(gold), completion) == reward
 
 
 @pytest.mark.parametrize(
@@ -108,19 +108,19 @@ def test_numeric_reads_the_last_number_in_any_notation(
     ],
 )
 def test_choice_finds_the_letter(gold: str, completion: str, reward: float) -> None:
-    assert choice.verify(asked(gold), completion) == reward
+    assert choice.ChoiceVerifier()(asked(gold), completion) == reward
 
 
 def test_choice_and_numeric_refuse_answers_of_another_kind() -> None:
     with pytest.raises(ValueError, match="not a letter"):
-        choice.verify(asked("Paris"), "A")
+        choice.ChoiceVerifier()(asked("Paris"), "A")
     with pytest.raises(ValueError, match="no number"):
-        numeric.verify(asked("Paris"), "1")
+        numeric.NumericVerifier()(asked("Paris"), "1")
 
 
 def test_exact_ignores_outer_whitespace_only() -> None:
-    assert exact.verify(asked("a b"), " a b\n") == 1.0
-    assert exact.verify(asked("a b"), "a  b") == 0.0
+    assert exact.ExactVerifier()(asked("a b"), " a b\n") == 1.0
+    assert exact.ExactVerifier()(asked("a b"), "a  b") == 0.0
 
 
 @pytest.mark.parametrize("task", ["basic_arithmetic", "arc_agi", "rubiks_cube"])

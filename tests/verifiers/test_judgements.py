@@ -13,9 +13,9 @@ from support.judgements import CHOICE, EXACT, MATH, NUMERIC
 
 VERIFIERS: dict[str, tuple[Verifier, dict[str, list[tuple[str, str, int]]]]] = {
     "math": (MathVerifier(), MATH),
-    "numeric": (numeric.verify, NUMERIC),
-    "choice": (choice.verify, CHOICE),
-    "exact": (exact.verify, EXACT),
+    "numeric": (numeric.NumericVerifier(), NUMERIC),
+    "choice": (choice.ChoiceVerifier(), CHOICE),
+    "exact": (exact.ExactVerifier(), EXACT),
 }
 JUDGED_BY_HAND = [
     json.loads(line)

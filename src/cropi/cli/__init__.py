@@ -20,12 +20,14 @@ from cropi.cli import (
     config,
     diagnose,
     evaluate,
+    rejudge,
     report,
     rollout,
     run,
     score,
     select,
     train,
+    verify,
 )
 from cropi.errors import InputError, require_supported_system
 from cropi.store.files import DISK_ERRORS, cannot_write
@@ -43,7 +45,9 @@ app = typer.Typer(
 for command in (
     run.run,
     compare.compare,
+    verify.verify,
     rollout.rollout,
+    rejudge.judge,
     score.features,
     score.score,
     select.select,

@@ -36,13 +36,16 @@ def compare(
         cropi compare my.yaml selection.ratio=0.2 --seeds 0-4
     """
     loaded, base = load(config, settings)
-    from cropi.report import write_run_report
-    from cropi.store.lock import exclusive_lock
+    from cropi.config.check import require_usable
     from cropi.study.plan import StudyPlan
-    from cropi.study.runner import run_study
 
     names = [name.strip() for name in strategies.split(",") if name.strip()]
     plan = StudyPlan.of(loaded, names, parse_seeds(seeds))
+    require_usable(loaded, base)
+    from cropi.report import write_run_report
+    from cropi.store.lock import exclusive_lock
+    from cropi.study.runner import run_study
+
     reporter = make_reporter()
     count = len(plan.labels) * len(plan.seeds)
     reporter.say(f"cropi compare {config}  ->  {plan.root}   ({count} runs)", style="bold")

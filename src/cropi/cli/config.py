@@ -35,9 +35,11 @@ def check(config: Config, settings: Settings = None) -> None:
         cropi config check my.yaml
     """
     from cropi.config.check import require_usable
+    from cropi.study.plan import StudyPlan
 
     loaded, base = load(config, settings)
     require_usable(loaded, base)
+    StudyPlan.of(loaded)
     typer.echo(f"{config} is valid")
 
 

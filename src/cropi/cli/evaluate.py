@@ -23,7 +23,7 @@ from cropi.cli.options import (
     section,
     setting,
 )
-from cropi.cli.printing import print_table
+from cropi.cli.printing import make_reporter, print_table, say_unjudged
 from cropi.cli.prompt_options import PromptReading, reads_prompts
 from cropi.cli.rollout import BatchSize, NewTokens
 from cropi.evaluation.settings import EvaluationConfig
@@ -64,6 +64,7 @@ def evaluate(
     import cropi
     from cropi.store.files import require_writable, write_json
     from cropi.store.lock import exclusive_output
+    from cropi.verifiers import open_judge
 
     of_engine = [
         text for text in settings or [] if text.partition("=")[0].split(".")[0] == "engine"
@@ -83,13 +84,15 @@ def evaluate(
         require_writable(out)
     files = named_files(sets, "set")
     named = {name: reading.prompts(path, seed, policy) for name, path in files.items()}
-    with exclusive_output(out) if out is not None else nullcontext():
+    held = exclusive_output(out) if out is not None else nullcontext()
+    with held, open_judge(verifier) as judge:
+        judge.check([prompt for prompts in named.values() for prompt in prompts])
         results = cropi.evaluate(
             policy,
             named,
             config,
             rollouts=rollouts,
-            verifier=verifier,
+            verifier=judge,
             template_kwargs=reading.template_kwargs,
             seed=seed,
         )
@@ -100,6 +103,7 @@ def evaluate(
         for r in results
     ]
     print_table(["set", "prompts", *(f"pass@{n}" for n in config.k), "not judged"], rows)
+    say_unjudged(make_reporter(), judge)
 
 
 def unjudged(statuses: Mapping[str, int]) -> str:

@@ -85,10 +85,13 @@ OutFile = Annotated[Path, typer.Option(help="The Parquet file to write")]
 
 
 def load(config: str, settings: list[str] | None) -> tuple[Any, Path | None]:
-    """The validated config and its folder, where relative paths in it start."""
-    from cropi.config import load_config
+    """The validated config and its folder, where relative paths in it start.
 
-    loaded = load_config(config, settings or [])
+    Where settings are wrong, the error says what is wrong with the files too.
+    """
+    from cropi.config.check import load_checked
+
+    loaded = load_checked(config, settings or [])
     path = Path(config)
     return loaded, path.resolve().parent if path.is_file() else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from cropi.text import printable
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cropi.progress import ProgressReporter
+    from cropi.verifiers import Judge
 
 
 def make_console() -> Console:
@@ -30,6 +32,23 @@ def make_reporter() -> ProgressReporter:
     from cropi.progress import ProgressReporter
 
     return ProgressReporter(make_console())
+
+
+def say_unjudged(
+    reporter: ProgressReporter, judge: Judge, statuses: Mapping[str, int] | None = None
+) -> None:
+    """Say how many responses a judge has not judged, and why.
+
+    `statuses` are those of all responses, where an earlier call has judged some of them.
+    """
+    note = judge.unjudged()
+    unjudged = sum(n for status, n in (statuses or {}).items() if status != "ok")
+    if not note and unjudged:
+        listed = ", ".join(f"{n:,} {s}" for s, n in (statuses or {}).items() if s != "ok" and n)
+        total = sum((statuses or {}).values())
+        note = f"{unjudged:,} of {total:,} responses were not judged: {listed}"
+    if note:
+        reporter.warn(note)
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,6 +54,21 @@ class PromptReading:
         import cropi
 
         return cropi.load_prompts(path, seed, tokenizer=policy.tokenizer, **self.columns)
+
+    def prompts_sampled(self, path: Path, seed: int, ids: Iterable[str]) -> list[Prompt]:
+        """Read a file without a policy, as the prompts with these ids were read.
+
+        An id may be a hash of the content, which a chat template changes: where nothing says
+        whether texts become messages, the ids do.
+        """
+        import cropi
+
+        sampled = set(ids)
+        prompts = cropi.load_prompts(path, seed, **self.columns)
+        if "chat" in self.columns or any(p.prompt_id in sampled for p in prompts):
+            return prompts
+        as_chat = cropi.load_prompts(path, seed, **{**self.columns, "chat": True})
+        return as_chat if any(p.prompt_id in sampled for p in as_chat) else prompts
 
 
 def reads_prompts(command: Callable[..., None]) -> Callable[..., None]:

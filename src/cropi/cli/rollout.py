@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated
 
 from cropi.cli.options import (
@@ -18,7 +19,7 @@ from cropi.cli.options import (
     section,
     setting,
 )
-from cropi.cli.printing import make_reporter
+from cropi.cli.printing import make_reporter, say_unjudged
 from cropi.cli.prompt_options import PromptReading, reads_prompts
 from cropi.rollouts.engines.transformers import TransformersSettings
 from cropi.rollouts.settings import RolloutsConfig
@@ -57,6 +58,7 @@ def rollout(
     """
     import cropi
     from cropi.store.files import require_writable
+    from cropi.verifiers import open_judge
 
     config = section(
         RolloutsConfig,
@@ -68,17 +70,20 @@ def rollout(
     )
     policy = policy_at(model, dtype, device)
     require_writable(out)
-    rows = reading.prompts(prompts, seed, policy)
-    with make_reporter().phase("rollouts", len(rows)) as bar:
-        groups = cropi.rollout(
-            policy,
-            rows,
-            out,
-            config,
-            verifier=verifier,
-            template_kwargs=reading.template_kwargs,
-            seed=seed,
-            progress=bar.update,
-        )
-        informative = sum(group.informative for group in groups)
-        bar.note = f"{plural(len(groups), 'prompt')}, {informative:,} informative -> {out}"
+    reporter = make_reporter()
+    with open_judge(verifier) as judge:
+        rows = judge.readable(reading.prompts(prompts, seed, policy))
+        with reporter.phase("rollouts", len(rows)) as bar:
+            groups = cropi.rollout(
+                policy,
+                rows,
+                out,
+                config,
+                verifier=judge,
+                template_kwargs=reading.template_kwargs,
+                seed=seed,
+                progress=bar.update,
+            )
+            informative = sum(group.informative for group in groups)
+            bar.note = f"{plural(len(groups), 'prompt')}, {informative:,} informative -> {out}"
+        say_unjudged(reporter, judge, Counter(r.reward_status for g in groups for r in g.responses))

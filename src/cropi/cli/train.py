@@ -19,7 +19,7 @@ from cropi.cli.options import (
     section,
     setting,
 )
-from cropi.cli.printing import make_reporter
+from cropi.cli.printing import make_reporter, say_unjudged
 from cropi.cli.prompt_options import PromptReading, reads_prompts
 from cropi.cli.rollout import NewTokens, Temperature
 from cropi.curriculum.settings import CurriculumConfig
@@ -69,6 +69,7 @@ def train(
     """
     import cropi
     from cropi.store.tables import read_selection
+    from cropi.verifiers import open_judge
 
     config = section(
         TrainingConfig,
@@ -78,7 +79,8 @@ def train(
         temperature=temperature,
         learning_rate=learning_rate,
     )
-    with make_reporter().phase("GRPO", steps) as bar:
+    reporter = make_reporter()
+    with open_judge(verifier) as judge, reporter.phase("GRPO", steps) as bar:
         outcome = cropi.train(
             model,
             reading.prompts(prompts, seed, policy_at(model, None, device)),
@@ -86,7 +88,7 @@ def train(
             out,
             config,
             steps=steps,
-            verifier=verifier,
+            verifier=judge,
             model=model_config(model, device=device),
             template_kwargs=reading.template_kwargs,
             carry_optimizer=carry_optimizer,
@@ -95,3 +97,4 @@ def train(
             progress=lambda done, row: bar.update(done, note=f"reward {row.get('reward', 0):.2f}"),
         )
         bar.note = f"{outcome.trained_tokens:,} tokens -> {out}"
+    say_unjudged(reporter, judge)

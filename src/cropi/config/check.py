@@ -6,18 +6,29 @@ error. Both take about two seconds, and leave out what would need the network.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
+from pydantic import ValidationError
+
+from cropi.config.loading import config_values, found_from, validate
 from cropi.config.run_config import RunConfig
 from cropi.errors import InputError
-from cropi.plugins import resolve_name
-from cropi.prompts.settings import PromptSource
+from cropi.plugins import is_built_in, resolve_name
+from cropi.policy.places import locate
+from cropi.policy.settings import ModelConfig
+from cropi.prompts.settings import PromptsConfig, PromptSource
 from cropi.prompts.sources import first_prompts
 from cropi.schema import Prompt
+from cropi.settings import section_in
 from cropi.store.tables import require_set_names
 from cropi.text import shortened
+from cropi.training.engines.trl import TrlSettings
+from cropi.training.grpo_keys import check_grpo_settings
+from cropi.training.settings import TrainingConfig, WarmupConfig
 from cropi.verifiers import Judge
 from cropi.verifiers.runtime.pool import WorkerPool
 from cropi.verifiers.settings import RewardTerm, VerifiersConfig
@@ -27,13 +38,55 @@ FIRST_ROWS = 5
 MOST_PROBLEMS = 20
 
 
+@dataclass(frozen=True)
+class Parts:
+    """The sections that name what is outside the config; None for one that is not valid itself."""
+
+    prompts: PromptsConfig | None
+    warmup: WarmupConfig | None
+    verifiers: VerifiersConfig | None
+    model: ModelConfig | None
+    training: TrainingConfig | None
+
+
 def require_usable(config: RunConfig, base: Path | None = None) -> None:
     """Raise InputError with all problems of a config; `base` is the folder of its file."""
-    problems = problems_of(config, base)
-    if problems:
-        left_out = len(problems) - MOST_PROBLEMS
-        more = [f"and {left_out} more"] if left_out > 0 else []
-        raise InputError("; ".join([*problems[:MOST_PROBLEMS], *more]))
+    if problems := problems_of(config, base):
+        raise InputError(_listed(problems))
+
+
+def load_checked(source: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Load a config as `load_config` does; where its settings are wrong, look at its files too.
+
+    Raises InputError with everything that is wrong with either.
+    """
+    values = config_values(source, overrides)
+    base = Path(source).parent
+    try:
+        return validate(values, source, base)
+    except InputError as error:
+        others = _problems_of_parts(_valid_parts(values, base), base)
+        raise InputError(_listed([str(error), *others])) from None
+
+
+def _listed(problems: list[str]) -> str:
+    left_out = len(problems) - MOST_PROBLEMS
+    more = [f"and {left_out} more"] if left_out > 0 else []
+    return "; ".join([*problems[:MOST_PROBLEMS], *more])
+
+
+def _valid_parts(values: Mapping[str, Any], base: Path) -> Parts:
+    """Those sections of plain values that are valid by themselves."""
+    sections: dict[str, Any] = {}
+    for part in fields(Parts):
+        kind = section_in(RunConfig.model_fields[part.name].annotation)
+        assert kind is not None
+        try:
+            context = {"folders": (base,)}
+            sections[part.name] = kind.model_validate(values.get(part.name, {}), context=context)
+        except ValidationError:
+            sections[part.name] = None
+    return Parts(**sections)
 
 
 def problems_of(config: RunConfig, base: Path | None = None) -> list[str]:
@@ -41,27 +94,68 @@ def problems_of(config: RunConfig, base: Path | None = None) -> list[str]:
 
     `base` is where relative paths start, beside the current directory.
     """
+    return _problems_of_parts(Parts(*(getattr(config, part.name) for part in fields(Parts))), base)
+
+
+def _problems_of_parts(parts: Parts, base: Path | None) -> list[str]:
     problems: list[str] = []
     prompts: list[Prompt] = []
-    for place, source in _sources(config):
+    for place, source in _sources(parts):
         try:
             prompts += first_prompts(source, FIRST_ROWS, base)
         except InputError as error:
             problems.append(f"{place}: {shortened(str(error), 600)}")
-    try:
-        require_set_names(config.prompts.validation)
-    except InputError as error:
-        problems.append(str(error))
-    problems += _verifier_problems(config.verifiers, prompts, base)
+    checks: list[Callable[[], None]] = [
+        lambda: _require_sets(parts.prompts),
+        lambda: _require_model(parts.model, base),
+        lambda: _require_trainer(parts.training),
+    ]
+    for require in checks:
+        try:
+            require()
+        except InputError as error:
+            problems.append(str(error))
+    if parts.verifiers is not None:
+        problems += _verifier_problems(parts.verifiers, prompts, base)
     return list(dict.fromkeys(problems))
 
 
-def _sources(config: RunConfig) -> Iterator[tuple[str, PromptSource]]:
+def _require_sets(prompts: PromptsConfig | None) -> None:
+    """Raise InputError for a set without sources, or one called like a column of score files."""
+    if prompts is None:
+        return
+    require_set_names(prompts.validation)
+    for kind, sets in (("validation", prompts.validation), ("test", prompts.test)):
+        if empty := [name for name, sources in sets.items() if not sources]:
+            raise InputError(
+                f"prompts.{kind}.{empty[0]} = []: the set has no sources; give one, or remove it"
+            )
+
+
+def _require_model(model: ModelConfig | None, base: Path | None) -> None:
+    """Raise InputError for a model folder that lacks files; the hub is not asked."""
+    if model is not None and not is_built_in("model", model.path):
+        try:
+            locate(found_from(model.path, base), model.revision)
+        except InputError as error:
+            raise InputError(f"model.path: {error}") from None
+
+
+def _require_trainer(training: TrainingConfig | None) -> None:
+    """Raise InputError for settings that TRL has not."""
+    if training is not None and isinstance(training.engine.settings, TrlSettings):
+        check_grpo_settings(training.engine.settings.grpo)
+
+
+def _sources(parts: Parts) -> Iterator[tuple[str, PromptSource]]:
     """Every source of prompts with its dotted key; one that is there twice comes once."""
-    lists = {"prompts.pool": config.prompts.pool}
-    lists |= {f"prompts.validation.{n}": each for n, each in config.prompts.validation.items()}
-    lists |= {f"prompts.test.{n}": each for n, each in config.prompts.test.items()}
-    lists["warmup.prompts"] = config.warmup.prompts
+    lists: dict[str, list[PromptSource]] = {}
+    if (sets := parts.prompts) is not None:
+        lists["prompts.pool"] = sets.pool
+        lists |= {f"prompts.validation.{n}": each for n, each in sets.validation.items()}
+        lists |= {f"prompts.test.{n}": each for n, each in sets.test.items()}
+    if parts.warmup is not None:
+        lists["warmup.prompts"] = parts.warmup.prompts
     seen: list[PromptSource] = []
     for key, sources in lists.items():
         for number, source in enumerate(sources):

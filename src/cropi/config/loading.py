@@ -41,10 +41,16 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises InputError naming the key, the value and the fix.
     """
+    return validate(config_values(source, overrides), source, Path(source).parent)
+
+
+def config_values(source: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A config as plain values, its overrides applied. Raises InputError unless it can be read."""
     values = _with_bases(source, Path())
     for override in overrides:
         _apply(values, override, choices_in(RunConfig))
-    return validate(values, source, Path(source).parent)
+    require_plain(values, f"config {shortened(source, 200)}")
+    return values
 
 
 def validate(values: dict[str, Any], origin: str, base: Path | None = None) -> RunConfig:
@@ -64,16 +70,18 @@ def resolve_model_path(config: RunConfig, base: Path | None) -> RunConfig:
 
     Prompts and verifiers are looked for from `base` too, beside the current directory.
     """
-    path = Path(config.model.path)
-    if (
-        base is None
-        or is_built_in("model", str(path))
-        or path.exists()
-        or not (base / path).is_dir()
-    ):
+    path = found_from(config.model.path, base)
+    if path == config.model.path:
         return config
-    model = config.model.model_copy(update={"path": str((base / path).resolve())})
+    model = config.model.model_copy(update={"path": path})
     return config.model_copy(update={"model": model})
+
+
+def found_from(model: str, base: Path | None) -> str:
+    """The path of a model, whole where its folder is only found from `base`."""
+    if base is None or is_built_in("model", model) or Path(model).exists():
+        return model
+    return str((base / model).resolve()) if (base / model).is_dir() else model
 
 
 def with_settings(config: RunConfig, settings: Mapping[str, Any], origin: str) -> RunConfig:

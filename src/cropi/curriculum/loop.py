@@ -102,7 +102,10 @@ def prepared(
     config, reporter = resolve_model_path(config, base), reporter or ProgressReporter()
     check_settings(config, base, reporter)
     with exclusive_lock(config.directory), Judge(config.verifiers, base) as judge:
-        yield _prepare(config, base, judge, RunLog(open_directory(config), reporter))
+        log = RunLog(open_directory(config), reporter)
+        yield _prepare(config, base, judge, log)
+        if note := judge.unjudged():
+            log.warn([note])
 
 
 def _prepare(config: RunConfig, base: Path | None, judge: Judge, log: RunLog) -> Curriculum:

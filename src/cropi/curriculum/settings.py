@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -12,7 +12,9 @@ from cropi.settings import Count, Section
 class CurriculumConfig(Section):
     """How many stages there are, and what happens between them."""
 
-    stages: Count = Field(4, description="selections, each followed by training")
+    stages: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        4, description="selections, each followed by training"
+    )
     steps_per_stage: Count = Field(60, description="optimizer steps")
     refresh: Literal["never", "validation", "stale", "all"] = Field(
         "never",

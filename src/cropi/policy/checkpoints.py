@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -21,23 +21,20 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from cropi.errors import InputError
-from cropi.plugins import find_plugin, is_built_in
+from cropi.policy.places import (
+    TOKENIZERS,
+    WEIGHTS,
+    CheckpointSource,
+    first_sentence,
+    has_any,
+    locate,
+    unreachable,
+)
 from cropi.policy.tokenizer_loading import load_tokenizer, require_same_tokens
 from cropi.schema import fingerprint
-from cropi.store.files import content_hash
-from cropi.store.policy_record import require_intact
+from cropi.store.files import content_hash, write_json
 from cropi.text import shown
 
-_WEIGHTS = ("*.safetensors", "*.bin")
-_TOKENIZERS = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "spiece.model",
-    "vocab.json",
-    "vocab.txt",
-    "*.tiktoken",
-    "tekken.json",
-)
 # The errors of from_pretrained for files that are missing, truncated or of an unknown kind.
 _LOAD_ERRORS = (
     OSError,
@@ -57,63 +54,6 @@ _LOAD_ERRORS = (
     AttributeError,
     RecursionError,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointSource:
-    """Where a model's files are: a directory or hub id, and the GGUF file in it if there is one."""
-
-    name: str
-    location: str
-    gguf: str | None = None
-    hub: bool = False
-    revision: str | None = None
-
-
-def locate(path: str, revision: str | None, with_tokenizer: bool = True) -> CheckpointSource:
-    """Return what kind of place `path` is; raises InputError unless it has the files needed."""
-    if not path.strip():
-        raise _unreachable(path)
-    if is_built_in("model", path):
-        built_in: Path = find_plugin("model", path)()
-        if built_in.is_dir():
-            return CheckpointSource(path, str(built_in))
-        return CheckpointSource(path, str(built_in.parent), gguf=built_in.name)
-    place = Path(path).expanduser()
-    if place.is_dir():
-        require_intact(place)
-        _require_model_files(path, place, with_tokenizer)
-        return CheckpointSource(path, str(place))
-    if place.is_file():
-        if place.suffix != ".gguf":
-            raise InputError(f"model {path} is a file but not a .gguf; give a model directory")
-        return CheckpointSource(path, str(place.parent), gguf=place.name)
-    # A hub id is `name` or `owner/name`; anything else could only have been a directory.
-    if path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise _unreachable(path)
-    return CheckpointSource(path, path, hub=True, revision=revision)
-
-
-def _require_model_files(name: str, folder: Path, with_tokenizer: bool) -> None:
-    """Raise InputError unless the folder holds a model (and its tokenizer), or an adapter."""
-    if (folder / "adapter_config.json").is_file():
-        return
-    needed = {
-        "config.json": ("config.json",),
-        "weights (model.safetensors)": _WEIGHTS,
-    }
-    if with_tokenizer:
-        needed["a tokenizer (tokenizer.json)"] = _TOKENIZERS
-    missing = [part for part, patterns in needed.items() if not _has_any(folder, patterns)]
-    if missing:
-        raise InputError(
-            f"directory {name} is not a model: it lacks {' and '.join(missing)}; give a directory "
-            "that save_pretrained wrote for both model and tokenizer"
-        )
-
-
-def _has_any(folder: Path, patterns: tuple[str, ...]) -> bool:
-    return any(any(folder.glob(pattern)) for pattern in patterns)
 
 
 def load_parts(
@@ -140,7 +80,7 @@ def load_tokenizer_and_configs(
     The config and generation config are those of the model, for an adapter those of its base.
     """
     if _is_adapter(source):
-        has_tokenizer = _has_any(Path(source.location), _TOKENIZERS)
+        has_tokenizer = has_any(Path(source.location), TOKENIZERS)
         base = _adapter_base(source, not has_tokenizer)
         tokenizer, config, generation = load_tokenizer_and_configs(base, trust_remote_code)
         if has_tokenizer:
@@ -156,7 +96,7 @@ def require_file_tokens(
     source: CheckpointSource, tokenizer: Any, texts: Sequence[str], trust_remote_code: bool = False
 ) -> None:
     """Raise InputError if the source's tokenizer reads a text otherwise than its file does."""
-    if _is_adapter(source) and not _has_any(Path(source.location), _TOKENIZERS):
+    if _is_adapter(source) and not has_any(Path(source.location), TOKENIZERS):
         source = _adapter_base(source, True)
     arguments = {} if _is_adapter(source) else _source_arguments(source, trust_remote_code)
     require_same_tokens(source.location, arguments, tokenizer, texts)
@@ -190,7 +130,7 @@ def _load_adapter(
     from peft import PeftModel
 
     folder = Path(source.location)
-    has_tokenizer = with_tokenizer and _has_any(folder, _TOKENIZERS)
+    has_tokenizer = with_tokenizer and has_any(folder, TOKENIZERS)
     from_base = with_tokenizer and not has_tokenizer
     try:
         model, tokenizer = load_parts(_adapter_base(source, from_base), options, from_base)
@@ -220,7 +160,27 @@ def _adapter_base(source: CheckpointSource, with_tokenizer: bool) -> CheckpointS
         base = str(config["base_model_name_or_path"] or "")
     except (*_LOAD_ERRORS, AttributeError) as error:
         raise _unusable(source, "the adapter", error) from error
+    if base.startswith("."):  # it lies beside the adapter, wherever the two have been moved
+        base = os.path.normpath(Path(source.location) / base)
     return locate(base, None, with_tokenizer)
+
+
+def settle_adapter(folder: Path, place: Path, start: Path) -> None:
+    """Let an adapter in `folder`, trained from `start`, find its base from its `place` to be.
+
+    A base that `start` names by a relative path moves with the two. PEFT's model card goes: it
+    names folders of this machine. Nothing is done to a policy that is no adapter.
+    """
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return
+    (folder / "README.md").unlink(missing_ok=True)
+    config = json.loads(file.read_text(encoding="utf-8"))
+    base = config.get("base_model_name_or_path") or ""
+    if base.startswith("."):
+        relative = os.path.relpath(start / base, place)
+        config["base_model_name_or_path"] = relative if relative[0] == "." else f"./{relative}"
+        write_json(file, config)
 
 
 def _require_gguf(source: CheckpointSource) -> None:
@@ -240,7 +200,7 @@ def _load_config(source: CheckpointSource, where: dict[str, Any]) -> Any:
         return AutoConfig.from_pretrained(source.location, **where)
     except _LOAD_ERRORS as error:
         if source.hub and isinstance(error, OSError):
-            raise _unreachable(source.name, error) from error
+            raise unreachable(source.name, error) from error
         raise _unusable(source, "the config", error) from error
 
 
@@ -312,20 +272,12 @@ def revision_of(source: CheckpointSource, trust_remote_code: bool = False) -> st
         return str(getattr(config, "_commit_hash", None) or source.revision or "")
     if source.gguf is not None:
         return content_hash(folder / source.gguf)
-    patterns = ("config.json", "adapter_config.json", *_WEIGHTS)
+    patterns = ("config.json", "adapter_config.json", *WEIGHTS)
     files = sorted({file for pattern in patterns for file in folder.glob(pattern)})
     hashes = [(file.name, content_hash(file)) for file in files]
     if _is_adapter(source):
         return fingerprint(hashes, revision_of(_adapter_base(source, False), trust_remote_code))
     return fingerprint(hashes)
-
-
-def _unreachable(name: str, error: Exception | None = None) -> InputError:
-    reason = f" ({_reason(error)})" if error else ""
-    return InputError(
-        f"model {name!r} is neither a directory nor reachable on the Hugging Face hub{reason}; "
-        "check the spelling, the network and HF_TOKEN, or give a local model directory"
-    )
 
 
 def _unusable(source: CheckpointSource, part: str, error: Exception) -> InputError:
@@ -337,12 +289,6 @@ def _unusable(source: CheckpointSource, part: str, error: Exception) -> InputErr
         fix = "install the package that it names, or choose another model.attention"
     elif "custom code" in str(error):
         fix = "set model.trust_remote_code=true if you trust that code"
-    return InputError(f"model {source.name}: {part} cannot be loaded ({_reason(error)}); {fix}")
-
-
-def _reason(error: Exception) -> str:
-    """Return the first sentence of an error that may run over many lines."""
-    text = " ".join(str(error).split())
-    if " " not in text:  # a KeyError's key or a pickle's opcode alone explains nothing
-        text = f"{type(error).__name__} {text}".strip()
-    return text.split(". ")[0].rstrip(".")[:200]
+    return InputError(
+        f"model {source.name}: {part} cannot be loaded ({first_sentence(error)}); {fix}"
+    )

@@ -25,7 +25,8 @@ from huggingface_hub.utils import logging as hub_logging
 from transformers import GenerationConfig
 
 from cropi.errors import InputError
-from cropi.policy.checkpoints import load_parts, locate, revision_of
+from cropi.policy.checkpoints import load_parts, revision_of
+from cropi.policy.places import locate
 from cropi.policy.tokenizer_loading import beyond, prepare_tokenizer, require_matching
 from cropi.schema import PolicyIdentity
 

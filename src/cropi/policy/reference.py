@@ -8,6 +8,7 @@ calls `load`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,7 +111,7 @@ class PolicyRef:
 
     @cached_property
     def _source(self) -> Any:
-        from cropi.policy.checkpoints import locate
+        from cropi.policy.places import locate
 
         assert self.path is not None, "a policy in memory was lost"
         return locate(self.path, self.revision)
@@ -128,3 +129,9 @@ class PolicyRef:
         eos = loading.eos_ids(generation_config, tokenizer, self._source.name, rows)
         tokenizer_loading.prepare_tokenizer(tokenizer, eos, rows)
         return tokenizer, eos, loading.context_of(config)
+
+
+def named_anywhere(policy: PolicyIdentity) -> PolicyIdentity:
+    """A checkpoint's identity without the folders that it happens to be in, for rollouts."""
+    folder = Path(policy.name)
+    return replace(policy, name=folder.resolve().name) if folder.is_dir() else policy

@@ -15,7 +15,7 @@ class ModelConfig(Section):
     path: PathText = Field(
         description="a Hugging Face hub id, a model directory, `pocket` or `smollm2`",
     )
-    revision: str | None = Field(
+    revision: PathText | None = Field(
         None, description="branch, tag or commit of a hub id; default: the newest"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

@@ -43,15 +43,19 @@ class RowNotes:
     examples: dict[str, str] = field(default_factory=dict)
     answer_columns: Counter[str] = field(default_factory=Counter)
 
-    def add(self, finding: str, example: str) -> None:
-        """Count a row of which `finding` is true; `example` says which, and what it holds."""
+    def add(self, finding: str, where: str, content: str = "") -> None:
+        """Count a row of which `finding` is true: the one at `where`, with that content.
+
+        Folders are left out: notes are stored, and equal runs in two folders have equal notes.
+        """
         self.counts[finding] += 1
-        self.examples.setdefault(finding, example)
+        self.examples.setdefault(finding, f"{_without_folder(where)}{content}")
 
     def lines(self) -> list[str]:
         """One sentence per finding."""
+        origin = _without_folder(self.origin)
         lines = [
-            f"{self.origin}: {finding}: {plural(count, 'row')} (the first: {example})"
+            f"{origin}: {finding}: {plural(count, 'row')} (the first: {example})"
             for (finding, count), example in zip(
                 self.counts.items(), self.examples.values(), strict=True
             )
@@ -59,10 +63,14 @@ class RowNotes:
         if len(self.answer_columns) > 1:
             columns = [f"{c} ({plural(n, 'row')})" for c, n in self.answer_columns.most_common()]
             lines.append(
-                f"{self.origin}: the answers come from several columns, {', '.join(columns)}; name "
+                f"{origin}: the answers come from several columns, {', '.join(columns)}; name "
                 "one with `answer` if that is not meant"
             )
         return lines
+
+
+def _without_folder(place: str) -> str:
+    return place.rpartition("/")[2]
 
 
 def cell_of(cells: Mapping[str, Any], name: str) -> Any:
@@ -92,7 +100,22 @@ def note_other_columns(
             notes.add(
                 f"column {shown(other, 60)} holds another {meaning} than {shown(column, 60)}, "
                 f"which is taken; name the right one with `{key}`",
-                f"{where}: {shown(value, 60)} and {shown(cells[other], 60)}",
+                where,
+                f": {shown(value, 60)} and {shown(cells[other], 60)}",
+            )
+
+
+def note_unseen_choices(cells: Cells, content: str, notes: RowNotes, where: str) -> None:
+    """Note choices in a column of their own that the question does not show."""
+    for column in recognised(cells, ("choices", "options")):
+        values = cells[column]
+        choices = list(values.values()) if isinstance(values, dict) else values
+        if isinstance(choices, list) and any(str(choice) not in content for choice in choices):
+            notes.add(
+                f"column {shown(column, 60)} has choices that the question does not show; write "
+                "them into it",
+                where,
+                f": {shown(choices, 60)}",
             )
 
 
@@ -120,5 +143,6 @@ def note_worked_solution(column: str, answer: str, notes: RowNotes, where: str) 
             f"a worked solution in column {shown(column, 60)} marks no result, and verifiers of "
             "numbers take what it ends with, even if that is a check; pick the result with "
             "`answer_regex`, or another column with `answer`",
-            f"{where} ends with {shown(answer[-60:], 80)}",
+            where,
+            f" ends with {shown(answer[-60:], 80)}",
         )

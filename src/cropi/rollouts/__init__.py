@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cropi.rollouts.collect import rollout
     from cropi.rollouts.engines.engine import Completion, RolloutEngine, load_engine
+    from cropi.rollouts.rejudging import Rejudged, judge
     from cropi.rollouts.rollout_file import (
         as_groups,
         read_rollouts,
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Completion",
+    "Rejudged",
     "RolloutEngine",
     "RolloutStatistics",
     "as_groups",
+    "judge",
     "load_engine",
     "read_rollouts",
     "read_side_columns",
@@ -36,9 +39,11 @@ __all__ = [
 
 _HOMES = {
     "Completion": "engines.engine",
+    "Rejudged": "rejudging",
     "RolloutEngine": "engines.engine",
     "RolloutStatistics": "statistics",
     "as_groups": "rollout_file",
+    "judge": "rejudging",
     "load_engine": "engines.engine",
     "read_rollouts": "rollout_file",
     "read_side_columns": "rollout_file",

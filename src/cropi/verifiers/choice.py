@@ -10,6 +10,7 @@ from cropi.schema import Prompt
 from cropi.verifiers.alternatives import alternatives
 from cropi.verifiers.statement import Statement, gold_statement, take_statement
 from cropi.verifiers.tags import DEFAULT_TAGS, Tags
+from cropi.verifiers.verdict import Decision
 
 _WRAPPER = re.compile(r"\\(?:text|math)\w*\s*\{([^{}]*)\}")
 _LETTER = r"(?:\([^\W\d_]\)|[^\W\d_](?![^\W_]|\.[a-z]\.))"
@@ -52,25 +53,42 @@ _IN_PROSE = (
 
 
 @plugin("verifier", "choice")
-def verify(prompt: Prompt, completion: str, tags: Tags = DEFAULT_TAGS) -> float:
-    """Return 1.0 if the response chooses the answer's letters, else 0.0.
+class ChoiceVerifier:
+    """Compares the letters that the response chooses with the prompt's answer."""
 
-    Raises ValueError if the answer is not a letter or several.
-    """
-    golds = [read_gold(answer) for answer in alternatives(prompt)]
-    statement = take_statement(_plain(completion), tags)
-    if statement is None:
-        return 0.0
-    return float(_chosen(statement) in golds)
+    def __init__(self, tags: Tags = DEFAULT_TAGS) -> None:
+        self._tags = tags
+
+    def __call__(self, prompt: Prompt, completion: str) -> float:
+        """Return 1.0 if the response chooses the answer's letters, else 0.0.
+
+        Raises ValueError if the answer is not a letter or several.
+        """
+        return float(self.decide(prompt, completion).right)
+
+    def decide(self, prompt: Prompt, completion: str) -> Decision:
+        """Return whether the response is right, and why. Raises ValueError as a call does."""
+        golds = [read_gold(answer) for answer in alternatives(prompt)]
+        statement = take_statement(_plain(completion), self._tags)
+        if statement is None:
+            return Decision(False, "no statement", "")
+        letters = _chosen(statement)
+        stage = "no letter" if letters is None else f"letter {_listed(letters)}"
+        return Decision(letters in golds, stage, statement.text)
+
+    def read_as(self, prompt: Prompt) -> str:
+        """Return what the answer is read as. Raises ValueError as a call does."""
+        golds = [_listed(read_gold(answer)) for answer in alternatives(prompt)]
+        return ", or ".join(f"letter {letters}" for letters in golds)
+
+    def check_answer(self, prompt: Prompt) -> None:
+        """Raise ValueError if the prompt's answer is not a letter or several."""
+        for answer in alternatives(prompt):
+            read_gold(answer)
 
 
-def check_answer(prompt: Prompt) -> None:
-    """Raise ValueError if the prompt's answer is not a letter or several."""
-    for answer in alternatives(prompt):
-        read_gold(answer)
-
-
-verify.check_answer = check_answer  # type: ignore[attr-defined]
+def _listed(letters: frozenset[str]) -> str:
+    return " and ".join(sorted(letters))
 
 
 def read_gold(answer: str) -> frozenset[str]:

@@ -15,6 +15,7 @@ from cropi.plugins import plugin
 from cropi.schema import Prompt
 from cropi.verifiers.alternatives import alternatives
 from cropi.verifiers.candidates import last_candidate, number_of_runs, read_candidate
+from cropi.verifiers.description import described
 from cropi.verifiers.equality import equal, is_readable
 from cropi.verifiers.expressions import equal_formulas, silence_math_verify
 from cropi.verifiers.forms import Assignment, Interval, Listing, Reading, Union, Words
@@ -26,6 +27,7 @@ from cropi.verifiers.reading import read, with_decimal_comma
 from cropi.verifiers.statement import Statement, first_sentence, gold_statement, take_statement
 from cropi.verifiers.tags import DEFAULT_TAGS, Tags
 from cropi.verifiers.unit_scales import last_compound
+from cropi.verifiers.verdict import Decision
 from cropi.verifiers.words import before_reason, is_said_to_be, is_wordy, says
 
 
@@ -35,15 +37,6 @@ class Gold:
 
     text: str
     reading: Reading
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """Whether a response is right, and the stage that decided: "text", "words" or "mathematics"."""
-
-    right: bool
-    stage: str
-    statement: str
 
 
 @plugin("verifier", "math")
@@ -71,7 +64,13 @@ class MathVerifier:
             return Decision(False, "no statement", "")
         stages = [_stage(gold, statement) for gold in golds]
         stage = next((s for s in stages if s), None)
-        return Decision(stage is not None, stage or "mathematics", statement.text)
+        last = "words" if all(isinstance(g.reading, Words) for g in golds) else "mathematics"
+        return Decision(stage is not None, stage or last, statement.text)
+
+    def read_as(self, prompt: Prompt) -> str:
+        """Return what the answer is read as. Raises ValueError as a call does."""
+        readings = [described(read_gold(answer).reading) for answer in alternatives(prompt)]
+        return ", or ".join(readings)
 
     def check_answer(self, prompt: Prompt) -> None:
         """Raise ValueError if the prompt's answer cannot be read."""

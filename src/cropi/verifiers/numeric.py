@@ -9,49 +9,65 @@ from cropi.plugins import plugin
 from cropi.schema import Prompt
 from cropi.verifiers.alternatives import alternatives
 from cropi.verifiers.candidates import last_candidate, read_candidate
+from cropi.verifiers.description import described
 from cropi.verifiers.forms import Assignment, Conditioned, Formula, Reading, Words
 from cropi.verifiers.notation import ascii_notation, canonical_text, normalise
 from cropi.verifiers.number_words import lone_number
 from cropi.verifiers.quantity import Quantity
 from cropi.verifiers.reading import read, with_decimal_comma
-from cropi.verifiers.statement import gold_statement, take_statement
+from cropi.verifiers.statement import Statement, gold_statement, take_statement
 from cropi.verifiers.tags import DEFAULT_TAGS, Tags
+from cropi.verifiers.verdict import Decision
 
 
 @plugin("verifier", "numeric")
-def verify(prompt: Prompt, completion: str, tags: Tags = DEFAULT_TAGS) -> float:
-    """Return 1.0 if the response states the answer's number, else 0.0.
+class NumericVerifier:
+    """Compares the number that the response states with the prompt's answer."""
 
-    An answer that is not one number counts as stated only by the same text; `check_answer` refuses
-    it before a run. Raises ValueError if the answer has no number at all.
-    """
-    statement = take_statement(completion, tags)
-    answers = [(answer, read_gold(answer)) for answer in alternatives(prompt)]
-    if statement is None:
-        return 0.0
-    for answer, gold in answers:
-        if gold is None:
-            if canonical_text(answer) == canonical_text(statement.text):
-                return 1.0
-            continue
-        stated = number_in(statement.text, statement.form in ("box", "tag"), gold.unit)
-        if stated is None and gold.value.denominator > 1:
-            stated = next(map(_number, with_decimal_comma(statement.text)), None)
-        if stated is not None and gold.equals(stated):
-            return 1.0
-    return 0.0
+    def __init__(self, tags: Tags = DEFAULT_TAGS) -> None:
+        self._tags = tags
+
+    def __call__(self, prompt: Prompt, completion: str) -> float:
+        """Return 1.0 if the response states the answer's number, else 0.0.
+
+        An answer that is not one number counts as stated only by the same text; `check_answer`
+        refuses it before a run. Raises ValueError if the answer has no number at all.
+        """
+        return float(self.decide(prompt, completion).right)
+
+    def decide(self, prompt: Prompt, completion: str) -> Decision:
+        """Return whether the response is right, and why. Raises ValueError as a call does."""
+        statement = take_statement(completion, self._tags)
+        golds = [(answer, read_gold(answer)) for answer in alternatives(prompt)]
+        if statement is None:
+            return Decision(False, "no statement", "")
+        stages = [_stage(answer, gold, statement) for answer, gold in golds]
+        stage = next((s for s in stages if s), None)
+        return Decision(stage is not None, stage or "number", statement.text)
+
+    def read_as(self, prompt: Prompt) -> str:
+        """Return what the answer is read as. Raises ValueError as a call does."""
+        golds = [(answer, read_gold(answer)) for answer in alternatives(prompt)]
+        return ", or ".join(f"text {a!r}" if g is None else described(g) for a, g in golds)
+
+    def check_answer(self, prompt: Prompt) -> None:
+        """Raise ValueError if the prompt's answer is not exactly one number."""
+        for answer in alternatives(prompt):
+            if read_gold(answer) is None:
+                raise ValueError(
+                    f"the answer {answer!r} holds several numbers or is not a plain number; use "
+                    "math"
+                )
 
 
-def check_answer(prompt: Prompt) -> None:
-    """Raise ValueError if the prompt's answer is not exactly one number."""
-    for answer in alternatives(prompt):
-        if read_gold(answer) is None:
-            raise ValueError(
-                f"the answer {answer!r} holds several numbers or is not a plain number; use math"
-            )
-
-
-verify.check_answer = check_answer  # type: ignore[attr-defined]
+def _stage(answer: str, gold: Quantity | None, statement: Statement) -> str | None:
+    """Return the stage that finds the statement right; None if none does."""
+    if gold is None:
+        return "text" if canonical_text(answer) == canonical_text(statement.text) else None
+    stated = number_in(statement.text, statement.form in ("box", "tag"), gold.unit)
+    if stated is None and gold.value.denominator > 1:
+        stated = next(map(_number, with_decimal_comma(statement.text)), None)
+    return "number" if stated is not None and gold.equals(stated) else None
 
 
 @lru_cache(maxsize=65536)

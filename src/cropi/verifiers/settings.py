@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from cropi.settings import Count, Section
+from cropi.settings import Section
 
 _TAG = re.compile(r"[\w-]+|\S.*\.\.\..*\S")
 
@@ -30,13 +30,15 @@ class VerifiersConfig(Section):
     sources: dict[str, str | list[RewardTerm]] = Field(
         default_factory=dict, description="source pattern (* and ? allowed) -> verifier"
     )
-    timeout: Annotated[float, Field(gt=0)] = Field(10.0, description="seconds for one response")
+    timeout: Annotated[float, Field(ge=0.001, le=86_400)] = Field(
+        10.0, description="seconds for one response"
+    )
     memory_gb: Annotated[float, Field(ge=1)] | None = Field(
         16.0,
         description="GiB of address space for each process that judges; a response that needs more "
         "counts as not judged; null: no limit, for a verifier with a model on a GPU",
     )
-    workers: Count | None = Field(
+    workers: Annotated[int, Field(ge=1, le=1_024)] | None = Field(
         None,
         description="processes that judge at the same time; default: the cores at hand, at most 8",
     )

@@ -32,6 +32,28 @@ class AnswerChecker(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether a response is right, the statement taken out of it, and the stage that decided."""
+
+    right: bool
+    stage: str
+    statement: str
+
+
+@runtime_checkable
+class Explainer(Protocol):
+    """A verifier that can say what it takes for the answer and for the statement."""
+
+    def read_as(self, prompt: Prompt) -> str:
+        """Return what the prompt's answer is read as. Raises ValueError if it cannot be read."""
+        ...
+
+    def decide(self, prompt: Prompt, completion: str) -> Decision:
+        """Return the decision that the reward of `completion` follows."""
+        ...
+
+
 class NotApplicableError(TypeError):
     """The function does not apply to this response (TRL's None); weighted sums leave it out."""
 

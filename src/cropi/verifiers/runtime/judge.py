@@ -90,7 +90,7 @@ class Judge:
         loaded, or returns no finite number in time for an answer as the response; and listing the
         prompts whose answers cannot be read.
         """
-        unreadable = self._unreadable(prompts)
+        unreadable = self.unreadable(prompts)
         if unreadable:
             raise _unreadable_error(prompts, unreadable)
 
@@ -100,13 +100,16 @@ class Judge:
         Raises InputError as `check` does; unreadable answers are an error only if the settings say
         so, or if nothing is left.
         """
-        unreadable, may_drop = self._unreadable(prompts), self._config.unreadable == "drop"
+        unreadable, may_drop = self.unreadable(prompts), self._config.unreadable == "drop"
         if unreadable and not (may_drop and len(unreadable) < len(prompts)):
             raise _unreadable_error(prompts, unreadable)
         return [p for i, p in enumerate(prompts) if i not in unreadable]
 
-    def _unreadable(self, prompts: Sequence[Prompt]) -> dict[int, str]:
-        """Return why answers cannot be read, by the prompt's place."""
+    def unreadable(self, prompts: Sequence[Prompt]) -> dict[int, str]:
+        """Return why answers cannot be read, by the prompt's place, after a check of verifiers.
+
+        Raises InputError if a verifier cannot be loaded, or cannot judge.
+        """
         self._load([p.source for p in prompts])
         self._columns.update(dict.fromkeys(name for p in prompts for name in p.extra))
         jobs = [Job(self.rewards_of(p.source), p, ("",), check=True) for p in prompts]
@@ -167,7 +170,13 @@ class Judge:
     def _count(self, source: str, verdict: Verdict) -> None:
         self.counts.setdefault(source, Counter())[self.outcome(verdict)] += 1
         if verdict.status != "ok":
-            self.reasons[f"{verdict.status}: {verdict.detail}"] += 1
+            why = f"{verdict.status}: {verdict.detail}"
+            full = len(self.reasons) >= MOST_REASONS and why not in self.reasons
+            self.reasons[f"{verdict.status}: other reasons" if full else why] += 1
+
+    def unjudged(self) -> str:
+        """Return in one sentence how many responses were not judged so far, and why; else ""."""
+        return unjudged(self.reasons, sum(sum(c.values()) for c in self.counts.values()))
 
     def outcome(self, verdict: Verdict) -> Outcome:
         """Return the outcome to count a verdict under."""
@@ -202,6 +211,20 @@ def open_judge(verifier: str | VerifiersConfig | Judge | None = None) -> Iterato
 
 
 LISTED = 20
+MOST_REASONS = 1000
+"""Reasons that are counted one by one: messages may hold what a response says."""
+LISTED_REASONS = 5
+
+
+def unjudged(reasons: Counter[str], responses: int) -> str:
+    """Return in one sentence how many of the responses were not judged, by reason; else ""."""
+    if not reasons:
+        return ""
+    listed = [f"{count:,} {why}" for why, count in reasons.most_common(LISTED_REASONS)]
+    others = len(reasons) - len(listed)
+    more = [f"and {others:,} other reasons"] if others else []
+    total = sum(reasons.values())
+    return f"{total:,} of {responses:,} responses were not judged: {'; '.join(listed + more)}"
 
 
 def _unreadable_error(prompts: Sequence[Prompt], unreadable: dict[int, str]) -> InputError:

@@ -1,0 +1,137 @@
+"""A table of verdicts survives a spreadsheet, and its corrections count as they should."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from cropi.errors import InputError
+from cropi.schema import Prompt
+from cropi.verifiers import Judge
+from cropi.verifiers.explanation import ExplainedVerdict, Explanations
+from cropi.verifiers.labels import agreement, judged_again, read_labels, write_labels
+from cropi.verifiers.settings import VerifiersConfig
+from cropi.verifiers.verdict import Decision, Verdict
+
+DANGEROUS = ["=1+1", "+1", "-1", "@cmd", "\tx", "\rx", "'quoted", "''=x", 'a,"b"\nc', "plain"]
+
+
+def explained(text: str, reward: float, answer: str = "1") -> ExplainedVerdict:
+    decision = Decision(reward > 0, "text", text)
+    prompt = Prompt("p", answer, "s", prompt="q")
+    return ExplainedVerdict(prompt, 0, text, "math", Verdict(reward, "ok"), decision)
+
+
+def test_no_cell_is_a_formula_and_every_text_comes_back(tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    write_labels(file, [explained(text, 1.0, answer=text) for text in DANGEROUS])
+    with file.open(newline="", encoding="utf-8") as handle:
+        cells = [cell for row in csv.reader(handle) for cell in row]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
+    rows = read_labels(file)
+    assert [row.response for row in rows] == DANGEROUS
+    assert [row.prompt.answer for row in rows] == DANGEROUS
+    assert all(row.reward == row.label == 1.0 for row in rows)
+
+
+def relabelled(file: Path, labels: list[str]) -> None:
+    with file.open(newline="", encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle))
+    with file.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, rows[0])
+        writer.writeheader()
+        writer.writerows(row | {"label": label} for row, label in zip(rows, labels, strict=True))
+
+
+def test_corrections_are_false_positives_and_negatives(tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    write_labels(file, [explained(t, r) for t, r in (("1", 1), ("2", 1), ("3", 0), ("4", 0))])
+    relabelled(file, ["yes", "0", "right", ""])
+    result = agreement(read_labels(file))
+    assert result.right == 1
+    assert [row.response for row in result.false_positives] == ["2"]
+    assert [row.response for row in result.false_negatives] == ["3"]
+    assert result.unlabelled == 1
+
+
+def test_rows_judged_again_have_the_verifiers_reward_of_today(tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    write_labels(file, [explained("\\boxed{1}", 0.0), explained("2", 1.0)])
+    with Judge(VerifiersConfig(default="math")) as judge:
+        assert [r.reward for r in judged_again(read_labels(file), judge)] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("label", ["maybe", "nan", "inf"])
+def test_a_label_that_is_no_reward_is_refused_with_its_row(tmp_path: Path, label: str) -> None:
+    file = tmp_path / "labels.csv"
+    write_labels(file, [explained("1", 1.0)])
+    relabelled(file, [label])
+    with pytest.raises(InputError, match=f"row 0: label '{label}' is no reward"):
+        read_labels(file)
+
+
+def test_a_table_without_its_columns_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text("answer,reward\n1,1\n")
+    with pytest.raises(InputError, match="no column 'label'"):
+        read_labels(file)
+
+
+@pytest.mark.parametrize(
+    ("verifier", "answer", "kind"),
+    [
+        ("math", "\\frac{1}{2}", "number 1/2"),
+        ("math", "Paris", 'words "paris"'),
+        ("math", "3, 4", "2 values in any order: 3; 4"),
+        ("math", "(3, 4)", "2 values in order: (3; 4)"),
+        ("math", "[1, \\infty)", "2 values in order: [1; \\infty)"),
+        ("math", "x > 1", "interval (1, \\infty)"),
+        (
+            "math",
+            "\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}",
+            "matrix of 2 rows: 1; 2 / 3; 4",
+        ),
+        ("math", "12 hours", "number 12 h"),
+        ("math", '["12", "twelve"]', "number 12, or number 12"),
+        ("numeric", "50%", "number 50%"),
+        ("choice", "A, C", "letter A and C"),
+        ("exact", "a b", "text 'a b'"),
+    ],
+)
+def test_built_in_verifiers_say_what_they_read(verifier: str, answer: str, kind: str) -> None:
+    with Judge(VerifiersConfig(default=verifier)) as judge:
+        (reading,) = Explanations(judge).answers([Prompt("p", answer, "s", prompt="q")])
+    assert reading.read_as == kind
+
+
+def test_a_decision_names_statement_and_stage_and_agrees_with_the_reward() -> None:
+    responses = ["<think>3</think>The answer is 1/2.", "\\boxed{0.5}", "<think>0.5", "0.7"]
+    prompt = Prompt("p", "\\frac{1}{2}", "s", prompt="q")
+    with Judge(VerifiersConfig()) as judge:
+        verdicts = Explanations(judge).responses([(prompt, n, r) for n, r in enumerate(responses)])
+    decisions = [v.decision for v in verdicts if v.decision is not None]
+    assert [d.statement for d in decisions] == ["1/2.", "0.5", "", "0.7"]
+    assert [d.stage for d in decisions] == [
+        "mathematics",
+        "mathematics",
+        "no statement",
+        "mathematics",
+    ]
+    assert [float(d.right) for d in decisions] == [v.verdict.reward for v in verdicts]
+
+
+def test_the_users_functions_run_in_the_workers_alone(tmp_path: Path) -> None:
+    code = (
+        "import os\ndef f(completions, **columns): return [float(os.getpid())] * len(completions)"
+    )
+    (tmp_path / "f.py").write_text(code)
+    prompt = Prompt("p", "1", "s", prompt="q")
+    with Judge(VerifiersConfig(default=f"{tmp_path}/f.py:f")) as judge:
+        explanations = Explanations(judge)
+        (verdict,) = explanations.responses([(prompt, 0, "x")])
+        (reading,) = explanations.answers([prompt])
+    import os
+
+    assert verdict.decision is None
+    assert verdict.verdict.reward != os.getpid()
+    assert reading.read_as == "given to the function as it is"
