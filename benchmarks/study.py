@@ -2,12 +2,15 @@
 
     python benchmarks/study.py run --jobs 2                 # hours on 2 cores; goes on if stopped
     python benchmarks/study.py run --only clean,shifted
+    python benchmarks/study.py run --only smollm2           # days: a language model on a CPU
     python benchmarks/study.py report                       # also while studies are unfinished
+    python benchmarks/study.py report --of smollm2
     python benchmarks/study.py redraw                       # from the committed numbers alone
 
 `run` is `cropi compare` on one file after another, with the strategies and seeds of the file's own
-`compare` section. `report` reads what is finished into benchmarks/results/study.json, and redraws.
-`redraw` makes docs/figures/ and the tables of docs/results.md from these numbers alone.
+`compare` section; smollm2 only where it is named. `report` reads what is finished into
+benchmarks/results/study.json (regimes of pocket) or smollm2.json, and redraws. `redraw` makes
+docs/figures/ and the tables of docs/results.md from these numbers alone.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from cropi.store.files import atomic_write
 from study_report.bar import rows_of
 from study_report.gathering import gather
 from study_report.page import fill
-from study_report.results import Results
+from study_report.results import APART, Results
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE / "study"
@@ -53,6 +56,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     running.add_argument("--only", default="", help="regimes, with commas; default: all")
     running.set_defaults(work=run)
     reporting = commands.add_parser("report", help="write numbers, figures and tables")
+    reporting.add_argument(
+        "--of", choices=("pocket", APART), default="pocket", help="whose numbers"
+    )
     reporting.set_defaults(work=report)
     redrawing = commands.add_parser("redraw", help="write figures and tables from the numbers")
     redrawing.set_defaults(work=redraw)
@@ -66,14 +72,15 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def regimes(folder: Path, only: str = "") -> list[Path]:
-    """Return the regimes' configs, the first one before the others.
+    """Return the regimes' configs, the first one before the others; smollm2 if it is named.
 
     Raises InputError for a name that is no regime, or a folder without any.
     """
     known = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     if not known:
         raise InputError(f"{folder} holds no regime (*.yaml); give a folder that does")
-    wanted = [name.strip() for name in only.split(",") if name.strip()] or list(known)
+    wanted = [name.strip() for name in only.split(",") if name.strip()]
+    wanted = wanted or [name for name in known if name != APART]
     for name in wanted:
         if name not in known:
             raise InputError(f"--only {name!r} is no regime; allowed: {', '.join(known)}")
@@ -95,41 +102,54 @@ def run(options: argparse.Namespace) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
-    """Write the numbers, the figures and the tables of every regime, and print the bar.
+    """Write the numbers, figures and tables of the regimes or of smollm2, and print the bar.
 
     Raises InputError if no regime has a finished cell: what was reported before is kept.
     """
-    numbers = gather(regimes(options.configs), options.out)
+    apart = options.of == APART
+    numbers = gather(regimes(options.configs, APART if apart else ""), options.out)
     results = Results(numbers)
     if not any(regime.strategies for regime in results.regimes.values()):
         raise InputError(
             f"no study in {options.out!r} has a finished cell; start with "
             "`python benchmarks/study.py run`, or name the folder of the studies with --out"
         )
-    write_numbers(options.results, numbers)
-    publish(results, options.page)
-    for row in rows_of(results):
+    path = beside(options.results) if apart else options.results
+    write_numbers(path, numbers)
+    redraw(options)
+    for row in [] if apart else rows_of(results):
         print(f"{row.verdict:<12} {row.regime:<16} {row.asked}: {row.measured}")
     for name, regime in results.regimes.items():
         for line in [*regime.missing, *regime.notes]:
             print(f"{name}: {line}")
-    print(f"written to {options.results} and {options.page}")
+    print(f"written to {path} and {options.page}")
+
+
+def beside(results: Path) -> Path:
+    """The file of the language model's numbers."""
+    return results.with_name(f"{APART}.json")
 
 
 def redraw(options: argparse.Namespace) -> None:
-    """Write the figures and the tables from a file of numbers; no study has to be there.
+    """Write the figures and the tables from the files of numbers; no study has to be there.
 
-    Raises InputError if the file cannot be read.
+    Raises InputError if a file cannot be read. That of smollm2 may be absent.
     """
-    try:
-        numbers = json.loads(options.results.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {options.results}: {error}") from error
-    publish(Results(numbers), options.page)
+    apart = beside(options.results)
+    language_model = read_results(apart) if apart.exists() else None
+    publish(read_results(options.results), language_model, options.page)
     print(f"written to {options.page} and {options.page.parent / 'figures'}")
 
 
-def publish(results: Results, page: Path) -> None:
+def read_results(path: Path) -> Results:
+    """Read a file of numbers. Raises InputError if it cannot be read."""
+    try:
+        return Results(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+
+
+def publish(results: Results, language_model: Results | None, page: Path) -> None:
     """Draw every regime and the overview, and fill the tables of the page.
 
     Raises InputError if the figures cannot be drawn or the page cannot be filled.
@@ -139,13 +159,14 @@ def publish(results: Results, page: Path) -> None:
     except ModuleNotFoundError as error:
         raise InputError(f"the figures need {error.name}: pip install -e '.[dev]'") from error
     figures = page.parent / "figures"
-    for regime in results.regimes.values():
+    apart = language_model.regimes.values() if language_model else ()
+    for regime in [*results.regimes.values(), *apart]:
         if regime.strategies:
             draw(regime, figures / f"{regime.name}.svg")
     first = results.regimes.get(FIRST)
     if first is not None and {first.baseline, first.method} <= set(first.strategies):
         draw_overview(first, figures / "overview.svg")
-    fill(page, results)
+    fill(page, results, language_model)
 
 
 def write_numbers(path: Path, numbers: dict[str, Any]) -> None:

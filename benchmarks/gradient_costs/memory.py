@@ -14,14 +14,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gradient_costs.plan import Run
+if TYPE_CHECKING:
+    from gradient_costs.plan import Run
+    from gradient_costs.rollouts import Sizes
+    from gradient_costs.setting import Setting
 
 TARGETS = 2
 
@@ -46,22 +49,32 @@ def main() -> None:
 
 
 def measure(request: Request) -> dict[str, float]:
-    """Bytes: the model's, the peak beyond it, and the parts that are known."""
-    from gradient_costs.rollouts import Sizes, synthetic
+    """Bytes of what a request names."""
+    from gradient_costs.rollouts import Sizes
     from gradient_costs.setting import load_setting
 
     setting = load_setting(request.model, request.pocket, request.device)
     sizes = Sizes(20, 8, 12) if request.pocket else Sizes()
-    groups = synthetic(setting.model, request.prompts, sizes, seed=0)
+    return measured(setting, request.what, request.prompts, sizes)
+
+
+def measured(setting: Setting, what: str, prompts: int, sizes: Sizes) -> dict[str, float]:
+    """Bytes: the model's, the peak beyond it, and the parts that are known.
+
+    On a CPU the process should have done nothing before.
+    """
+    from gradient_costs.rollouts import Sizes, synthetic
+
+    groups = synthetic(setting.model, prompts, sizes, seed=0)
     small = synthetic(setting.model, 1, Sizes(8, 2, 4), seed=1)
-    run, held = prepared(setting.model, request.what, groups, small)
+    run, held = prepared(setting.model, what, groups, small)
     before = settled()
     run()
     found = {
         "model": setting.bytes,
         "peak": peak() - before + held,
         "targets": held,
-        "gradients": setting.bytes if request.what == "floor" else 0,
+        "gradients": setting.bytes if what == "floor" else 0,
         "largest_layer": setting.largest,
     }
     return {name: float(value) for name, value in found.items()}
@@ -118,16 +131,26 @@ def measure_all(this: Run) -> dict[str, Any]:
     options, prompts = this.options, this.plan.memory_prompts
     rest = (options.model, options.pocket, this.setting.device.type, prompts, options.threads)
     found = {what: in_own_process(Request(what, *rest)) for what in this.plan.memory_of}
-    floor = found["floor"]
-    activations = floor["peak"] - floor["gradients"]
-    exact = found["exact"]
-    excess = exact["peak"] - exact["targets"] - activations
     return {
         "runs": found,
         "prompts_in_flight": prompts,
+        **beyond_forecast(found["floor"], found["exact"], prompts),
+        "peaks_over_model": {name: run["peak"] / run["model"] for name, run in found.items()},
+    }
+
+
+def beyond_forecast(
+    floor: Mapping[str, float], exact: Mapping[str, float], prompts: int
+) -> dict[str, float]:
+    """What exact influence needs beyond targets and activations, and over what it may need.
+
+    That is the largest layer's gradients of the prompts in flight.
+    """
+    activations = floor["peak"] - floor["gradients"]
+    excess = exact["peak"] - exact["targets"] - activations
+    return {
         "activations": activations,
         "peak_over_model": exact["peak"] / exact["model"],
-        "peaks_over_model": {name: run["peak"] / run["model"] for name, run in found.items()},
         "excess": excess,
         "excess_over_largest_layer": excess / (exact["largest_layer"] * prompts),
     }

@@ -31,11 +31,18 @@ SKETCHES = (DEFAULT_SKETCH, "sparse", FACTORED_SKETCH)
 
 
 def exact_scorer(
-    model: Any, share_prefix: bool, batch_tokens: int = 16384, parameters: list[str] | None = None
+    model: Any,
+    share_prefix: bool,
+    batch_tokens: int = 16384,
+    parameters: list[str] | None = None,
+    checkpointing: bool = False,
 ) -> Scorer:
     """A scorer of exact influence, of all parameters or those whose names match."""
     config = InfluenceConfig(
-        share_prefix=share_prefix, batch_tokens=batch_tokens, parameters=parameters
+        share_prefix=share_prefix,
+        batch_tokens=batch_tokens,
+        parameters=parameters,
+        gradient_checkpointing=checkpointing,
     )
     return make_scorer(model, config, seed=0)
 

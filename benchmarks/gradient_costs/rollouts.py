@@ -9,6 +9,7 @@ uninformative groups that pools have. `pocket_pool` is real throughout: sampled 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ from gradient_costs.floor import Rows, logprobs
 
 SAMPLING = Sampling(max_new_tokens=64)
 POCKET_SAMPLING = Sampling(max_new_tokens=12)
+BATCH = 256
+"""Responses generated at once."""
+
 UNINFORMATIVE = 0.45
 """Share of groups whose responses are all right or all wrong; trial pools had 45-50%."""
 
@@ -45,18 +49,27 @@ def synthetic(
     model: Any, prompts: int, sizes: Sizes, seed: int, uninformative: float = 0.0
 ) -> list[RolloutGroup]:
     """Groups of exact sizes: random tokens, the model's own log-probs, rewards of both values."""
+    groups = random_groups(model, prompts, sizes, seed, uninformative)
+    return with_own_logprobs(model, groups)
+
+
+def random_groups(
+    model: Any, prompts: int, sizes: Sizes, seed: int, uninformative: float = 0.0
+) -> list[RolloutGroup]:
+    """As `synthetic`, with the log-probs of a policy to which all tokens are equally likely."""
     random = np.random.default_rng(seed)
     vocabulary = len(model.get_input_embeddings().weight)
+    uniform = -math.log(vocabulary)
     lengths = [sizes.prompt] + [sizes.response] * sizes.responses
     equal = round(uninformative * prompts)
     groups = []
     for p in range(prompts):
         tokens = [random.integers(vocabulary // 50, vocabulary, n, np.int32) for n in lengths]
         ids, *rest = tokens
-        responses = [Response(r, np.zeros(len(r), np.float32)) for r in rest]
+        responses = [Response(r, np.full(len(r), uniform, np.float32)) for r in rest]
         groups.append(RolloutGroup(f"synthetic-{seed}-{p}", ids, responses))
         draw_rewards(groups[-1], random, informative=p >= equal)
-    return with_own_logprobs(model, groups)
+    return groups
 
 
 def draw_rewards(group: RolloutGroup, random: np.random.Generator, informative: bool) -> None:
@@ -115,7 +128,7 @@ def sample(
 ) -> list[RolloutGroup]:
     """One group a prompt, without rewards."""
     encoded = encode_all(policy.tokenizer, prompts)
-    sampled = TransformersEngine(policy).generate(encoded, sampling, responses, seed)
+    sampled = TransformersEngine(policy, BATCH).generate(encoded, sampling, responses, seed)
     groups = []
     for prompt, ids, completions in zip(prompts, encoded, sampled, strict=True):
         group = [

@@ -75,12 +75,12 @@ def load_setting(name: str | None, pocket: bool, device: str) -> Setting:
     if name is not None:
         return Setting(name, load_model(name, dtype="bfloat16", device=device))
     if device == "cuda":
-        return Setting("Qwen2.5-1.5B, randomly initialised", random_qwen())
+        return Setting("Qwen2.5-1.5B, randomly initialised", random_qwen(device))
     return Setting("smollm2", load_model("smollm2", dtype="bfloat16", device=device))
 
 
-def random_qwen() -> Any:
-    """Qwen2.5-1.5B's shapes with random weights in bf16, on the GPU."""
+def random_qwen(device: str) -> Any:
+    """Qwen2.5-1.5B's shapes with random weights in bf16."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
@@ -96,8 +96,29 @@ def random_qwen() -> Any:
         tie_word_embeddings=True,
         dtype="bfloat16",
     )
-    with torch.device("cuda"):
+    with torch.device(device):
         return Qwen2ForCausalLM(config).to(torch.bfloat16).eval()
+
+
+def random_smollm2(device: str) -> Any:
+    """SmolLM2-135M's shapes with random weights in bf16."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        rope_theta=1e5,
+        tie_word_embeddings=True,
+        dtype="bfloat16",
+    )
+    with torch.device(device):
+        return LlamaForCausalLM(config).to(torch.bfloat16).eval()
 
 
 class Matmul:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from cropi import __version__
 from cropi.config import load_config, to_yaml
 from cropi.estimation.intervals import Interval, mean_interval
 from cropi.schema import fingerprint
+from cropi.store.metrics import StageRow
 from cropi.study import measures
+from cropi.study.accuracy import read_run_rows
 from cropi.study.comparison import BaselineComparison, StrategyResult, Study, measure_study
 from cropi.study.measures import AXES, Curves
 from cropi.study.output import RULES, interval_values, seed_values
@@ -42,9 +44,9 @@ def gather(configs: list[Path], out: str) -> Values:
     }
 
 
-def regime(config: Path, out: str) -> Values:
-    """Return one regime's numbers, from the study of this config."""
-    plan = StudyPlan.of(load_config(str(config), [f"out={out}"]))
+def regime(config: Path, out: str, settings: Sequence[str] = ()) -> Values:
+    """Return one regime's numbers, from the study of this config with other settings over it."""
+    plan = StudyPlan.of(load_config(str(config), [f"out={out}", *settings]))
     about: Values = {
         "strategies": {},
         "planned": {"strategies": list(plan.labels), "seeds": list(plan.seeds)},
@@ -145,6 +147,7 @@ def strategy(study: Study, name: str) -> Values:
         "costs_by_phase": result.phases,
         "curves": curves(result.curves),
         "selected": chosen(runs),
+        "reliability": reliability(study, runs),
         "compared": compared(study, comparison) if comparison else None,
     }
 
@@ -193,6 +196,19 @@ def chosen(runs: list[RunResult]) -> list[Values]:
         }
         for stage, selections in sorted(stages.items())
     ]
+
+
+def reliability(study: Study, runs: list[RunResult]) -> dict[str, list[float]]:
+    """Return by target the split-half cosine of its direction at every stage: means over seeds."""
+    values: dict[str, dict[int, list[float]]] = {}
+    for run in runs:
+        for row in read_run_rows(run.path, study.files.root, []).of(StageRow, run.arm):
+            for target, found in row.targets.items():
+                values.setdefault(target, {}).setdefault(row.stage, []).append(found["split_half"])
+    return {
+        target: [float(np.mean(stages[stage])) for stage in sorted(stages)]
+        for target, stages in values.items()
+    }
 
 
 def _mean(values: list[float]) -> float | None:

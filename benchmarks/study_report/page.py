@@ -7,13 +7,16 @@ from pathlib import Path
 
 from cropi.errors import InputError
 from cropi.store.files import atomic_write
-from study_report.results import Results
-from study_report.tables import bar_table, regime_tables, setting_table
+from study_report.results import APART, Results
+from study_report.tables import EMPTY, bar_table, costs_table, regime_tables, setting_table
 
 BLOCK = re.compile(r"<!-- (?P<kind>table|figure): (?P<name>[\w.-]+) -->\n.*?<!-- end -->", re.S)
 
+NOT_YET = {f"figure: {APART}": "", f"table: {APART}": EMPTY, "table: costs": EMPTY}
+"""What stands in the language model's blocks while no cell of its study is finished."""
 
-def fill(page: Path, results: Results) -> None:
+
+def fill(page: Path, results: Results, language_model: Results | None) -> None:
     """Rewrite every generated block of the page; all other text stays.
 
     Raises InputError if the page cannot be read, has a block that nobody fills, or lacks one.
@@ -23,12 +26,14 @@ def fill(page: Path, results: Results) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {page}: {error}") from error
     with atomic_write(page) as part:
-        part.write_text(filled(text, results), encoding="utf-8", newline="\n")
+        part.write_text(filled(text, results, language_model), encoding="utf-8", newline="\n")
 
 
-def filled(text: str, results: Results) -> str:
+def filled(text: str, results: Results, language_model: Results | None = None) -> str:
     """Return the page's text with its blocks filled."""
     contents = blocks(results)
+    if language_model is not None:
+        contents |= language_model_blocks(language_model)
     present = [f"{m['kind']}: {m['name']}" for m in BLOCK.finditer(text)]
     for name in contents:
         if present.count(name) != 1:
@@ -36,6 +41,7 @@ def filled(text: str, results: Results) -> str:
                 f"the page has {present.count(name)} blocks `<!-- {name} -->` ... `<!-- end -->`; "
                 "it needs one"
             )
+    contents = NOT_YET | contents
     for name in present:
         if name not in contents:
             raise InputError(
@@ -56,6 +62,17 @@ def blocks(results: Results) -> dict[str, str]:
         "table: setting": setting_table(results),
         "table: bar": bar_table(results),
     }
+    return contents | regime_blocks(results)
+
+
+def language_model_blocks(results: Results) -> dict[str, str]:
+    """Return the blocks of the study on a language model."""
+    return regime_blocks(results) | {"table: costs": costs_table(results)}
+
+
+def regime_blocks(results: Results) -> dict[str, str]:
+    """Return the figure and the tables of every regime."""
+    contents = {}
     for name, regime in results.regimes.items():
         caption = f"Targeted accuracy in {name}, against steps and against compute"
         contents[f"figure: {name}"] = (

@@ -11,6 +11,9 @@ from typing import Any
 from cropi.estimation.intervals import Interval
 from cropi.study.measures import MAIN_LEVEL, Acceleration, Axis
 
+APART = "smollm2"
+"""The study on a language model: its numbers have a file of their own beside the regimes'."""
+
 
 class Regime:
     """One regime: its finished strategies by name, and what is missing of it, in words.
@@ -63,6 +66,10 @@ class Regime:
     def break_even(self, strategy: str, share: float = MAIN_LEVEL) -> Mapping[str, Any]:
         """What a strategy's compute comes to at other prices of selection; empty if unknown."""
         return dict(self._compared(strategy).get("break_even", {}).get(f"{share:.2f}", {}))
+
+    def phases(self, strategy: str) -> Mapping[str, Mapping[str, float]]:
+        """What a strategy's runs cost by phase and measure; means over seeds."""
+        return dict(self.strategies[strategy]["costs_by_phase"])
 
     def _compared(self, strategy: str) -> Mapping[str, Any]:
         return self.strategies.get(strategy, {}).get("compared") or {}

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from cropi.report.data.study_summary import acceleration, steps_to_level
-from cropi.report.kit.number_format import DASH, percent_interval, points
+from cropi.report.kit.number_format import DASH, percent, percent_interval, points
 from cropi.study.measures import LEVELS, MAIN_LEVEL, Axis
 from study_report.bar import NOT_RUN, SO_FAR, TARGETS, judged, rows_of
 from study_report.results import Regime, Results
 
+PHASES = ("rollouts", "scoring", "training")
+COSTS = ("study", "strategy", "FLOPs", *PHASES, "halves of a target agree (cosine), by stage")
 EMPTY = f"*{NOT_RUN.capitalize()}.*"
 OTHER_LEVELS = [level for level in LEVELS if level != MAIN_LEVEL]
 LEVEL = f"{MAIN_LEVEL:.0%}"
@@ -92,6 +94,33 @@ def _more_line(regime: Regime, name: str) -> list[str]:
         for level in OTHER_LEVELS
     ]
     return [_label(regime, name), *ratios, acceleration(regime.acceleration(name, "seconds"))]
+
+
+def costs_table(results: Results) -> str:
+    """Return what each strategy's compute went into, and how sure its target directions were."""
+    rows = [
+        [regime.name, _label(regime, name), *_shares(regime, name), _reliability(regime, name)]
+        for regime in results.regimes.values()
+        for name in regime.order
+    ]
+    return table(COSTS, rows) if rows else EMPTY
+
+
+def _shares(regime: Regime, name: str) -> list[str]:
+    """A strategy's FLOPs, and the shares of them that each phase took."""
+    flops = {phase: each["flops"] for phase, each in regime.phases(name).items()}
+    total = sum(flops.values())
+    shares = [percent(flops.get(phase, 0.0) / total if total else None) for phase in PHASES]
+    return [f"{total:.2g}", *shares]
+
+
+def _reliability(regime: Regime, name: str) -> str:
+    """The split-half cosine of each target's direction, stage by stage; means over seeds."""
+    found = regime.strategies[name].get("reliability", {})
+    parts = [
+        f"{target} {', '.join(f'{v:.2f}' for v in values)}" for target, values in found.items()
+    ]
+    return "; ".join(parts) or DASH
 
 
 def setting_table(results: Results) -> str:

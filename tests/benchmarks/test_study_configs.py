@@ -1,4 +1,7 @@
-"""The study's pocket regimes: each differs from the clean one in its prompts or verdicts alone."""
+"""The study's pocket regimes: each differs from the clean one in its prompts or verdicts alone.
+
+The study on a language model stands apart; its targets are a small part of its pool too.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from cropi.pocket.tasks import SKILLS, TARGETS, split_of
 from cropi.prompts import PromptSets, load_prompt_sets
 from cropi.schema import Prompt, derive_seed
 from cropi.verifiers import Judge
+from study_report.results import APART
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "study"
 REGIMES = ("clean", "imbalanced", "noisy_answers", "noisy_verdicts", "low_utility", "shifted")
@@ -42,7 +46,7 @@ def right_answer(prompt: Prompt) -> str:
 
 
 def test_every_regime_has_its_config() -> None:
-    assert set(REGIMES) == {path.stem for path in FOLDER.glob("*.yaml")}
+    assert {*REGIMES, APART} == {path.stem for path in FOLDER.glob("*.yaml")}
 
 
 @pytest.mark.parametrize("regime", REGIMES)
@@ -155,3 +159,15 @@ def test_noisy_verdicts_are_wrong_on_the_pool_alone() -> None:
 
         assert accepted(sets.pool) == pytest.approx(1 - FLIP_SHARE, abs=0.02)
         assert [accepted(found[:300]) for found in sets.heldout_sets()] == [1.0] * 5
+
+
+def test_the_language_model_has_a_large_pool_with_few_prompts_of_its_targets() -> None:
+    config, sets = config_of(APART), sets_of(APART)
+    assert len(sets.pool) >= 1500
+    assert config.targeted == ["chain_sum", "number_sequence"]
+    share = sum(p.source in config.targeted for p in sets.pool) / len(sets.pool)
+    assert 0.2 < share < 0.25
+    judged = [found for name, found in sets.named().items() if name != "pool"]
+    assert not {p.content for p in sets.pool} & {p.content for found in judged for p in found}
+    assert config.rollouts.max_new_tokens <= 48
+    assert config.compare.strategies[:3] == ["full", "random", "cropi"]

@@ -300,6 +300,7 @@ def report(folder: Path, docs: Path) -> None:
     regimes = [p.stem for p in (folder / "configs").glob("*.yaml")]
     names = ["table: setting", "table: bar"]
     names += [f"{kind}: {name}" for name in regimes for kind in ("figure", "table")]
+    names += ["table: costs"] if "smollm2" in regimes else []
     page = docs / "results.md"
     page.write_text("".join(f"<!-- {name} -->\n<!-- end -->\n" for name in names))
     places = ["--out", folder / "runs", "--configs", folder / "configs"]
@@ -328,6 +329,36 @@ def test_the_committed_page_and_figures_are_those_of_the_committed_numbers(tmp_p
     assert page.read_text(encoding="utf-8") == PAGE
     drawn = {path.name: path.read_bytes() for path in (tmp_path / "figures").iterdir()}
     assert drawn == {path.name: path.read_bytes() for path in FIGURES.iterdir()}
+
+
+def test_a_language_models_numbers_have_a_file_of_their_own(tmp_path: Path) -> None:
+    config = write_regime(tmp_path, "clean")
+    write_curves(tmp_path, config, STRATEGIES)
+    apart = write_regime(tmp_path, "smollm2")
+    write_curves(tmp_path, apart, {name: STRATEGIES[name] for name in ("full", "cropi")})
+    report(tmp_path, tmp_path / "docs")
+    numbers = tmp_path / "docs" / "study.json"
+    before = numbers.read_bytes()
+    assert set(json.loads(before)["regimes"]) == {"clean"}
+    assert "Not run yet" in block((tmp_path / "docs" / "results.md").read_text(), "table: smollm2")
+    places = ["--out", tmp_path / "runs", "--configs", config.parent, "--results", numbers]
+    page = tmp_path / "docs" / "results.md"
+    script.main(["report", "--of", "smollm2", *map(str, [*places, "--page", page])])
+    assert numbers.read_bytes() == before
+    language_model = json.loads((tmp_path / "docs" / "smollm2.json").read_text())
+    assert set(language_model["regimes"]) == {"smollm2"}
+    text = page.read_text()
+    assert "**cropi**" in block(text, "table: smollm2")
+    assert "random 0 of 3 seeds" in block(text, "table: smollm2")
+    assert "smollm2.svg" in block(text, "figure: smollm2")
+    assert "smollm2" not in block(text, "table: bar")
+    # Every strategy's shares of its compute are there, and add up.
+    costs = block(text, "table: costs").strip().splitlines()[2:]
+    for line in costs:
+        shares = [float(cell.strip(" %")) for cell in line.split("|")[4:7]]
+        assert sum(shares) == pytest.approx(100, abs=0.2)
+    assert len(costs) == 2
+    report(tmp_path, tmp_path / "again")  # the file of the language model is not there
 
 
 def test_a_missing_file_of_numbers_is_named(tmp_path: Path) -> None:

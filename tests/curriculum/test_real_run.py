@@ -78,7 +78,9 @@ def test_every_phase_leaves_its_cost(finished: Path) -> None:
     assert_every_phase_leaves_its_cost(finished)
 
 
-def test_lora_and_warmup_run_two_stages_and_resume(tmp_path: Path) -> None:
+def test_lora_and_warmup_run_two_stages_and_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     overrides = (
         "training.lora.r=4",
         "warmup.steps=2",
@@ -97,7 +99,9 @@ def test_lora_and_warmup_run_two_stages_and_resume(tmp_path: Path) -> None:
     from peft import AutoPeftModelForCausalLM
 
     for policy in policies:
+        monkeypatch.chdir(policy)  # the base is named by its place beside the adapter
         assert AutoPeftModelForCausalLM.from_pretrained(policy) is not None
+    monkeypatch.undo()
     (policies[1] / "cropi_stage.json").unlink()  # as if killed before the last rename
     (directory / "costs.jsonl").unlink()
     run(tiny_config(tmp_path, *overrides))

@@ -16,6 +16,7 @@ from cropi.influence.features import FeatureStore
 from cropi.influence.scorer import Scorer
 from cropi.store.files import read_table
 from cropi.store.ledger import LEDGER, Ledger
+from cropi.training import StageOutcome, StagePlan
 from support.fake_stores import contents, fill, identity, sketches, store, writer
 from support.fakes import FakeEngine, FakeTrainer
 from support.tiny_runs import fake_config, promised_bytes, run_in
@@ -85,6 +86,38 @@ def test_a_run_that_was_moved_and_renamed_goes_on_without_any_work(
         monkeypatch.setattr(kind, method, forbidden)
     moved = fake_config(tmp_path, *SHORT[:1], "name=renamed")
     run(moved.model_copy(update={"out": str(tmp_path / "Läufe")}))
+
+
+ADAPTERS = ("training.lora.r=2", "warmup.steps=1", "curriculum.refresh=all")
+
+
+def test_the_place_of_a_run_decides_no_byte_and_half_of_it_may_be_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With adapters, whose base is a folder of the run, and rollouts of their policies."""
+
+    def go(place: str, name: str) -> dict[str, str]:
+        config = fake_config(tmp_path, *SHORT[:1], *ADAPTERS, "curriculum.stages=2", f"name={name}")
+        config = config.model_copy(update={"out": str(tmp_path / place)})
+        found = promised_bytes(run(config))
+        return {name: each for name, each in found.items() if name not in ("config.yaml", LEDGER)}
+
+    expected = go("plain", "one")
+    train = FakeTrainer.train
+
+    def killed(self: FakeTrainer, plan: StagePlan, *others: object) -> StageOutcome:
+        if plan.first_step:
+            raise KeyboardInterrupt
+        return train(self, plan, *others)
+
+    monkeypatch.setattr(FakeTrainer, "train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        go("Läufe und 走る", "zwei-ünd")
+    monkeypatch.setattr(FakeTrainer, "train", train)
+    shutil.copytree(tmp_path / "Läufe und 走る" / "zwei-ünd", tmp_path / "new" / "drei")
+    shutil.rmtree(tmp_path / "Läufe und 走る")
+    found = go("new", "drei")
+    assert {n for n in found.keys() | expected.keys() if found.get(n) != expected.get(n)} == set()
 
 
 @pytest.mark.parametrize("name", [LEDGER, "config.yaml", "manifest.json"])

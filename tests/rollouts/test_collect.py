@@ -240,5 +240,5 @@ def test_an_engine_without_weights_in_this_process_loads_none(
     engine = EngineChoice.of("served:Engine")
     settings = RolloutsConfig(engine=engine, responses=2, max_new_tokens=4)
     groups = rollout(path, prompts(), tmp_path / "r.parquet", settings, verifier="exact")
-    assert {group.policy for group in groups} == {identity}
+    assert {group.policy for group in groups} == {replace(identity, name="qwen2")}
     assert [len(group.responses) for group in groups] == [2] * len(TEXTS)

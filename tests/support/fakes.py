@@ -19,7 +19,7 @@ import torch
 
 from cropi.pocket.tasks import SKILLS
 from cropi.policy.loading import Policy, load_policy
-from cropi.policy.reference import PolicyRef
+from cropi.policy.reference import PolicyRef, named_anywhere
 from cropi.prompts.encoding import encode_all
 from cropi.rollouts.collect import judge_completions
 from cropi.rollouts.engines.engine import Completion
@@ -146,7 +146,7 @@ class _Stage:
         sampling, seed = Sampling(max_new_tokens=tokens), derive_seed(plan.seed, step)
         completions = FakeEngine(policy).generate(encoded, sampling, plan.training.responses, seed)
         judged = judge_completions(self.judge, policy.tokenizer, prompts, completions)
-        identity = replace(policy.identity, step=step - 1)
+        identity = replace(named_anywhere(policy.identity), step=step - 1)
         groups = [
             RolloutGroup(
                 prompt.prompt_id,

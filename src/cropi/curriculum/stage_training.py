@@ -13,6 +13,7 @@ from cropi.curriculum.policies import Policies
 from cropi.curriculum.run_context import RunLog, Seeds
 from cropi.curriculum.settings import CurriculumConfig
 from cropi.curriculum.stage_rollouts import refresh_costs
+from cropi.policy.checkpoints import settle_adapter
 from cropi.policy.loading import Policy
 from cropi.rollouts import write_rollouts
 from cropi.rollouts.settings import RolloutsConfig
@@ -35,6 +36,7 @@ from cropi.store.run_directory import Row, Stage
 from cropi.store.tables import read_selection
 from cropi.training import StageOutcome, StagePlan, find_trainer, one_group_per_prompt, plan_stage
 from cropi.training.settings import TrainingConfig
+from cropi.training.stage import ascii_place
 
 TOKENS = ("generated_tokens", "prefill_tokens", "trained_tokens")
 """Counts of a StageOutcome that evaluations and records add up over the stages of an arm."""
@@ -136,11 +138,12 @@ class StageRun:
         with (
             self.log.phase(f"{stage.title} GRPO", "training", stage, self.plan.steps) as bar,
             atomic_folder(stage.policy) as part,
+            ascii_place(part) as place,
         ):
             find_trainer(self.plan.training.engine).train(
                 self.plan,
                 self.evaluator.judge,
-                part,
+                place,
                 self._evaluate if self.evaluator.sets else None,
                 lambda done, row: bar.update(done, note=self._note(row)),
                 self.outcome,
@@ -153,6 +156,7 @@ class StageRun:
                 **self._tokens(),
                 "prompts_sampled": self.outcome.prompts_sampled,
             }
+            settle_adapter(part, stage.policy, Path(self.plan.start))
             write_policy_record(part, record)
             self._write_rollouts(inputs_fingerprint)
             write_rows(stage.metrics, [*self.rows, *self._closing_rows(parameters)])

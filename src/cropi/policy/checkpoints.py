@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ from cropi.policy.places import (
 )
 from cropi.policy.tokenizer_loading import load_tokenizer, require_same_tokens
 from cropi.schema import fingerprint
-from cropi.store.files import content_hash
+from cropi.store.files import content_hash, write_json
 from cropi.text import shown
 
 # The errors of from_pretrained for files that are missing, truncated or of an unknown kind.
@@ -159,7 +160,27 @@ def _adapter_base(source: CheckpointSource, with_tokenizer: bool) -> CheckpointS
         base = str(config["base_model_name_or_path"] or "")
     except (*_LOAD_ERRORS, AttributeError) as error:
         raise _unusable(source, "the adapter", error) from error
+    if base.startswith("."):  # it lies beside the adapter, wherever the two have been moved
+        base = os.path.normpath(Path(source.location) / base)
     return locate(base, None, with_tokenizer)
+
+
+def settle_adapter(folder: Path, place: Path, start: Path) -> None:
+    """Let an adapter in `folder`, trained from `start`, find its base from its `place` to be.
+
+    A base that `start` names by a relative path moves with the two. PEFT's model card goes: it
+    names folders of this machine. Nothing is done to a policy that is no adapter.
+    """
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return
+    (folder / "README.md").unlink(missing_ok=True)
+    config = json.loads(file.read_text(encoding="utf-8"))
+    base = config.get("base_model_name_or_path") or ""
+    if base.startswith("."):
+        relative = os.path.relpath(start / base, place)
+        config["base_model_name_or_path"] = relative if relative[0] == "." else f"./{relative}"
+        write_json(file, config)
 
 
 def _require_gguf(source: CheckpointSource) -> None:

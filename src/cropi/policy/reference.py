@@ -8,6 +8,7 @@ calls `load`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,3 +129,9 @@ class PolicyRef:
         eos = loading.eos_ids(generation_config, tokenizer, self._source.name, rows)
         tokenizer_loading.prepare_tokenizer(tokenizer, eos, rows)
         return tokenizer, eos, loading.context_of(config)
+
+
+def named_anywhere(policy: PolicyIdentity) -> PolicyIdentity:
+    """A checkpoint's identity without the folders that it happens to be in, for rollouts."""
+    folder = Path(policy.name)
+    return replace(policy, name=folder.resolve().name) if folder.is_dir() else policy

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 PHRASE_WORDS = 8
 """Words in a row that two questions seldom share by chance."""
+EXAMPLES = 3
+"""Shared phrases that a note shows."""
 COMMON_PHRASE = 10
 """A phrase in more questions of a set than this is an instruction, or 1% of a larger set."""
 
@@ -33,45 +35,50 @@ _MATHS = re.compile(r"\\[()\[\]]|\$+|\\[,;:!]|\\(?:left|right|displaystyle|limit
 _TIMES = re.compile(r"\\(?:times|cdot|ast)(?![a-z])")
 _SINGLE_QUOTED = re.compile(r"(?<!\w)'([^']*)'(?!\w)")
 _APOSTROPHE = re.compile(r"(?<=[^\W\d_]{2})'(?=[^\W\d_])")
-_AROUND_OPERATORS = re.compile(r"\s*([-+*/=<>^%|&~()\[\]{}]|[^\w\s\x00-\x7f])\s*")
-# A point between digits belongs to a number, a comma before three digits too, a colon to a time.
+_AROUND_OPERATORS = re.compile(r"\s*([*/=<>^%|&~()\[\]{}]|[^\w\s\x00-\x7f])\s*")
+# Between spaces it is an operator; after a space alone it is the sign of what follows.
+_AROUND_SIGNS = re.compile(r"(?<=\S)\s+([-+])\s+(?=\S)|^([-+])\s+")
+# A point before a digit belongs to a number, a comma before three digits too, a colon to a time,
+# and an exclamation mark after a number, a bracket or a single letter is a factorial.
 _PUNCTUATION = re.compile(
-    r"(?<!\d)[.:]|[.:](?!\d)|(?<!\d),|,(?!\d{3}(?!\d))|(?<![\d)])!|[;?\"\u2026]"
+    r"\.(?!\d)|(?<!\d):|:(?!\d)|(?<!\d),|,(?!\d{3}(?!\d))|(?<![\d)\]])(?<!\W[^\W\d_])!"
+    r"|[;?\"\u2026\u00bf\u00a1]"
 )
+# What Unicode's compatibility forms would turn into other numbers: 2 cubed into 23.
+_RAISED = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u207f]+")
+_LOWERED = re.compile("[\u2080-\u208e]+")
+_FRACTION = re.compile("(?=[\u00bc-\u00be\u2150-\u215e])")
+_BRACED = re.compile(r"([\^_])\{(-?\w+)\}")
+_BULLET = re.compile(r"^\s*(?:[-*\u2022]|#+|>)\s+(?=[^\W\d_]{2})")
+_MARKDOWN = "*_#` "
 
 
 def normalised(text: str) -> str:
     """Fold case, Unicode forms, spaces, quotes, punctuation, and delimiters of formulas.
 
-    Signs, brackets and what is inside a number stay, except at both ends of the text. A text of
+    Signs, brackets, powers and what is inside a number stay, everywhere in the text. A text of
     punctuation alone stays as it is.
     """
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    folded = _LOWERED.sub(r"_\g<0>", _RAISED.sub(r"^\g<0>", _BULLET.sub("", text)))
+    folded = _FRACTION.sub(" ", folded)
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", folded).casefold())
     folded = _TIMES.sub("*", _MATHS.sub(" ", folded.translate(_SAME)))
     folded = _APOSTROPHE.sub("", _SINGLE_QUOTED.sub(r"\1", folded))
-    folded = _PUNCTUATION.sub(" ", folded)
-    folded = _AROUND_OPERATORS.sub(r"\1", folded)
-    words = " ".join(folded.split())
-    start, end = 0, len(words)
-    while start < end and _edge(words[start]):
-        start += 1
-    while end > start and _edge(words[end - 1]):
-        end -= 1
-    return words[start:end] or words or " ".join(text.split())
-
-
-def _edge(character: str) -> bool:
-    return character.isspace() or unicodedata.category(character)[0] == "P"
+    folded = _PUNCTUATION.sub(" ", folded).strip(_MARKDOWN)
+    folded = _AROUND_OPERATORS.sub(r"\1", _BRACED.sub(r"\1\2", folded))
+    folded = _AROUND_SIGNS.sub(r"\1\2", " ".join(folded.split()))
+    return folded or " ".join(text.split())
 
 
 @dataclass(slots=True)
 class SharedPhrase:
-    """How many pool prompts share eight words in a row with a set, and an example of it."""
+    """How many pool prompts share eight words in a row with a set, and the first of them.
+
+    An example is the ids of the two prompts and their phrase.
+    """
 
     prompts: int
-    pool_id: str
-    set_id: str
-    phrase: str
+    examples: list[tuple[str, str, str]]
 
 
 def shared_phrases(pool: Mapping[str, str], other: Mapping[str, str]) -> SharedPhrase | None:
@@ -94,8 +101,8 @@ def shared_phrases(pool: Mapping[str, str], other: Mapping[str, str]) -> SharedP
             hits[prompt_id] = shared[0]
     if not hits:
         return None
-    first = min(hits)
-    return SharedPhrase(len(hits), first, questions[hits[first]], hits[first])
+    first = sorted(hits)[:EXAMPLES]
+    return SharedPhrase(len(hits), [(i, questions[hits[i]], hits[i]) for i in first])
 
 
 def _halves(phrase: str) -> tuple[str, str]:

@@ -108,8 +108,11 @@ def _between_line(pair: str, overlap: Overlap) -> str:
 
 
 def _phrase_line(other: str, hit: SharedPhrase) -> str:
-    example = f"{shown(hit.pool_id, 40)} and {shown(hit.set_id, 40)}: {shown(hit.phrase, 120)}"
-    tail = f"with {PHRASE_WORDS} words in a row of {other}: kept; the first: {example}"
+    examples = ", ".join(
+        f"{shown(pool_id, 40)} and {shown(set_id, 40)}: {shown(phrase, 120)}"
+        for pool_id, set_id, phrase in hit.examples
+    )
+    tail = f"with {PHRASE_WORDS} words in a row of {other}: kept; the first: {examples}"
     return _count(hit.prompts, "pool prompt", tail)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from cropi.errors import InputError
 from cropi.execution import Executor, Inline, WorkUnit, run_units
-from cropi.policy.reference import PolicyRef
+from cropi.policy.reference import PolicyRef, named_anywhere
 from cropi.prompts.encoding import encode_all
 from cropi.rollouts.engines.engine import (
     Completion,
@@ -257,7 +257,7 @@ class _ChunkSampler:
                 prompt_ids=np.array(self.encoded[member], dtype=np.int32),
                 responses=[_response(*outcome) for outcome in group],
                 sampling=self.plan.sampling,
-                policy=self.policy.identity,
+                policy=named_anywhere(self.policy.identity),
                 seed=self.plan.seed,
             )
             for member, group in zip(members, judged, strict=True)

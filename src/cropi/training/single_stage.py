@@ -24,6 +24,7 @@ from cropi.training.stage import (
     Row,
     StageOutcome,
     StagePlan,
+    ascii_place,
     find_trainer,
     stage_order,
 )
@@ -125,6 +126,7 @@ def train(
         InputError: before any work if `out` holds something that no stage wrote, the selection is
             empty or not of `prompts`, or the settings cannot be trained with.
     """
+    from cropi.policy.checkpoints import settle_adapter  # loads transformers
     from cropi.verifiers import open_judge
 
     settings = settings or TrainingConfig()
@@ -157,7 +159,9 @@ def train(
         if settings.lora is not None and not (Path(policy) / "adapter_config.json").is_file():
             plan = replace(plan, start=stack.enter_context(TemporaryDirectory()))
             _write_adapters(str(policy), plan)
-        outcome = trainer.train(plan, judge, part, None, progress)
+        place = stack.enter_context(ascii_place(part))
+        outcome = trainer.train(plan, judge, place, None, progress)
+        settle_adapter(part, Path(out), Path(plan.start))
         write_policy_record(part, {"steps": first_step + steps})
         return outcome
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -134,6 +135,22 @@ def find_trainer(choice: TrainerChoice | str) -> Trainer:
 
 def _is_factory(target: Any) -> bool:
     return isinstance(target, type) or hasattr(target, "Settings")
+
+
+@contextmanager
+def ascii_place(folder: Path) -> Iterator[Path]:
+    """Yield `folder`, by a link to it if its path is not ASCII.
+
+    torch names the archives that it saves after the file, but only where the path is ASCII: the
+    bytes of an optimizer's state would depend on where a run is.
+    """
+    if str(folder).isascii():
+        yield folder
+        return
+    with TemporaryDirectory() as links:
+        link = Path(links) / "out"
+        link.symlink_to(folder.absolute(), target_is_directory=True)
+        yield link
 
 
 @contextmanager

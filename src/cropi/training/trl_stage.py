@@ -14,6 +14,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -24,14 +26,16 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOTrainer
 
+from cropi.errors import InputError
 from cropi.policy.loading import (
     Policy,
     load_policy,
     quiet_libraries,
     require_one_gpu,
 )
+from cropi.policy.reference import named_anywhere
 from cropi.prompts.encoding import encode_all
-from cropi.schema import PolicyIdentity, Prompt
+from cropi.schema import Prompt
 from cropi.store.files import write_json
 from cropi.training.divergence import require_converging, reraise_divergence
 from cropi.training.dynamic import DynamicSampler, sampling_of
@@ -82,6 +86,8 @@ class TrlTrainer:
     ) -> StageOutcome:
         """Train a stage and leave its checkpoint in the empty folder `out`."""
         outcome = outcome if outcome is not None else StageOutcome()
+        if plan.first_step:
+            require_training_state(Path(plan.start))
         policy = _load(plan)
         rewards = JudgedRewards(
             judge, {p.prompt_id: p for p in plan.prompts}, plan.training.responses
@@ -103,7 +109,7 @@ class TrlTrainer:
             recorder = GroupRecorder(
                 encoded,
                 sampling_of(trainer.args),
-                _named_anywhere(policy.identity),
+                named_anywhere(policy.identity),
                 policy.eos_token_ids,
                 plan.seed,
                 LossLogprobs(trainer),
@@ -212,6 +218,30 @@ def _reraise_divergence(trainer: GRPOTrainer, plan: StagePlan) -> AbstractContex
     return reraise_divergence(lambda: int(trainer.state.global_step), RATE_KEY, rate)
 
 
+def require_training_state(checkpoint: Path) -> None:
+    """Raise InputError unless all that training goes on from is there and undamaged.
+
+    transformers goes on without a word where schedule or random state are missing.
+    """
+    for pattern in ("optimizer.pt", "scheduler.pt", "rng_state*.pth"):
+        saved = sorted(checkpoint.glob(pattern))
+        if not saved or not all(map(_is_whole, saved)):
+            raise InputError(
+                f"{checkpoint / pattern} is {'damaged' if saved else 'missing'}, and training "
+                "cannot go on without it; give a whole checkpoint folder, or start with a fresh "
+                "optimizer"
+            )
+
+
+def _is_whole(saved: Path) -> bool:
+    """Whether a file that torch saved, a zip archive, has the checksums that it lists."""
+    try:
+        with zipfile.ZipFile(saved) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, zlib.error):
+        return False
+
+
 def _load(plan: StagePlan) -> Policy:
     return load_policy(
         plan.start,
@@ -227,12 +257,6 @@ def _encoded(plan: StagePlan, policy: Policy) -> dict[str, list[int]]:
     prompts = list({p.prompt_id: p for p in plan.prompts}.values())
     encoded = encode_all(policy.tokenizer, prompts, plan.template_kwargs)
     return {p.prompt_id: ids for p, ids in zip(prompts, encoded, strict=True)}
-
-
-def _named_anywhere(policy: PolicyIdentity) -> PolicyIdentity:
-    """A checkpoint's identity without the folder that its run happens to be in."""
-    folder = Path(policy.name)
-    return replace(policy, name=folder.name) if folder.is_dir() else policy
 
 
 def _dataset_rows(plan: StagePlan) -> Sequence[Prompt]:

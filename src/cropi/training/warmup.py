@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cropi.errors import InputError
+from cropi.policy.checkpoints import settle_adapter
 from cropi.policy.loading import Policy, load_policy, quiet_libraries, resolve_device
 from cropi.policy.settings import ModelConfig
 from cropi.schema import Prompt
@@ -52,12 +53,13 @@ def write_start_policy(
                 # An adapter's base must be a checkpoint of its own.
                 trained.save_pretrained(part / "base")
                 policy.tokenizer.save_pretrained(part / "base")
-                trained.name_or_path = str((out / "base").resolve())
+                trained.name_or_path = "./base"
         if training.lora is not None:
             trained = with_adapters(trained, training.lora, seed)
         with quiet_libraries():  # PEFT warns: the base is not there until the last rename
             trained.save_pretrained(part)
         policy.tokenizer.save_pretrained(part)
+        settle_adapter(part, out, out)
         write_policy_record(part, {FINGERPRINT: inputs_fingerprint, "tokens": tokens})
 
 
