@@ -73,6 +73,7 @@ CONTENTS: dict[str, Callable[[], bytes]] = {
     "pool.csv": lambda: separated(","),
     "pool.CSV": lambda: b"\xef\xbb\xbf" + separated(";"),
     "pool.csv.gz": lambda: gzip.compress(separated(",")),
+    "pool.Csv": lambda: separated("\t"),
     "pool.tsv": lambda: separated("\t"),
     "pool.parquet": parquet,
     "pool.arrow": lambda: arrow(pa.ipc.new_file),
@@ -183,6 +184,12 @@ BAD: dict[str, tuple[bytes, str]] = {
     "twice.csv": (b"answer,question,answer\n1,q,1\n", r"twice\.csv has the column 'answer' twice"),
     "quote.csv": (b'question,answer\n"q" x,1\n', r"quote\.csv line 2 is not valid CSV"),
     "utf16.csv": ("question,answer\nq,1\n".encode("utf-16"), r"utf16\.csv is not UTF-8"),
+    "none.json": (b'{"data": [], "errors": []}', r"several lists"),
+    "empty.json": (b'{"data": []}', r"empty\.json holds no rows"),
+    "mixed.json": (
+        b'{"data": [{"input": "q", "label": 1}, 2]}',
+        r"json row 2 is of type int",
+    ),
     "head.csv": (b"question,answer\n", r"head\.csv holds no rows"),
 }
 
@@ -199,6 +206,10 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path, name: str) -
 def test_a_folder_of_several_kinds_or_without_all_shards_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a folder without files of prompts"):
         load(tmp_path)
+    (tmp_path / "gone.jsonl").symlink_to(tmp_path / "nothing")
+    with pytest.raises(InputError, match=r"gone\.jsonl is not a file, or a link to none"):
+        load(tmp_path)
+    (tmp_path / "gone.jsonl").unlink()
     (tmp_path / "a-00002-of-00003.jsonl").write_bytes(json_lines())
     (tmp_path / "a-00000-of-00003.jsonl").write_bytes(json_lines())
     with pytest.raises(InputError, match=r"of the 3 shards .* number 1 is missing"):

@@ -233,6 +233,20 @@ def test_a_hub_that_cannot_be_reached_is_the_users_error(monkeypatch: pytest.Mon
         load_source(PromptSource(hub="openai/gsm8k", subset="main"), 0)
 
 
+def test_hub_datasets_with_images_are_refused_before_they_are_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import datasets
+
+    kinds = {"question": datasets.Value("string"), "images": datasets.List(datasets.Image())}
+    table = datasets.Dataset.from_dict(
+        {"question": ["q"], "images": [[]]}, datasets.Features(kinds)
+    )
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: table)
+    with pytest.raises(InputError, match=r"geo \(train\) row 1: column 'images' .* type Image"):
+        load_source(PromptSource(hub="geo"), 0)
+
+
 def test_hub_rows_are_named_after_the_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 

@@ -139,6 +139,8 @@ def test_text_parts_are_joined_and_empty_cells_of_arrow_ignored() -> None:
         {"prompt": [{"role": "user", "content": [{"type": "audio", "audio": "x.wav"}]}]},
         {"prompt": "what is on it?", "image": {"bytes": b"x", "path": None}},
         {"prompt": "what is on it?", "images": ["a.png"]},
+        {"prompt": "what is on it?", "image_url": "http://example.org/a.png"},
+        {"prompt": "what is on it?", "Image_1": "a.png"},
         {"prompt": "what is said?", "Audio": "a.wav"},
         {"prompt": "what is on it?", "figure": {"bytes": b"x"}},
     ],
@@ -147,6 +149,15 @@ def test_images_and_sounds_are_refused_in_one_sentence(row: dict[str, Any]) -> N
     with pytest.raises(InputError, match=r"x\.jsonl row 1.*(image|sound|audio)") as caught:
         convert({**row, "answer": "4"})
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_question_does_not_show_is_told() -> None:
+    (line,) = noted({"prompt": "<image>\nHow many?", "answer": "4"})
+    assert "the question has <image> where an image or a sound was" in line
+    (line,) = noted({"question": "Which one?", "choices": ["red", "blue"], "answer": 1})
+    assert "column 'choices' has choices that the question does not show" in line
+    options = {"A": "red", "B": "blue"}
+    assert noted({"question": "A: red or B: blue?", "options": options, "answer": "A"}) == []
 
 
 def test_rows_with_empty_columns_for_images_are_text() -> None:

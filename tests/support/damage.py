@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -209,31 +209,34 @@ def ending_of(outcome: Outcome, expected: Outcome, file: str) -> Ending:
         return "hang"
     if "Traceback" in outcome.printed or outcome.code not in (0, 2):
         return "traceback"
-    said, usual = outcome.printed + outcome.pages, expected.printed + expected.pages
-    named = said.count(name) > usual.count(name)
     if outcome.code == 2:
-        return "told" if named or _folder_named(outcome.printed, file) else "unnamed"
+        error = next(line for line in outcome.printed.split("\n") if line.startswith("error: "))
+        return "told" if name in error or str(Path(file).parent) in error else "unnamed"
     if outcome.results == expected.results:
         return "unharmed"
-    return "told" if named else "silent"
+    said, usual = outcome.printed + outcome.pages, expected.printed + expected.pages
+    return "told" if said.count(name) > usual.count(name) else "silent"
 
 
-def _folder_named(printed: str, file: str) -> bool:
-    """Whether the folder of a file is named, as for a policy or a store of many files."""
-    return Path(file).parent.as_posix() in printed and "/" in file
-
-
-def attempts(
-    scene: Scene, use: Use, work: Path, reference: Reference, chosen: Callable[[str, str], bool]
-) -> Iterator[Attempt]:
-    """Damage every file that a use reads in every way that was chosen."""
+def possible(scene: Scene, use: Use) -> list[tuple[str, str]]:
+    """Every file that a use reads, with every way in which it could be damaged."""
     files = {f for pattern in use.files for f in scene.place.glob(pattern) if f.is_file()}
-    for file in sorted(f.relative_to(scene.place).as_posix() for f in files):
-        for way in WAYS:
-            if chosen(file, way) and not (use.takes_others and way in REPLACED):
-                done = attempt(scene, use, file, way, work, reference)
-                if done is not None:
-                    yield done
+    names = sorted(f.relative_to(scene.place).as_posix() for f in files)
+    ways = [way for way in WAYS if not (use.takes_others and way in REPLACED)]
+    return [(name, way) for name in names for way in ways]
+
+
+def warm_up() -> None:
+    """Import and compute in this process what every fork of it would do again."""
+    import cropi.curriculum.loop
+    import cropi.report.pages.run_page
+    import cropi.study.runner
+    import cropi.training.warmup  # noqa: F401
+    from cropi.prompts import load_source
+    from cropi.prompts.settings import PromptSource
+
+    for split in ("pool", "validation", "test"):
+        load_source(PromptSource(pocket=["sort", "shift", "add"], split=split, size=3), 0)
 
 
 # The ways. Each takes the file, and its sibling in the same work of another seed, which may lack.

@@ -37,14 +37,16 @@ def _made(folder: Path, call: Sequence[str] | Callable[[], object], code: int = 
     assert outcome.code == code, outcome.printed
 
 
-def _twins(root: Path, name: str, make: Callable[[Path, int], None], uses: Sequence[Use]) -> Scene:
-    """The same work with two seeds."""
-    for seed, folder in enumerate((root / name, root / f"{name}-other")):
+def _twins(
+    root: Path, name: str, make: Callable[[Path, int], None], uses: Sequence[Use], twins: bool
+) -> Scene:
+    """The same work with two seeds, or with one."""
+    for seed, folder in enumerate((root / name, root / f"{name}, other seed")[: 1 + twins]):
         make(folder, seed)
-    return Scene(name, root / name, root / f"{name}-other", uses)
+    return Scene(name, root / name, root / f"{name}, other seed", uses)
 
 
-def half_run(root: Path, *settings: str, name: str = "half run") -> Scene:
+def half_run(root: Path, *settings: str, name: str = "half run", twins: bool = True) -> Scene:
     """A run that was killed before it trained its second stage."""
 
     def killed() -> None:
@@ -66,7 +68,7 @@ def half_run(root: Path, *settings: str, name: str = "half run") -> Scene:
         _settings(folder, seed, *settings)
         _made(folder, killed, 9)
 
-    return _twins(root, name, make, [Use("cropi run", RUN, files=("runs/**/*",))])
+    return _twins(root, name, make, [Use("cropi run", RUN, files=("runs/**/*",))], twins)
 
 
 def finished_run(root: Path, *settings: str, name: str = "finished run") -> Scene:
@@ -89,7 +91,7 @@ def finished_run(root: Path, *settings: str, name: str = "finished run") -> Scen
             ("runs/tiny/rollouts/pool.parquet", f"{POLICY}/*"),
         ),
     ]
-    return _twins(root, name, make, uses)
+    return _twins(root, name, make, uses, True)
 
 
 def study(root: Path) -> Scene:
@@ -116,10 +118,10 @@ def study(root: Path) -> Scene:
         Use("cropi compare", compare, ("runs/tiny-study/cells/**/*",), ("runs/**/*",)),
         Use("cropi report", ("report", "runs/tiny-study"), page, ("runs/**/*",)),
     ]
-    return _twins(root, "study", make, uses)
+    return _twins(root, "study", make, uses, True)
 
 
-def outputs(root: Path) -> Scene:
+def outputs(root: Path, twins: bool = True) -> Scene:
     """What each command leaves on its own, given to the commands that take it."""
 
     def make(folder: Path, seed: int) -> None:
@@ -128,7 +130,7 @@ def outputs(root: Path) -> Scene:
         for arguments in COMMANDS.values():
             _made(folder, [*arguments, "--seed", str(seed)])
 
-    return _twins(root, "outputs", make, OUTPUT_USES)
+    return _twins(root, "outputs", make, OUTPUT_USES, twins)
 
 
 def _prompts() -> None:

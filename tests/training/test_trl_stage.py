@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from cropi.training.grpo_keys import check_grpo_settings
 from cropi.training.grpo_settings import grpo_config
 from cropi.training.rewards import JudgedRewards
 from cropi.training.stage import reraise_disk_errors
+from cropi.training.trl_stage import require_training_state
 from cropi.verifiers import Judge
 
 MakePlan = Callable[..., StagePlan]
@@ -247,3 +249,23 @@ def test_an_engine_that_cannot_train_is_refused() -> None:
     with pytest.raises(InputError, match="is not a training engine"):
         find_trainer("os:path")
     assert TrainingConfig().engine.name == "trl"
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+@pytest.mark.parametrize("damage", ["missing", "cut off", "a bit", "text"])
+def test_training_goes_on_from_a_whole_checkpoint_or_not_at_all(
+    stages: dict[str, tuple[Path, StageOutcome]], tmp_path: Path, name: str, damage: str
+) -> None:
+    shutil.copytree(stages["first"][0], tmp_path / "copy")
+    require_training_state(tmp_path / "copy")
+    file = tmp_path / "copy" / name
+    content = bytearray(file.read_bytes())
+    # In the pickle, which the archive holds first, behind its header.
+    content[200] ^= 1
+    changed = {"cut off": bytes(content[: len(content) // 2]), "text": b"x" * 500}
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(changed.get(damage, bytes(content)))
+    with pytest.raises(InputError, match=rf"{file.stem}.* is (damaged|missing).*fresh optimizer"):
+        require_training_state(tmp_path / "copy")

@@ -16,9 +16,10 @@ from cropi.text import shown
 
 TEXT_PARTS = ("text", "input_text")
 """Types of content parts that are text, in the formats of Hugging Face and OpenAI."""
-MEDIA_COLUMNS = frozenset(
-    {"image", "images", "audio", "audios", "video", "videos", "decoded_image", "image_path"}
+_MEDIA_COLUMN = re.compile(
+    r"(?:decoded_)?(?:image|picture|photo|audio|sound|video)s?(?:_?(?:url|path|file|bytes|\d+)s?)?"
 )
+_PLACEHOLDER = re.compile(r"<(?:image|video|audio)(?:_\d+)?>|<\|(?:image|vision|audio)\w*\|>")
 _WRITTEN_CHAT = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content)['"]\s*:""")
 _ONLY_TEXT = "the models here read text alone: leave such rows out"
 
@@ -145,11 +146,17 @@ def require_open_end(begun: str, answer: str, where: str) -> None:
 def require_text_only(row: Mapping[str, Any], where: str) -> None:
     """Raise InputError for a row whose question comes with an image, a sound or a film."""
     for column, value in row.items():
-        if str(column).casefold() in MEDIA_COLUMNS and not _is_empty(value):
+        if _MEDIA_COLUMN.fullmatch(str(column).casefold()) and not _is_empty(value):
             raise InputError(
                 f"{where}: column {shown(column, 60)} holds {shown(value, 60)}, an image or a "
                 f"sound; {_ONLY_TEXT}, or remove the column if the question stands without it"
             )
+
+
+def placeholder_in(text: str) -> str | None:
+    """What stands in a text where an image or a sound was."""
+    place = _PLACEHOLDER.search(text)
+    return place[0] if place else None
 
 
 def _is_empty(value: Any) -> bool:

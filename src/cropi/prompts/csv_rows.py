@@ -26,8 +26,8 @@ def read_csv(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the rows with their numbers, as a spreadsheet counts them: the header is row 1.
 
-    `separator` None means a comma, or a semicolon where the header has semicolons and no commas, as
-    spreadsheets write it in many countries.
+    `separator` None means a comma, or a semicolon or tab where the header has those and no commas,
+    as spreadsheets write it in many countries.
 
     Raises InputError for a header with a name twice, a row of another length, or broken quotes.
     """
@@ -56,7 +56,8 @@ def _lines(first: str, rest: TextIO) -> Iterator[str]:
 
 
 def _separator(header: str) -> str:
-    return ";" if ";" in header and "," not in header else ","
+    others = [mark for mark in ";\t" if mark in header and "," not in header]
+    return others[0] if others else ","
 
 
 def _require_header(header: list[str], where: str) -> None:

@@ -7,26 +7,24 @@ fields do not hold stays in `extra`, so that a reward function finds every colum
 
 from __future__ import annotations
 
-import datetime
-import decimal
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import regex
 
 from cropi.errors import InputError
 from cropi.prompts.chat_messages import (
     chat_messages,
     chat_tools,
+    placeholder_in,
     require_open_end,
     require_text_only,
     written_chat,
 )
+from cropi.prompts.json_values import as_text, json_value, require_writable_text
 from cropi.prompts.row_columns import (
     ANSWER_COLUMNS,
     QUESTION_COLUMNS,
@@ -34,12 +32,13 @@ from cropi.prompts.row_columns import (
     RowNotes,
     cell_of,
     note_other_columns,
+    note_unseen_choices,
     note_worked_solution,
     recognised,
 )
 from cropi.prompts.settings import PromptSource
 from cropi.schema import Message, Prompt, content_id
-from cropi.text import DEEPEST, shortened, shown
+from cropi.text import shortened, shown
 
 ID_COLUMNS = ("prompt_id", "id")
 
@@ -47,8 +46,7 @@ EXTRACTION_SECONDS = 1.0
 """How long the search for an answer in one row may take; a bad pattern can take for ever."""
 LONGEST_PROMPT = 4_000_000
 """Characters of a prompt: four for each token of the longest contexts."""
-MOST_BITS = 4_096
-"""Bits of an integer; Python refuses to print much longer ones."""
+
 
 _TEMPLATED = re.compile(
     r"<\|im_start\|>|<\|start_header_id\|>|<\|(?:user|assistant|system|start|turn)\|>|<start_of_turn>"
@@ -88,6 +86,7 @@ def to_prompt(
     extra = _extra(cells, column, answer, name)
     prompt = Prompt("", answer, name, text, messages, extra, tools)
     _require_usable(prompt, where, notes)
+    note_unseen_choices(cells, prompt.content, notes, where)
     prompt_id = _given_id(cells, where) or content_id(prompt.content, answer, name)
     prompt = replace(prompt, prompt_id=prompt_id)
     decided = not templated or source.chat is not None or row.keys() >= _STORED
@@ -108,6 +107,11 @@ def _require_usable(prompt: Prompt, where: str, notes: RowNotes) -> None:
             "the last message is the assistant's, and responses continue it",
             where,
             f": {shown(prompt.continued, 60)}",
+        )
+    if place := placeholder_in(prompt.content):
+        notes.add(
+            f"the question has {place} where an image or a sound was, which is not there",
+            where,
         )
 
 
@@ -321,57 +325,3 @@ def _given_extra(value: Any) -> Cells:
     if value is None or isinstance(value, dict):
         return value or {}
     return {"extra": value}
-
-
-def json_value(value: Any, depth: int = 0) -> Any:
-    """Return `value` with numpy, Arrow and date types replaced by what JSON can hold.
-
-    NaN becomes None, because dataframes write a missing cell as NaN. Raises TypeError on a value
-    that JSON cannot hold, such as bytes or an image, and ValueError on text with half a character,
-    huge integers, and values nested too deep.
-    """
-    if isinstance(value, str):
-        return require_writable_text(value)
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, int):
-        if value.bit_length() > MOST_BITS:
-            raise ValueError(shown(value))
-        return value
-    if isinstance(value, float):
-        return None if math.isnan(value) else value
-    if depth > DEEPEST:
-        raise ValueError(f"values nested more than {DEEPEST} deep")
-    if isinstance(value, Mapping):
-        return {require_writable_text(str(k)): json_value(v, depth + 1) for k, v in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [json_value(v, depth + 1) for v in value]
-    return _convert(value, depth)
-
-
-def require_writable_text(text: str) -> str:
-    """Return the text. Raises ValueError if it has half a character, which UTF-8 cannot write."""
-    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-        raise ValueError("text with half a character (a lone surrogate)")
-    return text
-
-
-def _convert(value: Any, depth: int) -> Any:
-    if isinstance(value, np.ndarray):
-        return json_value(value.tolist(), depth + 1)
-    if isinstance(value, np.generic):
-        return json_value(value.item(), depth + 1)
-    if isinstance(value, datetime.date | datetime.time):
-        return value.isoformat()
-    if isinstance(value, decimal.Decimal):
-        return str(value)
-    if isinstance(value, bytes):
-        raise TypeError("a value of type bytes (an image, a sound or other binary data)")
-    raise TypeError(f"a value of type {type(value).__name__}")
-
-
-def as_text(value: Any) -> str:
-    """Return a JSON value as the text of an answer; lists and objects become JSON."""
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False)

@@ -105,6 +105,20 @@ def note_other_columns(
             )
 
 
+def note_unseen_choices(cells: Cells, content: str, notes: RowNotes, where: str) -> None:
+    """Note choices in a column of their own that the question does not show."""
+    for column in recognised(cells, ("choices", "options")):
+        values = cells[column]
+        choices = list(values.values()) if isinstance(values, dict) else values
+        if isinstance(choices, list) and any(str(choice) not in content for choice in choices):
+            notes.add(
+                f"column {shown(column, 60)} has choices that the question does not show; write "
+                "them into it",
+                where,
+                f": {shown(choices, 60)}",
+            )
+
+
 def _agree(first: Any, second: Any) -> bool:
     """Whether two cells say the same, or one holds the other as a solution holds its result."""
     texts = [" ".join(str(value).split()).casefold() for value in (first, second)]

@@ -150,6 +150,7 @@ def _row_list(value: Any, path: Path) -> list[Any]:
     if isinstance(value, list):
         return value
     lists = {k: v for k, v in value.items() if _is_rows(v)} if isinstance(value, dict) else {}
+    lists = {key: rows for key, rows in lists.items() if rows} or lists
     if len(lists) == 1:
         return list(*lists.values())
     if lists:
@@ -164,7 +165,7 @@ def _row_list(value: Any, path: Path) -> list[Any]:
 
 
 def _is_rows(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+    return isinstance(value, list) and (not value or any(isinstance(row, dict) for row in value))
 
 
 def _read_csv(path: Path) -> Iterator[NumberedRow]:

@@ -161,8 +161,11 @@ def _data_files(folder: Path) -> Iterator[Path]:
         parts = file.relative_to(folder).parts
         hidden = any(part.startswith((".", "_")) for part in parts)
         beside = file.suffix.lower() in BESIDE_DATA or file.name in DESCRIPTIONS
-        if file.is_file() and not hidden and not beside:
-            yield file
+        if file.is_dir() or hidden or beside:
+            continue
+        if not file.is_file():
+            raise InputError(f"{file} is not a file, or a link to none; restore or remove it")
+        yield file
 
 
 def _sorted(files: Iterable[Path]) -> list[Path]:

@@ -9,13 +9,15 @@ import ast
 import difflib
 import json
 import random
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cropi.errors import InputError
-from cropi.prompts.formats import json_value, to_prompt
+from cropi.prompts.formats import to_prompt
+from cropi.prompts.json_values import json_value
 from cropi.prompts.row_columns import Cells, RowNotes
 from cropi.prompts.row_files import base_name, open_rows
 from cropi.prompts.settings import PromptSource
@@ -23,6 +25,7 @@ from cropi.prompts.shards import find_shards
 from cropi.schema import Prompt, derive_seed, fingerprint
 from cropi.store import files
 from cropi.store.remote import local_copy, remote_url
+from cropi.text import shown
 
 T = TypeVar("T")
 NamedRow = tuple[str, Mapping[str, Any]]
@@ -163,7 +166,19 @@ def _read_hub(source: PromptSource) -> Iterable[Mapping[str, Any]]:
             f"the hub's dataset {source.hub!r} (subset {source.subset!r}, split {split!r}) "
             f"cannot be loaded: {reason}; check names and network, or give a file with `path`"
         ) from error
+    _require_text_features(rows, f"{source.hub} ({split})")
     return rows
+
+
+def _require_text_features(rows: Any, origin: str) -> None:
+    """Raise InputError for a dataset with images or sounds, before they are decoded."""
+    for column, feature in (getattr(rows, "features", None) or {}).items():
+        if media := re.search(r"\b(Image|Audio|Video)\(", repr(feature)):
+            raise InputError(
+                f"{origin} row 1: column {shown(column, 60)} is of the type {media[1]}, and the "
+                "models here read text alone; save the dataset without the column if the questions "
+                "stand without it, and give it with `path`"
+            )
 
 
 def _read_pocket(source: PromptSource, seed: int) -> Iterable[Mapping[str, Any]]:

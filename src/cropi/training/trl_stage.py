@@ -14,6 +14,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -24,6 +26,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOTrainer
 
+from cropi.errors import InputError
 from cropi.policy.loading import (
     Policy,
     load_policy,
@@ -83,6 +86,8 @@ class TrlTrainer:
     ) -> StageOutcome:
         """Train a stage and leave its checkpoint in the empty folder `out`."""
         outcome = outcome if outcome is not None else StageOutcome()
+        if plan.first_step:
+            require_training_state(Path(plan.start))
         policy = _load(plan)
         rewards = JudgedRewards(
             judge, {p.prompt_id: p for p in plan.prompts}, plan.training.responses
@@ -211,6 +216,30 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
 def _reraise_divergence(trainer: GRPOTrainer, plan: StagePlan) -> AbstractContextManager[None]:
     rate = plan.training.learning_rate
     return reraise_divergence(lambda: int(trainer.state.global_step), RATE_KEY, rate)
+
+
+def require_training_state(checkpoint: Path) -> None:
+    """Raise InputError unless all that training goes on from is there and undamaged.
+
+    transformers goes on without a word where schedule or random state are missing.
+    """
+    for pattern in ("optimizer.pt", "scheduler.pt", "rng_state*.pth"):
+        saved = sorted(checkpoint.glob(pattern))
+        if not saved or not all(map(_is_whole, saved)):
+            raise InputError(
+                f"{checkpoint / pattern} is {'damaged' if saved else 'missing'}, and training "
+                "cannot go on without it; give a whole checkpoint folder, or start with a fresh "
+                "optimizer"
+            )
+
+
+def _is_whole(saved: Path) -> bool:
+    """Whether a file that torch saved, a zip archive, has the checksums that it lists."""
+    try:
+        with zipfile.ZipFile(saved) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, zlib.error):
+        return False
 
 
 def _load(plan: StagePlan) -> Policy:
