@@ -103,7 +103,7 @@ def config_with_prompts(folder: Path) -> Path:
         "validation": {name: carried(f"validation-{name}") for name in config.prompts.validation},
         "test": {name: carried(f"test-{name}") for name in config.prompts.test},
     }
-    changed = {"extends": str(STUDY), "prompts": prompts, "warmup": {"prompts": carried("warmup")}}
+    changed = {"extends": str(STUDY), "prompts": prompts}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / STUDY.name
     path.write_text(json.dumps(changed), encoding="utf-8")  # JSON is YAML
