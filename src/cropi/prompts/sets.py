@@ -109,8 +109,8 @@ def _between_line(pair: str, overlap: Overlap) -> str:
 
 def _phrase_line(other: str, hit: SharedPhrase) -> str:
     examples = ", ".join(
-        f"{shown(ours, 40)} and {shown(theirs, 40)}: {shown(phrase, 120)}"
-        for ours, theirs, phrase in hit.examples
+        f"{shown(pool_id, 40)} and {shown(set_id, 40)}: {shown(phrase, 120)}"
+        for pool_id, set_id, phrase in hit.examples
     )
     tail = f"with {PHRASE_WORDS} words in a row of {other}: kept; the first: {examples}"
     return _count(hit.prompts, "pool prompt", tail)

@@ -33,7 +33,19 @@ _REPEATING = re.compile(
 )
 # 0.333... and 0.1666\ldots: a block three times, and then dots.
 _CONTINUED = re.compile(r"(?<!\d)(\d*)\.(\d*?)(\d+?)\3{2,}(?:\\l?dots|\\cdots|\.\.\.)\s*$")
+_THEREFORE = re.compile(
+    r"^(?:\s*(?:∴|=>|\\(?:therefore|implies|Rightarrow|rightarrow|to)(?![a-zA-Z])))+"
+)
+_ORDINAL = re.compile(r"(?<=\d)\s*\^\s*\{\s*(?:\\(?:text|mathrm)\s*\{\s*)?(st|nd|rd|th)\s*\}?\s*\}")
+_CHEMICAL = re.compile(
+    r"\\(?:text|mathrm|ce)\s*\{((?:[A-Z][a-z]?(?:_(?:\d+|\{\d+\}))?)+)\}(?=\s*$|_)"
+)
+_RATE = re.compile(r"\\[dt]?frac\s*\{\s*\\text\s*\{(\w+)\}\s*\}\s*\{\s*\\text\s*\{(\w+)\}\s*\}")
 _SPELLINGS = (
+    (_THEREFORE, ""),
+    (_CHEMICAL, r"\1"),
+    (_RATE, r"\\text{ \1/\2}"),
+    (_ORDINAL, r"\1"),
     (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])\.?"), ""),
     (re.compile(r"\\(?:displaystyle|limits|mathstrut)(?![a-zA-Z])"), ""),
