@@ -19,7 +19,10 @@ from gradient_costs.timing import Contender, fastest, timed
 
 ROUNDS = 7
 TARGETS = 2
-MICRO_BATCHES = (32, 64, 128)
+MICRO_BATCHES = (16, 32, 64)
+BATCH_TOKENS = 8192
+"""Padded positions at once: by the forecast (`bar.py`) twice as many, and the directions of two
+targets, would fill 80 GB."""
 
 
 def qwen(place: Place) -> Figures:
@@ -43,7 +46,8 @@ def influence(place: Place, model: Any, prompts: int) -> Figures:
     micro, attention = fastest(candidates, lambda each: Floor(model, groups, *each).run)
     yield "floor's micro-batch", micro
     floor = Floor(model, groups, micro, attention)
-    calls = ours.passes(ours.Scorers.of(model), targets, groups, dim=8192, sketches=())
+    scorers = ours.Scorers.of(model, BATCH_TOKENS)
+    calls = ours.passes(scorers, targets, groups, dim=8192, sketches=())
     contenders = [Contender(name, call, ROUNDS, prompts) for name, call in calls.items()]
     contenders.insert(0, Contender("floor", floor.run, ROUNDS, prompts))
     yield from taking_turns(place, contenders, "floor", unpacked_tokens(groups) / prompts)
@@ -54,9 +58,9 @@ def sketches(place: Place) -> Figures:
     model, prompts = place.qwen(), place.prompts(32)
     groups = synthetic(model, prompts, place.sizes, seed=0)
     targets = target_groups(model)
-    recomputing = ours.exact_scorer(model, share_prefix=True, checkpointing=True)
+    recomputing = ours.exact_scorer(model, True, BATCH_TOKENS, checkpointing=True)
     dim, kinds = (64, ours.SKETCHES[:1]) if place.tiny else (8192, ours.SKETCHES)
-    calls = ours.passes(ours.Scorers.of(model), targets, groups, dim, kinds)
+    calls = ours.passes(ours.Scorers.of(model, BATCH_TOKENS), targets, groups, dim, kinds)
     del calls["exact"], calls["targets"]
     directions = ours.target_directions(recomputing, targets)
     calls["checkpointing"] = lambda: ours.exact_pass(recomputing, directions, groups)

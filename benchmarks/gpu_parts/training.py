@@ -103,13 +103,13 @@ def config_with_prompts(folder: Path) -> Path:
         "validation": {name: carried(f"validation-{name}") for name in config.prompts.validation},
         "test": {name: carried(f"test-{name}") for name in config.prompts.test},
     }
-    changed = {"extends": str(STUDY), "prompts": prompts, "warmup": {"prompts": carried("warmup")}}
+    changed = {"extends": str(STUDY), "prompts": prompts}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / STUDY.name
     path.write_text(json.dumps(changed), encoding="utf-8")  # JSON is YAML
     return path
 
 
-def carried(name: str) -> list[dict[str, str]]:
-    """The entry of a set in a config."""
-    return [{"path": str(CARRIED / f"{name}.jsonl")}]
+def carried(name: str) -> list[dict[str, Any]]:
+    """The entry of a set in a config; the prompts are plain text, as the study's."""
+    return [{"path": str(CARRIED / f"{name}.jsonl"), "chat": False}]

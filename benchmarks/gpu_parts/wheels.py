@@ -99,21 +99,21 @@ def fetch_study(python: str) -> None:
 
 
 def write_prompts(folder: Path) -> None:
-    """Write the prompts of the study's sets as JSON lines."""
-    from cropi import load_config, load_prompts
+    """Write the prompts of the study's sets as JSON lines, as a run with seed 0 draws them."""
+    from cropi import load_config
+    from cropi.prompts import load_prompt_sets
+    from cropi.schema import derive_seed
 
     config = load_config(str(ROOT / "benchmarks" / "study" / "smollm2.yaml"))
-    sets = {f"validation-{name}": source for name, source in config.prompts.validation.items()}
-    sets |= {f"test-{name}": source for name, source in config.prompts.test.items()}
-    sets |= {"pool": config.prompts.pool, "warmup": config.warmup.prompts or config.prompts.pool}
+    sets = load_prompt_sets(config.prompts, derive_seed(0, "prompts"), ROOT).named()
     folder.mkdir(parents=True, exist_ok=True)
-    for seed, (name, sources) in enumerate(sorted(sets.items())):
+    for name, prompts in sets.items():
         rows = [
             {"prompt_id": p.prompt_id, "prompt": p.content, "answer": p.answer, "source": p.source}
-            for p in load_prompts(sources, seed=seed)
+            for p in prompts
         ]
         lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+        (folder / f"{name.replace(' ', '-')}.jsonl").write_text(lines, encoding="utf-8")
 
 
 def install(options: argparse.Namespace) -> None:
@@ -124,7 +124,12 @@ def install(options: argparse.Namespace) -> None:
     if missing:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
         command += ["--no-compile", "--upgrade", "--target", str(site)]
-        subprocess.run([*command, *map(str, missing)], check=True)
+        if subprocess.run([*command, *map(str, missing)], check=False).returncode:
+            here = f"{sys.version_info.major}.{sys.version_info.minor}"
+            sys.exit(
+                f"error: what is in {WHEELS.name}/ cannot be installed with Python {here} (see "
+                f"above); fill it again with scripts/gpu_wheels.sh --python {here}"
+            )
 
 
 def installed(wheel: str) -> bool:

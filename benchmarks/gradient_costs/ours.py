@@ -95,9 +95,10 @@ class Scorers:
     shared: Scorer
 
     @classmethod
-    def of(cls, model: Any) -> Scorers:
+    def of(cls, model: Any, batch_tokens: int = 16384) -> Scorers:
         """Both scorers of a model."""
-        return cls(exact_scorer(model, False), exact_scorer(model, True))
+        rows, shared = (exact_scorer(model, share, batch_tokens) for share in (False, True))
+        return cls(rows, shared)
 
 
 def passes(

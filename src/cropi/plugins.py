@@ -260,6 +260,10 @@ def settings_of(target: Any) -> type[Section]:
     return settings
 
 
+def _validated(kind: type[Choice], values: dict[str, Any]) -> Choice:
+    return kind.model_validate(values)
+
+
 class Choice(Section):
     """A plug-in of one kind by name, with its settings.
 
@@ -284,6 +288,10 @@ class Choice(Section):
             return cls.model_validate({"name": name or cls.default, **settings})
         except ValidationError as error:
             raise InputError(_summary(name or cls.default, error)) from None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by name: another process has not loaded the file of a user's settings."""
+        return _validated, (type(self), {"name": self.name, **self.settings.model_dump()})
 
     @property
     def slug(self) -> str:

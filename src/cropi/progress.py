@@ -17,7 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from cropi.text import printable
+from cropi.text import printable, shortened
 
 LOG_SECONDS = 60.0
 """How often a long phase prints a line where there is no terminal."""
@@ -62,7 +62,7 @@ class ProgressReporter:
 
     def warn(self, text: str) -> None:
         """Print a line that deserves attention."""
-        self.say(f"  ! {text}", style="yellow")
+        self.say(f"  ! {shortened(text)}", style="yellow")
 
     @contextmanager
     def phase(self, title: str, total: int | None = None) -> Iterator[Bar]:

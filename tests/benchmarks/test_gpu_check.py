@@ -12,11 +12,16 @@ from typing import Any
 
 import pytest
 
-from gpu_parts import wheels
+from cropi import load_config
+from cropi.prompts import load_prompt_sets
+from cropi.schema import derive_seed
+from gpu_parts import training, wheels
 from gpu_parts.bar import verdicts
+from gpu_parts.place import NotHereError
 from gpu_parts.record import Record
 from gpu_parts.running import Where, run_parts
 from gpu_parts.schedule import PARTS, Part, chosen
+from gpu_parts.training import STUDY
 
 ROOT = Path(__file__).parents[2]
 
@@ -120,6 +125,26 @@ def test_a_bar_is_judged_by_its_figure_and_open_without_one() -> None:
     assert found["qwen.over_floor.exact"]["met"] is False
     assert found["qwen.over_floor.exact_shared"]["met"] is None
     assert found["hashing.share_of_bandwidth"]["met"] is None
+
+
+def test_prompts_that_were_carried_are_those_of_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "CARRIED", tmp_path / "study")
+    monkeypatch.setattr(training, "find_spec", lambda name: None)
+    with pytest.raises(NotHereError, match="reasoning-gym is not installed"):
+        training.config_with_prompts(tmp_path)
+    wheels.write_prompts(tmp_path / "study")
+    carried, own = load_config(str(training.config_with_prompts(tmp_path))), load_config(str(STUDY))
+    assert carried.model_copy(update={"prompts": own.prompts}) == own
+    found, expected = (
+        load_prompt_sets(config.prompts, derive_seed(0, "prompts"), ROOT).named()
+        for config in (carried, own)
+    )
+    for name, prompts in expected.items():
+        assert [(p.prompt_id, p.content, p.answer, p.source) for p in found[name]] == [
+            (p.prompt_id, p.content, p.answer, p.source) for p in prompts
+        ]
 
 
 def test_weights_that_came_in_two_sittings_are_joined(

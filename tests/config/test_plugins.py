@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -248,3 +249,30 @@ def test_a_shapes_mapping_is_all_that_a_named_sketch_needs() -> None:
     sketch.project("w", slice(0, 4), torch.ones(1, 4, 8), out)
     assert np.isfinite(out.numpy()).all()
     assert out.any()
+
+
+def test_the_choice_of_a_users_file_reaches_a_process_that_has_not_loaded_it(
+    tmp_path: Path,
+) -> None:
+    """Runs of a study are given to fresh processes, with the settings of a user's own strategy."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from cropi.settings import Section\n"
+        "class Mine:\n"
+        "    class Settings(Section):\n"
+        "        knob: int = 1\n"
+        "    scoring = 'never'\n"
+        "    def __init__(self, settings): self.settings = settings\n"
+        "    def select(self, context): ...\n"
+    )
+    settings = {"selection": {"strategy": {"name": f"{file}:Mine", "knob": 7}}}
+    config = validate({"model": {"path": "pocket"}, "prompts": {"pool": [{"pocket": ["all"]}]}}
+                      | settings, "test")  # fmt: skip
+    (tmp_path / "config.pickle").write_bytes(pickle.dumps(config))
+    read = (
+        "import pickle, sys; config = pickle.load(open(sys.argv[1], 'rb')); "
+        "print(config.selection.strategy.build().settings.knob)"
+    )
+    command = [sys.executable, "-c", read, str(tmp_path / "config.pickle")]
+    assert subprocess.check_output(command, text=True).strip() == "7"
+    assert pickle.loads(pickle.dumps(config)) == config

@@ -29,9 +29,10 @@ from cropi.cli import (
     train,
     verify,
 )
+from cropi.cli.flag_names import in_flags
 from cropi.errors import InputError, require_supported_system
 from cropi.store.files import DISK_ERRORS, cannot_write
-from cropi.text import printable
+from cropi.text import printable, shortened
 
 app = typer.Typer(
     name="cropi",
@@ -79,6 +80,8 @@ def _options(
 
 
 INTERRUPTED = 130
+LONGEST_MESSAGE = 8_000
+"""Characters: 20 problems of a config fit in."""
 
 
 def main() -> None:
@@ -89,7 +92,7 @@ def main() -> None:
         require_supported_system()
         app()
     except InputError as error:
-        _fail(str(error))
+        _fail(_as_typed(str(error)))
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
@@ -111,14 +114,24 @@ def _bound_spinning() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
+def _as_typed(message: str) -> str:
+    """The message with the flags of the command that was called."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    commands = getattr(typer.main.get_command(app), "commands", {})
+    options = {p.name or "" for p in commands[name].params} if name in commands else set()
+    return in_flags(message, name, options)
+
+
 def _fail(message: str) -> NoReturn:
     """Print in one line what is wrong with the input, and exit."""
-    typer.echo(f"error: {printable(' '.join(message.split()))}", err=True)
+    line = shortened(printable(" ".join(message.split())), LONGEST_MESSAGE)
+    typer.echo(f"error: {line}", err=True)
     sys.exit(2)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    typer.echo(f"warning: {printable(str(message))}", err=True)
+    line = shortened(printable(" ".join(str(message).split())), LONGEST_MESSAGE)
+    typer.echo(f"warning: {line}", err=True)
 
 
 if __name__ == "__main__":

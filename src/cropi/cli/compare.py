@@ -10,6 +10,7 @@ from cropi.cli.options import Config, Settings, load
 from cropi.cli.printing import make_reporter
 from cropi.cli.report import report_study
 from cropi.errors import InputError
+from cropi.text import shown
 
 
 def compare(
@@ -57,6 +58,9 @@ def compare(
                 report_study(plan.root)
 
 
+MOST_SEEDS = 10_000
+
+
 def parse_seeds(text: str) -> list[int] | None:
     """Seeds from numbers and ranges separated by commas; None where there is no text.
 
@@ -67,7 +71,19 @@ def parse_seeds(text: str) -> list[int] | None:
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
-            raise InputError(f"--seeds {text!r}: {part!r} is not a seed; give e.g. 0-4 or 0,2,5")
-        seeds += range(int(first), int(last or first) + 1)
+        if not _is_seed(first) or (dash and not _is_seed(last)):
+            raise InputError(
+                f"--seeds {shown(text)}: {shown(part)} is not a seed; give e.g. 0-4 or 0,2,5"
+            )
+        low, high = int(first), int(last or first)
+        if not 0 <= high - low < MOST_SEEDS:
+            raise InputError(
+                f"--seeds {shown(text)}: {shown(part)} is not a range of up to {MOST_SEEDS:,}; "
+                "give the lower one first, e.g. 0-4"
+            )
+        seeds += range(low, high + 1)
     return seeds
+
+
+def _is_seed(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 19

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cropi.cli.options import Config, Settings, load
+from cropi.text import printable
 
 config_app = typer.Typer(help="Look at a config, or check one.", no_args_is_help=True)
 
@@ -40,7 +41,7 @@ def check(config: Config, settings: Settings = None) -> None:
     loaded, base = load(config, settings)
     require_usable(loaded, base)
     StudyPlan.of(loaded)
-    typer.echo(f"{config} is valid")
+    typer.echo(f"{printable(config)} is valid")
 
 
 @config_app.command()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cropi.cli.flag_names import given_in_flags
 from cropi.errors import InputError
 from cropi.influence.settings import InfluenceConfig
 from cropi.plugins import Choice
@@ -114,7 +115,10 @@ def section(
         if key in given:
             option = key.replace("_", "-")
             raise InputError(f"{text} and --{option} set the same; remove one of them")
-    return build_section(kind, given, settings or [])
+    try:
+        return build_section(kind, given, settings or [])
+    except InputError as error:
+        raise InputError(given_in_flags(str(error), given)) from None
 
 
 def engine_settings(settings: Sequence[str], batch_size: int | None) -> list[str]:
@@ -124,7 +128,10 @@ def engine_settings(settings: Sequence[str], batch_size: int | None) -> list[str
 
 def model_config(model: str, **options: Any) -> ModelConfig:
     """The settings of the policy at `model`."""
-    config: ModelConfig = section(ModelConfig, path=model, **options)
+    try:
+        config: ModelConfig = section(ModelConfig, path=model, **options)
+    except InputError as error:
+        raise InputError(str(error).replace("--path", "--model", 1)) from None
     return config
 
 

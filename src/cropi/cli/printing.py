@@ -58,7 +58,7 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for n, name in enumerate(header):
-        table.add_column(name, justify="left" if n == 0 else "right")
+        table.add_column(Text(printable(name)), justify="left" if n == 0 else "right")
     for row in rows:
         # As it is: names may contain what rich reads as markup.
         table.add_row(*(Text(printable(cell)) for cell in row))

@@ -21,10 +21,9 @@ _MATH_TOKEN = re.compile(
 
 
 _DENIED = re.compile(
-    r"(?i)(?:\b(?:not|than|never|nor|exceeds?|(?:anything|everything|all|nothing)\s+(?:but|except))|n't(?:\s+be)?|\bnot\s+be)[\s*_$\\(]*$"
+    r"(?i)(?:\b(?:not|than|never|nor|exceeds?|(?:anything|everything|all|nothing)\s+(?:but|except))"
+    r"|n['’]t(?:\s+be)?|\bnot\s+be|\b(?:cannot|can['’]t|couldn['’]t)\s+\w+|不是|ではなく|가\s*아니라)[\s*_$\\(]*$"
 )
-
-
 _SHARE = re.compile(r"(?i)(?<![\d.])(\d+)\s+(?:in|out\s+of)\s+$")
 _LABEL = re.compile(
     r"(?i)\b(?:step|equation|eq\.|problem|question|case|example|figure|table|section|page|part|line"
@@ -40,35 +39,64 @@ _ENUMERATED = re.compile(
 the answer."""
 
 
+_ADJUNCT = re.compile(
+    r"(?i)\b(?:in|after|during|within|over|for|of\s+(?:those|these))\s+(?:(?:the|those|these|all|just"
+    r"|only|first|last|next)\s+){0,2}[*$\\(]*$"
+)
+_STRONG = re.compile(r"(?i)(?:\b(?:is|are|was|were|be|equals?|makes?|total\s+of)|[=:*])[\s*$\\(]*$")
+_REFUSED = re.compile(
+    r"(?i)[\s*$)\\]*(?:is|are|was|would\s+be|cannot\s+be)(?:\s+not|n['’]t)?\s+(?:the\s+)?(?:answer|correct"
+    r"|right|wrong|incorrect|impossible|too\s+\w+)\b"
+)
+_REMARK = re.compile(r"\([^()$\\]*[A-Za-z]{2,}\s+[^()$\\]*\)")
+
+
 def last_candidate(text: str) -> tuple[str, str] | None:
     """Return the last formula or number of a text and the words that follow it; None without one.
 
     A formula between `$` or `\\(` counts as a whole, and so does a run of numbers and operators.
+    Numbers of a remark in parentheses, or of a phrase such as "in 3 days", do not count.
     """
-    text = _GLUED.sub(" ", text)
-    spans = [
-        m for m in _SPAN.finditer(text) if not _PROSE_WORD.search(_inside(m)) or "\\" in _inside(m)
-    ]
-    spans = [m for m in spans if not _DENIED.search(text[: m.start()])]
-    runs = [
-        run
-        for run in _runs(text)
-        if not _DENIED.search(text[: run[0]]) and not _LABEL.search(text[: run[0]])
-    ]
-    last_span = spans[-1] if spans else None
-    if last_span is not None and (not runs or runs[-1][0] < last_span.end()):
-        if _ENUMERATED.search(text[: last_span.start()]):
-            return None
-        return _inside(last_span), text[last_span.end() :].partition("\n")[0]
-    if not runs:
+    text = _REMARK.sub(" ", _GLUED.sub(" ", text))
+    places = _candidates(text)
+    if not places:
         return None
-    start, end = runs[-1]
+    start, end, content = places[-1]
     share = _SHARE.search(text[:start])
     if share is not None:
-        return f"{share[1]}/{text[start:end]}", ""
+        return f"{share[1]}/{content}", ""
     if _ENUMERATED.search(text[:start]):
         return None
-    return text[start:end], text[end:].partition("\n")[0]
+    if len(places) > 1 and _ADJUNCT.search(text[:start]):
+        before, stop, other = places[-2]
+        if not re.search(r"[.!?]\s|\n", text[stop:start]):
+            strong = "=" in other or _STRONG.search(text[:before])
+            return (other, text[stop:].partition("\n")[0]) if strong else None
+    return content, text[end:].partition("\n")[0]
+
+
+def _candidates(text: str) -> list[tuple[int, int, str]]:
+    """Return start, end and content of formulas and runs that are not denied, in order."""
+    spans = [
+        (m.start(), m.end(), _inside(m))
+        for m in _SPAN.finditer(text)
+        if not _PROSE_WORD.search(_inside(m)) or "\\" in _inside(m)
+    ]
+    runs = [
+        (start, end, text[start:end])
+        for start, end in _runs(text)
+        if not any(a <= start < b for a, b, _ in spans)
+    ]
+    return [place for place in sorted(spans + runs) if not _is_denied(text, place[0], place[1])]
+
+
+def _is_denied(text: str, start: int, end: int) -> bool:
+    before, after = text[:start], text[end:]
+    refused = _REFUSED.match(after)
+    wrong = refused is not None and re.search(
+        r"(?i)\bnot\b|n['’]t\b|wrong|incorrect|impossible|too", refused[0]
+    )
+    return bool(wrong or _DENIED.search(before) or _LABEL.search(before))
 
 
 def _inside(match: re.Match[str]) -> str:

@@ -26,10 +26,13 @@ _LEADING_LETTER = re.compile(
 )
 _NEGATED = re.compile(
     r"(?i)\b(?:not|n't|cannot\s+be|can't\s+be|isn't|never|neither|nor|rather\s+than|instead\s+of"
-    r"|why\s+not|rules?\s+out|eliminate|exclude)\b[\s(*_]*(?:be\s+|option\s+|choice\s+)?"
+    r"|why\s+not|rules?\s+out|eliminate|exclude|except|but\s+not|other\s+than)\b[\s(*_]*(?:be\s+|option\s+|choice\s+)?"
     r"\(?([A-Z])\b(?:\s*(?:or|nor|,)\s*\(?[A-Z]\b)*\)?"
 )
 _MORE = re.compile(r"\s+(?!because|since|as\b|and\b|rather|not\b|for\b|is\b)[^\W\d_]")
+_UNDECIDED = re.compile(
+    r"(?i)\b(?:can(?:not|['’]t)\s+(?:decide|tell|choose)|not\s+sure|do(?:\s+not|n['’]t)\s+know)\b"
+)
 _SEVERAL = re.compile(
     rf"({_LETTER}(?:\s*(?:[,;&/]|and)+\s*{_LETTER})+)\s+are\s+(?:both\s+|all\s+)?(?:the\s+)?"
     r"(?:correct|right|true|answers?)\b"
@@ -46,7 +49,7 @@ _IN_PROSE = (
     re.compile(r"\(([A-Z])\)"),
     re.compile(r"(?m)^\s*[*_]*\(?([A-Z])[*_]*[.:)]*[*_]*\s*$"),
     re.compile(r"(?m)^\s*[*_]*([A-Z])[*_]*[.:)]\s"),
-    re.compile(r"[\u4e00-\u9fff]\s*([A-Z])(?![A-Za-z])"),
+    re.compile(r"[\u4e00-\u9fff\uac00-\ud7af]\s*([A-Z])(?![A-Za-z])"),
     # `A` and `I` alone in a sentence are words, so they need one of the forms above.
     re.compile(r"(?<![\w'’])([B-HJ-Z])(?![\w'’])"),
 )
@@ -109,6 +112,7 @@ def _plain(text: str) -> str:
 def _alone(text: str) -> frozenset[str] | None:
     """Return the letters of a text that is a letter, letters, or `B. Paris`; else None."""
     text = _WRAPPER.sub(r"\1", text).strip().strip("*_$`[] \\").strip()
+    text = re.sub(r"(?i)^both\s+", "", text)
     match = _ALONE.fullmatch(text)
     if match is None:
         # "AC" and "A C" are two letters; in lower case they are words.
@@ -136,6 +140,8 @@ def _chosen(statement: Statement) -> frozenset[str] | None:
     elif (letters := _alone(text)) is not None and (len(text.strip()) < 80 or "\n" not in text):
         return letters
     text = re.sub(r"\(([a-z])\)", lambda m: m[0].upper(), _NEGATED.sub(" ", text))
+    if _UNDECIDED.search(text):
+        return None
     if several := _SEVERAL.findall(text):
         return _letters(several[-1])
     for pattern in _IN_PROSE:

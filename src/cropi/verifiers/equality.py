@@ -70,7 +70,7 @@ def _equal_conditioned(gold: Reading, stated: Reading) -> bool:
 def _equal_equations(gold: Reading, stated: Reading) -> bool:
     """Compare equations as such, or a value with the right side of `name = value`."""
     if isinstance(gold, Assignment) and isinstance(stated, Assignment):
-        names = canonical_text(gold.name), canonical_text(stated.name)
+        names = _function(canonical_text(gold.name)), _function(canonical_text(stated.name))
         bare = [re.sub(r"_\{?\d+\}?$", "", name) for name in names]
         if (
             names[0] == names[1]
@@ -85,6 +85,11 @@ def _equal_equations(gold: Reading, stated: Reading) -> bool:
     one = gold.value if isinstance(gold, Assignment) else gold
     other = stated.value if isinstance(stated, Assignment) else stated
     return equal(one, other)
+
+
+def _function(name: str) -> str:
+    """Return one name for what is plotted against x: y, f(x) or g(x)."""
+    return "y" if re.fullmatch(r"[fgh]\(x\)", name) else name
 
 
 def _equal_matrices(gold: Matrix, stated: Matrix) -> bool:

@@ -7,6 +7,7 @@ import unicodedata
 from functools import lru_cache
 
 from cropi.verifiers.moments import canonical_moment
+from cropi.verifiers.number_words import in_digits
 
 _SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ"
 _SUPERSCRIPT_TABLE = str.maketrans(_SUPERSCRIPTS, "0123456789+-n")
@@ -33,7 +34,21 @@ _REPEATING = re.compile(
 )
 # 0.333... and 0.1666\ldots: a block three times, and then dots.
 _CONTINUED = re.compile(r"(?<!\d)(\d*)\.(\d*?)(\d+?)\3{2,}(?:\\l?dots|\\cdots|\.\.\.)\s*$")
+_THEREFORE = re.compile(
+    r"^(?:\s*(?:∴|=>|\\(?:therefore|implies|Rightarrow|rightarrow|to)(?![a-zA-Z])))+"
+)
+_ORDINAL = re.compile(r"(?<=\d)\s*\^\s*\{\s*(?:\\(?:text|mathrm)\s*\{\s*)?(st|nd|rd|th)\s*\}?\s*\}")
+_CHEMICAL = re.compile(
+    r"\\(?:text|mathrm|ce)\s*\{((?:[A-Z][a-z]?(?:_(?:\d+|\{\d+\}))?)+)\}(?=\s*$|_)"
+)
+_RATE = re.compile(r"\\[dt]?frac\s*\{\s*\\text\s*\{(\w+)\}\s*\}\s*\{\s*\\text\s*\{(\w+)\}\s*\}")
+_BASE_IN_WORDS = re.compile(r"_\s*\{\s*(?:\\text\s*\{)?\s*([a-z]{3,})\s*\}?\s*\}")
 _SPELLINGS = (
+    (_THEREFORE, ""),
+    (_CHEMICAL, r"\1"),
+    (_BASE_IN_WORDS, lambda m: f"_{{{in_digits(m[1])}}}"),
+    (_RATE, r"\\text{ \1/\2}"),
+    (_ORDINAL, r"\1"),
     (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])\.?"), ""),
     (re.compile(r"\\(?:displaystyle|limits|mathstrut)(?![a-zA-Z])"), ""),

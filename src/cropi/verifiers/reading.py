@@ -41,7 +41,8 @@ _CONDITION = re.compile(
 )
 _NAME = re.compile(
     r"(?:\\?[A-Za-z](?:_(?:\w|\{[^{}]*\}))?'*|\\[a-z]+|\\text\s*\{[^{}]*\}|[A-Za-z]\(\s*[a-z]\s*\)"
-    r"|[A-Z]{2,4}|[A-Za-z]+'*(?:\^\{?-1\}?|_\w|_\{\w+\})?\([^()=]*\)|\\?\|[^|=]+\\?\|"
+    r"|pO?H|pK_?[ab]|[A-Z]{2,4}|[A-Za-z]+'*(?:\^\{?-1\}?|_\w|_\{\w+\})?\([^()=]*\)|\\?\|[^|=]+\\?\|"
+    r"|[A-Za-z]\([^()=]*\)(?:\s*[-+*]\s*[A-Za-z]\([^()=]*\))+"
     r"|\([a-z](?:\s*,\s*[a-z])+\)|[A-Z]'?\s*\\(?:cap|cup|setminus|times)\s*[A-Z]'?"
     r"|\\(?:vec|hat|bar|tilde|overrightarrow)\s*(?:\{\w+\}|\w)(?:_\w)?|[A-Z]\^(?:\{-1\}|[TcC])"
     r"|\\angle ?[A-Z]+|[A-Z][a-z]+|m\\angle ?[A-Z]+|\\over(?:line|rightarrow)\{[^{}]*\})"
@@ -116,6 +117,10 @@ def _environment(text: str, depth: int) -> Reading | None:
     text = re.sub(
         r"^[(\[|]\s*(?=\\begin\{(?:array|matrix)\})|(?<=\{array\}|matrix\})\s*[)\]|]$", "", text
     )
+    scaled = re.fullmatch(r"([^=]*?\S)\s*(?:\\cdot)?\s*(\\begin\{[pb]matrix\}.*)", text, re.DOTALL)
+    factor = read_quantity(scaled[1]) if scaled else None
+    if scaled is not None and factor is not None:
+        return _scaled(factor, read(scaled[2], depth))
     match = _ENVIRONMENT.fullmatch(re.sub(r"^\\\{\s*(?=\\begin)", "", text).strip())
     if match is None or "\\begin" in match[2] or match[1] not in _MATRICES | _OTHER_TABLES:
         named = _NAME.fullmatch(text.partition("=")[0].strip()) is not None
@@ -126,6 +131,20 @@ def _environment(text: str, depth: int) -> Reading | None:
         return Listing(tuple(row[0] for row in cells))
     kind = "matrix" if match[1] in _MATRICES else match[1]
     return Matrix(cells, "cases" if text.startswith("\\{") else kind)
+
+
+def _scaled(factor: Quantity, matrix: Reading) -> Reading | None:
+    """Return a matrix of numbers times a factor; None for others."""
+    if not isinstance(matrix, Matrix):
+        return None
+    cells = [cell for row in matrix.rows for cell in row]
+    if not all(isinstance(cell, Quantity) for cell in cells):
+        return None
+    rows = tuple(
+        tuple(Quantity(c.value * factor.value) for c in row if isinstance(c, Quantity))
+        for row in matrix.rows
+    )
+    return Matrix(rows, matrix.kind)
 
 
 def _condition(text: str, depth: int) -> Reading | None:
@@ -156,7 +175,7 @@ def _bracketed(text: str, depth: int) -> Reading | None:
         return None
     opening = "\\{" if text.startswith("\\{") else text[0]
     closing = "\\}" if text.endswith("\\}") else text[-1]
-    if opening not in ("(", "[", "\\{") or closing not in (")", "]", "\\}"):
+    if opening not in ("(", "[", "{", "\\{") or closing not in (")", "]", "}", "\\}"):
         return None
     inside = text[len(opening) : -len(closing)]
     items = _split(inside, re.compile(r"[,;]"))
@@ -185,6 +204,8 @@ def _exclusion(text: str, depth: int) -> Reading | None:
         return None
     points = _split(match["points"] or match["set"], _AND)
     values = [re.sub(r"^\s*\w\s*\\neq\s*", "", p) for p in points or []]
+    signed = [re.sub(r"^\\pm\s*", sign, v) for v in values if "\\pm" in v for sign in ("", "-")]
+    values = signed + [v for v in values if "\\pm" not in v]
     numbers = [q for v in values if (q := read_quantity(v.strip())) is not None]
     if not numbers or len(numbers) < len(values):
         return None
@@ -262,8 +283,11 @@ def _equation(text: str, depth: int) -> Reading | None:
         if not all(v == w or v.equals(w) for v, w in pairwise(numbers)):
             return Words(canonical_text(text))
         return Assignment(sides[0], values[-1], text) if named else values[-1]
-    if named and (len(sides) == 2 or not is_wordy(" ".join(sides[1:]))):
-        return Assignment(sides[0], values[-1], f"{sides[0]}={sides[-1]}")
+    ends_in_number = isinstance(values[-1], Quantity) and not re.search(r"\d", sides[0])
+    if named and (len(sides) == 2 or ends_in_number or not is_wordy(" ".join(sides[1:]))):
+        spoken = re.search(r"\b(?:is|are|be|:)\s+(\w(?:_\w+)?)$", sides[0])
+        name = spoken[1] if spoken else sides[0]
+        return Assignment(name, values[-1], f"{name}={sides[-1]}")
     return Equation(text) if len(sides) == 2 and not is_wordy(text) else Words(canonical_text(text))
 
 

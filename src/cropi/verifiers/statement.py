@@ -26,13 +26,14 @@ _PHRASE = re.compile(
     r"(?:(?i:\b(?:answers?|(?:correct|right|best)\s+(?:option|choice|letter|statement)s?|respuesta|réponse|reponse|antwort|lösung|resposta|risposta|odpowiedź)\b"
     r"(?:(?:(?!\bis\b)[^.\n:=!?]){0,60}?(?:\b(?:is|are|was|would\s+be|should\s+be|must\s+be|es|est|"
     rf"ist|é|è|lautet)\b(?:{_MARKS}*[:：])?|{_MARKS}*[:：=]))|\bответ{_MARKS}*(?:[:：—–-]|равен)"
-    rf"|答案{_MARKS}*(?:应该是|应为|就是|是|为|為|[:：])+|(?:答え|正解|정답|답){_MARKS}*(?:は|은|[:：])|الإجابة(?:\s+\w+)?{_MARKS}*(?:هي|[:：])))"
+    rf"|(?:答案|答){_MARKS}*(?:应该是|应为|就是|是|为|為|[:：])+|(?:答え|正解|정답|답){_MARKS}*(?:は|은|[:：])|الإجابة(?:\s+\w+)?{_MARKS}*(?:هي|[:：])))"
 )
 _CORRECTION = re.compile(
     r"(?i)\b(?:wait|hmm|oops|sorry|actually|correction|mistake|wrong|incorrect|no)\b[^\n]{0,120}?"
     r"\b(?:should|must|has\s+to)\s+(?:actually\s+|really\s+)?be\b(?:\s*:)?\s+"
     r"(?!noted|clear|careful|able|possible|checked|verified|simplified|written|a\b|in\b)"
-    r"|\bcorrection\s*[:：]\s*|\b(?:no|wait|sorry|actually|rather|I\s+mean)\s*,\s*"
+    r"|\bcorrection\s*[:：]\s*|\b(?:no|wait|sorry|actually|rather|I\s+mean)\b"
+    r"(?:[\s,.]+(?:no|wait|actually|sorry)\b)*(?:\s*,\s*|\s+(?=(?:it|that|the\s+answer)\b))"
     r"(?:(?:it|that|the\s+answer)(?:['’]s|\s+is)\s+)?(?=[*$(]*(?:-?\d|\\|[A-Z][.)*]*\s*$))"
 )
 _HASHES = re.compile(r"(?m)^.*?####[ \t]*([^\n]*)$")
@@ -132,6 +133,8 @@ def phrased(text: str) -> str | None:
         line = first_sentence(line.partition("####")[2] or line)
         # The mark that closes "**Answer: 12**" was opened before the phrase.
         line = line.rstrip(".").removesuffix("**") if line.count("**") % 2 else line
+        if re.match(r"(?i)(?:\w+ly\s+)?not\b", line):
+            continue  # what it is comes after what it is not
         if line.strip("*_.$ "):
             return line
     return None

@@ -40,6 +40,7 @@ _WORD = re.compile(r"[^\W\d_]+(?:[.'’-][^\W\d_]+)*\.?|[$€£¥₹¢]|[/^]|\d+
 
 
 _LETTER_UNITS = {"m", "g", "s", "h", "l"}
+_CLOCK_AND_DATE = {"月", "日", "年", "点", "時", "时", "分", "号", "월", "일", "년", "시"}
 _CAPITAL_UNITS = {"J", "N", "W", "V"}
 _KNOWN = {
     u
@@ -93,6 +94,8 @@ def _is_plain_unit(text: str) -> bool:
     """Whether the words of a text outside wrappers can be units, not variables."""
     for match in re.finditer(r"(\s?)(\\?[^\W\d_]+)", text):
         space, word = match[1] or text[: match.start()].rstrip(" ")[-1:] in ("/", "."), match[2]
+        if not word.isascii() and word.lower() == word.upper() and word not in _CLOCK_AND_DATE:
+            continue
         if word.startswith("\\") or word.casefold() in _KNOWN or (space and word in _CAPITAL_UNITS):
             continue
         if not space or (len(word) < 3 and word.casefold() not in _LETTER_UNITS | _STOP):
@@ -127,9 +130,16 @@ def _singular(name: str) -> str:
     return _CANONICAL.get(name, name)
 
 
+_FREQUENCY = re.compile(r" / (?:day|week|mo|yr|people|child|student|trip)$")
+
+
 def same_unit(one: str, other: str) -> bool:
     """Whether two canonical units agree: one is missing, or its words are among the other's."""
     if not one or not other or one == other:
+        return True
+    # 18 dollars per day are 18 dollars, but metres per second are not metres.
+    bare = [_FREQUENCY.sub("", unit) for unit in (one, other)]
+    if bare[0] == bare[1] and bare[0] in (one, other):
         return True
     first, second = set(one.split()), set(other.split())
     if {"/", "^"} & (first ^ second):

@@ -21,16 +21,17 @@ _WORD = re.compile(r"[^\W\d_]+")
 _CLOSED = {"yes", "no", "true", "false", "even", "odd", "always", "never", "sometimes"}
 _REASON = re.compile(
     r"\s(?:because|since|as|for)\s|,\s*(?:which|who|because|since|so|as|not)\b|\s[-—–]\s|\s\(|;|:\s"
+    r"|,?\s(?:rather\s+than|instead\s+of)\s"
 )
 _SENTENCES = re.compile(r"(?<!\b[ap]\.m)(?<=[.!?])\s+(?=[A-Z])")
 _DOUBT = re.compile(
     r"(?i)\b(?:not|never|cannot|neither|nor|if|whether|unlikely|doubt|maybe|perhaps|might|could|may"
-    r"|unless|would|than)\b|n['’]t\b|\?\s*$"
+    r"|unless|would|than)\b|n['’]t\b|\?\s*$|不|没|非"
 )
 _CONSEQUENCE = re.compile(r"(?i)\b(?:so|thus|hence|therefore),?\s+(.+)")
 _IS = re.compile(r"(?i)\b(?:is|are|was|were|be|becomes?|equals)\b:?\s+|是|為|は")
 _NAMING = re.compile(
-    rf"{_IS.pattern}|\b(?:called|named|prints?|outputs?|returns?|at|on|by)\b:?\s+"
+    rf"{_IS.pattern}|\b(?:called|named|prints?|outputs?|returns?|shows?|reads?|displays?|at|on|by)\b:?\s+"
     r"|\b(?:ist|est|es|è|é|это)\b:?\s+"
 )
 _LEADING = re.compile(
@@ -90,8 +91,8 @@ def _pieces(statement: str, gold: str, whole: bool) -> list[str]:
                 pieces += _predicates(lines[-1], _NAMING)
         pieces += parts
     pieces += re.findall(r"\*\*([^*\n]+)\*\*", lines[-1])[-1:]
-    if whole and gold not in _CLOSED:
-        pieces += _predicates(lines[-1], _NAMING)
+    if gold not in _CLOSED:
+        pieces += _predicates(lines[-1] if whole else lines[0], _NAMING)
     return pieces
 
 
@@ -107,12 +108,21 @@ def _predicates(line: str, naming: re.Pattern[str]) -> list[str]:
     A sentence that denies, doubts or asks says nothing.
     """
     sentences = [s for s in _SENTENCES.split(line.replace("*", "").strip()) if s.strip()]
+    contrast = (
+        re.search(r"(?i)\bnot\b.+?\bbut\s+(?:rather\s+)?(.+)$", sentences[-1])
+        if sentences
+        else None
+    )
+    if contrast is not None:
+        return [contrast[1]]
     if not sentences or _DOUBT.search(sentences[-1]):
         return []
     sentence = _LEADING.sub("", sentences[-1].strip())
     places = [m.end() for m in naming.finditer(sentence)]
     subject = re.match(r"(.+?)\s+(?:is|was|has|had|wins|won)\s+the\b", sentence)
-    return [sentence[p:] for p in places] + ([subject[1]] if subject else [])
+    rests = [sentence[p:] for p in places]
+    rests += [_REASON.split(rest, maxsplit=1)[0] for rest in rests[-1:]]
+    return rests + ([subject[1]] if subject else [])
 
 
 def before_reason(text: str) -> str:
