@@ -128,8 +128,8 @@ def _read_plan(root: Path) -> StudyFiles:
             f"{root} is not a study: it has neither study.yaml nor cells/; give the directory "
             "out/NAME-study that `cropi compare` made"
         )
-    config = read_yaml_mapping(root / STUDY_FILE)
     missing = Ledger(root).notes()
+    config = {} if missing else read_yaml_mapping(root / STUDY_FILE)
     compare = config.get("compare") or {}
     baseline = str(compare.get("baseline") or DEFAULT_BASELINE)
     strategies = [str(name_in(s)) for s in compare.get("strategies") or []]
@@ -182,13 +182,16 @@ def _progress(run: RunResult) -> str:
 def _read_run(
     study: StudyFiles, pools: PoolReader, name: str, seed: int, path: Path
 ) -> RunResult | None:
-    config = read_yaml_mapping(path / "config.yaml")
+    ledger = Ledger(path)
+    damaged = ledger.changed()
+    study.missing += [f"{name} seed {seed}: {note}" for note in ledger.notes()]
+    settings = path / "config.yaml"
+    config = {} if settings in damaged else read_yaml_mapping(settings)
     if not config:
         study.missing.append(f"{name} seed {seed}: no readable config.yaml yet")
         return None
     arm = slug(str(name_in((config.get("selection") or {}).get("strategy")) or "cropi"))
-    study.missing += [f"{name} seed {seed}: {note}" for note in Ledger(path).notes()]
-    rows = read_run_rows(path, study.root, study.missing)
+    rows = read_run_rows(path, study.root, study.missing, damaged)
     if any(_user_unknown(row) for row in rows.of(CostRow)):
         study.missing.append(f"{name} seed {seed}: rollouts that name no arms are charged to none")
     parameters = _parameters(study, path, name, seed)
