@@ -262,7 +262,7 @@ def test_a_users_strategy_is_found_by_its_dotted_path(
     ("path", "message"),
     [
         ("my_strategies:nothing", "has no 'nothing'; it has LastOnes"),
-        ("my_strategies:not_one", "is not a strategy; it needs select"),
+        ("my_strategies:not_one", "is not a strategy: it has no method select"),
         ("no_such_module_here:X", "no module named 'no_such_module_here'; install it"),
     ],
 )
