@@ -110,6 +110,6 @@ def config_with_prompts(folder: Path) -> Path:
     return path
 
 
-def carried(name: str) -> list[dict[str, str]]:
-    """The entry of a set in a config."""
-    return [{"path": str(CARRIED / f"{name}.jsonl")}]
+def carried(name: str) -> list[dict[str, Any]]:
+    """The entry of a set in a config; the prompts are plain text, as the study's."""
+    return [{"path": str(CARRIED / f"{name}.jsonl"), "chat": False}]

@@ -170,4 +170,4 @@ def test_the_language_model_has_a_large_pool_with_few_prompts_of_its_targets() -
     judged = [found for name, found in sets.named().items() if name != "pool"]
     assert not {p.content for p in sets.pool} & {p.content for found in judged for p in found}
     assert config.rollouts.max_new_tokens <= 48
-    assert config.compare.strategies[:3] == ["full", "random", "cropi"]
+    assert {"full", "random", "cropi"} < set(config.compare.strategies)

@@ -72,6 +72,7 @@ def test_json_holds_every_number_and_is_strict(written: Path) -> None:
     assert len(cropi["compared"]["accelerations"]) == 9
     assert [s["seed"] for s in cropi["seeds"]] == [0, 1, 2]
     assert cropi["seeds"][0]["selected"][0]["sources"] == {"shift": 2, "sort": 10}
+    assert cropi["seeds"][0]["split_half"]["0"] == {"sort": 0.6}
     assert study["strategies"]["full"]["compared"] is None
     assert study["rules"]["levels"] == [0.8, 0.9, 0.95]
 
@@ -92,6 +93,19 @@ def test_numbers_agree_with_the_hand_computed_study(tmp_path: Path) -> None:
     assert even["break_even"] == pytest.approx(13.5 * 2 / 12.6)
     assert even["at_5"] == pytest.approx(1.4)
     assert cropi["seeds"][1]["steps_to_level"] == pytest.approx(83.125 / 2)
+
+
+def test_the_page_shows_the_oracles_share_and_the_reliability_of_targets(tmp_path: Path) -> None:
+    best = [2 * fast - slow for fast, slow in zip(FAST, SLOW, strict=True)]
+    accuracies = {"full": {0: SLOW, 1: SLOW}, "cropi": {0: FAST, 1: FAST}, "oracle": {0: best}}
+    study = measure_study(write_study(tmp_path / "s", accuracies))
+    share = study.comparisons["cropi"].oracle_share
+    assert share is not None
+    assert (share.mean, share.low, share.count) == (pytest.approx(0.5), None, 1)
+    text = text_of(render(study))
+    assert "oracle share" in text
+    assert "0.60" in text
+    assert "0.50" in text
 
 
 def test_the_table_has_a_value_for_every_column(written: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -159,6 +160,17 @@ def test_a_chunk_that_fails_is_raised_and_those_before_it_are_kept(
     run(policy, out, engine, progress=lambda done, total: progress.append((done, total)))
     assert engine.calls == [2, 1]
     assert progress == [(4, 7), (6, 7), (7, 7)]
+
+
+def test_a_chunk_in_the_place_of_another_is_sampled_again(policy: Policy, tmp_path: Path) -> None:
+    whole = run(policy, tmp_path / "whole.parquet")
+    out = tmp_path / "swapped.parquet"
+    with pytest.raises(KeyboardInterrupt):
+        run(policy, out, Watched(TransformersEngine(policy, 8), dies_at=2))
+    parts = tmp_path / "swapped.parquet.parts"
+    shutil.copy(parts / "000001.parquet", parts / "000000.parquet")
+    run(policy, out)
+    assert file_hash(out) == file_hash(whole)
 
 
 def test_parts_made_from_something_else_are_not_used(policy: Policy, tmp_path: Path) -> None:

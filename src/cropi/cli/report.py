@@ -21,7 +21,7 @@ def report(
 
         cropi report runs/pocket
     """
-    if (directory / "study.yaml").is_file():
+    if (directory / "study.yaml").is_file() or (directory / "cells").is_dir():
         report_study(directory)
         return
     from cropi.report import write_run_report

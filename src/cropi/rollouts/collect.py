@@ -242,7 +242,7 @@ class _ChunkSampler:
     def write(self, members: Sequence[int], index: int, part: Path, part_fingerprint: str) -> int:
         """Sample chunk `index`, the prompts at these positions; return how many it has."""
         groups = self.sample(members, derive_seed(self.plan.seed, "chunk", index))
-        write_rollouts(part, groups, stamp(part_fingerprint))
+        write_rollouts(part, groups, stamp(fingerprint(part_fingerprint, index)))
         return len(members)
 
     def sample(self, members: Sequence[int], seed: int) -> list[RolloutGroup]:
@@ -292,7 +292,7 @@ def _missing_chunks(
             f"chunk {index}", sampler.write, (members, index, path, part_fingerprint), output=path
         )
         for index, (members, path) in enumerate(zip(chunks, paths, strict=True))
-        if not is_current(path, part_fingerprint)
+        if not is_current(path, fingerprint(part_fingerprint, index))
     ]
 
 

@@ -108,7 +108,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; empty if it is missing or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -35,6 +35,7 @@ FOOTER_BYTES = 1 << 20
 """How far from the end of the file they are at most."""
 DISK_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+    | {errno.EISDIR, errno.ENOTDIR}
 )
 """Error numbers which mean that the target cannot be written."""
 
@@ -238,7 +239,7 @@ def _row(line: str) -> dict[str, Any] | None:
     """The row on a line; empty for JSON that is not an object, None for what is not JSON."""
     try:
         row = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # also an integer of thousands of digits
         return None
     return row if isinstance(row, dict) else {}
 

@@ -68,17 +68,20 @@ class Ledger:
             self.damaged(self.root / name) is None for name in self._entries
         )
 
-    def notes(self) -> list[str]:
-        """What reports say of tables, records and rows that are not as they were left."""
+    def changed(self) -> list[Path]:
+        """Tables, records and rows that are not as they were left, which reports do not read."""
         files = {
             name: each for entry in self._entries.values() for name, each in entry.files.items()
         }
         shown = [name for name in sorted(files) if Path(name).suffix in REPORTED]
+        return [self.root / name for name in shown if _hash(self.root / name) != files[name]]
+
+    def notes(self) -> list[str]:
+        """What reports say of files that are not as they were left."""
         notes = [
-            f"{name} is damaged or missing: it is not what was written; the same command that made "
-            "it makes it again"
-            for name in shown
-            if _hash(self.root / name) != files[name]
+            f"{self._name(file)} is damaged or missing and was left out: it is not what was "
+            "written; the command that made it makes it again"
+            for file in self.changed()
         ]
         if self.unreadable:
             notes.append(

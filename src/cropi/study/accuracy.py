@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,15 +45,17 @@ class AccuracyPoint:
     evaluation: EvaluationRow
 
 
-def read_run_rows(run: Path, root: Path, missing: list[str]) -> RunRows:
+def read_run_rows(
+    run: Path, root: Path, missing: list[str], damaged: Collection[Path] = ()
+) -> RunRows:
     """Read the rows of a run that may be unfinished, stages that have just ended included.
 
     Lines that cannot be read are left out and reported in `missing`, with the file's name in
-    `root`; a missing file has no rows.
+    `root`; a missing or `damaged` file has no rows.
     """
-    metrics = _readable(run / METRICS, root, missing)
+    metrics = [] if run / METRICS in damaged else _readable(run / METRICS, root, missing)
     present = {json.dumps(to_json(row), sort_keys=True) for row in metrics}
-    for file in sorted(run.glob(f"arms/*/stages/*/{METRICS}")):
+    for file in sorted(set(run.glob(f"arms/*/stages/*/{METRICS}")) - set(damaged)):
         late = _readable(file, root, missing)
         metrics += [r for r in late if json.dumps(to_json(r), sort_keys=True) not in present]
     return RunRows([*metrics, *_readable(run / TIMINGS, root, missing)])

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cropi.errors import InputError
 from cropi.plugins import name_in, slug
 from cropi.store.ledger import Ledger
-from cropi.store.metrics import CostRow, EvaluationRow
+from cropi.store.metrics import CostRow, EvaluationRow, StageRow
 from cropi.study.accuracy import (
     RunRows,
     accuracy_points,
@@ -63,7 +63,8 @@ class RunResult:
 
     `targeted` and `untargeted` are float64 `(T,)`: means over sets; `untargeted` is NaN where no
     untargeted set was evaluated. `phases` holds the whole run's costs by phase (rollouts, scoring,
-    training) and measure.
+    training) and measure. `split_half` holds, by stage and target, the cosine between the
+    directions of two halves of the target's prompts: how reliable it was to rank by it.
     """
 
     strategy: str
@@ -79,6 +80,7 @@ class RunResult:
     sets: tuple[SetCurve, ...]
     phases: Mapping[str, Mapping[str, float]]
     selected: RunSelections
+    split_half: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -126,8 +128,8 @@ def _read_plan(root: Path) -> StudyFiles:
             f"{root} is not a study: it has neither study.yaml nor cells/; give the directory "
             "out/NAME-study that `cropi compare` made"
         )
-    config = read_yaml_mapping(root / STUDY_FILE)
     missing = Ledger(root).notes()
+    config = {} if missing else read_yaml_mapping(root / STUDY_FILE)
     compare = config.get("compare") or {}
     baseline = str(compare.get("baseline") or DEFAULT_BASELINE)
     strategies = [str(name_in(s)) for s in compare.get("strategies") or []]
@@ -180,13 +182,16 @@ def _progress(run: RunResult) -> str:
 def _read_run(
     study: StudyFiles, pools: PoolReader, name: str, seed: int, path: Path
 ) -> RunResult | None:
-    config = read_yaml_mapping(path / "config.yaml")
+    ledger = Ledger(path)
+    damaged = ledger.changed()
+    study.missing += [f"{name} seed {seed}: {note}" for note in ledger.notes()]
+    settings = path / "config.yaml"
+    config = {} if settings in damaged else read_yaml_mapping(settings)
     if not config:
         study.missing.append(f"{name} seed {seed}: no readable config.yaml yet")
         return None
     arm = slug(str(name_in((config.get("selection") or {}).get("strategy")) or "cropi"))
-    study.missing += [f"{name} seed {seed}: {note}" for note in Ledger(path).notes()]
-    rows = read_run_rows(path, study.root, study.missing)
+    rows = read_run_rows(path, study.root, study.missing, damaged)
     if any(_user_unknown(row) for row in rows.of(CostRow)):
         study.missing.append(f"{name} seed {seed}: rollouts that name no arms are charged to none")
     parameters = _parameters(study, path, name, seed)
@@ -208,7 +213,19 @@ def _read_run(
         sets=_set_curves(rows, arm, parameters),
         phases=selection_totals(selection_costs(rows, arm)) | {"training": _last(costs.training)},
         selected=pools.selections(path, seed, arm),
+        split_half=_split_halves(rows, arm),
     )
+
+
+def _split_halves(rows: RunRows, arm: str) -> dict[int, dict[str, float]]:
+    """Each scored stage's targets with their split-half cosine, where it could be measured."""
+    by_stage: dict[int, dict[str, float]] = {}
+    for row in rows.of(StageRow, arm):
+        for name, reliability in row.targets.items():
+            cosine = reliability.get("split_half")
+            if isinstance(cosine, int | float) and math.isfinite(cosine):
+                by_stage.setdefault(row.stage, {})[name] = float(cosine)
+    return by_stage
 
 
 def _user_unknown(row: CostRow) -> bool:

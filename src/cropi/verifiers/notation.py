@@ -7,6 +7,7 @@ import unicodedata
 from functools import lru_cache
 
 from cropi.verifiers.moments import canonical_moment
+from cropi.verifiers.number_words import in_digits
 
 _SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ"
 _SUPERSCRIPT_TABLE = str.maketrans(_SUPERSCRIPTS, "0123456789+-n")
@@ -41,9 +42,11 @@ _CHEMICAL = re.compile(
     r"\\(?:text|mathrm|ce)\s*\{((?:[A-Z][a-z]?(?:_(?:\d+|\{\d+\}))?)+)\}(?=\s*$|_)"
 )
 _RATE = re.compile(r"\\[dt]?frac\s*\{\s*\\text\s*\{(\w+)\}\s*\}\s*\{\s*\\text\s*\{(\w+)\}\s*\}")
+_BASE_IN_WORDS = re.compile(r"_\s*\{\s*(?:\\text\s*\{)?\s*([a-z]{3,})\s*\}?\s*\}")
 _SPELLINGS = (
     (_THEREFORE, ""),
     (_CHEMICAL, r"\1"),
+    (_BASE_IN_WORDS, lambda m: f"_{{{in_digits(m[1])}}}"),
     (_RATE, r"\\text{ \1/\2}"),
     (_ORDINAL, r"\1"),
     (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),

@@ -65,6 +65,7 @@ class RunData:
     rollouts: RolloutFileSummary | None = None
     validation: dict[str, RolloutFileSummary] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    damaged: frozenset[Path] = frozenset()
 
     @property
     def main(self) -> str:
@@ -85,7 +86,8 @@ class RunData:
         """How many steps an arm takes when the run is finished."""
         stages = self.setting("curriculum", "stages")
         steps = self.setting("curriculum", "steps_per_stage")
-        return int(stages) * int(steps) if stages and steps else None
+        counted = isinstance(stages, int) and isinstance(steps, int)
+        return stages * steps or None if counted else None
 
     def setting(self, *keys: str) -> Any:
         """Return a value of the config by its path; None where it is absent."""
@@ -122,11 +124,11 @@ def read_run(path: Path) -> RunData:
             f"{path} is not a run directory: it has none of {', '.join(RUN_FILES)}; "
             "give the directory out/name of a run's config"
         )
-    run = RunData(path)
+    ledger = Ledger(path)
+    run = RunData(path, damaged=frozenset(ledger.changed()), missing=ledger.notes())
     _read_settings(run)
     run.missing += [f"{n} is not there" for n in (METRICS, TIMINGS) if not (path / n).is_file()]
-    run.missing += Ledger(path).notes()
-    run.rows = read_run_rows(path, path, run.missing)
+    run.rows = read_run_rows(path, path, run.missing, run.damaged)
     run.arms = _arms(run)
     run.stages = {arm: _stages(run, arm) for arm in run.arms}
     _read_pool(run)
@@ -149,6 +151,8 @@ def _text(run: RunData, path: Path) -> str:
     if not path.is_file():
         run.missing.append(f"{path.relative_to(run.path)} is not there")
         return ""
+    if path in run.damaged:
+        return ""
     return path.read_text(encoding="utf-8", errors="replace")
 
 
@@ -161,7 +165,7 @@ def _mapping(
 ) -> dict[str, Any]:
     try:
         value = parse(text) if text else {}
-    except error:
+    except (error, ValueError, RecursionError):
         run.missing.append(f"{name} cannot be parsed")
         return {}
     return value if isinstance(value, dict) else {}
@@ -194,7 +198,7 @@ def _scored(path: Path) -> InfluenceEstimate:
 
 def _read(run: RunData, path: Path, reader: Callable[[Path], Value]) -> Value | None:
     """Read a file; None, with a note, if that is not possible, and None if it is not there."""
-    if not path.is_file():
+    if not path.is_file() or path in run.damaged:
         return None
     try:
         with warnings.catch_warnings():

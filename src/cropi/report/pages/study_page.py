@@ -191,7 +191,7 @@ def _ratio_table(study: Study) -> Safe:
 def _differences(study: Study) -> list[Safe]:
     header = (
         *("strategy", "seeds", "final targeted", "area", "final untargeted"),
-        "share of the oracle's advantage",
+        "oracle share",
     )
     rows = [
         (

@@ -24,7 +24,7 @@ from cropi.report.kit.markup import (
     table,
     tag,
 )
-from cropi.report.kit.number_format import DASH, amount, duration, percent
+from cropi.report.kit.number_format import DASH, amount, duration, fixed, percent
 from cropi.study.comparison import Study
 from cropi.study.results import RunResult
 
@@ -58,6 +58,7 @@ def selection(study: Study, charts: Charts) -> Safe:
             controls(menu("picked", keys, "strategy")),
             figure("By source, all seeds together", stages),
             details("Prompts and pass rates in numbers", _pass_rates(study)),
+            details("How reliable the targets' directions were", _reliability(study)),
         ]
     )
 
@@ -87,6 +88,34 @@ def _pass_rates(study: Study) -> Safe:
     header = ("strategy", "stage", "seeds", "prompts", "mean pass rate")
     note = hint("Pass rates are those of the rollouts that the run began with.")
     return joined([table(header, rows), note])
+
+
+def _reliability(study: Study) -> Safe:
+    """Mean split-half cosines over seeds, a row for each strategy and target, by stage."""
+    cosines: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for run in study.files.runs:
+        for stage, by_target in run.split_half.items():
+            for target, cosine in by_target.items():
+                of_stage = cosines.setdefault((run.strategy, target), {})
+                of_stage.setdefault(stage, []).append(cosine)
+    if not cosines:
+        return absent("No strategy has compared prompts with a target yet.")
+    stages = sorted({stage for by_stage in cosines.values() for stage in by_stage})
+    rows = [
+        (*key, *(fixed(_mean(by_stage.get(stage, [])), 2) for stage in stages))
+        for key, by_stage in cosines.items()
+    ]
+    note = hint(
+        "The cosine between the directions of two halves of a target's prompts, the mean over "
+        "seeds. Near 0 the direction, and any ranking by it, is noise: more validation prompts or "
+        "responses would help."
+    )
+    header = ("strategy", "target", *(f"stage {stage}" for stage in stages))
+    return joined([table(header, rows, left=2), note])
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
 
 
 def cost(study: Study, charts: Charts) -> Safe:
