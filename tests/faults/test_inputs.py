@@ -197,6 +197,7 @@ ROWS = {
     "not an object": "[1]",
     "long prompt": json.dumps({"prompt": "x" * 5_000_000, "answer": "1"}),
     "empty": '{"prompt": "\\u0000 ", "answer": ""}',
+    "blank id": '{"prompt": "a", "answer": "1", "id": "  "}',
 }
 
 
