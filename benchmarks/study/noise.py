@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from cropi.errors import InputError
 from cropi.pocket.tasks import split_of
 from cropi.schema import Prompt, derive_seed
-from cropi.verifiers.exact import verify
+from cropi.verifiers.exact import ExactVerifier
 
 if TYPE_CHECKING:
     from cropi.config import RunConfig
@@ -51,7 +51,7 @@ def flipped(prompts: list[str], completions: list[str], answer: list[str]) -> li
 
 
 def _flipped(prompt: str, response: str, answer: str) -> float:
-    reward = verify(Prompt("", answer, "", prompt), response)
+    reward = ExactVerifier()(Prompt("", answer, "", prompt), response)
     inverted = split_of(prompt) == "pool" and _uniform(prompt, response) < FLIP_SHARE
     return 1.0 - reward if inverted else reward
 

@@ -27,7 +27,7 @@ from cropi.errors import InputError
 from cropi.pocket.tasks import SKILLS, rows
 from cropi.schema import Prompt
 from cropi.verifiers import Judge
-from cropi.verifiers.exact import verify
+from cropi.verifiers.exact import ExactVerifier
 
 NOISE = Path(noise.__file__)
 SLIPS = ("", "0", "999", "a", "x y")
@@ -103,7 +103,7 @@ def test_outer_whitespace_changes_no_verdict() -> None:
 
 def test_where_nothing_is_flipped_verdicts_are_the_exact_verifiers() -> None:
     for prompt, text in pairs("test"):
-        assert flipped([prompt.content], [text], [prompt.answer]) == [verify(prompt, text)]
+        assert flipped([prompt.content], [text], [prompt.answer]) == [ExactVerifier()(prompt, text)]
 
 
 def test_a_verifier_process_needs_no_torch() -> None:

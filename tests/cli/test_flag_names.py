@@ -43,7 +43,10 @@ def test_only_what_was_given_as_a_flag_is_named_as_one() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["rollout", "--model", "pocket", "--prompts", "x", "--temperature", "-1"], "--temperature"),
+        (
+            ["rollout", "--model", "pocket", "--prompts", "x", "--temperature", "-1"],
+            "--temperature",
+        ),
         (["select", "--ratio", "7", "--scores", "x"], "--ratio = 7"),
         (["rollout", "--model", "a\nb", "--prompts", "x"], "--model"),
         (["train", "--model", "pocket", "--prompts", "x", "--selection", "y", "--learning-rate",

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from cropi.text import plural, shown
@@ -30,6 +31,8 @@ ANSWER_COLUMNS = (
 _SENTENCES = re.compile(r"[.!?]\s+\S|\n\s*\S")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _RESULT = re.compile(r"####|\\boxed|<answer>|answer\s*(?:is\b|[:=])", re.IGNORECASE)
+_PART_OF_WORD = re.compile(r"[\w.]")
+_GOES_ON = re.compile(r"\w|\.\d")
 FEWEST_WORDS = 5
 """Words of a worked solution; fewer may be a list of answers."""
 
@@ -86,8 +89,14 @@ def recognised(cells: Cells, names: tuple[str, ...]) -> list[str]:
     """The row's columns that have one of the usual names, in the order of `names`."""
     by_name: dict[str, str] = {}
     for column in cells:
-        by_name.setdefault(re.sub(r"[\s-]+", "_", column.strip()).casefold(), column)
+        by_name.setdefault(_folded(column), column)
     return [by_name[name] for name in names if name in by_name]
+
+
+@lru_cache(maxsize=4096)
+def _folded(column: str) -> str:
+    """A column's name as the lists above write names."""
+    return re.sub(r"[\s-]+", "_", column.strip()).casefold()
 
 
 def note_other_columns(
@@ -123,12 +132,25 @@ def _agree(first: Any, second: Any) -> bool:
     """Whether two cells say the same, or one holds the other as a solution holds its result."""
     texts = [" ".join(str(value).split()).casefold() for value in (first, second)]
     short, long = sorted(texts, key=len)
-    if short == long or re.search(rf"(?<![\w.]){re.escape(short)}(?!\w|\.\d)", long):
+    if short == long or _stands_in(short, long):
         return True
     try:
         return float(short) == float(long)
     except ValueError:
         return False
+
+
+def _stands_in(part: str, text: str) -> bool:
+    """Whether a text has the part as words of its own: `4` stands in `is 4.`, not in `4.5`."""
+    start = text.find(part)
+    while start >= 0:
+        end = start + len(part)
+        if not _PART_OF_WORD.fullmatch(text[max(start - 1, 0) : start]) and not _GOES_ON.match(
+            text, end
+        ):
+            return True
+        start = text.find(part, start + 1)
+    return False
 
 
 def note_worked_solution(column: str, answer: str, notes: RowNotes, where: str) -> None:

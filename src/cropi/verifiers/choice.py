@@ -112,6 +112,7 @@ def _plain(text: str) -> str:
 def _alone(text: str) -> frozenset[str] | None:
     """Return the letters of a text that is a letter, letters, or `B. Paris`; else None."""
     text = _WRAPPER.sub(r"\1", text).strip().strip("*_$`[] \\").strip()
+    text = re.sub(r"(?i)^both\s+", "", text)
     match = _ALONE.fullmatch(text)
     if match is None:
         # "AC" and "A C" are two letters; in lower case they are words.

@@ -115,6 +115,9 @@ def readings(statement: Statement, gold: Reading) -> Iterator[Reading]:
     if isinstance(gold, Listing) and (bullets := _BULLETS.search(text)):
         yield read(", ".join(_BULLET.findall(bullets[0])))
         return
+    last_line = text.strip().rpartition("\n")[2].strip()
+    if _APART.search(text) and "\\begin" not in text and not _is_prose(last_line):
+        text = last_line
     reading = read(text)
     if canonical_moment(text) is not None:
         return
@@ -172,6 +175,8 @@ def _in_prose(text: str, form: str, gold: Reading) -> Iterator[Reading]:
         yield read_candidate(*candidate, getattr(gold, "unit", ""))
 
 
+_APART = re.compile(r"\n\s*\n[^\n]*[\w*$][^\n]*\Z")
+"""A last line after an empty one, which stands for itself."""
 _BULLET = re.compile(r"(?m)^\s*[-*•]\s+(.+?)\s*$")
 _BULLETS = re.compile(r"(?:^\s*[-*•]\s+[^\n]+(?:\n|\Z)){2,}\Z", re.MULTILINE)
 _UNDECIDED = re.compile(

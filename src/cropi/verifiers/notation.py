@@ -7,6 +7,7 @@ import unicodedata
 from functools import lru_cache
 
 from cropi.verifiers.moments import canonical_moment
+from cropi.verifiers.number_words import in_digits
 
 _SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ"
 _SUPERSCRIPT_TABLE = str.maketrans(_SUPERSCRIPTS, "0123456789+-n")
@@ -29,10 +30,12 @@ _SYMBOL_TABLE = str.maketrans(_SYMBOLS)
 _ROOT = re.compile(r"([√∛∜])\s*(\((?:[^()]|\([^()]*\))*\)|\{[^{}]*\}|\d+(?:\.\d+)?|[^\W\d_]|\\\w+)")
 _ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 _REPEATING = re.compile(
-    r"(?<![\d.])(\d*)\.(\d*?)(?:\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))|\((\d+)\))"
+    r"(?<![\d.])(\d{0,30})\.(\d{0,30}?)(?:\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))|\((\d+)\))"
 )
 # 0.333... and 0.1666\ldots: a block three times, and then dots.
-_CONTINUED = re.compile(r"(?<!\d)(\d*)\.(\d*?)(\d+?)\3{2,}(?:\\l?dots|\\cdots|\.\.\.)\s*$")
+_CONTINUED = re.compile(
+    r"(?<!\d)(\d{0,30})\.(\d{0,12}?)(\d{1,12}?)\3{2,12}(?:\\l?dots|\\cdots|\.\.\.)\s*$"
+)
 _THEREFORE = re.compile(
     r"^(?:\s*(?:∴|=>|\\(?:therefore|implies|Rightarrow|rightarrow|to)(?![a-zA-Z])))+"
 )
@@ -41,9 +44,11 @@ _CHEMICAL = re.compile(
     r"\\(?:text|mathrm|ce)\s*\{((?:[A-Z][a-z]?(?:_(?:\d+|\{\d+\}))?)+)\}(?=\s*$|_)"
 )
 _RATE = re.compile(r"\\[dt]?frac\s*\{\s*\\text\s*\{(\w+)\}\s*\}\s*\{\s*\\text\s*\{(\w+)\}\s*\}")
+_BASE_IN_WORDS = re.compile(r"_\s*\{\s*(?:\\text\s*\{)?\s*([a-z]{3,})\s*\}?\s*\}")
 _SPELLINGS = (
     (_THEREFORE, ""),
     (_CHEMICAL, r"\1"),
+    (_BASE_IN_WORDS, lambda m: f"_{{{in_digits(m[1])}}}"),
     (_RATE, r"\\text{ \1/\2}"),
     (_ORDINAL, r"\1"),
     (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
