@@ -30,6 +30,8 @@ _DOUBT = re.compile(
 )
 _CONSEQUENCE = re.compile(r"(?i)\b(?:so|thus|hence|therefore),?\s+(.+)")
 _IS = re.compile(r"(?i)\b(?:is|are|was|were|be|becomes?|equals)\b:?\s+|是|為|は")
+MOST_PREDICATES = 8
+"""Of one sentence, the last ones."""
 _NAMING = re.compile(
     rf"{_IS.pattern}|\b(?:called|named|prints?|outputs?|returns?|shows?|reads?|displays?|at|on|by)\b:?\s+"
     r"|\b(?:ist|est|es|è|é|это)\b:?\s+"
@@ -118,7 +120,7 @@ def _predicates(line: str, naming: re.Pattern[str]) -> list[str]:
     if not sentences or _DOUBT.search(sentences[-1]):
         return []
     sentence = _LEADING.sub("", sentences[-1].strip())
-    places = [m.end() for m in naming.finditer(sentence)]
+    places = [m.end() for m in naming.finditer(sentence)][-MOST_PREDICATES:]
     subject = re.match(r"(.+?)\s+(?:is|was|has|had|wins|won)\s+the\b", sentence)
     rests = [sentence[p:] for p in places]
     rests += [_REASON.split(rest, maxsplit=1)[0] for rest in rests[-1:]]
