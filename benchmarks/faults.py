@@ -3,8 +3,9 @@
 Files of a half-finished run, a finished one, one with adapters, a study, and the outputs of single
 commands are damaged one by one, in 16 ways, and used again as a user would. A run is killed at its
 renames and syncs, and continued. Two processes write each output at once. The trainer and the
-engine train and sample nothing (tests/support/fakes.py). Prints a table, and writes
-benchmarks/results/faults.json; the exit code is 1 if anything was silent, a traceback or a hang.
+engine train and sample nothing (tests/support/fakes.py). Writes benchmarks/results/faults.json
+after every part, and prints a table; the exit code is 1 if anything was silent, a traceback or a
+hang.
 
     python benchmarks/faults.py --tries 40
     python benchmarks/faults.py --only outputs --seed 7
@@ -54,6 +55,8 @@ from support.damage import (
 from support.damage_scenes import COMMANDS, finished_run, half_run, outputs, study
 
 RESULT = Path(__file__).parent / "results" / "faults.json"
+ENDINGS: tuple[Ending, ...] = (*GOOD, "unnamed", "silent", "traceback", "hang")
+COLUMNS = ("what", "tries", *ENDINGS)
 ADAPTERS = ("training.lora={r: 2}", "warmup.steps=1", "curriculum.refresh=all")
 SCENES: dict[str, Callable[[Path], Scene]] = {
     "half run": half_run,
@@ -72,13 +75,22 @@ def main() -> int:
     warm_up()
     done: list[Attempt] = []
     with TemporaryDirectory() as folder:
-        for name, make in SCENES.items():
-            if arguments.only in ("", name):
-                done += _damaged(make(Path(folder)), Path(folder), arguments)
-        if not arguments.only:
-            done += [*_killed(Path(folder), arguments), *_two_writers(Path(folder))]
-    _report(done, arguments)
+        for part in _parts(Path(folder), arguments):
+            done += part
+            if not arguments.only:
+                _write(done, arguments)
+    print_table([*COLUMNS], [[str(cell) for cell in row] for row in _rows(done)])
     return int(any(each.ending not in GOOD for each in done))
+
+
+def _parts(root: Path, arguments: argparse.Namespace) -> Iterator[Iterator[Attempt]]:
+    if not arguments.only:
+        yield _two_writers(root)
+    for name, make in SCENES.items():
+        if arguments.only in ("", name):
+            yield _damaged(make(root), root, arguments)
+    if not arguments.only:
+        yield _killed(root, arguments)
 
 
 def _arguments() -> argparse.Namespace:
@@ -155,13 +167,13 @@ def _two_writers(root: Path) -> Iterator[Attempt]:
         other = os.fork()
         if other == 0:
             os._exit(in_fork([*arguments, "--seed", "0"], _twin(scene.place)).code or 0)
-        mine = in_fork([*arguments, "--seed", "0"], scene.place)
-        theirs = os.waitstatus_to_exitcode(os.waitpid(other, 0)[1])
+        first = in_fork([*arguments, "--seed", "0"], scene.place)
+        second_code = os.waitstatus_to_exitcode(os.waitpid(other, 0)[1])
         same = results_of(scene.place, (out, f"{out}/*")) == expected
-        ending: Ending = "told" if same and {mine.code, theirs} <= {0, 2} else "silent"
-        if "Traceback" in mine.printed or {mine.code, theirs} - {0, 2}:
+        ending: Ending = "told" if same and {first.code, second_code} <= {0, 2} else "silent"
+        if "Traceback" in first.printed or {first.code, second_code} - {0, 2}:
             ending = "traceback"
-        yield _shown(Attempt("outputs", "two writers", out, name, ending, mine.printed))
+        yield _shown(Attempt("outputs", "two writers", out, name, ending, first.printed))
 
 
 def _twin(place: Path) -> Path:
@@ -223,20 +235,20 @@ def _shown(done: Attempt) -> Attempt:
     return done
 
 
-def _report(done: list[Attempt], arguments: argparse.Namespace) -> None:
+def _rows(done: list[Attempt]) -> list[list[str | int]]:
     counts: dict[tuple[str, str], Counter[Ending]] = {}
     for each in done:
         counts.setdefault((each.scene, each.use), Counter())[each.ending] += 1
-    endings: tuple[Ending, ...] = (*GOOD, "unnamed", "silent", "traceback", "hang")
-    rows = [
-        [f"{scene}: {use}", str(found.total()), *(str(found[e]) for e in endings)]
-        for (scene, use), found in counts.items()
+    return [
+        [f"{scene}: {use}", endings.total(), *(endings[ending] for ending in ENDINGS)]
+        for (scene, use), endings in counts.items()
     ]
-    print_table(["what", "tries", *endings], rows)
-    table = [dict(zip(["what", "tries", *endings], row, strict=True)) for row in rows]
+
+
+def _write(done: list[Attempt], arguments: argparse.Namespace) -> None:
+    table = [dict(zip(COLUMNS, row, strict=True)) for row in _rows(done)]
     bad = [asdict(each) for each in done if each.ending not in GOOD]
-    if not arguments.only:
-        write_json(RESULT, {"arguments": vars(arguments), "table": table, "bad": bad})
+    write_json(RESULT, {"arguments": vars(arguments), "table": table, "bad": bad})
 
 
 if __name__ == "__main__":
