@@ -28,6 +28,8 @@ from gpu_parts.schedule import PARTS, chosen  # noqa: E402
 def main() -> None:
     """Run the parts and print what is asked; a part that failed makes the exit status 1."""
     options = parse_arguments()
+    if options.device == "cuda" and not has_gpu():
+        sys.exit("error: torch sees no GPU here; --device cpu --tiny tries the code without one")
     about = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": options.device,
@@ -47,6 +49,13 @@ def main() -> None:
     say(f"written to {options.out}")
     if any(part["status"] == "failed" for part in record.run["parts"].values()):
         sys.exit("error: a part failed; see above")
+
+
+def has_gpu() -> bool:
+    """Whether there is anything to check."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def parse_arguments() -> argparse.Namespace:

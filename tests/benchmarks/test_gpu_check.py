@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cropi import load_config
 from cropi.prompts import load_prompt_sets
@@ -26,8 +27,8 @@ from gpu_parts.training import STUDY
 ROOT = Path(__file__).parents[2]
 
 
-def check(out: Path) -> subprocess.CompletedProcess[str]:
-    script = ("benchmarks/gpu_check.py", "--device", "cpu", "--tiny", "--out", str(out))
+def check(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    script = ("benchmarks/gpu_check.py", "--out", str(out), *options)
     paths = f"{ROOT / 'src'}:{ROOT / 'benchmarks'}"
     return subprocess.run(
         [sys.executable, *script],
@@ -46,16 +47,16 @@ def faulty(name: str, least: float = 0.0, limit: float = 60.0) -> Part:
     return Part(name, f"support.part_faults:{name}", least, limit)
 
 
-def run_of(tmp_path: Path, *parts: Part, seconds: float = 120.0) -> dict[str, Any]:
+def run_of(tmp_path: Path, *parts: Part, device: str = "cpu") -> dict[str, Any]:
     record = Record(tmp_path / "gpu.json", {})
-    where = Where("cpu", True, tmp_path / "work", time.time() + seconds)
+    where = Where(device, True, tmp_path / "work", time.time() + 300)
     run_parts(parts, record, where, lambda line: None)
     (run,) = runs_of(tmp_path / "gpu.json")
     return run["parts"]
 
 
 def test_every_part_runs_without_a_gpu_on_models_of_no_size(tmp_path: Path) -> None:
-    done = check(tmp_path / "gpu.json")
+    done = check(tmp_path / "gpu.json", "--device", "cpu", "--tiny")
     assert done.returncode == 0, done.stderr[-2000:]
     (run,) = runs_of(tmp_path / "gpu.json")
     assert list(run["parts"]) == [part.name for part in PARTS]
@@ -89,11 +90,20 @@ def test_what_fails_dies_or_hangs_keeps_its_figures_and_the_other_parts_theirs(
     assert not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text()
 
 
-def test_a_part_that_there_is_no_time_for_is_skipped_by_name(tmp_path: Path) -> None:
-    parts = run_of(tmp_path, faulty("good", least=500), faulty("refuses"))
+@pytest.mark.parametrize("device", ["cpu", "cuda"])  # forked, and started afresh
+def test_a_part_that_there_is_no_time_for_is_skipped_by_name(tmp_path: Path, device: str) -> None:
+    parts = run_of(tmp_path, faulty("good", least=500), faulty("refuses"), device=device)
     assert parts["good"]["status"] == "skipped"
     assert "takes 500" in parts["good"]["why"]
     assert parts["refuses"]["why"] == "no such device"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_there_is_nothing_to_check(tmp_path: Path) -> None:
+    done = check(tmp_path / "gpu.json")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: torch sees no GPU here")
+    assert not (tmp_path / "gpu.json").exists()
 
 
 def test_a_run_is_added_to_those_before_it(tmp_path: Path) -> None:

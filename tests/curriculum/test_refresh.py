@@ -135,6 +135,22 @@ def test_learnalign_looks_once_at_the_pool_and_at_no_validation_set(tmp_path: Pa
     assert {r["set"]: r["arms"] for r in shared} == {"pool": ["learnalign"], "validation": []}
 
 
+def test_the_draw_scores_the_pools_own_direction_too_and_pays_for_reading_prompts(
+    tmp_path: Path,
+) -> None:
+    """Beside what cropi pays: the sample of the pool, and a forward pass over every prompt."""
+    settings = ("baselines=[cropi]", "selection.strategy=draw", "prompts.limit=24")
+    done = run(fake_config(tmp_path, *SHORT, *settings))
+    scores = {arm: read_scores(stage(done, 1, arm) / "scores.parquet") for arm in ("draw", "cropi")}
+    assert [*scores["draw"].mean] == [*scores["cropi"].mean, "pool"]
+    tokens = {
+        arm: json.loads((stage(done, 0, arm) / "influence.json").read_text())["tokens"]
+        for arm in scores
+    }
+    read = sum(len(g.prompt_ids) for g in read_rollouts(done / "rollouts/pool.parquet"))
+    assert tokens["draw"] > tokens["cropi"] + read // 3
+
+
 @pytest.mark.parametrize("refresh", ["validation", "stale"])
 def test_a_stage_that_is_repeated_samples_the_same(tmp_path: Path, refresh: str) -> None:
     config = fake_config(tmp_path, *SHORT, f"curriculum.refresh={refresh}")

@@ -197,6 +197,7 @@ ROWS = {
     "not an object": "[1]",
     "long prompt": json.dumps({"prompt": "x" * 5_000_000, "answer": "1"}),
     "empty": '{"prompt": "\\u0000 ", "answer": ""}',
+    "blank id": '{"prompt": "a", "answer": "1", "id": "  "}',
 }
 
 
@@ -471,6 +472,28 @@ def test_attention_from_the_hub_is_code(tmp_path: Path) -> None:
     assert "names code on the hub" in message
 
 
+@pytest.mark.parametrize("content", ["null", "[]", '{"eos_token_id": "x"}'])
+def test_a_damaged_generation_config_is_a_sentence(tmp_path: Path, content: str) -> None:
+    from cropi.policy.reference import PolicyRef
+
+    folder = model_folder(tmp_path)
+    (folder / "generation_config.json").write_text(content)
+    assert "model" in refusal(lambda: PolicyRef(str(folder), device="cpu").load())
+
+
+@pytest.mark.parametrize("kind", ["bool", "int8", "float8_e4m3fn"])
+def test_weights_that_are_no_numbers_of_their_own_are_refused(tmp_path: Path, kind: str) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from cropi.policy.loading import load_model
+
+    path = model_folder(tmp_path) / "model.safetensors"
+    weights = {name: w.to(getattr(torch, kind)) for name, w in load_file(path).items()}
+    save_file(weights, path, {"format": "pt"})
+    assert "weight" in refusal(lambda: load_model(str(tmp_path), device="cpu"))
+
+
 @pytest.mark.parametrize("content", ["null", "[]", "{}", '{"model": 1}', "\x00"])
 def test_a_damaged_tokenizer_is_a_sentence(tmp_path: Path, content: str) -> None:
     folder = model_folder(tmp_path)
@@ -503,3 +526,40 @@ numbers = st.from_regex(r"-?[0-9]{1,4}(\.[0-9]{1,3})?|-?\.[0-9]{1,3}", fullmatch
 def test_texts_with_different_numbers_stay_two(one: str, other: str, text: str) -> None:
     same = normalised(text.format(one)) == normalised(text.format(other))
     assert same is (one == other)
+
+
+GRADERS = """
+import os
+class Silent(Exception):
+    def __str__(self):
+        raise RuntimeError
+def base(data_source, solution_str, ground_truth): raise BaseException("b")
+def interrupt(data_source, solution_str, ground_truth): raise KeyboardInterrupt
+def silent(data_source, solution_str, ground_truth): raise Silent
+def fork(data_source, solution_str, ground_truth, extra_info=None):
+    os.fork()
+    return 1.0
+"""
+
+
+def test_whatever_a_grader_does_concerns_its_own_response_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from cropi.schema import Prompt
+    from cropi.verifiers import Judge
+    from cropi.verifiers.settings import VerifiersConfig
+
+    (tmp_path / "g.py").write_text(GRADERS)
+    names = ["base", "interrupt", "silent", "fork"]
+    sources = {name: f"{tmp_path}/g.py:{name}" for name in names}
+    config = VerifiersConfig(default="exact", sources=sources, workers=1)
+    items = [
+        (Prompt(f"{source}{n}", "1", source, prompt="q"), "1")
+        for n, name in enumerate(names)
+        for source in (name, "plain")
+    ]
+    with Judge(config) as judge:
+        verdicts = judge.judge(items)
+    assert [v.status for v in verdicts[::2]] == ["error", "error", "error", "ok"]
+    assert [(v.status, v.reward) for v in verdicts[1::2]] == [("ok", 1.0)] * 4
+    assert "Traceback" not in capfd.readouterr().err

@@ -123,7 +123,7 @@ def context(**settings: object) -> SelectionContext:
         informative=(rate > 0) & (rate < 1),
         distinct=np.ones(count, np.int64),
         tokens=np.ones(count, np.int64),
-        statuses={},
+        statuses={"ok": np.full(count, 6)},
     )
     values = {
         "statistics": statistics,
@@ -142,14 +142,17 @@ def places(selection: Selection) -> list[int]:
 def test_every_built_in_strategy_chooses_distinct_prompts_of_the_pool(name: str) -> None:
     ids = context().prompt_ids
     cosines = {"v": dict(zip(ids, np.linspace(-1, 1, 40).tolist(), strict=True))}
-    given = context(estimate=table(cosines))
+    if name == "draw":
+        cosines["pool"] = dict.fromkeys(ids, 0.1)
+    given = context(estimate=table(cosines), features=np.eye(40)[None])
     without = {"noise_floor": 0, "memory": 0} if name == "cropi" else {}
     strategy = find_strategy(StrategyChoice.of(name, **without))
     selection = strategy.select(given)
     assert len(selection.prompt_ids) == {"full": 40, "dapo": 40, "oracle": 10}.get(name, 8)
     assert set(selection.prompt_ids) <= set(ids)
-    scored = {"cropi": "stage", "gradalign": "stage", "one_shot": "once", "learnalign": "once"}
-    assert strategy.scoring == scored.get(name, "never")
+    once, every = ("one_shot", "learnalign"), ("cropi", "draw", "gradalign")
+    expected = "once" if name in once else "stage" if name in every else "never"
+    assert strategy.scoring == expected
     assert strategy.select(given).prompt_ids == selection.prompt_ids
 
 
@@ -215,6 +218,7 @@ def test_what_a_strategy_needs_decides_what_it_pays_for() -> None:
     }
     assert {n for n, need in needs.items() if need.validation} == {
         "cropi",
+        "draw",
         "one_shot",
         "gradalign",
     }
@@ -258,7 +262,7 @@ def test_a_users_strategy_is_found_by_its_dotted_path(
     ("path", "message"),
     [
         ("my_strategies:nothing", "has no 'nothing'; it has LastOnes"),
-        ("my_strategies:not_one", "is not a strategy; it needs select"),
+        ("my_strategies:not_one", "is not a strategy: it has no method select"),
         ("no_such_module_here:X", "no module named 'no_such_module_here'; install it"),
     ],
 )

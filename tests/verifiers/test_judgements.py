@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from cropi.schema import Prompt
-from cropi.verifiers import choice, exact, numeric
+from cropi.verifiers import Judge, choice, exact, numeric
 from cropi.verifiers.math import MathVerifier
+from cropi.verifiers.settings import VerifiersConfig
 from cropi.verifiers.verdict import Verifier
 from support.judgements import CHOICE, EXACT, MATH, NUMERIC
 
@@ -64,3 +65,12 @@ def test_every_gold_judged_by_hand_reads_as_itself() -> None:
     texts = [gold for gold in golds if not gold.startswith('["')]
     unread = [t for t in texts if verifier(Prompt("p", t, "s", prompt="q"), t) != 1.0]
     assert unread == []
+
+
+@pytest.mark.parametrize("name", ["math", "numeric", "choice"])
+def test_long_and_repetitive_responses_are_judged_within_the_usual_time_limit(name: str) -> None:
+    pieces = ["1 ", "it is ", "(a b ", "f(x)=", "|a", "0.12", "2 hours ", "wait, no, ", "\\text{"]
+    gold = "B" if name == "choice" else "12"
+    items = [(Prompt("p", gold, "s", prompt="q"), piece * 500) for piece in pieces]
+    with Judge(VerifiersConfig(default=name)) as judge:
+        assert {verdict.status for verdict in judge.judge(items)} == {"ok"}

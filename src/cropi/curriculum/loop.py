@@ -73,7 +73,7 @@ class Curriculum:
         for stage in self.directory.stages(strategy.slug, settings.stages):
             rollouts = steps.refresh.rollouts(stage, needs, policy, self.start_rollouts)
             scores = steps.influence.scores(stage, needs, policy, rollouts)
-            selection = steps.selector.selection(stage, strategy, scores, rollouts)
+            selection = steps.selector.selection(stage, strategy, scores, rollouts, policy)
             policy = steps.trainer.train(stage, selection, policy, needs.dynamic_sampling)
             self.gather_metrics()
             delete_old_checkpoints(

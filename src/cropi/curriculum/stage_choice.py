@@ -8,21 +8,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cropi.curriculum.policies import Policies
 from cropi.curriculum.run_context import RunLog, Seeds
 from cropi.curriculum.stage_rollouts import StageRollouts
 from cropi.influence.cosines import Influence
+from cropi.influence.scorer import hash_sample
 from cropi.influence.settings import InfluenceConfig
 from cropi.influence.setup import score
+from cropi.policy.representations import prompt_features
 from cropi.prompts import PromptSets
 from cropi.schema import InfluenceEstimate, RolloutGroup, Selection
 from cropi.selection import Needs, find_strategy, needs_of, select
 from cropi.selection.settings import SelectionConfig, StrategyChoice
+from cropi.selection.strategy import POOL
 from cropi.store.cached import cached, stamp
 from cropi.store.files import file_hash, write_json
 from cropi.store.run_directory import Stage
 from cropi.store.tables import read_scores, read_selection, write_scores, write_selection
 from cropi.text import plural
+
+CONTRAST_PROMPTS = 256
+"""Informative pool prompts whose mean gradient stands for the pool's, where it is a contrast."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,8 @@ class StageScorer:
 
         def compute(inputs_fingerprint: str) -> None:
             influence = self._influence(stage, needs, policy, rollouts)
-            write_json(stage.influence_facts, _facts(influence))
+            read = sum(len(group.prompt_ids) for group in rollouts.pool) if needs.features else 0
+            write_json(stage.influence_facts, _facts(influence, needs, read))
             write_scores(stage.scores, influence.estimate, stamp(inputs_fingerprint))
 
         def facts() -> list[Path]:
@@ -82,8 +92,7 @@ class StageScorer:
             )
             scored = int(influence.estimate.is_scored.sum())
             bar.note = f"{plural(scored, 'prompt')}, {influence.tokens:,} tokens"
-        # Target warnings do not apply when the pool is its own target.
-        self.log.warn(influence.notes if needs.validation else influence.number_notes)
+        self.log.warn(_notes(influence, needs))
         return influence
 
     def _settings_at(self, stage: Stage, needs: Needs) -> InfluenceConfig:
@@ -109,17 +118,33 @@ class StageScorer:
 def target_rollouts(needs: Needs, rollouts: StageRollouts) -> dict[str, list[RolloutGroup]]:
     """Return the rollouts that a strategy compares the pool's with, by the target's name."""
     if needs.direction == "pool":
-        return {"pool": rollouts.pool}
+        return {POOL: rollouts.pool}
     if needs.direction == "mean":
         return {"validation": [g for groups in rollouts.validation.values() for g in groups]}
+    if needs.direction == "contrast":
+        informative = [group for group in rollouts.pool if group.informative]
+        return rollouts.validation | {POOL: hash_sample(informative, CONTRAST_PROMPTS)}
     return rollouts.validation
 
 
-def _facts(influence: Influence) -> dict[str, object]:
+def _notes(influence: Influence, needs: Needs) -> list[str]:
+    """What deserves doubt; target warnings do not apply where the pool is a target."""
+    if not needs.validation:
+        return influence.number_notes
+    pool = influence.reliability.get(POOL) if needs.direction == "contrast" else None
+    ignored = set(pool.warnings(POOL)) if pool else set()
+    return [note for note in influence.notes if note not in ignored]
+
+
+def _facts(influence: Influence, needs: Needs, prompt_tokens: int) -> dict[str, object]:
+    """A stage's influence.json; `prompt_tokens` are those that were read for features.
+
+    `tokens` went forward and backward through the model, which a forward pass alone is a third of.
+    """
     return {
-        "tokens": influence.tokens,
+        "tokens": influence.tokens + prompt_tokens // 3,
         "targets": {name: dataclasses.asdict(t) for name, t in influence.reliability.items()},
-        "notes": influence.notes,
+        "notes": _notes(influence, needs),
     }
 
 
@@ -130,6 +155,7 @@ class PromptSelector:
     settings: SelectionConfig
     sets: PromptSets
     threshold: float | None
+    policies: Policies
     seeds: Seeds
     log: RunLog
 
@@ -139,10 +165,11 @@ class PromptSelector:
         strategy: StrategyChoice,
         scores: InfluenceEstimate | None,
         rollouts: StageRollouts,
+        policy: str,
     ) -> Selection:
         """Return the stage's selection by a strategy, read from its file if it is current."""
-        with_memory = needs_of(find_strategy(strategy)).earlier
-        earlier = _earlier_scores(stage, scores) if with_memory else []
+        needs = needs_of(find_strategy(strategy))
+        earlier = _earlier_scores(stage, scores) if needs.earlier else []
         inputs = (
             rollouts.key,
             [file_hash(path) for path in earlier],
@@ -153,14 +180,20 @@ class PromptSelector:
             stage.arm,
             stage.index,
             self.seeds.run,
+            *([self.policies.key(policy)] if needs.features else []),
         )
 
         def choose(inputs_fingerprint: str) -> None:
-            selection = self._select(stage, strategy, scores, earlier, rollouts)
+            features = self._features(policy, rollouts) if needs.features else None
+            selection = self._select(stage, strategy, scores, earlier, rollouts, features)
             write_selection(stage.selection, selection, stamp(inputs_fingerprint))
             self.log.warn([f"{stage.arm}: {note}" for note in selection.notes])
 
         return read_selection(cached(stage.selection, inputs, choose, self.log.directory.ledger))
+
+    def _features(self, policy: str, rollouts: StageRollouts) -> NDArray[np.float64]:
+        """What a policy makes of the pool's prompts [L, P, F]."""
+        return prompt_features(self.policies.load(policy).model, rollouts.pool)
 
     def _select(
         self,
@@ -169,6 +202,7 @@ class PromptSelector:
         scores: InfluenceEstimate | None,
         earlier: Sequence[Path],
         rollouts: StageRollouts,
+        features: NDArray[np.float64] | None,
     ) -> Selection:
         pool, validation = self.sets.pool, self.sets.validation.values()
         selection = select(
@@ -178,6 +212,7 @@ class PromptSelector:
             rollouts=rollouts.pool,
             sources={p.prompt_id: p.source for p in pool},
             target_sources={p.source for prompts in validation for p in prompts},
+            features=features,
             threshold=self.threshold,
             stage=stage.index,
             seed=self.seeds.of("selection", stage.arm, stage.index),

@@ -17,7 +17,7 @@ from typing import Any
 
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from cropi.errors import InputError
@@ -108,6 +108,8 @@ def _generation_config(source: CheckpointSource, config: Any) -> GenerationConfi
         return GenerationConfig.from_pretrained(source.location, revision=source.revision or "main")
     except OSError:
         return GenerationConfig.from_model_config(config)
+    except _LOAD_ERRORS as error:
+        raise _unusable(source, "generation_config.json", error) from error
 
 
 def _source_arguments(source: CheckpointSource, trust_remote_code: bool) -> dict[str, Any]:
@@ -235,9 +237,29 @@ def _load_model(source: CheckpointSource, options: dict[str, Any]) -> Any:
     except _LOAD_ERRORS as error:
         raise _unusable(source, "the weights", error) from error
     _require_all_weights(source.name, info)
+    _require_float_weights(source, model)
     if source.gguf is not None:
         model.name_or_path = source.name  # where an adapter trained on it will look for its base
     return model
+
+
+def _require_float_weights(source: CheckpointSource, model: Any) -> None:
+    """Raise InputError for weights of a folder that are stored as no numbers of this precision.
+
+    Transformers casts integers, booleans and 8-bit floats, which mean nothing without their scales.
+    """
+    if source.hub or source.gguf or getattr(model.config, "quantization_config", None) is not None:
+        return
+    parameters = {name for name, _ in model.named_parameters()}
+    for file in sorted(Path(source.location).glob("*.safetensors")):
+        with safe_open(file, "pt") as weights:
+            kinds = {name: weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
+        for name, kind in kinds.items():
+            if name in parameters and kind not in ("F16", "BF16", "F32", "F64"):
+                raise InputError(
+                    f"model {source.name}: weight {name} is stored as {kind} without the settings "
+                    "of a quantisation; give a checkpoint in float32, bfloat16 or float16"
+                )
 
 
 def _require_all_weights(name: str, info: Any) -> None:

@@ -29,6 +29,7 @@ from cropi.policy.checkpoints import load_parts, revision_of
 from cropi.policy.places import locate
 from cropi.policy.tokenizer_loading import beyond, prepare_tokenizer, require_matching
 from cropi.schema import PolicyIdentity
+from cropi.text import shown
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNBOUNDED_CONTEXT = sys.maxsize
@@ -191,7 +192,12 @@ def eos_ids(
     ids = [configured] if isinstance(configured, int) else list(configured or [])
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
         ids.insert(0, tokenizer.eos_token_id)
-    usable = tuple(int(i) for i in ids if not beyond(int(i), rows))
+    if not all(type(i) is int for i in ids):
+        raise InputError(
+            f"model {name}: eos_token_id {shown(configured)} is no token id; correct config.json "
+            "and generation_config.json"
+        )
+    usable = tuple(i for i in ids if i >= 0 and not beyond(i, rows))
     if not usable:
         reason = f" among its {rows} token embeddings (it names {ids})" if ids else ""
         raise InputError(

@@ -296,7 +296,7 @@ def _given_id(cells: Cells, where: str) -> str | None:
     if column is None:
         return None
     value = cells[column]
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise InputError(
             f"{where}: column {shown(column, 60)} holds {shown(value, 80)}; give a text or a whole "
             "number"

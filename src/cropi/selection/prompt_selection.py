@@ -6,6 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cropi.errors import InputError
 from cropi.rollouts.statistics import rollout_statistics
 from cropi.schema import InfluenceEstimate, RolloutGroup, Selection
@@ -31,6 +34,7 @@ def select(
     rollouts: Sequence[RolloutGroup] | str | Path | None = None,
     sources: Mapping[str, str] | None = None,
     target_sources: Collection[str] = (),
+    features: NDArray[np.float64] | None = None,
     threshold: float | None = None,
     stage: int | None = None,
     seed: int = 0,
@@ -45,6 +49,8 @@ def select(
         rollouts: the pool's, or their file, for strategies that look at pass rates.
         sources: the source of each prompt by its id, for strategies that look at sources.
         target_sources: sources of the validation prompts.
+        features: of the pool's prompts, in the order of their rollouts, for strategies that look at
+            the policy's hidden states (`cropi.policy.representations.prompt_features`).
         threshold: the reward at which a response passes; default: rewards are graded.
         stage: the stage's index; default: how many there are before it.
         seed: of the stage, for strategies that draw.
@@ -58,7 +64,13 @@ def select(
     settings = settings or SelectionConfig()
     estimate = _estimate(scores)
     strategy = find_strategy(settings.strategy)
-    _require(needs_of(strategy), settings.strategy.name, estimate, rollouts)
+    needs = needs_of(strategy)
+    _require(needs, settings.strategy.name, estimate, rollouts)
+    if needs.features and features is None:
+        raise InputError(
+            f"strategy {settings.strategy.name} needs the policy's hidden states at the prompts; "
+            "a run makes them, and in Python give features=prompt_features(model, rollouts)"
+        )
     groups = [] if rollouts is None else as_groups(rollouts)
     statistics = rollout_statistics(groups, threshold)
     pool_size = len(groups) or (estimate.pool_size if estimate else 0)
@@ -72,6 +84,7 @@ def select(
             earlier=earlier,
             sources=[(sources or {}).get(i, "") for i in statistics.prompt_ids],
             target_sources=frozenset(target_sources),
+            features=features,
         )
     )
     require_not_empty(selection, title or f"strategy {settings.strategy.name}")
@@ -91,5 +104,5 @@ def _require(
     """Raise InputError for scores or rollouts that a strategy needs and lacks."""
     if needs.scoring != "never" and estimate is None:
         raise InputError(f"strategy {strategy} needs scores; make them with `cropi score`")
-    if rollouts is None and (needs.scoring == "never" or needs.direction == "pool"):
+    if rollouts is None and (needs.scoring == "never" or needs.direction in ("pool", "contrast")):
         raise InputError(f"strategy {strategy} needs the pool's rollouts; give rollouts")

@@ -16,7 +16,9 @@ from cropi.schema import InfluenceEstimate, Selection
 from cropi.selection.settings import StrategyChoice
 
 Scoring = Literal["stage", "once", "never"]
-Direction = Literal["sets", "mean", "pool"]
+Direction = Literal["sets", "mean", "pool", "contrast"]
+POOL = "pool"
+"""The name, among the scores of validation sets, of those with the pool's own direction."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class SelectionContext:
     `statistics` describes the pool's rollouts, one entry per prompt; `count` is how many to choose
     and `seed` the stage's own. `estimate` is the influence under the current policy, if the
     strategy asked for it, and `earlier` the estimates of the stages before, oldest first. `sources`
-    names each pool prompt's source, `target_sources` those of the validation prompts.
+    names each pool prompt's source, `target_sources` those of the validation prompts. `features`
+    [L, P, F] are what the policy's layers make of the pool's prompts, if the strategy asked.
     """
 
     statistics: RolloutStatistics
@@ -37,6 +40,7 @@ class SelectionContext:
     earlier: Sequence[InfluenceEstimate] = ()
     sources: Sequence[str] = ()
     target_sources: frozenset[str] = frozenset()
+    features: NDArray[np.float64] | None = None
 
     @property
     def prompt_ids(self) -> list[str]:
@@ -69,10 +73,12 @@ class Needs:
     """What a strategy needs, which is also what it has to pay for.
 
     `rollouts`: whether it looks at the pool's rollouts at all. `direction`: what scores compare a
-    prompt with: every validation set, the mean over all validation prompts, or the pool's own
-    mean unit gradient. `fresh`: every stage has rollouts of its own policy. `dynamic_sampling`:
-    training replaces groups whose rewards are all equal. `earlier`: it looks at the estimates of
-    earlier stages. `target_sources`: it looks at the sources of the validation prompts.
+    prompt with: every validation set, the mean over all validation prompts, the pool's own mean
+    unit gradient, or (contrast) every validation set and a sample of the pool. `fresh`: every stage
+    has rollouts of its own policy. `dynamic_sampling`: training replaces groups whose rewards are
+    all equal. `earlier`: it looks at the estimates of earlier stages. `target_sources`: it looks at
+    the sources of the validation prompts. `features`: it looks at the policy's hidden states at the
+    pool's prompts.
     """
 
     scoring: Scoring
@@ -82,6 +88,7 @@ class Needs:
     dynamic_sampling: bool = False
     earlier: bool = False
     target_sources: bool = False
+    features: bool = False
 
     @property
     def validation(self) -> bool:

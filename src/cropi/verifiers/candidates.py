@@ -62,15 +62,15 @@ def last_candidate(text: str) -> tuple[str, str] | None:
     if not places:
         return None
     start, end, content = places[-1]
-    share = _SHARE.search(text[:start])
+    share = _SHARE.search(_before(text, start))
     if share is not None:
         return f"{share[1]}/{content}", ""
-    if _ENUMERATED.search(text[:start]):
+    if _ENUMERATED.search(_before(text, start)):
         return None
-    if len(places) > 1 and _ADJUNCT.search(text[:start]):
+    if len(places) > 1 and _ADJUNCT.search(_before(text, start)):
         before, stop, other = places[-2]
         if not re.search(r"[.!?]\s|\n", text[stop:start]):
-            strong = "=" in other or _STRONG.search(text[:before])
+            strong = "=" in other or _STRONG.search(_before(text, before))
             return (other, text[stop:].partition("\n")[0]) if strong else None
     return content, text[end:].partition("\n")[0]
 
@@ -90,8 +90,16 @@ def _candidates(text: str) -> list[tuple[int, int, str]]:
     return [place for place in sorted(spans + runs) if not _is_denied(text, place[0], place[1])]
 
 
+NEAR = 100
+"""Characters before a candidate that say what it is; all of a long response would take too long."""
+
+
+def _before(text: str, place: int) -> str:
+    return text[max(0, place - NEAR) : place]
+
+
 def _is_denied(text: str, start: int, end: int) -> bool:
-    before, after = text[:start], text[end:]
+    before, after = _before(text, start), text[end : end + NEAR]
     refused = _REFUSED.match(after)
     wrong = refused is not None and re.search(
         r"(?i)\bnot\b|n['’]t\b|wrong|incorrect|impossible|too", refused[0]

@@ -14,6 +14,8 @@ from itertools import count
 from typing import Any
 
 _DIGITS = 30
+LONGEST = 600
+"""Characters of a formula; the parser's time grows with their square."""
 _POINTS = (0, 1, 2, 3)
 _EXACT, _ROUNDED = 1e-20, 1e-6
 
@@ -78,7 +80,9 @@ def _difference(equation: str) -> Any:
 
 @lru_cache(maxsize=8192)
 def _parsed(latex: str) -> Any:
-    """Return sympy's expression of a formula; None if math-verify cannot parse it."""
+    """Return sympy's expression of a formula; None if math-verify cannot parse it in time."""
+    if len(latex) > LONGEST:
+        return None
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse
     from sympy import Basic

@@ -30,10 +30,12 @@ _SYMBOL_TABLE = str.maketrans(_SYMBOLS)
 _ROOT = re.compile(r"([√∛∜])\s*(\((?:[^()]|\([^()]*\))*\)|\{[^{}]*\}|\d+(?:\.\d+)?|[^\W\d_]|\\\w+)")
 _ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 _REPEATING = re.compile(
-    r"(?<![\d.])(\d*)\.(\d*?)(?:\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))|\((\d+)\))"
+    r"(?<![\d.])(\d{0,30})\.(\d{0,30}?)(?:\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))|\((\d+)\))"
 )
 # 0.333... and 0.1666\ldots: a block three times, and then dots.
-_CONTINUED = re.compile(r"(?<!\d)(\d*)\.(\d*?)(\d+?)\3{2,}(?:\\l?dots|\\cdots|\.\.\.)\s*$")
+_CONTINUED = re.compile(
+    r"(?<!\d)(\d{0,30})\.(\d{0,12}?)(\d{1,12}?)\3{2,12}(?:\\l?dots|\\cdots|\.\.\.)\s*$"
+)
 _THEREFORE = re.compile(
     r"^(?:\s*(?:∴|=>|\\(?:therefore|implies|Rightarrow|rightarrow|to)(?![a-zA-Z])))+"
 )

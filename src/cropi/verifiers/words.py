@@ -31,6 +31,8 @@ _DOUBT = re.compile(
 _CONTRAST = re.compile(r",\s*(?:and\s+)?not\s+|,?\s(?:rather\s+than|instead\s+of)\s", re.IGNORECASE)
 _CONSEQUENCE = re.compile(r"(?i)\b(?:so|thus|hence|therefore),?\s+(.+)")
 _IS = re.compile(r"(?i)\b(?:is|are|was|were|be|becomes?|equals)\b:?\s+|是|為|は")
+MOST_PREDICATES = 8
+"""Of one sentence, the last ones."""
 _NAMING = re.compile(
     rf"{_IS.pattern}|\b(?:called|named|prints?|outputs?|returns?|shows?|reads?|displays?|at|on|by)\b:?\s+"
     r"|\b(?:ist|est|es|è|é|это)\b:?\s+"
@@ -120,7 +122,7 @@ def _predicates(line: str, naming: re.Pattern[str]) -> list[str]:
     if not sentence or _DOUBT.search(sentence):
         return []
     sentence = _LEADING.sub("", sentence)
-    places = [m.end() for m in naming.finditer(sentence)]
+    places = [m.end() for m in naming.finditer(sentence)][-MOST_PREDICATES:]
     subject = re.match(r"(.+?)\s+(?:is|was|has|had|wins|won)\s+the\b", sentence)
     rests = [sentence[p:] for p in places]
     rests += [_REASON.split(rest, maxsplit=1)[0] for rest in rests[-1:]]

@@ -136,9 +136,13 @@ def _judge_all(
     jobs: Sequence[Job], loaded: dict[str, Verifier], outbound: int, guard: _OrphanGuard
 ) -> None:
     """Answer each job as soon as it is judged, so that the judge can tell which one hangs."""
+    process = os.getpid()
     for job in jobs:
         guard.arm()
-        write_all(outbound, reply_frame(_judge(job, loaded)))
+        replies = _judge(job, loaded)
+        if os.getpid() != process:  # a function has forked, and this copy must not answer too
+            os._exit(0)
+        write_all(outbound, reply_frame(replies))
 
 
 def _judge(job: Job, loaded: dict[str, Verifier]) -> list[Reply]:
@@ -197,7 +201,7 @@ def _rewards(verifier: Verifier, job: Job) -> Sequence[float | BaseException]:
         return [verifier(job.prompt, completion) for completion in job.completions]
     except MemoryError:
         raise
-    except (Exception, SystemExit) as error:  # noqa: BLE001  (a user's function runs here)
+    except BaseException as error:  # noqa: BLE001  (a user's function runs here)
         return [error] * len(job.completions)
 
 
@@ -214,5 +218,8 @@ def _check(job: Job, loaded: dict[str, Verifier]) -> Reply:
 
 
 def _reason(error: BaseException, spec: str = "") -> str:
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    try:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+    except Exception:  # noqa: BLE001  (a user's exception, whose text is code as well)
+        text = type(error).__name__
     return (f"{spec}: {text}" if spec else text)[:DETAIL_LENGTH]
