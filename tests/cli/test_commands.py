@@ -410,6 +410,20 @@ def test_named_files_must_be_named_once(cropi: Command, pool: Path, tmp_path: Pa
     cropi(*common, "--target", f"v={pool}", "--target", f"v={pool}").refused("'v'")
 
 
+@pytest.mark.parametrize(("tokens", "cut"), [(1, True), (8, False)])
+def test_sampling_says_the_mean_reward_and_what_was_cut_off(
+    cropi: Command, tmp_path: Path, tokens: int, cut: bool
+) -> None:
+    prompts = pocket_jsonl(tmp_path / "prompts.jsonl")
+    outcome = cropi(
+        "rollout", "--model", "pocket", "--prompts", prompts, "--verifier", "exact",
+        "--max-new-tokens", tokens, "--responses", 2, "--out", tmp_path / "out.parquet",
+    )  # fmt: skip
+    outcome.done()
+    assert "mean reward" in outcome.out
+    assert ("reached --max-new-tokens" in outcome.out) == cut
+
+
 def test_lines_of_a_log_are_not_folded(cropi: Command, tmp_path: Path) -> None:
     name = "a-rather-long-name-for-a-run-that-someone-may-well-give-to-one-of-many-runs"
     outcome = cropi(
