@@ -41,6 +41,7 @@ from cropi.schema import (
 )
 from cropi.selection import fuse
 from cropi.sketches import make_sketch
+from cropi.training.grpo_keys import check_grpo_settings
 from support.oracle import flatten, oracle_gradient
 from support.tiny_models import OPTIONS, method_of, mixed_groups, tiny_model
 
@@ -659,11 +660,12 @@ def test_a_group_of_unusable_numbers_is_not_judged_by_them(pool: list[RolloutGro
 
 
 @pytest.mark.parametrize(
-    "setting", ["beta=-1", "adam_beta2=2", "epsilon=-0.1", "weight_decay=-1", "adam_beta1=1"]
+    ("key", "value"),
+    [("beta", -1), ("adam_beta2", 2), ("epsilon", -0.1), ("weight_decay", -1), ("adam_beta1", 1)],
 )
-def test_trainer_settings_out_of_range_are_refused_at_load(setting: str) -> None:
-    with pytest.raises(InputError, match=f"grpo.{setting.partition('=')[0]} = .*at least 0"):
-        load_config("pocket", [f"training.engine.grpo.{setting}"])
+def test_trainer_settings_out_of_range_are_refused_without_torch(key: str, value: float) -> None:
+    with pytest.raises(InputError, match=f"grpo.{key} = .*: give a number of at least 0"):
+        check_grpo_settings({key: value})
 
 
 def test_an_infinite_answer_is_refused_with_its_row(tmp_path: Path) -> None:
