@@ -15,9 +15,7 @@ from cropi import __version__
 from cropi.config import load_config, to_yaml
 from cropi.estimation.intervals import Interval, mean_interval
 from cropi.schema import fingerprint
-from cropi.store.metrics import StageRow
 from cropi.study import measures
-from cropi.study.accuracy import read_run_rows
 from cropi.study.comparison import BaselineComparison, StrategyResult, Study, measure_study
 from cropi.study.measures import AXES, Curves
 from cropi.study.output import RULES, interval_values, seed_values
@@ -147,7 +145,7 @@ def strategy(study: Study, name: str) -> Values:
         "costs_by_phase": result.phases,
         "curves": curves(result.curves),
         "selected": chosen(runs),
-        "reliability": reliability(study, runs),
+        "reliability": reliability(runs),
         "compared": compared(study, comparison) if comparison else None,
     }
 
@@ -198,13 +196,13 @@ def chosen(runs: list[RunResult]) -> list[Values]:
     ]
 
 
-def reliability(study: Study, runs: list[RunResult]) -> dict[str, list[float]]:
+def reliability(runs: list[RunResult]) -> dict[str, list[float]]:
     """Return by target the split-half cosine of its direction at every stage: means over seeds."""
     values: dict[str, dict[int, list[float]]] = {}
     for run in runs:
-        for row in read_run_rows(run.path, study.files.root, []).of(StageRow, run.arm):
-            for target, found in row.targets.items():
-                values.setdefault(target, {}).setdefault(row.stage, []).append(found["split_half"])
+        for stage, by_target in run.split_half.items():
+            for target, cosine in by_target.items():
+                values.setdefault(target, {}).setdefault(stage, []).append(cosine)
     return {
         target: [float(np.mean(stages[stage])) for stage in sorted(stages)]
         for target, stages in values.items()

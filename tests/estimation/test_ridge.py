@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from cropi.estimation.ridge import fit_ridge
+from cropi.estimation.ridge import Prediction, combined, fit_ridge
 
 
 def data(
@@ -39,7 +39,10 @@ def test_posterior_and_evidence_are_those_of_the_dense_formulas(count: int, feat
     precision = np.eye(features) / ridge.prior_variance + x.T @ x / ridge.noise**2
     weights = np.linalg.solve(precision, x.T @ y) / ridge.noise**2
     deviations = np.sqrt(np.diag(places @ np.linalg.solve(precision, places.T)))
-    mean, deviation = ridge.predict(places)
+    prediction = ridge.predict(places)
+    mean, deviation = prediction.mean_P, prediction.error_P
+    lengths = np.sqrt(ridge.prior_variance * (places**2).sum(1))
+    assert prediction.prior_P == pytest.approx(lengths)
     assert mean == pytest.approx(places @ weights, rel=1e-6)
     assert deviation == pytest.approx(deviations, rel=1e-6)
     expected = dense_evidence(x, y, ridge.prior_variance, ridge.noise)
@@ -61,15 +64,14 @@ def test_predictions_are_as_sure_as_they_are_right() -> None:
     errors = []
     for seed in range(60):
         x, truth, y = data(seed, 120, 10, 2.0)
-        mean, deviation = fit_ridge(x[:60], y[:60]).predict(x[60:])
-        errors.append(((mean - truth[60:]) / deviation) ** 2)
+        prediction = fit_ridge(x[:60], y[:60]).predict(x[60:])
+        errors.append(((prediction.mean_P - truth[60:]) / prediction.error_P) ** 2)
     assert np.mean(errors) == pytest.approx(1.0, abs=0.3)
 
 
 def test_noise_alone_is_not_believed() -> None:
     x, _, y = data(5, 300, 20, 1.0, signal=0.0)
-    mean, _ = fit_ridge(x, y).predict(x)
-    assert np.std(mean) < 0.15
+    assert np.std(fit_ridge(x, y).predict(x).mean_P) < 0.15
     assert fit_ridge(x, y).noise == pytest.approx(1.0, abs=0.1)
 
 
@@ -82,20 +84,44 @@ def test_features_that_explain_have_more_evidence() -> None:
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
 def test_a_change_of_units_changes_nothing_else(scale: float) -> None:
     x, _, y = data(9, 50, 8, 0.5)
-    mean, deviation = fit_ridge(x, y).predict(x)
-    scaled_mean, scaled_deviation = fit_ridge(x, scale * y).predict(x)
-    assert scaled_mean == pytest.approx(scale * mean, rel=1e-4)
-    assert scaled_deviation == pytest.approx(scale * deviation, rel=1e-3)
+    plain, scaled = (fit_ridge(x, values).predict(x) for values in (y, scale * y))
+    assert scaled.mean_P == pytest.approx(scale * plain.mean_P, rel=1e-4)
+    assert scaled.error_P == pytest.approx(scale * plain.error_P, rel=1e-3)
 
 
 def test_values_without_variation_predict_nothing() -> None:
     x, _, _ = data(9, 20, 3, 0.5)
-    mean, deviation = fit_ridge(x, np.zeros(20)).predict(x)
-    assert not mean.any()
-    assert not deviation.any()
+    prediction = fit_ridge(x, np.zeros(20)).predict(x)
+    assert not prediction.mean_P.any()
+    assert not prediction.error_P.any()
 
 
 def test_exact_values_are_found_exactly() -> None:
     x, truth, _ = data(11, 50, 8, 0.5)
-    mean, _ = fit_ridge(x, truth).predict(x)
-    assert mean == pytest.approx(truth, abs=1e-3)
+    assert fit_ridge(x, truth).predict(x).mean_P == pytest.approx(truth, abs=1e-3)
+
+
+def test_measurements_are_combined_by_precision_under_one_prior() -> None:
+    """Two halves of the measurements of one value come to what all of them say."""
+    draw = np.random.default_rng(0)
+    values, prior, noise = draw.normal(0, 2.0, 5), 2.0, 0.7
+
+    def posterior(measured: np.ndarray) -> Prediction:
+        precision = 1 / prior**2 + len(measured) / noise**2
+        return Prediction(measured.sum(0) / noise**2 / precision, np.full(5, precision**-0.5),
+                          np.full(5, prior))  # fmt: skip
+
+    measured = values + draw.normal(0, noise, (6, 5))
+    mean, error = combined([posterior(measured[:2]), posterior(measured[2:])])
+    together = posterior(measured)
+    assert mean == pytest.approx(together.mean_P)
+    assert error == pytest.approx(together.error_P)
+
+
+def test_what_learnt_nothing_outweighs_nothing() -> None:
+    learnt = Prediction(np.array([1.0]), np.array([0.5]), np.array([2.0]))
+    narrow = Prediction(np.array([0.0]), np.array([1e-6]), np.array([1e-6]))
+    constant = Prediction(np.zeros(1), np.zeros(1), np.zeros(1))
+    mean, error = combined([learnt, narrow, constant])
+    assert (mean[0], error[0]) == (pytest.approx(1.0), pytest.approx(0.5))
+    assert combined([constant])[1].tolist() == [0.0]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
+from cropi.errors import InputError
 from cropi.policy import representations
 from cropi.policy.representations import MOST_FEATURES, prompt_features
 from cropi.schema import RolloutGroup
@@ -19,7 +21,7 @@ def groups(count: int, longest: int = 9) -> list[RolloutGroup]:
     return [RolloutGroup(f"p{n}", row, []) for n, row in enumerate(rows)]
 
 
-@pytest.mark.parametrize("name", ["qwen2-tied", "llama-untied", "gpt2", "gemma3"])
+@pytest.mark.parametrize("name", ["qwen2-tied", "llama-untied", "gpt2", "gemma3", "gpt-neox"])
 def test_features_are_the_mean_and_the_last_state_of_each_layer(name: str) -> None:
     model, pool = tiny_model(name), groups(7)
     rows = []
@@ -32,6 +34,26 @@ def test_features_are_the_mean_and_the_last_state_of_each_layer(name: str) -> No
     plain = (plain - plain.mean(1, keepdims=True)) / plain.std(1, keepdims=True)
     features = prompt_features(model, pool)
     assert features == pytest.approx(plain / np.sqrt(plain.shape[2]), abs=1e-4)
+
+
+def test_adapters_are_part_of_the_policy() -> None:
+    model, pool = tiny_model("qwen2-tied"), groups(6)
+    plain = prompt_features(model, pool)
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
+    assert prompt_features(adapted.eval(), pool) == pytest.approx(plain, abs=1e-6)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    assert np.abs(prompt_features(adapted.eval(), pool) - plain).max() > 0.01
+
+
+def test_states_that_are_not_finite_are_refused_by_the_prompts_name() -> None:
+    model, pool = tiny_model("qwen2-tied"), groups(6)
+    token = int(pool[2].prompt_ids[0])
+    with torch.no_grad():
+        model.get_input_embeddings().weight[token] = torch.nan
+    with pytest.raises(InputError, match="are not finite, first at 'p"):
+        prompt_features(model, pool)
 
 
 def test_features_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:

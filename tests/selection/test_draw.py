@@ -139,6 +139,29 @@ def test_prompts_without_any_response_can_be_drawn() -> None:
     assert (chosen % 3 == 0).any()
 
 
+def test_strong_evidence_of_an_earlier_stage_is_not_lost_in_a_later_ones_noise() -> None:
+    strong = world(0)
+    noise = world(1, helps=(0, 0, 0, 0, 0))
+    later = replace(strong, stage=1, estimate=noise.estimate, earlier=[strong.estimate])
+    assert share_of(0, replace(later, earlier=[])) < 0.5
+    assert share_of(0, later) > 0.8
+
+
+def test_what_a_later_stage_learns_counts_too() -> None:
+    weak = world(0, helps=(0.02, 0, 0, 0, 0))
+    sure = world(1, helps=(0, 0, 0.2, 0, 0))
+    assert share_of(2, replace(weak, estimate=sure.estimate, earlier=[weak.estimate])) > 0.8
+
+
+def test_an_earlier_stage_without_the_set_or_with_few_scores_does_not_count() -> None:
+    context = world(1)
+    other = InfluenceEstimate.from_means(context.prompt_ids, {"w": context.estimate.mean["v"]})
+    few = InfluenceEstimate.from_means(
+        context.prompt_ids[:5], {n: v[:5] for n, v in world(3).estimate.mean.items()}
+    )
+    assert drawn(replace(context, earlier=[other, few])).tolist() == drawn(context).tolist()
+
+
 def test_too_few_scores_are_refused() -> None:
     context = world(1)
     few = InfluenceEstimate.from_means(

@@ -27,6 +27,15 @@ LEAST_VARIANCE = 1e-18
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """Posterior means [P], their standard errors [P], and the prior's standard deviations [P]."""
+
+    mean_P: Array
+    error_P: Array
+    prior_P: Array
+
+
+@dataclass(frozen=True)
 class Ridge:
     """The posterior of a fit: in the basis of the features' right singular vectors [R, F].
 
@@ -40,12 +49,15 @@ class Ridge:
     noise: float
     evidence: float
 
-    def predict(self, features_PF: Array) -> tuple[Array, Array]:
-        """Posterior mean [P] of X w, and its standard deviation [P]; the noise is not in it."""
+    def predict(self, features_PF: Array) -> Prediction:
+        """The posterior of X w; the noise is not in it."""
         places_PR = features_PF @ self.basis_RF.T
-        beyond_P = (features_PF**2).sum(1) - (places_PR**2).sum(1)
-        variance_P = (places_PR**2) @ self.variance_R + self.prior_variance * beyond_P.clip(min=0)
-        return places_PR @ self.mean_R, np.sqrt(variance_P)
+        square_P = (features_PF**2).sum(1)
+        beyond_P = (square_P - (places_PR**2).sum(1)).clip(min=0)
+        variance_P = (places_PR**2) @ self.variance_R + self.prior_variance * beyond_P
+        return Prediction(
+            places_PR @ self.mean_R, np.sqrt(variance_P), np.sqrt(self.prior_variance * square_P)
+        )
 
 
 def fit_ridge(features_NF: Array, values_N: Array) -> Ridge:
@@ -90,6 +102,29 @@ def _precisions(sizes_R: Array, seen_R: Array, square: float, count: int) -> tup
 def _between(top: float, bottom: float, scale: float) -> float:
     """top / bottom, within 1e10 times the scale either way."""
     return float(np.clip(top / max(bottom, 1e-300), 1e-10 * scale, 1e10 * scale))
+
+
+def combined(predictions: Sequence[Prediction]) -> tuple[Array, Array]:
+    """Mean and error [P] that independent measurements of the same values come to together.
+
+    Each posterior holds its prior, which is no measurement: where nothing was learnt it is narrow,
+    and would outweigh all that others have learnt. So what was measured is combined by its
+    precision, 1 / error^2 - 1 / prior^2, under the widest of the priors.
+    """
+    widest_P = np.max([each.prior_P for each in predictions], axis=0)
+    precision_P = _precision(widest_P)
+    sum_P = np.zeros(len(widest_P))
+    for each in predictions:
+        posterior_P = _precision(each.error_P)
+        precision_P = precision_P + (posterior_P - _precision(each.prior_P)).clip(min=0)
+        sum_P += posterior_P * each.mean_P
+    error_P = np.divide(1, np.sqrt(precision_P), out=np.zeros(len(sum_P)), where=precision_P > 0)
+    return sum_P * error_P**2, error_P
+
+
+def _precision(deviation_P: Array) -> Array:
+    """1 / deviation^2; 0 where the deviation is 0: nothing was learnt there (`fit_ridge`)."""
+    return np.divide(1, deviation_P**2, out=np.zeros(len(deviation_P)), where=deviation_P > 0)
 
 
 def fit_best(features_LNF: Sequence[Array], values_N: Array) -> tuple[int, Ridge]:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cropi.errors import InputError
 from cropi.schema import RolloutGroup, derive_seed
 
 LAYERS = 4
@@ -28,7 +29,7 @@ def prompt_features(model: Any, groups: Sequence[RolloutGroup]) -> NDArray[np.fl
     """Features [L, P, F] of each prompt: the mean over its tokens and the last token's state.
 
     Each feature is standardised over the prompts, and the whole divided by sqrt(F), so that a
-    prompt's squared length is about one.
+    prompt's squared length is about one. Raises InputError if a state is not finite.
     """
     depth = model.config.num_hidden_layers
     layers = sorted({round(depth * (i + 1) / LAYERS) for i in range(LAYERS)} - {0})
@@ -37,7 +38,19 @@ def prompt_features(model: Any, groups: Sequence[RolloutGroup]) -> NDArray[np.fl
         for place, state in zip(places, _states(model, groups, places, layers), strict=True):
             states[place] = state
     states_LPF = np.stack(states, 1)
+    _require_finite(states_LPF, groups)
     return np.stack([_standardised(states_PF) for states_PF in states_LPF])
+
+
+def _require_finite(states_LPF: NDArray[np.float64], groups: Sequence[RolloutGroup]) -> None:
+    wrong_P = ~np.isfinite(states_LPF).all(axis=(0, 2))
+    if wrong_P.any():
+        first = groups[int(wrong_P.argmax())].prompt_id
+        raise InputError(
+            f"the policy's hidden states at {int(wrong_P.sum())} of {len(groups)} prompts are not "
+            f"finite, first at {first!r}; check the checkpoint's weights, or load it in another "
+            "dtype (model.dtype)"
+        )
 
 
 def _batches(groups: Sequence[RolloutGroup]) -> Iterator[list[int]]:
@@ -62,12 +75,22 @@ def _states(
     ids_BT = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
     lengths_B = torch.tensor([len(row) for row in rows], device=model.device)
     mask_BT = torch.arange(ids_BT.shape[1], device=model.device) < lengths_B[:, None]
-    output = model(input_ids=ids_BT, attention_mask=mask_BT.long(), output_hidden_states=True)
+    arguments = {"input_ids": ids_BT, "attention_mask": mask_BT.long()}
+    output = _backbone(model)(**arguments, output_hidden_states=True)
     states_LBTD = torch.stack([output.hidden_states[layer].double() for layer in layers])
     mean_LBD = (states_LBTD * mask_BT[None, :, :, None]).sum(2) / lengths_B[None, :, None]
     last_LBD = states_LBTD[:, torch.arange(len(rows)), lengths_B - 1]
     both_BLF = torch.cat([mean_LBD, last_LBD], dim=2).transpose(0, 1)
     return [each.cpu().numpy() for each in both_BLF]
+
+
+def _backbone(model: Any) -> Any:
+    """The model without its head: logits of all tokens would take far more memory than states.
+
+    Adapters stay in their layers.
+    """
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return plain.base_model
 
 
 def _standardised(states_PF: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -6,7 +6,8 @@ neither the most useful prompts nor different ones from stage to stage. Three st
 1. *Contrast*: what any training on the pool would bring is taken off (`beyond_the_pool`).
 2. *Prediction*: a Bayesian ridge regression of the rest on the policy's hidden states at the
    prompts pools what alike prompts say, and says how sure it is. It needs no labels, and speaks
-   for prompts without a gradient of their own.
+   for prompts without a gradient of their own. What the stages say is combined by precision: the
+   first one's strong evidence is not halved by the noise of a later one.
 3. *Draw*: with f_p and s_p the prediction and its error, and b the mean of the highest
    predictions, a set gives a prompt the weight
 
@@ -29,10 +30,10 @@ from numpy.typing import NDArray
 
 from cropi.errors import InputError
 from cropi.estimation.evidence import beyond_the_pool
-from cropi.estimation.ridge import fit_best
+from cropi.estimation.ridge import Prediction, combined, fit_best
 from cropi.plugins import plugin
 from cropi.rollouts.statistics import RolloutStatistics
-from cropi.schema import Selection
+from cropi.schema import InfluenceEstimate, Selection
 from cropi.selection.strategy import (
     POOL,
     Direction,
@@ -61,6 +62,7 @@ class Draw:
     scoring: Scoring = "stage"
     direction: Direction = "contrast"
     features = True
+    earlier = True
 
     def select(self, context: SelectionContext) -> Selection:
         """Draw in proportion to the weights. Raises InputError if too few prompts are scored."""
@@ -84,31 +86,54 @@ class Draw:
 def predictions_of(context: SelectionContext) -> dict[str, tuple[Array, Array]]:
     """For each validation set the influence [P] predicted for every prompt, and its error [P].
 
-    Raises InputError if fewer than LEAST_SCORED prompts are scored, or not with the pool too.
+    What this stage's scores and those of earlier stages say is combined by precision. Raises
+    InputError if fewer than LEAST_SCORED prompts are scored, or not with the pool too.
     """
-    scored, features_LPF = context.scored, context.features
-    assert features_LPF is not None, "the strategy needs features and was given none"
-    names = [name for name in scored.mean if name != POOL]
-    if POOL not in scored.mean or not names:
+    current = context.scored
+    require_contrast(current)
+    stages = [*(each.scored() for each in context.earlier), current]
+    predictions = {}
+    for name in targets_of(current):
+        by_stage = [_predicted(context, each, name) for each in stages]
+        predictions[name] = combined([each for each in by_stage if each is not None])
+    return predictions
+
+
+def targets_of(scored: InfluenceEstimate) -> list[str]:
+    """The validation sets among the columns."""
+    return [name for name in scored.mean if name != POOL]
+
+
+def require_contrast(scored: InfluenceEstimate) -> None:
+    """Raise InputError for scores that nothing can be predicted from."""
+    if POOL not in scored.mean or not targets_of(scored):
         raise InputError(
             f"strategy draw compares with the pool's own direction, and the scores are of "
             f"{', '.join(scored.mean)}; score a sample of the pool as the target {POOL!r} beside "
             "the validation sets"
         )
-    row_of = {prompt_id: row for row, prompt_id in enumerate(scored.prompt_ids)}
-    places_N = np.array([p for p, i in enumerate(context.prompt_ids) if i in row_of], dtype=int)
-    if len(places_N) < LEAST_SCORED:
+    if len(scored.prompt_ids) < LEAST_SCORED:
         raise InputError(
-            f"strategy draw: {len(places_N)} prompts are scored, and influence is predicted from "
-            f"{LEAST_SCORED} or more; add prompts, sample more responses, or choose cropi"
+            f"strategy draw: {len(scored.prompt_ids)} prompts are scored, and influence is "
+            f"predicted from {LEAST_SCORED} or more; add prompts, sample more responses, or choose "
+            "cropi"
         )
+
+
+def _predicted(
+    context: SelectionContext, scored: InfluenceEstimate, name: str
+) -> Prediction | None:
+    """What one stage's scores say of a validation set; None if they say nothing of it."""
+    if not {name, POOL} <= scored.mean.keys() or len(scored.prompt_ids) < LEAST_SCORED:
+        return None
+    features_LPF = context.features
+    assert features_LPF is not None, "the strategy needs features and was given none"
+    row_of = {prompt_id: row for row, prompt_id in enumerate(scored.prompt_ids)}
+    places_N = [place for place, i in enumerate(context.prompt_ids) if i in row_of]
     rows_N = [row_of[context.prompt_ids[place]] for place in places_N]
-    predictions = {}
-    for name in names:
-        values_N = beyond_the_pool(scored.mean[name][rows_N], scored.mean[POOL][rows_N])
-        layer, ridge = fit_best([*features_LPF[:, places_N]], values_N - values_N.mean())
-        predictions[name] = ridge.predict(features_LPF[layer])
-    return predictions
+    values_N = beyond_the_pool(scored.mean[name][rows_N], scored.mean[POOL][rows_N])
+    layer, ridge = fit_best([*features_LPF[:, places_N]], values_N - values_N.mean())
+    return ridge.predict(features_LPF[layer])
 
 
 def _weights(mean_P: Array, error_P: Array, count: int) -> Array:
