@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from click import Context
 from typer.core import TyperCommand
 
 from cropi.cli.flag_names import given_in_flags
@@ -130,13 +129,15 @@ REPLACED = {"judge": ("rollouts",)}
 class Command(TyperCommand):
     """A command that refuses to write its output over one of its inputs."""
 
-    def invoke(self, ctx: Context) -> Any:
-        """Run the command."""
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; `ctx` is the click context of the click that typer brings along."""
         out = ctx.params.get("out")
-        inputs = [p for p in self.params if p.name not in ("out", "settings")]
-        for parameter in inputs if isinstance(out, Path) else []:
-            given = parameter.name not in REPLACED.get(self.name or "", ())
-            if given and any(_same(out, text) for text in _texts(ctx.params[parameter.name or ""])):
+        kept = {"out", "settings", *REPLACED.get(self.name or "", ())}
+        if not isinstance(out, Path):
+            return super().invoke(ctx)
+        for parameter in self.params:
+            texts = _texts(ctx.params.get(parameter.name)) if parameter.name not in kept else []
+            if any(_same(out, text) for text in texts):
                 name = next((o for o in parameter.opts if o.startswith("--")), parameter.name)
                 raise InputError(
                     f"--out {out} is also an input ({name}), which would be lost; give another path"
