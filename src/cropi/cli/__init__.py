@@ -131,7 +131,7 @@ def _fail(message: str) -> NoReturn:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    line = shortened(printable(" ".join(str(message).split())), LONGEST_MESSAGE)
+    line = shortened(printable(" ".join(_as_typed(str(message)).split())), LONGEST_MESSAGE)
     typer.echo(f"warning: {line}", err=True)
 
 
