@@ -100,6 +100,10 @@ def _require_options(
     if label is not None:
         if responses is None:
             raise InputError("--label writes judged responses; give --responses too")
+        if label.exists():
+            raise InputError(
+                f"{label} exists and may hold labels made by hand; name another file or remove it"
+            )
         require_writable(label)
 
 

@@ -84,7 +84,10 @@ def read_labels(path: Path) -> list[LabelledResponse]:
     csv.field_size_limit(_LARGEST_CELL)
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:
-            reader = csv.DictReader(handle)
+            header = handle.readline()
+            handle.seek(0)
+            # Spreadsheets save with semicolons where the comma is the decimal point.
+            reader = csv.DictReader(handle, delimiter=";" if header.count(";") > 2 else ",")
             missing = [c for c in ("answer", "reward", "label", "response")
                        if c not in (reader.fieldnames or ())]  # fmt: skip
             if missing:
@@ -92,7 +95,7 @@ def read_labels(path: Path) -> list[LabelledResponse]:
                     f"{path} has no column {missing[0]!r}; label a table that `cropi verify "
                     "--label` wrote"
                 )
-            return [_labelled(row, f"{path}, row {n}") for n, row in enumerate(reader)]
+            return [_labelled(row, f"{path}, row {n}") for n, row in enumerate(reader, 1)]
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} is not CSV in UTF-8: {error}; save it as that") from error
 
