@@ -139,7 +139,7 @@ def test_a_table_that_may_hold_corrections_is_never_written_over(
     labels = tmp_path / "labels.csv"
     labels.write_text("corrected by hand")
     options = ("--responses", str(stored), "--label", str(labels))
-    cropi("verify", str(pool), *options).refused("may hold labels made by hand")
+    cropi("verify", str(pool), *options).refused("may hold labels")
     assert labels.read_text() == "corrected by hand"
 
 
