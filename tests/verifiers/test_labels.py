@@ -43,6 +43,17 @@ def relabelled(file: Path, labels: list[str]) -> None:
         writer.writerows(row | {"label": label} for row, label in zip(rows, labels, strict=True))
 
 
+def test_a_table_saved_with_semicolons_is_the_same_table(tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    write_labels(file, [explained(text, 1.0, answer=text) for text in DANGEROUS])
+    rows = read_labels(file)
+    with file.open(newline="", encoding="utf-8") as handle:
+        cells = list(csv.reader(handle))
+    with file.open("w", newline="", encoding="utf-8-sig") as handle:
+        csv.writer(handle, delimiter=";").writerows(cells)
+    assert read_labels(file) == rows
+
+
 def test_corrections_are_false_positives_and_negatives(tmp_path: Path) -> None:
     file = tmp_path / "labels.csv"
     write_labels(file, [explained(t, r) for t, r in (("1", 1), ("2", 1), ("3", 0), ("4", 0))])
