@@ -438,3 +438,25 @@ def test_lines_of_a_log_are_not_folded(cropi: Command, tmp_path: Path) -> None:
     outcome.done()
     report = [line for line in outcome.out.splitlines() if line.startswith("report: ")]
     assert report == [f"report: {tmp_path / 'runs' / name / 'report.html'}"]
+
+
+def test_an_output_over_an_input_is_refused_and_the_input_kept(
+    cropi: Command, pool: Path, scores: Path, tmp_path: Path
+) -> None:
+    prompts = pocket_jsonl(tmp_path / "prompts.jsonl")
+    before = {path: path.read_bytes() for path in (pool, scores, prompts)}
+    scored = ("score", "--model", "pocket", "--rollouts", pool, "--target", f"v={pool}")
+    cropi(*scored, "--out", tmp_path / "." / pool.name).refused("--target", "lost")
+    cropi("select", "--scores", scores, "--out", scores).refused("--scores", "lost")
+    judged = ("judge", pool, "--prompts", prompts, "--out", prompts)
+    cropi(*judged).refused("--prompts", "lost")
+    evaluated = ("evaluate", "--model", "pocket", "--set", f"v={prompts}", "--out", prompts)
+    cropi(*evaluated).refused("--set", "lost")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_targets_that_no_file_can_tell_apart_are_refused(
+    cropi: Command, pool: Path, tmp_path: Path
+) -> None:
+    scored = ("score", "--model", "pocket", "--rollouts", pool, "--out", tmp_path / "s.parquet")
+    cropi(*scored, "--target", f"a={pool}", "--target", f"A={pool}").refused("'a' and 'A'")

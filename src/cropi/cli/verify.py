@@ -101,6 +101,10 @@ def _require_options(
     if label is not None:
         if responses is None:
             raise InputError("--label writes judged responses; give --responses too")
+        if label.exists():
+            raise InputError(
+                f"{label} exists, and may hold labels that were written by hand; give another path"
+            )
         require_writable(label)
 
 
