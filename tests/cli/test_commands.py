@@ -410,6 +410,20 @@ def test_named_files_must_be_named_once(cropi: Command, pool: Path, tmp_path: Pa
     cropi(*common, "--target", f"v={pool}", "--target", f"v={pool}").refused("'v'")
 
 
+@pytest.mark.parametrize(("tokens", "cut"), [(1, True), (8, False)])
+def test_sampling_says_the_mean_reward_and_what_was_cut_off(
+    cropi: Command, tmp_path: Path, tokens: int, cut: bool
+) -> None:
+    prompts = pocket_jsonl(tmp_path / "prompts.jsonl")
+    outcome = cropi(
+        "rollout", "--model", "pocket", "--prompts", prompts, "--verifier", "exact",
+        "--max-new-tokens", tokens, "--responses", 2, "--out", tmp_path / "out.parquet",
+    )  # fmt: skip
+    outcome.done()
+    assert "mean reward" in outcome.out
+    assert ("reached --max-new-tokens" in outcome.out) == cut
+
+
 def test_lines_of_a_log_are_not_folded(cropi: Command, tmp_path: Path) -> None:
     name = "a-rather-long-name-for-a-run-that-someone-may-well-give-to-one-of-many-runs"
     outcome = cropi(
@@ -424,3 +438,25 @@ def test_lines_of_a_log_are_not_folded(cropi: Command, tmp_path: Path) -> None:
     outcome.done()
     report = [line for line in outcome.out.splitlines() if line.startswith("report: ")]
     assert report == [f"report: {tmp_path / 'runs' / name / 'report.html'}"]
+
+
+def test_an_output_over_an_input_is_refused_and_the_input_kept(
+    cropi: Command, pool: Path, scores: Path, tmp_path: Path
+) -> None:
+    prompts = pocket_jsonl(tmp_path / "prompts.jsonl")
+    before = {path: path.read_bytes() for path in (pool, scores, prompts)}
+    scored = ("score", "--model", "pocket", "--rollouts", pool, "--target", f"v={pool}")
+    cropi(*scored, "--out", tmp_path / "." / pool.name).refused("--target", "lost")
+    cropi("select", "--scores", scores, "--out", scores).refused("--scores", "lost")
+    judged = ("judge", pool, "--prompts", prompts, "--out", prompts)
+    cropi(*judged).refused("--prompts", "lost")
+    evaluated = ("evaluate", "--model", "pocket", "--set", f"v={prompts}", "--out", prompts)
+    cropi(*evaluated).refused("--set", "lost")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_targets_that_no_file_can_tell_apart_are_refused(
+    cropi: Command, pool: Path, tmp_path: Path
+) -> None:
+    scored = ("score", "--model", "pocket", "--rollouts", pool, "--out", tmp_path / "s.parquet")
+    cropi(*scored, "--target", f"a={pool}", "--target", f"A={pool}").refused("'a' and 'A'")

@@ -163,3 +163,24 @@ def test_help_loads_no_torch() -> None:
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "value"),
+    [
+        *(("step", "--learning-rate", value) for value in ("nan", "1e300", "1e-320", "inf")),
+        *(("fidelity", "--dims", value) for value in ("nan", "inf", "1.5")),
+        *(("fidelity", "--top", value) for value in ("nan", "0", "2")),
+        *(("fidelity", "--min-precision", value) for value in ("nan", "2")),
+        *(("fidelity", "--max-seconds", value) for value in ("-1", "nan")),
+    ],
+)
+def test_numbers_out_of_range_are_one_sentence(
+    diagnose: Diagnose, pool: Path, validation: Path, kind: str, option: str, value: str
+) -> None:
+    code, _, err = diagnose(
+        kind, pool, "--target", f"v={validation}", "--model", "pocket", option, value
+    )
+    assert code == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1

@@ -30,6 +30,25 @@ def test_keys_become_what_the_command_takes(command: str, message: str, expected
     assert in_flags(message, command, OPTIONS) == expected
 
 
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("pick one with `split`, e.g. `split: a b`", "pick one with --split, e.g. --split a b"),
+        ("`chat: false` leaves it as text", "--no-chat leaves it as text"),
+        ("asks for text; remove `chat`", "asks for text; remove --chat"),
+        ("pick it with `answer_regex`", "pick it with --answer-regex"),
+        ("name one with `answer`", "name one with --answer-column"),
+        ("`tools` makes it a chat", "`tools` makes it a chat"),
+        ("name another verifier with verifiers.sources", "name another verifier with --verifier"),
+    ],
+)
+def test_settings_of_a_source_become_flags_where_prompts_are_read(
+    message: str, expected: str
+) -> None:
+    assert in_flags(message, "rollout", (*OPTIONS, "answer_regex", "split")) == expected
+    assert in_flags(message, "run", OPTIONS) == message
+
+
 def test_only_what_was_given_as_a_flag_is_named_as_one() -> None:
     several = "settings has 2 problems: (1) top_p = 2: less; (2) max_new_tokens = 0: more"
     assert given_in_flags("settings: temperature = 0: more", ["temperature"]) == (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ from cropi.schema import (
 )
 from cropi.selection import fuse
 from cropi.sketches import make_sketch
-from support.tiny_models import OPTIONS, mixed_groups, tiny_model
+from cropi.training.grpo_keys import check_grpo_settings
+from support.oracle import flatten, oracle_gradient
+from support.tiny_models import OPTIONS, method_of, mixed_groups, tiny_model
 
 TINIEST, LARGEST = -float(np.finfo(np.float32).max), float(np.finfo(np.float64).max)
 SERVERS_INFINITY = (-9999.0, -1e30, -math.inf)
@@ -243,6 +246,37 @@ def test_any_finite_numbers_give_finite_cosines_or_a_named_refusal(
     assert np.isfinite(estimate.norms[scored]).all()
     assert (estimate.norms[scored] > 0).all()
     assert np.isnan(estimate.mean["v"][~scored]).all()
+
+
+@QUICK
+@given(data=st.data(), option=st.sampled_from(sorted(OPTIONS)))
+def test_any_finite_numbers_give_the_oracles_cosines_or_a_named_refusal(
+    model: nn.Module, data: st.DataObject, option: str
+) -> None:
+    pool, target = mixed_groups(3, seed=5, longest=3), mixed_groups(2, seed=6, longest=3)
+    logprobs = st.floats(-33, 0, width=32) | st.floats(-6, 0, width=32) | st.just(-9999.0)
+    rewards = st.sampled_from([0.0, 0.3, 0.1 + 0.2, 1.0]) | st.floats(-1e9, 1e9) | st.floats(-1, 1)
+    for group in (*pool, *target):
+        for response in group.responses:
+            response.reward = data.draw(rewards)
+            response.logprobs[0] = data.draw(logprobs)
+    scoring = scorer(model, **OPTIONS[option])
+    refusals = []
+    try:
+        estimate = scoring.score(pool, {"v": target}).estimate
+        used = scoring.score(target, {"v": target}).estimate.is_scored
+    except InputError as error:
+        refusals.append(str(error))
+    if refusals:
+        assert re.search(r"p[0-2]\b|validation set v|the pool", refusals[0])
+        return
+    kept = [group for group, counts in zip(target, used, strict=True) if counts]
+    method = method_of(OPTIONS[option])
+    direction = torch.stack([flatten(oracle_gradient(model, g, method)) for g in kept]).sum(0)
+    for place in np.flatnonzero(estimate.is_scored):
+        gradient = flatten(oracle_gradient(model, pool[place], method))
+        expected = float(torch.cosine_similarity(gradient, direction, dim=0, eps=0.0))
+        assert float(estimate.mean["v"][place]) == pytest.approx(expected, abs=1e-5)
 
 
 @QUICK
@@ -623,3 +657,19 @@ def test_a_group_of_unusable_numbers_is_not_judged_by_them(pool: list[RolloutGro
     from cropi.rollouts.number_checks import require_sound_numbers
 
     require_sound_numbers([group])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("beta", -1), ("adam_beta2", 2), ("epsilon", -0.1), ("weight_decay", -1), ("adam_beta1", 1)],
+)
+def test_trainer_settings_out_of_range_are_refused_without_torch(key: str, value: float) -> None:
+    with pytest.raises(InputError, match=f"grpo.{key} = .*: give a number of at least 0"):
+        check_grpo_settings({key: value})
+
+
+def test_an_infinite_answer_is_refused_with_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "1+1=", "answer": 1e999}\n')
+    with pytest.raises(InputError, match="row 1, column 'answer' holds a number beyond"):
+        cropi.load_prompts(path)

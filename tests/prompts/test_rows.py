@@ -174,6 +174,13 @@ def test_tool_calls_their_results_and_tools_reach_the_chat_template(tokenizer: A
     assert asked.tools == (TOOL,)
 
 
+def test_tools_that_a_template_does_not_show_are_told(tmp_path: Path) -> None:
+    blind = cropi.load_policy(chat_model(tmp_path)).tokenizer
+    blind.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    with pytest.warns(UserWarning, match="does not show tools"):
+        encode(blind, convert({"prompt": [USER], "answer": "4", "tools": [TOOL]}))
+
+
 def test_the_same_chat_with_other_tools_is_another_prompt() -> None:
     other = {"type": "function", "function": {"name": "subtract"}}
     rows = [{"prompt": [USER], "answer": "4", "tools": tools} for tools in ([TOOL], [other], [])]

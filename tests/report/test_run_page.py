@@ -17,6 +17,7 @@ from cropi.errors import InputError
 from cropi.report import run_headline, run_table, write_run_report
 from cropi.report.data.run_data import read_run
 from cropi.report.kit.markup import axis_labels, chart_label, json_text, tag, text
+from cropi.report.pages.run_training import training_curve
 from cropi.rollouts.statistics import summarise_rollout_file
 from support.pages import Elements, assert_loads_nothing, charts_of
 from support.synthetic_run import HOSTILE, write_run
@@ -231,3 +232,11 @@ def test_a_hundred_sources_stay_readable(tmp_path: Path) -> None:
 def test_labels_of_an_axis_are_never_equal() -> None:
     names = [f"a_common_and_very_long_beginning_{i}_a_common_and_very_long_end" for i in range(5)]
     assert len(set(axis_labels(names))) == 5
+
+
+def test_a_schedule_is_drawn_as_it_is_and_noisy_quantities_as_their_mean() -> None:
+    steps, rates = [1.0, 2.0, 3.0, 4.0], [0.0, 1e-5, 2e-5, 2e-5]
+    _, drawn = training_curve([("a", "var(--arm0)", steps, rates)], [], "~e", 1)["data"]
+    assert drawn["y"] == rates
+    _, mean = training_curve([("a", "var(--arm0)", steps, rates)], [], "~g")["data"]
+    assert mean["y"][0] > rates[0]

@@ -133,6 +133,16 @@ def test_verifying_labels_a_sample_and_reads_the_corrections(
     assert "100.0%" in compared.out
 
 
+def test_a_table_that_may_hold_corrections_is_never_written_over(
+    cropi: Command, stored: Path, pool: Path, tmp_path: Path
+) -> None:
+    labels = tmp_path / "labels.csv"
+    labels.write_text("corrected by hand")
+    options = ("--responses", str(stored), "--label", str(labels))
+    cropi("verify", str(pool), *options).refused("may hold labels")
+    assert labels.read_text() == "corrected by hand"
+
+
 def test_verifying_lists_every_answer_that_cannot_be_read(cropi: Command, pool: Path) -> None:
     outcome = cropi("verify", str(pool), "--verifier", "choice")
     outcome.done()

@@ -17,9 +17,11 @@ from cropi.selection import (
     find_strategy,
     fuse,
     needs_of,
+    select,
     selection_size,
 )
 from cropi.selection.settings import StrategyChoice
+from support.tiny_models import random_group
 
 
 def table(cosines: dict[str, dict[str, float]]) -> InfluenceEstimate:
@@ -141,7 +143,8 @@ def places(selection: Selection) -> list[int]:
 @pytest.mark.parametrize("name", plugin_names("strategy"))
 def test_every_built_in_strategy_chooses_distinct_prompts_of_the_pool(name: str) -> None:
     ids = context().prompt_ids
-    cosines = {"v": dict(zip(ids, np.linspace(-1, 1, 40).tolist(), strict=True))}
+    target = "pool" if name == "learnalign" else "v"
+    cosines = {target: dict(zip(ids, np.linspace(-1, 1, 40).tolist(), strict=True))}
     if name == "draw":
         cosines["pool"] = dict.fromkeys(ids, 0.1)
     given = context(estimate=table(cosines), features=np.eye(40)[None])
@@ -287,3 +290,24 @@ def test_an_error_inside_a_users_module_keeps_its_own_message(
 def test_a_selection_never_holds_a_prompt_twice() -> None:
     with pytest.raises(AssertionError, match="selected twice"):
         Selection(["a", "a"], np.ones(2))
+
+
+def test_ids_that_end_with_a_nul_are_ids_of_their_own() -> None:
+    cosines = {"x": {"a": 0.5, "a\0": 0.5, "b": 0.9}}
+    assert fuse(table(cosines), 3).prompt_ids == ["b", "a", "a\0"]
+
+
+def test_learnalign_refuses_scores_that_are_not_of_the_pool() -> None:
+    cosines = dict.fromkeys(context().prompt_ids, 0.1)
+    for targets in ({"v": cosines}, {"pool": cosines, "v": cosines}):
+        with pytest.raises(InputError, match="pool's own direction"):
+            find_strategy("learnalign").select(context(estimate=table(targets)))
+
+
+def test_scores_and_rollouts_of_different_pools_are_refused() -> None:
+    ours, other = table({"v": {"p0": 0.5, "p1": 0.1}}), table({"v": {"q": 0.5}})
+    rng = np.random.default_rng(0)
+    with pytest.raises(InputError, match="2 prompts that the rollouts lack, first 'p0'"):
+        select(ours, rollouts=[random_group(rng, "q")])
+    with pytest.raises(InputError, match="earlier stage 0 share no prompt"):
+        select(ours, earlier=[other])

@@ -146,6 +146,16 @@ def test_a_run_in_a_process_of_its_own_trains_the_same_weights(
         assert (here / "metrics.jsonl").read_text() == (there / "metrics.jsonl").read_text()
 
 
+def test_seeds_of_other_settings_are_refused_before_anything_runs(root: Path, folder: Path) -> None:
+    longer = fake_config(folder, "curriculum.steps_per_stage=4", "evaluation.every=2", VARIANT)
+    before = (root / "study.yaml").read_bytes()
+    with pytest.raises(InputError, match=r"other settings .*steps_per_stage: 2 -> 4"):
+        run_study(StudyPlan.of(longer, ["random"], [5]), executor=Inline())
+    assert not list(root.glob("*/*/seed-5"))
+    assert not (root / "shared/seed-5").exists()
+    assert (root / "study.yaml").read_bytes() == before
+
+
 def test_a_cell_that_fails_is_named_and_stops_no_other(tmp_path: Path) -> None:
     config = fake_config(
         tmp_path, *FAST, "prompts.pool=[{pocket: [add, max], split: pool, size: 44}]"

@@ -43,6 +43,17 @@ def relabelled(file: Path, labels: list[str]) -> None:
         writer.writerows(row | {"label": label} for row, label in zip(rows, labels, strict=True))
 
 
+def test_a_table_saved_with_semicolons_is_the_same_table(tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    write_labels(file, [explained(text, 1.0, answer=text) for text in DANGEROUS])
+    rows = read_labels(file)
+    with file.open(newline="", encoding="utf-8") as handle:
+        cells = list(csv.reader(handle))
+    with file.open("w", newline="", encoding="utf-8-sig") as handle:
+        csv.writer(handle, delimiter=";").writerows(cells)
+    assert read_labels(file) == rows
+
+
 def test_corrections_are_false_positives_and_negatives(tmp_path: Path) -> None:
     file = tmp_path / "labels.csv"
     write_labels(file, [explained(t, r) for t, r in (("1", 1), ("2", 1), ("3", 0), ("4", 0))])
@@ -66,7 +77,7 @@ def test_a_label_that_is_no_reward_is_refused_with_its_row(tmp_path: Path, label
     file = tmp_path / "labels.csv"
     write_labels(file, [explained("1", 1.0)])
     relabelled(file, [label])
-    with pytest.raises(InputError, match=f"row 0: label '{label}' is no reward"):
+    with pytest.raises(InputError, match=f"row 2: label '{label}' is no reward"):
         read_labels(file)
 
 
@@ -135,3 +146,27 @@ def test_the_users_functions_run_in_the_workers_alone(tmp_path: Path) -> None:
     assert verdict.decision is None
     assert verdict.verdict.reward != os.getpid()
     assert reading.read_as == "given to the function as it is"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("answer,reward,label,response\n1,1,1,it is 1, or so\n", "row 2 has 5 cells"),
+        ("answer,reward,label,response\n1,1,1\n", "row 2 has 3 cells"),
+        ('answer,reward,label,response\n1,1,1,"one\n', "not valid CSV"),
+        ("answer,reward,label,label,response\n1,1,1,0,x\n", "column 'label' twice"),
+    ],
+)
+def test_a_table_whose_cells_have_moved_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_labels(file)
+
+
+@pytest.mark.parametrize("index", ["9" * 5000, "\u00b2", "-1", ""])
+def test_any_response_index_is_read(tmp_path: Path, index: str) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text(f"response_index;answer;reward;label;response\n{index};1;1;no;x\n")
+    (row,) = read_labels(file)
+    assert (row.response_index, row.reward, row.label) == (0, 1.0, 0.0)

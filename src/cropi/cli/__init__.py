@@ -30,6 +30,7 @@ from cropi.cli import (
     verify,
 )
 from cropi.cli.flag_names import in_flags
+from cropi.cli.options import Command
 from cropi.errors import InputError, require_supported_system
 from cropi.store.files import DISK_ERRORS, cannot_write
 from cropi.text import printable, shortened
@@ -56,7 +57,7 @@ for command in (
     evaluate.evaluate,
     report.report,
 ):
-    app.command()(command)
+    app.command(cls=Command)(command)
 app.add_typer(diagnose.diagnose_app, name="diagnose")
 app.add_typer(config.config_app, name="config")
 
@@ -130,7 +131,7 @@ def _fail(message: str) -> NoReturn:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    line = shortened(printable(" ".join(str(message).split())), LONGEST_MESSAGE)
+    line = shortened(printable(" ".join(_as_typed(str(message)).split())), LONGEST_MESSAGE)
     typer.echo(f"warning: {line}", err=True)
 
 

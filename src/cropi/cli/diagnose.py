@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from cropi.cli.printing import make_reporter, print_table
 from cropi.diagnostics.diagnosis_settings import FidelitySettings, StepSettings
 from cropi.errors import InputError
 from cropi.gradients.settings import ObjectiveConfig
+from cropi.text import shown
 
 if TYPE_CHECKING:
     from cropi.influence.scorer import PhaseProgress
@@ -278,15 +280,20 @@ def _named(what: str, files: Mapping[str, Path]) -> dict[str, str]:
 def _numbers(text: str, option: str) -> list[float]:
     """Parse numbers separated by commas."""
     try:
-        return [float(part) for part in text.split(",")]
+        values = [float(part) for part in text.split(",")]
     except ValueError:
+        values = [math.nan]
+    if not all(map(math.isfinite, values)):
         raise InputError(
-            f"--{option} {text!r} is not a list of numbers; e.g. --{option} 1e-6,1e-5"
-        ) from None
+            f"--{option} {shown(text, 60)} is not a list of numbers; e.g. --{option} 1e-6,1e-5"
+        )
+    return values
 
 
 def _whole_numbers(text: str, option: str) -> list[int]:
     values = _numbers(text, option)
     if any(value != int(value) or value < 1 for value in values):
-        raise InputError(f"--{option} {text!r} must be whole numbers from 1, e.g. 2048,8192")
+        raise InputError(
+            f"--{option} {shown(text, 60)} must be whole numbers from 1, e.g. 2048,8192"
+        )
     return [int(value) for value in values]

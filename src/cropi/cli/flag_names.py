@@ -15,6 +15,7 @@ from cropi.rollouts.settings import RolloutsConfig
 from cropi.selection.settings import SelectionConfig
 from cropi.settings import Section
 from cropi.training.settings import TrainingConfig
+from cropi.verifiers.settings import VerifiersConfig
 
 SECTIONS: Mapping[str, tuple[str, type[Section]]] = {
     "rollout": ("rollouts", RolloutsConfig),
@@ -23,10 +24,13 @@ SECTIONS: Mapping[str, tuple[str, type[Section]]] = {
     "select": ("selection", SelectionConfig),
     "train": ("training", TrainingConfig),
     "evaluate": ("evaluation", EvaluationConfig),
+    "verify": ("verifiers", VerifiersConfig),
+    "judge": ("verifiers", VerifiersConfig),
 }
 """The section that the settings of each command for a step belong to."""
 FLAGS = {
     "verifiers.default": "verifier",
+    "verifiers.sources": "verifier",
     "model.path": "model",
     "model.dtype": "dtype",
     "model.device": "device",
@@ -36,6 +40,11 @@ FLAGS = {
     "curriculum.steps_per_stage": "steps",
 }
 """Keys of other sections that are flags too."""
+SOURCE_FLAGS = {"prompt": "prompt-column", "answer": "answer-column"} | {
+    key: key.replace("_", "-") for key in ("answer_regex", "template", "system", "split", "limit")
+}
+"""Settings of a source of prompts, which messages show in backquotes, and their flags."""
+_SOURCE_SETTING = re.compile(r"`([a-z_]+)(?:: ([^`]*))?`")
 _KEY = re.compile(r"\b([a-z]+)((?:\.[a-z_]+)+)(?![\w/:])")
 
 
@@ -43,6 +52,8 @@ def in_flags(message: str, command: str, options: Collection[str]) -> str:
     """The message with the flags of a command that has these options (by parameter name)."""
     if command not in SECTIONS:
         return message
+    if "answer_regex" in options:
+        message = _SOURCE_SETTING.sub(_source_flag, message)
     name, section = SECTIONS[command]
 
     def replaced(match: re.Match[str]) -> str:
@@ -54,6 +65,16 @@ def in_flags(message: str, command: str, options: Collection[str]) -> str:
         return flag(inner) if inner in options else inner
 
     return _KEY.sub(replaced, message)
+
+
+def _source_flag(match: re.Match[str]) -> str:
+    """A setting of a source of prompts as it is typed: `split: test` is --split test."""
+    key, value = match[1], match[2]
+    if key == "chat":
+        return "--no-chat" if value == "false" else "--chat"
+    if key not in SOURCE_FLAGS:
+        return match[0]
+    return f"--{SOURCE_FLAGS[key]}" + (f" {value}" if value else "")
 
 
 def given_in_flags(message: str, options: Collection[str]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from cropi.cli.flag_names import given_in_flags
 from cropi.errors import InputError
@@ -19,7 +20,7 @@ from cropi.influence.settings import InfluenceConfig
 from cropi.plugins import Choice
 from cropi.policy.settings import ModelConfig
 from cropi.settings import Section, default_of
-from cropi.text import require_name
+from cropi.text import require_names
 from cropi.verifiers.settings import VerifiersConfig
 
 if TYPE_CHECKING:
@@ -121,6 +122,43 @@ def section(
         raise InputError(given_in_flags(str(error), given)) from None
 
 
+REPLACED = {"judge": ("rollouts",)}
+"""Inputs that a command may write its output over, because what is written holds all of them."""
+
+
+class Command(TyperCommand):
+    """A command that refuses to write its output over one of its inputs."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; `ctx` is the click context of the click that typer brings along."""
+        out = ctx.params.get("out")
+        kept = {"out", "settings", *REPLACED.get(self.name or "", ())}
+        if not isinstance(out, Path):
+            return super().invoke(ctx)
+        for parameter in self.params:
+            texts = _texts(ctx.params.get(parameter.name)) if parameter.name not in kept else []
+            if any(_same(out, text) for text in texts):
+                name = next((o for o in parameter.opts if o.startswith("--")), parameter.name)
+                raise InputError(
+                    f"--out {out} is also an input ({name}), which would be lost; give another path"
+                )
+        return super().invoke(ctx)
+
+
+def _texts(value: Any) -> list[str]:
+    """What may be a path in the value of an option; of NAME=FILE it is the second part."""
+    values = value if isinstance(value, list | tuple) else [value]
+    texts = [str(each) for each in values if isinstance(each, str | Path)]
+    return [*texts, *(text.partition("=")[2] for text in texts if "=" in text)]
+
+
+def _same(out: Path, text: str) -> bool:
+    try:
+        return bool(text) and out.samefile(Path(text).expanduser())
+    except (OSError, ValueError):
+        return False  # one of them does not exist, or is no path
+
+
 def engine_settings(settings: Sequence[str], batch_size: int | None) -> list[str]:
     """Dotted settings, with the option --batch-size as the one of the engine that it is."""
     return [*settings, *([] if batch_size is None else [f"engine.batch_size={batch_size}"])]
@@ -164,7 +202,8 @@ def named_files(values: list[str], option: str) -> dict[str, Path]:
             raise InputError(
                 f"--{option} name {name!r} is taken; give each --{option} a name of its own"
             )
-        files[require_name(name, f"--{option}")] = Path(path)
+        files[name] = Path(path)
+    require_names(files, f"--{option}")
     return files
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 from cropi.cli.options import (
     Device,
@@ -25,6 +26,12 @@ from cropi.rollouts.engines.transformers import TransformersSettings
 from cropi.rollouts.settings import RolloutsConfig
 from cropi.text import plural
 
+if TYPE_CHECKING:
+    from cropi.progress import ProgressReporter
+    from cropi.schema import Response
+
+MANY_CUT = 0.1
+"""Share of responses that were cut off, above which a line says so."""
 BatchSize = Annotated[int | None, setting(TransformersSettings, "batch_size")]
 NewTokens = Annotated[int | None, setting(RolloutsConfig, "max_new_tokens")]
 
@@ -86,4 +93,19 @@ def rollout(
             )
             informative = sum(group.informative for group in groups)
             bar.note = f"{plural(len(groups), 'prompt')}, {informative:,} informative -> {out}"
-        say_unjudged(reporter, judge, Counter(r.reward_status for g in groups for r in g.responses))
+        sampled = [response for group in groups for response in group.responses]
+        _say_rewards(reporter, sampled)
+        say_unjudged(reporter, judge, Counter(r.reward_status for r in sampled))
+
+
+def _say_rewards(reporter: ProgressReporter, responses: Sequence[Response]) -> None:
+    """Say the mean reward, and how many responses were cut off: they are rarely right."""
+    rewards = [r.reward for r in responses if r.reward_status == "ok"]
+    if rewards:
+        reporter.say(f"  mean reward {sum(rewards) / len(rewards):.3g}")
+    cut = sum(r.finish_reason == "length" for r in responses)
+    if cut > MANY_CUT * len(responses):
+        reporter.warn(
+            f"{cut / len(responses):.0%} of {plural(len(responses), 'response')} reached "
+            "--max-new-tokens before they ended"
+        )

@@ -30,7 +30,8 @@ WIDEST = 60
 @reads_prompts
 def verify(
     prompts: Annotated[
-        Path | None, typer.Argument(help="Prompts with their answers: .jsonl, .json or .parquet")
+        Path | None,
+        typer.Argument(help="Prompts with their answers: a file, a folder or a pattern"),
     ] = None,
     verifier: Verifier = None,
     responses: Annotated[
@@ -100,6 +101,10 @@ def _require_options(
     if label is not None:
         if responses is None:
             raise InputError("--label writes judged responses; give --responses too")
+        if label.exists():
+            raise InputError(
+                f"{label} exists, and may hold labels that were written by hand; give another path"
+            )
         require_writable(label)
 
 
@@ -133,7 +138,8 @@ def _print_answers(readings: Sequence[AnswerReading], rows: int) -> None:
 
 def _answer_cells(reading: AnswerReading, what: str) -> list[str]:
     prompt = reading.prompt
-    return [prompt.prompt_id, prompt.source, reading.verifier, _short(prompt.answer), _short(what)]
+    answer = _both_ends(prompt.answer)
+    return [prompt.prompt_id, prompt.source, reading.verifier, answer, _short(what)]
 
 
 def _judge_sample(
@@ -175,7 +181,7 @@ def _print_verdicts(verdicts: Sequence[ExplainedVerdict]) -> None:
         reward = f"{verdict.reward:g}" if verdict.status == "ok" else verdict.status
         statement = decision.statement if decision else explained.response
         stage = decision.stage if decision else verdict.detail or explained.verifier
-        answer = _short(explained.prompt.answer)
+        answer = _both_ends(explained.prompt.answer)
         name = f"{explained.prompt.prompt_id}/{explained.response_index}"
         rows.append([name, answer, reward, _short(statement), _short(stage)])
     print_table(["response", "answer", "reward", "statement", "decided by"], rows)
@@ -225,9 +231,16 @@ def _print_agreement(result: Agreement) -> None:
 
 def _example(row: LabelledResponse) -> list[str]:
     name = f"{row.prompt.prompt_id}/{row.response_index}"
-    return [name, _short(row.prompt.answer), " ".join(row.response.split())[-WIDEST:]]
+    return [name, _both_ends(row.prompt.answer), " ".join(row.response.split())[-WIDEST:]]
 
 
 def _short(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= WIDEST else f"{line[: WIDEST - 3]}..."
+
+
+def _both_ends(answer: str) -> str:
+    """A long answer without its middle: a worked solution has its result at the end."""
+    line = " ".join(answer.split())
+    half = (WIDEST - 3) // 2
+    return line if len(line) <= WIDEST else f"{line[:half]}...{line[-half:]}"

@@ -140,15 +140,25 @@ def open_directory(config: RunConfig) -> RunDirectory:
     """
     directory = RunDirectory(config.directory)
     directory.ledger.repair()
+    settings = require_continuable(config)
+    with atomic_write(directory.config) as part:
+        part.write_text(to_yaml(config), encoding="utf-8")
+    directory.ledger.record(directory.config, settings, [directory.config])
+    return directory
+
+
+def require_continuable(config: RunConfig) -> str:
+    """Return the hash of the settings that decide results, where the folder has no other run's.
+
+    Raises InputError if it holds a run with other settings.
+    """
+    directory = RunDirectory(config.directory)
     settings = fingerprint(_result_settings(to_yaml(config)))
     # Without a manifest nothing has been made yet: the settings may still be corrected.
     begun = directory.manifest.is_file() or directory.manifest in directory.ledger
     if begun and directory.ledger.inputs(directory.config) != settings:
         _require_same_settings(directory, config)
-    with atomic_write(directory.config) as part:
-        part.write_text(to_yaml(config), encoding="utf-8")
-    directory.ledger.record(directory.config, settings, [directory.config])
-    return directory
+    return settings
 
 
 def _result_settings(text: str) -> dict[str, Any]:

@@ -10,6 +10,9 @@ from cropi.gradients.settings import ObjectiveConfig
 from cropi.plugins import find_plugin, plugin_names, settings_of
 from cropi.sketches.settings import SketchChoice
 
+LEARNING_RATES = (1e-12, 1.0)
+"""Shortest and longest step: below, float32 weights do not move; above, nothing is left of them."""
+
 
 @dataclass(frozen=True)
 class StepSettings:
@@ -29,9 +32,11 @@ class StepSettings:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
     def __post_init__(self) -> None:
-        if not self.learning_rates or min(self.learning_rates) <= 0:
+        low, high = LEARNING_RATES
+        if not self.learning_rates or not all(low <= r <= high for r in self.learning_rates):
             raise InputError(
-                f"learning rates {list(self.learning_rates)} must all be above 0, e.g. 1e-5"
+                f"learning rates {list(self.learning_rates)} must all be above 0, from {low:g} to "
+                f"{high:g}, e.g. 1e-5"
             )
         if self.band_size < 1:
             raise InputError(f"band_size {self.band_size} is too small; give at least 1 prompt")
@@ -76,6 +81,8 @@ class FidelitySettings:
 
     def specs(self) -> list[SketchSpec]:
         """Every kind of sketch to measure. Raises InputError if there is none, or a bad number."""
+        if not 0 < self.top <= 1:
+            raise InputError(f"top {self.top} is not in (0, 1]; give a share of the prompts")
         for ratio in self.ratios:
             if not 0 < ratio <= 1:
                 raise InputError(f"ratio {ratio} is not in (0, 1]; give shares, e.g. 1,0.15,0.01")

@@ -21,6 +21,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cropi.errors import InputError
 from cropi.estimation.intervals import Interval, mean_interval
 from cropi.schema import InfluenceEstimate
 from cropi.selection import fuse, selection_size, top_by_score
@@ -89,6 +90,18 @@ class Budget:
     seconds: float | None = None
     bytes: float | None = None
     precision: float | None = None
+
+    def __post_init__(self) -> None:
+        for what, value, most in (
+            ("seconds", self.seconds, math.inf),
+            ("bytes", self.bytes, math.inf),
+            ("precision", self.precision, 1.0),
+        ):
+            if value is not None and not (0 < value <= most and math.isfinite(value)):
+                raise InputError(
+                    f"a budget of {what} {value} per prompt is impossible; give a number above 0"
+                    + (f", {most:g} at most" if most < math.inf else "")
+                )
 
     def affords(self, sketch: SketchFidelity) -> bool:
         """Whether a sketch costs no more than the budget."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from cropi.errors import InputError
@@ -22,14 +22,15 @@ LONGEST_CELL = 16_000_000
 
 
 def read_csv(
-    lines: TextIO, where: str, separator: str | None
+    lines: TextIO, where: str, separator: str | None, required: Sequence[str] = ()
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the rows with their numbers, as a spreadsheet counts them: the header is row 1.
 
     `separator` None means a comma, or a semicolon or tab where the header has those and no commas,
     as spreadsheets write it in many countries.
 
-    Raises InputError for a header with a name twice, a row of another length, or broken quotes.
+    Raises InputError for a header with a name twice or without a required one, a row of another
+    length, or broken quotes.
     """
     csv.field_size_limit(LONGEST_CELL)
     header_line = lines.readline()
@@ -38,7 +39,7 @@ def read_csv(
     )
     try:
         header = [name.strip() for name in next(reader, [])]
-        _require_header(header, where)
+        _require_header(header, where, required)
         for number, cells in enumerate(reader, 2):
             if any(cells):
                 yield number, _row(header, cells, f"{where} row {number}")
@@ -60,9 +61,13 @@ def _separator(header: str) -> str:
     return others[0] if others else ","
 
 
-def _require_header(header: list[str], where: str) -> None:
+def _require_header(header: list[str], where: str, required: Sequence[str]) -> None:
     if twice := [name for name, count in Counter(header).items() if count > 1]:
         raise InputError(f"{where} has the column {shown(twice[0], 60)} twice; rename one")
+    if missing := [name for name in required if name not in header]:
+        raise InputError(
+            f"{where} has no column {missing[0]!r} (it has {shown(header, 200)}); add it"
+        )
 
 
 def _row(header: list[str], cells: list[str], where: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ prompts, where it can: it knows neither tools of single prompts nor answers that
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -56,11 +57,28 @@ def _encode(tokenizer: Any, prompt: Prompt, template_kwargs: Mapping[str, Any] |
             f"prompt {prompt.prompt_id!r} is a chat and the tokenizer of {_name(tokenizer)} has no "
             "chat template; choose an instruct model, or give the prompts as text"
         )
+    ids = _templated(tokenizer, prompt, prompt.tools, template_kwargs)
+    if prompt.tools and ids == _templated(tokenizer, prompt, (), template_kwargs):
+        warnings.warn(
+            f"the chat template of {_name(tokenizer)} does not show tools, so that the model never "
+            "sees those of the prompts; choose a model that calls tools, or remove the column",
+            stacklevel=2,
+        )
+    return ids
+
+
+def _templated(
+    tokenizer: Any,
+    prompt: Prompt,
+    tools: Sequence[Mapping[str, Any]],
+    template_kwargs: Mapping[str, Any] | None,
+) -> list[int]:
+    """The token ids that the chat template makes of a chat."""
     goes_on = prompt.continued is not None
     try:
         encoded = tokenizer.apply_chat_template(
-            conversation=[dict(m) for m in prompt.messages],
-            tools=[dict(tool) for tool in prompt.tools] or None,
+            conversation=[dict(m) for m in prompt.messages or ()],
+            tools=[dict(tool) for tool in tools] or None,
             add_generation_prompt=not goes_on,
             continue_final_message=goes_on,
             tokenize=True,

@@ -8,6 +8,7 @@ fields do not hold stays in `extra`, so that a reward function finds every colum
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -175,6 +176,11 @@ def _question(cells: Cells, source: PromptSource, where: str, notes: RowNotes) -
 def _answer(cells: Cells, source: PromptSource, where: str, notes: RowNotes) -> str:
     """Return the answer's text, extracted by `answer_regex` if there is one."""
     column, value = _raw_answer(cells, source)
+    if isinstance(value, float) and math.isinf(value):
+        raise InputError(
+            f"{where}, column {shown(column, 60)} holds a number beyond all that a computer writes "
+            f"({value}); write the answer as text"
+        )
     text = as_text(value).strip() if value is not None else ""
     if not text:
         columns = source.answer or " or ".join((*ANSWER_COLUMNS, "reward_model.ground_truth"))

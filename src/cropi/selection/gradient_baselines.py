@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from cropi.errors import InputError
 from cropi.plugins import plugin
 from cropi.schema import Selection
 from cropi.selection.strategy import (
+    POOL,
     Direction,
     Scoring,
     SelectionContext,
@@ -52,9 +54,18 @@ class LearnAlign:
     direction: Direction = "pool"
 
     def select(self, context: SelectionContext) -> Selection:
-        """Rank by alignment times learnability; ties are broken by prompt id."""
+        """Rank by alignment times learnability; ties are broken by prompt id.
+
+        Raises InputError for scores with another target than the pool.
+        """
         scored, statistics = context.scored, context.statistics
-        (cosine,) = scored.mean.values()
+        if list(scored.mean) != [POOL]:
+            raise InputError(
+                "strategy learnalign compares with the pool's own direction, and the scores are of "
+                f"{', '.join(scored.mean)}; score with the pool's rollouts as the only target, "
+                f"named {POOL}, and target=unit_mean"
+            )
+        cosine = scored.mean[POOL]
         variance = dict(zip(statistics.prompt_ids, statistics.variances, strict=True))
         score = cosine.astype(np.float64) * np.array([variance[i] for i in scored.prompt_ids])
         chosen = top_by_score(score, scored.prompt_ids, context.count)

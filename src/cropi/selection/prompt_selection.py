@@ -21,6 +21,7 @@ from cropi.selection.strategy import (
     require_not_empty,
     selection_size,
 )
+from cropi.text import plural, shown
 
 if TYPE_CHECKING:
     from cropi.influence.cosines import Influence
@@ -57,7 +58,8 @@ def select(
         title: names the stage in errors; default: the strategy.
 
     Raises:
-        InputError: scores or rollouts that the strategy needs are missing, or it selects nothing.
+        InputError: scores or rollouts that the strategy needs are missing or of another pool, or it
+            selects nothing.
     """
     from cropi.rollouts import as_groups  # loads pyarrow, which reading settings should not
 
@@ -72,6 +74,7 @@ def select(
             "a run makes them, and in Python give features=prompt_features(model, rollouts)"
         )
     groups = [] if rollouts is None else as_groups(rollouts)
+    _require_one_pool(estimate, earlier, [group.prompt_id for group in groups])
     statistics = rollout_statistics(groups, threshold)
     pool_size = len(groups) or (estimate.pool_size if estimate else 0)
     selection = strategy.select(
@@ -93,6 +96,33 @@ def select(
 
 def _estimate(scores: InfluenceEstimate | Influence | None) -> InfluenceEstimate | None:
     return scores if scores is None or isinstance(scores, InfluenceEstimate) else scores.estimate
+
+
+def _require_one_pool(
+    estimate: InfluenceEstimate | None,
+    earlier: Sequence[InfluenceEstimate],
+    rollouts: Sequence[str],
+) -> None:
+    """Raise InputError if scores, those of earlier stages and rollouts are not of one pool.
+
+    `rollouts` are the prompts with rollouts; none where there are no rollouts at all.
+    """
+    if estimate is None:
+        return
+    sampled = set(rollouts)
+    missing = [name for name in estimate.prompt_ids if name not in sampled] if rollouts else []
+    if missing:
+        raise InputError(
+            f"the scores name {plural(len(missing), 'prompt')} that the rollouts lack, first "
+            f"{shown(missing[0], 60)}; give scores and rollouts of the same pool"
+        )
+    scored = set(estimate.prompt_ids)
+    for place, before in enumerate(earlier):
+        if scored.isdisjoint(before.prompt_ids):
+            raise InputError(
+                f"the scores of earlier stage {place} share no prompt with the last ones; give "
+                "scores of the same pool"
+            )
 
 
 def _require(

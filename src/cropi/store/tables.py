@@ -29,6 +29,8 @@ POOL_SIZE, NEGATIVE = "cropi.pool_size", "cropi.negative"
 """Keys of the metadata."""
 COSINE_TOLERANCE = 1e-4
 """By which rounding may lift a cosine above 1."""
+LARGEST_ERROR = 2.0
+"""Standard error of a cosine; both ends of its range are this far apart."""
 RESERVED = ("prompt_id", "norm", "tokens", "group_size", "status")
 """Columns of a score file that are not validation sets."""
 
@@ -167,16 +169,21 @@ def _cosines(columns: Columns, name: str, scored: NDArray[np.bool_]) -> NDArray[
 
 def _norms(columns: Columns, scored: NDArray[np.bool_]) -> NDArray[np.float32]:
     values = _floats(columns, "norm", 1.0)
-    wrong = scored & ~((values > 0) & np.isfinite(values))
+    with np.errstate(over="ignore"):
+        norms = values.astype(np.float32)
+    wrong = scored & ~((norms > 0) & np.isfinite(norms))
     columns.require_no_row("norm", wrong, "is not the length of a gradient; score again", values)
-    return values.astype(np.float32)
+    return norms
 
 
 def _sizes(columns: Columns, name: str) -> NDArray[np.float64]:
-    """A column of finite numbers from 0 on; NaN where it is null, or not there at all."""
+    """A column of standard errors; NaN where it is null, or not there at all."""
     values = _floats(columns, name)
     columns.require_no_row(
-        name, (values < 0) | np.isinf(values), "is not a finite number from 0 on", values
+        name,
+        (values < 0) | (values > LARGEST_ERROR),
+        f"is not the standard error of a cosine, from 0 to {LARGEST_ERROR:g}; score again",
+        values,
     )
     return values
 

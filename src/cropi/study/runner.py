@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cropi.config import to_yaml
 from cropi.curriculum.evaluator import accuracy_note
+from cropi.curriculum.run_context import require_continuable
 from cropi.errors import InputError
 from cropi.execution import (
     Executor,
@@ -49,6 +50,7 @@ def run_study(
     the others are done, or at once if another process is working on the study.
     """
     with exclusive_lock(plan.root):
+        _require_same_study(plan)
         executor = executor or Processes(jobs, run_threads(plan, jobs))
         threads = executor.threads or _recorded_threads(plan.root)
         study, ledger = plan.root / STUDY_FILE, Ledger(plan.root)
@@ -58,6 +60,18 @@ def run_study(
         ledger.record(study, str(threads), [study])
         _run_unfinished(plan, base, reporter or ProgressReporter(), executor, draw)
     return plan.root
+
+
+def _require_same_study(plan: StudyPlan) -> None:
+    """Raise InputError, before anything runs, if the folder holds a study of other settings.
+
+    The seeds that this call does not ask for are looked at too: their runs would be compared with
+    new ones.
+    """
+    for folder in sorted(plan.root.glob("shared/seed-*")):
+        seed = folder.name.removeprefix("seed-")
+        if seed.isdecimal():
+            require_continuable(plan.shared(int(seed)))
 
 
 def run_threads(plan: StudyPlan, jobs: int) -> int:

@@ -58,6 +58,13 @@ FIXED_KEYS = {
 PACKAGES = {"use_vllm": "vllm", "use_liger_kernel": "liger_kernel"}
 """Packages that TRL asks for only when it trains, by the setting that needs them."""
 
+ADAM_BETAS = {"adam_beta1": (0.0, 0.9999999), "adam_beta2": (0.0, 0.9999999)}
+AT_LEAST_0 = ("beta", "epsilon", "epsilon_high", "delta", "weight_decay", "max_grad_norm",
+              "adam_epsilon", "warmup_steps", "warmup_ratio", "entropy_coef")  # fmt: skip
+RANGES: Mapping[str, tuple[float, float]] = ADAM_BETAS | dict.fromkeys(AT_LEAST_0, (0.0, math.inf))
+"""Where numbers have to be that TRL and torch check late or not at all: a negative `beta` would
+reward distance from the start policy."""
+
 SOURCES = (
     ("trl", "trainer/grpo_config.py"),
     ("trl", "trainer/base_config.py"),
@@ -109,6 +116,9 @@ def _problem(key: str, value: Any, keys: Mapping[str, GrpoKey]) -> str:
     """What is wrong with a setting; empty if nothing is."""
     if isinstance(value, float) and not math.isfinite(value):
         return "it is not a finite number; give one, or leave the setting out"
+    low, high = RANGES.get(key, (-math.inf, math.inf))
+    if isinstance(value, int | float) and not low <= value <= high:
+        return f"give a number of at least {low:g}" + (", below 1" if high < math.inf else "")
     if not keys:
         return ""
     if key not in keys:

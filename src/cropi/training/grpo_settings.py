@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import Trainer, get_scheduler
+from transformers.integrations import get_reporting_integration_callbacks
 from trl import GRPOConfig
 
 from cropi.errors import InputError
@@ -72,12 +75,34 @@ def grpo_config(plan: StagePlan, work: Path, grpo: Mapping[str, Any]) -> GRPOCon
     settings |= grpo
     settings |= _accumulation(settings, batch)
     try:
-        return GRPOConfig(**settings)
-    except (ValueError, TypeError, ImportError) as error:
+        config = GRPOConfig(**settings)
+        _require_usable(config)
+        return config
+    except (ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
             f"TRL refuses the settings of training ({reason}); correct training.engine.grpo"
         ) from error
+
+
+def _require_usable(config: GRPOConfig) -> None:
+    """Make what is made of settings when training begins: optimizer, schedule and reports.
+
+    Raises what their libraries raise for numbers and names that they refuse, or do not have.
+    """
+    for callback in get_reporting_integration_callbacks(config.report_to):
+        callback()
+    if config.optim_target_modules is not None:
+        return  # those are modules of the policy, which is not loaded yet
+    model = torch.nn.Linear(1, 1)
+    kind, arguments = Trainer.get_optimizer_cls_and_kwargs(config, model)
+    get_scheduler(
+        config.lr_scheduler_type,
+        kind(model.parameters(), **arguments),
+        config.get_warmup_steps(config.max_steps),
+        config.max_steps,
+        config.lr_scheduler_kwargs,
+    )
 
 
 def _accumulation(settings: dict[str, Any], batch: int) -> dict[str, int]:

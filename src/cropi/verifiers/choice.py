@@ -8,6 +8,7 @@ import unicodedata
 from cropi.plugins import plugin
 from cropi.schema import Prompt
 from cropi.verifiers.alternatives import alternatives
+from cropi.verifiers.asserted import without_refused_letters
 from cropi.verifiers.statement import Statement, gold_statement, take_statement
 from cropi.verifiers.tags import DEFAULT_TAGS, Tags
 from cropi.verifiers.verdict import Decision
@@ -139,7 +140,8 @@ def _chosen(statement: Statement) -> frozenset[str] | None:
             return letters
     elif (letters := _alone(text)) is not None and (len(text.strip()) < 80 or "\n" not in text):
         return letters
-    text = re.sub(r"\(([a-z])\)", lambda m: m[0].upper(), _NEGATED.sub(" ", text))
+    text = without_refused_letters(_NEGATED.sub(" ", text))
+    text = re.sub(r"\(([a-z])\)", lambda m: m[0].upper(), text)
     if _UNDECIDED.search(text):
         return None
     if several := _SEVERAL.findall(text):

@@ -7,11 +7,12 @@ is taken off again when the table is read.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cropi.errors import InputError
+from cropi.prompts.csv_rows import read_csv
 from cropi.schema import Prompt
 from cropi.store.files import atomic_write, require_file
 from cropi.verifiers.explanation import ExplainedVerdict
@@ -21,7 +22,10 @@ COLUMNS = ("prompt_id", "response_index", "source", "answer", "statement", "stag
            "label", "response")  # fmt: skip
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "'")
 _WORDS = {"yes": 1.0, "true": 1.0, "right": 1.0, "no": 0.0, "false": 0.0, "wrong": 0.0}
-_LARGEST_CELL = 2**31 - 1
+NEEDED = ("answer", "reward", "label", "response")
+"""Columns that a table of labels has to have."""
+LONGEST_INDEX = 10
+"""Digits of a response's index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,31 +85,23 @@ def read_labels(path: Path) -> list[LabelledResponse]:
     Raises InputError naming file, row and column.
     """
     require_file(path)
-    csv.field_size_limit(_LARGEST_CELL)
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:
-            reader = csv.DictReader(handle)
-            missing = [c for c in ("answer", "reward", "label", "response")
-                       if c not in (reader.fieldnames or ())]  # fmt: skip
-            if missing:
-                raise InputError(
-                    f"{path} has no column {missing[0]!r}; label a table that `cropi verify "
-                    "--label` wrote"
-                )
-            return [_labelled(row, f"{path}, row {n}") for n, row in enumerate(reader)]
-    except (UnicodeDecodeError, csv.Error) as error:
+            rows = read_csv(handle, str(path), None, NEEDED)
+            return [_labelled(row, f"{path}, row {number}") for number, row in rows]
+    except UnicodeDecodeError as error:
         raise InputError(f"{path} is not CSV in UTF-8: {error}; save it as that") from error
 
 
-def _labelled(row: dict[str, str | None], where: str) -> LabelledResponse:
-    cells = {name: (cell or "").removeprefix("'") for name, cell in row.items() if name}
-    source = cells.get("source") or "labels"
-    prompt = Prompt(cells.get("prompt_id") or where, cells["answer"], source, prompt="")
-    reward = cells["reward"].strip()
-    index = cells.get("response_index", "0").strip()
+def _labelled(row: Mapping[str, str], where: str) -> LabelledResponse:
+    """A row, whose empty cells are missing."""
+    cells = dict.fromkeys(COLUMNS, "") | {n: cell.removeprefix("'") for n, cell in row.items()}
+    source = cells["source"] or "labels"
+    prompt = Prompt(cells["prompt_id"] or where, cells["answer"], source, prompt="")
+    reward, index = cells["reward"].strip(), cells["response_index"].strip()
     return LabelledResponse(
         prompt,
-        int(index) if index.isdecimal() else 0,
+        int(index) if index.isdecimal() and len(index) < LONGEST_INDEX else 0,
         cells["response"],
         None if reward in ("timeout", "error", "") else _number(reward, f"{where}: reward"),
         _number(cells["label"], f"{where}: label") if cells["label"].strip() else None,

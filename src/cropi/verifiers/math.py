@@ -105,6 +105,8 @@ def _stage(gold: Gold, statement: Statement) -> str | None:
 def readings(statement: Statement, gold: Reading) -> Iterator[Reading]:
     """Yield what a statement can be read as: all of it, else its last candidate in prose."""
     text = ascii_notation(statement.text)
+    if isinstance(gold, Quantity) and statement.is_bound:
+        return
     if not _is_prose(text):
         yield read(text)
         if isinstance(gold, Listing) and re.fullmatch(r"-?[\d.]+(?:\s+-?[\d.]+)+", text.strip()):

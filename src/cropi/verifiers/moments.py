@@ -16,6 +16,8 @@ _DATES = (
     re.compile(rf"{_MONTH}\s+(?:the\s+)?{_DAY}{_YEAR}", re.IGNORECASE),
 )
 _TIME = re.compile(r"0?(?P<hour>\d{1,2})(?::(?P<minute>\d\d))?\s*(?P<half>[ap])\.?\s?m\b\.?", re.I)
+# On a clock of 24 hours; up to 12:59 it may be either half of the day.
+_CLOCK = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)")
 # 2024-02-29, or 02/29/2024 where the day cannot be a month.
 _NUMERIC = re.compile(r"(\d{4})-(\d\d?)-(\d\d?)|(\d\d?)/(\d\d?)/(\d{4})")
 _NAMED = {"noon": "12:00pm", "midday": "12:00pm", "midnight": "12:00am"}
@@ -38,6 +40,9 @@ def canonical_moment(text: str) -> str | None:
     time = _TIME.fullmatch(text)
     if time is not None:
         return f"{time['hour']}:{time['minute'] or '00'}{time['half'].lower()}m"
+    clock = _CLOCK.fullmatch(text)
+    if clock is not None and (int(clock[1]) > 12 or int(clock[1]) == 0):
+        return f"{int(clock[1]) % 12 or 12}:{clock[2]}{'pm' if int(clock[1]) > 12 else 'am'}"
     date = next((m for pattern in _DATES if (m := pattern.fullmatch(text))), None)
     if date is None:
         return None

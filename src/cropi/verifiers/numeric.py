@@ -39,7 +39,7 @@ class NumericVerifier:
         """Return whether the response is right, and why. Raises ValueError as a call does."""
         statement = take_statement(completion, self._tags)
         golds = [(answer, read_gold(answer)) for answer in alternatives(prompt)]
-        if statement is None:
+        if statement is None or statement.is_bound:
             return Decision(False, "no statement", "")
         stages = [_stage(answer, gold, statement) for answer, gold in golds]
         stage = next((s for s in stages if s), None)

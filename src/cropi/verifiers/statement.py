@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from cropi.verifiers.asserted import asserted, is_cut_off, own_turn, without_questions
 from cropi.verifiers.tags import DEFAULT_TAGS, Tags
 
 Form = Literal["tag", "box", "phrase", "####", "text"]
@@ -33,14 +34,32 @@ _CORRECTION = re.compile(
     r"\b(?:should|must|has\s+to)\s+(?:actually\s+|really\s+)?be\b(?:\s*:)?\s+"
     r"(?!noted|clear|careful|able|possible|checked|verified|simplified|written|a\b|in\b)"
     r"|\bcorrection\s*[:：]\s*|\b(?:no|wait|sorry|actually|rather|I\s+mean)\b"
-    r"(?:[\s,.]+(?:no|wait|actually|sorry)\b)*(?:\s*,\s*|\s+(?=(?:it|that|the\s+answer)\b))"
+    r"(?:[\s,.]{1,3}(?:no|wait|actually|sorry)\b){0,3}(?:\s*,\s*|\s+(?=(?:it|that|the\s+answer)\b))"
     r"(?:(?:it|that|the\s+answer)(?:['’]s|\s+is)\s+)?(?=[*$(]*(?:-?\d|\\|[A-Z][.)*]*\s*$))"
 )
 _HASHES = re.compile(r"(?m)^.*?####[ \t]*([^\n]*)$")
 _HEADING = re.compile(r"\d+[.):]\s+[^\W\d]|(?:step|part|case)\b", re.IGNORECASE)
 _ABBREVIATION = r"(?<!\b[ap]\.m)(?<!\b[ap]m)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bvs)"
 _SENTENCE_END = re.compile(rf"{_ABBREVIATION}(?<!\bsq)(?<!\bapprox)[.!?](?=\s)|[。！？]")
-_FENCE = re.compile(r"(?m)^\s*```[\w-]*[ \t]*$")
+_COMPARATIVE = r"(?:more|less|fewer|greater|larger|smaller|bigger|higher|lower)"
+_BOUND = re.compile(
+    r"(?i)(?:\\text\w*\s*\{)?\s*(?:\w+ly\s+)?(?:at\s+(?:the\s+)?(?:very\s+)?(?:least|most)|up\s+to|over|under"
+    rf"|above|below|between|(?:no\s+|any\s+)?(?:{_COMPARATIVE}|other)\s+than|not\b"
+    r"|(?:divisible\s+by|congruent\s+to|proportional\s+to|coprime|relatively\s+prime)\b"
+    r"|(?:any|some)(?:thing|\s+number)?\s+(?:but|except|above|below|other)"
+    r"|(?:half|twice|double|triple)(?:\s+of)?\s+[*$\\(]*\d"
+    r"|(?:the\s+|an?\s+)?(?:\w+\s+){0,2}(?:square|cube|fourth|root|reciprocal|opposite|inverse|logarithm|multiple"
+    r"|divisor|factor|power|third|quarter|fraction|factorial|close|near|next)\s+(?:of|to)\s+[^=,]*\Z"
+    rf"|[*$(]*-?[\d.,/]+[*$)]*\s+(?:(?:\w+\s+){{0,2}}(?:{_COMPARATIVE}\s+than|as\s+\w+\s+as)\b"
+    r"|squared\b|cubed\b|factorial\b|halved\b|doubled\b))"
+)
+_CERTAIN = re.compile(
+    r"(?i)^(?:(?:indeed|simply|therefore|thus|hence|then|clearly|exactly|precisely|obviously|certainly"
+    r"|definitely|finally|actually|just|still|now|again|equal\s+to|given\s+by)\b:?,?\s+)+(?=\S)"
+)
+"""Adverbs between "the answer is" and what it is."""
+_EQUALS = re.compile(r"\A\s*=\s*(?=[^=>\s])")
+_FENCE = re.compile(r"(?m)^[ \t]*```[\w-]*[ \t]*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +69,29 @@ class Statement:
     text: str
     form: Form
 
+    @property
+    def is_bound(self) -> bool:
+        """Whether it states a bound or a difference (`at least 9`, `9 more than x`), no value."""
+        return self.form != "text" and _BOUND.match(self.text) is not None
+
 
 def take_statement(response: str, tags: Tags = DEFAULT_TAGS) -> Statement | None:
-    """Return the statement of a response; None if it ends in its thoughts or box."""
-    text = tags.after_thoughts(response)
+    """Return the statement of a response; None if it ends in its thoughts, box or sentence."""
+    text = tags.after_thoughts(own_turn(response))
     if text is None:
         return None
     tagged = tags.tagged(text)
-    text = _FENCE.sub("", text if tagged is None else tagged).strip()
+    text = asserted(_FENCE.sub("", text if tagged is None else tagged)).strip()
     for form, take in _TAKERS:
         if (stated := take(text)) is not None:
-            return Statement(stated, form)
+            return Statement(_EQUALS.sub("", stated), form)
         if form == "box" and _BOX.search(text):
             return None  # it was cut off within its box
-    return Statement(text, "text" if tagged is None else "tag")
+    if tagged is not None:
+        return Statement(_EQUALS.sub("", text), "tag")
+    if is_cut_off(text):
+        return None
+    return Statement(_EQUALS.sub("", without_questions(text).strip()), "text")
 
 
 def gold_statement(answer: str) -> str:
@@ -130,7 +158,7 @@ def phrased(text: str) -> str | None:
         )
         line = display.group(1) if display else rest.partition("\n")[0].strip()
         line = re.sub(r"\s*(?:です|である|でした|입니다|이다)[。.]?\s*$", "", line)
-        line = first_sentence(line.partition("####")[2] or line)
+        line = _CERTAIN.sub("", first_sentence(line.partition("####")[2] or line), count=1)
         # The mark that closes "**Answer: 12**" was opened before the phrase.
         line = line.rstrip(".").removesuffix("**") if line.count("**") % 2 else line
         if re.match(r"(?i)(?:\w+ly\s+)?not\b", line):

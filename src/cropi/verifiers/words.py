@@ -28,6 +28,7 @@ _DOUBT = re.compile(
     r"(?i)\b(?:not|never|cannot|neither|nor|if|whether|unlikely|doubt|maybe|perhaps|might|could|may"
     r"|unless|would|than)\b|n['’]t\b|\?\s*$|不|没|非"
 )
+_CONTRAST = re.compile(r",\s*(?:and\s+)?not\s+|,?\s(?:rather\s+than|instead\s+of)\s", re.IGNORECASE)
 _CONSEQUENCE = re.compile(r"(?i)\b(?:so|thus|hence|therefore),?\s+(.+)")
 _IS = re.compile(r"(?i)\b(?:is|are|was|were|be|becomes?|equals)\b:?\s+|是|為|は")
 MOST_PREDICATES = 8
@@ -117,9 +118,10 @@ def _predicates(line: str, naming: re.Pattern[str]) -> list[str]:
     )
     if contrast is not None:
         return [contrast[1]]
-    if not sentences or _DOUBT.search(sentences[-1]):
+    sentence = _CONTRAST.split(sentences[-1].strip(), maxsplit=1)[0] if sentences else ""
+    if not sentence or _DOUBT.search(sentence):
         return []
-    sentence = _LEADING.sub("", sentences[-1].strip())
+    sentence = _LEADING.sub("", sentence)
     places = [m.end() for m in naming.finditer(sentence)][-MOST_PREDICATES:]
     subject = re.match(r"(.+?)\s+(?:is|was|has|had|wins|won)\s+the\b", sentence)
     rests = [sentence[p:] for p in places]

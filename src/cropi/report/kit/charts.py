@@ -25,6 +25,11 @@ OTHER = "other"
 """The name for all sources that have no bar to themselves."""
 CARD_EDGE = {"color": "var(--card)", "width": 1.5}
 MUTED = "var(--muted)"
+AMOUNTS: list[Figure] = [
+    {"dtickrange": [None, 0.999], "value": "~g"},
+    {"dtickrange": [1, None], "value": "~s"},
+]
+"""Ticks of amounts: 20k where they are large, and 0.5 rather than 500m where they are small."""
 SMALL_MARGIN = {"l": 46, "r": 8, "t": 6, "b": 26}
 
 
@@ -187,7 +192,8 @@ def stacked_shares(
             trace |= {"text": [chart_label(name, 16)] * len(rows), **inside}
         data.append(trace)
     layout = stacked_layout(len(rows), height, per_row)
-    return {"data": data, "layout": layout | {"xaxis": {"tickformat": ".0%", "range": [0, 1]}}}
+    layout |= {"xaxis": {"tickformat": ".0%", "range": [0, 1]}}
+    return {"data": data, "layout": layout | {"margin": {"r": 24}}}  # there is room for "100%"
 
 
 def composition(rows: Mapping[str, Mapping[str, int]], sources: Sequence[str]) -> Figure:
@@ -207,4 +213,4 @@ def stacked_costs(rows: Sequence[str], phases: Mapping[str, Sequence[float]], un
         for phase, amounts in phases.items()
     ]
     layout = stacked_layout(len(rows), 110, 44)
-    return {"data": data, "layout": layout | {"xaxis": {"title": unit, "tickformat": "~s"}}}
+    return {"data": data, "layout": layout | {"xaxis": {"title": unit, "tickformatstops": AMOUNTS}}}

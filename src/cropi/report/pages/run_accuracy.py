@@ -131,7 +131,7 @@ def accuracy_chart(
     layout: Figure = {
         "showlegend": False,
         "yaxis": {"tickformat": ".0%", "nticks": 4 if compact else 7, "rangemode": "nonnegative"},
-        "xaxis": {"title": title, "tickformat": "~s", "rangemode": "tozero"},
+        "xaxis": {"title": title, "tickformatstops": draw.AMOUNTS, "rangemode": "tozero"},
         "shapes": [stage_boundary(x) for x in boundaries],
         "hovermode": "x unified",
     }

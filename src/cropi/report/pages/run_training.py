@@ -38,6 +38,10 @@ QUANTITIES: dict[str, tuple[str, str]] = {
     "learning_rate": ("Learning rate", "~e"),
 }
 """What is drawn: the column of the train rows, its title, its d3 number format."""
+SCHEDULES = ("learning_rate",)
+"""Drawn as they are: a moving mean would show a warm-up that was not."""
+MEAN_OF = 9
+"""Steps of a moving mean."""
 MAX_POINTS = 400
 """Points of a line: more than the pixels it is drawn on would only make the page larger."""
 COST_MEASURES: dict[str, tuple[str, Callable[[PhaseCost], float]]] = {
@@ -73,23 +77,26 @@ def _figure(run: RunData, charts: Charts, name: str) -> Safe | None:
             lines.append((arm, arm_colour(i), [float(s) for s in steps], y))
     if not lines:
         return None
-    drawn = training_curve(lines, stage_ends(run.rows, run.main, "steps"), d3_format)
+    width = 1 if name in SCHEDULES else MEAN_OF
+    drawn = training_curve(lines, stage_ends(run.rows, run.main, "steps"), d3_format, width)
     return figure(title, charts.add(drawn, 170, title))
 
 
-def training_curve(lines: Sequence[Line], boundaries: Sequence[float], d3_format: str) -> Figure:
+def training_curve(
+    lines: Sequence[Line], boundaries: Sequence[float], d3_format: str, width: int = MEAN_OF
+) -> Figure:
     """Draw a quantity of training against steps: raw values pale, their moving mean strong."""
     data: list[Figure] = []
     for name, colour, x, y in lines:
         data.append(draw.line(x, y, f"{colour}@0.28", 1, hoverinfo="skip"))
-        smooth = draw.line(x, moving_mean(y), colour, 2, name=chart_label(name))
+        smooth = draw.line(x, moving_mean(y, width), colour, 2, name=chart_label(name))
         data.append(smooth | {"hovertemplate": f"%{{y:{d3_format}}}"})
     layout: Figure = {
         "showlegend": False,
         "hovermode": "x unified",
         "margin": SMALL_MARGIN,
         "xaxis": {"nticks": 5},
-        "yaxis": {"nticks": 5, "tickformat": d3_format},
+        "yaxis": {"nticks": 5} | _ticks(d3_format),
         "shapes": [stage_boundary(x) for x in boundaries],
     }
     values = [v for *_, y in lines for v in y]
@@ -98,7 +105,13 @@ def training_curve(lines: Sequence[Line], boundaries: Sequence[float], d3_format
     return {"data": data, "layout": layout}
 
 
-def moving_mean(values: Sequence[float], width: int = 9) -> list[float]:
+def _ticks(d3_format: str) -> Figure:
+    """Return an axis's number format; Plotly's own exponents, unlike d3's, write zero as 0."""
+    powers = {"exponentformat": "e", "showexponent": "all"}
+    return powers if d3_format == "~e" else {"tickformat": d3_format}
+
+
+def moving_mean(values: Sequence[float], width: int = MEAN_OF) -> list[float]:
     """Return the centred mean over `width` neighbours, fewer at the ends."""
     half = width // 2
     windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))

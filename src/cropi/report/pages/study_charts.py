@@ -91,7 +91,11 @@ def accuracy(
         return None
     layout: Figure = {
         "hovermode": "x unified" if axis == "steps" else "closest",
-        "xaxis": {"title": AXIS_TITLES[axis], "tickformat": "~s", "rangemode": "tozero"},
+        "xaxis": {
+            "title": AXIS_TITLES[axis],
+            "tickformatstops": draw.AMOUNTS,
+            "rangemode": "tozero",
+        },
         "yaxis": {"tickformat": ".0%", "nticks": 8, "rangemode": "nonnegative"},
     }
     return {"data": [*bands, *lines], "layout": layout}

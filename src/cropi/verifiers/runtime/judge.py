@@ -210,7 +210,7 @@ def open_judge(verifier: str | VerifiersConfig | Judge | None = None) -> Iterato
         yield judge
 
 
-LISTED = 20
+LISTED = 5
 MOST_REASONS = 1000
 """Reasons that are counted one by one: messages may hold what a response says."""
 LISTED_REASONS = 5
@@ -230,24 +230,24 @@ def unjudged(reasons: Counter[str], responses: int) -> str:
 def _unreadable_error(prompts: Sequence[Prompt], unreadable: dict[int, str]) -> InputError:
     """Return the error that lists prompts with unreadable answers."""
     lines = [
-        f"  source {prompts[i].source!r}, prompt {prompts[i].prompt_id!r}: {why}"
+        f"source {prompts[i].source!r}, prompt {prompts[i].prompt_id!r}: {why}"
         for i, why in list(unreadable.items())[:LISTED]
     ]
-    more = [f"  and {len(unreadable) - LISTED} more"] if len(unreadable) > LISTED else []
+    more = [f"and {len(unreadable) - LISTED} more"] if len(unreadable) > LISTED else []
     count = f"{len(unreadable)} of {len(prompts)} answers cannot be read"
     fix = (
-        "  fix the rows, name another verifier under verifiers.sources, or set "
-        "verifiers.unreadable=drop"
+        "fix the rows, name another verifier with verifiers.sources, or leave them out "
+        "(verifiers.unreadable=drop)"
     )
-    return InputError("\n".join([f"{count}:", *lines, *more, fix]))
+    return InputError(f"{count}: {'; '.join([*lines, *more])}; {fix}")
 
 
 def _cannot_judge(job: Job, verdict: Verdict) -> InputError:
     prompt = job.prompt
     names = " + ".join(spec for spec, _ in job.rewards)
-    fix = f"fix it or the answer, or set verifiers.sources.{prompt.source} to another verifier"
+    fix = "fix it or the answer, or name another verifier with verifiers.sources"
     if "reasoning_gym" in prompt.extra and names != "reasoning_gym":
-        fix = f"set verifiers.sources.{prompt.source} to reasoning_gym"
+        fix = f"name reasoning_gym for the source {prompt.source} with verifiers.sources"
     return InputError(
         f"source {prompt.source!r}: verifier {names!r} cannot judge prompt {prompt.prompt_id!r} "
         f"(answer {prompt.answer[:60]!r}): {verdict.detail}; {fix}"
