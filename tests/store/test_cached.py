@@ -10,6 +10,7 @@ import pytest
 
 from cropi.store.cached import FINGERPRINT, cached, recorded_fingerprint, stamp
 from cropi.store.files import POLICY_RECORD, atomic_folder, write_json, write_table
+from cropi.store.ledger import LEDGER, Ledger
 
 Writer = Callable[[Path, str], None]
 
@@ -75,3 +76,17 @@ def test_a_step_that_fails_leaves_the_old_output(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         cached(out, "new", fail)
     assert out.read_bytes() == before
+
+
+def test_a_ledger_of_another_run_is_named(tmp_path: Path) -> None:
+    ledgers = {}
+    for run in ("one", "other"):
+        (tmp_path / run).mkdir()
+        record(tmp_path / run / "facts.json", run)
+        ledgers[run] = Ledger(tmp_path / run)
+        ledgers[run].record(tmp_path / run / "facts.json", run, [tmp_path / run / "facts.json"])
+    assert ledgers["one"].notes() == []
+    (tmp_path / "one" / LEDGER).write_bytes((tmp_path / "other" / LEDGER).read_bytes())
+    assert (
+        "1 of 1 files are not as artifacts.jsonl lists them" in Ledger(tmp_path / "one").notes()[0]
+    )

@@ -154,6 +154,10 @@ def test_area_is_the_mean_accuracy_over_training() -> None:
     assert measures.area(uneven, np.array([0.0, 1.0, 1.0])) == pytest.approx(0.95)
 
 
+def test_an_area_over_no_steps_is_the_accuracy() -> None:
+    assert measures.area(np.array([0.0]), np.array([[0.4], [0.6]])).tolist() == [0.4, 0.6]
+
+
 def test_one_seed_has_no_interval() -> None:
     result = measures.acceleration(curves(SLOW), curves(FAST), 0.8, "steps")
     assert result is not None

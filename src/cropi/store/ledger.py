@@ -70,19 +70,28 @@ class Ledger:
 
     def changed(self) -> list[Path]:
         """Tables, records and rows that are not as they were left, which reports do not read."""
-        files = {
-            name: each for entry in self._entries.values() for name, each in entry.files.items()
-        }
-        shown = [name for name in sorted(files) if Path(name).suffix in REPORTED]
-        return [self.root / name for name in shown if _hash(self.root / name) != files[name]]
+        files = self._reported()
+        return [
+            self.root / name for name in sorted(files) if _hash(self.root / name) != files[name]
+        ]
+
+    def _reported(self) -> dict[str, str]:
+        """The hashes of the listed files that reports read, by name."""
+        files = [each for entry in self._entries.values() for each in entry.files.items()]
+        return {name: expected for name, expected in files if Path(name).suffix in REPORTED}
 
     def notes(self) -> list[str]:
         """What reports say of files that are not as they were left."""
+        changed = self.changed()
         notes = [
             f"{self._name(file)} is damaged or missing and was left out: it is not what was "
             "written; the command that made it makes it again"
-            for file in self.changed()
+            for file in changed
         ]
+        listed = len(self._reported())
+        if len(changed) > listed / 2:
+            difference = f"{len(changed)} of {listed} files are not as {LEDGER} lists them"
+            notes.insert(0, f"{difference}; is it of another run?")
         if self.unreadable:
             notes.append(
                 f"{LEDGER} has {self.unreadable} damaged lines; what they list is unchecked"

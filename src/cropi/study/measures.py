@@ -149,8 +149,13 @@ def band(values: Array) -> tuple[Array, Array] | None:
 
 
 def area(steps: Array, curve: Array) -> Array:
-    """Return the area under curves `(..., T)` over the number of steps: mean accuracy `(...)`."""
+    """Return the area under curves `(..., T)` over the number of steps: mean accuracy `(...)`.
+
+    Over no steps at all it is the last accuracy.
+    """
     span = float(steps[-1] - steps[0])
+    if span == 0:
+        return np.asarray(curve[..., -1], dtype=np.float64)
     return np.asarray(np.trapezoid(curve, steps, axis=-1) / span, dtype=np.float64)
 
 
