@@ -132,11 +132,11 @@ class Command(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; `ctx` is the click context of the click that typer brings along."""
         out = ctx.params.get("out")
-        kept = {"out", "settings", *REPLACED.get(self.name or "", ())}
+        unguarded = {"out", "settings", *REPLACED.get(self.name or "", ())}
         if not isinstance(out, Path):
             return super().invoke(ctx)
         for parameter in self.params:
-            texts = _texts(ctx.params.get(parameter.name)) if parameter.name not in kept else []
+            texts = _texts(ctx.params.get(parameter.name)) if parameter.name not in unguarded else []
             if any(_same(out, text) for text in texts):
                 name = next((o for o in parameter.opts if o.startswith("--")), parameter.name)
                 raise InputError(
