@@ -136,8 +136,8 @@ class Command(TyperCommand):
         if not isinstance(out, Path):
             return super().invoke(ctx)
         for parameter in self.params:
-            texts = _texts(ctx.params.get(parameter.name)) if parameter.name not in unguarded else []
-            if any(_same(out, text) for text in texts):
+            given = None if parameter.name in unguarded else ctx.params.get(parameter.name)
+            if any(_same(out, text) for text in _texts(given)):
                 name = next((o for o in parameter.opts if o.startswith("--")), parameter.name)
                 raise InputError(
                     f"--out {out} is also an input ({name}), which would be lost; give another path"
