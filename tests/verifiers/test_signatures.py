@@ -130,6 +130,18 @@ def test_a_term_that_does_not_apply_is_left_out_of_the_sum(tmp_path: Path) -> No
         assert judge.judge([(prompt, "x")])[0].status == "error"
 
 
+def test_a_function_that_does_not_apply_to_the_first_prompt_is_accepted(tmp_path: Path) -> None:
+    (tmp_path / "r.py").write_text(
+        "def even(completions, answer, **columns):\n"
+        "    return [None if int(a) % 2 else 1.0 for a in answer]\n"
+    )
+    prompts = [Prompt(f"p{i}", str(i), "s", prompt="q") for i in (1, 3, 2)]
+    with Judge(VerifiersConfig(default=f"{tmp_path}/r.py:even")) as judge:
+        judge.check(prompts)
+        with pytest.raises(InputError, match="returned None"):
+            judge.check(prompts[:2])
+
+
 GROUPS = """
 import os
 import statistics

@@ -25,6 +25,8 @@ from cropi.verifiers.tags import Tags
 from cropi.verifiers.verdict import Job, Verdict, WeightedReward
 
 Outcome = Literal["ok", "wrong", "timeout", "error"]
+TRIED = 4
+"""Prompts of a source on which its verifier is tried before all the work."""
 
 
 class Judge:
@@ -127,15 +129,26 @@ class Judge:
                 raise InputError(f"source {source!r}: {error}") from None
 
     def _try(self, prompts: Sequence[Prompt]) -> None:
-        """Judge one prompt of every source. Raises InputError if that gives no reward."""
-        samples: dict[str, Prompt] = {}
+        """Judge prompts of every source until one gets a reward.
+
+        A function in TRL's signature may not apply to the first ones. Raises InputError with what
+        went wrong at the first if none of TRIED prompts gets a reward.
+        """
+        samples: dict[str, list[Prompt]] = {}
         for prompt in prompts:
-            samples.setdefault(prompt.source, prompt)
-        for prompt in samples.values():
-            job = self._job(prompt, prompt.answer, (0,))
+            samples.setdefault(prompt.source, []).append(prompt)
+        for sample in samples.values():
+            self._try_source([self._job(each, each.answer, (0,)) for each in sample[:TRIED]])
+
+    def _try_source(self, jobs: Sequence[Job]) -> None:
+        first: Verdict | None = None
+        for job in jobs:
             ((verdict,),) = self._pool.judge([job])
-            if verdict.status != "ok":
-                raise _cannot_judge(job, verdict)
+            if verdict.status == "ok":
+                return
+            first = first or verdict
+        if first is not None:
+            raise _cannot_judge(jobs[0], first)
 
     def judge(
         self,
