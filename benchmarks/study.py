@@ -5,12 +5,14 @@
     python benchmarks/study.py run --only smollm2           # days: a language model on a CPU
     python benchmarks/study.py report                       # also while studies are unfinished
     python benchmarks/study.py report --of smollm2
+    python benchmarks/study.py report --of chain            # after `cropi compare` on its configs
     python benchmarks/study.py redraw                       # from the committed numbers alone
 
 `run` is `cropi compare` on one file after another, with the strategies and seeds of the file's own
 `compare` section; smollm2 only where it is named. `report` reads what is finished into
-benchmarks/results/study.json (regimes of pocket) or smollm2.json, and redraws. `redraw` makes
-docs/figures/ and the tables of docs/results.md from these numbers alone.
+benchmarks/results/study.json (regimes of pocket) or smollm2.json, and redraws; or into chain.json,
+whose table on the page is typed. `redraw` makes docs/figures/ and the other tables of
+docs/results.md from these numbers alone.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ HERE = Path(__file__).resolve().parent
 CONFIGS = HERE / "study"
 RESULTS = HERE / "results" / "study.json"
 PAGE = HERE.parent / "docs" / "results.md"
+CHAIN = "chain"
 FIRST = "clean"
 """The regime that the others differ from."""
 
@@ -57,7 +60,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     running.set_defaults(work=run)
     reporting = commands.add_parser("report", help="write numbers, figures and tables")
     reporting.add_argument(
-        "--of", choices=("pocket", APART), default="pocket", help="whose numbers"
+        "--of", choices=("pocket", APART, CHAIN), default="pocket", help="whose numbers"
     )
     reporting.set_defaults(work=report)
     redrawing = commands.add_parser("redraw", help="write figures and tables from the numbers")
@@ -102,32 +105,34 @@ def run(options: argparse.Namespace) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
-    """Write the numbers, figures and tables of the regimes or of smollm2, and print the bar.
+    """Write the numbers of a suite, its figures and tables, and for pocket's print the bar.
 
     Raises InputError if no regime has a finished cell: what was reported before is kept.
     """
-    apart = options.of == APART
-    numbers = gather(regimes(options.configs, APART if apart else ""), options.out)
+    folder = HERE / CHAIN if options.of == CHAIN else options.configs
+    numbers = gather(regimes(folder, APART if options.of == APART else ""), options.out)
     results = Results(numbers)
     if not any(regime.strategies for regime in results.regimes.values()):
         raise InputError(
             f"no study in {options.out!r} has a finished cell; start with "
             "`python benchmarks/study.py run`, or name the folder of the studies with --out"
         )
-    path = beside(options.results) if apart else options.results
+    pocket = options.of == "pocket"
+    path = options.results if pocket else beside(options.results, options.of)
     write_numbers(path, numbers)
-    redraw(options)
-    for row in [] if apart else rows_of(results):
+    if options.of != CHAIN:
+        redraw(options)
+    for row in rows_of(results) if pocket else []:
         print(f"{row.verdict:<12} {row.regime:<16} {row.asked}: {row.measured}")
     for name, regime in results.regimes.items():
         for line in [*regime.missing, *regime.notes]:
             print(f"{name}: {line}")
-    print(f"written to {path} and {options.page}")
+    print(f"written to {path}")
 
 
-def beside(results: Path) -> Path:
-    """The file of the language model's numbers."""
-    return results.with_name(f"{APART}.json")
+def beside(results: Path, suite: str) -> Path:
+    """The file of another suite's numbers."""
+    return results.with_name(f"{suite}.json")
 
 
 def redraw(options: argparse.Namespace) -> None:
@@ -135,7 +140,7 @@ def redraw(options: argparse.Namespace) -> None:
 
     Raises InputError if a file cannot be read. That of smollm2 may be absent.
     """
-    apart = beside(options.results)
+    apart = beside(options.results, APART)
     language_model = read_results(apart) if apart.exists() else None
     publish(read_results(options.results), language_model, options.page)
     print(f"written to {options.page} and {options.page.parent / 'figures'}")

@@ -83,7 +83,6 @@ def random_qwen(device: str) -> Any:
     """Qwen2.5-1.5B's shapes with random weights in bf16."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=151936,
         hidden_size=1536,
@@ -96,15 +95,13 @@ def random_qwen(device: str) -> Any:
         tie_word_embeddings=True,
         dtype="bfloat16",
     )
-    with torch.device(device):
-        return Qwen2ForCausalLM(config).to(torch.bfloat16).eval()
+    return _random(Qwen2ForCausalLM, config, device)
 
 
 def random_smollm2(device: str) -> Any:
     """SmolLM2-135M's shapes with random weights in bf16."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=49152,
         hidden_size=576,
@@ -117,8 +114,13 @@ def random_smollm2(device: str) -> Any:
         tie_word_embeddings=True,
         dtype="bfloat16",
     )
+    return _random(LlamaForCausalLM, config, device)
+
+
+def _random(architecture: type[Any], config: Any, device: str) -> Any:
+    torch.manual_seed(0)
     with torch.device(device):
-        return LlamaForCausalLM(config).to(torch.bfloat16).eval()
+        return architecture(config).to(torch.bfloat16).eval()
 
 
 class Matmul:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -132,13 +133,9 @@ def features(
         )
         bar.note = f"{extraction.tokens:,} tokens"
     identity = extraction.store.identity
-    reporter = make_reporter()
     total = plural(identity.pool_size, "prompt")
-    reporter.say(f"  {len(extraction.store):,} of {total} sketched -> {out}")
-    for reason, count in identity.skipped.items():
-        reporter.say(f"  {count:,} skipped: {reason}")
-    for note in extraction.notes:
-        reporter.warn(note)
+    done = f"{len(extraction.store):,} of {total} sketched -> {out}"
+    _print_outcome(done, identity.skipped, extraction.notes)
 
 
 def print_scores(influence: Influence, out: Path) -> None:
@@ -158,12 +155,17 @@ def print_scores(influence: Influence, out: Path) -> None:
     print_table(
         ["target", "informative", "effective", "split-half", "max cosine", "mean cosine"], rows
     )
-    reporter = make_reporter()
     total = plural(scored.pool_size, "prompt")
-    reporter.say(f"  {len(scored.prompt_ids):,} of {total} scored -> {out}")
-    for reason, count in scored.skipped.items():
+    done = f"{len(scored.prompt_ids):,} of {total} scored -> {out}"
+    _print_outcome(done, scored.skipped, influence.notes)
+
+
+def _print_outcome(done: str, skipped: Mapping[str, int], notes: Sequence[str]) -> None:
+    reporter = make_reporter()
+    reporter.say(f"  {done}")
+    for reason, count in skipped.items():
         reporter.say(f"  {count:,} skipped: {reason}")
-    for note in influence.notes:
+    for note in notes:
         reporter.warn(note)
 
 
