@@ -33,6 +33,7 @@ FLOORS = (
     ("config",),
     ("curriculum",),
     ("study", "diagnostics"),
+    ("exchange",),
     ("report",),
     (FACADE,),
     ("cli",),
@@ -47,7 +48,9 @@ ON_NO_FLOOR = {"pocket"}
 FORBIDDEN_NAMES = {"found", "told", "own", "said", "kept", "known", "mine", "theirs", "way"}
 NAMES_TO_COME: set[str] = set()
 """Packages that still have local variables with such names."""
-SHARED_BASENAMES = {"__init__.py", "settings.py"}
+TRAINERS = {"trl.py"}
+"""Files about one trainer, in each package that has such."""
+SHARED_BASENAMES = {"__init__.py", "settings.py"} | TRAINERS
 BASENAMES_TO_COME = {"loading.py"}
 LONGEST_FILE = 400
 

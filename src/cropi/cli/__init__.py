@@ -20,6 +20,7 @@ from cropi.cli import (
     config,
     diagnose,
     evaluate,
+    rank,
     rejudge,
     report,
     rollout,
@@ -47,6 +48,7 @@ app = typer.Typer(
 for command in (
     run.run,
     compare.compare,
+    rank.rank,
     verify.verify,
     rollout.rollout,
     rejudge.judge,

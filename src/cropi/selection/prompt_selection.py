@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropi.errors import InputError
-from cropi.rollouts.statistics import rollout_statistics
+from cropi.rollouts.statistics import RolloutStatistics, rollout_statistics
 from cropi.schema import InfluenceEstimate, RolloutGroup, Selection
 from cropi.selection.settings import SelectionConfig
 from cropi.selection.strategy import (
@@ -32,7 +32,7 @@ def select(
     settings: SelectionConfig | None = None,
     *,
     earlier: Sequence[InfluenceEstimate] = (),
-    rollouts: Sequence[RolloutGroup] | str | Path | None = None,
+    rollouts: Sequence[RolloutGroup] | RolloutStatistics | str | Path | None = None,
     sources: Mapping[str, str] | None = None,
     target_sources: Collection[str] = (),
     features: NDArray[np.float64] | None = None,
@@ -47,7 +47,8 @@ def select(
         scores: the pool's influence under the current policy, for strategies that need it.
         settings: the strategy and its options, and the share of the whole pool to select.
         earlier: scores of the stages before, oldest first, for strategies with a memory.
-        rollouts: the pool's, or their file, for strategies that look at pass rates.
+        rollouts: the pool's, their file, or what is known of them, for strategies that look at
+            pass rates.
         sources: the source of each prompt by its id, for strategies that look at sources.
         target_sources: sources of the validation prompts.
         features: of the pool's prompts, in the order of their rollouts, for strategies that look at
@@ -73,10 +74,13 @@ def select(
             f"strategy {settings.strategy.name} needs the policy's hidden states at the prompts; "
             "a run makes them, and in Python give features=prompt_features(model, rollouts)"
         )
-    groups = [] if rollouts is None else as_groups(rollouts)
-    _require_one_pool(estimate, earlier, [group.prompt_id for group in groups])
-    statistics = rollout_statistics(groups, threshold)
-    pool_size = len(groups) or (estimate.pool_size if estimate else 0)
+    if isinstance(rollouts, RolloutStatistics):
+        statistics = rollouts
+    else:
+        groups = [] if rollouts is None else as_groups(rollouts)
+        statistics = rollout_statistics(groups, threshold)
+    _require_one_pool(estimate, earlier, statistics.prompt_ids)
+    pool_size = len(statistics.prompt_ids) or (estimate.pool_size if estimate else 0)
     selection = strategy.select(
         SelectionContext(
             statistics=statistics,
@@ -129,7 +133,7 @@ def _require(
     needs: Needs,
     strategy: str,
     estimate: InfluenceEstimate | None,
-    rollouts: Sequence[RolloutGroup] | str | Path | None,
+    rollouts: Sequence[RolloutGroup] | RolloutStatistics | str | Path | None,
 ) -> None:
     """Raise InputError for scores or rollouts that a strategy needs and lacks."""
     if needs.scoring != "never" and estimate is None:
