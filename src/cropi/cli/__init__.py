@@ -20,6 +20,7 @@ from cropi.cli import (
     config,
     diagnose,
     evaluate,
+    export,
     rejudge,
     report,
     rollout,
@@ -55,6 +56,7 @@ for command in (
     select.select,
     train.train,
     evaluate.evaluate,
+    export.export,
     report.report,
 ):
     app.command(cls=Command)(command)
