@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropi.errors import InputError
-from cropi.rollouts.statistics import rollout_statistics
+from cropi.rollouts.statistics import pass_history, rollout_statistics
 from cropi.schema import InfluenceEstimate, RolloutGroup, Selection
 from cropi.selection.settings import SelectionConfig
 from cropi.selection.strategy import (
@@ -36,6 +36,7 @@ def select(
     sources: Mapping[str, str] | None = None,
     target_sources: Collection[str] = (),
     features: NDArray[np.float64] | None = None,
+    history: Sequence[Sequence[RolloutGroup] | str | Path] = (),
     threshold: float | None = None,
     stage: int | None = None,
     seed: int = 0,
@@ -77,6 +78,7 @@ def select(
     _require_one_pool(estimate, earlier, [group.prompt_id for group in groups])
     statistics = rollout_statistics(groups, threshold)
     pool_size = len(groups) or (estimate.pool_size if estimate else 0)
+    rounds = map(as_groups, history or [groups])  # in memory one at a time
     selection = strategy.select(
         SelectionContext(
             statistics=statistics,
@@ -88,6 +90,9 @@ def select(
             sources=[(sources or {}).get(i, "") for i in statistics.prompt_ids],
             target_sources=frozenset(target_sources),
             features=features,
+            history=pass_history(statistics.prompt_ids, rounds, threshold)
+            if needs.history
+            else None,
         )
     )
     require_not_empty(selection, title or f"strategy {settings.strategy.name}")
