@@ -152,8 +152,9 @@ class Response:
 
     Two fields are for data that one policy did not sample in one go. `loss_mask` uint8 [T] is 0 at
     tokens that are not the policy's (a tool's output, another speaker) and 1 elsewhere; None means
-    that all tokens are the policy's. `policy_versions` int32 [T] is the version of the weights
-    that sampled each token, where they changed during sampling.
+    that all tokens are the policy's. Log-probs of masked tokens are never used; they may be NaN. A
+    response without a token of the policy's leaves its group. `policy_versions` int32 [T] is the
+    version of the weights that sampled each token, where they changed during sampling.
     """
 
     ids: NDArray[np.int32]
@@ -189,8 +190,8 @@ class RolloutGroup:
 
     `logprob_mode` says which distribution the responses' log-probs are of: `processed`, the one
     that was sampled (after temperature, top-k and top-p, renormalised); `before_top_p`, after the
-    temperature alone; `raw`, the model's own; `recomputed`, from a forward pass by another program
-    than the sampler.
+    temperature alone; `raw`, the model's own; `recomputed`, as `before_top_p`, from a forward pass
+    of another program than the sampler.
     """
 
     prompt_id: str
@@ -201,6 +202,21 @@ class RolloutGroup:
     seed: int = 0
     exact: bool = True
     logprob_mode: LogprobMode = "processed"
+
+    @property
+    def tail_is_cut(self) -> bool:
+        """Whether the sampler left out what was unlikely (top_p or top_k), and renormalised."""
+        return self.sampling.top_p < 1 or self.sampling.top_k > 0
+
+    @property
+    def logprobs_are_cut(self) -> bool:
+        """Whether the log-probs are of a distribution without its tail."""
+        return self.tail_is_cut and self.logprob_mode == "processed"
+
+    @property
+    def logprobs_at_another_temperature(self) -> bool:
+        """Whether the log-probs are of another temperature than the responses'."""
+        return self.logprob_mode == "raw" and self.sampling.temperature != 1
 
     @property
     def usable(self) -> list[Response]:

@@ -10,7 +10,7 @@ import pytest
 
 from cropi.errors import InputError
 from cropi.plugins import plugin_names
-from cropi.rollouts.statistics import RolloutStatistics
+from cropi.rollouts.statistics import PassHistory, RolloutStatistics
 from cropi.schema import InfluenceEstimate, Selection
 from cropi.selection import (
     SelectionContext,
@@ -132,6 +132,7 @@ def context(**settings: object) -> SelectionContext:
         "count": 8,
         "sources": ["near" if n % 4 == 0 else "far" for n in range(count)],
         "target_sources": frozenset({"near"}),
+        "history": PassHistory(6 * rate[None], np.full((1, count), 6)),
     }
     return SelectionContext(**{**values, **settings})
 
@@ -232,7 +233,7 @@ def test_what_a_strategy_needs_decides_what_it_pays_for() -> None:
 def test_an_unknown_strategy_names_the_allowed_ones_and_the_nearest() -> None:
     with pytest.raises(InputError, match=r"unknown strategy 'learnabilty'.*did you mean"):
         find_strategy("learnabilty")
-    with pytest.raises(InputError, match=r"allowed: cropi, dapo.*package\.module:object"):
+    with pytest.raises(InputError, match=r"allowed: bandit, cropi, dapo.*package\.module:object"):
         find_strategy("zzz")
 
 

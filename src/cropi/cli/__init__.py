@@ -20,7 +20,11 @@ from cropi.cli import (
     config,
     diagnose,
     evaluate,
+<<<<<<< HEAD
     rank,
+=======
+    export,
+>>>>>>> main
     rejudge,
     report,
     rollout,
@@ -57,6 +61,7 @@ for command in (
     select.select,
     train.train,
     evaluate.evaluate,
+    export.export,
     report.report,
 ):
     app.command(cls=Command)(command)

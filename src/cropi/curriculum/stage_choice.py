@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cropi.curriculum.policies import Policies
 from cropi.curriculum.run_context import RunLog, Seeds
-from cropi.curriculum.stage_rollouts import StageRollouts
+from cropi.curriculum.stage_rollouts import StageRollouts, pool_files_so_far
 from cropi.influence.cosines import Influence
 from cropi.influence.scorer import hash_sample
 from cropi.influence.settings import InfluenceConfig
@@ -67,7 +67,7 @@ class StageScorer:
 
         def compute(inputs_fingerprint: str) -> None:
             influence = self._influence(stage, needs, policy, rollouts)
-            read = sum(len(group.prompt_ids) for group in rollouts.pool) if needs.features else 0
+            read = _read_tokens(rollouts) if needs.features else 0
             write_json(stage.influence_facts, _facts(influence, needs, read))
             write_scores(stage.scores, influence.estimate, stamp(inputs_fingerprint))
 
@@ -113,6 +113,11 @@ class StageScorer:
             ]
         )
         return settings.model_copy(update={"precondition": "none"})
+
+
+def _read_tokens(rollouts: StageRollouts) -> int:
+    """Tokens that a forward pass over the pool's prompts reads."""
+    return sum(len(group.prompt_ids) for group in rollouts.pool)
 
 
 def target_rollouts(needs: Needs, rollouts: StageRollouts) -> dict[str, list[RolloutGroup]]:
@@ -170,6 +175,7 @@ class PromptSelector:
         """Return the stage's selection by a strategy, read from its file if it is current."""
         needs = needs_of(find_strategy(strategy))
         earlier = _earlier_scores(stage, scores) if needs.earlier else []
+        history = pool_files_so_far(self.log.directory, stage) if needs.history else []
         inputs = (
             rollouts.key,
             [file_hash(path) for path in earlier],
@@ -181,15 +187,25 @@ class PromptSelector:
             stage.index,
             self.seeds.run,
             *([self.policies.key(policy)] if needs.features else []),
+            *(file_hash(path) for path in history),
         )
+
+        reads_unscored = needs.features and needs.scoring == "never"
 
         def choose(inputs_fingerprint: str) -> None:
             features = self._features(policy, rollouts) if needs.features else None
-            selection = self._select(stage, strategy, scores, earlier, rollouts, features)
+            if reads_unscored:
+                write_json(stage.influence_facts, {"tokens": _read_tokens(rollouts) // 3})
+            selection = self._select(stage, strategy, scores, earlier, rollouts, features, history)
             write_selection(stage.selection, selection, stamp(inputs_fingerprint))
-            self.log.warn([f"{stage.arm}: {note}" for note in selection.notes])
+            notes = [*selection.notes, *_history_notes(stage, history)]
+            self.log.warn([f"{stage.arm}: {note}" for note in notes])
 
-        return read_selection(cached(stage.selection, inputs, choose, self.log.directory.ledger))
+        def facts() -> list[Path]:
+            return [stage.influence_facts] if reads_unscored else []
+
+        ledger = self.log.directory.ledger
+        return read_selection(cached(stage.selection, inputs, choose, ledger, facts))
 
     def _features(self, policy: str, rollouts: StageRollouts) -> NDArray[np.float64]:
         """What a policy makes of the pool's prompts [L, P, F]."""
@@ -203,6 +219,7 @@ class PromptSelector:
         earlier: Sequence[Path],
         rollouts: StageRollouts,
         features: NDArray[np.float64] | None,
+        history: Sequence[Path],
     ) -> Selection:
         pool, validation = self.sets.pool, self.sets.validation.values()
         selection = select(
@@ -213,6 +230,7 @@ class PromptSelector:
             sources={p.prompt_id: p.source for p in pool},
             target_sources={p.source for prompts in validation for p in prompts},
             features=features,
+            history=history,
             threshold=self.threshold,
             stage=stage.index,
             seed=self.seeds.of("selection", stage.arm, stage.index),
@@ -221,6 +239,13 @@ class PromptSelector:
         unknown = set(selection.prompt_ids) - {p.prompt_id for p in pool}
         assert not unknown, f"the strategy selected unknown prompts: {sorted(unknown)[:3]}"
         return selection
+
+
+def _history_notes(stage: Stage, history: Sequence[Path]) -> list[str]:
+    """What a strategy that remembers has to do without."""
+    if not history or any(path.stem == "training" for path in history) or stage.index == 0:
+        return []
+    return ["the training engine reports no rollouts, so that the history is without training's"]
 
 
 def _earlier_scores(stage: Stage, scores: InfluenceEstimate | None) -> list[Path]:

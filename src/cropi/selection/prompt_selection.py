@@ -10,7 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropi.errors import InputError
+<<<<<<< HEAD
 from cropi.rollouts.statistics import RolloutStatistics, rollout_statistics
+=======
+from cropi.rollouts.statistics import pass_history, rollout_statistics
+>>>>>>> main
 from cropi.schema import InfluenceEstimate, RolloutGroup, Selection
 from cropi.selection.settings import SelectionConfig
 from cropi.selection.strategy import (
@@ -36,6 +40,7 @@ def select(
     sources: Mapping[str, str] | None = None,
     target_sources: Collection[str] = (),
     features: NDArray[np.float64] | None = None,
+    history: Sequence[Sequence[RolloutGroup] | str | Path] = (),
     threshold: float | None = None,
     stage: int | None = None,
     seed: int = 0,
@@ -74,6 +79,7 @@ def select(
             f"strategy {settings.strategy.name} needs the policy's hidden states at the prompts; "
             "a run makes them, and in Python give features=prompt_features(model, rollouts)"
         )
+<<<<<<< HEAD
     if isinstance(rollouts, RolloutStatistics):
         statistics = rollouts
     else:
@@ -81,6 +87,13 @@ def select(
         statistics = rollout_statistics(groups, threshold)
     _require_one_pool(estimate, earlier, statistics.prompt_ids)
     pool_size = len(statistics.prompt_ids) or (estimate.pool_size if estimate else 0)
+=======
+    groups = [] if rollouts is None else as_groups(rollouts)
+    _require_one_pool(estimate, earlier, [group.prompt_id for group in groups])
+    statistics = rollout_statistics(groups, threshold)
+    pool_size = len(groups) or (estimate.pool_size if estimate else 0)
+    rounds = map(as_groups, history or [groups])  # in memory one at a time
+>>>>>>> main
     selection = strategy.select(
         SelectionContext(
             statistics=statistics,
@@ -92,6 +105,9 @@ def select(
             sources=[(sources or {}).get(i, "") for i in statistics.prompt_ids],
             target_sources=frozenset(target_sources),
             features=features,
+            history=pass_history(statistics.prompt_ids, rounds, threshold)
+            if needs.history
+            else None,
         )
     )
     require_not_empty(selection, title or f"strategy {settings.strategy.name}")

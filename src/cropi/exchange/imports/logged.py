@@ -163,9 +163,9 @@ def spoken(completion: Any) -> tuple[str, bool]:
     if not isinstance(completion, list | tuple):
         return "" if completion is None else str(completion), True
     messages = [m for m in completion if isinstance(m, Mapping)]
-    said = [m for m in messages if m.get("role") in (None, "assistant")]
-    calls = any(m.get("tool_calls") for m in said)
-    return plain_text(said[-1].get("content")) if said else "", len(messages) == 1 and not calls
+    turns = [m for m in messages if m.get("role") in (None, "assistant")]
+    calls = any(m.get("tool_calls") for m in turns)
+    return plain_text(turns[-1].get("content")) if turns else "", len(messages) == 1 and not calls
 
 
 def plain_text(content: Any) -> str:

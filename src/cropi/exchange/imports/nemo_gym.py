@@ -61,18 +61,18 @@ def _response(row: Row, file: LogFile, where: str) -> LoggedResponse:
     reward = file.reward(row, None if "_ng_failure_class" in row else row.get("reward"), where)
     agent = row.get("agent_ref")
     cut = response.get("incomplete_details") if isinstance(response, Mapping) else None
-    said = [item for item in items if item.get("type", "message") == "message"]
+    turns = [item for item in items if item.get("type", "message") == "message"]
     temperature = params.get("temperature")
     return LoggedResponse(
         prompt=_asked(params),
-        text=plain_text(said[-1].get("content")) if said else "",
+        text=plain_text(turns[-1].get("content")) if turns else "",
         reward=reward,
         status=reward_status(reward),
         answer=_answer(row),
         source=str(agent.get("name") or "") if isinstance(agent, Mapping) else "",
         record_id=_record_id(row, response),
         step=file.step,
-        finish="length" if isinstance(cut, Mapping) else ("stop" if said else ""),
+        finish="length" if isinstance(cut, Mapping) else ("stop" if turns else ""),
         one_turn=not any(str(item.get("type")).startswith("function_call") for item in items),
         tokens=_tokens(items, where),
         temperature=float(temperature) if isinstance(temperature, int | float) else None,

@@ -111,13 +111,13 @@ def pair_with_prompts(log: RolloutLog, pool: list[Prompt], decode: Any = None) -
     response finds its row.
     """
     finder = _RowFinder(pool)
-    found: dict[tuple[Any, ...], int] = {}
+    place_of: dict[tuple[Any, ...], int] = {}
     places = []
     for response in log.responses:
         key = _key(response)
-        if key not in found:
-            found[key] = finder.find(response, decode)
-        places.append(found[key])
+        if key not in place_of:
+            place_of[key] = finder.find(response, decode)
+        places.append(place_of[key])
     notes = [*finder.notes(), *_without_row(log, places), *_other_answers(log, pool, places)]
     if all(place < 0 for place in places):
         example = shown(_text(log.responses[0]), 80)
@@ -179,17 +179,17 @@ class _RowFinder:
 
 
 def _texts(prompt: Prompt) -> list[str]:
-    """The texts by which a row is found: all that it says, and what the user says last."""
+    """The texts by which a row is place_of: all that it says, and what the user says last."""
     whole = folded(prompt.content)
-    said = [m["content"] for m in prompt.messages or () if m["role"] == "user"]
-    return list(dict.fromkeys([whole, *(folded(str(text)) for text in said[-1:])]))
+    turns = [m["content"] for m in prompt.messages or () if m["role"] == "user"]
+    return list(dict.fromkeys([whole, *(folded(str(text)) for text in turns[-1:])]))
 
 
 def _logged_texts(response: LoggedResponse, decode: Any) -> list[str]:
     """The texts by which a response may find its row."""
     if isinstance(response.prompt, tuple):
-        said = [str(m["content"]) for m in response.prompt if m["role"] == "user"]
-        return [folded(_text(response)), *(folded(text) for text in said[-1:])]
+        turns = [str(m["content"]) for m in response.prompt if m["role"] == "user"]
+        return [folded(_text(response)), *(folded(text) for text in turns[-1:])]
     if not response.prompt and response.tokens is not None and decode is not None:
         return [folded(decode(response.tokens.prompt_ids.tolist()))]
     return [folded(response.prompt)] if response.prompt else []

@@ -58,9 +58,9 @@ def _responses(row: dict[str, Any], file: LogFile, where: str) -> Iterator[Logge
     consumed = recognised(row, (*RESPONSES, *RESPONSE, *REWARDS, *REWARD, *STEP, *FINISH))
     asking = recognised(row, (*QUESTION_COLUMNS, *ID_COLUMNS))
     identifier = _first(row, ID_COLUMNS)
-    for place, (said, value) in enumerate(zip(texts, rewards, strict=True)):
+    for place, (given, value) in enumerate(zip(texts, rewards, strict=True)):
         reward = file.reward(row, value, where)
-        text, one_turn = spoken(said)
+        text, one_turn = spoken(given)
         reason = finish[place] if isinstance(finish, list) and place < len(finish) else finish
         yield LoggedResponse(
             prompt=prompt,

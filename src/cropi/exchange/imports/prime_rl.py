@@ -71,7 +71,7 @@ def _inner(row: Row, *keys: str) -> Any:
 def _response(row: Row, trace: Row, file: LogFile, where: str) -> LoggedResponse:
     data = _inner(row, "task", "data") or {}
     nodes = _branch(trace, file, where)
-    said = [node["message"] for node in nodes if node.get("sampled")]
+    turns = [node["message"] for node in nodes if node.get("sampled")]
     reward = file.reward(trace.get("rewards") or {}, _reward(trace, where), where)
     work = _inner(row, "run", "work") or {}
     answers = recognised(dict(data), ANSWER_COLUMNS)
@@ -80,7 +80,7 @@ def _response(row: Row, trace: Row, file: LogFile, where: str) -> LoggedResponse
     step = work.get("step")
     return LoggedResponse(
         prompt=_prompt(data, nodes),
-        text=plain_text(said[-1].get("content")) if said else "",
+        text=plain_text(turns[-1].get("content")) if turns else "",
         reward=reward,
         status=reward_status(reward),
         prompt_id="" if data.get("id") is None else str(data["id"]),
@@ -91,7 +91,7 @@ def _response(row: Row, trace: Row, file: LogFile, where: str) -> LoggedResponse
         step=int(step) if isinstance(step, int) else file.step,
         role=role,
         finish=finish_of(calls[-1].get("finish_reason")),
-        one_turn=len(said) == 1 and not said[0].get("tool_calls"),
+        one_turn=len(turns) == 1 and not turns[0].get("tool_calls"),
         tokens=_tokens(nodes, work, where),
         about=without(data, *TASK_FIELDS),
     )

@@ -85,10 +85,10 @@ def _influence(ranking: Ranking, ids: Sequence[str]) -> dict[str, pa.Array]:
 def _suspected(ranking: Ranking) -> dict[str, pa.Array]:
     import pyarrow as pa
 
-    found = ranking.logged.suspicions
+    suspicions = ranking.logged.suspicions
     return {
-        "suspected": pa.array([each.kind if each else None for each in found], pa.string()),
-        "all_state": pa.array([each.stated if each else None for each in found], pa.string()),
+        "suspected": pa.array([each.kind if each else None for each in suspicions], pa.string()),
+        "all_state": pa.array([each.stated if each else None for each in suspicions], pa.string()),
     }
 
 

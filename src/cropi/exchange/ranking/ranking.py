@@ -74,8 +74,8 @@ def gather(log: RolloutLog, pairing: Pairing, pass_at: float | None) -> LoggedPo
     passes = passes_of(rewards, pass_at, log.place)
     history = histories(log.responses, places, len(pairing.pool), passes)
     suspicions = [
-        suspect(prompt, known, log.responses, passes) if known else None
-        for prompt, known in zip(pairing.pool, history, strict=True)
+        suspect(prompt, seen, log.responses, passes) if seen else None
+        for prompt, seen in zip(pairing.pool, history, strict=True)
     ]
     notes = [*log.notes, *pairing.notes, *([passes.note] if passes.note else [])]
     if evaluated:
@@ -164,24 +164,24 @@ def _reasons(
     """Why each prompt of the pool [P] is selected or not."""
     status = dict(zip(estimate.prompt_ids, estimate.status, strict=True)) if estimate else {}
     reasons = []
-    for prompt, known in zip(logged.prompts, logged.history, strict=True):
+    for prompt, seen in zip(logged.prompts, logged.history, strict=True):
         name = prompt.prompt_id
         if name in chosen:
             reasons.append(CHOSEN)
-        elif known is None:
+        elif seen is None:
             reasons.append(UNSEEN)
         elif status.get(name) in LEFT_OUT:
             reasons.append(status[name])
         elif name in rank_of:
             reasons.append(LOWER)
         else:
-            reasons.append(group_kind(known, logged.passes))
+            reasons.append(group_kind(seen, logged.passes))
     return reasons
 
 
-def group_kind(known: PromptHistory, passes: Passes) -> str:
+def group_kind(seen: PromptHistory, passes: Passes) -> str:
     """Whether a prompt's newest group has a gradient, and if not, why."""
-    newest = known.newest
+    newest = seen.newest
     rates = passes.of(newest.judged)
     if len(rates) < 2:
         return "too few judged"

@@ -170,13 +170,13 @@ def doubts(
     history: Sequence[PromptHistory | None], responses: Sequence[LoggedResponse]
 ) -> list[str]:
     """What a reader should know of the groups: single responses, those not judged, cut, unseen."""
-    known = [h for h in history if h]
-    single = sum(len(v.members) < FEWEST for h in known for v in h.visits)
-    visits = sum(len(h.visits) for h in known)
+    seen = [h for h in history if h]
+    single = sum(len(v.members) < FEWEST for h in seen for v in h.visits)
+    visits = sum(len(h.visits) for h in seen)
     unjudged = sum(response.status != "ok" for response in responses)
     steps = {response.step for response in responses if response.step is not None}
     notes = []
-    if unseen := len(history) - len(known):
+    if unseen := len(history) - len(seen):
         notes.append(f"{plural(unseen, 'prompt')} of the pool have no response in the log")
     if single:
         notes.append(
