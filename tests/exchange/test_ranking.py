@@ -70,6 +70,19 @@ def test_ranks_are_the_order_in_which_more_would_be_selected(tmp_path: Path) -> 
         assert ids[:4] == whole
 
 
+def test_strategies_that_remember_see_every_visit(tmp_path: Path) -> None:
+    tasks = [Task("Seen often", "1", {s: [1, 0, 0, 1] for s in range(1, 6)}),
+             Task("Seen once", "1", {5: [1, 0, 0, 1]})]  # fmt: skip
+    WRITERS["plain"](tmp_path, samples(tasks))
+    log = read_rollout_log(tmp_path)
+    pool = gather(log, pair_with_log(log), None)
+    settings = SelectionConfig(strategy=StrategyChoice.of("information"), ratio=0.5)
+    ranking = rank(pool, settings, seed=0)
+    assert [p.content for p in pool.prompts if p.prompt_id in ranking.selection.prompt_ids] == [
+        "Seen once"
+    ]
+
+
 def test_an_answer_that_all_responses_contradict_is_suspected(tmp_path: Path) -> None:
     tasks = [
         *TASKS,

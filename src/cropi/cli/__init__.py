@@ -20,11 +20,8 @@ from cropi.cli import (
     config,
     diagnose,
     evaluate,
-<<<<<<< HEAD
-    rank,
-=======
     export,
->>>>>>> main
+    rank,
     rejudge,
     report,
     rollout,

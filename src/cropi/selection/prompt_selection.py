@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropi.errors import InputError
-<<<<<<< HEAD
-from cropi.rollouts.statistics import RolloutStatistics, rollout_statistics
-=======
-from cropi.rollouts.statistics import pass_history, rollout_statistics
->>>>>>> main
+from cropi.rollouts.statistics import (
+    PassHistory,
+    RolloutStatistics,
+    pass_history,
+    rollout_statistics,
+)
 from cropi.schema import InfluenceEstimate, RolloutGroup, Selection
 from cropi.selection.settings import SelectionConfig
 from cropi.selection.strategy import (
@@ -40,7 +41,7 @@ def select(
     sources: Mapping[str, str] | None = None,
     target_sources: Collection[str] = (),
     features: NDArray[np.float64] | None = None,
-    history: Sequence[Sequence[RolloutGroup] | str | Path] = (),
+    history: Sequence[Sequence[RolloutGroup] | str | Path] | PassHistory = (),
     threshold: float | None = None,
     stage: int | None = None,
     seed: int = 0,
@@ -79,7 +80,7 @@ def select(
             f"strategy {settings.strategy.name} needs the policy's hidden states at the prompts; "
             "a run makes them, and in Python give features=prompt_features(model, rollouts)"
         )
-<<<<<<< HEAD
+    groups: Sequence[RolloutGroup] = []
     if isinstance(rollouts, RolloutStatistics):
         statistics = rollouts
     else:
@@ -87,13 +88,6 @@ def select(
         statistics = rollout_statistics(groups, threshold)
     _require_one_pool(estimate, earlier, statistics.prompt_ids)
     pool_size = len(statistics.prompt_ids) or (estimate.pool_size if estimate else 0)
-=======
-    groups = [] if rollouts is None else as_groups(rollouts)
-    _require_one_pool(estimate, earlier, [group.prompt_id for group in groups])
-    statistics = rollout_statistics(groups, threshold)
-    pool_size = len(groups) or (estimate.pool_size if estimate else 0)
-    rounds = map(as_groups, history or [groups])  # in memory one at a time
->>>>>>> main
     selection = strategy.select(
         SelectionContext(
             statistics=statistics,
@@ -105,13 +99,26 @@ def select(
             sources=[(sources or {}).get(i, "") for i in statistics.prompt_ids],
             target_sources=frozenset(target_sources),
             features=features,
-            history=pass_history(statistics.prompt_ids, rounds, threshold)
-            if needs.history
-            else None,
+            history=_history(history, statistics, groups, threshold) if needs.history else None,
         )
     )
     require_not_empty(selection, title or f"strategy {settings.strategy.name}")
     return selection
+
+
+def _history(
+    history: Sequence[Sequence[RolloutGroup] | str | Path] | PassHistory,
+    statistics: RolloutStatistics,
+    groups: Sequence[RolloutGroup],
+    threshold: float | None,
+) -> PassHistory:
+    """What is known of earlier rounds; without any, the pool's rollouts are the only one."""
+    from cropi.rollouts import as_groups
+
+    if isinstance(history, PassHistory):
+        return history
+    rounds = map(as_groups, history or [groups])  # in memory one at a time
+    return pass_history(statistics.prompt_ids, rounds, threshold)
 
 
 def _estimate(scores: InfluenceEstimate | Influence | None) -> InfluenceEstimate | None:

@@ -179,7 +179,7 @@ class _RowFinder:
 
 
 def _texts(prompt: Prompt) -> list[str]:
-    """The texts by which a row is place_of: all that it says, and what the user says last."""
+    """The texts by which a row is found: all that it says, and what the user says last."""
     whole = folded(prompt.content)
     turns = [m["content"] for m in prompt.messages or () if m["role"] == "user"]
     return list(dict.fromkeys([whole, *(folded(str(text)) for text in turns[-1:])]))

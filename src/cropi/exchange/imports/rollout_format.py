@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Protocol
 
 from cropi.errors import InputError
 from cropi.exchange.imports.logged import LogFile, LoggedResponse, Row
-from cropi.plugins import Choice, find_plugin, plugin_names
+from cropi.plugins import find_plugin, plugin_names, resolve_name
 from cropi.prompts.row_files import NumberedRow
 from cropi.text import shown
 
@@ -25,13 +25,6 @@ class RolloutFormat(Protocol):
         """The responses in the rows of one file. Raises InputError for what cannot be read."""
 
 
-class FormatChoice(Choice):
-    """A rollout format by name."""
-
-    kind: ClassVar[str] = "rollout_format"
-    default: ClassVar[str] = "plain"
-
-
 def all_formats() -> dict[str, RolloutFormat]:
     """An object of each built-in format, by name; the most general comes last."""
     names = plugin_names("rollout_format")
@@ -41,9 +34,8 @@ def all_formats() -> dict[str, RolloutFormat]:
 
 def format_named(name: str) -> tuple[str, RolloutFormat]:
     """The format of a name, or of `file.py:object`, as it is called. Raises InputError if none."""
-    choice = FormatChoice.of(name)
-    built: Any = choice.build()
-    return choice.name, built
+    full = resolve_name("rollout_format", name)
+    return full, find_plugin("rollout_format", full)()
 
 
 def recognised_format(row: Row, formats: dict[str, RolloutFormat]) -> str | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from cropi.exchange.exports import random_control
 from cropi.exchange.imports.pairing import Pairing
 from cropi.exchange.imports.rollout_folder import RolloutLog
 from cropi.exchange.ranking.suspicion import Suspicion, suspect
@@ -23,9 +24,10 @@ from cropi.exchange.ranking.visits import (
     histories,
     passes_of,
     statistics_of,
+    visit_history,
 )
 from cropi.rollouts.statistics import RolloutStatistics
-from cropi.schema import LEFT_OUT, InfluenceEstimate, Prompt, Selection, derive_seed
+from cropi.schema import LEFT_OUT, InfluenceEstimate, Prompt, Selection
 from cropi.selection import select
 from cropi.selection.settings import SelectionConfig
 from cropi.text import plural
@@ -129,6 +131,7 @@ def rank(
             settings.model_copy(update={"ratio": ratio}),
             rollouts=logged.statistics,
             sources={prompt.prompt_id: prompt.source for prompt in logged.prompts},
+            history=visit_history(logged.history, logged.passes),
             features=features,
             seed=seed,
         )
@@ -142,17 +145,11 @@ def rank(
         chosen,
         places,
         _reasons(logged, set(chosen.prompt_ids), rank_of, estimate),
-        random_control(logged.prompts, len(chosen.prompt_ids), seed),
+        {p.prompt_id for p in random_control(logged.prompts, len(chosen.prompt_ids), seed)},
         settings,
         estimate,
         [*logged.notes, *notes, *chosen.notes],
     )
-
-
-def random_control(pool: Sequence[Prompt], count: int, seed: int) -> set[str]:
-    """As many prompts drawn at random from the whole pool: what any selection has to beat."""
-    draw = np.random.default_rng(derive_seed(seed, "control"))
-    return {pool[place].prompt_id for place in draw.choice(len(pool), count, replace=False)}
 
 
 def _reasons(

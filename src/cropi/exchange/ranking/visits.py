@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cropi.errors import InputError
 from cropi.exchange.imports.logged import LoggedResponse
-from cropi.rollouts.statistics import RolloutStatistics
+from cropi.rollouts.statistics import PassHistory, RolloutStatistics
 from cropi.schema import rewards_differ
 from cropi.text import plural
 
@@ -160,6 +160,18 @@ def statistics_of(
         tokens=np.array([sum(_length(responses[m]) for m in group) for group in members]),
         statuses=statuses,
     )
+
+
+def visit_history(history: Sequence[PromptHistory | None], passes: Passes) -> PassHistory:
+    """The passes of each prompt's first visit, its second, and so on, as strategies remember."""
+    rounds = max((len(each.visits) for each in history if each), default=0)
+    total = np.zeros((rounds, len(history)))
+    counts = np.zeros((rounds, len(history)), dtype=np.int64)
+    for place, each in enumerate(history):
+        for number, visit in enumerate(each.visits if each else []):
+            total[number, place] = passes.of(visit.judged).sum()
+            counts[number, place] = len(visit.judged)
+    return PassHistory(total, counts)
 
 
 def _length(response: LoggedResponse) -> int:
