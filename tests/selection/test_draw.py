@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from cropi.errors import InputError
-from cropi.estimation.evidence import beyond_the_pool
-from cropi.rollouts.statistics import RolloutStatistics
+from cropi.rollouts.statistics import PassHistory, RolloutStatistics
 from cropi.schema import SCORED, InfluenceEstimate
 from cropi.selection import SelectionContext, find_strategy, select
-from cropi.selection.draw import chance_of_a_gradient, normal_cdf
+from cropi.selection.draw import chance_of_a_gradient, expected_use, normal_cdf
 from cropi.selection.settings import SelectionConfig
 
 SKILLS, EACH, RESPONSES = 5, 80, 6
@@ -21,20 +20,16 @@ POOL_SIZE = SKILLS * EACH
 SKILL_OF = np.arange(POOL_SIZE) % SKILLS
 
 
-def world(
-    seed: int = 0, helps: tuple[float, ...] = (0.1, 0, 0, 0, 0), shared: float = 0.0
-) -> SelectionContext:
-    """A pool of skills that features tell apart; cosines with noise as large as the signal.
+def world(seed: int = 0, helps: tuple[float, ...] = (0.1, 0, 0, 0, 0)) -> SelectionContext:
+    """A pool of skills that features tell apart; influence with noise as large as the signal.
 
-    `shared` is what all prompts have in common with the target and with the pool's direction, the
-    more the higher the skill's number. Every third prompt has equal rewards, and no score.
+    Every third prompt has equal rewards, and no score.
     """
     draw = np.random.default_rng(seed)
     features = np.eye(SKILLS)[SKILL_OF] + draw.normal(0, 0.1, (POOL_SIZE, SKILLS))
-    common = shared * (1 + SKILL_OF)
-    noise = draw.normal(0, 0.1, (2, POOL_SIZE)) * np.array([[1.0], [0.2]])
+    noise = draw.normal(0, 0.1, POOL_SIZE)
     informative = np.arange(POOL_SIZE) % 3 > 0
-    cosines = {"v": np.array(helps)[SKILL_OF] + common + noise[0], "pool": common + noise[1]}
+    cosines = {"v": np.array(helps)[SKILL_OF] + noise}
     ids = [f"p{n:03d}" for n in range(POOL_SIZE)]
     estimate = InfluenceEstimate.from_means(ids, cosines)
     estimate.status = [SCORED if each else "rewards all equal" for each in informative]
@@ -53,7 +48,16 @@ def world(
         seed=seed,
         estimate=estimate,
         features=np.stack([draw.normal(size=features.shape), features]) / math.sqrt(SKILLS),
+        history=rounds(informative),
     )
+
+
+def rounds(informative: np.ndarray, *trained: np.ndarray, rate: float = 0.5) -> PassHistory:
+    """The start policy's rollouts, then rounds of training of 8 responses on some prompts."""
+    start = np.where(informative, 0.5, 1.0) * RESPONSES
+    counts = [np.full(POOL_SIZE, RESPONSES), *(8 * each for each in trained)]
+    passes = [start, *(8 * rate * each for each in trained)]
+    return PassHistory(np.array(passes, np.float64), np.array(counts, np.int64))
 
 
 def drawn(context: SelectionContext) -> np.ndarray:
@@ -71,15 +75,6 @@ def test_what_alike_prompts_say_together_is_believed_where_single_ones_are_noise
     top = np.argsort(-np.where(context.statistics.informative, context.estimate.mean["v"], -9))[:40]
     assert (SKILL_OF[top] == 0).mean() < share_of(0, context)
     assert share_of(0, context) > 0.8
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_what_all_prompts_share_is_no_help(seed: int) -> None:
-    """By their plain cosines the last skills come first."""
-    context = world(seed, helps=(0.1, 0, 0, 0, 0), shared=0.05)
-    plain = [context.estimate.mean["v"][s == SKILL_OF].mean() for s in range(SKILLS)]
-    assert np.argmax(plain) > 0
-    assert share_of(0, context) > 0.6
 
 
 def test_all_skills_that_help_are_drawn() -> None:
@@ -106,12 +101,48 @@ def test_prompts_without_a_gradient_are_drawn_too_but_less_often() -> None:
     assert 0.6 < informative.mean() < 1.0
 
 
-def test_noise_alone_draws_from_the_whole_pool_and_says_so() -> None:
-    context = replace(world(4, helps=(0, 0, 0, 0, 0)), count=200)
-    counts = np.bincount(SKILL_OF[drawn(context)], minlength=SKILLS)
-    assert counts.min() > 20
-    notes = find_strategy("draw").select(context).notes
-    assert notes == ["influence on v hardly tells prompts apart"]
+def test_noise_alone_takes_the_whole_pool_and_says_so() -> None:
+    selection = find_strategy("draw").select(world(4, helps=(0, 0, 0, 0, 0)))
+    assert len(selection.prompt_ids) == POOL_SIZE
+    assert len(selection.notes) == 1
+    assert "cannot tell prompts apart" in selection.notes[0]
+
+
+def test_a_set_that_tells_nothing_is_named_and_the_other_still_draws() -> None:
+    context = world(1)
+    noise = world(4, helps=(0, 0, 0, 0, 0)).estimate.mean["v"]
+    both = InfluenceEstimate.from_means(context.prompt_ids, context.estimate.mean | {"w": noise})
+    selection = find_strategy("draw").select(replace(context, estimate=both))
+    assert len(selection.prompt_ids) == context.count
+    assert selection.notes == ["influence on w hardly tells prompts apart"]
+
+
+def test_prompts_that_were_trained_on_make_room_for_others() -> None:
+    context = replace(world(1), count=20)
+    trained = np.isin(np.arange(POOL_SIZE), drawn(context)).astype(np.int64)
+    history = rounds(context.statistics.informative, trained)
+    again = drawn(replace(context, history=history, seed=7))
+    assert trained[again].mean() < 0.7 * trained[drawn(replace(context, seed=7))].mean()
+    assert (SKILL_OF[again] == 0).mean() > 0.7
+
+
+@pytest.mark.parametrize(("rate", "rarer"), [(1.0, True), (0.0, True), (0.5, False)])
+def test_what_training_found_all_right_or_all_wrong_is_drawn_less(rate: float, rarer: bool) -> None:
+    context = world(1)
+    informative = context.statistics.informative
+    trained = (np.arange(POOL_SIZE) % 2).astype(np.int64)
+    use = expected_use(replace(context, history=rounds(informative, trained, rate=rate)))
+    once = expected_use(replace(context, history=rounds(informative, trained)))
+    mixed = informative & (trained == 1)
+    assert bool((use[mixed] < once[mixed]).all()) == rarer
+    assert (use[trained == 0] == once[trained == 0]).all()
+
+
+def test_rewards_that_are_no_passes_are_no_reason_to_refuse() -> None:
+    context = world(1)
+    history = rounds(context.statistics.informative)
+    signed = PassHistory(history.passes * 4 - 12, history.responses)
+    assert len(drawn(replace(context, history=signed))) == context.count
 
 
 def test_each_seed_draws_anew_and_the_same_seed_the_same() -> None:
@@ -171,43 +202,16 @@ def test_too_few_scores_are_refused() -> None:
         drawn(replace(context, estimate=few))
 
 
-@pytest.mark.parametrize("names", [["v"], ["pool"]])
-def test_scores_without_the_pools_direction_or_without_a_target_are_refused(
-    names: list[str],
-) -> None:
-    context = world(1)
-    means = {name: context.estimate.mean[name] for name in names}
-    part = InfluenceEstimate.from_means(context.prompt_ids, means)
-    with pytest.raises(InputError, match="score a sample of the pool as the target 'pool'"):
-        drawn(replace(context, estimate=part))
-
-
 def test_without_features_it_says_what_is_missing() -> None:
     settings = SelectionConfig.model_validate({"strategy": "draw"})
     with pytest.raises(InputError, match="needs the policy's hidden states at the prompts"):
         select(world().estimate, settings, rollouts=[])
 
 
-def test_the_part_that_the_pool_brings_is_taken_off() -> None:
-    draw = np.random.default_rng(0)
-    with_pool = draw.uniform(0.1, 0.5, 200)
-    own = draw.normal(0, 0.1, 200)
-    rest = beyond_the_pool(0.4 * with_pool + own - own.mean(), with_pool)
-    assert rest == pytest.approx(own - own.mean(), abs=1e-9)
-    opposed = np.full(5, -0.2)
-    assert beyond_the_pool(opposed, with_pool[:5]).tolist() == opposed.tolist()
-    assert beyond_the_pool(own[:5], np.zeros(5)).tolist() == own[:5].tolist()
-
-
 def test_the_chance_of_a_gradient_is_that_of_jeffreys_prior() -> None:
     """Against draws of the pass rate from its posterior after n equal rewards."""
     counts = np.array([0, 2, 6, 16])
-    statistics = replace(
-        world().statistics,
-        informative=np.array([False, False, False, False]),
-        statuses={"ok": counts},
-    )
-    chances = chance_of_a_gradient(statistics)
+    chances = chance_of_a_gradient(counts)
     draw = np.random.default_rng(0)
     for count, chance in zip(counts, chances, strict=True):
         rate = draw.beta(count + 0.5, 0.5, 200_000)

@@ -14,7 +14,7 @@ from cropi.policy.settings import ModelConfig
 from cropi.prompts.settings import PromptsConfig, PromptSource
 from cropi.rollouts.settings import RolloutsConfig
 from cropi.selection.settings import SelectionConfig, StrategyChoice
-from cropi.selection.strategy import POOL, find_strategy, needs_of
+from cropi.selection.strategy import find_strategy, needs_of
 from cropi.settings import PathText, Section, flat, is_default
 from cropi.study.settings import CompareConfig
 from cropi.text import require_name
@@ -140,11 +140,6 @@ def _require_validation_sets(config: RunConfig) -> None:
             raise ValueError(
                 f"strategy {strategy.name!r} steers by validation sets, and prompts.validation is "
                 "empty; add one, or choose another selection.strategy"
-            )
-        if needs.direction == "contrast" and POOL in config.prompts.validation:
-            raise ValueError(
-                f"strategy {strategy.name!r} scores the pool's own direction under the name "
-                f"{POOL!r}, and a validation set has this name; give the set another one"
             )
 
 

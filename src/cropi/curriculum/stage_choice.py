@@ -15,7 +15,6 @@ from cropi.curriculum.policies import Policies
 from cropi.curriculum.run_context import RunLog, Seeds
 from cropi.curriculum.stage_rollouts import StageRollouts, pool_files_so_far
 from cropi.influence.cosines import Influence
-from cropi.influence.scorer import hash_sample
 from cropi.influence.settings import InfluenceConfig
 from cropi.influence.setup import score
 from cropi.policy.representations import prompt_features
@@ -29,9 +28,6 @@ from cropi.store.files import file_hash, write_json
 from cropi.store.run_directory import Stage
 from cropi.store.tables import read_scores, read_selection, write_scores, write_selection
 from cropi.text import plural
-
-CONTRAST_PROMPTS = 256
-"""Informative pool prompts whose mean gradient stands for the pool's, where it is a contrast."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +57,7 @@ class StageScorer:
             self.policies.key(policy),
             rollouts.key,
             needs.direction,
+            needs.metric,
             self.result_settings,
             self.seed,
         )
@@ -104,6 +101,8 @@ class StageScorer:
         settings = self.settings
         if needs.direction == "pool":
             settings = settings.model_copy(update={"target": "unit_mean"})
+        if needs.metric is not None:
+            settings = settings.model_copy(update={"metric": needs.metric})
         if stage.index > 0 or settings.precondition == "none":
             return settings
         self.log.warn(
@@ -126,19 +125,12 @@ def target_rollouts(needs: Needs, rollouts: StageRollouts) -> dict[str, list[Rol
         return {POOL: rollouts.pool}
     if needs.direction == "mean":
         return {"validation": [g for groups in rollouts.validation.values() for g in groups]}
-    if needs.direction == "contrast":
-        informative = [group for group in rollouts.pool if group.informative]
-        return rollouts.validation | {POOL: hash_sample(informative, CONTRAST_PROMPTS)}
     return rollouts.validation
 
 
 def _notes(influence: Influence, needs: Needs) -> list[str]:
     """What deserves doubt; target warnings do not apply where the pool is a target."""
-    if not needs.validation:
-        return influence.number_notes
-    pool = influence.reliability.get(POOL) if needs.direction == "contrast" else None
-    ignored = set(pool.warnings(POOL)) if pool else set()
-    return [note for note in influence.notes if note not in ignored]
+    return influence.notes if needs.validation else influence.number_notes
 
 
 def _facts(influence: Influence, needs: Needs, prompt_tokens: int) -> dict[str, object]:

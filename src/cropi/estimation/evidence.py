@@ -52,22 +52,6 @@ def with_standard_errors(estimate: InfluenceEstimate) -> InfluenceEstimate:
     return replace(estimate, standard_error=errors)
 
 
-def beyond_the_pool(
-    mean: NDArray[np.floating], with_pool: NDArray[np.floating]
-) -> NDArray[np.float64]:
-    """Cosines [P] with a target, less the part that any training on this pool would bring.
-
-        U_p - k u_p,    k = mean U / mean u within [0, 1]
-
-    with u_p the cosine with the pool's mean gradient. Directions that all prompts share, such as a
-    format that everything teaches, make skills look helpful that share nothing else with a target.
-    The mean over the pool is zero, where k is not cut off.
-    """
-    shared, towards = float(mean.mean()), float(with_pool.mean())
-    share = min(1.0, max(0.0, shared) / towards) if towards > 0 else 0.0
-    return np.asarray(mean.astype(np.float64) - share * with_pool)
-
-
 def exceeds_noise(estimate: InfluenceEstimate, floor: float) -> NDArray[np.bool_]:
     """Whether each prompt [P] is above `floor` standard errors on some target."""
     exceeds = [

@@ -39,6 +39,7 @@ from cropi.influence.left_out import (
     wild_notes,
 )
 from cropi.influence.preconditioner import Preconditioner, PreconditioningConsumer
+from cropi.influence.settings import Metric
 from cropi.influence.targets import (
     Target,
     TargetReliability,
@@ -46,15 +47,17 @@ from cropi.influence.targets import (
     half_weights,
     target_reliability,
 )
+from cropi.influence.whitening import DIMENSIONS, SAMPLE, whitened
 from cropi.rollouts.number_checks import (
     empty_response_notes,
     log_ratio_notes,
     require_log_ratios,
     require_sound_numbers,
 )
-from cropi.schema import UNSCORED, RolloutGroup, fingerprint
+from cropi.schema import SCORED, UNSCORED, RolloutGroup, fingerprint
 from cropi.sketches import FittedSketch, Sketch, SketchBuffer, SketchConsumer
 from cropi.sketches.counter_rng import parameters_identity
+from cropi.sketches.windowed import WindowedSketch
 
 Groups = Sequence[RolloutGroup]
 PhaseProgress = Callable[[str, int, int], None]
@@ -78,6 +81,7 @@ class PoolScores:
     norms_P: NDArray[np.float64]
     statuses: list[str]
     notes: list[str]
+    sketches_PD: NDArray[np.floating] | None = None
 
 
 class Scorer:
@@ -86,7 +90,8 @@ class Scorer:
     `sketch` None means exact. `target` "unit_mean" averages unit gradients, so that one prompt
     with a large gradient does not determine the direction. `target_memory` says where exact
     directions are held. `preconditioner` turns gbar into the step that Adam would make of it.
-    `tokens` are those that the last call put through the model.
+    `metric` "whitened" takes off what the pool's gradients share. `tokens` are those that the last
+    call put through the model.
     """
 
     def __init__(
@@ -97,7 +102,9 @@ class Scorer:
         progress: PhaseProgress | None = None,
         target_memory: TargetMemory = "fp32",
         preconditioner: Preconditioner | None = None,
+        metric: Metric = "cosine",
     ) -> None:
+        self.metric: Metric = metric
         self.extractor = extractor
         self.sketch = sketch
         self.target: Target = target
@@ -115,7 +122,8 @@ class Scorer:
             method = {"method": "sketch", **self.sketch.identity}
         adam = {} if self.preconditioner is None else self.preconditioner.identity
         objective = fingerprint(self.extractor.objective.model_dump(mode="json"))
-        return {**method, "objective": objective, **adam, "target": self.target}
+        metric = {} if self.metric == "cosine" else {"metric": self.metric}
+        return {**method, "objective": objective, **adam, **metric, "target": self.target}
 
     def score(self, pool: Groups, targets: Mapping[str, Groups]) -> Influence:
         """Return one cosine per target for each informative prompt of `pool`.
@@ -139,11 +147,12 @@ class Scorer:
         else:
             scores = self._sketched(groups, directions.values, list(sets))
         require_some_in_range("the pool", [group.prompt_id for group in groups], scores.statuses)
+        influence_PV = self._in_metric(groups, scores)
         about_targets = [w for n, each in directions.reliability.items() for w in each.warnings(n)]
         about_rollouts = [n for each in (informative, *of_sets.values()) for n in each.notes]
         notes = [*about_rollouts, *scores.notes, *directions.notes, *about_targets]
         estimate = pool_estimate(
-            pool, scores.cosines_PV, scores.norms_P, scores.statuses, list(sets), self.identity
+            pool, influence_PV, scores.norms_P, scores.statuses, list(sets), self.identity
         )
         return Influence(estimate, directions.reliability, self.tokens, notes)
 
@@ -174,10 +183,18 @@ class Scorer:
             require_direction(name, length)
         dots = DotConsumer(directions, len(pool))
         norms = NormConsumer(len(pool), self.extractor.device)
-        report = self._stream("pool", pool, dots, norms)
+        buffer = SketchBuffer(len(pool), DIMENSIONS) if self.metric == "whitened" else None
+        sketches = [] if buffer is None else [self._shared_sketches(buffer)]
+        report = self._stream("pool", pool, dots, norms, *sketches)
         statuses, notes = usable_statuses("the pool", pool, report, norms.norms)
         cosines_PV = cosines(dots.dots, norms.norms, lengths_V, names)
-        return PoolScores(cosines_PV, norms.norms, statuses, notes)
+        sketches_PD = None if buffer is None else buffer.sketches.numpy()
+        return PoolScores(cosines_PV, norms.norms, statuses, notes, sketches_PD)
+
+    def _shared_sketches(self, buffer: SketchBuffer) -> SketchConsumer:
+        """Sketches that tell what whole gradients share with each other."""
+        sketch = WindowedSketch(self.extractor.shapes, seed=0, dim=DIMENSIONS)
+        return SketchConsumer(sketch, buffer, self.extractor.device)
 
     def _sketched(
         self, pool: Groups, directions_VD: NDArray[np.float64], names: Sequence[str]
@@ -191,7 +208,18 @@ class Scorer:
         shortest_P = np.minimum(lengths_P, norms_P)
         statuses, notes = usable_statuses("the pool", pool, report, shortest_P)
         dots_PV = sketches_PD @ np.stack(list(directions_VD), 1)
-        return PoolScores(cosines(dots_PV, lengths_P, lengths_V, names), norms_P, statuses, notes)
+        cosines_PV = cosines(dots_PV, lengths_P, lengths_V, names)
+        return PoolScores(cosines_PV, norms_P, statuses, notes, sketches_PD)
+
+    def _in_metric(self, pool: Groups, scores: PoolScores) -> NDArray[np.float64]:
+        """The cosines [P, V], whitened if so asked."""
+        if self.metric == "cosine":
+            return scores.cosines_PV
+        assert scores.sketches_PD is not None
+        sound = [g for g, status in zip(pool, scores.statuses, strict=True) if status == SCORED]
+        sample = {group.prompt_id for group in hash_sample(sound, SAMPLE)}
+        places_M = np.array([i for i, group in enumerate(pool) if group.prompt_id in sample])
+        return whitened(scores.cosines_PV, scores.sketches_PD, places_M)
 
     def _dense_targets(self, sets: Mapping[str, Groups]) -> TargetDirections:
         shapes, device = self.extractor.shapes, self.extractor.device

@@ -14,6 +14,10 @@ FEATURE_SKETCH = "adaptive"
 """The default sketch of stored features; that of scoring, `exact`, would store whole gradients."""
 
 
+Metric = Literal["cosine", "whitened"]
+"""How gradients are compared (docs/method.md)."""
+
+
 class InfluenceConfig(Section):
     """How gradients are compared with the validation direction."""
 
@@ -22,6 +26,10 @@ class InfluenceConfig(Section):
     )
     target: Literal["mean", "unit_mean"] = Field(
         "mean", description="mean of the gradients (paper), or of the unit gradients"
+    )
+    metric: Metric = Field(
+        "cosine",
+        description="cosine (paper), or whitened: what the pool's other gradients do not share",
     )
     parameters: list[str] | None = Field(
         None,

@@ -53,7 +53,9 @@ def make_scorer(
     adam = None
     if config.precondition == "adam":
         adam = Preconditioner(second_moments(_required(checkpoint), extractor.model))
-    return Scorer(extractor, sketch, config.target, progress, config.target_memory, adam)
+    return Scorer(
+        extractor, sketch, config.target, progress, config.target_memory, adam, config.metric
+    )
 
 
 def score(

@@ -161,5 +161,5 @@ def _require(
     """Raise InputError for scores or rollouts that a strategy needs and lacks."""
     if needs.scoring != "never" and estimate is None:
         raise InputError(f"strategy {strategy} needs scores; make them with `cropi score`")
-    if rollouts is None and (needs.scoring == "never" or needs.direction in ("pool", "contrast")):
+    if rollouts is None and (needs.scoring == "never" or needs.direction == "pool"):
         raise InputError(f"strategy {strategy} needs the pool's rollouts; give rollouts")

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cropi.errors import InputError
+from cropi.influence.settings import Metric
 from cropi.plugins import find_plugin
 from cropi.rollouts.statistics import PassHistory, RolloutStatistics
 from cropi.schema import InfluenceEstimate, Selection
 from cropi.selection.settings import StrategyChoice
 
 Scoring = Literal["stage", "once", "never"]
-Direction = Literal["sets", "mean", "pool", "contrast"]
+Direction = Literal["sets", "mean", "pool"]
 POOL = "pool"
 """The name, among the scores of validation sets, of those with the pool's own direction."""
 
@@ -75,17 +76,19 @@ class Needs:
     """What a strategy needs, which is also what it has to pay for.
 
     `rollouts`: whether it looks at the pool's rollouts at all. `direction`: what scores compare a
-    prompt with: every validation set, the mean over all validation prompts, the pool's own mean
-    unit gradient, or (contrast) every validation set and a sample of the pool. `fresh`: every stage
-    has rollouts of its own policy. `dynamic_sampling`: training replaces groups whose rewards are
-    all equal. `earlier`: it looks at the estimates of earlier stages. `target_sources`: it looks at
-    the sources of the validation prompts. `features`: it looks at the policy's hidden states at the
-    pool's prompts. `history`: it looks at the rewards of all rollouts so far, training's included.
+    prompt with: every validation set, the mean over all validation prompts, or the pool's own mean
+    unit gradient. `metric`: how scores compare; None leaves it to the run's settings. `fresh`:
+    every stage has rollouts of its own policy. `dynamic_sampling`: training replaces groups whose
+    rewards are all equal. `earlier`: it looks at the estimates of earlier stages. `target_sources`:
+    it looks at the sources of the validation prompts. `features`: it looks at the policy's hidden
+    states at the pool's prompts. `history`: it looks at the rewards of all rollouts so far,
+    training's included.
     """
 
     scoring: Scoring
     rollouts: bool = True
     direction: Direction = "sets"
+    metric: Metric | None = None
     fresh: bool = False
     dynamic_sampling: bool = False
     earlier: bool = False
