@@ -256,6 +256,9 @@ class InfluenceEstimate:
     [P] are the gradients' L2 norms (NaN: no gradient), `tokens` int64 [P] the sampled tokens,
     `group_size` int32 [P] the usable responses (0: unknown). `status` says of each prompt why it
     has no score, or "scored". `unlisted` counts pool prompts without an entry, by reason.
+    `responses`, where measured, holds per validation set and prompt [P] the parts of the cosine
+    that its responses bring, float32 [K]: they add up to it; NaN for those that are not usable,
+    and none for a prompt without a score.
     """
 
     prompt_ids: list[str]
@@ -267,6 +270,7 @@ class InfluenceEstimate:
     status: list[str]
     unlisted: dict[str, int] = field(default_factory=dict)
     identity: dict[str, str] = field(default_factory=dict)
+    responses: dict[str, list[NDArray[np.float32]]] = field(default_factory=dict)
 
     @classmethod
     def from_means(
@@ -319,6 +323,7 @@ class InfluenceEstimate:
             group_size=self.group_size[rows],
             status=[SCORED] * len(rows),
             unlisted=self.skipped,
+            responses={n: [parts[row] for row in rows] for n, parts in self.responses.items()},
         )
 
 
