@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
+import json
+import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import cropi
 from cropi.exchange.exports import export_selection
 from cropi.pocket import rows
 from cropi.prompts.formats import to_prompt
@@ -79,18 +81,35 @@ def test_the_data_set_of_verl_holds_every_row(pool: list[Prompt], tmp_path: Path
         assert given["score"] == expected
 
 
-def test_verifiers_loads_an_export_as_a_taskset(
-    pool: list[Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("verifiers.v1", reason="verifiers is not installed")
-    from verifiers.v1.utils.loaders import taskset_class
+TASKSET = """
+import asyncio, json, sys
+from types import SimpleNamespace
+from verifiers.v1.utils.loaders import taskset_class
 
+taskset = taskset_class("cropi-selection")
+config = sys.modules["cropi_selection"].SelectionConfig
+selected, control = (list(taskset(config(rows=rows))) for rows in ("selection", "control"))
+replies = [SimpleNamespace(last_reply=text) for text in (selected[1].data.answer, "no")]
+rewards = [asyncio.run(selected[1].verifier(reply)) for reply in replies]
+print(json.dumps([[task.key for task in selected], len(control), rewards]))
+"""
+
+
+def test_verifiers_loads_an_export_as_a_taskset(pool: list[Prompt], tmp_path: Path) -> None:
+    try:
+        metadata.version("verifiers")
+    except metadata.PackageNotFoundError:
+        pytest.skip("verifiers is not installed")
     ids = export(pool, "prime-rl", tmp_path / "out")
-    monkeypatch.syspath_prepend(str(tmp_path / "out"))
-    taskset = taskset_class("cropi-selection")
-    config = sys.modules["cropi_selection"].SelectionConfig
-    tasks = list(taskset(config(id="cropi-selection")))
-    assert [task.key for task in tasks] == ids
-    assert len(list(taskset(config(id="cropi-selection", rows="control")))) == 4
-    for reply, expected in ((tasks[1].data.answer, 1.0), ("no", 0.0)):
-        assert asyncio.run(tasks[1].verifier(SimpleNamespace(last_reply=reply))) == expected
+    # In a process of its own: a folder of our tests has the name of the package.
+    path = os.pathsep.join([str(tmp_path / "out"), str(Path(cropi.__file__).parents[1])])
+    done = subprocess.run(
+        [sys.executable, "-c", TASKSET],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [ids, 4, [1.0, 0.0]]
