@@ -21,6 +21,7 @@ from cropi.cli import (
     diagnose,
     evaluate,
     export,
+    rank,
     rejudge,
     report,
     rollout,
@@ -48,6 +49,7 @@ app = typer.Typer(
 for command in (
     run.run,
     compare.compare,
+    rank.rank,
     verify.verify,
     rollout.rollout,
     rejudge.judge,

@@ -78,7 +78,7 @@ def export_selection(
     _require_replaceable(out)
     chosen = _chosen(selection, pool)
     _require_one_kind(chosen, trainer)
-    drawn = _drawn(pool, len(chosen), seed) if control else []
+    drawn = random_control(pool, len(chosen), seed) if control else []
     _require_one_kind([*chosen, *drawn], trainer)
     start = Start(str(out), model or DEFAULT_MODEL, len(chosen), chosen[0].messages is not None)
     command = form.command(start)
@@ -139,7 +139,7 @@ def _require_one_kind(prompts: Sequence[Prompt], trainer: str) -> None:
         )
 
 
-def _drawn(pool: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
+def random_control(pool: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
     """As many prompts, drawn from the whole pool: what any selection has to beat."""
     draw = np.random.default_rng(derive_seed(seed, "control"))
     return [pool[place] for place in draw.choice(len(pool), count, replace=False)]
