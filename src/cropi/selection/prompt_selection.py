@@ -37,6 +37,7 @@ def select(
     target_sources: Collection[str] = (),
     features: NDArray[np.float64] | None = None,
     history: Sequence[Sequence[RolloutGroup] | str | Path] = (),
+    current: NDArray[np.float64] | None = None,
     threshold: float | None = None,
     stage: int | None = None,
     seed: int = 0,
@@ -53,6 +54,10 @@ def select(
         target_sources: sources of the validation prompts.
         features: of the pool's prompts, in the order of their rollouts, for strategies that look at
             the policy's hidden states (`cropi.policy.representations.prompt_features`).
+        history: all rollouts of the pool's prompts so far, or their files, oldest first: the start
+            policy's, then what each stage's training sampled; default: `rollouts` alone.
+        current: pass rates under the current policy, in the order of the rollouts, for strategies
+            that look at them (`cropi.rollouts.current_rates.current_pass_rates`).
         threshold: the reward at which a response passes; default: rewards are graded.
         stage: the stage's index; default: how many there are before it.
         seed: of the stage, for strategies that draw.
@@ -74,6 +79,11 @@ def select(
             f"strategy {settings.strategy.name} needs the policy's hidden states at the prompts; "
             "a run makes them, and in Python give features=prompt_features(model, rollouts)"
         )
+    if needs.current and current is None:
+        raise InputError(
+            f"strategy {settings.strategy.name} needs pass rates under the current policy; a run "
+            "makes them, and in Python give current=current_pass_rates(model, rollouts)"
+        )
     groups = [] if rollouts is None else as_groups(rollouts)
     _require_one_pool(estimate, earlier, [group.prompt_id for group in groups])
     statistics = rollout_statistics(groups, threshold)
@@ -93,6 +103,7 @@ def select(
             history=pass_history(statistics.prompt_ids, rounds, threshold)
             if needs.history
             else None,
+            current=current,
         )
     )
     require_not_empty(selection, title or f"strategy {settings.strategy.name}")
