@@ -169,9 +169,9 @@ def _current(scored: Sequence[StageFiles]) -> list[Safe]:
     header = ("stage", "mean reward now", "informative now", "effective share of responses")
     note = (
         "Stored responses, each weighted by how likely the stage's policy is to give it "
-        "(importance sampling); nothing is sampled. Informative now: prompts whose next group of as "
-        "many responses would have passes and failures. An effective share below about a half says "
-        "that the policy has moved too far for these to be exact."
+        "(importance sampling); nothing is sampled. Informative now: the mean chance that a "
+        "prompt's next group of as many responses has passes and failures. An effective share "
+        "below about a half says that the policy has moved too far for these to be exact."
     )
     return [tag("h3", "The pool under each stage's policy"), table(header, rows), hint(note)]
 
