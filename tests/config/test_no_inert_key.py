@@ -22,11 +22,13 @@ from cropi.errors import InputError
 from cropi.plugins import Choice, find_plugin, plugin_names, settings_of
 from cropi.prompts import load_prompt_sets, load_source
 from cropi.prompts.settings import PromptSource
+from cropi.selection.settings import SelectionConfig, StrategyChoice
 from cropi.settings import Section, section_in
 from cropi.sketches import SketchChoice, make_sketch
 from cropi.study.plan import StudyPlan
 from cropi.study.runner import run_threads
 from cropi.verifiers import Judge
+from support.tiny_models import mixed_groups
 from support.tiny_runs import tiny_config
 
 PROGRAM = Path(cropi.__file__).parent
@@ -115,6 +117,11 @@ def use_plugins() -> None:
     for name in plugin_names("sketch"):
         if name != "exact":
             make_sketch(SketchChoice.of(name, dim=8), {"w": (4, 4)}, 0)
+    rollouts = mixed_groups(4)
+    sources = {group.prompt_id: group.prompt_id for group in rollouts}
+    for name in ("bandit", "dps", "mopps"):
+        settings = SelectionConfig(strategy=StrategyChoice.of(name))
+        assert cropi.select(None, settings, rollouts=rollouts, sources=sources).prompt_ids
 
 
 def use_studies(folder: Path) -> None:

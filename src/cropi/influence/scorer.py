@@ -78,10 +78,14 @@ class TargetDirections:
 
 @dataclass(frozen=True)
 class PoolScores:
-    """What was measured of the informative prompts [P]; `statuses` say which cosines count."""
+    """What was measured of the informative prompts [P]; `statuses` say which cosines count.
+
+    `rewards_P2` are their mean rewards under the policy, and the effective shares of responses.
+    """
 
     cosines_PV: NDArray[np.float64]
     norms_P: NDArray[np.float64]
+    rewards_P2: NDArray[np.float64]
     statuses: list[str]
     notes: list[str]
     responses: ResponseInfluence | None = None
@@ -156,6 +160,7 @@ class Scorer:
             pool,
             scores.cosines_PV,
             scores.norms_P,
+            scores.rewards_P2,
             scores.statuses,
             list(sets),
             self.identity,
@@ -196,9 +201,8 @@ class Scorer:
         norms = NormConsumer(len(pool), self.extractor.device)
         report = self._stream("pool", pool, dots, norms)
         statuses, notes = usable_statuses("the pool", pool, report, norms.norms)
-        scores = PoolScores(
-            cosines(dots.dots, norms.norms, lengths_V, names), norms.norms, statuses, notes
-        )
+        cosines_PV = cosines(dots.dots, norms.norms, lengths_V, names)
+        scores = PoolScores(cosines_PV, norms.norms, report.current_rewards, statuses, notes)
         if not per_response:
             return scores
         responses, advance = ResponseGroups(pool), self._counter("responses", pool)
@@ -221,7 +225,8 @@ class Scorer:
         shortest_P = np.minimum(lengths_P, norms_P)
         statuses, notes = usable_statuses("the pool", pool, report, shortest_P)
         dots_PV = sketches_PD @ np.stack(list(directions_VD), 1)
-        scores = PoolScores(cosines(dots_PV, lengths_P, lengths_V, names), norms_P, statuses, notes)
+        cosines_PV = cosines(dots_PV, lengths_P, lengths_V, names)
+        scores = PoolScores(cosines_PV, norms_P, report.current_rewards, statuses, notes)
         if not per_response:
             return scores
         assert self.sketch is not None
