@@ -61,6 +61,8 @@ KINDS = {
     "trainer": Kind("training engine", "cropi.training.engines", ("train",)),
     "verifier": Kind("verifier", "cropi.verifiers"),
     "model": Kind("model", "cropi.policy.models"),
+    "rollout_format": Kind("rollout format", "cropi.exchange.imports", ("recognises", "responses")),
+    "export": Kind("trainer to export to", "cropi.exchange.exports", ("row", "command")),
 }
 RENAMED = {"influence": "one_shot"}
 """Earlier names of plug-ins."""

@@ -152,8 +152,9 @@ class Response:
 
     Two fields are for data that one policy did not sample in one go. `loss_mask` uint8 [T] is 0 at
     tokens that are not the policy's (a tool's output, another speaker) and 1 elsewhere; None means
-    that all tokens are the policy's. `policy_versions` int32 [T] is the version of the weights
-    that sampled each token, where they changed during sampling.
+    that all tokens are the policy's. Log-probs of masked tokens are never used; they may be NaN. A
+    response without a token of the policy's leaves its group. `policy_versions` int32 [T] is the
+    version of the weights that sampled each token, where they changed during sampling.
     """
 
     ids: NDArray[np.int32]
@@ -189,8 +190,8 @@ class RolloutGroup:
 
     `logprob_mode` says which distribution the responses' log-probs are of: `processed`, the one
     that was sampled (after temperature, top-k and top-p, renormalised); `before_top_p`, after the
-    temperature alone; `raw`, the model's own; `recomputed`, from a forward pass by another program
-    than the sampler.
+    temperature alone; `raw`, the model's own; `recomputed`, as `before_top_p`, from a forward pass
+    of another program than the sampler.
     """
 
     prompt_id: str
@@ -201,6 +202,21 @@ class RolloutGroup:
     seed: int = 0
     exact: bool = True
     logprob_mode: LogprobMode = "processed"
+
+    @property
+    def tail_is_cut(self) -> bool:
+        """Whether the sampler left out what was unlikely (top_p or top_k), and renormalised."""
+        return self.sampling.top_p < 1 or self.sampling.top_k > 0
+
+    @property
+    def logprobs_are_cut(self) -> bool:
+        """Whether the log-probs are of a distribution without its tail."""
+        return self.tail_is_cut and self.logprob_mode == "processed"
+
+    @property
+    def logprobs_at_another_temperature(self) -> bool:
+        """Whether the log-probs are of another temperature than the responses'."""
+        return self.logprob_mode == "raw" and self.sampling.temperature != 1
 
     @property
     def usable(self) -> list[Response]:
@@ -240,6 +256,8 @@ class InfluenceEstimate:
     [P] are the gradients' L2 norms (NaN: no gradient), `tokens` int64 [P] the sampled tokens,
     `group_size` int32 [P] the usable responses (0: unknown). `status` says of each prompt why it
     has no score, or "scored". `unlisted` counts pool prompts without an entry, by reason.
+    `current_reward` float32 [P] is the mean reward under the policy by importance sampling, with
+    the `effective_share` of the responses that it rests on (NaN, or None: unknown).
     """
 
     prompt_ids: list[str]
@@ -251,6 +269,8 @@ class InfluenceEstimate:
     status: list[str]
     unlisted: dict[str, int] = field(default_factory=dict)
     identity: dict[str, str] = field(default_factory=dict)
+    current_reward: NDArray[np.float32] | None = None
+    effective_share: NDArray[np.float32] | None = None
 
     @classmethod
     def from_means(
@@ -293,6 +313,7 @@ class InfluenceEstimate:
     def scored(self) -> InfluenceEstimate:
         """The same estimate with entries of scored prompts only; the others become `unlisted`."""
         rows = np.flatnonzero(self.is_scored)
+        current, share = self.current_reward, self.effective_share
         return replace(
             self,
             prompt_ids=[self.prompt_ids[row] for row in rows],
@@ -303,6 +324,8 @@ class InfluenceEstimate:
             group_size=self.group_size[rows],
             status=[SCORED] * len(rows),
             unlisted=self.skipped,
+            current_reward=None if current is None else current[rows],
+            effective_share=None if share is None else share[rows],
         )
 
 

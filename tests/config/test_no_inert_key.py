@@ -26,12 +26,14 @@ from cropi.prompts.settings import PromptSource
 from cropi.rollouts import load_engine
 from cropi.rollouts.settings import EngineChoice
 from cropi.schema import Sampling
+from cropi.selection.settings import SelectionConfig, StrategyChoice
 from cropi.settings import Section, section_in
 from cropi.sketches import SketchChoice, make_sketch
 from cropi.study.plan import StudyPlan
 from cropi.study.runner import run_threads
 from cropi.verifiers import Judge
 from support.fake_server import FakeServer, interpreter, serving
+from support.tiny_models import mixed_groups
 from support.tiny_runs import tiny_config
 
 PROGRAM = Path(cropi.__file__).parent
@@ -122,6 +124,11 @@ def use_plugins() -> None:
     for name in plugin_names("sketch"):
         if name != "exact":
             make_sketch(SketchChoice.of(name, dim=8), {"w": (4, 4)}, 0)
+    rollouts = mixed_groups(4)
+    sources = {group.prompt_id: group.prompt_id for group in rollouts}
+    for name in ("bandit", "dps", "mopps"):
+        settings = SelectionConfig(strategy=StrategyChoice.of(name))
+        assert cropi.select(None, settings, rollouts=rollouts, sources=sources).prompt_ids
 
 
 def use_servers(folder: Path) -> None:

@@ -16,11 +16,13 @@ import torch
 from cropi import plugins
 from cropi.config import load_config, to_yaml, validate
 from cropi.errors import InputError
+from cropi.exchange.exports import export_selection
+from cropi.exchange.imports.rollout_folder import read_rollout_log
 from cropi.plugins import KINDS, plugin_names
 from cropi.policy.places import locate
 from cropi.rollouts.engines.engine import load_engine
 from cropi.rollouts.settings import EngineChoice
-from cropi.schema import Prompt
+from cropi.schema import Prompt, Selection
 from cropi.selection import find_strategy
 from cropi.selection.settings import StrategyChoice
 from cropi.sketches import SketchChoice, make_sketch
@@ -85,6 +87,29 @@ from pathlib import Path
 def newcomer():
     return Path(__file__).parent
 """,
+    "rollout_format": """
+from cropi.exchange.imports.logged import LoggedResponse
+
+@plugin("rollout_format", "newcomer")
+class Newcomer:
+    def recognises(self, row):
+        return "newcomer" in row
+
+    def responses(self, rows, file):
+        for number, row in rows:
+            yield LoggedResponse(row["newcomer"], "text", file.reward(row, 1, file.where(number)))
+""",
+    "export": """
+@plugin("export", "newcomer")
+class Newcomer:
+    suffix, read_in, chats, files = ".jsonl", "nothing", False, {}
+
+    def row(self, prompt, place):
+        return {"question": prompt.content, "place": place.rank}
+
+    def command(self, start):
+        return f"newcomer {start.path('selection.jsonl')}"
+""",
 }
 CHOICES = {
     "sketch": SketchChoice,
@@ -147,6 +172,12 @@ def test_a_new_file_of_each_kind_works_with_its_settings(
     for name in ("model.safetensors", "tokenizer.json"):
         (tmp_path / name).touch()
     assert locate("newcomer", None).location == str(tmp_path)
+    sums = Prompt("p", "4", "sums", prompt="2+2")
+    exported = export_selection(Selection(["p"], np.ones(1)), [sums], "newcomer", tmp_path / "out")
+    assert exported.command == f"newcomer {tmp_path}/out/selection.jsonl"
+    (tmp_path / "log.jsonl").write_text('{"newcomer": "2+2"}')
+    log = read_rollout_log(tmp_path / "log.jsonl")
+    assert (log.format, log.responses[0].prompt) == ("newcomer", "2+2")
 
 
 @pytest.mark.parametrize("kind", PLACES)

@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from cropi.curriculum.loop import run
+from cropi.curriculum.policy_reading import freshest_groups
 from cropi.curriculum.stage_rollouts import replace_groups
 from cropi.errors import InputError
 from cropi.rollouts import read_rollouts
-from cropi.schema import Response, RolloutGroup
+from cropi.rollouts.current_rates import tokens_read
+from cropi.rollouts.statistics import PassHistory
+from cropi.schema import Response, RolloutGroup, Selection
+from cropi.selection import SelectionContext
+from cropi.selection.history_baselines import Information
 from cropi.store.files import read_jsonl
 from cropi.store.tables import read_scores
 from support.tiny_runs import fake_config, promised_bytes
@@ -149,6 +155,62 @@ def test_the_draw_scores_the_pools_own_direction_too_and_pays_for_reading_prompt
     }
     read = sum(len(g.prompt_ids) for g in read_rollouts(done / "rollouts/pool.parquet"))
     assert tokens["draw"] > tokens["cropi"] + read // 3
+
+
+class Remembering(Information):
+    """Notes what history it was given, by the number of rounds."""
+
+    given: ClassVar[dict[int, PassHistory]] = {}
+
+    def select(self, context: SelectionContext) -> Selection:
+        assert context.history is not None
+        self.given[context.stage] = context.history
+        return super().select(context)
+
+
+REMEMBERING = f"selection.strategy={__name__}:Remembering"
+
+
+def responses_in(file: Path, ids: list[str]) -> list[int]:
+    sampled = {g.prompt_id: len(g.responses) for g in read_rollouts(file)}
+    return [sampled.get(i, 0) for i in ids]
+
+
+def test_a_history_is_every_rollout_of_the_pool_training_included_in_order(tmp_path: Path) -> None:
+    settings = (REMEMBERING, "curriculum.refresh=all", "curriculum.stages=3")
+    done = run(fake_config(tmp_path, *SHORT, *settings))
+    pool = done / "rollouts/pool.parquet"
+    ids = [g.prompt_id for g in read_rollouts(pool)]
+    (arm,) = (done / "arms").iterdir()
+    parts = [arm / "stages" / str(index) / "rollouts" for index in range(3)]
+    files = [pool, parts[0] / "training.parquet", parts[1] / "pool.parquet"]
+    files += [parts[1] / "training.parquet", parts[2] / "pool.parquet"]
+    for index, rounds in ((0, 1), (1, 3), (2, 5)):
+        expected = [responses_in(file, ids) for file in files[:rounds]]
+        assert Remembering.given[index].responses.tolist() == expected
+    assert Remembering.given[1].responses[1].sum() == 2 * 4 * 4  # steps, prompts, responses
+
+
+def test_a_bandit_over_clusters_pays_for_reading_the_prompts(tmp_path: Path) -> None:
+    done = run(fake_config(tmp_path, *SHORT, "selection.strategy={name: bandit, clusters: 3}"))
+    read = sum(len(g.prompt_ids) for g in read_rollouts(done / "rollouts/pool.parquet"))
+    paid = costs(done, "scoring")
+    assert [row["tokens_forward"] for row in paid] == [read // 3] * 2
+
+
+def test_dare_reads_the_freshest_rollouts_under_the_stages_policy_and_pays_for_it(
+    tmp_path: Path,
+) -> None:
+    done = run(fake_config(tmp_path, *SHORT, "selection.strategy=dare"))
+    pool = read_rollouts(done / "rollouts/pool.parquet")
+    trained = stage(done, 0, "dare") / "rollouts/training.parquet"
+    freshest = freshest_groups(pool, [trained])
+    newer = {g.prompt_id: g.tokens for g in read_rollouts(trained)}
+    assert [g.tokens for g in freshest] == [newer.get(g.prompt_id, g.tokens) for g in pool]
+    paid = costs(done, "scoring")
+    assert [row["tokens_forward"] for row in paid] == [
+        tokens_read(g) // 3 for g in (pool, freshest)
+    ]
 
 
 @pytest.mark.parametrize("refresh", ["validation", "stale"])

@@ -95,19 +95,34 @@ def test_a_mask_of_ones_is_no_mask_bit_for_bit(qwen: nn.Module) -> None:
         assert torch.equal(flatten(a), flatten(b))
 
 
-def test_a_masked_tail_is_as_if_the_response_ended_before_it(qwen: nn.Module) -> None:
-    group = random_group(np.random.default_rng(2), responses=3, longest=8)
+def test_a_masked_tail_is_as_if_the_response_ended_before_it_bit_for_bit(qwen: nn.Module) -> None:
+    groups = mixed_groups(4, seed=2)
 
     def extended(response: Response) -> Response:
+        tail = 1 + len(response.ids) % 3
         return Response(
-            np.concatenate([response.ids, np.array([7, 9, 11], dtype=np.int32)]),
-            np.concatenate([response.logprobs, np.zeros(3, dtype=np.float32)]),
+            np.concatenate([response.ids, np.arange(7, 7 + tail, dtype=np.int32)]),
+            np.concatenate([response.logprobs, np.full(tail, np.nan, dtype=np.float32)]),
             reward=response.reward,
-            loss_mask=np.concatenate([np.ones(len(response.ids)), np.zeros(3)]).astype(np.uint8),
+            loss_mask=np.repeat(np.array([1, 0], np.uint8), [len(response.ids), tail]),
         )
 
-    actual = gradients(qwen, [changed(group, extended)])
-    assert_equal_gradients(actual, gradients(qwen, [group]), 1e-6)
+    longer = [changed(group, extended) for group in groups]
+    for a, b in zip(gradients(qwen, longer), gradients(qwen, groups), strict=True):
+        assert torch.equal(flatten(a), flatten(b))
+
+
+@pytest.mark.parametrize("place", ["first", "last"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_one_policy_token_is_enough(qwen: nn.Module, options: dict, place: str) -> None:
+    def only_one(response: Response) -> Response:
+        mask = np.zeros(len(response.ids), dtype=np.uint8)
+        mask[0 if place == "first" else -1] = 1
+        return with_mask(response, mask)
+
+    groups = [changed(group, only_one) for group in mixed_groups(3, seed=8)]
+    expected = [oracle_gradient(qwen, group, method_of(options)) for group in groups]
+    assert_equal_gradients(gradients(qwen, groups, ObjectiveConfig(**options)), expected)
 
 
 @pytest.mark.parametrize("share_prefix", [True, False])

@@ -131,27 +131,19 @@ def test_only_unmasked_tokens_count() -> None:
     assert group.usable == []
 
 
-def test_masked_tokens_need_no_logprob_and_read_as_zero(tmp_path: Path) -> None:
+@pytest.mark.parametrize("absent", [None, float("nan"), float("inf"), 7.0])
+def test_masked_tokens_need_no_logprob_and_read_as_zero(
+    tmp_path: Path, absent: float | None
+) -> None:
     columns = {
         **MINIMAL,
-        "logprobs": [[-1.0], [float("nan"), -0.25], [-2.0]],
+        "logprobs": [[-1.0], [absent, -0.25], [-2.0]],
         "loss_mask": [[True], [False, True], None],
         "reward_status": ["ok"] * 3,
     }
     response = read_rollouts(save(tmp_path / "r.parquet", columns))[1].responses[0]
     assert response.logprobs.tolist() == [0.0, -0.25]
     assert response.sampled.tolist() == [False, True]
-
-
-def test_raw_logprobs_of_another_temperature_are_warned_of_once(tmp_path: Path) -> None:
-    columns = {**MINIMAL, "logprob_mode": ["raw"] * 3}
-    read_rollouts(save(tmp_path / "1.parquet", columns))
-    warm = save(tmp_path / "2.parquet", {**columns, "temperature": [0.7] * 3})
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        read_rollouts(warm)
-    assert len(caught) == 1
-    assert "row 0: logprob_mode is raw and temperature is 0.7" in str(caught[0].message)
 
 
 def test_row_order_is_the_response_index_and_groups_keep_their_first_appearance(
@@ -261,6 +253,10 @@ BAD = {
     "NaN logprob": (
         {"logprobs": [[NAN], [-1.0, -1.0], [-2.0]], **OK},
         "row 0, column logprobs: .*NaN",
+    ),
+    "null logprob": (
+        {"logprobs": [[-1.0], [None, -1.0], [-2.0]], "loss_mask": [[1], [1, 0], [1]], **OK},
+        "row 1, column logprobs: .*null",
     ),
     "null list": ({"response_ids": [[4], None, [7]]}, "row 1, column response_ids: is null"),
     "null in list": ({"response_ids": [[4], [5, None], [7]]}, "row 1, column response_ids: .*null"),

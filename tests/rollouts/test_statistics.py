@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
 
-from cropi.rollouts.statistics import rollout_statistics
+import numpy as np
+import pytest
+
+from cropi.errors import InputError
+from cropi.rollouts.statistics import pass_history, rollout_statistics
 from cropi.schema import Response, RolloutGroup
 
 
@@ -47,3 +51,22 @@ def test_a_threshold_turns_graded_rewards_into_passes() -> None:
 
 def test_a_prompt_without_a_usable_response_has_no_pass_rate() -> None:
     assert np.isnan(rollout_statistics([group(["timeout"])]).pass_rates[0])
+
+
+def test_a_history_counts_the_passes_of_the_pools_prompts_round_by_round() -> None:
+    first = [replace(group([1.0, 0.0]), prompt_id="a"), replace(group([1.0]), prompt_id="b")]
+    second = [
+        replace(group([1.0, "timeout", 1.0, 0.5]), prompt_id="b"),
+        replace(group([1.0]), prompt_id="of another pool"),
+    ]
+    history = pass_history(["a", "b", "c"], [first, second])
+    assert history.passes.tolist() == [[1, 1, 0], [0, 2.5, 0]]
+    assert history.responses.tolist() == [[2, 1, 0], [0, 3, 0]]
+    assert history.rates[0].tolist()[:2] == [0.5, 1.0]
+    assert np.isnan(history.rates[:, 2]).all()
+    assert pass_history(["b"], [second], threshold=0.6).passes.tolist() == [[2]]
+
+
+def test_a_round_of_another_pool_is_refused() -> None:
+    with pytest.raises(InputError, match="round 1 of the history has no rollout of the pool's"):
+        pass_history(["a"], [[replace(group([1.0]), prompt_id=name)] for name in ("a", "b")])

@@ -20,6 +20,8 @@ from cropi.cli import (
     config,
     diagnose,
     evaluate,
+    export,
+    rank,
     rejudge,
     report,
     rollout,
@@ -47,6 +49,7 @@ app = typer.Typer(
 for command in (
     run.run,
     compare.compare,
+    rank.rank,
     verify.verify,
     rollout.rollout,
     rejudge.judge,
@@ -55,6 +58,7 @@ for command in (
     select.select,
     train.train,
     evaluate.evaluate,
+    export.export,
     report.report,
 ):
     app.command(cls=Command)(command)

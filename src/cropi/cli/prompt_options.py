@@ -55,6 +55,12 @@ class PromptReading:
 
         return cropi.load_prompts(path, seed, tokenizer=policy.tokenizer, **self.columns)
 
+    def prompts_alone(self, path: Path, seed: int) -> list[Prompt]:
+        """Read a file, folder or pattern without a policy: texts stay texts."""
+        import cropi
+
+        return cropi.load_prompts(path, seed, **self.columns)
+
     def prompts_sampled(self, path: Path, seed: int, ids: Iterable[str]) -> list[Prompt]:
         """Read a file without a policy, as the prompts with these ids were read.
 

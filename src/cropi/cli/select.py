@@ -19,6 +19,13 @@ ScoreFiles = Annotated[
 PoolRollouts = Annotated[
     Path | None, typer.Option(help="Rollouts of the pool, for strategies that read them")
 ]
+HistoryFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="All rollouts of the pool so far, training's too; repeatable, oldest first; "
+        "default: --rollouts"
+    ),
+]
 
 
 def select(
@@ -30,6 +37,7 @@ def select(
         setting(SelectionConfig, "strategy", text=PLUGIN_HELP),
     ] = None,
     rollouts: PoolRollouts = None,
+    history: HistoryFiles = None,
     seed: Seed = 0,
     settings: SectionSettings = None,
 ) -> None:
@@ -57,6 +65,7 @@ def select(
             config,
             earlier=estimates[:-1],
             rollouts=rollouts,
+            history=history or (),
             seed=seed,
         )
         write_selection(out, selection)

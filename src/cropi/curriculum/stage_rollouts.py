@@ -171,6 +171,22 @@ def stage_rollouts(
     return StageRollouts(pool, {name: groups for (_, name), groups in rollouts.items()}, files)
 
 
+def pool_files_so_far(directory: RunDirectory, stage: Stage) -> list[Path]:
+    """All files with rollouts of pool prompts before a stage trains, in the order of sampling.
+
+    They are the start policy's, and for every stage what it sampled again, if it did, and what its
+    training sampled, if its engine reports that.
+    """
+    files = [directory.rollouts("pool")]
+    for index in range(stage.index + 1):
+        each = stage.sibling(index)
+        if ["pool", ""] in read_record(each.refresh_facts).get("files", []):
+            files.append(each.rollouts("pool"))
+        if index < stage.index and each.rollouts("training").exists():
+            files.append(each.rollouts("training"))
+    return files
+
+
 def replace_groups(
     groups: Sequence[RolloutGroup], newer: Sequence[RolloutGroup]
 ) -> list[RolloutGroup]:

@@ -73,10 +73,10 @@ class FidelityExperiment:
         self.specs = settings.specs()
         objective = settings.objective.with_length(longest_allowed(pool))
         self.extractor = GradientExtractor(model, objective, settings.batch_tokens)
-        self.informative = require_informative("the pool", pool).groups
+        self.informative = require_informative("the pool", pool, objective).groups
         self.pool = _sample(self.informative, settings.max_prompts, settings.seed)
         self.targets = {
-            name: require_informative(f"validation set {name}", groups).groups
+            name: require_informative(f"validation set {name}", groups, objective).groups
             for name, groups in validation.items()
         }
         for spec in self.specs:

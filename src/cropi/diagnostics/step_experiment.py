@@ -82,7 +82,7 @@ class StepExperiment:
         self.reader = LogprobReader(model, settings.batch_tokens)
         self.pool = {g.prompt_id: g for g in pool if g.informative}
         self.validation = {
-            n: require_informative(f"validation set {n}", groups).groups
+            n: require_informative(f"validation set {n}", groups, self.objective).groups
             for n, groups in validation.items()
         }
         self.size = sum(p.numel() for p in self.extractor.parameters.values())

@@ -17,7 +17,7 @@ the objective holds the policy's tokens alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -60,8 +60,11 @@ class PreparedGroup:
 
 
 def prepare(index: int, group: RolloutGroup) -> PreparedGroup:
-    """Drop unusable responses and merge those with equal tokens and masks."""
-    responses = group.usable
+    """Drop unusable responses and merge those with equal tokens and masks.
+
+    Nothing depends on what follows a response's last policy token, so it is cut off first.
+    """
+    responses = [_without_masked_tail(response) for response in group.usable]
     first_seen: dict[tuple[bytes, bytes], int] = {}
     unique: list[Response] = []
     unique_index = []
@@ -81,6 +84,14 @@ def prepare(index: int, group: RolloutGroup) -> PreparedGroup:
         group.sampling.temperature,
         group.prompt_id,
     )
+
+
+def _without_masked_tail(response: Response) -> Response:
+    if response.loss_mask is None:
+        return response
+    end = int(np.flatnonzero(response.loss_mask)[-1]) + 1
+    ids, logprobs, mask = response.ids, response.logprobs, response.loss_mask
+    return replace(response, ids=ids[:end], logprobs=logprobs[:end], loss_mask=mask[:end])
 
 
 def response_tensors(groups: Sequence[PreparedGroup], device: torch.device) -> ResponseTensors:

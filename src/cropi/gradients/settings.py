@@ -51,6 +51,11 @@ class ObjectiveConfig(Section):
             )
         return self
 
+    @property
+    def uses_ratios(self) -> bool:
+        """Whether the sampler's log-probs enter at all."""
+        return self.ratio != "none" or self.self_normalised
+
     def with_length(self, length: int) -> ObjectiveConfig:
         """The same, with `length` as the constant divisor if one is needed and not set."""
         if self.normalisation != "constant" or self.constant_length:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ from cropi.gradients.consumers import (
     NormConsumer,
 )
 from cropi.gradients.extractor import ExtractionReport, GradientExtractor
-from cropi.gradients.settings import TargetMemory
+from cropi.gradients.settings import ObjectiveConfig, TargetMemory
 from cropi.influence.cosines import Influence, cosines, pool_estimate, require_direction
 from cropi.influence.left_out import (
     distance_notes,
@@ -46,7 +46,12 @@ from cropi.influence.targets import (
     half_weights,
     target_reliability,
 )
-from cropi.rollouts.number_checks import require_sound_numbers
+from cropi.rollouts.number_checks import (
+    empty_response_notes,
+    log_ratio_notes,
+    require_log_ratios,
+    require_sound_numbers,
+)
 from cropi.schema import UNSCORED, RolloutGroup, fingerprint
 from cropi.sketches import FittedSketch, Sketch, SketchBuffer, SketchConsumer
 from cropi.sketches.counter_rng import parameters_identity
@@ -67,10 +72,14 @@ class TargetDirections:
 
 @dataclass(frozen=True)
 class PoolScores:
-    """What was measured of the informative prompts [P]; `statuses` say which cosines count."""
+    """What was measured of the informative prompts [P]; `statuses` say which cosines count.
+
+    `rewards_P2` are their mean rewards under the policy, and the effective shares of responses.
+    """
 
     cosines_PV: NDArray[np.float64]
     norms_P: NDArray[np.float64]
+    rewards_P2: NDArray[np.float64]
     statuses: list[str]
     notes: list[str]
 
@@ -120,8 +129,13 @@ class Scorer:
         informative prompt, or none that is left.
         """
         self.tokens = 0
-        groups = require_informative("the pool", pool).groups
-        sets = {n: require_informative(f"validation set {n}", g).groups for n, g in targets.items()}
+        objective = self.extractor.objective
+        informative = require_informative("the pool", pool, objective)
+        of_sets = {
+            name: require_informative(f"validation set {name}", each, objective)
+            for name, each in targets.items()
+        }
+        groups, sets = informative.groups, {name: each.groups for name, each in of_sets.items()}
         self._fit(groups)
         directions = self.targets(sets)
         if isinstance(directions.values, Directions):
@@ -130,9 +144,16 @@ class Scorer:
             scores = self._sketched(groups, directions.values, list(sets))
         require_some_in_range("the pool", [group.prompt_id for group in groups], scores.statuses)
         about_targets = [w for n, each in directions.reliability.items() for w in each.warnings(n)]
-        notes = [*scores.notes, *directions.notes, *about_targets]
+        about_rollouts = [n for each in (informative, *of_sets.values()) for n in each.notes]
+        notes = [*about_rollouts, *scores.notes, *directions.notes, *about_targets]
         estimate = pool_estimate(
-            pool, scores.cosines_PV, scores.norms_P, scores.statuses, list(sets), self.identity
+            pool,
+            scores.cosines_PV,
+            scores.norms_P,
+            scores.rewards_P2,
+            scores.statuses,
+            list(sets),
+            self.identity,
         )
         return Influence(estimate, directions.reliability, self.tokens, notes)
 
@@ -166,7 +187,7 @@ class Scorer:
         report = self._stream("pool", pool, dots, norms)
         statuses, notes = usable_statuses("the pool", pool, report, norms.norms)
         cosines_PV = cosines(dots.dots, norms.norms, lengths_V, names)
-        return PoolScores(cosines_PV, norms.norms, statuses, notes)
+        return PoolScores(cosines_PV, norms.norms, report.current_rewards, statuses, notes)
 
     def _sketched(
         self, pool: Groups, directions_VD: NDArray[np.float64], names: Sequence[str]
@@ -180,7 +201,8 @@ class Scorer:
         shortest_P = np.minimum(lengths_P, norms_P)
         statuses, notes = usable_statuses("the pool", pool, report, shortest_P)
         dots_PV = sketches_PD @ np.stack(list(directions_VD), 1)
-        return PoolScores(cosines(dots_PV, lengths_P, lengths_V, names), norms_P, statuses, notes)
+        cosines_PV = cosines(dots_PV, lengths_P, lengths_V, names)
+        return PoolScores(cosines_PV, norms_P, report.current_rewards, statuses, notes)
 
     def _dense_targets(self, sets: Mapping[str, Groups]) -> TargetDirections:
         shapes, device = self.extractor.shapes, self.extractor.device
@@ -257,15 +279,15 @@ def usable_statuses(
     require_finite_norms(what, ids, norms_P)
     require_some_in_range(what, ids, report.statuses)
     statuses = gradient_statuses(report.statuses, norms_P)
-    return statuses, [*left_out_notes(what, ids, statuses), *ratio_notes(what, ids, report)]
+    return statuses, [*left_out_notes(what, ids, statuses), *ratio_notes(what, groups, report)]
 
 
-def ratio_notes(what: str, prompt_ids: Sequence[str], report: ExtractionReport) -> list[str]:
+def ratio_notes(what: str, groups: Groups, report: ExtractionReport) -> list[str]:
     """What the ratios that a pass saw say about policy and sampler of the rollouts of `what`."""
     ratios = report.ratios
-    if ratios is None:
+    if ratios is None or any(group.logprobs_at_another_temperature for group in groups):
         return []
-    wild = wild_notes(what, [prompt_ids[place] for place in ratios.wild])
+    wild = wild_notes(what, [groups[place].prompt_id for place in ratios.wild])
     return [*wild, *distance_notes(what, ratios.kl, ratios.effective_share)]
 
 
@@ -286,10 +308,14 @@ def fit_sketch(
 
 @dataclass(frozen=True)
 class InformativeGroups:
-    """Informative prompts of a set, and how many others there are, by reason."""
+    """Informative prompts of a set, and how many others there are, by reason.
+
+    `notes` are sentences about what deserves doubt.
+    """
 
     groups: list[RolloutGroup]
     skipped: dict[str, int]
+    notes: list[str] = field(default_factory=list)
 
 
 def keep_informative(groups: Sequence[RolloutGroup]) -> InformativeGroups:
@@ -299,8 +325,10 @@ def keep_informative(groups: Sequence[RolloutGroup]) -> InformativeGroups:
     return InformativeGroups([group for group in groups if group.informative], skipped)
 
 
-def require_informative(what: str, groups: Sequence[RolloutGroup]) -> InformativeGroups:
-    """Keep the prompts that have a gradient.
+def require_informative(
+    what: str, groups: Sequence[RolloutGroup], objective: ObjectiveConfig
+) -> InformativeGroups:
+    """Keep the prompts that have a gradient, for an objective.
 
     Raises InputError if `what` has none, or has numbers that nothing can be computed from.
     """
@@ -314,7 +342,11 @@ def require_informative(what: str, groups: Sequence[RolloutGroup]) -> Informativ
             "with both better and worse responses: add prompts, sample more responses, or choose "
             "tasks the policy sometimes solves"
         )
-    return informative
+    notes = empty_response_notes(what, groups)
+    if objective.uses_ratios:
+        require_log_ratios(what, informative.groups)
+        notes += log_ratio_notes(what, informative.groups)
+    return replace(informative, notes=notes)
 
 
 def hash_sample(groups: Sequence[RolloutGroup], count: int) -> list[RolloutGroup]:

@@ -49,7 +49,7 @@ LONGEST_PROMPT = 4_000_000
 """Characters of a prompt: four for each token of the longest contexts."""
 
 
-_TEMPLATED = re.compile(
+TEMPLATE_MARKS = re.compile(
     r"<\|im_start\|>|<\|start_header_id\|>|<\|(?:user|assistant|system|start|turn)\|>|<start_of_turn>"
     r"|\[INST\]|<\uff5c(?:User|Assistant)\uff5c>|(?:Assistant|### Response):?\s*(?:<think>\s*)?$"
 )
@@ -120,7 +120,7 @@ def _by_default(prompt: Prompt, where: str, notes: RowNotes) -> Prompt:
     """Make text a user message, as somebody who asks a model with a chat template expects."""
     if prompt.prompt is None:
         return prompt
-    if _TEMPLATED.search(prompt.prompt):
+    if TEMPLATE_MARKS.search(prompt.prompt):
         notes.add(
             "text with a chat template's marks in it stays as it is; `chat: true` makes it a user "
             "message",

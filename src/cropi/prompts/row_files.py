@@ -14,13 +14,14 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 
 from cropi.errors import InputError
 from cropi.prompts.csv_rows import read_csv
 from cropi.store import files
-from cropi.text import shortened, shown
+from cropi.text import plural, shortened, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -66,13 +67,17 @@ def base_name(path: Path) -> str:
     return re.sub(r"-\d+-of-\d+$", "", name) or name
 
 
-def open_rows(path: Path) -> Iterator[NumberedRow]:
+def open_rows(path: Path, torn: list[str] | None = None) -> Iterator[NumberedRow]:
     """Yield the rows of a file one by one.
+
+    With `torn`, JSON lines may hold rows that are half written, as a program that was killed leaves
+    them: they are left out, and counted there.
 
     Raises InputError if the file is empty, of another kind, or damaged.
     """
+    lines = _read_jsonl if torn is None else partial(_read_torn_jsonl, torn=torn)
     readers: dict[str, Callable[[Path], Iterator[NumberedRow]]] = {
-        ".jsonl": _read_jsonl,
+        ".jsonl": lines,
         ".json": _read_json,
         ".csv": _read_csv,
         ".tsv": _read_csv,
@@ -120,6 +125,30 @@ def _read_jsonl(path: Path) -> Iterator[NumberedRow]:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 yield number, _object(_json(line, f"{path} row {number}"), f"{path} row {number}")
+
+
+def _read_torn_jsonl(path: Path, torn: list[str]) -> Iterator[NumberedRow]:
+    """JSON lines but those that are not whole, such as the last of a program that was killed."""
+    broken: list[int] = []
+    number = 0
+    with _open_text(path) as lines:
+        try:
+            for number, line in enumerate(lines, 1):
+                where = f"{path} row {number}"
+                try:
+                    row = _object(_json(line, where), where) if line.strip() else None
+                except InputError:
+                    broken.append(number)
+                    continue
+                if row is not None:
+                    yield number, row
+        except (EOFError, zlib.error, lzma.LZMAError) as error:
+            torn.append(f"{path.name} breaks off after row {number} ({error}): the rest is missing")
+    if broken:
+        torn.append(
+            f"{path.name}: {plural(len(broken), 'row')} half written or no JSON, left out (the "
+            f"first: row {broken[0]})"
+        )
 
 
 def _read_json(path: Path) -> Iterator[NumberedRow]:

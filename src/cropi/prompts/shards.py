@@ -69,7 +69,7 @@ def _matching(path: str, places: list[Path]) -> Shards:
         if not _WILDCARD.search(str(place)):
             break
         files = [Path(name) for name in glob.glob(str(place), recursive=True)]
-        if files := _sorted(file for file in files if file.is_file()):
+        if files := in_natural_order(file for file in files if file.is_file()):
             _require_one_kind(files, str(place))
             return Shards(str(place), _pattern_name(place), files)
     tried = " or ".join(dict.fromkeys(map(str, places)))
@@ -104,7 +104,7 @@ def _in_folder(folder: Path, split: str | None) -> Shards:
             f"`split: {listed[0]}`"
         )
     else:
-        files = _sorted(file for part in splits.values() for file in part)
+        files = in_natural_order(file for part in splits.values() for file in part)
     _require_one_kind(files, str(folder))
     _require_complete(files, folder)
     return Shards(str(folder), folder.resolve().name, files)
@@ -152,12 +152,12 @@ def _splits(folder: Path) -> dict[str | None, list[Path]]:
         splits.setdefault(split, []).append(file)
     if not splits:
         raise InputError(f"{folder} is a folder without files of prompts ({', '.join(ENDINGS)})")
-    return {split: _sorted(files) for split, files in splits.items()}
+    return {split: in_natural_order(files) for split, files in splits.items()}
 
 
 def _data_files(folder: Path) -> Iterator[Path]:
     """Every file below a folder that should hold rows, in order."""
-    for file in _sorted(folder.rglob("*")):
+    for file in in_natural_order(folder.rglob("*")):
         parts = file.relative_to(folder).parts
         hidden = any(part.startswith((".", "_")) for part in parts)
         beside = file.suffix.lower() in BESIDE_DATA or file.name in DESCRIPTIONS
@@ -168,8 +168,8 @@ def _data_files(folder: Path) -> Iterator[Path]:
         yield file
 
 
-def _sorted(files: Iterable[Path]) -> list[Path]:
-    """In natural order: `part-2` before `part-10`."""
+def in_natural_order(files: Iterable[Path]) -> list[Path]:
+    """Files in natural order: `part-2` before `part-10`."""
 
     def order(file: Path) -> tuple[list[tuple[int, str]], str]:
         words = re.split(r"(\d+)", str(file).casefold())

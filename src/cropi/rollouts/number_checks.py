@@ -1,7 +1,8 @@
-"""Numbers of rollouts in memory that nothing can be computed from, refused by prompt.
+"""Numbers of rollouts that nothing can be computed from, refused by prompt.
 
-Files are checked when they are read (`columns`), with their row; this is for groups that a caller
-made. NumPy alone.
+Files are checked when they are read (`columns`), with their row; `require_sound_numbers` is for
+groups that a caller made. Whether log-probs can be compared with a policy's depends on what is made
+of them: `require_log_ratios` and `log_ratio_notes` are for those who form ratios. NumPy alone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 
 from cropi.errors import InputError
 from cropi.schema import MAX_LOGPROB, MAX_REWARD, TEMPERATURES, Response, RolloutGroup
+from cropi.text import plural
 
 
 def require_sound_numbers(groups: Sequence[RolloutGroup]) -> None:
@@ -30,6 +32,43 @@ def require_sound_numbers(groups: Sequence[RolloutGroup]) -> None:
         for number, response in enumerate(group.responses):
             if response.usable and (problem := _problem(response)):
                 raise InputError(f"prompt {group.prompt_id}, response {number}: {problem}")
+
+
+def require_log_ratios(what: str, groups: Sequence[RolloutGroup]) -> None:
+    """Raise InputError where log-probs are of another temperature than the responses of `what`."""
+    wrong = [group for group in groups if group.logprobs_at_another_temperature]
+    if wrong:
+        raise InputError(
+            f"{what}: the log-probs of {plural(len(wrong), 'prompt')}, first {wrong[0].prompt_id}, "
+            "are raw, and its responses were sampled at temperature "
+            f"{wrong[0].sampling.temperature:g}, so ratios would compare two temperatures; store "
+            "the log-probs at that temperature, or score without ratios (objective.ratio=none)"
+        )
+
+
+def log_ratio_notes(what: str, groups: Sequence[RolloutGroup]) -> list[str]:
+    """A warning where log-probs are of the whole distribution, and the tail was not sampled."""
+    whole = [group for group in groups if group.tail_is_cut and not group.logprobs_are_cut]
+    if not whole:
+        return []
+    return [
+        f"{what}: {plural(len(whole), 'prompt')}, first {whole[0].prompt_id}, sampled with top_p "
+        f"or top_k, with log-probs ({whole[0].logprob_mode}) of the distribution before that: "
+        "ratios are too high by one over the share of the probability that was kept; "
+        "objective.ratio=none uses none"
+    ]
+
+
+def empty_response_notes(what: str, groups: Sequence[RolloutGroup]) -> list[str]:
+    """How many judged responses have no token of the policy's, and so leave their groups."""
+    judged = [r for group in groups for r in group.responses if r.reward_status == "ok"]
+    empty = sum(response.tokens == 0 for response in judged)
+    if not empty:
+        return []
+    return [
+        f"{what}: {empty:,} of {plural(len(judged), 'judged response')} left out of their groups: "
+        "no token of the policy's (empty, or loss_mask all 0)"
+    ]
 
 
 def _problem(response: Response) -> str:

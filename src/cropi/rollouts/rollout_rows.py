@@ -46,14 +46,15 @@ def read_rows(columns: Columns) -> Rows:
     )
     prompt_ids = columns.ragged("prompt_ids", pa.int32())
     response_ids = columns.ragged("response_ids", pa.int32())
-    logprobs = columns.ragged("logprobs", pa.float32())
+    logprobs = columns.ragged("logprobs", pa.float32(), null_is_nan=True)
     columns.require_no_row("prompt_ids", prompt_ids.lengths == 0, "is empty; give the prompt's ids")
     for name, ids in (("prompt_ids", prompt_ids), ("response_ids", response_ids)):
         columns.require_no_row(name, ids.any_of(ids.values < 0), "holds a negative token id")
     columns.require_no_row(
         "logprobs",
         response_ids.lengths != logprobs.lengths,
-        "differs in length from response_ids; give one log-prob per token",
+        "differs in length from response_ids; give one log-prob per token (any, or null, where "
+        "loss_mask is 0)",
     )
     masks = _loss_masks(columns, response_ids)
     _zero_masked_logprobs(logprobs, masks)
@@ -62,7 +63,7 @@ def read_rows(columns: Columns) -> Rows:
     columns.require_no_row(
         "logprobs",
         logprobs.any_of(np.isnan(logprobs.values)) & is_ok,
-        "holds NaN in a row whose reward_status is ok; fix it, or mark it as error",
+        "holds NaN or null in a row whose reward_status is ok; fix it, or mark it as error",
     )
     columns.require_no_row(
         "logprobs",
@@ -70,7 +71,6 @@ def read_rows(columns: Columns) -> Rows:
         "holds a log-prob above 0, which no probability has; write the natural log of each "
         "token's probability",
     )
-    sampling = _sampling_rows(columns)
     return Rows(
         prompt_ids,
         response_ids,
@@ -79,10 +79,10 @@ def read_rows(columns: Columns) -> Rows:
         statuses,
         columns.strings("text", missing="", nulls=""),
         columns.strings("finish_reason", missing="stop", nulls="stop"),
-        sampling,
+        _sampling_rows(columns),
         masks,
         _optional_lists(columns, "policy_versions", "one version", response_ids),
-        _logprob_modes(columns, sampling),
+        _logprob_modes(columns),
     )
 
 
@@ -119,27 +119,13 @@ def _zero_masked_logprobs(logprobs: Ragged, masks: Sequence[NDArray[np.uint8] | 
             values[(mask == 0) & ~(np.isfinite(values) & (values <= MAX_LOGPROB))] = 0.0
 
 
-def _logprob_modes(
-    columns: Columns, sampling: Sequence[tuple[float, float, int]]
-) -> list[LogprobMode]:
-    """Return which distribution each row's log-probs are of; raw ones may cause a warning.
-
-    Importance ratios compare both policies at the sampling temperature, and raw log-probs are at 1.
-    """
+def _logprob_modes(columns: Columns) -> list[LogprobMode]:
+    """Return which distribution each row's log-probs are of."""
     modes = columns.strings("logprob_mode", missing="processed", nulls="processed")
     unknown = np.array([mode not in LOGPROB_MODES for mode in modes], dtype=bool)
     columns.require_no_row(
         "logprob_mode", unknown, f"is not one of {', '.join(LOGPROB_MODES)}", shown=modes
     )
-    raw = zip(modes, sampling, strict=True)
-    row = next((n for n, (mode, drawn) in enumerate(raw) if mode == "raw" and drawn[0] != 1), None)
-    if row is not None:
-        warnings.warn(
-            f"{columns.path} row {row}: logprob_mode is raw and temperature is {sampling[row][0]}, "
-            "so importance ratios compare distributions at different temperatures; store the "
-            "log-probs of the sampled distribution, or use objective.ratio=none",
-            stacklevel=4,
-        )
     return cast(list[LogprobMode], modes)
 
 

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from cropi.errors import InputError
 from cropi.estimation.intervals import Interval, mean_interval, share_interval
+from cropi.rollouts.number_checks import require_log_ratios
 from cropi.schema import RolloutGroup
 from cropi.text import plural
 
@@ -178,8 +179,10 @@ def measure_staleness(
 ) -> Staleness:
     """Compare the policy's log-probs [group][usable response][token] with the stored ones.
 
-    Every group has a usable response. Raises InputError naming a prompt with a log-prob of NaN.
+    Every group has a usable response. Raises InputError naming a prompt with a log-prob of NaN, or
+    with log-probs of another temperature than its responses'.
     """
+    require_log_ratios("the rollouts", groups)
     ratios = [
         [
             _bounded((current - r.logprobs.astype(np.float64))[r.sampled])
@@ -236,7 +239,7 @@ def _prompt(group: RolloutGroup, log_ratios: Sequence[Values]) -> PromptStalenes
     ess = effective_share(sums) if len(sums) > 1 else None
     mean_weight = float(np.exp(np.minimum(sums, 700.0)).mean())
     out_of_range = bool((np.abs(tokens) >= MOST_NATS).any())
-    left_behind = mean_weight < LEFT_BEHIND and not _truncated(group)
+    left_behind = mean_weight < LEFT_BEHIND and not group.logprobs_are_cut
     return PromptStaleness(
         prompt_id=group.prompt_id,
         responses=len(sums),
@@ -274,13 +277,6 @@ def _histogram(log_ratio: Values) -> list[int]:
     return [int(n) for n in counts]
 
 
-def _truncated(group: RolloutGroup) -> bool:
-    """Whether the stored log-probs are of a distribution without its tail."""
-    if group.logprob_mode in ("raw", "before_top_p"):
-        return False
-    return group.sampling.top_p < 1 or group.sampling.top_k > 0
-
-
 def _notes(
     groups: Sequence[RolloutGroup], prompts: Sequence[PromptStaleness], single: int
 ) -> list[str]:
@@ -292,7 +288,7 @@ def _notes(
             f"e^{MOST_NATS:.0f} (a log-prob of minus infinity, say), counted as that: check their "
             "log-probs, or sample them again"
         )
-    if cut := sum(map(_truncated, groups)):
+    if cut := sum(g.logprobs_are_cut for g in groups):
         notes.append(
             f"{plural(cut, 'prompt')} sampled with top_p or top_k: their log-probs are of the cut "
             "distribution, so ratios lie below 1 and KL above 0 even under the same policy"

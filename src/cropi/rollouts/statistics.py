@@ -8,7 +8,7 @@ summarised in batches, without its texts, by `summarise_rollout_file`. Torch-fre
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from cropi.errors import InputError
 from cropi.schema import RewardStatus, RolloutGroup, rewards_differ
 
 if TYPE_CHECKING:
@@ -85,6 +86,62 @@ def _distinct(group: RolloutGroup) -> int:
 def _count(groups: Sequence[RolloutGroup], status: str) -> NDArray[np.int64]:
     counts = [sum(r.reward_status == status for r in group.responses) for group in groups]
     return np.array(counts, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class PassHistory:
+    """How often each prompt [P] of a pool has passed, by round of sampling [R], oldest first.
+
+    A round is a set of rollouts: the start policy's, what a later stage sampled again, the groups
+    that a stage's training sampled. `passes` float64 [R, P] are sums of rewards, or of passes where
+    there is a threshold, over `responses` int64 [R, P], the usable ones: 0 where a round did not
+    sample the prompt.
+    """
+
+    passes: NDArray[np.float64]
+    responses: NDArray[np.int64]
+
+    @property
+    def rates(self) -> NDArray[np.float64]:
+        """Pass rates [R, P]; NaN where a round has no usable response to the prompt."""
+        sampled = np.where(self.responses > 0, self.responses, np.nan)
+        return np.asarray(self.passes / sampled)
+
+
+def pass_history(
+    prompt_ids: Sequence[str],
+    rounds: Iterable[Sequence[RolloutGroup]],
+    threshold: float | None = None,
+) -> PassHistory:
+    """Count the passes of a pool's prompts in rounds of rollouts; other prompts are left out.
+
+    Raises InputError for a round without any of the pool's prompts.
+    """
+    place_of = {prompt_id: place for place, prompt_id in enumerate(prompt_ids)}
+    counted = [_counted(place_of, groups, threshold, r) for r, groups in enumerate(rounds)]
+    passes, responses = zip(*counted, strict=True)
+    return PassHistory(np.array(passes), np.array(responses))
+
+
+def _counted(
+    place_of: Mapping[str, int],
+    groups: Sequence[RolloutGroup],
+    threshold: float | None,
+    round_index: int,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Passes and usable responses [P] in one round."""
+    passes, responses = np.zeros(len(place_of)), np.zeros(len(place_of), np.int64)
+    of_pool = [group for group in groups if group.prompt_id in place_of]
+    if not of_pool:
+        raise InputError(
+            f"round {round_index} of the history has no rollout of the pool's prompts; give the "
+            "rollouts that were sampled of this pool, oldest first"
+        )
+    for group in of_pool:
+        rewards, place = as_passes(group.rewards, threshold), place_of[group.prompt_id]
+        passes[place] += rewards.sum()
+        responses[place] += len(rewards)
+    return passes, responses
 
 
 @dataclass(slots=True)

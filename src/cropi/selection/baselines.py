@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cropi.errors import InputError
 from cropi.plugins import plugin
 from cropi.schema import Selection
-from cropi.selection.strategy import Scoring, SelectionContext, shortfall, top_by_score
+from cropi.selection.strategy import Scoring, SelectionContext, require_shares, select_top
 
 LOWEST_PASS_RATE, HIGHEST_PASS_RATE = 0.25, 0.75
 
@@ -49,7 +48,7 @@ class Random:
     def select(self, context: SelectionContext) -> Selection:
         """Draw without replacement."""
         count = len(context.prompt_ids)
-        return _select_top(context, np.zeros(count), np.ones(count, dtype=bool))
+        return select_top(context, np.zeros(count))
 
 
 @plugin("strategy", "pass_rate")
@@ -66,7 +65,7 @@ class PassRate:
         """Score by closeness to the band; the draw breaks ties."""
         rates = context.statistics.pass_rates
         outside = np.maximum(LOWEST_PASS_RATE - rates, rates - HIGHEST_PASS_RATE).clip(min=0)
-        return _select_top(context, -outside, context.statistics.informative)
+        return select_top(context, -outside, context.statistics.informative)
 
 
 @plugin("strategy", "learnability")
@@ -81,7 +80,31 @@ class Learnability:
     def select(self, context: SelectionContext) -> Selection:
         """Score by variance."""
         statistics = context.statistics
-        return _select_top(context, statistics.variances, statistics.informative)
+        return select_top(context, statistics.variances, statistics.informative)
+
+
+@plugin("strategy", "dare")
+class Dare:
+    """A draw by difficulty under the stage's own policy, as stored rollouts tell it.
+
+    Pass rates p are those of the freshest rollouts of each prompt, training's own included,
+    weighted to the current policy; prompts are drawn in proportion to (p (1 - p))^10, a symmetric
+    Beta density. Both are DARE's (arXiv 2605.09188); its tiers of training are not part of this.
+    """
+
+    scoring: Scoring = "never"
+    current = True
+    SHARPNESS = 10.0
+
+    def select(self, context: SelectionContext) -> Selection:
+        """Draw without replacement. Raises InputError for rewards that are no shares of a pass."""
+        rates_P = context.current
+        assert rates_P is not None, "the strategy needs current pass rates and was given none"
+        require_shares(rates_P, 1, "dare")
+        weights_P = np.nan_to_num(rates_P * (1 - rates_P)).clip(min=0)
+        noise_P = np.random.default_rng(context.seed).gumbel(size=len(weights_P))
+        logs_P = self.SHARPNESS * np.log(np.maximum(weights_P, 1e-300))
+        return select_top(context, logs_P + noise_P, weights_P > 0)
 
 
 @plugin("strategy", "oracle")
@@ -110,14 +133,3 @@ class Oracle:
                 "or give the sources the same names"
             )
         return Selection(chosen, np.ones(len(chosen)))
-
-
-def _select_top(
-    context: SelectionContext, score: NDArray[np.float64], allowed: NDArray[np.bool_]
-) -> Selection:
-    """The allowed prompts of highest score; equal scores in an order drawn from the seed."""
-    draw = np.random.default_rng(context.seed).permutation(len(context.prompt_ids))
-    order = top_by_score(score, draw)
-    chosen = order[allowed[order]][: context.count]
-    notes = shortfall(len(chosen), context.count, "prompts qualify")
-    return Selection([context.prompt_ids[i] for i in chosen], score[chosen], notes=notes)

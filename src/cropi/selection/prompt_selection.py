@@ -10,7 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropi.errors import InputError
-from cropi.rollouts.statistics import rollout_statistics
+from cropi.rollouts.statistics import (
+    PassHistory,
+    RolloutStatistics,
+    pass_history,
+    rollout_statistics,
+)
 from cropi.schema import InfluenceEstimate, RolloutGroup, Selection
 from cropi.selection.settings import SelectionConfig
 from cropi.selection.strategy import (
@@ -32,10 +37,12 @@ def select(
     settings: SelectionConfig | None = None,
     *,
     earlier: Sequence[InfluenceEstimate] = (),
-    rollouts: Sequence[RolloutGroup] | str | Path | None = None,
+    rollouts: Sequence[RolloutGroup] | RolloutStatistics | str | Path | None = None,
     sources: Mapping[str, str] | None = None,
     target_sources: Collection[str] = (),
     features: NDArray[np.float64] | None = None,
+    history: Sequence[Sequence[RolloutGroup] | str | Path] | PassHistory = (),
+    current: NDArray[np.float64] | None = None,
     threshold: float | None = None,
     stage: int | None = None,
     seed: int = 0,
@@ -47,11 +54,16 @@ def select(
         scores: the pool's influence under the current policy, for strategies that need it.
         settings: the strategy and its options, and the share of the whole pool to select.
         earlier: scores of the stages before, oldest first, for strategies with a memory.
-        rollouts: the pool's, or their file, for strategies that look at pass rates.
+        rollouts: the pool's, their file, or what is known of them, for strategies that look at
+            pass rates.
         sources: the source of each prompt by its id, for strategies that look at sources.
         target_sources: sources of the validation prompts.
         features: of the pool's prompts, in the order of their rollouts, for strategies that look at
             the policy's hidden states (`cropi.policy.representations.prompt_features`).
+        history: all rollouts of the pool's prompts so far, or their files, oldest first: the start
+            policy's, then what each stage's training sampled; default: `rollouts` alone.
+        current: pass rates under the current policy, in the order of the rollouts, for strategies
+            that look at them (`cropi.rollouts.current_rates.current_pass_rates`).
         threshold: the reward at which a response passes; default: rewards are graded.
         stage: the stage's index; default: how many there are before it.
         seed: of the stage, for strategies that draw.
@@ -68,15 +80,15 @@ def select(
     strategy = find_strategy(settings.strategy)
     needs = needs_of(strategy)
     _require(needs, settings.strategy.name, estimate, rollouts)
-    if needs.features and features is None:
-        raise InputError(
-            f"strategy {settings.strategy.name} needs the policy's hidden states at the prompts; "
-            "a run makes them, and in Python give features=prompt_features(model, rollouts)"
-        )
-    groups = [] if rollouts is None else as_groups(rollouts)
-    _require_one_pool(estimate, earlier, [group.prompt_id for group in groups])
-    statistics = rollout_statistics(groups, threshold)
-    pool_size = len(groups) or (estimate.pool_size if estimate else 0)
+    _require_reading(needs, settings.strategy.name, features, current)
+    groups: Sequence[RolloutGroup] = []
+    if isinstance(rollouts, RolloutStatistics):
+        statistics = rollouts
+    else:
+        groups = [] if rollouts is None else as_groups(rollouts)
+        statistics = rollout_statistics(groups, threshold)
+    _require_one_pool(estimate, earlier, statistics.prompt_ids)
+    pool_size = len(statistics.prompt_ids) or (estimate.pool_size if estimate else 0)
     selection = strategy.select(
         SelectionContext(
             statistics=statistics,
@@ -88,10 +100,27 @@ def select(
             sources=[(sources or {}).get(i, "") for i in statistics.prompt_ids],
             target_sources=frozenset(target_sources),
             features=features,
+            history=_history(history, statistics, groups, threshold) if needs.history else None,
+            current=current,
         )
     )
     require_not_empty(selection, title or f"strategy {settings.strategy.name}")
     return selection
+
+
+def _history(
+    history: Sequence[Sequence[RolloutGroup] | str | Path] | PassHistory,
+    statistics: RolloutStatistics,
+    groups: Sequence[RolloutGroup],
+    threshold: float | None,
+) -> PassHistory:
+    """What is known of earlier rounds; without any, the pool's rollouts are the only one."""
+    from cropi.rollouts import as_groups
+
+    if isinstance(history, PassHistory):
+        return history
+    rounds = map(as_groups, history or [groups])  # in memory one at a time
+    return pass_history(statistics.prompt_ids, rounds, threshold)
 
 
 def _estimate(scores: InfluenceEstimate | Influence | None) -> InfluenceEstimate | None:
@@ -125,11 +154,30 @@ def _require_one_pool(
             )
 
 
+def _require_reading(
+    needs: Needs,
+    strategy: str,
+    features: NDArray[np.float64] | None,
+    current: NDArray[np.float64] | None,
+) -> None:
+    """Raise InputError for what a strategy needs to know of the policy and is not told."""
+    if needs.features and features is None:
+        raise InputError(
+            f"strategy {strategy} needs the policy's hidden states at the prompts; a run makes "
+            "them, and in Python give features=prompt_features(model, rollouts)"
+        )
+    if needs.current and current is None:
+        raise InputError(
+            f"strategy {strategy} needs pass rates under the current policy; a run makes them, and "
+            "in Python give current=current_pass_rates(model, rollouts)"
+        )
+
+
 def _require(
     needs: Needs,
     strategy: str,
     estimate: InfluenceEstimate | None,
-    rollouts: Sequence[RolloutGroup] | str | Path | None,
+    rollouts: Sequence[RolloutGroup] | RolloutStatistics | str | Path | None,
 ) -> None:
     """Raise InputError for scores or rollouts that a strategy needs and lacks."""
     if needs.scoring != "never" and estimate is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cropi.errors import InputError
 from cropi.plugins import find_plugin
-from cropi.rollouts.statistics import RolloutStatistics
+from cropi.rollouts.statistics import PassHistory, RolloutStatistics
 from cropi.schema import InfluenceEstimate, Selection
 from cropi.selection.settings import StrategyChoice
 
@@ -29,7 +29,9 @@ class SelectionContext:
     and `seed` the stage's own. `estimate` is the influence under the current policy, if the
     strategy asked for it, and `earlier` the estimates of the stages before, oldest first. `sources`
     names each pool prompt's source, `target_sources` those of the validation prompts. `features`
-    [L, P, F] are what the policy's layers make of the pool's prompts, if the strategy asked.
+    [L, P, F] are what the policy's layers make of the pool's prompts, and `history` is how often
+    they passed in every round of sampling so far, training's included, if the strategy asked.
+    `current` [P] are pass rates under the stage's own policy, if it asked for those.
     """
 
     statistics: RolloutStatistics
@@ -41,6 +43,8 @@ class SelectionContext:
     sources: Sequence[str] = ()
     target_sources: frozenset[str] = frozenset()
     features: NDArray[np.float64] | None = None
+    history: PassHistory | None = None
+    current: NDArray[np.float64] | None = None
 
     @property
     def prompt_ids(self) -> list[str]:
@@ -78,7 +82,8 @@ class Needs:
     has rollouts of its own policy. `dynamic_sampling`: training replaces groups whose rewards are
     all equal. `earlier`: it looks at the estimates of earlier stages. `target_sources`: it looks at
     the sources of the validation prompts. `features`: it looks at the policy's hidden states at the
-    pool's prompts.
+    pool's prompts. `history`: it looks at the rewards of all rollouts so far, training's included.
+    `current`: it looks at the pass rates under the stage's own policy, which stored rollouts give.
     """
 
     scoring: Scoring
@@ -89,6 +94,8 @@ class Needs:
     earlier: bool = False
     target_sources: bool = False
     features: bool = False
+    history: bool = False
+    current: bool = False
 
     @property
     def validation(self) -> bool:
@@ -150,6 +157,39 @@ def top_by_score(
     """
     places = tie_break if isinstance(tie_break, np.ndarray) else alphabetical_places(tie_break)
     return np.lexsort((places, -np.asarray(score, dtype=np.float64)))[:count]
+
+
+def select_top(
+    context: SelectionContext,
+    score: NDArray[np.float64],
+    allowed: NDArray[np.bool_] | None = None,
+) -> Selection:
+    """The prompts of highest score [P], of those allowed; equal ones in an order drawn anew."""
+    draw = np.random.default_rng(context.seed).permutation(len(context.prompt_ids))
+    order = top_by_score(score, draw)
+    chosen = (order if allowed is None else order[allowed[order]])[: context.count]
+    notes = shortfall(len(chosen), context.count, "prompts qualify")
+    return Selection([context.prompt_ids[i] for i in chosen], score[chosen], notes=notes)
+
+
+def history_of(context: SelectionContext, strategy: str) -> PassHistory:
+    """The pass rates of all rounds so far. Raises InputError if rewards are no passes."""
+    history = context.history
+    assert history is not None, "the strategy needs a history and was given none"
+    require_shares(history.passes, history.responses, strategy)
+    return replace(history, passes=np.clip(history.passes, 0, history.responses))
+
+
+def require_shares(
+    sums: NDArray[np.float64], counts: NDArray[np.int64] | int, strategy: str
+) -> None:
+    """Raise InputError unless sums of rewards lie between 0 and their counts."""
+    slack = 1e-6 * np.asarray(counts)
+    if (sums < -slack).any() or (sums > counts + slack).any():
+        raise InputError(
+            f"strategy {strategy} reads rewards as shares of a pass, from 0 to 1, and some are "
+            "beyond; set verifiers.threshold to the reward at which a response passes"
+        )
 
 
 def alphabetical_places(prompt_ids: Sequence[str]) -> NDArray[np.int64]:

@@ -95,9 +95,13 @@ class Columns:
         decoded: NDArray[Any] = self._decoded[name]
         return decoded
 
-    def ragged(self, name: str, kind: pa.DataType) -> Ragged:
-        """Return a column of lists; the values are a writable copy."""
-        return self._ragged(name, self._column(name, pa.large_list(kind), None, None))
+    def ragged(self, name: str, kind: pa.DataType, null_is_nan: bool = False) -> Ragged:
+        """Return a column of lists; the values are a writable copy.
+
+        A null in a list of floats reads as NaN if that is allowed.
+        """
+        array = self._column(name, pa.large_list(kind), None, None)
+        return self._ragged(name, array, null_is_nan)
 
     def optional_ragged(self, name: str, kind: pa.DataType) -> tuple[Ragged, NDArray[np.bool_]]:
         """Return a column of lists and which rows [rows] have one; null rows are empty lists."""
@@ -108,12 +112,12 @@ class Columns:
         present = self._table[name].is_valid().to_numpy()
         return self._ragged(name, array), np.asarray(present, dtype=bool)
 
-    def _ragged(self, name: str, array: pa.Array) -> Ragged:
+    def _ragged(self, name: str, array: pa.Array, null_is_nan: bool = False) -> Ragged:
         offsets = array.offsets.to_numpy()
         # A slice of a table keeps the values of the whole table; only this array's are wanted.
         values = array.values.slice(offsets[0], offsets[-1] - offsets[0])
         ragged = Ragged(np.array(values.to_numpy(zero_copy_only=False)), offsets - offsets[0])
-        if values.null_count:
+        if values.null_count and not null_is_nan:
             is_null = np.asarray(values.is_null().to_numpy(zero_copy_only=False), dtype=bool)
             self.require_no_row(
                 name, ragged.any_of(is_null), "holds a null; give one value per token"

@@ -103,7 +103,7 @@ def _write_store(
     progress: Callable[[int, int], None] | None,
 ) -> tuple[int, list[str]]:
     """Begin the store or continue it; return the tokens it took, and notes."""
-    informative = require_informative("the rollouts", groups)
+    informative = require_informative("the rollouts", groups, extractor.objective)
     tokens, state = fit_or_load_sketch(extractor, sketch, informative.groups, folder, like)
     identity = replace(
         identity_of(extractor, sketch, informative, len(groups), rollouts),
@@ -119,7 +119,7 @@ def _write_store(
     spent, notes = write_missing_shards(
         writer, extractor, sketch, informative.groups, preconditioner, progress
     )
-    return tokens + spent, notes
+    return tokens + spent, [*informative.notes, *notes]
 
 
 def write_missing_shards(
@@ -176,8 +176,7 @@ def _write_shard(
         if preconditioner is not None:
             sink.norms[:] = norms.norms
         sink.statuses = report.statuses
-    ids = [group.prompt_id for group in members]
-    return report.tokens, ratio_notes(f"shard {number}", ids, report)
+    return report.tokens, ratio_notes(f"shard {number}", members, report)
 
 
 def fit_or_load_sketch(

@@ -1,0 +1,5 @@
+"""Selections for other trainers: one file a trainer, all behind `export_selection`."""
+
+from cropi.exchange.exports.folder import export_selection, random_control, trainers
+
+__all__ = ["export_selection", "random_control", "trainers"]

@@ -1,0 +1,217 @@
+"""The exported folder: the selection and a random control in a trainer's format, and how to start.
+
+selection.parquet|jsonl  control.parquet|jsonl   rows as the trainer reads them, best first
+rewards.py                                       a reward function in the trainer's signature
+prompts.parquet  verifiers.json                  what the rewards are judged by
+README.md  export.json                           the command, and what was exported
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cropi.errors import InputError
+from cropi.exchange.exports.row_table import row_table
+from cropi.exchange.exports.trainer_format import Place, Start, TrainerFormat
+from cropi.exchange.reward_functions import PROMPTS, VERIFIERS
+from cropi.plugins import find_plugin, plugin_names, resolve_name
+from cropi.prompts import write_prompts
+from cropi.schema import Prompt, Selection, derive_seed, fingerprint
+from cropi.store.files import atomic_folder, write_json, write_jsonl, write_table
+from cropi.text import plural, shown
+from cropi.verifiers.settings import RewardTerm, VerifiersConfig
+
+EXPORT_RECORD = "export.json"
+DEFAULT_MODEL = "POLICY"
+"""Stands in the command for a policy that nobody has named."""
+
+
+def trainers() -> list[str]:
+    """The names of the trainers that can be exported to."""
+    return plugin_names("export")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export did: the command that starts the training, and what a reader should know."""
+
+    command: str
+    selected: int
+    controls: int
+    shared: int
+    notes: list[str]
+
+
+def export_selection(
+    selection: Selection,
+    pool: Sequence[Prompt],
+    trainer: str,
+    out: Path,
+    *,
+    control: bool = True,
+    seed: int = 0,
+    verifiers: VerifiersConfig | None = None,
+    model: str = "",
+) -> Exported:
+    """Write a selection as a folder that a trainer loads.
+
+    Args:
+        selection: the prompts, best first, with their scores.
+        pool: all prompts that were selected from, with every column of their rows.
+        trainer: one of `trainers()`.
+        out: the folder to write; one that an earlier export wrote is replaced.
+        control: whether to write as many prompts again, drawn at random from the pool.
+        seed: of that draw.
+        verifiers: who judges responses.
+        model: the policy that the command names.
+
+    Raises:
+        InputError: there is no such trainer, a selected prompt is not in the pool, `out` holds
+            something else, or the trainer cannot take such prompts.
+    """
+    form: TrainerFormat = find_plugin("export", resolve_name("export", trainer))()
+    _require_replaceable(out)
+    chosen = _chosen(selection, pool)
+    _require_one_kind(chosen, trainer)
+    drawn = random_control(pool, len(chosen), seed) if control else []
+    _require_one_kind([*chosen, *drawn], trainer)
+    start = Start(str(out), model or DEFAULT_MODEL, len(chosen), chosen[0].messages is not None)
+    command = form.command(start)
+    places = [Place(i, i + 1, float(score)) for i, score in enumerate(selection.scores)]
+    notes = dict.fromkeys([f"{trainer} takes chats: each text is one user message"])
+    if start.chat or not form.chats:
+        notes.clear()
+    with atomic_folder(out) as part:
+        notes |= _write_rows(part / f"selection{form.suffix}", form, chosen, places)
+        if drawn:
+            blank = [Place(index) for index in range(len(drawn))]
+            notes |= _write_rows(part / f"control{form.suffix}", form, drawn, blank)
+        both = {prompt.prompt_id: prompt for prompt in [*chosen, *drawn]}
+        write_prompts(part / PROMPTS, list(both.values()))
+        write_json(part / VERIFIERS, resolved(verifiers or VerifiersConfig()))
+        for name, text in form.files.items():
+            (part / name).write_text(text, encoding="utf-8", newline="\n")
+        exported = Exported(
+            command, len(chosen), len(drawn), len(chosen) + len(drawn) - len(both), list(notes)
+        )
+        write_json(part / EXPORT_RECORD, _record(trainer, form, chosen, drawn, seed, exported))
+        (part / "README.md").write_text(_readme(trainer, form, exported), encoding="utf-8")
+    return exported
+
+
+def _require_replaceable(out: Path) -> None:
+    """Raise InputError if `out` is a folder with something in it that is not an export."""
+    if out.is_dir() and any(out.iterdir()) and not (out / EXPORT_RECORD).is_file():
+        raise InputError(
+            f"{out} holds files that no export wrote, and an export replaces its whole directory; "
+            "give a new path"
+        )
+
+
+def _chosen(selection: Selection, pool: Sequence[Prompt]) -> list[Prompt]:
+    by_id = {prompt.prompt_id: prompt for prompt in pool}
+    missing = [name for name in selection.prompt_ids if name not in by_id]
+    if missing:
+        raise InputError(
+            f"the selection names {plural(len(missing), 'prompt')} not among the "
+            f"{plural(len(by_id), 'given prompt')}, first {shown(missing[0], 60)}; give the "
+            "prompts that were selected from"
+        )
+    if not selection.prompt_ids:
+        raise InputError("the selection is empty; select at least one prompt")
+    return [by_id[name] for name in selection.prompt_ids]
+
+
+def _require_one_kind(prompts: Sequence[Prompt], trainer: str) -> None:
+    """Raise InputError where some prompts are chats and others text."""
+    chats = sum(prompt.messages is not None for prompt in prompts)
+    if 0 < chats < len(prompts):
+        text = next(prompt for prompt in prompts if prompt.messages is None)
+        raise InputError(
+            f"{plural(chats, 'prompt')} are chats and {len(prompts) - chats:,} are text (the first "
+            f"is {shown(text.prompt_id, 60)}), and {trainer} takes one kind; make all of them "
+            "chats (--chat), or export the sources one by one"
+        )
+
+
+def random_control(pool: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
+    """As many prompts, drawn from the whole pool: what any selection has to beat."""
+    draw = np.random.default_rng(derive_seed(seed, "control"))
+    return [pool[place] for place in draw.choice(len(pool), count, replace=False)]
+
+
+def _write_rows(
+    path: Path, form: TrainerFormat, prompts: Sequence[Prompt], places: Sequence[Place]
+) -> dict[str, None]:
+    """Write rows; return what a reader should know of them."""
+    rows = [form.row(prompt, place) for prompt, place in zip(prompts, places, strict=True)]
+    if form.suffix == ".jsonl":
+        write_jsonl(path, rows)
+        return {}
+    table, as_text = row_table(rows)
+    write_table(path, table)
+    return {
+        f"column {shown(name, 60)} holds values of several types, and became JSON text": None
+        for name in as_text
+    }
+
+
+def resolved(verifiers: VerifiersConfig, folders: Sequence[Path] = ()) -> dict[str, Any]:
+    """Verifier settings in which the paths of files are absolute."""
+
+    def of(functions: str | list[RewardTerm]) -> Any:
+        if isinstance(functions, str):
+            return resolve_name("verifier", functions, folders)
+        terms = [term.model_dump() for term in functions]
+        return [{**t, "function": resolve_name("verifier", t["function"], folders)} for t in terms]
+
+    return {
+        **verifiers.model_dump(),
+        "default": of(verifiers.default),
+        "sources": {pattern: of(function) for pattern, function in verifiers.sources.items()},
+    }
+
+
+def _record(
+    trainer: str,
+    form: TrainerFormat,
+    chosen: Sequence[Prompt],
+    drawn: Sequence[Prompt],
+    seed: int,
+    exported: Exported,
+) -> dict[str, Any]:
+    return {
+        "trainer": trainer,
+        "format": form.read_in,
+        "selected": exported.selected,
+        "selection": fingerprint([prompt.prompt_id for prompt in chosen]),
+        "control": {
+            "prompts": exported.controls,
+            "also_selected": exported.shared,
+            "seed": seed,
+            "ids": fingerprint([prompt.prompt_id for prompt in drawn]),
+        },
+        "command": exported.command,
+        "notes": exported.notes,
+    }
+
+
+def _readme(trainer: str, form: TrainerFormat, exported: Exported) -> str:
+    control = (
+        f"`control{form.suffix}` holds as many prompts drawn at random from the same pool "
+        f"({exported.shared} of them are selected too): train on it with the same settings to see "
+        "what the selection is worth.\n\n"
+        if exported.controls
+        else ""
+    )
+    notes = "".join(f"- {note}\n" for note in exported.notes)
+    return (
+        f"# {plural(exported.selected, 'selected prompt')} for {trainer}\n\n"
+        f"Format as in {form.read_in}. `selection{form.suffix}` is in order, best first.\n\n"
+        f"```\n{exported.command}\n```\n\n{control}{notes}"
+    )

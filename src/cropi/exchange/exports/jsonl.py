@@ -1,0 +1,27 @@
+"""Plain JSONL: a row a prompt, for trainers that have no format of their own here."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from cropi.exchange.exports.trainer_format import Place, Row, Start, as_asked, columns
+from cropi.plugins import plugin
+from cropi.schema import Prompt
+
+
+@plugin("export", "jsonl")
+class Jsonl:
+    """One JSON object a line."""
+
+    suffix = ".jsonl"
+    read_in = "cropi's own prompt files"
+    chats = False
+    files: ClassVar[dict[str, str]] = {}
+
+    def row(self, prompt: Prompt, place: Place) -> Row:
+        """`prompt` as text or messages, and every other column."""
+        return columns(prompt, place, prompt=as_asked(prompt))
+
+    def command(self, start: Start) -> str:
+        """cropi reads these rows as prompts."""
+        return f"cropi rollout --policy {start.policy} --prompts {start.path('selection.jsonl')}"

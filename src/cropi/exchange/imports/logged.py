@@ -1,0 +1,192 @@
+"""A response as a trainer wrote it down, before it is known which prompt of ours it belongs to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cropi.errors import InputError
+from cropi.prompts.row_columns import RowNotes, cell_of
+from cropi.schema import MAX_REWARD, Message, RewardStatus
+from cropi.text import shown
+
+Row = Mapping[str, Any]
+Role = Literal["train", "eval"]
+
+
+@dataclass(slots=True)
+class Tokens:
+    """What a trainer kept of a response's tokens: the ids, and beside them what there is.
+
+    `prompt_ids` int32 [S] and `ids` int32 [T]; `logprobs` float32 [T] are the sampler's, in nats;
+    `loss_mask` uint8 [T] is 0 at tokens that are not the policy's; `policy_versions` int32 [T].
+    """
+
+    prompt_ids: NDArray[np.int32]
+    ids: NDArray[np.int32]
+    logprobs: NDArray[np.float32] | None = None
+    loss_mask: NDArray[np.uint8] | None = None
+    policy_versions: NDArray[np.int32] | None = None
+
+
+@dataclass(slots=True)
+class LoggedResponse:
+    """One response: what was asked, what came back, and what it was worth.
+
+    `prompt` is text or a chat; `rendered` says that it is text that a chat template has made.
+    `reward` is NaN unless `status` is "ok". `group` names the responses that were compared with
+    each other, where the trainer says so; `record_id` names the response itself, where it may be
+    logged twice. `one_turn` is False for a conversation with tools or other speakers, whose text
+    alone does not say which tokens are the policy's. `about` are the row's other cells.
+    """
+
+    prompt: str | tuple[Message, ...]
+    text: str
+    reward: float
+    status: RewardStatus = "ok"
+    prompt_id: str = ""
+    answer: str = ""
+    source: str = ""
+    group: str = ""
+    record_id: str = ""
+    step: int | None = None
+    run: str = ""
+    role: Role = "train"
+    finish: Literal["", "stop", "length"] = ""
+    rendered: bool = False
+    one_turn: bool = True
+    tokens: Tokens | None = None
+    temperature: float | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class LogFile:
+    """One file of a trainer's log, and what its place says: the run, the step, whose rollouts.
+
+    `rewards` are the columns whose sum is the reward, where the user names them. `notes` collects
+    what a reader should know.
+    """
+
+    path: Path
+    run: str
+    step: int | None
+    role: Role
+    notes: RowNotes
+    rewards: Sequence[str] = ()
+
+    def where(self, number: int) -> str:
+        """What messages call a row, counted from 1."""
+        return f"{self.path} row {number}"
+
+    def reward(self, row: Row, default: Any, where: str) -> float:
+        """The reward of a row; NaN where it has none.
+
+        Raises InputError if it is not a number, or if the user names columns that are not there.
+        """
+        if not self.rewards:
+            return reward_number(default, where)
+        values = [cell_of(row, name) for name in self.rewards]
+        absent = [n for n, v in zip(self.rewards, values, strict=True) if v is None]
+        if absent and not any(name.split(".")[0] in row for name in absent):
+            raise InputError(
+                f"{where} has no column {', '.join(absent)} for the reward (it has "
+                f"{shown(', '.join(map(str, row)), 300)}); correct --reward"
+            )
+        numbers = [reward_number(value, where) for value in values]
+        return math.nan if all(map(math.isnan, numbers)) else float(np.nansum(numbers))
+
+
+def reward_number(value: Any, where: str) -> float:
+    """A reward as a number; NaN for none. Raises InputError for anything else."""
+    if value is None:
+        return math.nan
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.inf
+    if abs(number) > MAX_REWARD:
+        raise InputError(
+            f"{where} holds {shown(value, 60)} where a reward should be; give a number, or name "
+            "the column (or key) of the reward with --reward"
+        )
+    return number
+
+
+def reward_status(reward: float) -> RewardStatus:
+    """A response without a reward was not judged."""
+    return "error" if math.isnan(reward) else "ok"
+
+
+def token_array(values: Any, where: str, name: str) -> NDArray[np.int32]:
+    """Token ids as an array. Raises InputError for anything but whole numbers from 0 on."""
+    try:
+        ids = np.asarray(values, dtype=np.int64)
+        wrong = ids.ndim != 1 or bool((ids < 0).any()) or bool((ids > 2**31 - 1).any())
+    except (TypeError, ValueError, OverflowError):
+        wrong = True
+    if wrong:
+        raise InputError(
+            f"{where}: {name} holds {shown(values, 60)} where token ids should be; write a list of "
+            "whole numbers"
+        )
+    return ids.astype(np.int32)
+
+
+def aligned_floats(values: Any, length: int) -> NDArray[np.float32] | None:
+    """Numbers beside the tokens of a response; None if there are none or not one for each."""
+    try:
+        numbers = np.asarray(values, dtype=np.float32)
+    except (TypeError, ValueError):
+        return None
+    return numbers if numbers.shape == (length,) and not np.isnan(numbers).any() else None
+
+
+def finish_of(reason: Any) -> Literal["", "stop", "length"]:
+    """Whether a response ended or was cut off, in the words of any engine; empty if unknown."""
+    if not isinstance(reason, str) or not reason:
+        return ""
+    cut = ("length", "truncated", "max_tokens", "max_output_tokens")
+    return "length" if reason.lower() in cut else "stop"
+
+
+def spoken(completion: Any) -> tuple[str, bool]:
+    """A completion's text, and whether it is a single turn: text, or one message of a chat."""
+    if isinstance(completion, str):
+        return completion, True
+    if not isinstance(completion, list | tuple):
+        return "" if completion is None else str(completion), True
+    messages = [m for m in completion if isinstance(m, Mapping)]
+    turns = [m for m in messages if m.get("role") in (None, "assistant")]
+    calls = any(m.get("tool_calls") for m in turns)
+    return plain_text(turns[-1].get("content")) if turns else "", len(messages) == 1 and not calls
+
+
+def plain_text(content: Any) -> str:
+    """The text of a message's content, which may be a list of parts."""
+    if isinstance(content, list | tuple):
+        parts = [p.get("text") for p in content if isinstance(p, Mapping)]
+        return "\n".join(part for part in parts if isinstance(part, str))
+    return content if isinstance(content, str) else ""
+
+
+def asked(prompt: Any) -> str | tuple[Message, ...]:
+    """A prompt as text or as a chat of plain messages."""
+    if not isinstance(prompt, list | tuple):
+        return "" if prompt is None else str(prompt)
+    messages = [m for m in prompt if isinstance(m, Mapping)]
+    return tuple(
+        {"role": str(m.get("role", "user")), "content": plain_text(m.get("content"))}
+        for m in messages
+    )
+
+
+def without(row: Row, *columns: str) -> dict[str, Any]:
+    """The row's cells but those of these columns."""
+    return {key: value for key, value in row.items() if key not in columns}

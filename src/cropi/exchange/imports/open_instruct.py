@@ -1,0 +1,73 @@
+"""open-instruct's `<run>_rollouts_<shard>.jsonl` of `--save_traces`: token ids, no text.
+
+Fields (August 2026): step, sample_idx, prompt_idx, prompt_tokens, response_tokens, reward,
+advantage, finish_reason, dataset, ground_truth, request_info, logprobs. The masks of tools' output
+are not among them, so that a response that called a tool is counted and has no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from cropi.exchange.imports.logged import (
+    LogFile,
+    LoggedResponse,
+    Row,
+    Tokens,
+    aligned_floats,
+    finish_of,
+    reward_status,
+    token_array,
+    without,
+)
+from cropi.plugins import plugin
+from cropi.prompts.json_values import as_text
+from cropi.prompts.row_files import NumberedRow
+
+
+@plugin("rollout_format", "open-instruct")
+class OpenInstructTraces:
+    """Rollout records of open-instruct's GRPO."""
+
+    def recognises(self, row: Row) -> bool:
+        """Whether a row is such a record."""
+        return {"prompt_tokens", "response_tokens", "reward"} <= row.keys()
+
+    def responses(self, rows: Sequence[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
+        """One response a line."""
+        for number, row in rows:
+            yield _response(row, file, file.where(number))
+
+
+def _response(row: Row, file: LogFile, where: str) -> LoggedResponse:
+    reward = file.reward(row, row["reward"], where)
+    called = _called_a_tool(row)
+    answer, step = row.get("ground_truth"), row.get("step")
+    return LoggedResponse(
+        prompt="",
+        text="",
+        reward=reward,
+        status=reward_status(reward),
+        answer=as_text(answer).strip() if isinstance(answer, str) else "",
+        source=str(row.get("dataset") or ""),
+        group=str(row.get("prompt_idx", "")),
+        step=step if isinstance(step, int) else file.step,
+        finish=finish_of(row.get("finish_reason")),
+        rendered=True,
+        one_turn=not called,
+        tokens=_tokens(row, where),
+        about=without(row, "step", "sample_idx", "prompt_idx", "prompt_tokens", "response_tokens"),
+    )
+
+
+def _tokens(row: Row, where: str) -> Tokens:
+    ids = token_array(row["response_tokens"], where, "response_tokens")
+    prompt_ids = token_array(row["prompt_tokens"], where, "prompt_tokens")
+    return Tokens(prompt_ids, ids, aligned_floats(row.get("logprobs"), len(ids)))
+
+
+def _called_a_tool(row: Row) -> bool:
+    info = row.get("request_info")
+    if not isinstance(info, Mapping):
+        return False
+    return bool(info.get("num_calls")) or bool(info.get("tool_calleds"))

@@ -1,0 +1,42 @@
+"""OpenRLHF's JSON lines of its batch inference: `input`, `output`, `reward`.
+
+OpenRLHF 0.9.6 has the command; 0.11 has dropped it, and writes no rollouts itself. The input is as
+it was sent, with the chat template's marks where one was applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from cropi.exchange.imports.logged import LogFile, LoggedResponse, Row, reward_status, without
+from cropi.plugins import plugin
+from cropi.prompts.formats import TEMPLATE_MARKS
+from cropi.prompts.json_values import as_text
+from cropi.prompts.row_files import NumberedRow
+
+ITS_OWN = ("input", "output", "reward", "label", "step")
+
+
+@plugin("rollout_format", "openrlhf")
+class OpenRlhfLines:
+    """JSON lines with an input, an output and a reward."""
+
+    def recognises(self, row: Row) -> bool:
+        """Whether a row has these fields, and not those of verl."""
+        return {"input", "output", "reward"} <= row.keys() and "score" not in row
+
+    def responses(self, rows: Sequence[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
+        """One response a line."""
+        for number, row in rows:
+            reward = file.reward(row, row["reward"], file.where(number))
+            answer, step = row.get("label"), row.get("step")
+            yield LoggedResponse(
+                prompt=str(row["input"]),
+                text=str(row["output"]),
+                reward=reward,
+                status=reward_status(reward),
+                answer="" if answer is None else as_text(answer).strip(),
+                step=int(step) if isinstance(step, int | float) else file.step,
+                rendered=bool(TEMPLATE_MARKS.search(str(row["input"]))),
+                about=without(row, *ITS_OWN),
+            )

@@ -1,0 +1,224 @@
+"""Which prompt each response of a log belongs to: by id, by text, or by its rendered text.
+
+With rows of the data (`--prompts`) every response finds its row or is counted as without one, and
+the pool is all rows. Without them the pool is the prompts that the log names.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from cropi.errors import InputError
+from cropi.exchange.imports.logged import LoggedResponse
+from cropi.exchange.imports.rollout_folder import RolloutLog
+from cropi.exchange.imports.scaffolds import QuestionFinder, folded
+from cropi.prompts.json_values import json_value
+from cropi.schema import Prompt, content_id
+from cropi.text import plural, shown
+from cropi.verifiers.statement import gold_statement
+
+
+@dataclass
+class Pairing:
+    """The pool, and the place in it of each response's prompt (-1: none).
+
+    `complete` says whether the pool's prompts are whole, so that a trainer can be given them: texts
+    that a template has already made would be templated twice.
+    """
+
+    pool: list[Prompt]
+    places: list[int]
+    complete: bool
+    notes: list[str] = field(default_factory=list)
+
+
+def pair_with_log(log: RolloutLog) -> Pairing:
+    """Make a pool of the prompts that a log names."""
+    members: dict[tuple[Any, ...], list[int]] = {}
+    for number, response in enumerate(log.responses):
+        members.setdefault(_key(response), []).append(number)
+    pool, places, taken = list[Prompt](), [-1] * len(log.responses), set[str]()
+    for place, numbers in enumerate(members.values()):
+        for number in numbers:
+            places[number] = place
+        pool.append(_prompt([log.responses[number] for number in numbers], taken))
+    whole = all(prompt.content.strip() for prompt in pool)
+    rendered = any(response.rendered for response in log.responses)
+    notes = []
+    if not whole or rendered:
+        kind = "as a chat template made them" if whole else "as token ids or names alone"
+        notes.append(
+            f"the log holds prompts {kind}, which no trainer can be given; --prompts with the rows "
+            "of your data makes an export possible"
+        )
+    return Pairing(pool, places, whole and not rendered, notes)
+
+
+def _key(response: LoggedResponse) -> tuple[Any, ...]:
+    """What two responses of one prompt share: its own id, or all of its content."""
+    if response.prompt_id:
+        return (response.source, response.prompt_id)
+    if response.prompt or response.tokens is None:
+        return (response.source, _text(response), response.answer)
+    return (response.source, response.tokens.prompt_ids.tobytes(), response.answer)
+
+
+def _text(response: LoggedResponse) -> str:
+    prompt = response.prompt
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
+
+
+def _prompt(responses: Sequence[LoggedResponse], taken: set[str]) -> Prompt:
+    """The prompt of some responses; its further columns are those that all of them agree on."""
+    first = responses[0]
+    shared = dict(first.about)
+    for response in responses[1:]:
+        about = response.about
+        shared = {k: v for k, v in shared.items() if k in about and about[k] == v}
+    text = first.prompt if isinstance(first.prompt, str) else None
+    messages = None if isinstance(first.prompt, str) else first.prompt
+    prompt = Prompt("", first.answer, first.source, text, messages, _plain(shared))
+    content = prompt.content
+    if not content and first.tokens is not None:
+        content = first.tokens.prompt_ids.tobytes().hex()
+    prompt_id = first.prompt_id or content_id(content, first.answer, first.source)
+    if prompt_id in taken:
+        prompt_id = content_id(f"{prompt_id} {content}", first.answer, first.source)
+    taken.add(prompt_id)
+    return replace(prompt, prompt_id=prompt_id)
+
+
+def _plain(cells: dict[str, Any]) -> dict[str, Any]:
+    """The cells that JSON can hold."""
+    plain = {}
+    for key, value in cells.items():
+        try:
+            plain[key] = json_value(value)
+        except (TypeError, ValueError, OverflowError):
+            continue
+    return plain
+
+
+def pair_with_prompts(log: RolloutLog, pool: list[Prompt], decode: Any = None) -> Pairing:
+    """Find each response's row among the prompts of the data.
+
+    `decode` turns token ids into text, for logs that hold nothing else. Raises InputError if no
+    response finds its row.
+    """
+    finder = _RowFinder(pool)
+    place_of: dict[tuple[Any, ...], int] = {}
+    places = []
+    for response in log.responses:
+        key = _key(response)
+        if key not in place_of:
+            place_of[key] = finder.find(response, decode)
+        places.append(place_of[key])
+    notes = [*finder.notes(), *_without_row(log, places), *_other_answers(log, pool, places)]
+    if all(place < 0 for place in places):
+        example = shown(_text(log.responses[0]), 80)
+        raise InputError(
+            f"no response of {log.place} belongs to a row of --prompts (the log's first prompt: "
+            f"{example}; the first row: {shown(pool[0].content, 80)}); give the rows that the run "
+            "was trained on"
+        )
+    return Pairing(pool, places, complete=True, notes=notes)
+
+
+class _RowFinder:
+    """Rows of the data by id and by text; a text of several rows stands for none of them."""
+
+    def __init__(self, pool: Sequence[Prompt]) -> None:
+        self._by_id = {prompt.prompt_id: place for place, prompt in enumerate(pool)}
+        self._by_text: dict[str, int] = {}
+        self._several: set[str] = set()
+        for place, prompt in enumerate(pool):
+            for text in _texts(prompt):
+                if self._by_text.setdefault(text, place) != place:
+                    self._several.add(text)
+        self._ambiguous: Counter[str] = Counter()
+        self._finder = QuestionFinder(self._by_text)
+
+    def find(self, response: LoggedResponse, decode: Any) -> int:
+        """The place of a response's row; -1 if there is none, or more than one."""
+        if response.prompt_id in self._by_id:
+            return self._by_id[response.prompt_id]
+        for text in _logged_texts(response, decode):
+            if text in self._by_text:
+                return self._unique(text)
+        if response.rendered:
+            for text in _logged_texts(response, decode):
+                if (place := self._finder.find(text)) is not None:
+                    return place
+        return -1
+
+    def _unique(self, text: str) -> int:
+        if text not in self._several:
+            return self._by_text[text]
+        self._ambiguous[text] += 1
+        return -1
+
+    def notes(self) -> list[str]:
+        """What deserves doubt about the rows that were found."""
+        notes = []
+        if self._ambiguous:
+            notes.append(
+                f"{plural(len(self._ambiguous), 'prompt')} of the log stand in several rows of "
+                f"--prompts and were left out, such as {shown(next(iter(self._ambiguous)), 60)}"
+            )
+        if len(self._finder.scaffolds) > 1:
+            notes.append(
+                f"the log's prompts stand in {len(self._finder.scaffolds)} different templates or "
+                "system messages"
+            )
+        return notes
+
+
+def _texts(prompt: Prompt) -> list[str]:
+    """The texts by which a row is found: all that it says, and what the user says last."""
+    whole = folded(prompt.content)
+    turns = [m["content"] for m in prompt.messages or () if m["role"] == "user"]
+    return list(dict.fromkeys([whole, *(folded(str(text)) for text in turns[-1:])]))
+
+
+def _logged_texts(response: LoggedResponse, decode: Any) -> list[str]:
+    """The texts by which a response may find its row."""
+    if isinstance(response.prompt, tuple):
+        turns = [str(m["content"]) for m in response.prompt if m["role"] == "user"]
+        return [folded(_text(response)), *(folded(text) for text in turns[-1:])]
+    if not response.prompt and response.tokens is not None and decode is not None:
+        return [folded(decode(response.tokens.prompt_ids.tolist()))]
+    return [folded(response.prompt)] if response.prompt else []
+
+
+def _without_row(log: RolloutLog, places: Sequence[int]) -> list[str]:
+    lost = [r for r, place in zip(log.responses, places, strict=True) if place < 0]
+    if not lost:
+        return []
+    prompts = len({_key(response) for response in lost})
+    return [
+        f"{plural(len(lost), 'response')} of {plural(prompts, 'prompt')} that --prompts does not "
+        f"have, left out (the first: {shown(_text(lost[0]) or lost[0].prompt_id, 60)})"
+    ]
+
+
+def _other_answers(log: RolloutLog, pool: Sequence[Prompt], places: Sequence[int]) -> list[str]:
+    """Rows whose answer is another than the one that the log says was judged by."""
+    other: dict[int, str] = {}
+    compared: set[tuple[int, str]] = set()
+    for response, place in zip(log.responses, places, strict=True):
+        if place >= 0 and response.answer and (place, response.answer) not in compared:
+            compared.add((place, response.answer))
+            given, expected = gold_statement(response.answer), gold_statement(pool[place].answer)
+            if folded(given) != folded(expected):
+                other[place] = f"{shown(given, 40)} and {shown(expected, 40)}"
+    if not other:
+        return []
+    return [
+        f"{plural(len(other), 'prompt')} have another answer in the log than in --prompts (the "
+        f"first: {next(iter(other.values()))}); rewards are those of the log"
+    ]

@@ -1,0 +1,117 @@
+"""Rows of anybody's own: a question, one response or several, and their rewards, by usual names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from cropi.errors import InputError
+from cropi.exchange.imports.logged import (
+    LogFile,
+    LoggedResponse,
+    Row,
+    asked,
+    finish_of,
+    reward_status,
+    spoken,
+    without,
+)
+from cropi.plugins import plugin
+from cropi.prompts.formats import ID_COLUMNS, TEMPLATE_MARKS
+from cropi.prompts.json_values import as_text
+from cropi.prompts.row_columns import ANSWER_COLUMNS, QUESTION_COLUMNS, cell_of, recognised
+from cropi.prompts.row_files import NumberedRow
+from cropi.text import plural
+
+RESPONSES = ("responses", "completions", "outputs", "generations", "samples", "rollouts")
+RESPONSE = ("response", "completion", "output", "generation", "generated_text", "prediction")
+REWARDS = ("rewards", "scores", "correct", "is_correct", "passed", "verdicts", "labels")
+REWARD = ("reward", "score", "correct", "is_correct", "passed", "accuracy", "acc")
+STEP = ("step", "global_step", "training_step", "policy_step", "iteration")
+FINISH = ("finish_reason", "stop_reason", "finish_reasons")
+SOURCE = ("data_source", "source", "dataset")
+
+
+@plugin("rollout_format", "plain")
+class PlainRows:
+    """JSON lines, Parquet or CSV with prompts, responses and rewards."""
+
+    def recognises(self, row: Row) -> bool:
+        """Whether a row has a question (or an id), a response and a reward."""
+        cells = dict(row)
+        asks = recognised(cells, QUESTION_COLUMNS) or recognised(cells, ID_COLUMNS)
+        answers = recognised(cells, (*RESPONSES, *RESPONSE))
+        return bool(asks and answers and recognised(cells, (*REWARDS, *REWARD)))
+
+    def responses(self, rows: Sequence[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
+        """One response for each text of a row."""
+        for number, row in rows:
+            yield from _responses(dict(row), file, file.where(number))
+
+
+def _responses(row: dict[str, Any], file: LogFile, where: str) -> Iterator[LoggedResponse]:
+    question = _first(row, QUESTION_COLUMNS)
+    texts, rewards = _texts_and_rewards(row, file, where)
+    answer, step = _first(row, ANSWER_COLUMNS), _first(row, STEP)
+    finish = _first(row, FINISH)
+    prompt = asked(question)
+    consumed = recognised(row, (*RESPONSES, *RESPONSE, *REWARDS, *REWARD, *STEP, *FINISH))
+    asking = recognised(row, (*QUESTION_COLUMNS, *ID_COLUMNS))
+    identifier = _first(row, ID_COLUMNS)
+    for place, (given, value) in enumerate(zip(texts, rewards, strict=True)):
+        reward = file.reward(row, value, where)
+        text, one_turn = spoken(given)
+        reason = finish[place] if isinstance(finish, list) and place < len(finish) else finish
+        yield LoggedResponse(
+            prompt=prompt,
+            text=text,
+            reward=reward,
+            status=reward_status(reward),
+            prompt_id="" if identifier is None else str(identifier),
+            answer="" if answer is None else as_text(answer).strip(),
+            source=str(_first(row, SOURCE) or ""),
+            step=_whole(step, file, where),
+            finish=finish_of(reason),
+            rendered=isinstance(prompt, str) and bool(TEMPLATE_MARKS.search(prompt)),
+            one_turn=one_turn,
+            about=without(row, *consumed, *asking),
+        )
+
+
+def _first(row: dict[str, Any], names: tuple[str, ...]) -> Any:
+    """The value of the first column that has one of these names and is not empty."""
+    columns = (column for column in recognised(row, names) if row[column] is not None)
+    column = next(columns, None)
+    return None if column is None else row[column]
+
+
+def _whole(step: Any, file: LogFile, where: str) -> int | None:
+    if step is None:
+        return file.step
+    try:
+        return int(step)
+    except (TypeError, ValueError):
+        file.notes.add("a step that is no whole number, not used", where)
+        return file.step
+
+
+def _texts_and_rewards(row: dict[str, Any], file: LogFile, where: str) -> tuple[list[Any], Any]:
+    """The responses of a row and as many rewards: one of each, or a list of each."""
+    several = _first(row, RESPONSES)
+    if isinstance(several, list) and not _is_chat(several):
+        named = cell_of(row, file.rewards[0]) if file.rewards else None
+        rewards = named if named is not None else _first(row, (*REWARDS, *REWARD))
+        if not isinstance(rewards, list) or len(rewards) != len(several):
+            count = plural(len(rewards), "reward") if isinstance(rewards, list) else "one reward"
+            raise InputError(
+                f"{where} has {plural(len(several), 'response')} and {count}; give a list with "
+                "one reward for each response"
+            )
+        return several, rewards
+    text = several if several is not None else _first(row, RESPONSE)
+    return [text], [_first(row, (*REWARD, *REWARDS))]
+
+
+def _is_chat(values: list[Any]) -> bool:
+    """Whether a list is the messages of one response, not several responses."""
+    return bool(values) and all(isinstance(v, dict) and "role" in v for v in values)

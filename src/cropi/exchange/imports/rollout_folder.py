@@ -1,0 +1,230 @@
+"""Everything that a file or a folder of a trainer's log holds, as responses in one list.
+
+A folder is searched at any depth. Other files in it (checkpoints, metrics) are left out and
+counted; a half-written last line, or the rest of a cut archive, is left out and counted too.
+What a path says is used: `step_40/`, `global_step_40/`, `40.jsonl` name a step, `eval/` and
+`val.../` rollouts of an evaluation, and other folders the run.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from cropi.errors import InputError
+from cropi.exchange.imports.logged import LogFile, LoggedResponse, Role
+from cropi.exchange.imports.rollout_format import (
+    RolloutFormat,
+    all_formats,
+    format_named,
+    recognised_format,
+    unrecognised,
+)
+from cropi.prompts.row_columns import RowNotes
+from cropi.prompts.row_files import COMPRESSED, ENDINGS, NumberedRow, open_rows
+from cropi.prompts.shards import in_natural_order
+from cropi.text import plural, shown
+
+_STEP = re.compile(
+    r"(?:.*[-_.])?(?:global_?step|step|iteration|iter|rollout|completions|eval)s?[-_.]?0*(\d+)"
+)
+_NUMBER = re.compile(r"0*(\d+)")
+_EVALUATION = re.compile(r"(?<![a-z])(?:eval|evaluation|val|valid|validation|test)(?![a-z])")
+_PLACE = re.compile(
+    r"(?:completions|rollouts?|rollout_data(?:_dir)?|validation(?:_data(?:_dir)?)?|val|eval|train"
+    r"|all|effective|data|dumps?|traces|samples|results|rank[-_]?\d+|shard[-_]?\d+)"
+)
+"""Folders that hold one run's rollouts, and say nothing about which run."""
+TEXT_ENDINGS = tuple(e for e in ENDINGS if e != ".json")
+
+
+@dataclass
+class RolloutLog:
+    """The responses of a log, the format they were in, and what a reader should know."""
+
+    place: str
+    format: str
+    responses: list[LoggedResponse]
+    notes: list[str] = field(default_factory=list)
+    files: int = 0
+
+
+def read_rollout_log(
+    path: Path, format_name: str | None = None, rewards: Sequence[str] = ()
+) -> RolloutLog:
+    """Read a file or a folder; `rewards` names the columns whose sum is the reward.
+
+    Raises InputError if there are no rollouts in it, or rollouts of several formats.
+    """
+    files = _candidates(path)
+    formats = dict([format_named(format_name)]) if format_name else all_formats()
+    named = {file: _format_of(file, formats, path) for file in files}
+    used = Counter(name for name in named.values() if name)
+    if not used:
+        raise _nothing(path, files, formats)
+    if len(used) > 1:
+        counts = " and ".join(f"{plural(n, 'file')} of {name}" for name, n in used.items())
+        raise InputError(
+            f"{path} holds {counts}; name one with --format, or give the folder of one"
+        )
+    (name,) = used
+    log = RolloutLog(str(path), name, [], files=used[name])
+    for file in files:
+        if named[file]:
+            log.responses += _read(file, path, formats[name], log.notes, rewards)
+    ignored = [file.name for file in files if not named[file]]
+    if ignored:
+        log.notes.append(
+            f"{plural(len(ignored), 'other file')} in {path.name} left out, such as {ignored[0]}"
+        )
+    _note_runs(log)
+    log.responses = _without_repeats(log)
+    return log
+
+
+def _candidates(path: Path) -> list[Path]:
+    """The files that may hold rollouts, in natural order."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise InputError(f"{path} is neither a file nor a folder; give the rollouts of a run")
+    files = [file for file in path.rglob("*") if file.is_file() and not _is_hidden(file, path)]
+    likely = [file for file in files if _ending(file) in (*TEXT_ENDINGS, ".pt")]
+    return in_natural_order(likely or [file for file in files if _ending(file) == ".json"])
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
+
+
+def _ending(file: Path) -> str:
+    inner = Path(file.stem) if file.suffix.lower() in COMPRESSED else file
+    same = {".ndjson": ".jsonl", ".pq": ".parquet", ".feather": ".arrow", ".ipc": ".arrow"}
+    return same.get(inner.suffix.lower(), inner.suffix.lower())
+
+
+def _format_of(file: Path, formats: dict[str, RolloutFormat], place: Path) -> str | None:
+    """The format of a file's first row; None for a file without rollouts, beside others."""
+    if file.suffix == ".pt":
+        return ("slime" if "slime" in formats else next(iter(formats))) if _is_dump(file) else None
+    try:
+        first = next(iter(open_rows(file, [])), None)
+    except InputError:
+        if file == place:
+            raise
+        return None
+    return recognised_format(first[1], formats) if first else None
+
+
+def _is_dump(file: Path) -> bool:
+    """Whether a `.pt` file may be a dump of samples: a checkpoint's tensors are never loaded."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            pickled = next(n for n in archive.namelist() if n.endswith("data.pkl"))
+            with archive.open(pickled) as content:
+                return b"samples" in content.read(4096)
+    except (OSError, zipfile.BadZipFile, StopIteration):
+        return False
+
+
+def _nothing(path: Path, files: Sequence[Path], formats: dict[str, RolloutFormat]) -> InputError:
+    """The error for a place without rollouts: about its first row, if there is one."""
+    for file in files[:1]:
+        if file.suffix != ".pt" and (first := next(iter(open_rows(file, [])), None)):
+            return unrecognised(f"{file} row {first[0]}", first[1])
+    return InputError(
+        f"{path} holds no rollouts ({', '.join(ENDINGS)} or slime's .pt) in one of the formats "
+        f"{', '.join(formats)}; give the folder that the trainer wrote them to"
+    )
+
+
+def _read(
+    file: Path, folder: Path, reader: RolloutFormat, notes: list[str], rewards: Sequence[str]
+) -> list[LoggedResponse]:
+    """The responses of one file; what was noted about its rows is added to `notes`."""
+    row_notes, torn = RowNotes(str(file)), list[str]()
+    inside = file.relative_to(folder) if file != folder else Path(file.name)
+    log_file = LogFile(file, _run(inside), _step(inside), _role(inside), row_notes, rewards)
+    rows = _dump_rows(file) if file.suffix == ".pt" else list(open_rows(file, torn))
+    responses = list(reader.responses(rows, log_file))
+    for response in responses:
+        response.run = response.run or log_file.run
+        response.role = "eval" if log_file.role == "eval" else response.role
+    notes += [*torn, *row_notes.lines()]
+    return responses
+
+
+def _dump_rows(file: Path) -> list[NumberedRow]:
+    """The samples of slime's dump, read as data: a pickle that would run code is refused."""
+    import pickle
+
+    import torch
+
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        samples = content["samples"]
+    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError) as error:
+        reason = shown(" ".join(str(error).split()), 160)
+        raise InputError(
+            f"{file} cannot be read as data alone ({reason}); write the samples as JSON lines "
+            "with prompt, response and reward"
+        ) from None
+    return list(enumerate(samples, 1))
+
+
+def _step(inside: Path) -> int | None:
+    """The step that a path names: the folder or file closest to the rows first."""
+    stem = inside.name.split(".")[0]
+    for part in (stem, *reversed(inside.parts[:-1])):
+        match = _STEP.fullmatch(part.lower()) or _NUMBER.fullmatch(part)
+        if match:
+            return int(match[1])
+    return None
+
+
+def _role(inside: Path) -> Role:
+    words = str(inside).lower().replace("_", " ").replace("-", " ")
+    return "eval" if _EVALUATION.search(words) else "train"
+
+
+def _run(inside: Path) -> str:
+    """The folders of a path that name neither a step nor a kind of rollouts."""
+    parts = [
+        part
+        for part in inside.parts[:-1]
+        if not (_STEP.fullmatch(part.lower()) or _NUMBER.fullmatch(part))
+        and not _PLACE.fullmatch(part.lower())
+    ]
+    return "/".join(parts)
+
+
+def _note_runs(log: RolloutLog) -> None:
+    runs = Counter(response.run for response in log.responses)
+    if len(runs) > 1:
+        named = ", ".join(shown(name or ".", 40) for name in islice(runs, 4))
+        log.notes.append(
+            f"rollouts of {plural(len(runs), 'folder')} that look like runs of their own ({named}) "
+            "are taken together: raw pass rates are over all of them; give one to rank it alone"
+        )
+
+
+def _without_repeats(log: RolloutLog) -> list[LoggedResponse]:
+    """The responses without those whose own id came before, as in prime-rl's two subsets."""
+    unique = list(_first_of_each(log.responses))
+    if repeated := len(log.responses) - len(unique):
+        log.notes.append(f"{plural(repeated, 'response')} logged twice, counted once")
+    return unique
+
+
+def _first_of_each(responses: Sequence[LoggedResponse]) -> Iterator[LoggedResponse]:
+    seen: set[tuple[str, str]] = set()
+    for response in responses:
+        key = (response.run, response.record_id)
+        if not response.record_id or key not in seen:
+            seen.add(key)
+            yield response

@@ -1,0 +1,52 @@
+"""The interface of a rollout format: how one trainer writes down what its policy answered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from cropi.errors import InputError
+from cropi.exchange.imports.logged import LogFile, LoggedResponse, Row
+from cropi.plugins import find_plugin, plugin_names, resolve_name
+from cropi.prompts.row_files import NumberedRow
+from cropi.text import shown
+
+LAST = ("plain",)
+"""Formats that are tried where no other recognises a row."""
+
+
+class RolloutFormat(Protocol):
+    """One way to write rollouts down. An object reads all files of a folder, in their order."""
+
+    def recognises(self, row: Row) -> bool:
+        """Whether a row, such as a file's first, is of this format."""
+
+    def responses(self, rows: Sequence[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
+        """The responses in the rows of one file. Raises InputError for what cannot be read."""
+
+
+def all_formats() -> dict[str, RolloutFormat]:
+    """An object of each built-in format, by name; the most general comes last."""
+    names = plugin_names("rollout_format")
+    ordered = [*(n for n in names if n not in LAST), *LAST]
+    return {name: find_plugin("rollout_format", name)() for name in ordered}
+
+
+def format_named(name: str) -> tuple[str, RolloutFormat]:
+    """The format of a name, or of `file.py:object`, as it is called. Raises InputError if none."""
+    full = resolve_name("rollout_format", name)
+    return full, find_plugin("rollout_format", full)()
+
+
+def recognised_format(row: Row, formats: dict[str, RolloutFormat]) -> str | None:
+    """The name of the first format that recognises a row; None if none does."""
+    return next((name for name, each in formats.items() if each.recognises(row)), None)
+
+
+def unrecognised(where: str, row: Row) -> InputError:
+    """The error for rows that no format recognises."""
+    columns = shown(", ".join(map(str, row)), 300)
+    return InputError(
+        f"{where} is not a rollout in a format that is known (its columns are {columns}); give "
+        f"one of {', '.join(all_formats())}, or rows with prompt, response and reward"
+    )

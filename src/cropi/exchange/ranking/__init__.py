@@ -1,0 +1,1 @@
+"""A ranked list from a trainer's own rollouts."""

@@ -1,0 +1,189 @@
+"""The pool of a log, ranked: numbers of each prompt, what is chosen, and why the others are not.
+
+Without a policy a prompt's place is decided by strategies that look at rewards alone; with one, by
+its influence. Both go through `cropi.selection.select`, as the stages of a run do. Torch-free.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cropi.exchange.exports import random_control
+from cropi.exchange.imports.pairing import Pairing
+from cropi.exchange.imports.rollout_folder import RolloutLog
+from cropi.exchange.ranking.suspicion import Suspicion, suspect
+from cropi.exchange.ranking.visits import (
+    Passes,
+    PromptHistory,
+    doubts,
+    histories,
+    passes_of,
+    statistics_of,
+    visit_history,
+)
+from cropi.rollouts.statistics import RolloutStatistics
+from cropi.schema import LEFT_OUT, InfluenceEstimate, Prompt, Selection
+from cropi.selection import select
+from cropi.selection.settings import SelectionConfig
+from cropi.text import plural
+
+CHOSEN = "selected"
+UNSEEN = "no response in the log"
+LOWER = "ranked lower"
+
+
+@dataclass
+class LoggedPool:
+    """A log's responses by the prompts of a pool [P], and what they say about each.
+
+    `history` and `suspicions` have an entry a prompt: None where there is nothing to say.
+    """
+
+    log: RolloutLog
+    pairing: Pairing
+    passes: Passes
+    history: list[PromptHistory | None]
+    suspicions: list[Suspicion | None]
+    statistics: RolloutStatistics
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """The pool, in its order."""
+        return self.pairing.pool
+
+
+def gather(log: RolloutLog, pairing: Pairing, pass_at: float | None) -> LoggedPool:
+    """Put together what a log says about the prompts of a pool.
+
+    Responses of evaluations are left out and counted. Raises InputError if the rewards are no pass
+    rates, or nothing is left.
+    """
+    used = [r if r.role == "train" else None for r in log.responses]
+    evaluated = sum(response is None for response in used)
+    if evaluated == len(used):
+        evaluated = 0  # a log of evaluations alone is what the user means
+    places = [
+        place if response is not None or not evaluated else -1
+        for place, response in zip(pairing.places, used, strict=True)
+    ]
+    rewards = [r.reward for r, p in zip(log.responses, places, strict=True) if p >= 0]
+    passes = passes_of(rewards, pass_at, log.place)
+    history = histories(log.responses, places, len(pairing.pool), passes)
+    suspicions = [
+        suspect(prompt, seen, log.responses, passes) if seen else None
+        for prompt, seen in zip(pairing.pool, history, strict=True)
+    ]
+    notes = [*log.notes, *pairing.notes, *([passes.note] if passes.note else [])]
+    if evaluated:
+        notes.append(f"{plural(evaluated, 'response')} of evaluations, not of the pool, left out")
+    in_pool = [r for r, place in zip(log.responses, places, strict=True) if place >= 0]
+    notes += doubts(history, in_pool)
+    ids = [prompt.prompt_id for prompt in pairing.pool]
+    statistics = statistics_of(ids, history, log.responses)
+    return LoggedPool(log, pairing, passes, history, suspicions, statistics, notes)
+
+
+@dataclass
+class Ranking:
+    """A pool, the prompts to train on, the order of all that could be, and a random control.
+
+    `places` holds for each prompt of the pool [P] its rank from 1 (0: none), `reasons` why it is
+    selected or not. `estimate` is the influence, where it was measured.
+    """
+
+    logged: LoggedPool
+    selection: Selection
+    places: NDArray[np.int64]
+    reasons: list[str]
+    control: set[str]
+    settings: SelectionConfig
+    estimate: InfluenceEstimate | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many prompts there are of each reason."""
+        return Counter(self.reasons)
+
+
+def rank(
+    logged: LoggedPool,
+    settings: SelectionConfig,
+    seed: int,
+    estimate: InfluenceEstimate | None = None,
+    features: NDArray[np.float64] | None = None,
+    notes: Sequence[str] = (),
+) -> Ranking:
+    """Select from a pool, and put the rest in the order in which it would be taken.
+
+    Raises InputError as `select` does.
+    """
+
+    def choose(ratio: float) -> Selection:
+        return select(
+            estimate,
+            settings.model_copy(update={"ratio": ratio}),
+            rollouts=logged.statistics,
+            sources={prompt.prompt_id: prompt.source for prompt in logged.prompts},
+            history=visit_history(logged.history, logged.passes),
+            features=features,
+            seed=seed,
+        )
+
+    chosen, everything = choose(settings.ratio), choose(1.0)
+    order = list(dict.fromkeys([*chosen.prompt_ids, *everything.prompt_ids]))
+    rank_of = {prompt_id: place for place, prompt_id in enumerate(order, 1)}
+    places = np.array([rank_of.get(prompt.prompt_id, 0) for prompt in logged.prompts])
+    return Ranking(
+        logged,
+        chosen,
+        places,
+        _reasons(logged, set(chosen.prompt_ids), rank_of, estimate),
+        {p.prompt_id for p in random_control(logged.prompts, len(chosen.prompt_ids), seed)},
+        settings,
+        estimate,
+        [*logged.notes, *notes, *chosen.notes],
+    )
+
+
+def _reasons(
+    logged: LoggedPool,
+    chosen: set[str],
+    rank_of: dict[str, int],
+    estimate: InfluenceEstimate | None,
+) -> list[str]:
+    """Why each prompt of the pool [P] is selected or not."""
+    status = dict(zip(estimate.prompt_ids, estimate.status, strict=True)) if estimate else {}
+    reasons = []
+    for prompt, seen in zip(logged.prompts, logged.history, strict=True):
+        name = prompt.prompt_id
+        if name in chosen:
+            reasons.append(CHOSEN)
+        elif seen is None:
+            reasons.append(UNSEEN)
+        elif status.get(name) in LEFT_OUT:
+            reasons.append(status[name])
+        elif name in rank_of:
+            reasons.append(LOWER)
+        else:
+            reasons.append(group_kind(seen, logged.passes))
+    return reasons
+
+
+def group_kind(seen: PromptHistory, passes: Passes) -> str:
+    """Whether a prompt's newest group has a gradient, and if not, why."""
+    newest = seen.newest
+    rates = passes.of(newest.judged)
+    if len(rates) < 2:
+        return "too few judged"
+    if newest.informative:
+        return LOWER
+    if rates.min() >= 1:
+        return "all right"
+    return "all wrong" if rates.max() <= 0 else "all the same"

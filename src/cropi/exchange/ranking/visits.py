@@ -1,0 +1,206 @@
+"""What a log says about each prompt: how often it was solved, lately and at all, and how alike.
+
+A *visit* is one time that a trainer sampled a prompt: the group of responses whose rewards were
+compared. Over a run a prompt is visited several times, by policies that differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cropi.errors import InputError
+from cropi.exchange.imports.logged import LoggedResponse
+from cropi.rollouts.statistics import PassHistory, RolloutStatistics
+from cropi.schema import rewards_differ
+from cropi.text import plural
+
+FEWEST = 2
+"""Responses of a visit below which nothing was compared."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How rewards become shares of passes: as they are, or by the reward at which one passes."""
+
+    at: float | None = None
+    note: str = ""
+
+    def of(self, rewards: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+        """The passes [K] of some rewards, from 0 to 1."""
+        values = np.asarray(rewards, dtype=np.float64)
+        return values if self.at is None else (values >= self.at).astype(np.float64)
+
+
+def passes_of(rewards: Sequence[float], pass_at: float | None, place: str) -> Passes:
+    """How rewards are to be read; `pass_at` is what the user says.
+
+    Rewards from 0 to 1 are shares. Of two values the higher one passes. Raises InputError for any
+    others, because a mean of them is no pass rate.
+    """
+    values = np.unique(np.asarray(rewards, dtype=np.float64))
+    values = values[~np.isnan(values)]
+    if pass_at is not None:
+        return Passes(pass_at)
+    if not len(values):
+        raise InputError(f"{place} holds no response with a reward; give rollouts that were judged")
+    if values[0] >= 0 and values[-1] <= 1:
+        return Passes()
+    if len(values) == 2:
+        return Passes(
+            float(values[1]), f"rewards are {values[0]:g} and {values[1]:g}: the higher passes"
+        )
+    raise InputError(
+        f"the rewards of {place} go from {values[0]:g} to {values[-1]:g} "
+        f"({plural(len(values), 'value')}), and a mean of them is no pass rate; say at which "
+        "reward a response passes with --pass-at, or name the column that says right or wrong with "
+        "--reward"
+    )
+
+
+@dataclass
+class Visit:
+    """One group of responses of a prompt, as places in the log."""
+
+    step: int | None
+    members: list[int]
+    judged: NDArray[np.float64]
+    """Rewards [K] of the responses that were judged."""
+
+    @property
+    def informative(self) -> bool:
+        """Whether the group has a gradient."""
+        judged = self.judged
+        return len(judged) >= FEWEST and rewards_differ(float(judged.min()), float(judged.max()))
+
+
+@dataclass
+class PromptHistory:
+    """All visits of a prompt, oldest first. Rates are NaN where nothing was judged."""
+
+    visits: list[Visit]
+    raw_pass_rate: float
+    current_pass_rate: float
+    learnability: float
+
+    @property
+    def newest(self) -> Visit:
+        """The last visit with a judged response, or the last one."""
+        return next((v for v in reversed(self.visits) if len(v.judged)), self.visits[-1])
+
+    @property
+    def dead(self) -> float:
+        """The share of the visits with judged responses whose rewards were all equal."""
+        judged = [visit for visit in self.visits if len(visit.judged)]
+        return float(np.mean([not v.informative for v in judged])) if judged else float("nan")
+
+    @property
+    def members(self) -> list[int]:
+        """All responses, as places in the log."""
+        return [member for visit in self.visits for member in visit.members]
+
+
+def histories(
+    responses: Sequence[LoggedResponse], places: Sequence[int], pool: int, passes: Passes
+) -> list[PromptHistory | None]:
+    """The history of each prompt of the pool [P]; None for one without a response."""
+    grouped: list[dict[tuple[object, ...], list[int]]] = [{} for _ in range(pool)]
+    for number, (response, place) in enumerate(zip(responses, places, strict=True)):
+        if place >= 0:
+            key = (response.run, response.step, response.group)
+            grouped[place].setdefault(key, []).append(number)
+    return [_history(groups, responses, passes) if groups else None for groups in grouped]
+
+
+def _history(
+    groups: dict[tuple[object, ...], list[int]],
+    responses: Sequence[LoggedResponse],
+    passes: Passes,
+) -> PromptHistory:
+    visits = [_visit(members, responses) for members in groups.values()]
+    visits.sort(key=lambda visit: -1 if visit.step is None else visit.step)
+    everything = passes.of(np.concatenate([visit.judged for visit in visits]))
+    nan = float("nan")
+    history = PromptHistory(visits, float(everything.mean()) if len(everything) else nan, nan, nan)
+    newest = passes.of(history.newest.judged)
+    if len(newest):
+        history.current_pass_rate = float(newest.mean())
+        history.learnability = float(newest.var())
+    return history
+
+
+def _visit(members: list[int], responses: Sequence[LoggedResponse]) -> Visit:
+    rewards = [responses[m].reward for m in members if responses[m].status == "ok"]
+    return Visit(responses[members[0]].step, members, np.array(rewards, dtype=np.float64))
+
+
+def statistics_of(
+    prompt_ids: Sequence[str],
+    history: Sequence[PromptHistory | None],
+    responses: Sequence[LoggedResponse],
+) -> RolloutStatistics:
+    """The same numbers as strategies look at them, of the newest visit of each prompt [P]."""
+    nan = float("nan")
+    members = [h.newest.members if h else [] for h in history]
+    statuses = {
+        status: np.array(
+            [sum(responses[m].status == status for m in group) for group in members], dtype=np.int64
+        )
+        for status in ("ok", "timeout", "error")
+    }
+    return RolloutStatistics(
+        prompt_ids=list(prompt_ids),
+        pass_rates=np.array([h.current_pass_rate if h else nan for h in history]),
+        variances=np.array([h.learnability if h else nan for h in history]),
+        informative=np.array([bool(h and h.newest.informative) for h in history], dtype=bool),
+        distinct=np.array([len({responses[m].text for m in group}) for group in members]),
+        tokens=np.array([sum(_length(responses[m]) for m in group) for group in members]),
+        statuses=statuses,
+    )
+
+
+def visit_history(history: Sequence[PromptHistory | None], passes: Passes) -> PassHistory:
+    """The passes of each prompt's first visit, its second, and so on, as strategies remember."""
+    rounds = max((len(each.visits) for each in history if each), default=0)
+    total = np.zeros((rounds, len(history)))
+    counts = np.zeros((rounds, len(history)), dtype=np.int64)
+    for place, each in enumerate(history):
+        for number, visit in enumerate(each.visits if each else []):
+            total[number, place] = passes.of(visit.judged).sum()
+            counts[number, place] = len(visit.judged)
+    return PassHistory(total, counts)
+
+
+def _length(response: LoggedResponse) -> int:
+    return 0 if response.tokens is None else len(response.tokens.ids)
+
+
+def doubts(
+    history: Sequence[PromptHistory | None], responses: Sequence[LoggedResponse]
+) -> list[str]:
+    """What a reader should know of the groups: single responses, those not judged, cut, unseen."""
+    seen = [h for h in history if h]
+    single = sum(len(v.members) < FEWEST for h in seen for v in h.visits)
+    visits = sum(len(h.visits) for h in seen)
+    unjudged = sum(response.status != "ok" for response in responses)
+    steps = {response.step for response in responses if response.step is not None}
+    notes = []
+    if unseen := len(history) - len(seen):
+        notes.append(f"{plural(unseen, 'prompt')} of the pool have no response in the log")
+    if single:
+        notes.append(
+            f"{single:,} of {plural(visits, 'group')} have a single response, which cannot be "
+            "compared with another: they are dead, whatever the prompt is"
+        )
+    if unjudged:
+        notes.append(f"{plural(unjudged, 'response')} without a reward, left out of all rates")
+    if len(steps) > 1:
+        notes.append(
+            f"responses of {len(steps)} steps ({min(steps)} to {max(steps)}), sampled by policies "
+            "that differ: the raw pass rate is over all, the current one is that of a prompt's "
+            "newest group"
+        )
+    return notes

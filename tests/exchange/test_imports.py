@@ -1,0 +1,331 @@
+"""Rollouts of any trainer say the same about the same prompts, and nothing is lost silently."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cropi.errors import InputError
+from cropi.exchange.imports.pairing import pair_with_log, pair_with_prompts
+from cropi.exchange.imports.rollout_folder import RolloutLog, read_rollout_log
+from cropi.exchange.imports.rollout_format import all_formats
+from cropi.exchange.ranking.ranking import LoggedPool, gather
+from cropi.prompts import load_prompts
+from support.trainer_logs import (
+    STATISTICS,
+    TASKS,
+    WITH_TOKENS,
+    WRITERS,
+    Sample,
+    Task,
+    episode,
+    gym_row,
+    rendered,
+    samples,
+    slime_sample,
+    write_data,
+    write_lines,
+    write_trl,
+    write_verl,
+)
+
+
+def decode(ids: list[int]) -> str:
+    return "".join(map(chr, ids))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_data(tmp_path / "train.jsonl")
+
+
+def paired(log: RolloutLog, data: Path) -> LoggedPool:
+    return gather(log, pair_with_prompts(log, load_prompts(data), decode), None)
+
+
+def statistics(pool: LoggedPool) -> dict[str, tuple[float, float, float, int]]:
+    numbers = {}
+    for prompt, known in zip(pool.prompts, pool.history, strict=True):
+        assert known is not None, prompt.content
+        rates = (known.raw_pass_rate, known.current_pass_rate, known.dead)
+        numbers[prompt.content or prompt.prompt_id] = (*rates, len(known.visits))
+    return numbers
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_format_is_recognised_and_gives_the_same_numbers(
+    name: str, tmp_path: Path, data: Path
+) -> None:
+    WRITERS[name](tmp_path / "log", samples())
+    log = read_rollout_log(tmp_path / "log")
+    assert log.format == name
+    assert len(log.responses) == len(samples())
+    assert statistics(paired(log, data)) == STATISTICS
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_without_rows_of_the_data_the_log_names_the_pool(name: str, tmp_path: Path) -> None:
+    WRITERS[name](tmp_path / "log", samples())
+    log = read_rollout_log(tmp_path / "log")
+    pairing = pair_with_log(log)
+    assert len(pairing.pool) == len(TASKS)
+    numbers = [v for _, v in sorted(statistics(gather(log, pairing, None)).items())]
+    expected = [v for _, v in sorted(STATISTICS.items())]
+    if name not in ("verl", "open-instruct"):  # whose prompts read otherwise
+        assert numbers == expected
+    assert sorted(numbers) == sorted(expected)
+    assert pairing.complete == (name not in ("verl", "open-instruct", "slime"))
+    assert pairing.complete or "--prompts" in pairing.notes[0]
+
+
+def test_a_row_is_of_one_format_alone(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [episode(samples()[0]), gym_row(samples()[0])]
+    rows.append(slime_sample(samples()[0]))
+    for name in ("verl", "openrlhf", "open-instruct", "verifiers", "plain"):
+        WRITERS[name](tmp_path / name, samples()[:4])
+        path = next(p for p in (tmp_path / name).rglob("*.jsonl") if "meta" not in p.name)
+        rows.append(json.loads(path.read_text().splitlines()[0]))
+    for row in rows:
+        special = [n for n, f in all_formats().items() if n != "plain" and f.recognises(row)]
+        assert len(special) <= 1, (special, sorted(row))
+
+
+@pytest.mark.parametrize("name", WITH_TOKENS)
+def test_token_ids_and_logprobs_are_kept_as_they_are(name: str, tmp_path: Path) -> None:
+    WRITERS[name](tmp_path / "log", samples())
+    log = read_rollout_log(tmp_path / "log")
+    for response, sample in zip(log.responses, samples(), strict=True):
+        tokens = response.tokens
+        assert tokens is not None
+        assert tokens.prompt_ids.tolist() == sample.prompt_ids
+        assert tokens.ids.tolist() == sample.ids
+        assert tokens.logprobs is not None
+        np.testing.assert_allclose(tokens.logprobs, sample.logprobs, atol=1e-4)
+        assert tokens.loss_mask is None
+
+
+def conversation() -> dict[str, Any]:
+    """An episode whose policy calls a tool, and goes on after its output."""
+    row = episode(samples()[0])
+    nodes = row["traces"][0]["nodes"]
+    nodes[1]["message"]["tool_calls"] = [{"id": "1", "name": "sum", "arguments": "{}"}]
+    tool = {"role": "tool", "content": "5"}
+    nodes.append({"parent": 1, "message": tool, "token_ids": [7, 8], "mask": [False] * 2})
+    said = {"role": "assistant", "content": "So 5."}
+    ids, mask = [9, 10, 11], [False, True, True]
+    nodes.append({"parent": 2, "message": said, "sampled": True, "token_ids": ids, "mask": mask,
+                  "logprobs": [-1.0, -2.0]})  # fmt: skip
+    return row
+
+
+def test_what_the_policy_did_not_sample_is_masked(tmp_path: Path) -> None:
+    log = read_rollout_log(write_lines(tmp_path / "traces.jsonl", [conversation()]))
+    (response,) = log.responses
+    assert not response.one_turn
+    assert response.text == "So 5."
+    assert response.tokens is not None
+    first = len(samples()[0].ids)
+    assert response.tokens.loss_mask is not None
+    assert response.tokens.loss_mask.tolist() == [1] * first + [0, 0, 0, 1, 1]
+    assert response.tokens.logprobs is not None
+    assert response.tokens.logprobs[-5:].tolist() == [0, 0, 0, -1, -2]
+    assert response.tokens.policy_versions is not None
+    assert set(response.tokens.policy_versions.tolist()) == {1}
+
+
+def test_calls_of_a_gym_rollout_are_one_response_with_a_mask(tmp_path: Path) -> None:
+    row = gym_row(samples()[0])
+    first = row["response"]["output"][0]
+    before = [*first["prompt_token_ids"], *first["generation_token_ids"]]
+    again = {**first, "prompt_token_ids": [*before, 3, 4], "generation_token_ids": [5],
+             "generation_log_probs": [-0.5]}  # fmt: skip
+    row["response"]["output"] = [first, {"type": "function_call_output", "output": "x"}, again]
+    (response,) = read_rollout_log(write_lines(tmp_path / "r.jsonl", [row])).responses
+    assert response.tokens is not None
+    assert response.tokens.loss_mask is not None
+    assert response.tokens.ids[-3:].tolist() == [3, 4, 5]
+    assert response.tokens.loss_mask[-3:].tolist() == [0, 0, 1]
+
+
+def test_files_may_be_compressed_and_lines_half_written(tmp_path: Path, data: Path) -> None:
+    import pyarrow as pa
+
+    folder = tmp_path / "log"
+    write_verl(folder, samples())
+    first, second = folder / "1.jsonl", folder / "2.jsonl"
+    lines = first.read_text() + '{"input": "half a li'
+    (folder / "1.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    with pa.output_stream(str(folder / "2.jsonl.zst"), "zstd") as stream:
+        stream.write(second.read_bytes())
+    first.unlink()
+    second.unlink()
+    log = read_rollout_log(folder)
+    assert statistics(paired(log, data)) == STATISTICS
+    assert any("1.jsonl.gz: 1 row half written" in note for note in log.notes)
+
+
+def test_a_cut_archive_is_read_up_to_the_cut_and_said(tmp_path: Path) -> None:
+    write_verl(tmp_path / "log", samples())
+    path = tmp_path / "log" / "1.jsonl"
+    whole = gzip.compress((path.read_text() * 200).encode(), mtime=0)
+    path.unlink()
+    (tmp_path / "log" / "1.jsonl.gz").write_bytes(whole[: len(whole) * 2 // 3])
+    log = read_rollout_log(tmp_path / "log")
+    assert len(log.responses) > 16
+    assert any("breaks off" in note for note in log.notes)
+
+
+def test_steps_are_those_of_folders_and_files_without_a_column(tmp_path: Path) -> None:
+    row = {"prompt": "q", "response": "a", "reward": 1}
+    for place in (
+        "global_step_3/a.jsonl",
+        "step-7/rank_0/b.jsonl",
+        "12.jsonl",
+        "x/iter_0005.jsonl",
+    ):
+        write_lines(tmp_path / place, [row])
+    log = read_rollout_log(tmp_path)
+    assert sorted(r.step or 0 for r in log.responses) == [3, 5, 7, 12]
+
+
+def test_runs_in_one_folder_are_named(tmp_path: Path) -> None:
+    for run in ("first", "second"):
+        write_trl(tmp_path / run, samples())
+    log = read_rollout_log(tmp_path)
+    assert any("2 folders" in note and "'first', 'second'" in note for note in log.notes)
+    write_trl(tmp_path / "alone" / "only", samples())
+    assert not any("runs" in n for n in read_rollout_log(tmp_path / "alone").notes)
+
+
+def test_what_is_logged_again_counts_once(tmp_path: Path, data: Path) -> None:
+    write_trl(tmp_path / "log", samples())
+    folder = tmp_path / "log" / "completions"
+    for step in (3, 4):  # logged before the next batch was generated
+        (folder / f"completions_0000{step}.parquet").write_bytes(
+            (folder / "completions_00002.parquet").read_bytes()
+        )
+    log = read_rollout_log(tmp_path / "log")
+    assert statistics(paired(log, data)) == STATISTICS
+    assert any("logged again" in note for note in log.notes)
+
+
+def test_an_episode_in_two_subsets_counts_once(tmp_path: Path) -> None:
+    WRITERS["prime-rl"](tmp_path, samples())
+    assert any("logged twice" in note for note in read_rollout_log(tmp_path).notes)
+
+
+def test_other_files_of_a_run_are_left_out_and_counted(tmp_path: Path, data: Path) -> None:
+    write_verl(tmp_path / "log", samples())
+    write_lines(tmp_path / "log" / "metrics.jsonl", [{"loss": 1.0}])
+    (tmp_path / "log" / "config.json").write_text("{}")
+    (tmp_path / "log" / "optimizer.pt").write_bytes(b"not a dump")
+    log = read_rollout_log(tmp_path / "log")
+    assert statistics(paired(log, data)) == STATISTICS
+    assert any("2 other files" in note for note in log.notes)
+
+
+def test_evaluations_are_not_of_the_pool(tmp_path: Path, data: Path) -> None:
+    write_verl(tmp_path / "log" / "train", samples())
+    write_verl(tmp_path / "log" / "validation_data", [s for s in samples() if s.step == 1])
+    pool = paired(read_rollout_log(tmp_path / "log"), data)
+    assert statistics(pool) == STATISTICS
+    assert any("evaluations" in note for note in pool.notes)
+
+
+def test_formats_are_not_mixed(tmp_path: Path) -> None:
+    write_verl(tmp_path / "a", samples())
+    write_trl(tmp_path / "b", samples())
+    with pytest.raises(InputError, match=r"of trl and .* of verl|of verl and .* of trl"):
+        read_rollout_log(tmp_path)
+    assert read_rollout_log(tmp_path / "a", "verl").format == "verl"
+    assert read_rollout_log(tmp_path, "verl").format == "verl"
+
+
+def test_a_folder_without_rollouts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no rollouts"):
+        read_rollout_log(tmp_path)
+    write_lines(tmp_path / "a.jsonl", [{"loss": 1}])
+    with pytest.raises(InputError, match="its columns are"):
+        read_rollout_log(tmp_path)
+    with pytest.raises(InputError, match="neither a file nor a folder"):
+        read_rollout_log(tmp_path / "absent")
+
+
+class Runs:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("ran"),))
+
+
+def test_a_dump_that_would_run_code_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    torch.save({"samples": [Runs()]}, "0.pt", pickle_module=pickle)
+    with pytest.raises(InputError, match="as data alone"):
+        read_rollout_log(Path("0.pt"))
+    assert not Path("ran").exists()
+
+
+# Pairing
+
+
+def test_responses_without_a_row_are_counted(tmp_path: Path, data: Path) -> None:
+    stranger = Sample("Who are you?", "me", "me", 1.0, 1, 9, 0)
+    write_verl(tmp_path / "log", [*samples(), stranger])
+    pool = paired(read_rollout_log(tmp_path / "log"), data)
+    assert statistics(pool) == STATISTICS
+    assert any("1 response of 1 prompt that --prompts does not" in note for note in pool.notes)
+
+
+def test_rows_of_other_data_are_refused(tmp_path: Path) -> None:
+    write_verl(tmp_path / "log", samples())
+    other = write_data(tmp_path / "o.jsonl", [Task("Something else entirely", "1", {})])
+    with pytest.raises(InputError, match=r"no response of .* belongs to a row"):
+        paired(read_rollout_log(tmp_path / "log"), other)
+
+
+def test_a_question_within_another_is_not_taken_for_it(tmp_path: Path) -> None:
+    tasks = [
+        Task("What is 1 + 1?", "2", {1: [1, 0]}),
+        Task("Tell me. What is 1 + 1? And 2 + 2?", "2, 4", {1: [0, 0]}),
+    ]
+    write_verl(tmp_path / "log", samples(tasks))
+    pool = paired(read_rollout_log(tmp_path / "log"), write_data(tmp_path / "d.jsonl", tasks))
+    assert [h and h.raw_pass_rate for h in pool.history] == [0.5, 0.0]
+
+
+def test_a_text_of_several_rows_is_left_out(tmp_path: Path) -> None:
+    tasks = [
+        Task("Same?", "1", {1: [1, 0]}),
+        Task("Same?", "2", {}),
+        Task("Other?", "3", {1: [0, 1]}),
+    ]
+    write_trl(tmp_path / "log", samples(tasks))
+    pool = paired(read_rollout_log(tmp_path / "log"), write_data(tmp_path / "d.jsonl", tasks))
+    assert [h is not None for h in pool.history] == [False, False, True]
+    assert any("stand in several rows" in note for note in pool.notes)
+
+
+def test_another_answer_in_the_log_is_said(tmp_path: Path) -> None:
+    write_verl(tmp_path / "log", samples())
+    changed = [Task(t.question, "0" if n == 0 else t.gold, {}) for n, t in enumerate(TASKS)]
+    pool = paired(read_rollout_log(tmp_path / "log"), write_data(tmp_path / "d.jsonl", changed))
+    assert any("another answer in the log" in note for note in pool.notes)
+
+
+def test_two_system_messages_are_both_learned(tmp_path: Path, data: Path) -> None:
+    write_verl(tmp_path / "log", samples())
+    path = tmp_path / "log" / "2.jsonl"
+    path.write_text(path.read_text().replace("You are helpful.", "Answer briefly."))
+    pool = paired(read_rollout_log(tmp_path / "log"), data)
+    assert statistics(pool) == STATISTICS
+    assert any("2 different templates" in note for note in pool.notes)
+    assert "Answer briefly." not in rendered(samples()[0])
