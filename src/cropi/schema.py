@@ -256,6 +256,8 @@ class InfluenceEstimate:
     [P] are the gradients' L2 norms (NaN: no gradient), `tokens` int64 [P] the sampled tokens,
     `group_size` int32 [P] the usable responses (0: unknown). `status` says of each prompt why it
     has no score, or "scored". `unlisted` counts pool prompts without an entry, by reason.
+    `current_reward` float32 [P] is the mean reward under the policy by importance sampling, with
+    the `effective_share` of the responses that it rests on (NaN, or None: unknown).
     """
 
     prompt_ids: list[str]
@@ -267,6 +269,8 @@ class InfluenceEstimate:
     status: list[str]
     unlisted: dict[str, int] = field(default_factory=dict)
     identity: dict[str, str] = field(default_factory=dict)
+    current_reward: NDArray[np.float32] | None = None
+    effective_share: NDArray[np.float32] | None = None
 
     @classmethod
     def from_means(
@@ -309,6 +313,7 @@ class InfluenceEstimate:
     def scored(self) -> InfluenceEstimate:
         """The same estimate with entries of scored prompts only; the others become `unlisted`."""
         rows = np.flatnonzero(self.is_scored)
+        current, share = self.current_reward, self.effective_share
         return replace(
             self,
             prompt_ids=[self.prompt_ids[row] for row in rows],
@@ -319,6 +324,8 @@ class InfluenceEstimate:
             group_size=self.group_size[rows],
             status=[SCORED] * len(rows),
             unlisted=self.skipped,
+            current_reward=None if current is None else current[rows],
+            effective_share=None if share is None else share[rows],
         )
 
 

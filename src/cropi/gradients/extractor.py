@@ -20,7 +20,9 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cropi.errors import InputError
@@ -63,13 +65,16 @@ class ExtractionReport:
     """What an extraction did: tokens through the model, and which path it took.
 
     `statuses` say of each prompt whether it has a gradient ("scored") or why it was left out with
-    an exactly zero one; `ratios` compare the policy with the sampler over the other prompts.
+    an exactly zero one; `ratios` compare the policy with the sampler over the other prompts, and
+    `current_rewards` float64 [n, 2] are their mean rewards under the policy, each with the
+    effective share of its responses (`bounds.current_rewards`).
     """
 
     tokens: int
     path: str
     statuses: list[str] = field(default_factory=list)
     ratios: RatioSummary | None = None
+    current_rewards: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 2)))
 
     @property
     def prompts(self) -> int:
@@ -165,7 +170,8 @@ class GradientExtractor:
             else:
                 batches = self.planner.batches(prepared)
                 tokens = self._run_fast(batches, consumers, progress, record)
-        return ExtractionReport(tokens, self.path, record.statuses, record.ratios)
+        rewards = record.current_rewards
+        return ExtractionReport(tokens, self.path, record.statuses, record.ratios, rewards)
 
     def _run_slow(
         self,

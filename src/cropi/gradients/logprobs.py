@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cropi.gradients import Unsupported
 from cropi.gradients.batching import ROWS, BatchPlanner, ForwardMode
-from cropi.gradients.bounds import range_codes
+from cropi.gradients.bounds import current_rewards, range_codes
 from cropi.gradients.collation import PreparedGroup, PromptBatch, collate, prepare
 from cropi.gradients.forward import (
     evaluation_mode,
@@ -152,6 +152,20 @@ def read_logprobs(
             for response, values in zip(groups[owner].usable, logprobs[owner], strict=True):
                 values[response.sampled] = next(rows)[: response.tokens]
     return logprobs
+
+
+def read_current_rewards(
+    reader: LogprobReader, groups: Sequence[RolloutGroup], advance: Advance | None = None
+) -> np.ndarray:
+    """Mean reward under the reader's model and effective share of responses, float64 [n, 2].
+
+    See `bounds.current_rewards`.
+    """
+    rewards = np.zeros((len(groups), 2))
+    for batch, logp_RT in reader.batches(groups, advance):
+        values = current_rewards(logp_RT, batch.responses)
+        rewards[batch.index_P.cpu().numpy()] = values.cpu().numpy()
+    return rewards
 
 
 def read_objectives(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cropi.errors import InputError
 from cropi.estimation.evidence import pooled_standard_error
 from cropi.influence.targets import TargetReliability
-from cropi.schema import SCORED, InfluenceEstimate, RolloutGroup
+from cropi.schema import EQUAL_REWARDS, SCORED, InfluenceEstimate, RolloutGroup
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,15 @@ def pool_estimate(
     pool: Sequence[RolloutGroup],
     cosines_NV: NDArray[np.floating],
     norms_N: NDArray[np.floating],
+    rewards_N2: NDArray[np.floating],
     status_N: Sequence[str],
     names: Sequence[str],
     identity: Mapping[str, str],
 ) -> InfluenceEstimate:
-    """The estimate of a whole pool [P] from what was measured of its informative prompts."""
+    """The estimate of a whole pool [P] from what was measured of its informative prompts.
+
+    Rewards that are all equal are the mean reward of that prompt under any policy.
+    """
     status = [group.score_status for group in pool]
     places = np.flatnonzero(np.array([each == SCORED for each in status], dtype=bool))
     for place, each in zip(places.tolist(), status_N, strict=True):
@@ -99,6 +103,10 @@ def pool_estimate(
         values_P[places[scored_N]] = values_N[scored_N]
         return values_P
 
+    current_P = spread(rewards_N2[:, 0])
+    for place, group in enumerate(pool):
+        if status[place] == EQUAL_REWARDS:
+            current_P[place] = group.rewards.mean()
     mean = {name: spread(cosines_NV[:, v].astype(np.float32)) for v, name in enumerate(names)}
     return InfluenceEstimate(
         prompt_ids=[group.prompt_id for group in pool],
@@ -109,4 +117,6 @@ def pool_estimate(
         group_size=np.array([len(group.usable) for group in pool], np.int32),
         status=status,
         identity=dict(identity),
+        current_reward=current_P,
+        effective_share=spread(rewards_N2[:, 1]),
     )

@@ -72,10 +72,14 @@ class TargetDirections:
 
 @dataclass(frozen=True)
 class PoolScores:
-    """What was measured of the informative prompts [P]; `statuses` say which cosines count."""
+    """What was measured of the informative prompts [P]; `statuses` say which cosines count.
+
+    `rewards_P2` are their mean rewards under the policy, and the effective shares of responses.
+    """
 
     cosines_PV: NDArray[np.float64]
     norms_P: NDArray[np.float64]
+    rewards_P2: NDArray[np.float64]
     statuses: list[str]
     notes: list[str]
 
@@ -143,7 +147,13 @@ class Scorer:
         about_rollouts = [n for each in (informative, *of_sets.values()) for n in each.notes]
         notes = [*about_rollouts, *scores.notes, *directions.notes, *about_targets]
         estimate = pool_estimate(
-            pool, scores.cosines_PV, scores.norms_P, scores.statuses, list(sets), self.identity
+            pool,
+            scores.cosines_PV,
+            scores.norms_P,
+            scores.rewards_P2,
+            scores.statuses,
+            list(sets),
+            self.identity,
         )
         return Influence(estimate, directions.reliability, self.tokens, notes)
 
@@ -177,7 +187,7 @@ class Scorer:
         report = self._stream("pool", pool, dots, norms)
         statuses, notes = usable_statuses("the pool", pool, report, norms.norms)
         cosines_PV = cosines(dots.dots, norms.norms, lengths_V, names)
-        return PoolScores(cosines_PV, norms.norms, statuses, notes)
+        return PoolScores(cosines_PV, norms.norms, report.current_rewards, statuses, notes)
 
     def _sketched(
         self, pool: Groups, directions_VD: NDArray[np.float64], names: Sequence[str]
@@ -191,7 +201,8 @@ class Scorer:
         shortest_P = np.minimum(lengths_P, norms_P)
         statuses, notes = usable_statuses("the pool", pool, report, shortest_P)
         dots_PV = sketches_PD @ np.stack(list(directions_VD), 1)
-        return PoolScores(cosines(dots_PV, lengths_P, lengths_V, names), norms_P, statuses, notes)
+        cosines_PV = cosines(dots_PV, lengths_P, lengths_V, names)
+        return PoolScores(cosines_PV, norms_P, report.current_rewards, statuses, notes)
 
     def _dense_targets(self, sets: Mapping[str, Groups]) -> TargetDirections:
         shapes, device = self.extractor.shapes, self.extractor.device

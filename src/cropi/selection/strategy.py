@@ -31,6 +31,7 @@ class SelectionContext:
     names each pool prompt's source, `target_sources` those of the validation prompts. `features`
     [L, P, F] are what the policy's layers make of the pool's prompts, and `history` is how often
     they passed in every round of sampling so far, training's included, if the strategy asked.
+    `current` [P] are pass rates under the stage's own policy, if it asked for those.
     """
 
     statistics: RolloutStatistics
@@ -43,6 +44,7 @@ class SelectionContext:
     target_sources: frozenset[str] = frozenset()
     features: NDArray[np.float64] | None = None
     history: PassHistory | None = None
+    current: NDArray[np.float64] | None = None
 
     @property
     def prompt_ids(self) -> list[str]:
@@ -81,6 +83,7 @@ class Needs:
     all equal. `earlier`: it looks at the estimates of earlier stages. `target_sources`: it looks at
     the sources of the validation prompts. `features`: it looks at the policy's hidden states at the
     pool's prompts. `history`: it looks at the rewards of all rollouts so far, training's included.
+    `current`: it looks at the pass rates under the stage's own policy, which stored rollouts give.
     """
 
     scoring: Scoring
@@ -92,6 +95,7 @@ class Needs:
     target_sources: bool = False
     features: bool = False
     history: bool = False
+    current: bool = False
 
     @property
     def validation(self) -> bool:
@@ -172,13 +176,20 @@ def history_of(context: SelectionContext, strategy: str) -> PassHistory:
     """The pass rates of all rounds so far. Raises InputError if rewards are no passes."""
     history = context.history
     assert history is not None, "the strategy needs a history and was given none"
-    slack = 1e-6 * history.responses
-    if (history.passes < -slack).any() or (history.passes > history.responses + slack).any():
+    require_shares(history.passes, history.responses, strategy)
+    return replace(history, passes=np.clip(history.passes, 0, history.responses))
+
+
+def require_shares(
+    sums: NDArray[np.float64], counts: NDArray[np.int64] | int, strategy: str
+) -> None:
+    """Raise InputError unless sums of rewards lie between 0 and their counts."""
+    slack = 1e-6 * np.asarray(counts)
+    if (sums < -slack).any() or (sums > counts + slack).any():
         raise InputError(
             f"strategy {strategy} reads rewards as shares of a pass, from 0 to 1, and some are "
             "beyond; set verifiers.threshold to the reward at which a response passes"
         )
-    return replace(history, passes=np.clip(history.passes, 0, history.responses))
 
 
 def alphabetical_places(prompt_ids: Sequence[str]) -> NDArray[np.int64]:

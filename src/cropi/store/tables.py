@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropi.errors import InputError
-from cropi.schema import SCORED, UNSCORED, InfluenceEstimate, Selection, unique
+from cropi.schema import MAX_REWARD, SCORED, UNSCORED, InfluenceEstimate, Selection, unique
 from cropi.store.files import read_table, table_metadata, write_table
 from cropi.text import require_names, shown
 
@@ -31,7 +31,9 @@ COSINE_TOLERANCE = 1e-4
 """By which rounding may lift a cosine above 1."""
 LARGEST_ERROR = 2.0
 """Standard error of a cosine; both ends of its range are this far apart."""
-RESERVED = ("prompt_id", "norm", "tokens", "group_size", "status")
+CURRENT = ("current_reward", "effective_share")
+"""Columns that only scores of a model's own pass have."""
+RESERVED = ("prompt_id", "norm", "tokens", "group_size", "status", *CURRENT)
 """Columns of a score file that are not validation sets."""
 
 
@@ -51,8 +53,9 @@ def write_scores(
     """Write one row per prompt of the pool, in its order.
 
     prompt_id, norm, per validation set one float32 cosine under its name (null: not measured) and
-    one float64 <set>_standard_error, tokens, group_size and status. Raises InputError if a
-    validation set is called like one of the other columns.
+    one float64 <set>_standard_error, tokens, group_size and status; where known, float32
+    current_reward and effective_share (null: not measured). Raises InputError if a validation set
+    is called like one of the other columns.
     """
     import pyarrow as pa
 
@@ -70,6 +73,11 @@ def write_scores(
         "group_size": pa.array(estimate.group_size, pa.int32()),
         "status": pa.array(estimate.status, pa.string()),
     }
+    for name, values in zip(
+        CURRENT, (estimate.current_reward, estimate.effective_share), strict=True
+    ):
+        if values is not None:
+            columns[name] = _nullable(values, pa.float32())
     about = {
         POOL_SIZE: str(estimate.pool_size),
         "cropi.unlisted": json.dumps(estimate.unlisted),
@@ -122,6 +130,8 @@ def scores_from(table: pa.Table, path: Path) -> InfluenceEstimate:
         status=status,
         unlisted=_unlisted(about, len(ids), path),
         identity=_json(about, "cropi.influence", path, {}),
+        current_reward=_if_there(columns, "current_reward", MAX_REWARD),
+        effective_share=_if_there(columns, "effective_share", 1 + COSINE_TOLERANCE),
     )
 
 
@@ -186,6 +196,16 @@ def _sizes(columns: Columns, name: str) -> NDArray[np.float64]:
         values,
     )
     return values
+
+
+def _if_there(columns: Columns, name: str, largest: float) -> NDArray[np.float32] | None:
+    """A column that a file may lack, of sizes up to `largest`; NaN where it is null."""
+    if name not in columns:
+        return None
+    values = _floats(columns, name)
+    wrong = np.abs(values) > largest
+    columns.require_no_row(name, wrong, f"is beyond {largest:g}; score again", values)
+    return values.astype(np.float32)
 
 
 def _floats(columns: Columns, name: str, default: float = math.nan) -> NDArray[np.float64]:
