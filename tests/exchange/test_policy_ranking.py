@@ -224,8 +224,8 @@ def test_the_command_samples_its_target_and_ranks_by_influence(
     sampling = ("--verifier", "exact", "--max-new-tokens", 16, "--responses", 6)
     call(*common, "--policy", "pocket").refused("--like")
     call(*common, "--like", data).refused("without --policy")
-    outcome = call(*common, *sampling, "--policy", "pocket", "--like", f"own={data}", "--ratio", 0.2,
-                   "strategy.noise_floor=0")  # fmt: skip
+    like = ("--policy", "pocket", "--like", f"own={data}", "--ratio", 0.2)
+    outcome = call(*common, *sampling, *like, "strategy.noise_floor=0")
     outcome.done()
     table = pq.read_table(out / "ranked.parquet")
     means = np.array(table["own"].to_pylist(), dtype=float)
