@@ -87,6 +87,17 @@ def read_rollout_log(
     return log
 
 
+def is_rollout_log(path: Path) -> bool:
+    """Whether a file or folder holds rollouts, rather than prompts alone."""
+    if not path.exists():
+        return False
+    formats = all_formats()
+    try:
+        return any(_format_of(file, formats, path) for file in _candidates(path)[:8])
+    except InputError:
+        return False
+
+
 def _candidates(path: Path) -> list[Path]:
     """The files that may hold rollouts, in natural order."""
     if path.is_file():
