@@ -88,6 +88,7 @@ def test_score_columns_follow_the_contract(scores: Path) -> None:
     assert table.column_names == [
         *("prompt_id", "norm", "v", "v_standard_error"),
         *("tokens", "group_size", "status"),
+        *("current_reward", "effective_share"),
     ]
     assert str(table.schema.field("v").type) == "float"
     assert table.schema.metadata[b"cropi.pool_size"] == b"3"

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cropi.errors import InputError
-from cropi.gradients.settings import ObjectiveConfig
 from cropi.rollouts.number_checks import (
     empty_response_notes,
     log_ratio_notes,
@@ -32,6 +32,9 @@ from cropi.schema import (
     RolloutGroup,
 )
 from cropi.text import plural, shortened
+
+if TYPE_CHECKING:
+    from cropi.gradients.settings import ObjectiveConfig
 
 SMALLEST_NORM = 1e-13
 """Norms below this are zero: the squares of their coordinates are below float32's range."""
