@@ -195,7 +195,7 @@ def test_conversations_without_ids_leave_their_group_and_are_counted(
     pool = logged(tmp_path / "log.jsonl", with_tools, prompts, groups)
     made = logged_groups(pool, policy, 1.0)
     assert all(len(group.usable) == SAMPLING.responses - 1 for group in made.groups)
-    assert f"{len(groups)} responses of several turns" in " ".join(made.notes)
+    assert f"{len(groups)} responses whose text is not all" in " ".join(made.notes)
 
 
 def test_prompts_without_their_templates_marks_are_not_tokenised(
