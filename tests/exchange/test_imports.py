@@ -153,6 +153,40 @@ def test_calls_of_a_gym_rollout_are_one_response_with_a_mask(tmp_path: Path) -> 
     assert response.tokens.loss_mask[-3:].tolist() == [0, 0, 1]
 
 
+def test_a_copy_of_a_file_counts_once(tmp_path: Path, data: Path) -> None:
+    write_verl(tmp_path / "log", samples())
+    copy = tmp_path / "log" / "backup" / "1.jsonl"
+    copy.parent.mkdir()
+    copy.write_bytes((tmp_path / "log" / "1.jsonl").read_bytes())
+    log = read_rollout_log(tmp_path / "log")
+    assert statistics(paired(log, data)) == STATISTICS
+    assert any("is a copy of" in note for note in log.notes)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"responses_create_params": None, "reward": 1.0},
+        {"task": {"data": {}}, "traces": [None]},
+        {"prompt": "q", "completion": "a", "advantage": "x", "r_reward": 1.0, "step": 1},
+        {"input": "q", "output": "a", "score": 1.0, "step": "first"},
+        {"tokens": [1], "response": "a", "response_length": None, "reward": 1},
+        {"prompt_tokens": {}, "response_tokens": [1], "reward": 1.0},
+    ],
+)
+def test_a_row_of_another_structure_is_named(tmp_path: Path, row: dict[str, Any]) -> None:
+    path = write_lines(tmp_path / "log.jsonl", [row])
+    with pytest.raises(InputError, match=r"log.jsonl row 1\b"):
+        read_rollout_log(path)
+
+
+def test_of_a_whole_conversation_the_response_is_what_follows_the_question(tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    log = read_rollout_log(write_lines(tmp_path / "a.jsonl", [{"messages": said, "reward": 1}]))
+    assert (log.responses[0].prompt, log.responses[0].text) == (tuple(said[:1]), "a")
+    assert log.responses[0].whole_text
+
+
 def test_a_call_whose_output_is_not_told_apart_has_no_token_of_the_policys(tmp_path: Path) -> None:
     WRITERS["open-instruct"](tmp_path, samples())
     path = tmp_path / "run_rollouts_000000.jsonl"
@@ -225,9 +259,9 @@ def test_steps_are_those_of_folders_and_files_without_a_column(tmp_path: Path) -
     row = {"prompt": "q", "response": "a", "reward": 1}
     for place in (
         "global_step_3/a.jsonl",
-        "step-7/rank_0/b.jsonl",
+        "checkpoint-7/rank_0/b.jsonl",
         "12.jsonl",
-        "x/iter_0005.jsonl",
+        "iter_0005.jsonl",
     ):
         write_lines(tmp_path / place, [row])
     log = read_rollout_log(tmp_path)
@@ -235,8 +269,8 @@ def test_steps_are_those_of_folders_and_files_without_a_column(tmp_path: Path) -
 
 
 def test_runs_in_one_folder_are_named(tmp_path: Path) -> None:
-    for run in ("first", "second"):
-        write_trl(tmp_path / run, samples())
+    write_trl(tmp_path / "first", samples())
+    write_trl(tmp_path / "second", samples(TASKS[:3]))
     log = read_rollout_log(tmp_path)
     assert any("2 folders" in note and "'first', 'second'" in note for note in log.notes)
     write_trl(tmp_path / "alone" / "only", samples())

@@ -72,7 +72,7 @@ class LogFile:
     """One file of a trainer's log, and what its place says: the run, the step, whose rollouts.
 
     `rewards` are the columns whose sum is the reward, where the user names them. `notes` collects
-    what a reader should know.
+    what a reader should know. `row` is the last row that was asked about.
     """
 
     path: Path
@@ -81,9 +81,11 @@ class LogFile:
     role: Role
     notes: RowNotes
     rewards: Sequence[str] = ()
+    row: int = 0
 
     def where(self, number: int) -> str:
         """What messages call a row, counted from 1."""
+        self.row = number
         return f"{self.path} row {number}"
 
     def reward(self, row: Row, default: Any, where: str) -> float:
