@@ -135,21 +135,21 @@ class GuidedStages:
         start = {} if step else {"weights": policy.identity.revision}
         if self.processes.by_first(lambda: _is_of(out, key, start)):
             return read_rollouts(out)
-        count, own = self.processes.count, self.processes.index
+        count, place = self.processes.count, self.processes.index
         parts = [out.with_name(f"{name}.{i}-of-{count}.parquet") for i in range(count)]
         plan = SamplingPlan(
             settings.sampling,
             settings.responses,
-            derive_seed(self.settings.seed, "rollouts", name, own),
+            derive_seed(self.settings.seed, "rollouts", name, place),
             self.settings.template_kwargs,
         )
-        made_from = fingerprint(key, policy.identity.revision, own)
+        made_from = fingerprint(key, policy.identity.revision, place)
 
         def sample() -> None:
             if share := self.processes.share(prompts):
                 engine = load_engine(settings.engine, policy)
                 reference = PolicyRef.of(policy)
-                collect(engine, reference, share, grader, plan, parts[own], made_from)
+                collect(engine, reference, share, grader, plan, parts[place], made_from)
 
         def join() -> list[RolloutGroup]:
             by_id = {
