@@ -127,7 +127,7 @@ def conversation() -> dict[str, Any]:
 def test_what_the_policy_did_not_sample_is_masked(tmp_path: Path) -> None:
     log = read_rollout_log(write_lines(tmp_path / "traces.jsonl", [conversation()]))
     (response,) = log.responses
-    assert not response.one_turn
+    assert not response.whole_text
     assert response.text == "So 5."
     assert response.tokens is not None
     first = len(samples()[0].ids)
@@ -151,6 +151,46 @@ def test_calls_of_a_gym_rollout_are_one_response_with_a_mask(tmp_path: Path) -> 
     assert response.tokens.loss_mask is not None
     assert response.tokens.ids[-3:].tolist() == [3, 4, 5]
     assert response.tokens.loss_mask[-3:].tolist() == [0, 0, 1]
+
+
+def test_a_call_whose_output_is_not_told_apart_has_no_token_of_the_policys(tmp_path: Path) -> None:
+    WRITERS["open-instruct"](tmp_path, samples())
+    path = tmp_path / "run_rollouts_000000.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["request_info"] = {"num_calls": 2, "tool_calleds": True}
+    log = read_rollout_log(write_lines(path, rows))
+    masks = [r.tokens.loss_mask for r in log.responses if r.tokens is not None]
+    assert masks[0] is not None
+    assert not masks[0].any()
+    assert all(mask is None for mask in masks[1:])
+    assert len(pair_with_log(log).pool) == len(TASKS)
+    assert any("a call of a tool" in note for note in log.notes)
+
+
+def test_thoughts_that_are_logged_apart_are_missing_from_the_text(tmp_path: Path) -> None:
+    row = gym_row(samples()[0])
+    row["response"]["output"].insert(0, {"type": "reasoning", "summary": [{"text": "Hm."}]})
+    chat = {"prompt": "q", "reward": 1}
+    said = [{"role": "assistant", "content": "5", "reasoning_content": "Hm."}]
+    files = [[row], [{**chat, "completion": said}], [{**chat, "completion": said[0]["content"]}]]
+    whole = []
+    for number, rows in enumerate(files):
+        log = read_rollout_log(write_lines(tmp_path / f"{number}.jsonl", rows))
+        whole.append(log.responses[0].whole_text)
+    assert whole == [False, False, True]
+
+
+def test_equal_ids_of_different_responses_lose_nothing(tmp_path: Path) -> None:
+    rows = [gym_row(sample) for sample in samples()]
+    for row in rows:
+        row["response"]["id"] = "mock"
+    path = write_lines(
+        tmp_path / "r.jsonl", [{**r, "_ng_task_index": n} for n, r in enumerate(rows)]
+    )
+    assert len(read_rollout_log(path).responses) == len(rows)
+    for row in rows:
+        del row["_ng_rollout_index"]
+    assert len(read_rollout_log(write_lines(path, rows)).responses) == len(rows)
 
 
 def test_files_may_be_compressed_and_lines_half_written(tmp_path: Path, data: Path) -> None:

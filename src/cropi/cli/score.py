@@ -50,6 +50,14 @@ def score(
         Path | None, typer.Option(help="Stored features of the pool, instead of both")
     ] = None,
     sketch: SketchName = None,
+    per_response: Annotated[
+        bool,
+        typer.Option(
+            "--per-response",
+            help="Also the part that each response brings (a list per target), and a standard "
+            "error per prompt; a pass more over the pool, prompts not shared",
+        ),
+    ] = False,
     seed: Seed = 0,
     dtype: Dtype = None,
     device: Device = None,
@@ -81,7 +89,9 @@ def score(
             )
         else:
             config = section(InfluenceConfig, settings, sketch=sketch)
-            influence = _from_rollouts(model, rollouts, files, out, config, seed, dtype, device)
+            influence = _from_rollouts(
+                model, rollouts, files, out, config, seed, dtype, device, per_response
+            )
         write_scores(out, influence.estimate)
     print_scores(influence, out)
 
@@ -178,6 +188,7 @@ def _from_rollouts(
     seed: int,
     dtype: str | None,
     device: str | None,
+    per_response: bool,
 ) -> Influence:
     import cropi
     from cropi.store.files import require_writable
@@ -194,6 +205,7 @@ def _from_rollouts(
             config,
             seed=seed,
             checkpoint=model,
+            per_response=per_response,
             progress=lambda phase, done, total: bar.update(done, total, note=phase),
         )
         bar.note = f"{influence.tokens:,} tokens"

@@ -73,8 +73,8 @@ class Evaluator:
                 for name, prompts in self.sets.items()
             },
             sorted(self.targeted),
-            self.settings.model_dump(),
-            self.rollouts.model_dump(),
+            self.settings.deciding,
+            self.rollouts.deciding,
             self.judge_settings,
             self.template_kwargs,
             self.seed,

@@ -76,7 +76,7 @@ class Sampler:
         return (
             policy_key,
             asdict(self.settings.sampling),
-            self.settings.engine.model_dump(),
+            self.settings.engine.deciding,
             self.verifier_settings,
             self.template_kwargs,
             request.responses,

@@ -56,10 +56,16 @@ class FactorConsumer(GradientConsumer, Protocol):
         """Use all contributions of one parameter; their sum is the gradient."""
 
 
-def consume_whole(consumer: GradientConsumer, name: str, gradient: Tensor) -> None:
-    """Give a consumer one prompt's whole gradient of a parameter, in the parameter's shape."""
-    height, width = matrix_shape(gradient.shape)
-    consumer.consume(name, slice(0, height), gradient.float().reshape(1, height, width))
+def consume_whole(
+    consumers: Sequence[GradientConsumer], index_P: Tensor, gradients: Mapping[str, Tensor]
+) -> None:
+    """Give consumers the whole gradients of a batch: by parameter name [P, *its shape]."""
+    for consumer in consumers:
+        consumer.begin(index_P)
+        for name, gradient in gradients.items():
+            height, width = matrix_shape(gradient.shape[1:])
+            consumer.consume(name, slice(0, height), gradient.float().reshape(-1, height, width))
+        consumer.finish()
 
 
 @dataclass
@@ -281,6 +287,14 @@ def _pairwise_dots(gradient_PC: Tensor, directions_VC: Tensor) -> Tensor:
             head = (d[:whole].view(-1, 1, BLOCK) @ columns).sum(dtype=torch.float64)
             dots.append(head + torch.dot(d[whole:], g[whole:]))
     return torch.stack(dots).view(len(gradient_PC), len(directions_VC))
+
+
+def row_dots(one_PC: Tensor, other_PC: Tensor) -> Tensor:
+    """Inner products float64 [P] of fp32 vectors, each with its own partner."""
+    total = torch.zeros(len(one_PC), dtype=torch.float64, device=one_PC.device)
+    for a, b in zip(_blocks(one_PC), _blocks(other_PC), strict=True):
+        total += (a * b).sum(-1).double().reshape(-1, len(one_PC)).sum(0)
+    return total
 
 
 def block_squares(gradient_PC: Tensor) -> Tensor:

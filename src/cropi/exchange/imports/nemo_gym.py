@@ -73,7 +73,7 @@ def _response(row: Row, file: LogFile, where: str) -> LoggedResponse:
         record_id=_record_id(row, response),
         step=file.step,
         finish="length" if isinstance(cut, Mapping) else ("stop" if turns else ""),
-        one_turn=not any(str(item.get("type")).startswith("function_call") for item in items),
+        whole_text=len(items) == 1 and len(turns) == 1,
         tokens=_tokens(items, where),
         temperature=float(temperature) if isinstance(temperature, int | float) else None,
         about=without(row, *ITS_OWN) | {"responses_create_params": params},
@@ -81,7 +81,10 @@ def _response(row: Row, file: LogFile, where: str) -> LoggedResponse:
 
 
 def _record_id(row: Row, response: Any) -> str:
-    return str(response.get("id") or "") if isinstance(response, Mapping) else ""
+    """The name of a rollout of a task; an id of a response alone may be a constant."""
+    task, rollout = row.get("_ng_task_index"), row.get("_ng_rollout_index")
+    name = response.get("id") if isinstance(response, Mapping) else None
+    return "" if rollout is None or not name else f"{task}:{rollout}:{name}"
 
 
 def _items(response: Any) -> list[Row]:

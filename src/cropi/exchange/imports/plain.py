@@ -60,7 +60,7 @@ def _responses(row: dict[str, Any], file: LogFile, where: str) -> Iterator[Logge
     identifier = _first(row, ID_COLUMNS)
     for place, (given, value) in enumerate(zip(texts, rewards, strict=True)):
         reward = file.reward(row, value, where)
-        text, one_turn = spoken(given)
+        text, whole_text = spoken(given)
         reason = finish[place] if isinstance(finish, list) and place < len(finish) else finish
         yield LoggedResponse(
             prompt=prompt,
@@ -73,7 +73,7 @@ def _responses(row: dict[str, Any], file: LogFile, where: str) -> Iterator[Logge
             step=_whole(step, file, where),
             finish=finish_of(reason),
             rendered=isinstance(prompt, str) and bool(TEMPLATE_MARKS.search(prompt)),
-            one_turn=one_turn,
+            whole_text=whole_text,
             about=without(row, *consumed, *asking),
         )
 

@@ -87,6 +87,17 @@ def read_rollout_log(
     return log
 
 
+def is_rollout_log(path: Path) -> bool:
+    """Whether a file or folder holds rollouts, rather than prompts alone."""
+    if not path.exists():
+        return False
+    formats = all_formats()
+    try:
+        return any(_format_of(file, formats, path) for file in _candidates(path)[:8])
+    except InputError:
+        return False
+
+
 def _candidates(path: Path) -> list[Path]:
     """The files that may hold rollouts, in natural order."""
     if path.is_file():
@@ -214,7 +225,7 @@ def _note_runs(log: RolloutLog) -> None:
 
 
 def _without_repeats(log: RolloutLog) -> list[LoggedResponse]:
-    """The responses without those whose own id came before, as in prime-rl's two subsets."""
+    """The responses without those that came before with their id, as in prime-rl's two subsets."""
     unique = list(_first_of_each(log.responses))
     if repeated := len(log.responses) - len(unique):
         log.notes.append(f"{plural(repeated, 'response')} logged twice, counted once")
@@ -222,9 +233,10 @@ def _without_repeats(log: RolloutLog) -> list[LoggedResponse]:
 
 
 def _first_of_each(responses: Sequence[LoggedResponse]) -> Iterator[LoggedResponse]:
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple[object, ...]] = set()
     for response in responses:
-        key = (response.run, response.record_id)
+        content = (response.text, response.reward, str(response.prompt))
+        key = (response.run, response.record_id, *content)
         if not response.record_id or key not in seen:
             seen.add(key)
             yield response

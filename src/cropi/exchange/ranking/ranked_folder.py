@@ -4,6 +4,7 @@ ranked.parquet      every prompt of the pool, best first
 selection.parquet   the prompts to train on next, in cropi's own format
 control.parquet     as many drawn at random: train on both to see what the ranking is worth
 prompts.parquet     the pool, with every column of its rows
+TRAINER/            selection and control as a trainer reads them, and how to start
 ranking.json        what it was made from, and what deserves doubt
 """
 
@@ -15,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from cropi.errors import InputError
+from cropi.exchange.exports import export_selection, trainers
 from cropi.exchange.ranking.ranked_table import write_ranked
 from cropi.exchange.ranking.ranking import Ranking
 from cropi.prompts import write_prompts
 from cropi.schema import Selection
 from cropi.store.files import require_writable, strict_json, write_json
 from cropi.store.tables import write_selection
+from cropi.text import plural
 
 RANKED = "ranked.parquet"
 
@@ -54,3 +57,38 @@ def write_folder(out: Path, ranking: Ranking, about: dict[str, Any]) -> None:
     write_prompts(out / "prompts.parquet", pool)
     record = {**facts, "counts": dict(ranking.counts), "notes": ranking.notes}
     write_json(out / "ranking.json", strict_json(record))
+
+
+def export_ranking(
+    out: Path, ranking: Ranking, trainer: str | None, seed: int, model: str = ""
+) -> list[str]:
+    """Write selection and control as a trainer reads them; return the command that starts it.
+
+    Without a name it is the trainer whose log this is, or plain JSON lines. Where the log holds no
+    prompts that a trainer can be given, nothing is written and a note says so. Raises InputError if
+    the user asked for that.
+    """
+    logged = ranking.logged
+    asked, name = trainer is not None, trainer or logged.log.format
+    if not logged.pairing.complete:
+        if asked:
+            raise InputError(f"nothing to export to {name}: {logged.pairing.notes[0]}")
+        return []
+    name = name if name in trainers() or asked else "jsonl"
+    without = sum(not prompt.answer for prompt in logged.prompts)
+    if without:
+        ranking.notes.append(
+            f"{plural(without, 'prompt')} without an answer in the log, which the exported rewards "
+            "cannot judge; give --prompts with the rows of your data"
+        )
+    try:
+        exported = export_selection(
+            ranking.selection, logged.prompts, name, out / name, seed=seed, model=model
+        )
+    except InputError as error:
+        if asked:
+            raise
+        ranking.notes.append(f"nothing was exported: {error}")
+        return []
+    ranking.notes += exported.notes
+    return [exported.command]
