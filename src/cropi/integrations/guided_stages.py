@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 from cropi.curriculum.stage_choice import target_rollouts
 from cropi.curriculum.stage_rollouts import StageRollouts
 from cropi.errors import InputError
-from cropi.estimation.evidence import with_standard_errors
+from cropi.estimation.evidence import with_pooled_errors
 from cropi.influence.settings import InfluenceConfig
 from cropi.influence.setup import score
 from cropi.integrations.process_group import ProcessGroup
@@ -29,7 +29,8 @@ from cropi.policy.loading import Policy
 from cropi.policy.reference import PolicyRef
 from cropi.policy.representations import prompt_features
 from cropi.rollouts import load_engine, read_rollouts, write_rollouts
-from cropi.rollouts.collect import SamplingPlan, collect
+from cropi.rollouts.collect import collect
+from cropi.rollouts.judged_groups import SamplingPlan
 from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import (
     InfluenceEstimate,
@@ -220,9 +221,8 @@ class GuidedStages:
 
 def joined(parts: Sequence[InfluenceEstimate], prompt_ids: Sequence[str]) -> InfluenceEstimate:
     """One estimate of a whole pool from those of its parts, in the pool's order."""
-    listed = [name for part in parts for name in part.prompt_ids]
-    place = {name: number for number, name in enumerate(listed)}
-    order = np.array([place[name] for name in prompt_ids])
+    place = {name: n for n, name in enumerate(name for part in parts for name in part.prompt_ids)}
+    order = [place[name] for name in prompt_ids]
 
     def together(values: Sequence[Any]) -> Any:
         first = values[0]
@@ -231,15 +231,19 @@ def joined(parts: Sequence[InfluenceEstimate], prompt_ids: Sequence[str]) -> Inf
         if isinstance(first, list):
             flat = [each for value in values for each in value]
             return [flat[number] for number in order]
-        if isinstance(first, dict) and any(isinstance(v, np.ndarray) for v in first.values()):
+        if isinstance(first, dict) and _is_by_prompt(first):
             return {name: together([value[name] for value in values]) for name in first}
         return first
 
     whole = {f.name: together([getattr(p, f.name) for p in parts]) for f in fields(parts[0])}
     estimate = InfluenceEstimate(**whole)
-    # Their scale is that of the whole pool's cosines.
-    unknown = {name: np.full(len(order), np.nan) for name in estimate.mean}
-    return with_standard_errors(replace(estimate, standard_error=unknown))
+    # Errors that are not a prompt's own are the scale of the whole pool's cosines.
+    return estimate if estimate.responses else with_pooled_errors(estimate)
+
+
+def _is_by_prompt(values: Mapping[str, Any]) -> bool:
+    """Whether a field holds something about each prompt, by target."""
+    return any(isinstance(value, np.ndarray | list) for value in values.values())
 
 
 def _is_of(path: Path, key: str, more: Mapping[str, str]) -> bool:
