@@ -227,6 +227,27 @@ def test_equal_ids_of_different_responses_lose_nothing(tmp_path: Path) -> None:
     assert len(read_rollout_log(write_lines(path, rows)).responses) == len(rows)
 
 
+def test_a_profile_beside_its_rollouts_counts_nothing_twice(tmp_path: Path) -> None:
+    rows = [gym_row(sample) for sample in samples() if sample.step == 1]
+    profile: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        task = row["_ng_task_index"]
+        sample = {k: row[k] for k in ("responses_create_params", "expected_answer", "agent_ref")}
+        entry = profile.setdefault(
+            task, {"_ng_task_index": task, "sample": sample, "rollout_infos": []}
+        )
+        info = {k: row[k] for k in ("reward", "_ng_task_index", "_ng_rollout_index")}
+        entry["rollout_infos"].append(info)
+    path = write_lines(tmp_path / "rollouts_reward_profiling.jsonl", list(profile.values()))
+    alone = read_rollout_log(path)
+    assert [r.reward for r in alone.responses] == [row["reward"] for row in rows]
+    write_lines(tmp_path / "rollouts.jsonl", rows)
+    both = read_rollout_log(tmp_path)
+    assert len(both.responses) == len(rows)
+    assert all(response.text for response in both.responses)
+    assert any("summaries" in note for note in both.notes)
+
+
 def test_files_may_be_compressed_and_lines_half_written(tmp_path: Path, data: Path) -> None:
     import pyarrow as pa
 
@@ -376,16 +397,35 @@ def test_a_question_within_another_is_not_taken_for_it(tmp_path: Path) -> None:
     assert [h and h.raw_pass_rate for h in pool.history] == [0.5, 0.0]
 
 
-def test_a_text_of_several_rows_is_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("write", [write_trl, write_verl])
+def test_of_several_rows_with_one_text_the_log_picks_by_its_answer_or_none(
+    write: Any, tmp_path: Path
+) -> None:
     tasks = [
         Task("Same?", "1", {1: [1, 0]}),
         Task("Same?", "2", {}),
-        Task("Other?", "3", {1: [0, 1]}),
+        Task("Odd?", "3", {1: [0, 1]}),
     ]
-    write_trl(tmp_path / "log", samples(tasks))
+    write(tmp_path / "log", samples(tasks))
     pool = paired(read_rollout_log(tmp_path / "log"), write_data(tmp_path / "d.jsonl", tasks))
-    assert [h is not None for h in pool.history] == [False, False, True]
-    assert any("stand in several rows" in note for note in pool.notes)
+    if write is write_verl:
+        assert [h is not None for h in pool.history] == [True, False, True]
+    else:  # TRL logs no answers
+        assert [h is not None for h in pool.history] == [False, False, True]
+        assert any("stand in several rows" in note for note in pool.notes)
+
+
+def test_a_conversation_is_not_found_by_its_last_words(tmp_path: Path) -> None:
+    def chat(first: str) -> list[dict[str, str]]:
+        turns = [("user", first), ("assistant", "Well."), ("user", "Go on.")]
+        return [{"role": role, "content": text} for role, text in turns]
+
+    rows = [{"prompt": chat("A"), "response": "x", "reward": r} for r in (0, 1)]
+    rows += [{"prompt": chat("B"), "response": "x", "reward": r} for r in (0, 1)]
+    log = read_rollout_log(write_lines(tmp_path / "log.jsonl", rows))
+    data = write_lines(tmp_path / "d.jsonl", [{"messages": chat("A"), "answer": "1"}])
+    pairing = pair_with_prompts(log, load_prompts(data))
+    assert pairing.places == [0, 0, -1, -1]
 
 
 def test_another_answer_in_the_log_is_said(tmp_path: Path) -> None:

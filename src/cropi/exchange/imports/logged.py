@@ -44,7 +44,7 @@ class LoggedResponse:
     each other, where the trainer says so; `record_id` names the response itself, where it may be
     logged twice. `whole_text` says whether `text` is all that the policy wrote: it is not where
     there are several turns, calls of tools, or thoughts that are logged apart. `about` are the
-    row's other cells.
+    row's other cells. `summary` marks a reward that a summary of responses repeats.
     """
 
     prompt: str | tuple[Message, ...]
@@ -64,6 +64,7 @@ class LoggedResponse:
     whole_text: bool = True
     tokens: Tokens | None = None
     temperature: float | None = None
+    summary: bool = False
     about: Mapping[str, Any] = field(default_factory=dict)
 
 

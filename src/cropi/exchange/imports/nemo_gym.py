@@ -9,6 +9,7 @@ served for training hold prompt_token_ids, generation_token_ids and generation_l
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,8 @@ class NemoGymRollouts:
             if "rollout_infos" in row:
                 file.notes.add("a reward profile: rewards without responses", where)
                 for info in row["rollout_infos"]:
-                    yield _response({**row["sample"], **info}, file, where)
+                    response = _response({**row["sample"], **info}, file, where)
+                    yield replace(response, summary=True)
             else:
                 yield _response(row, file, where)
 

@@ -254,8 +254,11 @@ def _note_runs(log: RolloutLog) -> None:
 
 def _without_repeats(log: RolloutLog) -> list[LoggedResponse]:
     """The responses without those that came before with their id, as in prime-rl's two subsets."""
-    unique = list(_first_of_each(log.responses))
-    if repeated := len(log.responses) - len(unique):
+    whole = [response for response in log.responses if not response.summary]
+    if whole and len(whole) < len(log.responses):
+        log.notes.append("summaries of rewards are left out, as the rollouts themselves are there")
+    unique = list(_first_of_each(whole or log.responses))
+    if repeated := len(whole or log.responses) - len(unique):
         log.notes.append(f"{plural(repeated, 'response')} logged twice, counted once")
     return unique
 
