@@ -117,7 +117,12 @@ def rank(
 
         cropi rank --rollouts dumps --prompts train.parquet --policy DIR --like aime.jsonl --out r
     """
-    from cropi.exchange.ranking.ranked_folder import export_ranking, require_apart, write_folder
+    from cropi.exchange.ranking.ranked_folder import (
+        TARGETS,
+        export_ranking,
+        require_apart,
+        write_folder,
+    )
     from cropi.exchange.ranking.ranking import rank as rank_pool
     from cropi.report import write_rank_report
     from cropi.store.lock import exclusive_output
@@ -144,7 +149,7 @@ def rank(
         logged = source.pool(rollouts, prompts)
         measured = None
         if measured_by is not None and with_policy:
-            target = Targets(source, measured_by, sampling, verifier, out / "targets")
+            target = Targets(source, measured_by, sampling, verifier, out / TARGETS)
             other = policy_at(behaviour, dtype, device) if behaviour is not None else None
             measured = target.measure(logged, _named(like or []), config, other)
         with reporter.phase("ranking") as bar:

@@ -25,6 +25,7 @@ from cropi.exchange.imports.logged import (
     plain_text,
     reward_number,
     reward_status,
+    says_more,
     token_array,
     without,
 )
@@ -91,7 +92,7 @@ def _response(row: Row, trace: Row, file: LogFile, where: str) -> LoggedResponse
         step=int(step) if isinstance(step, int) else file.step,
         role=role,
         finish=finish_of(calls[-1].get("finish_reason")),
-        one_turn=len(turns) == 1 and not turns[0].get("tool_calls"),
+        whole_text=len(turns) == 1 and not says_more(turns[0]),
         tokens=_tokens(nodes, work, where),
         about=without(data, *TASK_FIELDS),
     )

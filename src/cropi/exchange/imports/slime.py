@@ -61,7 +61,7 @@ def _response(row: Row, file: LogFile, where: str) -> LoggedResponse:
         step=file.step,
         finish=finish_of(row.get("status")),
         rendered=isinstance(row.get("prompt"), str),
-        one_turn=mask is None or all(mask),
+        whole_text=mask is None or all(mask),
         tokens=_tokens(row, mask, where),
         about=metadata if isinstance(metadata, dict) else {},
     )

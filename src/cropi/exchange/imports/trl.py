@@ -81,7 +81,7 @@ def _response(row: Row, columns: Sequence[str], file: LogFile, where: str) -> Lo
     given = [float(v) for v in values if v is not None and not math.isnan(v)]
     default = sum(given) if given else None
     reward = file.reward(row, default, where)
-    text, one_turn = spoken(row["completion"])
+    text, whole_text = spoken(row["completion"])
     step = row.get("step")
     return LoggedResponse(
         prompt=asked(row["prompt"]),
@@ -89,7 +89,7 @@ def _response(row: Row, columns: Sequence[str], file: LogFile, where: str) -> Lo
         reward=reward,
         status=reward_status(reward),
         step=int(step) if step is not None else file.step,
-        one_turn=one_turn,
+        whole_text=whole_text,
         about=without(row, *ITS_OWN, *columns),
     )
 

@@ -38,7 +38,7 @@ class VerifiersResults:
         for number, row in rows:
             failed = row.get("error") is not None
             reward = file.reward(row, None if failed else row["reward"], file.where(number))
-            text, one_turn = spoken(row["completion"])
+            text, whole_text = spoken(row["completion"])
             answer = row.get("answer")
             yield LoggedResponse(
                 prompt=asked(row["prompt"]),
@@ -49,6 +49,6 @@ class VerifiersResults:
                 source=str(row.get("task") or ""),
                 step=file.step,
                 finish="length" if row.get("is_truncated") else "",
-                one_turn=one_turn,
+                whole_text=whole_text,
                 about=without(row, *ITS_OWN, *MEASURED),
             )

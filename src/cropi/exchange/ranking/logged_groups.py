@@ -26,6 +26,7 @@ from cropi.text import plural, shown
 
 LEAST_AGREEING = 0.5
 """Share of logged texts that the policy's tokenizer has to read out of the logged ids."""
+PARTLY_TEXT = "whose text is not all that was sampled (turns, calls, thoughts), left out"
 COMPARED = 50
 """Responses whose ids and texts are compared."""
 
@@ -114,11 +115,10 @@ class _GroupMaker:
 
     def _tokens(self, prompt: Prompt, response: LoggedResponse) -> Tokens | None:
         """The logged tokens, or those of the text; None where the policy's cannot be told."""
-        tokens = response.tokens
-        if tokens is not None and (response.one_turn or tokens.loss_mask is not None):
-            return tokens
-        if not response.one_turn:
-            self._counts["of several turns whose mask is not in the log, left out"] += 1
+        if response.tokens is not None:
+            return response.tokens
+        if not response.whole_text:
+            self._counts[PARTLY_TEXT] += 1
             return None
         if not response.text and response.status == "ok":
             self._counts["without a text, left out"] += 1
@@ -183,7 +183,7 @@ class _GroupMaker:
 
 def _require_same_tokenizer(responses: Sequence[LoggedResponse], tokenizer: Any) -> None:
     """Raise InputError if logged ids are not those of the logged texts under this tokenizer."""
-    both = [r for r in responses if r.tokens is not None and r.text.strip() and r.one_turn]
+    both = [r for r in responses if r.tokens is not None and r.text.strip() and r.whole_text]
     compared = both[:: max(1, len(both) // COMPARED)]
     wrong = [r for r in compared if not _reads(tokenizer, r)]
     if compared and len(wrong) > LEAST_AGREEING * len(compared):
