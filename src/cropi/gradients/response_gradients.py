@@ -92,7 +92,9 @@ class ResponseProducts:
     def consume(self, name: str, rows: slice | Tensor, gradient_PRI: Tensor) -> None:
         """Add the products of some rows."""
         own_DC = gradient_PRI.flatten(1)
-        by_prompt = zip(own_DC.split(self._counts), self._times_D.split(self._counts), strict=True)
+        by_prompt = zip(
+            torch.split(own_DC, self._counts), torch.split(self._times_D, self._counts), strict=True
+        )
         with_sum_D = torch.cat([_dots_with_sum(own_KC, times_K) for own_KC, times_K in by_prompt])
         self._squares.index_add_(0, self._index_D, block_squares(own_DC))
         self._with_sum.index_add_(0, self._index_D, with_sum_D)
@@ -113,5 +115,5 @@ class ResponseProducts:
 
 def _dots_with_sum(own_KC: Tensor, times_K: Tensor) -> Tensor:
     """Inner products float64 [K] of a prompt's terms with their sum, by blocks."""
-    blocks = [block @ (times_K @ block) for block in own_KC.split(BLOCK, 1)]
+    blocks = [block @ (times_K @ block) for block in torch.split(own_KC, BLOCK, 1)]
     return torch.stack(blocks).sum(0, dtype=torch.float64)
