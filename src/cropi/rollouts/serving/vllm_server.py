@@ -152,12 +152,15 @@ def _flag(name: str, value: Any) -> Sequence[str]:
 
 def write_checkpoint(policy: PolicyRef, folder: Path) -> str:
     """Write a policy's weights, adapters merged, and its tokenizer; return the folder's path."""
+    from cropi.policy.loading import quiet_libraries
+
     loaded = policy.load()
     model = loaded.model
     if hasattr(model, "merge_and_unload"):
         model = copy.deepcopy(model).merge_and_unload()
-    model.save_pretrained(folder)
-    loaded.tokenizer.save_pretrained(folder)
+    with quiet_libraries(stderr=True):
+        model.save_pretrained(folder)
+        loaded.tokenizer.save_pretrained(folder)
     return str(folder)
 
 
