@@ -101,7 +101,9 @@ def test_parts_of_responses_are_columns_of_their_own_and_move_no_score(
 ) -> None:
     out = tmp_path / "detailed.parquet"
     arguments = ["--rollouts", pool, "--target", f"v={pool}", "--out", out]
-    cropi("score", "--model", "pocket", *arguments, "--per-response").done()
+    outcome = cropi("score", "--model", "pocket", *arguments, "--per-response")
+    outcome.done()
+    assert "median error" in outcome.out
     plain, detailed = pq.read_table(scores), pq.read_table(out)
     assert set(detailed.column_names) - set(plain.column_names) == {"v_responses"}
     for column in ("prompt_id", "norm", "v", "tokens", "group_size", "status"):

@@ -236,3 +236,25 @@ def test_the_command_samples_its_target_and_ranks_by_influence(
     assert ranks[0] == 1
     assert table["selected"].to_pylist()[0]
     assert "pocket" in (out / "report.html").read_text()
+
+
+def test_a_target_may_be_rollouts_and_any_strategy_can_choose(
+    tmp_path: Path,
+    data: Path,
+    prompts: list[Prompt],
+    groups: list[RolloutGroup],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    call: Command = in_process(monkeypatch, capsys)
+    logged(tmp_path / "log.jsonl", gym, prompts[:-2], groups[:-2])
+    logged(tmp_path / "like.jsonl", gym, prompts[::2], groups[::2])
+    outcome = call("rank", "--rollouts", tmp_path / "log.jsonl", "--prompts", data, "--no-chat",
+                   "--policy", "pocket", "--like", tmp_path / "like.jsonl", "--ratio", 0.25,
+                   "--strategy", "draw", "--out", tmp_path / "ranked")  # fmt: skip
+    outcome.done()
+    assert "2 prompts of the pool have no response" in outcome.out
+    table = pq.read_table(tmp_path / "ranked" / "ranked.parquet")
+    assert len(table) == len(prompts)
+    assert {"like", "pool"} <= set(table.column_names)
+    assert sum(table["selected"].to_pylist()) == len(prompts) // 4

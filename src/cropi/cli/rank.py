@@ -117,7 +117,12 @@ def rank(
 
         cropi rank --rollouts dumps --prompts train.parquet --policy DIR --like aime.jsonl --out r
     """
-    from cropi.exchange.ranking.ranked_folder import export_ranking, require_apart, write_folder
+    from cropi.exchange.ranking.ranked_folder import (
+        TARGETS,
+        export_ranking,
+        require_apart,
+        write_folder,
+    )
     from cropi.exchange.ranking.ranking import rank as rank_pool
     from cropi.report import write_rank_report
     from cropi.store.lock import exclusive_output
@@ -138,13 +143,13 @@ def rank(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
     )
-    source = LogSource(format_, reward or [], pass_at, reading, seed, measured_by)
+    source = LogSource(format_, reward or [], pass_at, reading, seed, measured_by, with_policy)
     reporter = make_reporter()
     with exclusive_output(out):
         logged = source.pool(rollouts, prompts)
         measured = None
         if measured_by is not None and with_policy:
-            target = Targets(source, measured_by, sampling, verifier, out / "targets")
+            target = Targets(source, measured_by, sampling, verifier, out / TARGETS)
             other = policy_at(behaviour, dtype, device) if behaviour is not None else None
             measured = target.measure(logged, _named(like or []), config, other)
         with reporter.phase("ranking") as bar:
@@ -199,6 +204,7 @@ class LogSource:
     reading: PromptReading
     seed: int
     policy: PolicyRef | None
+    tokens: bool
 
     def pool(self, path: Path, prompts: Path | None) -> LoggedPool:
         """A log and the pool that its responses belong to."""
@@ -207,7 +213,7 @@ class LogSource:
         from cropi.exchange.ranking.ranking import gather
 
         with make_reporter().phase("reading") as bar:
-            log = read_rollout_log(path, self.format, self.rewards)
+            log = read_rollout_log(path, self.format, self.rewards, self.tokens)
             if prompts is None:
                 pairing = pair_with_log(log)
             elif self.policy is None:

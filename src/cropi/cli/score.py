@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
 import typer
 
 from cropi.cli.options import (
@@ -54,8 +55,8 @@ def score(
         bool,
         typer.Option(
             "--per-response",
-            help="Also the part that each response brings (a list per target), and a standard "
-            "error per prompt; a pass more over the pool, prompts not shared",
+            help="Also which response pulls which way (a list per target), and each prompt's "
+            "own standard error; scoring takes about twice as long",
         ),
     ] = False,
     seed: Seed = 0,
@@ -151,6 +152,9 @@ def features(
 def print_scores(influence: Influence, out: Path) -> None:
     """What was scored against what, what was skipped and why, and what deserves doubt."""
     scored = influence.estimate.scored()
+    columns = ["target", "informative", "effective", "split-half", "max cosine", "mean cosine"]
+    if scored.responses:
+        columns.append("median error")
     rows = [
         [
             name,
@@ -159,12 +163,11 @@ def print_scores(influence: Influence, out: Path) -> None:
             f"{reliability.split_half:.2f}",
             f"{float(scored.mean[name].max()):.3f}",
             f"{float(scored.mean[name].mean()):.3f}",
+            f"{float(np.median(scored.standard_error[name])):.3f}",
         ]
         for name, reliability in influence.reliability.items()
     ]
-    print_table(
-        ["target", "informative", "effective", "split-half", "max cosine", "mean cosine"], rows
-    )
+    print_table(columns, [row[: len(columns)] for row in rows])
     total = plural(scored.pool_size, "prompt")
     done = f"{len(scored.prompt_ids):,} of {total} scored -> {out}"
     _print_outcome(done, scored.skipped, influence.notes)

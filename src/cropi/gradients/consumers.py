@@ -289,14 +289,6 @@ def _pairwise_dots(gradient_PC: Tensor, directions_VC: Tensor) -> Tensor:
     return torch.stack(dots).view(len(gradient_PC), len(directions_VC))
 
 
-def row_dots(one_PC: Tensor, other_PC: Tensor) -> Tensor:
-    """Inner products float64 [P] of fp32 vectors, each with its own partner."""
-    total = torch.zeros(len(one_PC), dtype=torch.float64, device=one_PC.device)
-    for a, b in zip(_blocks(one_PC), _blocks(other_PC), strict=True):
-        total += (a * b).sum(-1).double().reshape(-1, len(one_PC)).sum(0)
-    return total
-
-
 def block_squares(gradient_PC: Tensor) -> Tensor:
     """Squared norms float64 [P] of fp32 vectors."""
     prompts = len(gradient_PC)

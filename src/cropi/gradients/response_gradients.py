@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cropi.gradients.bounds import group_weights
 from cropi.gradients.collation import PreparedGroup, PromptBatch, prepare
-from cropi.gradients.consumers import block_squares, row_dots
+from cropi.gradients.consumers import BLOCK, block_squares
 from cropi.gradients.forward import usable_logprobs
 from cropi.gradients.settings import ObjectiveConfig
 from cropi.schema import RolloutGroup
@@ -85,18 +85,19 @@ class ResponseProducts:
 
     def begin(self, index_P: Tensor) -> None:
         """A batch of unique responses starts; those of a prompt are neighbours."""
-        self._index_D = index_P
-        _, self._slot_D = torch.unique_consecutive(self._owner[index_P], return_inverse=True)
+        self._index_D, self._times_D = index_P, self._times[index_P]
+        _, counts = torch.unique_consecutive(self._owner[index_P], return_counts=True)
+        self._counts = counts.tolist()
 
     def consume(self, name: str, rows: slice | Tensor, gradient_PRI: Tensor) -> None:
         """Add the products of some rows."""
-        own_DC, times_D = gradient_PRI.flatten(1), self._times[self._index_D]
-        prompts = int(self._slot_D[-1]) + 1
-        sums_PC = own_DC.new_zeros(prompts, own_DC.shape[1])
-        scaled_DC = own_DC if bool((times_D == 1).all()) else own_DC * times_D[:, None]
-        sums_PC.index_add_(0, self._slot_D, scaled_DC)
+        own_DC = gradient_PRI.flatten(1)
+        by_prompt = zip(
+            torch.split(own_DC, self._counts), torch.split(self._times_D, self._counts), strict=True
+        )
+        with_sum_D = torch.cat([_dots_with_sum(own_KC, times_K) for own_KC, times_K in by_prompt])
         self._squares.index_add_(0, self._index_D, block_squares(own_DC))
-        self._with_sum.index_add_(0, self._index_D, row_dots(own_DC, sums_PC[self._slot_D]))
+        self._with_sum.index_add_(0, self._index_D, with_sum_D)
 
     def finish(self) -> None:
         """Nothing to do."""
@@ -110,3 +111,9 @@ class ResponseProducts:
     def with_sum(self) -> NDArray[np.float64]:
         """<g_k, g> [n]."""
         return np.asarray(self._with_sum.cpu().numpy())
+
+
+def _dots_with_sum(own_KC: Tensor, times_K: Tensor) -> Tensor:
+    """Inner products float64 [K] of a prompt's terms with their sum, by blocks."""
+    blocks = [block @ (times_K @ block) for block in torch.split(own_KC, BLOCK, 1)]
+    return torch.stack(blocks).sum(0, dtype=torch.float64)

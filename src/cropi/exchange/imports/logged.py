@@ -44,7 +44,7 @@ class LoggedResponse:
     each other, where the trainer says so; `record_id` names the response itself, where it may be
     logged twice. `whole_text` says whether `text` is all that the policy wrote: it is not where
     there are several turns, calls of tools, or thoughts that are logged apart. `about` are the
-    row's other cells.
+    row's other cells. `summary` marks a reward that a summary of responses repeats.
     """
 
     prompt: str | tuple[Message, ...]
@@ -64,6 +64,7 @@ class LoggedResponse:
     whole_text: bool = True
     tokens: Tokens | None = None
     temperature: float | None = None
+    summary: bool = False
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -71,8 +72,9 @@ class LoggedResponse:
 class LogFile:
     """One file of a trainer's log, and what its place says: the run, the step, whose rollouts.
 
-    `rewards` are the columns whose sum is the reward, where the user names them. `notes` collects
-    what a reader should know.
+    `rewards` are the columns whose sum is the reward, where the user names them; `tokens` says
+    whether the tokens of responses that have a text are wanted too. `notes` collects what a reader
+    should know. `row` is the last row that was asked about.
     """
 
     path: Path
@@ -81,9 +83,12 @@ class LogFile:
     role: Role
     notes: RowNotes
     rewards: Sequence[str] = ()
+    tokens: bool = True
+    row: int = 0
 
     def where(self, number: int) -> str:
         """What messages call a row, counted from 1."""
+        self.row = number
         return f"{self.path} row {number}"
 
     def reward(self, row: Row, default: Any, where: str) -> float:
