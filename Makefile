@@ -8,7 +8,7 @@ TORCH ?= $(shell grep -E '^torch==' constraints.txt)
 
 OLDEST := .venv-oldest
 OLDEST_TESTS ?= tests/test_api.py tests/cli tests/curriculum/test_real_run.py tests/gradients \
-	tests/policy tests/rollouts tests/sketches tests/store tests/training
+	tests/integrations tests/policy tests/rollouts tests/sketches tests/store tests/training
 
 .PHONY: help setup run test test-oldest test-engines wheel check lint types format clean
 
