@@ -143,7 +143,7 @@ def rank(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
     )
-    source = LogSource(format_, reward or [], pass_at, reading, seed, measured_by)
+    source = LogSource(format_, reward or [], pass_at, reading, seed, measured_by, with_policy)
     reporter = make_reporter()
     with exclusive_output(out):
         logged = source.pool(rollouts, prompts)
@@ -204,6 +204,7 @@ class LogSource:
     reading: PromptReading
     seed: int
     policy: PolicyRef | None
+    tokens: bool
 
     def pool(self, path: Path, prompts: Path | None) -> LoggedPool:
         """A log and the pool that its responses belong to."""
@@ -212,7 +213,7 @@ class LogSource:
         from cropi.exchange.ranking.ranking import gather
 
         with make_reporter().phase("reading") as bar:
-            log = read_rollout_log(path, self.format, self.rewards)
+            log = read_rollout_log(path, self.format, self.rewards, self.tokens)
             if prompts is None:
                 pairing = pair_with_log(log)
             elif self.policy is None:

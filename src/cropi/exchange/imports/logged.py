@@ -72,8 +72,9 @@ class LoggedResponse:
 class LogFile:
     """One file of a trainer's log, and what its place says: the run, the step, whose rollouts.
 
-    `rewards` are the columns whose sum is the reward, where the user names them. `notes` collects
-    what a reader should know. `row` is the last row that was asked about.
+    `rewards` are the columns whose sum is the reward, where the user names them; `tokens` says
+    whether the tokens of responses that have a text are wanted too. `notes` collects what a reader
+    should know. `row` is the last row that was asked about.
     """
 
     path: Path
@@ -82,6 +83,7 @@ class LogFile:
     role: Role
     notes: RowNotes
     rewards: Sequence[str] = ()
+    tokens: bool = True
     row: int = 0
 
     def where(self, number: int) -> str:

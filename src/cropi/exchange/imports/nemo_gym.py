@@ -8,7 +8,7 @@ served for training hold prompt_token_ids, generation_token_ids and generation_l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,7 +44,7 @@ class NemoGymRollouts:
         failed = "_ng_failure_class" in row and "responses_create_params" in row
         return rollout or failed or {"sample", "rollout_infos"} <= row.keys()
 
-    def responses(self, rows: Sequence[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
+    def responses(self, rows: Iterable[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
         """One response a rollout, or a reward of a profile."""
         for number, row in rows:
             where = file.where(number)
@@ -76,7 +76,7 @@ def _response(row: Row, file: LogFile, where: str) -> LoggedResponse:
         step=file.step,
         finish="length" if isinstance(cut, Mapping) else ("stop" if turns else ""),
         whole_text=len(items) == 1 and len(turns) == 1,
-        tokens=_tokens(items, where),
+        tokens=_tokens(items, where) if file.tokens else None,
         temperature=float(temperature) if isinstance(temperature, int | float) else None,
         about=without(row, *ITS_OWN) | {"responses_create_params": params},
     )

@@ -7,7 +7,7 @@ are not among them: a response that called a tool counts in rates, and its token
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -35,7 +35,7 @@ class OpenInstructTraces:
         """Whether a row is such a record."""
         return {"prompt_tokens", "response_tokens", "reward"} <= row.keys()
 
-    def responses(self, rows: Sequence[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
+    def responses(self, rows: Iterable[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
         """One response a line."""
         for number, row in rows:
             yield _response(row, file, file.where(number))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cropi.errors import InputError
@@ -43,7 +43,7 @@ class PlainRows:
         answers = recognised(cells, (*RESPONSES, *RESPONSE))
         return bool(asks and answers and recognised(cells, (*REWARDS, *REWARD)))
 
-    def responses(self, rows: Sequence[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
+    def responses(self, rows: Iterable[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
         """One response for each text of a row."""
         for number, row in rows:
             yield from _responses(_with_response(dict(row)), file, file.where(number))

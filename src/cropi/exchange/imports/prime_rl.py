@@ -8,7 +8,7 @@ to four decimals). `effective` repeats episodes of `all`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ class PrimeRlEpisodes:
         """Whether a row is an episode."""
         return isinstance(row.get("traces"), list) and isinstance(row.get("task"), Mapping)
 
-    def responses(self, rows: Sequence[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
+    def responses(self, rows: Iterable[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
         """One response for each trace that trains the policy."""
         for number, row in rows:
             where = file.where(number)
@@ -93,7 +93,7 @@ def _response(row: Row, trace: Row, file: LogFile, where: str) -> LoggedResponse
         role=role,
         finish=finish_of(calls[-1].get("finish_reason")),
         whole_text=len(turns) == 1 and not says_more(turns[0]),
-        tokens=_tokens(nodes, work, where),
+        tokens=_tokens(nodes, work, where) if file.tokens else None,
         about=without(data, *TASK_FIELDS),
     )
 

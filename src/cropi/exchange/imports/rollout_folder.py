@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -56,9 +56,11 @@ class RolloutLog:
 
 
 def read_rollout_log(
-    path: Path, format_name: str | None = None, rewards: Sequence[str] = ()
+    path: Path, format_name: str | None = None, rewards: Sequence[str] = (), tokens: bool = True
 ) -> RolloutLog:
     """Read a file or a folder; `rewards` names the columns whose sum is the reward.
+
+    Without `tokens`, the tokens of responses are passed over where texts are there too.
 
     Raises InputError if there are no rollouts in it, or rollouts of several formats.
     """
@@ -76,7 +78,7 @@ def read_rollout_log(
     (name,) = used
     log = RolloutLog(str(path), name, [], files=used[name])
     for file in _without_copies([file for file in files if named[file]], path, log):
-        log.responses += _read(file, path, formats[name], log.notes, rewards)
+        log.responses += _read(file, path, formats[name], log.notes, (rewards, tokens))
     ignored = [file.name for file in files if not named[file]]
     if ignored:
         log.notes.append(
@@ -155,13 +157,17 @@ def _nothing(path: Path, files: Sequence[Path], formats: dict[str, RolloutFormat
 
 
 def _read(
-    file: Path, folder: Path, reader: RolloutFormat, notes: list[str], rewards: Sequence[str]
+    file: Path,
+    folder: Path,
+    reader: RolloutFormat,
+    notes: list[str],
+    wanted: tuple[Sequence[str], bool],
 ) -> list[LoggedResponse]:
     """The responses of one file; what was noted about its rows is added to `notes`."""
     row_notes, torn = RowNotes(str(file)), list[str]()
     inside = file.relative_to(folder) if file != folder else Path(file.name)
-    log_file = LogFile(file, _run(inside), _step(inside), _role(inside), row_notes, rewards)
-    rows = _dump_rows(file) if file.suffix == ".pt" else list(open_rows(file, torn))
+    log_file = LogFile(file, _run(inside), _step(inside), _role(inside), row_notes, *wanted)
+    rows = _dump_rows(file) if file.suffix == ".pt" else open_rows(file, torn)
     responses = _responses(reader, rows, log_file)
     for response in responses:
         response.run = response.run or log_file.run
@@ -171,7 +177,7 @@ def _read(
 
 
 def _responses(
-    reader: RolloutFormat, rows: Sequence[NumberedRow], file: LogFile
+    reader: RolloutFormat, rows: Iterable[NumberedRow], file: LogFile
 ) -> list[LoggedResponse]:
     """The responses in a file's rows. Raises InputError naming a row of another structure."""
     try:

@@ -8,7 +8,7 @@ that is written before the next batch is generated repeats rows of the one befor
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,9 +41,10 @@ class TrlCompletions:
         """Whether a row has the columns of such a table."""
         return {"prompt", "completion", "advantage"} <= row.keys()
 
-    def responses(self, rows: Sequence[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
+    def responses(self, rows: Iterable[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
         """The responses of one table that the table before it did not hold."""
-        new = list(rows)[self._repeated([row for _, row in rows], file) :]
+        rows = list(rows)
+        new = rows[self._repeated([row for _, row in rows], file) :]
         columns = list(file.rewards) or reward_columns([row for _, row in new])
         logged = [_response(row, columns, file, file.where(number)) for number, row in new]
         if not file.rewards:

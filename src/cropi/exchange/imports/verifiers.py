@@ -6,7 +6,7 @@ for each metric. Later versions write episodes, which the format prime-rl reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from cropi.exchange.imports.logged import (
     LogFile,
@@ -33,7 +33,7 @@ class VerifiersResults:
         """Whether a row has the fields of such a result."""
         return {"example_id", "prompt", "completion", "reward"} <= row.keys()
 
-    def responses(self, rows: Sequence[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
+    def responses(self, rows: Iterable[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
         """One response a line."""
         for number, row in rows:
             failed = row.get("error") is not None

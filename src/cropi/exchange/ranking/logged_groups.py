@@ -151,7 +151,9 @@ class _GroupMaker:
     def _compare(self, prompt_ids: list[int], logged: str) -> None:
         text = self._policy.tokenizer.decode(prompt_ids, skip_special_tokens=True)
         if folded(text) != folded(logged):
-            self._counts["whose prompt reads otherwise under the policy's chat template"] += 1
+            self._counts[
+                "whose prompt the policy's chat template writes otherwise (--system, --template)"
+            ] += 1
 
     def _response(self, logged: LoggedResponse, tokens: Tokens | None, prompt_ids: Any) -> Response:
         """A response, which counts only if its tokens are known and follow the group's prompt."""
