@@ -256,6 +256,11 @@ class InfluenceEstimate:
     [P] are the gradients' L2 norms (NaN: no gradient), `tokens` int64 [P] the sampled tokens,
     `group_size` int32 [P] the usable responses (0: unknown). `status` says of each prompt why it
     has no score, or "scored". `unlisted` counts pool prompts without an entry, by reason.
+    `current_reward` float32 [P] is the mean reward under the policy by importance sampling, with
+    the `effective_share` of the responses that it rests on (NaN, or None: unknown).
+    `responses`, where measured, holds per validation set and prompt [P] the parts of the cosine
+    that its responses bring, float32 [K]: they add up to it; NaN for those that are not usable,
+    and none for a prompt without a score.
     """
 
     prompt_ids: list[str]
@@ -267,6 +272,9 @@ class InfluenceEstimate:
     status: list[str]
     unlisted: dict[str, int] = field(default_factory=dict)
     identity: dict[str, str] = field(default_factory=dict)
+    current_reward: NDArray[np.float32] | None = None
+    effective_share: NDArray[np.float32] | None = None
+    responses: dict[str, list[NDArray[np.float32]]] = field(default_factory=dict)
 
     @classmethod
     def from_means(
@@ -309,6 +317,7 @@ class InfluenceEstimate:
     def scored(self) -> InfluenceEstimate:
         """The same estimate with entries of scored prompts only; the others become `unlisted`."""
         rows = np.flatnonzero(self.is_scored)
+        current, share = self.current_reward, self.effective_share
         return replace(
             self,
             prompt_ids=[self.prompt_ids[row] for row in rows],
@@ -319,6 +328,9 @@ class InfluenceEstimate:
             group_size=self.group_size[rows],
             status=[SCORED] * len(rows),
             unlisted=self.skipped,
+            current_reward=None if current is None else current[rows],
+            effective_share=None if share is None else share[rows],
+            responses={n: [parts[row] for row in rows] for n, parts in self.responses.items()},
         )
 
 

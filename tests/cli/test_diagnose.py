@@ -14,6 +14,7 @@ import pytest
 from cropi.rollouts import write_rollouts
 from cropi.schema import Response, RolloutGroup
 from support.command_line import Command
+from support.tiny_runs import FAKE, untrained, write_config
 
 Diagnose = Callable[..., tuple[int, str, str]]
 
@@ -129,6 +130,21 @@ def test_fidelity_recommends_and_writes_page_and_numbers(
     name, _, dim = str(numbers["recommended"]).rpartition(", ")
     assert name in ("sparse 1", "sparse 0.2", "windowed")
     assert dim in ("64", "128")
+
+
+def test_loo_retrains_prints_every_block_and_writes_page_and_numbers(
+    diagnose: Diagnose, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path)
+    small = ("--steps", 1, "--random-blocks", 1, "--repeats", 1, "--share", 0.3)
+    fakes = (*FAKE, f"model.path={untrained()}")
+    code, out, err = diagnose("loo", config, *small, "--out", tmp_path / "look", *fakes)
+    assert code == 0, err
+    for block in ("most influential for sort", "least influential for sort", "random"):
+        assert block in out
+    numbers = written(tmp_path / "look", "loo")
+    assert len(numbers["targets"][0]["blocks"]) == 3
+    assert numbers["as_predicted"] is False
 
 
 def test_bad_input_is_one_sentence_before_any_work(

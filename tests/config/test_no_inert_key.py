@@ -20,14 +20,19 @@ from cropi.config import RunConfig, load_config, resolve_model_path
 from cropi.curriculum.loop import run
 from cropi.errors import InputError
 from cropi.plugins import Choice, find_plugin, plugin_names, settings_of
+from cropi.policy.reference import PolicyRef
 from cropi.prompts import load_prompt_sets, load_source
 from cropi.prompts.settings import PromptSource
+from cropi.rollouts import load_engine
+from cropi.rollouts.settings import EngineChoice
+from cropi.schema import Sampling
 from cropi.selection.settings import SelectionConfig, StrategyChoice
 from cropi.settings import Section, section_in
 from cropi.sketches import SketchChoice, make_sketch
 from cropi.study.plan import StudyPlan
 from cropi.study.runner import run_threads
 from cropi.verifiers import Judge
+from support.fake_server import FakeServer, interpreter, serving
 from support.tiny_models import mixed_groups
 from support.tiny_runs import tiny_config
 
@@ -47,6 +52,7 @@ EVERYTHING = (
     "influence.objective={clip: {low: 0.2}, normalisation: constant}",
     "warmup={steps: 1, batch_size: 2, prompts: [{pocket: [sort], split: pool, size: 4}]}",
 )
+SERVER = ("rollouts.engine=server", "evaluation.engine=transformers")
 ROWS = [{"q": f"{n}+{n}=", "a": f"#### {2 * n}"} for n in range(1, 9)]
 
 
@@ -84,6 +90,7 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> Read:
         run(tiny_config(folder, *EVERYTHING))
         use_sources(folder, patch)
         use_plugins()
+        use_servers(folder)
         use_studies(folder)
     return seen
 
@@ -122,6 +129,14 @@ def use_plugins() -> None:
     for name in ("bandit", "dps", "mopps"):
         settings = SelectionConfig(strategy=StrategyChoice.of(name))
         assert cropi.select(None, settings, rollouts=rollouts, sources=sources).prompt_ids
+
+
+def use_servers(folder: Path) -> None:
+    vllm = EngineChoice.of("vllm", python=interpreter(folder))
+    with serving(FakeServer()) as fake:
+        for choice in (vllm, EngineChoice.of("server", url=fake.url)):
+            engine = load_engine(choice, PolicyRef("pocket"))
+            assert len(engine.generate([[5, 6]], Sampling(max_new_tokens=4), 2, 0)) == 1
 
 
 def use_studies(folder: Path) -> None:
@@ -180,6 +195,14 @@ def test_validation_alone_reads_nothing() -> None:
             "evaluation.every has no effect",
         ),
         (["curriculum.stages=1", "curriculum.refresh=all"], "has no effect with one stage"),
+        (["rollouts.engine=server"], "set evaluation.engine to transformers or vllm"),
+        ([*SERVER, "evaluation.engine=server"], "set evaluation.engine to transformers or vllm"),
+        ([*SERVER, "curriculum.refresh=stale"], "has one policy, and rollouts of the trained"),
+        ([*SERVER, "warmup.steps=3"], "has one policy, and warmup.steps makes another"),
+        ([*SERVER, "training.lora={r: 2}"], "has one policy, and training.lora makes another"),
+        ([*SERVER, "selection.strategy=gradalign"], "has one policy, and rollouts of the trained"),
+        (["rollouts.engine=vllm", "training.dynamic_sampling=true"], "dynamic sampling asks for"),
+        (["rollouts.engine=vllm", "baselines=[dapo]"], "dynamic sampling asks for"),
         (["evaluation.top_p=0.9"], "top_p 0.9 has no effect on greedy decoding"),
         (["evaluation.responses=2"], "2 greedy responses are all the same"),
         (

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from cropi.curriculum.loop import run
+from cropi.curriculum.policy_reading import freshest_groups
 from cropi.curriculum.stage_rollouts import replace_groups
 from cropi.errors import InputError
 from cropi.rollouts import read_rollouts
+from cropi.rollouts.current_rates import tokens_read
 from cropi.rollouts.statistics import PassHistory
 from cropi.schema import Response, RolloutGroup, Selection
 from cropi.selection import SelectionContext
@@ -194,6 +196,21 @@ def test_a_bandit_over_clusters_pays_for_reading_the_prompts(tmp_path: Path) -> 
     read = sum(len(g.prompt_ids) for g in read_rollouts(done / "rollouts/pool.parquet"))
     paid = costs(done, "scoring")
     assert [row["tokens_forward"] for row in paid] == [read // 3] * 2
+
+
+def test_dare_reads_the_freshest_rollouts_under_the_stages_policy_and_pays_for_it(
+    tmp_path: Path,
+) -> None:
+    done = run(fake_config(tmp_path, *SHORT, "selection.strategy=dare"))
+    pool = read_rollouts(done / "rollouts/pool.parquet")
+    trained = stage(done, 0, "dare") / "rollouts/training.parquet"
+    freshest = freshest_groups(pool, [trained])
+    newer = {g.prompt_id: g.tokens for g in read_rollouts(trained)}
+    assert [g.tokens for g in freshest] == [newer.get(g.prompt_id, g.tokens) for g in pool]
+    paid = costs(done, "scoring")
+    assert [row["tokens_forward"] for row in paid] == [
+        tokens_read(g) // 3 for g in (pool, freshest)
+    ]
 
 
 @pytest.mark.parametrize("refresh", ["validation", "stale"])

@@ -10,6 +10,7 @@ import pytest
 
 from cropi.estimation.intervals import (
     Interval,
+    correlation_interval,
     geometric_interval,
     mean_interval,
     ratio_of_means,
@@ -70,3 +71,20 @@ def test_one_value_has_a_geometric_mean_without_an_interval() -> None:
     only = geometric_interval([3.0])
     assert only.mean == pytest.approx(3.0)
     assert (only.low, only.high, only.count) == (None, None, 1)
+
+
+@pytest.mark.parametrize(("truth", "pairs"), [(0.0, 6), (0.6, 12), (-0.8, 30)])
+def test_the_interval_of_a_correlation_covers_95_percent(truth: float, pairs: int) -> None:
+    def study(draw: np.random.Generator) -> Interval:
+        first, other = draw.normal(size=(2, pairs))
+        return correlation_interval(first, truth * first + math.sqrt(1 - truth**2) * other)
+
+    assert coverage(truth, study) == pytest.approx(0.95, abs=0.02)
+
+
+def test_a_correlation_of_few_or_equal_values_has_no_interval() -> None:
+    assert math.isnan(correlation_interval([1, 2], [1, 2]).mean)
+    assert math.isnan(correlation_interval([1, 1, 1, 1], [1, 2, 3, 4]).mean)
+    assert correlation_interval([1, 2, 4], [1, 2, 3]).low is None
+    perfect = correlation_interval([1, 2, 3, 4, 7], [2, 4, 6, 8, 14])
+    assert (round(perfect.mean, 12), perfect.low is None or perfect.low > 0.99) == (1.0, True)

@@ -22,7 +22,9 @@ from cropi.gradients.consumers import (
     block_squares,
 )
 from cropi.gradients.extractor import GradientExtractor
-from cropi.influence.scorer import Scorer, keep_informative
+from cropi.gradients.logprobs import LogprobReader, read_current_rewards
+from cropi.influence.left_out import keep_informative
+from cropi.influence.scorer import Scorer
 from cropi.influence.targets import TargetReliability, half_weights
 from cropi.schema import SCORED, Response, RolloutGroup
 from cropi.selection import fuse
@@ -145,6 +147,36 @@ def test_skipped_prompts_do_not_shift_scores_onto_other_prompts(
         assert np.isnan(estimate.mean[name]).tolist() == [s != SCORED for s in estimate.status]
     assert estimate.tokens.tolist() == [group.tokens for group in mixed]
     assert estimate.group_size.tolist() == [len(group.usable) for group in mixed]
+
+
+@pytest.mark.parametrize("dim", [None, 64])
+def test_scores_say_the_mean_reward_under_the_policy_from_the_same_pass(
+    model: nn.Module,
+    pool: list[RolloutGroup],
+    targets: dict[str, list[RolloutGroup]],
+    dim: int | None,
+) -> None:
+    groups = [uninformative("equal", "same"), *pool, uninformative("errors", "unjudged")]
+    extractor = GradientExtractor(model, ObjectiveConfig(), 100)
+    sketch = None if dim is None else SparseSketch(extractor.shapes, 0, 1.0, dim)
+    estimate = Scorer(extractor, sketch).score(groups, targets).estimate
+    rewards, shares = read_current_rewards(LogprobReader(model), pool).T
+    assert estimate.current_reward is not None
+    assert estimate.effective_share is not None
+    assert estimate.current_reward[1:-1].tolist() == pytest.approx(rewards.tolist(), abs=1e-4)
+    assert estimate.effective_share[1:-1].tolist() == pytest.approx(shares.tolist(), abs=1e-4)
+    assert estimate.current_reward[0] == groups[0].rewards.mean()
+    assert np.isnan(estimate.current_reward[-1])
+    assert np.isnan(estimate.effective_share[[0, -1]]).all()
+
+
+def test_without_ratios_the_reward_under_the_policy_is_not_known(
+    model: nn.Module, pool: list[RolloutGroup], targets: dict[str, list[RolloutGroup]]
+) -> None:
+    extractor = GradientExtractor(model, ObjectiveConfig(ratio="none"), 100)
+    estimate = Scorer(extractor).score(pool, targets).estimate
+    assert estimate.current_reward is not None
+    assert np.isnan(estimate.current_reward).all()
 
 
 def test_uninformative_prompts_cost_no_forward_pass(

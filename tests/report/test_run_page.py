@@ -69,6 +69,13 @@ def test_the_embedded_plotly_is_the_published_bundle_with_its_notice(page: str) 
     assert b"Licensed under the MIT license" in script[:300]
 
 
+def test_the_page_says_how_the_pool_does_under_each_stages_policy(page: str) -> None:
+    section = page[page.index("The pool under each stage") :]
+    row = section[section.index("<td") : section.index("</tr>", section.index("<td"))]
+    # Six responses at one half: 1 - 2 / 64
+    assert [c in row for c in ("0.500", "96.9%", "75.0%")] == [True] * 3
+
+
 def test_model_text_stays_text(page: str) -> None:
     scripts = Elements(page).of("script")
     assert len(scripts) == 3

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
 from cropi.policy.loading import Policy, load_policy
 from cropi.rollouts import RolloutEngine, load_engine
 from cropi.rollouts.engines.engine import Completion
+from cropi.rollouts.settings import EngineChoice
 from cropi.schema import Sampling
+from support.fake_server import FakeServer, serving
 from support.fakes import ENGINE
 
 PROMPTS = ["s3211=", "k1:123=", "a12+34="]
@@ -19,9 +23,11 @@ def pocket() -> Policy:
     return load_policy("pocket", device="cpu")
 
 
-@pytest.fixture(params=["transformers", ENGINE], ids=["transformers", "fake"])
-def engine(request: pytest.FixtureRequest, pocket: Policy) -> RolloutEngine:
-    return load_engine(request.param, pocket)
+@pytest.fixture(params=["transformers", ENGINE, "server"], ids=["transformers", "fake", "server"])
+def engine(request: pytest.FixtureRequest, pocket: Policy) -> Iterator[RolloutEngine]:
+    with serving(FakeServer()) as server:
+        url = {"url": server.url} if request.param == "server" else {}
+        yield load_engine(EngineChoice.of(request.param, **url), pocket)
 
 
 def sample(

@@ -20,7 +20,7 @@ from cropi.selection import (
     select,
     selection_size,
 )
-from cropi.selection.settings import StrategyChoice
+from cropi.selection.settings import SelectionConfig, StrategyChoice
 from support.tiny_models import random_group
 
 
@@ -132,6 +132,7 @@ def context(**settings: object) -> SelectionContext:
         "count": 8,
         "sources": ["near" if n % 4 == 0 else "far" for n in range(count)],
         "target_sources": frozenset({"near"}),
+        "current": rate,
         "history": PassHistory(6 * rate[None], np.full((1, count), 6)),
     }
     return SelectionContext(**{**values, **settings})
@@ -185,6 +186,21 @@ def test_learnability_takes_the_highest_variance_of_informative_prompts() -> Non
     everything = find_strategy("learnability").select(context(count=40))
     assert len(everything.prompt_ids) == 38
     assert everything.notes == ["only 38 of the wanted 40 prompts qualify; all were taken"]
+
+
+def test_dare_draws_what_is_half_solved_now_and_nothing_that_is_surely_right_or_wrong() -> None:
+    current = np.where(np.arange(40) < 10, 0.5, np.where(np.arange(40) < 20, 0.1, 1.0))
+    draws = [places(find_strategy("dare").select(context(current=current, seed=s))) for s in (0, 1)]
+    assert draws[0] != draws[1]
+    assert set(draws[0]) <= set(range(10))
+    everything = find_strategy("dare").select(context(current=current, count=40))
+    assert sorted(places(everything)) == list(range(20))
+    with pytest.raises(InputError, match="strategy dare reads rewards as shares"):
+        find_strategy("dare").select(context(current=current * 3))
+    rollouts = [random_group(np.random.default_rng(0), "p")]
+    settings = SelectionConfig(strategy=StrategyChoice.of("dare"))
+    with pytest.raises(InputError, match=r"in Python give current=current_pass_rates"):
+        select(None, settings, rollouts=rollouts)
 
 
 def test_oracle_takes_all_prompts_of_the_target_sources_and_refuses_where_there_are_none() -> None:

@@ -61,6 +61,26 @@ def test_scores_survive_a_round_trip(tmp_path: Path, scores: InfluenceEstimate) 
     assert restored.identity == scores.identity
 
 
+def test_rewards_under_the_policy_survive_where_they_are_known(
+    tmp_path: Path, scores: InfluenceEstimate
+) -> None:
+    write_scores(tmp_path / "plain.parquet", scores)
+    assert read_scores(tmp_path / "plain.parquet").current_reward is None
+    scores.current_reward = np.array([0.5, 1.0, np.nan, 0.2, np.nan], np.float32)
+    scores.effective_share = np.array([0.9, np.nan, np.nan, 1.0, np.nan], np.float32)
+    write_scores(tmp_path / "s.parquet", scores)
+    restored = read_scores(tmp_path / "s.parquet")
+    assert list(restored.mean) == list(scores.mean)
+    np.testing.assert_array_equal(restored.current_reward, scores.current_reward)
+    np.testing.assert_array_equal(
+        restored.scored().effective_share, scores.effective_share[[0, 2, 3]]
+    )
+    scores.effective_share[0] = 3
+    write_scores(tmp_path / "bad.parquet", scores)
+    with pytest.raises(InputError, match=r"row 0, column effective_share: 3.0 is beyond"):
+        read_scores(tmp_path / "bad.parquet")
+
+
 def test_score_columns_are_those_of_the_contract(tmp_path: Path, scores: InfluenceEstimate) -> None:
     write_scores(tmp_path / "s.parquet", scores)
     table = read_table(tmp_path / "s.parquet")

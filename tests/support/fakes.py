@@ -21,8 +21,8 @@ from cropi.pocket.tasks import SKILLS
 from cropi.policy.loading import Policy, load_policy
 from cropi.policy.reference import PolicyRef, named_anywhere
 from cropi.prompts.encoding import encode_all
-from cropi.rollouts.collect import judge_completions
 from cropi.rollouts.engines.engine import Completion
+from cropi.rollouts.judged_groups import judge_completions
 from cropi.schema import Prompt, Response, RolloutGroup, Sampling, derive_seed
 from cropi.training import StageOutcome, StagePlan
 from cropi.training.stage import Evaluator, Row

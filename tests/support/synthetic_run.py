@@ -183,6 +183,9 @@ def _write_scores(
         "prompt_id": [ids[i] for i in informative],
         "norm": np.ones(len(informative), np.float32),
         **cosines,
+        "group_size": np.full(len(informative), 6),
+        "current_reward": np.full(len(informative), 0.5, np.float32),
+        "effective_share": np.full(len(informative), 0.75, np.float32),
     }
     skipped = json.dumps({"all rewards equal": len(ids) - len(informative)})
     _write_table(

@@ -12,19 +12,26 @@ import typer
 
 from cropi.cli.options import (
     BatchTokens,
+    Config,
     Device,
     Dtype,
     Model,
     RolloutsFile,
     SectionSettings,
     Seed,
+    Settings,
     Targets,
+    load,
     load_model,
     named_files,
     section,
 )
 from cropi.cli.printing import make_reporter, print_table
-from cropi.diagnostics.diagnosis_settings import FidelitySettings, StepSettings
+from cropi.diagnostics.diagnosis_settings import (
+    FidelitySettings,
+    LeaveOutSettings,
+    StepSettings,
+)
 from cropi.errors import InputError
 from cropi.gradients.settings import ObjectiveConfig
 from cropi.text import shown
@@ -228,6 +235,47 @@ def fidelity(
     print_table(list(COLUMNS), rows(report))
     about = {"model": model, "pool": str(rollouts), **_named("validation", files)}
     _conclude(report, render, out, "fidelity", about, recommended=report.advice)
+
+
+@diagnose_app.command()
+def loo(
+    config: Config,
+    settings: Settings = None,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Steps of each retraining")
+    ] = LeaveOutSettings.steps,
+    share: Annotated[
+        float, typer.Option(help="Of the scored prompts, left out at a time")
+    ] = LeaveOutSettings.share,
+    random_blocks: Annotated[
+        int, typer.Option(min=0, help="Retrainings without random prompts")
+    ] = LeaveOutSettings.random_blocks,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Trainings on the whole pool, which show the noise")
+    ] = LeaveOutSettings.repeats,
+    out: OutFolder = None,
+    seed: Seed = LeaveOutSettings.seed,
+) -> None:
+    """Does leaving prompts out of training do what influence predicts?
+
+    Trains the start policy of a run's config again and again: on the whole pool, without each
+    validation set's most and least influential prompts, and without random ones. In the run
+    directory NAME-loo; what was stopped continues when the same command is given again.
+
+    Example:
+
+        cropi diagnose loo my.yaml --steps 100 --out look training.learning_rate=1e-6
+    """
+    from cropi.diagnostics import diagnose_loo
+    from cropi.report.pages.leave_out_page import COLUMNS, render, rows
+
+    chosen = LeaveOutSettings(steps, share, random_blocks, repeats, seed)
+    loaded, base = load(config, settings)
+    _require_folder(out, "loo")
+    report = diagnose_loo(loaded, settings=chosen, base=base, reporter=make_reporter())
+    print_table(list(COLUMNS), rows(report))
+    about = {"config": config, "model": loaded.model.path}
+    _conclude(report, render, out, "loo", about, as_predicted=report.as_predicted)
 
 
 @contextmanager

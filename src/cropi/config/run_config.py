@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import Field, field_validator, model_validator
 
 from cropi.curriculum.settings import CurriculumConfig
 from cropi.evaluation.settings import EvaluationConfig
 from cropi.influence.settings import InfluenceConfig
+from cropi.plugins import find_plugin, plugin_names, settings_of
 from cropi.policy.settings import ModelConfig
 from cropi.prompts.settings import PromptsConfig, PromptSource
-from cropi.rollouts.settings import RolloutsConfig
+from cropi.rollouts.settings import EngineSettings, RolloutsConfig
 from cropi.selection.settings import SelectionConfig, StrategyChoice
-from cropi.selection.strategy import find_strategy, needs_of
+from cropi.selection.strategy import Needs, find_strategy, needs_of
 from cropi.settings import PathText, Section, flat, is_default
 from cropi.study.settings import CompareConfig
 from cropi.text import require_name
@@ -32,14 +35,29 @@ EXECUTION_ONLY = frozenset(
         "training.engine.grpo.per_device_train_batch_size",
         "training.engine.grpo.gradient_checkpointing",
         "curriculum.keep_checkpoints",
+        "report_to",
     }
 )
 """Settings that say where and how fast, but not what: a run may go on with others."""
+ENGINES = ("rollouts.engine.", "evaluation.engine.")
+"""Where settings of rollout engines begin; an engine says itself which of them are of that kind."""
 
 
 def affects_results(key: str) -> bool:
     """Whether the setting of this dotted key decides results, so that a run must keep it."""
+    if key.startswith(ENGINES) and key.split(".")[2] in _execution_of_engines():
+        return False
     return key not in EXECUTION_ONLY and not key.startswith("compare.")
+
+
+@cache
+def _execution_of_engines() -> frozenset[str]:
+    settings = [settings_of(find_plugin("engine", name)) for name in plugin_names("engine")]
+    return frozenset().union(*(each.execution for each in settings if _is_engine(each)))
+
+
+def _is_engine(settings: type[Section]) -> TypeGuard[type[EngineSettings]]:
+    return issubclass(settings, EngineSettings)
 
 
 class RunConfig(Section):
@@ -65,6 +83,10 @@ class RunConfig(Section):
         default_factory=list, description="strategies trained beside it for comparison, e.g. [full]"
     )
     compare: CompareConfig = Field(default_factory=CompareConfig)
+    report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
+        default_factory=list,
+        description="services that get the metrics, each arm as one run over all stages",
+    )
 
     @property
     def directory(self) -> Path:
@@ -109,6 +131,7 @@ class RunConfig(Section):
         _require_evaluated_targets(self)
         _require_distinct_arms(self)
         _require_validation_sets(self)
+        _require_engines(self)
         _require_effects(self)
         return self
 
@@ -141,6 +164,44 @@ def _require_validation_sets(config: RunConfig) -> None:
                 f"strategy {strategy.name!r} steers by validation sets, and prompts.validation is "
                 "empty; add one, or choose another selection.strategy"
             )
+
+
+def _require_engines(config: RunConfig) -> None:
+    """Raise ValueError where a run asks an engine for a policy that it cannot sample from."""
+    engine = config.rollouts.engine
+    needs = [needs_of(find_strategy(strategy)) for strategy in config.strategies]
+    dynamic = config.training.dynamic_sampling or any(each.dynamic_sampling for each in needs)
+    if dynamic and engine.policies != "any":
+        raise ValueError(
+            f"rollouts.engine {engine.name!r} samples from saved policies, and dynamic sampling "
+            "asks for the one that is being trained, at every step; use rollouts.engine "
+            "transformers, or another strategy"
+        )
+    if engine.policies == "served":
+        _require_served(config, needs)
+    of_evaluation = config.evaluation.engine or engine
+    if config.evaluated and of_evaluation.policies == "served":
+        raise ValueError(
+            f"engine {of_evaluation.name!r} has one policy, and the accuracy of every trained one "
+            "is measured; set evaluation.engine to transformers or vllm"
+        )
+
+
+def _require_served(config: RunConfig, needs: Sequence[Needs]) -> None:
+    """Raise ValueError where rollouts of more than the configured model are wanted."""
+    if config.warmup.steps or config.training.lora is not None:
+        key = "warmup.steps" if config.warmup.steps else "training.lora"
+        raise ValueError(
+            f"rollouts.engine {config.rollouts.engine.name!r} has one policy, and {key} makes "
+            "another one to start from; serve that one and give it as model.path, or use "
+            "rollouts.engine vllm"
+        )
+    if config.curriculum.refresh != "never" or any(each.fresh for each in needs):
+        raise ValueError(
+            f"rollouts.engine {config.rollouts.engine.name!r} has one policy, and rollouts of the "
+            "trained ones are asked for (curriculum.refresh, or the strategy); use rollouts.engine "
+            "vllm"
+        )
 
 
 def _require_effects(config: RunConfig) -> None:

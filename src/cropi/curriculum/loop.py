@@ -52,7 +52,8 @@ def run(
     """
     with prepared(config, base, reporter) as curriculum:
         for strategy in config.strategies:
-            curriculum.train(strategy)
+            with curriculum.steps.trainer.log.trackers.of_arm(strategy.slug):
+                curriculum.train(strategy)
     return config.directory
 
 
@@ -102,10 +103,20 @@ def prepared(
     config, reporter = resolve_model_path(config, base), reporter or ProgressReporter()
     check_settings(config, base, reporter)
     with exclusive_lock(config.directory), Judge(config.verifiers, base) as judge:
-        log = RunLog(open_directory(config), reporter)
+        log = RunLog.of(config, open_directory(config), reporter)
+        config = _with_logs(config, log.directory.logs)
         yield _prepare(config, base, judge, log)
         if note := judge.unjudged():
             log.warn([note])
+
+
+def _with_logs(config: RunConfig, folder: Path) -> RunConfig:
+    """The config with the logs of engines that run programs in `folder`."""
+    rollouts, evaluation = config.rollouts, config.evaluation
+    sampling = rollouts.model_copy(update={"engine": rollouts.engine.logging_to(folder)})
+    other = evaluation.engine and evaluation.engine.logging_to(folder)
+    measuring = evaluation.model_copy(update={"engine": other})
+    return config.model_copy(update={"rollouts": sampling, "evaluation": measuring})
 
 
 def _prepare(config: RunConfig, base: Path | None, judge: Judge, log: RunLog) -> Curriculum:

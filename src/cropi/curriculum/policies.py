@@ -84,7 +84,7 @@ def delete_old_checkpoints(ledger: Ledger, stage: Stage, stages: int, keep: str)
     if keep == "all":
         return
     if stage.index > 0:
-        _delete_weights(ledger, stage.sibling(stage.index - 1).policy)
+        delete_weights(ledger, stage.sibling(stage.index - 1).policy)
     if stage.index == stages - 1:
         files = [stage.policy / name for name in TRAINING_STATE]
         ledger.forget_files(stage.policy, files)
@@ -92,7 +92,7 @@ def delete_old_checkpoints(ledger: Ledger, stage: Stage, stages: int, keep: str)
             file.unlink(missing_ok=True)
 
 
-def _delete_weights(ledger: Ledger, policy: Path) -> None:
+def delete_weights(ledger: Ledger, policy: Path) -> None:
     """Delete everything in a policy's folder but its record."""
     files = [file for file in policy.rglob("*") if file != policy / POLICY_RECORD]
     ledger.forget_files(policy, files)

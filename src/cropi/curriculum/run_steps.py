@@ -74,6 +74,7 @@ class Steps:
                 settings=config.selection,
                 sets=sets,
                 threshold=config.verifiers.threshold,
+                batch_tokens=config.influence.batch_tokens,
                 policies=policies,
                 seeds=seeds,
                 log=log,

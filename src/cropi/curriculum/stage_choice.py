@@ -8,16 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cropi.curriculum.policies import Policies
+from cropi.curriculum.policy_reading import PolicyReading, prompt_tokens, read_policy
 from cropi.curriculum.run_context import RunLog, Seeds
 from cropi.curriculum.stage_rollouts import StageRollouts, pool_files_so_far
 from cropi.influence.cosines import Influence
 from cropi.influence.settings import InfluenceConfig
 from cropi.influence.setup import score
-from cropi.policy.representations import prompt_features
 from cropi.prompts import PromptSets
 from cropi.schema import InfluenceEstimate, RolloutGroup, Selection
 from cropi.selection import Needs, find_strategy, needs_of, select
@@ -64,7 +61,7 @@ class StageScorer:
 
         def compute(inputs_fingerprint: str) -> None:
             influence = self._influence(stage, needs, policy, rollouts)
-            read = _read_tokens(rollouts) if needs.features else 0
+            read = prompt_tokens(rollouts.pool) if needs.features else 0
             write_json(stage.influence_facts, _facts(influence, needs, read))
             write_scores(stage.scores, influence.estimate, stamp(inputs_fingerprint))
 
@@ -114,11 +111,6 @@ class StageScorer:
         return settings.model_copy(update={"precondition": "none"})
 
 
-def _read_tokens(rollouts: StageRollouts) -> int:
-    """Tokens that a forward pass over the pool's prompts reads."""
-    return sum(len(group.prompt_ids) for group in rollouts.pool)
-
-
 def target_rollouts(needs: Needs, rollouts: StageRollouts) -> dict[str, list[RolloutGroup]]:
     """Return the rollouts that a strategy compares the pool's with, by the target's name."""
     if needs.direction == "pool":
@@ -147,11 +139,16 @@ def _facts(influence: Influence, needs: Needs, prompt_tokens: int) -> dict[str, 
 
 @dataclass(frozen=True)
 class PromptSelector:
-    """Chooses the prompts of a stage; `threshold` turns rewards into passes."""
+    """Chooses the prompts of a stage.
+
+    `threshold` turns rewards into passes; `batch_tokens` bounds the forward passes of strategies
+    that read the policy without scoring.
+    """
 
     settings: SelectionConfig
     sets: PromptSets
     threshold: float | None
+    batch_tokens: int | None
     policies: Policies
     seeds: Seeds
     log: RunLog
@@ -167,7 +164,8 @@ class PromptSelector:
         """Return the stage's selection by a strategy, read from its file if it is current."""
         needs = needs_of(find_strategy(strategy))
         earlier = _earlier_scores(stage, scores) if needs.earlier else []
-        history = pool_files_so_far(self.log.directory, stage) if needs.history else []
+        remembers = needs.history or needs.current
+        history = pool_files_so_far(self.log.directory, stage) if remembers else []
         inputs = (
             rollouts.key,
             [file_hash(path) for path in earlier],
@@ -178,17 +176,25 @@ class PromptSelector:
             stage.arm,
             stage.index,
             self.seeds.run,
-            *([self.policies.key(policy)] if needs.features else []),
+            *([self.policies.key(policy)] if needs.features or needs.current else []),
             *(file_hash(path) for path in history),
         )
-
-        reads_unscored = needs.features and needs.scoring == "never"
+        # A strategy that scores has counted what it reads there.
+        reads_unscored = needs.scoring == "never" and (needs.features or needs.current)
 
         def choose(inputs_fingerprint: str) -> None:
-            features = self._features(policy, rollouts) if needs.features else None
+            reading = read_policy(
+                self.policies,
+                policy,
+                needs,
+                rollouts.pool,
+                history,
+                self.threshold,
+                self.batch_tokens,
+            )
             if reads_unscored:
-                write_json(stage.influence_facts, {"tokens": _read_tokens(rollouts) // 3})
-            selection = self._select(stage, strategy, scores, earlier, rollouts, features, history)
+                write_json(stage.influence_facts, {"tokens": reading.tokens // 3})
+            selection = self._select(stage, strategy, scores, earlier, rollouts, reading, history)
             write_selection(stage.selection, selection, stamp(inputs_fingerprint))
             notes = [*selection.notes, *_history_notes(stage, history)]
             self.log.warn([f"{stage.arm}: {note}" for note in notes])
@@ -199,10 +205,6 @@ class PromptSelector:
         ledger = self.log.directory.ledger
         return read_selection(cached(stage.selection, inputs, choose, ledger, facts))
 
-    def _features(self, policy: str, rollouts: StageRollouts) -> NDArray[np.float64]:
-        """What a policy makes of the pool's prompts [L, P, F]."""
-        return prompt_features(self.policies.load(policy).model, rollouts.pool)
-
     def _select(
         self,
         stage: Stage,
@@ -210,7 +212,7 @@ class PromptSelector:
         scores: InfluenceEstimate | None,
         earlier: Sequence[Path],
         rollouts: StageRollouts,
-        features: NDArray[np.float64] | None,
+        reading: PolicyReading,
         history: Sequence[Path],
     ) -> Selection:
         pool, validation = self.sets.pool, self.sets.validation.values()
@@ -221,7 +223,8 @@ class PromptSelector:
             rollouts=rollouts.pool,
             sources={p.prompt_id: p.source for p in pool},
             target_sources={p.source for prompts in validation for p in prompts},
-            features=features,
+            features=reading.features,
+            current=reading.current,
             history=history,
             threshold=self.threshold,
             stage=stage.index,

@@ -1,7 +1,7 @@
-"""Do the assumptions of influence hold here? Stale rollouts, real steps, sketches against exact.
+"""Do the assumptions of influence hold here? Stale rollouts, real steps, retraining, sketches.
 
-The three functions do in Python what the commands of `cropi diagnose` do: they take
-rollouts and a model as objects or paths, and return plain dataclasses with a `verdict`.
+The functions do in Python what the commands of `cropi diagnose` do: they take rollouts and a model
+as objects or paths (`diagnose_loo`: a run's config), and return plain dataclasses with a `verdict`.
 `cropi.report` draws them. Importing this package loads no torch.
 """
 
@@ -18,14 +18,21 @@ from cropi.schema import InfluenceEstimate, RolloutGroup
 if TYPE_CHECKING:
     from torch import nn
 
-    from cropi.diagnostics.diagnosis_settings import FidelitySettings, StepSettings
+    from cropi.config import RunConfig
+    from cropi.diagnostics.diagnosis_settings import (
+        FidelitySettings,
+        LeaveOutSettings,
+        StepSettings,
+    )
     from cropi.diagnostics.fidelity import FidelityReport
+    from cropi.diagnostics.leave_out import LeaveOutReport
     from cropi.diagnostics.step import StepReport
     from cropi.influence.scorer import PhaseProgress
     from cropi.policy.loading import Policy
+    from cropi.progress import ProgressReporter
     from cropi.rollouts.staleness import Staleness
 
-__all__ = ["diagnose_fidelity", "diagnose_staleness", "diagnose_step"]
+__all__ = ["diagnose_fidelity", "diagnose_loo", "diagnose_staleness", "diagnose_step"]
 
 AnyPath = str | Path
 
@@ -97,6 +104,25 @@ def diagnose_fidelity(
     sets = {name: _groups(groups) for name, groups in validation.items()}
     chosen = settings or FidelitySettings()
     return measure_fidelity(_model(model), _groups(pool), sets, chosen, progress)
+
+
+def diagnose_loo(
+    config: RunConfig,
+    *,
+    settings: LeaveOutSettings | None = None,
+    base: Path | None = None,
+    reporter: ProgressReporter | None = None,
+) -> LeaveOutReport:
+    """Whether leaving blocks of prompts out of training does what influence predicts.
+
+    The start policy of a run with this config is trained many times, in the run directory NAME-loo
+    beside the run's; what was stopped there continues. Relative paths in the config may start from
+    `base`. Raises InputError for a config that cannot be run, or has no validation set.
+    """
+    from cropi.diagnostics.diagnosis_settings import LeaveOutSettings
+    from cropi.diagnostics.leave_out_experiment import measure_leave_out
+
+    return measure_leave_out(config, settings or LeaveOutSettings(), base, reporter)
 
 
 def _groups(groups: Sequence[RolloutGroup] | AnyPath) -> Sequence[RolloutGroup]:

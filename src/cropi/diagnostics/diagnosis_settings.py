@@ -52,6 +52,29 @@ class StepSettings:
         return self.rates[len(self.rates) // 2]
 
 
+@dataclass(frozen=True)
+class LeaveOutSettings:
+    """How long to train, how much to leave out, and how often.
+
+    A block is the `share` of the scored prompts: each validation set's most and least influential
+    ones, and `random_blocks` drawn. Training on the whole pool is made `repeats` times.
+    """
+
+    steps: int = 200
+    share: float = 0.25
+    random_blocks: int = 8
+    repeats: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1 / 3:
+            raise InputError(f"share {self.share} is not in (0, 1/3]; give e.g. 0.25")
+        least = {"steps": 1, "random_blocks": 0, "repeats": 1}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise InputError(f"{name} {getattr(self, name)} is too few; give {low} or more")
+
+
 def all_sketches() -> tuple[str, ...]:
     """The names of the built-in sketches; exact influence is what they are compared with."""
     return tuple(name for name in plugin_names("sketch") if name != SketchChoice.default)

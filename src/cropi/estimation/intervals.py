@@ -94,6 +94,22 @@ def ratio_of_means(
     return Interval(mean, (b - spread) / a, (b + spread) / a, count)
 
 
+def correlation_interval(first: Sequence[float], second: Sequence[float]) -> Interval:
+    """Pearson's correlation of pairs with Fisher's interval; NaN where one does not vary.
+
+    `low` and `high` are None for fewer than four pairs, and where the correlation is perfect.
+    """
+    pairs = np.array([first, second], dtype=np.float64)
+    count = pairs.shape[1]
+    if count < 3 or (pairs.std(axis=1) == 0).any():
+        return Interval(math.nan, None, None, count)
+    mean = float(np.clip(np.asarray(np.corrcoef(pairs))[0, 1], -1, 1))
+    if count < 4 or abs(mean) == 1:
+        return Interval(mean, None, None, count)
+    centre, half = math.atanh(mean), Z_975 / math.sqrt(count - 3)
+    return Interval(mean, math.tanh(centre - half), math.tanh(centre + half), count)
+
+
 def share_interval(hits: int, count: int) -> Interval:
     """A share with Wilson's 95% interval, which stays within [0, 1]; NaN without cases."""
     if count == 0:

@@ -21,13 +21,13 @@ from cropi.errors import InputError
 from cropi.evaluation.settings import EvaluationConfig
 from cropi.policy.reference import PolicyRef
 from cropi.prompts.encoding import encode_all
-from cropi.rollouts.collect import judge_completions
 from cropi.rollouts.engines.engine import (
     Completion,
     RolloutEngine,
     load_engine,
     require_context,
 )
+from cropi.rollouts.judged_groups import judge_completions
 from cropi.rollouts.settings import RolloutsConfig
 from cropi.rollouts.statistics import as_passes
 from cropi.schema import EvaluationResult, Prompt, Sampling
@@ -135,7 +135,7 @@ def evaluate(
         if not isinstance(verifier, Judge):
             judge.check([prompt for prompts in sets.prompts for prompt in prompts])
         return sets.evaluate(
-            load_engine(rollouts.engine, reference),
+            load_engine(settings.engine or rollouts.engine, reference),
             judge,
             Sampling(settings.temperature, settings.top_p, 0, new_tokens),
             settings.responses,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from cropi.rollouts.settings import EngineChoice
 from cropi.schema import TEMPERATURES
 from cropi.settings import Count, Fraction, Section
 
@@ -25,10 +26,19 @@ class EvaluationConfig(Section):
     max_new_tokens: Count | None = Field(
         None, description="longest response; default: as the rollouts"
     )
+    engine: EngineChoice | None = Field(
+        None, description="what samples the responses; default: as the rollouts"
+    )
     targeted: list[str] | None = Field(
         None,
         description="test sets that count as targeted; default: those named as a validation set",
     )
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide results, as plain values."""
+        engine = {} if self.engine is None else {"engine": self.engine.deciding}
+        return {**self.model_dump(exclude={"engine"}), **engine}
 
     @model_validator(mode="after")
     def _responses_suffice(self) -> EvaluationConfig:

@@ -6,6 +6,7 @@ of `Executor`.
 """
 
 from cropi.execution.processes import Processes, requested_threads, usable_cores
+from cropi.execution.program import Program
 from cropi.execution.units import Executor, Finished, Inline, WorkUnit, run_units
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Finished",
     "Inline",
     "Processes",
+    "Program",
     "WorkUnit",
     "requested_threads",
     "run_units",

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cropi.gradients.objective import (
@@ -41,6 +42,10 @@ ADVANTAGES = (2.0**-40, 2.0**40)
 WEIGHTS = (2.0**-50, 2.0**50)
 """Range of a prompt's largest dJ/dlogp: 1e-15 to 1e15."""
 
+MAX_LOG_WEIGHT = 5.0
+"""Largest size of a whole response's log-weight where rewards are averaged anew; beyond, it counts
+as this, so that no response outweighs another by more than e^10 (DARE, arXiv 2605.09188)."""
+
 STATUSES = (SCORED, RATIO_OUT_OF_RANGE, REWARDS_OUT_OF_RANGE)
 """What a code in `GroupWeights.code_G` means."""
 
@@ -52,13 +57,14 @@ class GroupWeights:
     `weights_RT` float64 is dJ/dlogp, exactly zero for a group that is out of range; `code_G` int64
     is a place in STATUSES. `ratios_G4` float64 holds sums over a group's policy tokens: 1,
     -log rho, rho and rho^2, each log rho within MAX_LOG_RATIO. `wild_G` float64 is the largest log
-    of a ratio in the objective, 0 where it has none.
+    of a ratio in the objective, 0 where it has none. `rewards_G2` are those of `current_rewards`.
     """
 
     weights_RT: Tensor
     code_G: Tensor
     ratios_G4: Tensor
     wild_G: Tensor
+    rewards_G2: Tensor
 
 
 def group_weights(
@@ -78,6 +84,7 @@ def group_weights(
         code_G,
         _ratio_sums(logp_RT, responses),
         highest_G,
+        current_rewards(logp_RT, responses) if config.uses_ratios else _unknown(responses),
     )
 
 
@@ -125,6 +132,27 @@ def _ratio_sums(logp_RT: Tensor, responses: ResponseTensors) -> Tensor:
     return sums_R4.new_zeros(responses.groups, 4).index_add(0, responses.group_R, sums_R4)
 
 
+def current_rewards(logp_RT: Tensor, responses: ResponseTensors) -> Tensor:
+    """Mean reward of each group under the policy, and the effective share of its responses [G, 2].
+
+    Self-normalised importance sampling over whole responses (DARE, arXiv 2605.09188): with
+    w = pi(y) / beta(y) they are sum w r / sum w and (sum w)^2 / (K sum w^2). Of equal rewards the
+    mean is the same under any policy.
+    """
+    token_RT, _ = log_ratios(logp_RT, responses)
+    log_R = token_RT.nan_to_num(0.0).sum(1).clamp(-MAX_LOG_WEIGHT, MAX_LOG_WEIGHT)
+    weight_R = log_R.exp()
+    total_G, square_G = responses.group_sum(weight_R), responses.group_sum(weight_R.square())
+    count_G = responses.group_sum(torch.ones_like(weight_R))
+    mean_G = responses.group_mean(responses.rewards_R, weight_R)
+    return torch.stack([mean_G, total_G.square() / (count_G * square_G)], 1)
+
+
+def _unknown(responses: ResponseTensors) -> Tensor:
+    """No rewards under the policy: without ratios, log-probs may not be a sampler's at all."""
+    return responses.behaviour_RT.new_full((responses.groups, 2), math.nan)
+
+
 @dataclass(frozen=True)
 class RatioSummary:
     """How far a policy is from the sampler of some prompts' responses.
@@ -163,6 +191,19 @@ class PassRecord:
             for place, code in zip(index_P.tolist(), weights.code_G.tolist(), strict=True):
                 statuses[place] = STATUSES[code]
         return statuses
+
+    @property
+    def current_rewards(self) -> NDArray[np.float64]:
+        """Mean reward under the policy and effective share of each prompt [n, 2].
+
+        NaN where ratios or rewards are out of range, or the objective has no ratios.
+        """
+        rewards = np.full((self.prompts, 2), np.nan)
+        for index_P, weights in self._batches:
+            in_range_G = (weights.code_G == 0).cpu().numpy()
+            places_P = index_P.cpu().numpy()[in_range_G]
+            rewards[places_P] = weights.rewards_G2.cpu().numpy()[in_range_G]
+        return rewards
 
     @property
     def ratios(self) -> RatioSummary | None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cropi.gradients import Unsupported
 from cropi.gradients.batching import ROWS, BatchPlanner, ForwardMode
-from cropi.gradients.bounds import range_codes
+from cropi.gradients.bounds import current_rewards, range_codes
 from cropi.gradients.collation import PreparedGroup, PromptBatch, collate, prepare
 from cropi.gradients.forward import (
     evaluation_mode,
@@ -27,6 +27,7 @@ from cropi.gradients.forward import (
     in_float32,
     log_probs,
     require_fitting,
+    usable_logprobs,
 )
 from cropi.gradients.objective import objective
 from cropi.gradients.self_check import exercises_block_mask, require_covered, unique_logprobs
@@ -127,9 +128,7 @@ class LogprobReader:
 def batch_logprobs(model: nn.Module, batch: PromptBatch) -> Tensor:
     """Log-probs of a batch's usable responses at the rollouts' temperature, float64 [R, T]."""
     _, logp_DT = log_probs(forward_logits(model, batch)[0], batch)
-    mask_RT = batch.responses.mask_RT
-    logp_RT = logp_DT[batch.unique_R, : mask_RT.shape[1]]
-    return logp_RT.masked_fill(~mask_RT, 0.0)
+    return usable_logprobs(logp_DT, batch).masked_fill(~batch.responses.mask_RT, 0.0)
 
 
 def plain_logprobs(model: nn.Module, group: PreparedGroup) -> Tensor:
@@ -152,6 +151,20 @@ def read_logprobs(
             for response, values in zip(groups[owner].usable, logprobs[owner], strict=True):
                 values[response.sampled] = next(rows)[: response.tokens]
     return logprobs
+
+
+def read_current_rewards(
+    reader: LogprobReader, groups: Sequence[RolloutGroup], advance: Advance | None = None
+) -> np.ndarray:
+    """Mean reward under the reader's model and effective share of responses, float64 [n, 2].
+
+    See `bounds.current_rewards`.
+    """
+    rewards = np.zeros((len(groups), 2))
+    for batch, logp_RT in reader.batches(groups, advance):
+        values = current_rewards(logp_RT, batch.responses)
+        rewards[batch.index_P.cpu().numpy()] = values.cpu().numpy()
+    return rewards
 
 
 def read_objectives(

@@ -67,6 +67,7 @@ def score(
     seed: int = 0,
     constant_length: int | None = None,
     checkpoint: str | Path | None = None,
+    per_response: bool = False,
     progress: PhaseProgress | None = None,
 ) -> Influence:
     """Influence of each informative pool prompt on each target, under `policy`.
@@ -80,6 +81,7 @@ def score(
         constant_length: the divisor of `normalisation="constant"`; default: the longest response
             that the pool's rollouts allowed, in tokens.
         checkpoint: the folder whose Adam state `settings.precondition` reads; default: `policy`.
+        per_response: measure what each response brings too, and each prompt's standard error.
         progress: called with (phase, prompts done, prompts in all).
 
     Raises:
@@ -97,7 +99,7 @@ def score(
         constant_length or longest_allowed(groups),
         _checkpoint(policy, checkpoint),
     )
-    return scorer.score(groups, target_groups)
+    return scorer.score(groups, target_groups, per_response)
 
 
 def extract_features(
@@ -133,6 +135,11 @@ def extract_features(
             compared with `like`.
     """
     require_store_place(Path(out))
+    if settings is not None and settings.metric != "cosine":
+        raise InputError(
+            f"influence.metric {settings.metric!r} has no effect on stored features, which are "
+            "compared by their cosines; leave it out"
+        )
     groups = read_rollouts(Path(rollouts))
     scorer = make_scorer(
         as_model(policy),

@@ -22,8 +22,13 @@ Shape legend: N prompts with a gradient, M of them in the sample, V targets, D d
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
+
+from cropi.schema import SCORED
 
 RIDGE = 0.003
 """Share of a unit gradient's square below which a direction counts as not shared."""
@@ -61,6 +66,19 @@ def whitened(
         out_NV[rows] = cosines_NV[rows] - shared_RV
     out_NV[sample_M] = weights_MV / np.diag(inverse_MM)[:, None]
     return out_NV
+
+
+def whitening_sample(prompt_ids: Sequence[str], statuses: Sequence[str]) -> NDArray[np.int64]:
+    """Places of the prompts that stand for the pool: SAMPLE of those with a sound gradient."""
+    sound = [place for place, status in enumerate(statuses) if status == SCORED]
+    chosen = lowest_hashes([prompt_ids[place] for place in sound], SAMPLE)
+    return np.array([sound[each] for each in chosen], np.int64)
+
+
+def lowest_hashes(prompt_ids: Sequence[str], count: int) -> list[int]:
+    """Places of a random but fixed choice: of the ids with the lowest hashes."""
+    hashes = [hashlib.sha256(each.encode()).hexdigest() for each in prompt_ids]
+    return sorted(range(len(hashes)), key=hashes.__getitem__)[:count]
 
 
 def _units(sketches_ND: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -7,11 +7,12 @@ calls `load`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from cropi.schema import PolicyIdentity
 
@@ -47,6 +48,7 @@ class PolicyRef:
             "attention": attention,
         }
         self._policy: Policy | None = None
+        self._ends: list[weakref.finalize[..., PolicyRef]] = []
 
     @classmethod
     def of(cls, policy: Policy | PolicyRef | str | Path) -> PolicyRef:
@@ -62,7 +64,22 @@ class PolicyRef:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the weights out if another process can load them from the path."""
-        return self.__dict__ | ({} if self.path is None else {"_policy": None})
+        return self.__dict__ | {"_ends": []} | ({} if self.path is None else {"_policy": None})
+
+    def on_close(self, end: Callable[[], None]) -> None:
+        """Have `end` called once, when the reference is closed or forgotten, whichever is first."""
+        self._ends.append(weakref.finalize(self, end))
+
+    def close(self) -> None:
+        """End what was started for this policy, such as its server; it may be used again."""
+        while self._ends:
+            self._ends.pop()()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def load(self) -> Policy:
         """Return the policy with its weights, which the first call loads."""
@@ -109,6 +126,25 @@ class PolicyRef:
         """How many positions the policy has."""
         return self._policy.context if self._policy is not None else self._facts[2]
 
+    @property
+    def dtype(self) -> str:
+        """The weights' dtype as it is loaded here, e.g. `bfloat16`."""
+        if self._policy is not None:
+            return _plain(self._policy.model.dtype)
+        asked = str(self._load_options["dtype"])
+        return self._facts[3] if asked == "auto" else asked
+
+    @property
+    def plain_checkpoint(self) -> str | None:
+        """The folder or hub id that any program can load whole; None where there is none.
+
+        There is none of weights in memory, of a GGUF file and of an adapter.
+        """
+        if self.path is None or self._source.gguf is not None:
+            return None
+        location = str(self._source.location)
+        return None if (Path(location) / "adapter_config.json").is_file() else location
+
     @cached_property
     def _source(self) -> Any:
         from cropi.policy.places import locate
@@ -117,8 +153,8 @@ class PolicyRef:
         return locate(self.path, self.revision)
 
     @cached_property
-    def _facts(self) -> tuple[Any, tuple[int, ...], int]:
-        """Tokenizer, end-of-sequence ids and context, without the weights."""
+    def _facts(self) -> tuple[Any, tuple[int, ...], int, str]:
+        """Tokenizer, end-of-sequence ids, context and dtype, without the weights."""
         from cropi.policy import loading, tokenizer_loading
         from cropi.policy.checkpoints import load_tokenizer_and_configs
 
@@ -128,7 +164,12 @@ class PolicyRef:
         rows = getattr(config.get_text_config(), "vocab_size", None)
         eos = loading.eos_ids(generation_config, tokenizer, self._source.name, rows)
         tokenizer_loading.prepare_tokenizer(tokenizer, eos, rows)
-        return tokenizer, eos, loading.context_of(config)
+        dtype = _plain(getattr(config.get_text_config(), "dtype", None) or "float32")
+        return tokenizer, eos, loading.context_of(config), dtype
+
+
+def _plain(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def named_anywhere(policy: PolicyIdentity) -> PolicyIdentity:

@@ -2,7 +2,8 @@
 
 Every finished chunk is an atomic file beside the result; a collection that was killed continues
 with the first missing chunk. A chunk's prompts and its seed depend on the arguments alone, so the
-result has the same bytes however often it was interrupted.
+result has the same bytes however often it was interrupted. What servers send is stored as it comes
+(`collect_streamed`).
 """
 
 from __future__ import annotations
@@ -14,25 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from cropi.errors import InputError
 from cropi.execution import Executor, Inline, WorkUnit, run_units
-from cropi.policy.reference import PolicyRef, named_anywhere
+from cropi.policy.reference import PolicyRef
 from cropi.prompts.encoding import encode_all
+from cropi.rollouts.collect_streamed import collect_streamed
 from cropi.rollouts.engines.engine import (
-    Completion,
     RolloutEngine,
+    StreamingEngine,
     load_engine,
     require_context,
 )
+from cropi.rollouts.judged_groups import EncodedPrompts, SamplingPlan
 from cropi.rollouts.rollout_file import read_rollouts, write_rollouts
 from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import (
     Prompt,
-    Response,
     RolloutGroup,
-    Sampling,
     derive_seed,
     fingerprint,
     unique,
@@ -41,28 +40,13 @@ from cropi.store.cached import is_current, stamp
 from cropi.store.files import cannot_write, require_writable
 from cropi.store.lock import exclusive_output
 from cropi.verifiers.settings import VerifiersConfig
-from cropi.verifiers.verdict import Grader, Verdict
+from cropi.verifiers.verdict import Grader
 
 if TYPE_CHECKING:
     from cropi.policy.loading import Policy
     from cropi.verifiers import Judge
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class SamplingPlan:
-    """How a collection is sampled: `responses` per prompt, drawn as `sampling` says.
-
-    Chunk i draws from `derive_seed(seed, "chunk", i)` and has `chunk_prompts` prompts, which are
-    saved together. `template_kwargs` are arguments of the chat template.
-    """
-
-    sampling: Sampling
-    responses: int
-    seed: int
-    template_kwargs: Mapping[str, Any] | None = None
-    chunk_prompts: int = 128
 
 
 def collect(
@@ -92,7 +76,8 @@ def collect(
         progress: called with (prompts done, prompts in all) after each chunk.
         executor: runs the chunks; default: one after the other in this process. One that runs them
             elsewhere pickles `engine`, `policy` and `judge`; a pickled model's log-probs differ in
-            the last bits, so an engine should load its weights where it runs.
+            the last bits, so an engine should load its weights where it runs. An engine that
+            streams has no chunks: a server samples many prompts at once as it is.
 
     Returns:
         `out`.
@@ -104,8 +89,14 @@ def collect(
     if is_current(out, inputs_fingerprint):
         return out
     encoded = _encode(policy.tokenizer, prompts, plan, engine.context)
-    sampler = _ChunkSampler(engine, policy, prompts, encoded, judge, plan)
-    parts, chunks = _parts_folder(out), _chunks(encoded, plan.chunk_prompts)
+    all_prompts = EncodedPrompts(policy, prompts, encoded, judge, plan)
+    parts = _parts_folder(out)
+    if isinstance(engine, StreamingEngine):
+        groups = collect_streamed(engine, all_prompts, parts, inputs_fingerprint, progress)
+        write_rollouts(out, groups, stamp(inputs_fingerprint))
+        shutil.rmtree(parts)
+        return out
+    sampler, chunks = _ChunkSampler(engine, all_prompts), _chunks(encoded, plan.chunk_prompts)
     part_fingerprint = fingerprint(inputs_fingerprint, plan.chunk_prompts)
     units = _missing_chunks(sampler, chunks, parts, part_fingerprint)
     done = len(prompts) - sum(len(unit.arguments[0]) for unit in units)
@@ -165,7 +156,7 @@ def rollout(
         reference.require_same_tokens([p.content for p in prompts])
         inputs_fingerprint = inputs_fingerprint or fingerprint(
             reference.identity,
-            settings.model_dump(),
+            settings.deciding,
             judge.settings.model_dump(),
             seed,
             template_kwargs,
@@ -209,71 +200,24 @@ def _encode(
     return encoded
 
 
-def judge_completions(
-    judge: Grader,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    sampled: Sequence[Sequence[Completion]],
-) -> list[list[tuple[Completion, str, Verdict]]]:
-    """Return every completion with its text and verdict, by prompt; all are judged in one call.
-
-    Verifiers read the text without EOS and other special tokens.
-    """
-    flat = [completion for group in sampled for completion in group]
-    prompt_of = [prompt for prompt, group in zip(prompts, sampled, strict=True) for _ in group]
-    ids = [completion.ids.tolist() for completion in flat]
-    texts = [tokenizer.decode(row, skip_special_tokens=True) for row in ids]
-    verdicts = judge.judge(list(zip(prompt_of, texts, strict=True)), ids)
-    judged = iter(list(zip(flat, texts, verdicts, strict=True)))
-    return [[next(judged) for _ in group] for group in sampled]
-
-
 @dataclass(frozen=True, slots=True)
 class _ChunkSampler:
     """Everything that the chunks share."""
 
     engine: RolloutEngine
-    policy: PolicyRef
-    prompts: Sequence[Prompt]
-    encoded: list[list[int]]
-    judge: Grader
-    plan: SamplingPlan
+    prompts: EncodedPrompts
 
     def write(self, members: Sequence[int], index: int, part: Path, part_fingerprint: str) -> int:
         """Sample chunk `index`, the prompts at these positions; return how many it has."""
-        groups = self.sample(members, derive_seed(self.plan.seed, "chunk", index))
+        groups = self.sample(members, derive_seed(self.prompts.plan.seed, "chunk", index))
         write_rollouts(part, groups, stamp(fingerprint(part_fingerprint, index)))
         return len(members)
 
     def sample(self, members: Sequence[int], seed: int) -> list[RolloutGroup]:
         """Sample and judge the prompts at these positions."""
-        rows = [self.encoded[m] for m in members]
-        sampled = self.engine.generate(rows, self.plan.sampling, self.plan.responses, seed)
-        prompts = [self.prompts[m] for m in members]
-        judged = judge_completions(self.judge, self.policy.tokenizer, prompts, sampled)
-        return [
-            RolloutGroup(
-                prompt_id=self.prompts[member].prompt_id,
-                prompt_ids=np.array(self.encoded[member], dtype=np.int32),
-                responses=[_response(*outcome) for outcome in group],
-                sampling=self.plan.sampling,
-                policy=named_anywhere(self.policy.identity),
-                seed=self.plan.seed,
-            )
-            for member, group in zip(members, judged, strict=True)
-        ]
-
-
-def _response(completion: Completion, text: str, verdict: Verdict) -> Response:
-    """Return the response with its reward, NaN unless the verdict is ok."""
-    return Response(
-        ids=completion.ids,
-        logprobs=completion.logprobs,
-        text=text,
-        finish_reason=completion.finish_reason,
-        reward=float(verdict.reward) if verdict.status == "ok" else float("nan"),
-        reward_status=verdict.status,
-    )
+        rows, plan = [self.prompts.encoded[m] for m in members], self.prompts.plan
+        sampled = self.engine.generate(rows, plan.sampling, plan.responses, seed)
+        return self.prompts.judged(members, sampled)
 
 
 def _chunks(encoded: Sequence[Sequence[int]], size: int) -> list[list[int]]:

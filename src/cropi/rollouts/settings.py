@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,12 +11,46 @@ from cropi.plugins import Choice
 from cropi.schema import Sampling
 from cropi.settings import Count, Fraction, Section, Temperature
 
+Policies = Literal["any", "saved", "served"]
+
+
+class EngineSettings(Section):
+    """What the settings of every built-in engine say about it.
+
+    `execution` names the settings that say where and how fast, but not what is sampled. `policies`
+    says which policies it samples from: `any`; `saved`, for one in memory is written to disk first;
+    or `served`, the one that a server already has.
+    """
+
+    execution: ClassVar[frozenset[str]] = frozenset()
+    policies: ClassVar[Policies] = "any"
+
 
 class EngineChoice(Choice):
     """What samples responses, with its settings."""
 
     kind: ClassVar[str] = "engine"
     default: ClassVar[str] = "transformers"
+
+    @property
+    def policies(self) -> Policies:
+        """Which policies it samples from; a user's own engine is taken to sample from any."""
+        policies: Policies = getattr(self.settings, "policies", "any")
+        return policies
+
+    @property
+    def deciding(self) -> Any:
+        """The name and those settings that decide what is sampled."""
+        values = self.model_dump()
+        execution = getattr(self.settings, "execution", ())
+        return {k: v for k, v in values.items() if k not in execution} if execution else values
+
+    def logging_to(self, folder: Path) -> EngineChoice:
+        """The same choice, its program's log in `folder` unless its settings say where."""
+        if getattr(self.settings, "log", "") is not None:
+            return self
+        settings = self.settings.model_copy(update={"log": str(folder / f"{self.slug}.log")})
+        return self.model_copy(update={"settings": settings})
 
 
 class RolloutsConfig(Section):
@@ -34,6 +69,11 @@ class RolloutsConfig(Section):
         0, description="sample from so many of the likeliest tokens; 0: from all"
     )
     max_new_tokens: Count = Field(512, description="longest response, in tokens")
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide what is sampled, as plain values."""
+        return {**self.model_dump(), "engine": self.engine.deciding}
 
     @property
     def sampling(self) -> Sampling:

@@ -7,7 +7,7 @@ import numpy as np
 from cropi.errors import InputError
 from cropi.plugins import plugin
 from cropi.schema import Selection
-from cropi.selection.strategy import Scoring, SelectionContext, select_top
+from cropi.selection.strategy import Scoring, SelectionContext, require_shares, select_top
 
 LOWEST_PASS_RATE, HIGHEST_PASS_RATE = 0.25, 0.75
 
@@ -81,6 +81,30 @@ class Learnability:
         """Score by variance."""
         statistics = context.statistics
         return select_top(context, statistics.variances, statistics.informative)
+
+
+@plugin("strategy", "dare")
+class Dare:
+    """A draw by difficulty under the stage's own policy, as stored rollouts tell it.
+
+    Pass rates p are those of the freshest rollouts of each prompt, training's own included,
+    weighted to the current policy; prompts are drawn in proportion to (p (1 - p))^10, a symmetric
+    Beta density. Both are DARE's (arXiv 2605.09188); its tiers of training are not part of this.
+    """
+
+    scoring: Scoring = "never"
+    current = True
+    SHARPNESS = 10.0
+
+    def select(self, context: SelectionContext) -> Selection:
+        """Draw without replacement. Raises InputError for rewards that are no shares of a pass."""
+        rates_P = context.current
+        assert rates_P is not None, "the strategy needs current pass rates and was given none"
+        require_shares(rates_P, 1, "dare")
+        weights_P = np.nan_to_num(rates_P * (1 - rates_P)).clip(min=0)
+        noise_P = np.random.default_rng(context.seed).gumbel(size=len(weights_P))
+        logs_P = self.SHARPNESS * np.log(np.maximum(weights_P, 1e-300))
+        return select_top(context, logs_P + noise_P, weights_P > 0)
 
 
 @plugin("strategy", "oracle")

@@ -42,6 +42,7 @@ def select(
     target_sources: Collection[str] = (),
     features: NDArray[np.float64] | None = None,
     history: Sequence[Sequence[RolloutGroup] | str | Path] | PassHistory = (),
+    current: NDArray[np.float64] | None = None,
     threshold: float | None = None,
     stage: int | None = None,
     seed: int = 0,
@@ -59,6 +60,10 @@ def select(
         target_sources: sources of the validation prompts.
         features: of the pool's prompts, in the order of their rollouts, for strategies that look at
             the policy's hidden states (`cropi.policy.representations.prompt_features`).
+        history: all rollouts of the pool's prompts so far, or their files, oldest first: the start
+            policy's, then what each stage's training sampled; default: `rollouts` alone.
+        current: pass rates under the current policy, in the order of the rollouts, for strategies
+            that look at them (`cropi.rollouts.current_rates.current_pass_rates`).
         threshold: the reward at which a response passes; default: rewards are graded.
         stage: the stage's index; default: how many there are before it.
         seed: of the stage, for strategies that draw.
@@ -75,11 +80,7 @@ def select(
     strategy = find_strategy(settings.strategy)
     needs = needs_of(strategy)
     _require(needs, settings.strategy.name, estimate, rollouts)
-    if needs.features and features is None:
-        raise InputError(
-            f"strategy {settings.strategy.name} needs the policy's hidden states at the prompts; "
-            "a run makes them, and in Python give features=prompt_features(model, rollouts)"
-        )
+    _require_reading(needs, settings.strategy.name, features, current)
     groups: Sequence[RolloutGroup] = []
     if isinstance(rollouts, RolloutStatistics):
         statistics = rollouts
@@ -100,6 +101,7 @@ def select(
             target_sources=frozenset(target_sources),
             features=features,
             history=_history(history, statistics, groups, threshold) if needs.history else None,
+            current=current,
         )
     )
     require_not_empty(selection, title or f"strategy {settings.strategy.name}")
@@ -150,6 +152,25 @@ def _require_one_pool(
                 f"the scores of earlier stage {place} share no prompt with the last ones; give "
                 "scores of the same pool"
             )
+
+
+def _require_reading(
+    needs: Needs,
+    strategy: str,
+    features: NDArray[np.float64] | None,
+    current: NDArray[np.float64] | None,
+) -> None:
+    """Raise InputError for what a strategy needs to know of the policy and is not told."""
+    if needs.features and features is None:
+        raise InputError(
+            f"strategy {strategy} needs the policy's hidden states at the prompts; a run makes "
+            "them, and in Python give features=prompt_features(model, rollouts)"
+        )
+    if needs.current and current is None:
+        raise InputError(
+            f"strategy {strategy} needs pass rates under the current policy; a run makes them, and "
+            "in Python give current=current_pass_rates(model, rollouts)"
+        )
 
 
 def _require(

@@ -32,6 +32,7 @@ class SelectionContext:
     names each pool prompt's source, `target_sources` those of the validation prompts. `features`
     [L, P, F] are what the policy's layers make of the pool's prompts, and `history` is how often
     they passed in every round of sampling so far, training's included, if the strategy asked.
+    `current` [P] are pass rates under the stage's own policy, if it asked for those.
     """
 
     statistics: RolloutStatistics
@@ -44,6 +45,7 @@ class SelectionContext:
     target_sources: frozenset[str] = frozenset()
     features: NDArray[np.float64] | None = None
     history: PassHistory | None = None
+    current: NDArray[np.float64] | None = None
 
     @property
     def prompt_ids(self) -> list[str]:
@@ -77,12 +79,12 @@ class Needs:
 
     `rollouts`: whether it looks at the pool's rollouts at all. `direction`: what scores compare a
     prompt with: every validation set, the mean over all validation prompts, or the pool's own mean
-    unit gradient. `metric`: how scores compare; None leaves it to the run's settings. `fresh`:
-    every stage has rollouts of its own policy. `dynamic_sampling`: training replaces groups whose
-    rewards are all equal. `earlier`: it looks at the estimates of earlier stages. `target_sources`:
-    it looks at the sources of the validation prompts. `features`: it looks at the policy's hidden
-    states at the pool's prompts. `history`: it looks at the rewards of all rollouts so far,
-    training's included.
+    unit gradient. `metric`: how scores compare; None: as the settings say. `fresh`: every stage
+    has rollouts of its own policy. `dynamic_sampling`: training replaces groups whose rewards are
+    all equal. `earlier`: it looks at the estimates of earlier stages. `target_sources`: it looks at
+    the sources of the validation prompts. `features`: it looks at the policy's hidden states at the
+    pool's prompts. `history`: it looks at the rewards of all rollouts so far, training's included.
+    `current`: it looks at the pass rates under the stage's own policy, which stored rollouts give.
     """
 
     scoring: Scoring
@@ -95,6 +97,7 @@ class Needs:
     target_sources: bool = False
     features: bool = False
     history: bool = False
+    current: bool = False
 
     @property
     def validation(self) -> bool:
@@ -138,10 +141,14 @@ def selection_size(ratio: float, pool_size: int) -> int:
     return max(1, int(ratio * pool_size + 1e-9))
 
 
+class NothingSelectedError(InputError):
+    """No prompt of the pool qualifies."""
+
+
 def require_not_empty(selection: Selection, who: str) -> None:
     """Raise InputError if nothing was selected."""
     if not selection.prompt_ids:
-        raise InputError(
+        raise NothingSelectedError(
             f"{who} selected no prompt, because none of the pool qualifies: add prompts, sample "
             "more responses, or choose another strategy"
         )
@@ -175,13 +182,20 @@ def history_of(context: SelectionContext, strategy: str) -> PassHistory:
     """The pass rates of all rounds so far. Raises InputError if rewards are no passes."""
     history = context.history
     assert history is not None, "the strategy needs a history and was given none"
-    slack = 1e-6 * history.responses
-    if (history.passes < -slack).any() or (history.passes > history.responses + slack).any():
+    require_shares(history.passes, history.responses, strategy)
+    return replace(history, passes=np.clip(history.passes, 0, history.responses))
+
+
+def require_shares(
+    sums: NDArray[np.float64], counts: NDArray[np.int64] | int, strategy: str
+) -> None:
+    """Raise InputError unless sums of rewards lie between 0 and their counts."""
+    slack = 1e-6 * np.asarray(counts)
+    if (sums < -slack).any() or (sums > counts + slack).any():
         raise InputError(
             f"strategy {strategy} reads rewards as shares of a pass, from 0 to 1, and some are "
             "beyond; set verifiers.threshold to the reward at which a response passes"
         )
-    return replace(history, passes=np.clip(history.passes, 0, history.responses))
 
 
 def alphabetical_places(prompt_ids: Sequence[str]) -> NDArray[np.int64]:

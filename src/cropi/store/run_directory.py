@@ -4,10 +4,13 @@
     prompts/    pool.parquet  validation/NAME.parquet  test/NAME.parquet  notes.json
     start/      the policy to start from, where it had to be made (warm-up, adapters)
     rollouts/   pool.parquet  validation/NAME.parquet
+    tracking.json  tensorboard/   what was sent where (report_to)
+    logs/       the output of programs that sample, where an engine starts one
     arms/NAME/stages/M/   scores.parquet  selection.parquet  metrics.jsonl  policy/  [rollouts/]
 
-Everything but `timings.jsonl` is the same bytes in every run of the same config and seed on the
-same machine, however often it was killed.
+Everything but `timings.jsonl`, `logs/` and what `report_to` leaves is the same bytes in every run
+of the same config and seed on the same machine, however often it was killed; a server's samples are
+so up to rounding.
 """
 
 from __future__ import annotations
@@ -138,6 +141,11 @@ class RunDirectory:
     def rollouts(self, kind: str, name: str = "") -> Path:
         """The start policy's rollouts of the pool or of a validation set."""
         return _set_file(self.root / "rollouts", kind, name)
+
+    @property
+    def logs(self) -> Path:
+        """Output of programs that the run has started."""
+        return self.root / "logs"
 
     @property
     def start(self) -> Path:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropi.errors import InputError
-from cropi.schema import SCORED, UNSCORED, InfluenceEstimate, Selection, unique
+from cropi.schema import MAX_REWARD, SCORED, UNSCORED, InfluenceEstimate, Selection, unique
 from cropi.store.files import read_table, table_metadata, write_table
 from cropi.text import require_names, shown
 
@@ -25,20 +25,26 @@ if TYPE_CHECKING:
 JSON = TypeVar("JSON", dict[str, Any], list[Any])
 ERROR_SUFFIX = "_standard_error"
 """What is appended to a validation set's name for the column of its standard errors."""
+RESPONSES_SUFFIX = "_responses"
+"""What is appended to it for the column of the parts that single responses bring."""
 POOL_SIZE, NEGATIVE = "cropi.pool_size", "cropi.negative"
 """Keys of the metadata."""
 COSINE_TOLERANCE = 1e-4
 """By which rounding may lift a cosine above 1."""
 LARGEST_ERROR = 2.0
 """Standard error of a cosine; both ends of its range are this far apart."""
-RESERVED = ("prompt_id", "norm", "tokens", "group_size", "status")
+CURRENT = ("current_reward", "effective_share")
+"""Columns that only scores of a model's own pass have."""
+RESERVED = ("prompt_id", "norm", "tokens", "group_size", "status", *CURRENT)
 """Columns of a score file that are not validation sets."""
 
 
 def require_set_names(names: Iterable[str], where: str = "a score file") -> None:
     """Raise InputError if a validation set has the name of another column of a score file."""
-    for name in names:
-        if name in RESERVED or name.endswith(ERROR_SUFFIX):
+    given = list(names)
+    for name in given:
+        is_list = name.endswith(RESPONSES_SUFFIX) and name.removesuffix(RESPONSES_SUFFIX) in given
+        if name in RESERVED or name.endswith(ERROR_SUFFIX) or is_list:
             raise InputError(
                 f"a validation set cannot be called {name!r}, which is a column of its own in "
                 f"{where}; give it another name"
@@ -51,7 +57,9 @@ def write_scores(
     """Write one row per prompt of the pool, in its order.
 
     prompt_id, norm, per validation set one float32 cosine under its name (null: not measured) and
-    one float64 <set>_standard_error, tokens, group_size and status. Raises InputError if a
+    one float64 <set>_standard_error, tokens, group_size and status; where known, float32
+    current_reward and effective_share (null: not measured). Where responses were measured, also a
+    list <set>_responses of the parts that they bring (null: not usable). Raises InputError if a
     validation set is called like one of the other columns.
     """
     import pyarrow as pa
@@ -65,11 +73,18 @@ def write_scores(
         columns[name] = _nullable(mean, pa.float32())
     for name, error in estimate.standard_error.items():
         columns[name + ERROR_SUFFIX] = _nullable(error, pa.float64())
+    for name, parts in estimate.responses.items():
+        columns[name + RESPONSES_SUFFIX] = _nullable_lists(parts)
     columns |= {
         "tokens": pa.array(estimate.tokens, pa.int64()),
         "group_size": pa.array(estimate.group_size, pa.int32()),
         "status": pa.array(estimate.status, pa.string()),
     }
+    for name, values in zip(
+        CURRENT, (estimate.current_reward, estimate.effective_share), strict=True
+    ):
+        if values is not None:
+            columns[name] = _nullable(values, pa.float32())
     about = {
         POOL_SIZE: str(estimate.pool_size),
         "cropi.unlisted": json.dumps(estimate.unlisted),
@@ -122,6 +137,9 @@ def scores_from(table: pa.Table, path: Path) -> InfluenceEstimate:
         status=status,
         unlisted=_unlisted(about, len(ids), path),
         identity=_json(about, "cropi.influence", path, {}),
+        current_reward=_if_there(columns, "current_reward", MAX_REWARD),
+        effective_share=_if_there(columns, "effective_share", 1 + COSINE_TOLERANCE),
+        responses={n: _responses(columns, n) for n in names if n + RESPONSES_SUFFIX in columns},
     )
 
 
@@ -186,6 +204,27 @@ def _sizes(columns: Columns, name: str) -> NDArray[np.float64]:
         values,
     )
     return values
+
+
+def _if_there(columns: Columns, name: str, largest: float) -> NDArray[np.float32] | None:
+    """A column that a file may lack, of sizes up to `largest`; NaN where it is null."""
+    if name not in columns:
+        return None
+    values = _floats(columns, name)
+    wrong = np.abs(values) > largest
+    columns.require_no_row(name, wrong, f"is beyond {largest:g}; score again", values)
+    return values.astype(np.float32)
+
+
+def _responses(columns: Columns, name: str) -> list[NDArray[np.float32]]:
+    """The parts of a set's cosines that responses bring; NaN for null."""
+    import pyarrow as pa
+
+    column = name + RESPONSES_SUFFIX
+    parts, _ = columns.optional_ragged(column, pa.float32(), null_is_nan=True)
+    wrong = parts.any_of(np.isinf(parts.values))
+    columns.require_no_row(column, wrong, "holds an infinite number; score again")
+    return [parts[row] for row in range(len(parts.lengths))]
 
 
 def _floats(columns: Columns, name: str, default: float = math.nan) -> NDArray[np.float64]:
@@ -254,6 +293,14 @@ def _nullable(values: NDArray[np.floating], kind: pa.DataType) -> pa.Array:
     import pyarrow as pa
 
     return pa.array(values, kind, mask=np.isnan(values))
+
+
+def _nullable_lists(rows: Iterable[NDArray[np.floating]]) -> pa.Array:
+    """A column of lists, of which empty ones are null, with null for NaN in them."""
+    import pyarrow as pa
+
+    lists = [_nullable(values, pa.float32()).to_pylist() or None for values in rows]
+    return pa.array(lists, pa.list_(pa.float32()))
 
 
 def write_selection(

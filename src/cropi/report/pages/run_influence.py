@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cropi.influence.targets import DOMINANT_SHARE, WEAK_SPLIT_HALF
 from cropi.report.data.run_data import RunData, StageFiles
@@ -45,7 +48,7 @@ def body(run: RunData, charts: Charts) -> Safe:
     note = "Boxes hold the middle half of the prompts; whiskers end at percentiles 5 and 95."
     if len(set(run.sources.values())) > SHOWN_SOURCES:
         note += f" Of the sources, the {SHOWN_SOURCES // 2} highest and lowest medians are shown."
-    return joined([two, hint(note), *_reliability(run), *_skipped(scored[-1])])
+    return joined([two, hint(note), *_reliability(run), *_current(scored), *_skipped(scored[-1])])
 
 
 def _cosines(stage: StageFiles) -> Mapping[str, Any]:
@@ -156,6 +159,48 @@ def _flag(split_half: float | None, share: float | None) -> Safe:
     if split_half is not None and split_half < WEAK_SPLIT_HALF:
         return badge("halves disagree", "warn")
     return Safe()
+
+
+def _current(scored: Sequence[StageFiles]) -> list[Safe]:
+    """How each stage's policy does on the pool, as stored rollouts tell it."""
+    rows = [row for stage in scored if (row := _current_row(stage)) is not None]
+    if not rows:
+        return []
+    header = ("stage", "mean reward now", "informative now", "effective share of responses")
+    note = (
+        "Stored responses, each weighted by how likely the stage's policy is to give it "
+        "(importance sampling); nothing is sampled. Informative now: the mean chance that a "
+        "prompt's next group of as many responses has passes and failures. An effective share "
+        "below about a half says that the policy has moved too far for these to be exact."
+    )
+    return [tag("h3", "The pool under each stage's policy"), table(header, rows), hint(note)]
+
+
+def _current_row(stage: StageFiles) -> tuple[object, ...] | None:
+    scores = stage.scores
+    if scores is None or scores.current_reward is None or scores.effective_share is None:
+        return None
+    known_P = np.isfinite(scores.current_reward)
+    if not known_P.any():
+        return None
+    reward_P = scores.current_reward[known_P].astype(np.float64)
+    shares = scores.effective_share[np.isfinite(scores.effective_share)]
+    return (
+        stage.name,
+        fixed(float(reward_P.mean()), 3),
+        percent(_informative_chance(reward_P, scores.group_size[known_P])),
+        percent(float(np.median(shares)) if len(shares) else None),
+    )
+
+
+def _informative_chance(
+    rate_P: NDArray[np.float64], size_P: NDArray[np.integer[Any]]
+) -> float | None:
+    """Mean chance of a group of that size with a pass and a failure; None for other rewards."""
+    if size_P.min() < 1 or rate_P.min() < -1e-6 or rate_P.max() > 1 + 1e-6:
+        return None
+    rate_P = rate_P.clip(0, 1)
+    return float((1 - rate_P**size_P - (1 - rate_P) ** size_P).mean())
 
 
 def _skipped(last: StageFiles) -> list[Safe]:

@@ -7,9 +7,9 @@ weights in this process. This module loads neither torch nor transformers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cropi.errors import InputError
 from cropi.policy.reference import PolicyRef
 from cropi.rollouts.settings import EngineChoice
-from cropi.schema import FinishReason, Sampling
+from cropi.schema import FinishReason, LogprobMode, Sampling
 
 if TYPE_CHECKING:
     from cropi.policy.loading import Policy
@@ -28,12 +28,14 @@ class Completion:
     """One sampled response: `ids` int32 [T], with the EOS token if it was sampled.
 
     `logprobs` float32 [T] are in nats, of the distribution that was sampled (after temperature,
-    top-k and top-p, renormalised), or of the model's distribution if decoding was greedy.
+    top-k and top-p, renormalised), or of the model's distribution if decoding was greedy; an engine
+    whose log-probs are of another distribution says so in `logprob_mode`.
     """
 
     ids: NDArray[np.int32]
     logprobs: NDArray[np.float32]
     finish_reason: FinishReason
+    logprob_mode: LogprobMode = "processed"
 
 
 class RolloutEngine(Protocol):
@@ -48,6 +50,24 @@ class RolloutEngine(Protocol):
         self, prompt_ids: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
     ) -> list[list[Completion]]:
         """Return `n` completions per prompt, in order; equal calls give equal results."""
+        ...
+
+
+@runtime_checkable
+class StreamingEngine(RolloutEngine, Protocol):
+    """An engine whose prompts are independent of each other: each has a seed of its own.
+
+    Their responses are stored as they arrive, so that none is lost when the program is killed.
+    """
+
+    def stream(
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        sampling: Sampling,
+        n: int,
+        seeds: Sequence[int],
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Yield each prompt's place and its `n` completions, in any order."""
         ...
 
 

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from cropi.plugins import plugin
-from cropi.settings import Count, Section
+from cropi.rollouts.settings import EngineSettings
+from cropi.settings import Count
 
 if TYPE_CHECKING:
     from cropi.policy.reference import PolicyRef
     from cropi.rollouts.engines.engine import RolloutEngine
 
 
-class TransformersSettings(Section):
+class TransformersSettings(EngineSettings):
     """Settings of the engine `transformers`."""
 
     batch_size: Count = Field(256, description="responses generated at once")

@@ -1,0 +1,112 @@
+"""prime-rl: JSONL rows, and a taskset of the `verifiers` package that loads and judges them."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from cropi.exchange.exports.trainer_format import Place, Row, Start, as_asked, columns
+from cropi.plugins import plugin
+from cropi.schema import Prompt
+
+TASKSET = '''\
+"""The prompts beside this file as a verifiers taskset, in the order of the selection.
+
+Its id is `cropi-selection`; this folder has to be on PYTHONPATH.
+"""
+
+import asyncio
+import json
+from pathlib import Path
+
+import verifiers.v1 as vf
+
+from cropi.exchange.reward_functions import FolderRewards
+
+HERE = Path(__file__).parent
+FOLDER = FolderRewards(HERE)
+
+
+class SelectedData(vf.TaskData):
+    """A row: `id` is the prompt's."""
+
+    answer: str = ""
+    source: str = ""
+
+
+class SelectedTask(vf.Task[SelectedData, vf.State, vf.TaskConfig]):
+    """A prompt, judged by cropi's verifiers."""
+
+    @property
+    def key(self) -> str:
+        return self.data.id
+
+    @vf.reward
+    async def verifier(self, trace: vf.Trace) -> float:
+        """The reward; an error for a response that cannot be judged, which is not a wrong one."""
+        ids, texts = [self.data.id], [trace.last_reply]
+        (verdict,) = await asyncio.to_thread(FOLDER.verdicts, ids, texts)
+        if verdict.status != "ok":
+            raise vf.TaskError(f"not judged: {verdict.status}: {verdict.detail}")
+        return verdict.reward
+
+
+class SelectionConfig(vf.TasksetConfig):
+    """Which file: `selection`, or `control`, the random one."""
+
+    rows: str = "selection"
+
+
+class SelectionTaskset(vf.Taskset[SelectedTask, SelectionConfig]):
+    """The exported rows."""
+
+    def load(self):
+        with (HERE / f"{self.config.rows}.jsonl").open(encoding="utf-8") as lines:
+            for line in lines:
+                row = json.loads(line)
+                data = SelectedData(
+                    id=row["prompt_id"],
+                    prompt=row["prompt"],
+                    answer=row["answer"],
+                    source=row["source"],
+                )
+                yield SelectedTask(data, self.config.task)
+
+
+__all__ = ["SelectionTaskset"]
+'''
+CONFIG = """\
+# Merge into the rl.toml of your run. prime-rl goes through the tasks in the order of the selection.
+[[orchestrator.train.source]]
+name = "cropi-selection"
+
+[orchestrator.train.source.env.taskset]
+id = "cropi-selection"
+# rows = "control"  # the random control
+
+[orchestrator.train.source.env.agent.harness]
+id = "null"
+
+[orchestrator.train.source.env.agent.runtime]
+type = "subprocess"
+"""
+
+
+@plugin("export", "prime-rl")
+class PrimeRl:
+    """A taskset for prime-rl, or anything else that runs `verifiers` environments."""
+
+    suffix = ".jsonl"
+    read_in = "verifiers 0.4.0 and prime-rl at 559b447 (August 2026)"
+    chats = True
+    files: ClassVar[dict[str, str]] = {"cropi_selection.py": TASKSET, "source.toml": CONFIG}
+
+    def row(self, prompt: Prompt, place: Place) -> Row:
+        """`prompt` as text (one user message to verifiers) or messages, and every other column."""
+        return columns(prompt, place, prompt=as_asked(prompt))
+
+    def command(self, start: Start) -> str:
+        """prime-rl with your settings, the source of tasks, and the policy."""
+        return (
+            f"PYTHONPATH={start.path('')} uv run rl @ rl.toml @ {start.path('source.toml')} "
+            f"--model.name {start.policy}"
+        )

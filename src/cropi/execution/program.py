@@ -1,0 +1,108 @@
+"""Another program that runs while we need it, and ends when this process does, however it does.
+
+Between the two stands a guard: this file, run as a script, which starts the program and waits for
+the end of its standard input. The system closes that pipe when our process is gone, also by
+SIGKILL, and the guard then ends the program with all its children.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+GRACE = 20.0
+"""Seconds between asking a program to end and killing it."""
+PR_SET_PDEATHSIG = 1
+"""From <linux/prctl.h>: the signal that a process gets when its parent is gone."""
+
+
+class Program:
+    """A running program with all its children; its output is appended to the file `log`."""
+
+    def __init__(
+        self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
+        with log.open("ab") as output:
+            self._guard = subprocess.Popen(
+                [sys.executable, "-I", __file__, *command],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                # Ctrl-C reaches us alone: we decide when the program ends.
+                start_new_session=True,
+            )
+        self._stop = weakref.finalize(self, _stop, self._guard, os.getpid())
+
+    @property
+    def exit_code(self) -> int | None:
+        """What the program ended with; None while it runs."""
+        return self._guard.poll()
+
+    def stop(self) -> None:
+        """End the program and its children, and wait until they are gone."""
+        self._stop()
+
+
+def _stop(guard: subprocess.Popen[bytes], owner: int) -> None:
+    """Close the guard's input; not in a process that was forked from the one that started it."""
+    if os.getpid() != owner:
+        return
+    assert guard.stdin is not None
+    with contextlib.suppress(OSError):
+        guard.stdin.close()
+    try:
+        guard.wait(GRACE + 10)
+    except subprocess.TimeoutExpired:
+        guard.kill()
+
+
+def guard(command: Sequence[str]) -> int:
+    """Run a command until it ends or standard input does; return its exit code."""
+    try:
+        program = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=_end_with_guard if sys.platform == "linux" else None,
+        )
+    except OSError as error:
+        print(error, file=sys.stderr)
+        return 127
+    threading.Thread(target=_end_with_input, args=(program,), daemon=True).start()
+    code = program.wait()
+    _signal_group(program, signal.SIGKILL)  # children that outlived it
+    return code
+
+
+def _end_with_guard() -> None:
+    """Have the system end the program if even the guard is killed; for Linux, in the child."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _end_with_input(program: subprocess.Popen[bytes]) -> None:
+    while os.read(0, 1024):
+        pass
+    _signal_group(program, signal.SIGTERM)
+    try:
+        program.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        _signal_group(program, signal.SIGKILL)
+
+
+def _signal_group(program: subprocess.Popen[bytes], number: int) -> None:
+    """Signal the program and its children, which are in a group of their own."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(program.pid, number)
+
+
+if __name__ == "__main__":
+    sys.exit(guard(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Sampling from a server: what it is asked, how often, and what its answers mean."""
