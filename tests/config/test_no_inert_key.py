@@ -26,6 +26,7 @@ from cropi.prompts.settings import PromptSource
 from cropi.rollouts import load_engine
 from cropi.rollouts.settings import EngineChoice
 from cropi.schema import Sampling
+from cropi.selection import find_strategy
 from cropi.selection.settings import SelectionConfig, StrategyChoice
 from cropi.settings import Section, section_in
 from cropi.sketches import SketchChoice, make_sketch
@@ -126,6 +127,7 @@ def use_plugins() -> None:
             make_sketch(SketchChoice.of(name, dim=8), {"w": (4, 4)}, 0)
     rollouts = mixed_groups(4)
     sources = {group.prompt_id: group.prompt_id for group in rollouts}
+    assert find_strategy("draw").scoring == "once"
     for name in ("bandit", "dps", "mopps"):
         settings = SelectionConfig(strategy=StrategyChoice.of(name))
         assert cropi.select(None, settings, rollouts=rollouts, sources=sources).prompt_ids
@@ -164,7 +166,9 @@ def test_validation_alone_reads_nothing() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Section, "__getattribute__", recorded)
         load_config("smollm2")
-    selection = [line for line in seen if not line.startswith(("strategy.py", "fusion.py"))]
+    selection = [
+        line for line in seen if not line.startswith(("strategy.py", "fusion.py", "draw.py"))
+    ]
     assert selection == [], "the checks must not count as reading"
 
 

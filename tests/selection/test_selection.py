@@ -147,15 +147,13 @@ def test_every_built_in_strategy_chooses_distinct_prompts_of_the_pool(name: str)
     ids = context().prompt_ids
     target = "pool" if name == "learnalign" else "v"
     cosines = {target: dict(zip(ids, np.linspace(-1, 1, 40).tolist(), strict=True))}
-    if name == "draw":
-        cosines["pool"] = dict.fromkeys(ids, 0.1)
     given = context(estimate=table(cosines), features=np.eye(40)[None])
     without = {"noise_floor": 0, "memory": 0} if name == "cropi" else {}
     strategy = find_strategy(StrategyChoice.of(name, **without))
     selection = strategy.select(given)
     assert len(selection.prompt_ids) == {"full": 40, "dapo": 40, "oracle": 10}.get(name, 8)
     assert set(selection.prompt_ids) <= set(ids)
-    once, every = ("one_shot", "learnalign"), ("cropi", "draw", "gradalign")
+    once, every = ("draw", "one_shot", "learnalign"), ("cropi", "gradalign")
     expected = "once" if name in once else "stage" if name in every else "never"
     assert strategy.scoring == expected
     assert strategy.select(given).prompt_ids == selection.prompt_ids

@@ -90,16 +90,8 @@ class StageScorer:
         return influence
 
     def _settings_at(self, stage: Stage, needs: Needs) -> InfluenceConfig:
-        """The settings, without Adam in the first stage, when nothing has been trained yet.
-
-        A mean cosine with the pool is the cosine with its mean unit gradient, whatever the
-        settings say.
-        """
-        settings = self.settings
-        if needs.direction == "pool":
-            settings = settings.model_copy(update={"target": "unit_mean"})
-        if needs.metric is not None:
-            settings = settings.model_copy(update={"metric": needs.metric})
+        """The settings, without Adam in the first stage, when nothing has been trained yet."""
+        settings = influence_settings(needs, self.settings)
         if stage.index > 0 or settings.precondition == "none":
             return settings
         self.log.warn(
@@ -109,6 +101,19 @@ class StageScorer:
             ]
         )
         return settings.model_copy(update={"precondition": "none"})
+
+
+def influence_settings(needs: Needs, settings: InfluenceConfig) -> InfluenceConfig:
+    """The settings, with what a strategy asks for whatever they say.
+
+    A mean cosine with the pool is the cosine with its mean unit gradient.
+    """
+    asked: dict[str, str] = {}
+    if needs.direction == "pool":
+        asked["target"] = "unit_mean"
+    if needs.metric is not None:
+        asked["metric"] = needs.metric
+    return settings.model_copy(update=asked)
 
 
 def target_rollouts(needs: Needs, rollouts: StageRollouts) -> dict[str, list[RolloutGroup]]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from cropi.curriculum.stage_choice import target_rollouts
+from cropi.curriculum.stage_choice import influence_settings, target_rollouts
 from cropi.curriculum.stage_rollouts import StageRollouts
 from cropi.curriculum.trackers import selection_values
 from cropi.errors import InputError
@@ -173,14 +173,15 @@ class GuidedStages:
         # Informative prompts first, so that every process has some.
         shared = sorted(pool, key=lambda group: not group.informative)
         busy = max(1, min(self.processes.count, sum(group.informative for group in pool)))
+        settings = influence_settings(self.needs, self.settings.influence)
+        if settings.metric == "whitened":
+            busy = 1  # every prompt is compared with all others
 
         def measure() -> InfluenceEstimate | None:
             if self.processes.index >= busy:
                 return None
             share = shared[self.processes.index :: busy]
-            influence = score(
-                policy, share, targets, self.settings.influence, seed=self.settings.seed
-            )
+            influence = score(policy, share, targets, settings, seed=self.settings.seed)
             for note in influence.notes if self.processes.index == 0 else []:
                 warnings.warn(note, stacklevel=2)
             return influence.estimate

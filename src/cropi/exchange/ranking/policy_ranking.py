@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cropi.curriculum.stage_choice import target_rollouts
+from cropi.curriculum.stage_choice import influence_settings, target_rollouts
 from cropi.curriculum.stage_rollouts import StageRollouts
 from cropi.exchange.ranking.logged_groups import LoggedGroups
 from cropi.exchange.ranking.ranking import LoggedPool
@@ -85,7 +85,7 @@ def measure(
             loaded,
             pool.groups,
             target_rollouts(needs, stage),
-            influence,
+            influence_settings(needs, influence),
             seed=seed,
             checkpoint=policy.path,
             progress=progress,
