@@ -20,6 +20,7 @@ import numpy as np
 
 from cropi.curriculum.stage_choice import target_rollouts
 from cropi.curriculum.stage_rollouts import StageRollouts
+from cropi.curriculum.trackers import selection_values
 from cropi.errors import InputError
 from cropi.estimation.evidence import with_pooled_errors
 from cropi.influence.settings import InfluenceConfig
@@ -107,19 +108,10 @@ class GuidedStages:
         return self.processes.by_first(choose)
 
     def facts(self, index: int) -> dict[str, float]:
-        """What a stage selected, in numbers: how many prompts, and their mean influence."""
-        ids = set(read_selection(self._stage(index) / "selection.parquet").prompt_ids)
-        facts = {"cropi/selected": float(len(ids))}
+        """What a stage selected, in numbers."""
         scores = self._stage(index) / "scores.parquet"
-        if scores.is_file():
-            estimate = read_scores(scores)
-            chosen = np.array([name in ids for name in estimate.prompt_ids])
-            facts["cropi/scored"] = float(estimate.is_scored.sum())
-            for name, mean in estimate.mean.items():
-                facts[f"cropi/influence/{name}"] = float(np.nanmean(mean))
-                if not np.isnan(mean[chosen]).all():
-                    facts[f"cropi/influence_selected/{name}"] = float(np.nanmean(mean[chosen]))
-        return facts
+        selection = read_selection(self._stage(index) / "selection.parquet")
+        return selection_values(selection, read_scores(scores) if scores.is_file() else None)
 
     def _stage(self, index: int) -> Path:
         return self.folder / "stages" / str(index)
