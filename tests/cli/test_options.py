@@ -121,7 +121,7 @@ def test_an_option_of_a_setting_has_no_default_but_shows_the_settings_one(
 def test_an_option_that_is_not_given_leaves_the_setting_alone() -> None:
     assert section(RolloutsConfig, responses=None) == RolloutsConfig()
     assert section(RolloutsConfig, responses=4).responses == 4
-    assert section(SelectionConfig, ["strategy.memory=0.5"], ratio=0.2).ratio == 0.2
+    assert section(SelectionConfig, ["strategy.scoring=stage"], ratio=0.2).ratio == 0.2
 
 
 def test_a_setting_given_twice_is_refused() -> None:

@@ -127,7 +127,7 @@ def use_plugins() -> None:
             make_sketch(SketchChoice.of(name, dim=8), {"w": (4, 4)}, 0)
     rollouts = mixed_groups(4)
     sources = {group.prompt_id: group.prompt_id for group in rollouts}
-    assert find_strategy("draw").scoring == "once"
+    assert find_strategy("cropi").scoring == "once"
     for name in ("bandit", "dps", "mopps"):
         settings = SelectionConfig(strategy=StrategyChoice.of(name))
         assert cropi.select(None, settings, rollouts=rollouts, sources=sources).prompt_ids
@@ -249,9 +249,9 @@ def test_a_setting_that_nothing_would_read_is_refused(overrides: list[str], part
         ("influence.method", "influence.sketch"),
         ("influence.sparse_ratio", "influence.sketch.ratio"),
         ("influence.dim", "influence.sketch.dim"),
-        ("selection.memory", "selection.strategy.memory"),
-        ("selection.noise_floor", "selection.strategy.noise_floor"),
-        ("selection.fusion_constant", "selection.strategy.fusion_constant"),
+        ("selection.memory", "selection.strategy.memory of ranking"),
+        ("selection.noise_floor", "selection.strategy.noise_floor of ranking"),
+        ("selection.fusion_constant", "selection.strategy.fusion_constant of ranking"),
     ],
 )
 def test_names_of_other_trainers_and_old_ones_are_explained(key: str, name: str) -> None:

@@ -240,12 +240,17 @@ def test_what_a_plugin_does_not_have_is_refused(override: str, parts: list[str])
 
 def test_a_dotted_setting_makes_a_mapping_of_a_name_and_another_name_drops_old_settings() -> None:
     config = load_config(
-        "pocket", ["selection.strategy.memory=0", "selection.strategy.noise_floor=1"]
+        "pocket",
+        [
+            "selection.strategy=ranking",
+            "selection.strategy.memory=0",
+            "selection.strategy.noise_floor=1",
+        ],
     )
     settings = config.selection.strategy.settings
     assert (settings.memory, settings.noise_floor) == (0, 1)
     config = load_config(
-        "pocket", ["selection.strategy.memory=0", "selection.strategy.name=one_shot"]
+        "pocket", ["selection.strategy.scoring=stage", "selection.strategy.name=one_shot"]
     )
     assert config.selection.strategy == StrategyChoice.of("one_shot")
 

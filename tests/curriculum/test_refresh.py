@@ -141,20 +141,23 @@ def test_learnalign_looks_once_at_the_pool_and_at_no_validation_set(tmp_path: Pa
     assert {r["set"]: r["arms"] for r in shared} == {"pool": ["learnalign"], "validation": []}
 
 
-def test_the_draw_scores_the_pools_own_direction_too_and_pays_for_reading_prompts(
+def test_the_default_measures_whitened_influence_once_and_pays_for_reading_prompts(
     tmp_path: Path,
 ) -> None:
-    """Beside what cropi pays: the sample of the pool, and a forward pass over every prompt."""
-    settings = ("baselines=[cropi]", "selection.strategy=draw", "prompts.limit=24")
+    """Beside what a ranking pays at the first stage: a forward pass over every prompt."""
+    settings = ("baselines=[ranking]", "selection.strategy=cropi", "prompts.limit=24")
     done = run(fake_config(tmp_path, *SHORT, *settings))
-    scores = {arm: read_scores(stage(done, 1, arm) / "scores.parquet") for arm in ("draw", "cropi")}
-    assert [*scores["draw"].mean] == [*scores["cropi"].mean, "pool"]
+    arms = ("cropi", "ranking")
+    scores = {arm: read_scores(stage(done, 0, arm) / "scores.parquet") for arm in arms}
+    assert scores["cropi"].identity["metric"] == "whitened"
+    assert "metric" not in scores["ranking"].identity
+    assert [(stage(done, 1, arm) / "scores.parquet").exists() for arm in arms] == [False, True]
     tokens = {
         arm: json.loads((stage(done, 0, arm) / "influence.json").read_text())["tokens"]
-        for arm in scores
+        for arm in arms
     }
     read = sum(len(g.prompt_ids) for g in read_rollouts(done / "rollouts/pool.parquet"))
-    assert tokens["draw"] > tokens["cropi"] + read // 3
+    assert tokens["cropi"] == tokens["ranking"] + read // 3
 
 
 class Remembering(Information):

@@ -225,7 +225,7 @@ def test_the_command_samples_its_target_and_ranks_by_influence(
     call(*common, "--policy", "pocket").refused("--like")
     call(*common, "--like", data).refused("without --policy")
     like = ("--policy", "pocket", "--like", f"own={data}", "--ratio", 0.2)
-    outcome = call(*common, *sampling, *like, "strategy.noise_floor=0")
+    outcome = call(*common, *sampling, *like, "strategy={name: ranking, noise_floor: 0}")
     outcome.done()
     table = pq.read_table(out / "ranked.parquet")
     means = np.array(table["own"].to_pylist(), dtype=float)
@@ -251,10 +251,10 @@ def test_a_target_may_be_rollouts_and_any_strategy_can_choose(
     logged(tmp_path / "like.jsonl", gym, prompts[::2], groups[::2])
     outcome = call("rank", "--rollouts", tmp_path / "log.jsonl", "--prompts", data, "--no-chat",
                    "--policy", "pocket", "--like", tmp_path / "like.jsonl", "--ratio", 0.25,
-                   "--strategy", "draw", "--out", tmp_path / "ranked")  # fmt: skip
+                   "--strategy", "cropi", "--out", tmp_path / "ranked")  # fmt: skip
     outcome.done()
     assert "2 prompts of the pool have no response" in outcome.out
     table = pq.read_table(tmp_path / "ranked" / "ranked.parquet")
     assert len(table) == len(prompts)
-    assert {"like", "pool"} <= set(table.column_names)
+    assert {"like"} <= set(table.column_names)
     assert sum(table["selected"].to_pylist()) == len(prompts) // 4

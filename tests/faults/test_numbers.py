@@ -623,9 +623,9 @@ def test_fusion_needs_a_finite_constant(plain: InfluenceEstimate, value: float) 
         "rollouts.temperature=.inf",
         "rollouts.temperature=1e-300",
         "selection.ratio=.nan",
-        "selection.strategy.fusion_constant=-1",
-        "selection.strategy.fusion_constant=.inf",
-        "selection.strategy.noise_floor=.nan",
+        "selection.strategy={name: ranking, fusion_constant: -1}",
+        "selection.strategy={name: ranking, fusion_constant: .inf}",
+        "selection.strategy={name: ranking, noise_floor: .nan}",
         "influence.objective.clip.high=.inf",
     ],
 )

@@ -62,7 +62,7 @@ def rounds(informative: np.ndarray, *trained: np.ndarray, rate: float = 0.5) -> 
 
 def drawn(context: SelectionContext) -> np.ndarray:
     """Places of the drawn prompts, in the pool's order."""
-    return np.sort([int(i[1:]) for i in find_strategy("draw").select(context).prompt_ids])
+    return np.sort([int(i[1:]) for i in find_strategy("cropi").select(context).prompt_ids])
 
 
 def share_of(skill: int, context: SelectionContext) -> float:
@@ -102,7 +102,7 @@ def test_prompts_without_a_gradient_are_drawn_too_but_less_often() -> None:
 
 
 def test_noise_alone_takes_the_whole_pool_and_says_so() -> None:
-    selection = find_strategy("draw").select(world(4, helps=(0, 0, 0, 0, 0)))
+    selection = find_strategy("cropi").select(world(4, helps=(0, 0, 0, 0, 0)))
     assert len(selection.prompt_ids) == POOL_SIZE
     assert len(selection.notes) == 1
     assert "cannot tell prompts apart" in selection.notes[0]
@@ -112,7 +112,7 @@ def test_a_set_that_tells_nothing_is_named_and_the_other_still_draws() -> None:
     context = world(1)
     noise = world(4, helps=(0, 0, 0, 0, 0)).estimate.mean["v"]
     both = InfluenceEstimate.from_means(context.prompt_ids, context.estimate.mean | {"w": noise})
-    selection = find_strategy("draw").select(replace(context, estimate=both))
+    selection = find_strategy("cropi").select(replace(context, estimate=both))
     assert len(selection.prompt_ids) == context.count
     assert selection.notes == ["influence on w hardly tells prompts apart"]
 
@@ -193,17 +193,20 @@ def test_an_earlier_stage_without_the_set_or_with_few_scores_does_not_count() ->
     assert drawn(replace(context, earlier=[other, few])).tolist() == drawn(context).tolist()
 
 
-def test_too_few_scores_are_refused() -> None:
+def test_too_few_scores_to_predict_from_take_the_whole_pool() -> None:
     context = world(1)
     few = InfluenceEstimate.from_means(
         context.prompt_ids[:9], {n: v[:9] for n, v in context.estimate.mean.items()}
     )
-    with pytest.raises(InputError, match="strategy draw: 9 prompts are scored"):
-        drawn(replace(context, estimate=few))
+    selection = find_strategy("cropi").select(replace(context, estimate=few))
+    assert selection.prompt_ids == context.prompt_ids
+    assert selection.notes == [
+        "influence cannot be predicted from 9 scores, so that the stage has the whole pool"
+    ]
 
 
 def test_without_features_it_says_what_is_missing() -> None:
-    settings = SelectionConfig.model_validate({"strategy": "draw"})
+    settings = SelectionConfig.model_validate({"strategy": "cropi"})
     with pytest.raises(InputError, match="needs the policy's hidden states at the prompts"):
         select(world().estimate, settings, rollouts=[])
 

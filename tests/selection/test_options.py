@@ -52,7 +52,7 @@ def test_the_strategy_ranks_by_the_running_mean() -> None:
     ids = [f"p{n:02d}" for n in range(4, 40)]
     before = scores({i: float(n) / 40 for n, i in enumerate(ids)})
     now = scores({i: -float(n) / 400 for n, i in enumerate(ids)})
-    strategy = find_strategy(StrategyChoice.of("cropi", noise_floor=0, memory=0.5))
+    strategy = find_strategy(StrategyChoice.of("ranking", noise_floor=0, memory=0.5))
     forgetful = strategy.select(context(now)).prompt_ids
     mindful = strategy.select(context(now, earlier=[before])).prompt_ids
     assert forgetful == ids[:8]
@@ -63,4 +63,4 @@ def test_the_one_shot_baseline_stays_as_published() -> None:
     table = scores({f"p{n:02d}": (0.5 if n < 8 else -0.01 * (n % 3) - 0.001) for n in range(4, 40)})
     given = context(table, earlier=[table])
     assert len(find_strategy("one_shot").select(given).prompt_ids) == 8
-    assert len(find_strategy("cropi").select(given).prompt_ids) == 4
+    assert len(find_strategy("ranking").select(given).prompt_ids) == 4

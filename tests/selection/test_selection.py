@@ -148,12 +148,12 @@ def test_every_built_in_strategy_chooses_distinct_prompts_of_the_pool(name: str)
     target = "pool" if name == "learnalign" else "v"
     cosines = {target: dict(zip(ids, np.linspace(-1, 1, 40).tolist(), strict=True))}
     given = context(estimate=table(cosines), features=np.eye(40)[None])
-    without = {"noise_floor": 0, "memory": 0} if name == "cropi" else {}
+    without = {"noise_floor": 0, "memory": 0} if name == "ranking" else {}
     strategy = find_strategy(StrategyChoice.of(name, **without))
     selection = strategy.select(given)
     assert len(selection.prompt_ids) == {"full": 40, "dapo": 40, "oracle": 10}.get(name, 8)
     assert set(selection.prompt_ids) <= set(ids)
-    once, every = ("draw", "one_shot", "learnalign"), ("cropi", "gradalign")
+    once, every = ("cropi", "one_shot", "learnalign"), ("ranking", "gradalign")
     expected = "once" if name in once else "stage" if name in every else "never"
     assert strategy.scoring == expected
     assert strategy.select(given).prompt_ids == selection.prompt_ids
@@ -236,7 +236,7 @@ def test_what_a_strategy_needs_decides_what_it_pays_for() -> None:
     }
     assert {n for n, need in needs.items() if need.validation} == {
         "cropi",
-        "draw",
+        "ranking",
         "one_shot",
         "gradalign",
     }

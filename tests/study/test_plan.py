@@ -27,22 +27,22 @@ def changed(planned: StudyPlan, label: str) -> RunConfig:
 
 
 def test_a_strategy_may_be_a_mapping_with_settings() -> None:
-    planned = plan("compare.strategies=[random, {name: cropi, memory: 0}]")
+    planned = plan("compare.strategies=[random, {name: ranking, memory: 0}]")
     assert strategies(planned) == {
         "full": StrategyChoice.of("full"),
         "random": StrategyChoice.of("random"),
-        "cropi": StrategyChoice.of("cropi", memory=0),
+        "ranking": StrategyChoice.of("ranking", memory=0),
     }
 
 
 def test_a_label_keeps_the_settings_that_the_config_gives_its_strategy() -> None:
-    planned = plan("selection.strategy.noise_floor=1", "compare.strategies=[cropi, one_shot]")
-    assert strategies(planned)["cropi"] == StrategyChoice.of("cropi", noise_floor=1)
+    planned = plan("selection.strategy.scoring=stage", "compare.strategies=[cropi, one_shot]")
+    assert strategies(planned)["cropi"] == StrategyChoice.of("cropi", scoring="stage")
     assert strategies(planned)["one_shot"] == StrategyChoice.of("one_shot")
 
 
 def test_what_was_compared_is_written_with_its_settings() -> None:
-    planned = plan("compare.strategies=[random, {name: cropi, memory: 0}]")
+    planned = plan("compare.strategies=[random, {name: ranking, memory: 0}]")
     values: dict[str, Any] = yaml.safe_load(to_yaml(planned.as_config()))
     again = StudyPlan.of(validate(values, "study.yaml"))
     assert strategies(again) == strategies(planned)
@@ -50,15 +50,15 @@ def test_what_was_compared_is_written_with_its_settings() -> None:
 
 def test_a_dotted_setting_of_a_variant_needs_no_mapping() -> None:
     planned = plan(
-        "compare.variants={forgetful: {selection.strategy.memory: 0}, paper2: {"
-        "selection.strategy: {name: cropi, noise_floor: 0}}}",
-        "compare.strategies=[forgetful, paper2, paper]",
+        "compare.variants={again: {selection.strategy.scoring: stage}, paper2: {"
+        "selection.strategy: {name: ranking, noise_floor: 0}}}",
+        "compare.strategies=[again, paper2, paper]",
     )
     assert strategies(planned) == {
         "full": StrategyChoice.of("full"),
-        "forgetful": StrategyChoice.of("cropi", memory=0),
-        "paper2": StrategyChoice.of("cropi", noise_floor=0),
-        "paper": StrategyChoice.of("cropi", noise_floor=0, memory=0, fusion_constant=0),
+        "again": StrategyChoice.of("cropi", scoring="stage"),
+        "paper2": StrategyChoice.of("ranking", noise_floor=0),
+        "paper": StrategyChoice.of("ranking", noise_floor=0, memory=0, fusion_constant=0),
     }
 
 
@@ -70,7 +70,7 @@ def test_a_dotted_setting_of_a_variant_needs_no_mapping() -> None:
         ("compare.strategies=[v]", ["or a variant under compare.variants"]),
         (
             "compare={strategies: [v], variants: {v: {selection.strategy.ratio: 1}}}",
-            ["selection.strategy.ratio", "cropi has fusion_constant, memory, noise_floor"],
+            ["selection.strategy.ratio", "cropi has scoring"],
         ),
     ],
 )

@@ -48,7 +48,7 @@ class Guided:
             **QUIET,
         )
         pool, target = data("pool", ["sort", "add"], 24), data("validation", ["sort"], 8)
-        paper = SelectionConfig(strategy=StrategyChoice.of("cropi", noise_floor=0), ratio=0.2)
+        paper = SelectionConfig(strategy=StrategyChoice.of("ranking", noise_floor=0), ratio=0.2)
         settings = {"selection": paper, **guided}
         self.guidance = Guidance(args, pool, {"sort": target}, STAGE, **settings)
         self.trainer = GRPOTrainer(

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cropi.cli.options import PLUGIN_HELP, OutFile, SectionSettings, Seed, section, setting
 from cropi.cli.printing import make_reporter
-from cropi.selection.settings import SelectionConfig
+from cropi.selection.settings import SCORES_ALONE, SelectionConfig
 from cropi.text import plural
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 ScoreFiles = Annotated[
     list[Path] | None,
@@ -38,25 +46,31 @@ def select(
     ] = None,
     rollouts: PoolRollouts = None,
     history: HistoryFiles = None,
+    model: Annotated[
+        str | None, typer.Option(help="The policy, for strategies that read its hidden states")
+    ] = None,
     seed: Seed = 0,
     settings: SectionSettings = None,
 ) -> None:
     """Choose the prompts of a stage, as a run does with the same settings.
 
-    Settings are those of the config's `selection` section.
+    Settings are those of the config's `selection` section. Without --model the default strategy is
+    ranking, which needs scores alone.
 
     Examples:
 
         cropi select --scores scores.parquet --ratio 0.1 --out selection.parquet
 
-        cropi select --scores stage0.parquet --scores stage1.parquet strategy.memory=0.8
+        cropi select --scores whitened.parquet --rollouts pool.parquet --model DIR
     """
     import cropi
     from cropi.store.files import require_writable
     from cropi.store.lock import exclusive_output
     from cropi.store.tables import read_scores, write_selection
 
-    config = section(SelectionConfig, settings, ratio=ratio, strategy=strategy)
+    named = strategy or any(each.startswith("strategy") for each in settings or [])
+    without_model = None if named or model else SCORES_ALONE
+    config = section(SelectionConfig, settings, ratio=ratio, strategy=strategy or without_model)
     require_writable(out)
     with exclusive_output(out):
         estimates = [read_scores(path) for path in scores or []]
@@ -66,6 +80,7 @@ def select(
             earlier=estimates[:-1],
             rollouts=rollouts,
             history=history or (),
+            features=_features(model, rollouts) if model and rollouts else None,
             seed=seed,
         )
         write_selection(out, selection)
@@ -74,3 +89,12 @@ def select(
     reporter.say(f"  {plural(len(selection.prompt_ids), 'prompt')}{sets} -> {out}")
     for note in selection.notes:
         reporter.warn(note)
+
+
+def _features(model: str, rollouts: Path) -> NDArray[np.float64]:
+    """What a policy makes of the prompts of a rollout file."""
+    import cropi
+    from cropi.policy.loading import as_model
+    from cropi.policy.representations import prompt_features
+
+    return prompt_features(as_model(model), cropi.read_rollouts(rollouts))

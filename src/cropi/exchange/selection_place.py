@@ -14,15 +14,12 @@ from cropi.exchange.exports.folder import EXPORT_RECORD
 from cropi.prompts import read_prompts
 from cropi.schema import Prompt, Selection
 from cropi.selection import select
-from cropi.selection.settings import SelectionConfig, StrategyChoice
+from cropi.selection.settings import SCORES_ALONE, SelectionConfig, StrategyChoice
 from cropi.store.files import read_table, require_file, table_metadata
 from cropi.store.run_directory import RunDirectory, Stage
 from cropi.store.tables import POOL_SIZE, read_selection, scores_from
 from cropi.text import shown
 from cropi.verifiers.settings import VerifiersConfig
-
-SCORES_ALONE = "cropi"
-"""The strategy that needs nothing but scores."""
 
 
 @dataclass(frozen=True)

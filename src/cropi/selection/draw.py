@@ -31,7 +31,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from cropi.errors import InputError
 from cropi.estimation.ridge import Prediction, combined, fit_best
 from cropi.influence.settings import Metric
 from cropi.plugins import plugin
@@ -43,6 +42,7 @@ from cropi.selection.strategy import (
     top_by_score,
 )
 from cropi.settings import Section
+from cropi.text import plural
 
 Array = NDArray[np.float64]
 
@@ -66,8 +66,8 @@ class DrawSettings(Section):
     )
 
 
-@plugin("strategy", "draw", DrawSettings)
-class Draw:
+@plugin("strategy", "cropi", DrawSettings)
+class Cropi:
     """Whitened influence, predicted from the policy's hidden states, drawn every stage."""
 
     metric: Metric = "whitened"
@@ -79,11 +79,16 @@ class Draw:
         self.scoring: Scoring = settings.scoring
 
     def select(self, context: SelectionContext) -> Selection:
-        """Draw in proportion to the weights. Raises InputError if too few prompts are scored."""
+        """Draw in proportion to the weights, or take the whole pool."""
+        scored = len(context.scored.prompt_ids)
+        if scored < LEAST_SCORED:
+            return whole_pool(
+                context, f"influence cannot be predicted from {plural(scored, 'score')}"
+            )
         predictions = predictions_of(context)
         blind = [n for n, (mean, error) in predictions.items() if mean.std() < error.mean()]
         if len(blind) == len(predictions):
-            return whole_pool(context)
+            return whole_pool(context, "influence cannot tell prompts apart here")
         weights = [_shares(_weights(*each, context.count)) for each in predictions.values()]
         weights_P = np.mean(weights, axis=0) * expected_use(context)
         chosen = _drawn(weights_P, context.count, context.seed)
@@ -98,26 +103,19 @@ class Draw:
         )
 
 
-def whole_pool(context: SelectionContext) -> Selection:
-    """Every prompt, since drawing a share of them at random would be worse."""
+def whole_pool(context: SelectionContext, why: str) -> Selection:
+    """Every prompt, since a share of them that is drawn at random trains worse than all."""
     count = len(context.prompt_ids)
-    note = "influence cannot tell prompts apart here, so that the stage has the whole pool"
+    note = f"{why}, so that the stage has the whole pool"
     return Selection(prompt_ids=context.prompt_ids, scores=np.ones(count), notes=[note])
 
 
 def predictions_of(context: SelectionContext) -> dict[str, tuple[Array, Array]]:
     """For each validation set the influence [P] predicted for every prompt, and its error [P].
 
-    What this stage's scores and those of earlier stages say is combined by precision. Raises
-    InputError if fewer than LEAST_SCORED prompts are scored.
+    What this stage's scores and those of earlier stages say is combined by precision.
     """
     current = context.scored
-    if len(current.prompt_ids) < LEAST_SCORED:
-        raise InputError(
-            f"strategy draw: {len(current.prompt_ids)} prompts are scored, and influence is "
-            f"predicted from {LEAST_SCORED} or more; add prompts, sample more responses, or choose "
-            "cropi"
-        )
     stages = [*(each.scored() for each in context.earlier), current]
     predictions = {}
     for name in current.mean:

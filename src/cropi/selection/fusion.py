@@ -1,4 +1,4 @@
-"""The method's own selection: reciprocal-rank fusion of the validation sets' rankings.
+"""The paper's selection: reciprocal-rank fusion of the validation sets' rankings.
 
 Each set ranks all scored prompts by cosine and keeps its top n; a prompt's fused score is the
 sum of 1 / (c + rank) over the sets in whose top n it is (docs/method.md; c = 0 in the paper).
@@ -34,9 +34,9 @@ LEAST_SHARE = 0.2
 """Least share of the wanted prompts, taken even if within noise: training on fewer overfits."""
 
 
-@plugin("strategy", "cropi")
-class Cropi:
-    """Influence under each stage's own policy (the paper's curriculum), with our options."""
+@plugin("strategy", "ranking")
+class Ranking:
+    """The top by influence under each stage's own policy (the paper's), with our options."""
 
     class Settings(Section):
         """What goes beyond the paper; 0 everywhere gives the paper's selection."""

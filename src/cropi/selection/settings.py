@@ -9,6 +9,9 @@ from pydantic import Field
 from cropi.plugins import Choice
 from cropi.settings import Fraction, Section
 
+SCORES_ALONE = "ranking"
+"""The strategy that needs nothing but scores."""
+
 
 class StrategyChoice(Choice):
     """How prompts are chosen, with the strategy's settings."""

@@ -23,7 +23,7 @@ from cropi.selection.settings import StrategyChoice
 
 PAPER: dict[str, Any] = {
     "selection.strategy": {
-        "name": "cropi",
+        "name": "ranking",
         "fusion_constant": 0.0,
         "noise_floor": 0.0,
         "memory": 0.0,
