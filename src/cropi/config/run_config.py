@@ -39,14 +39,13 @@ EXECUTION_ONLY = frozenset(
     }
 )
 """Settings that say where and how fast, but not what: a run may go on with others."""
-ENGINES = ("rollouts.engine", "evaluation.engine")
-"""Settings that are rollout engines; each engine says itself which of its own are of that kind."""
+ENGINES = ("rollouts.engine.", "evaluation.engine.")
+"""Where settings of rollout engines begin; an engine says itself which of them are of that kind."""
 
 
 def affects_results(key: str) -> bool:
     """Whether the setting of this dotted key decides results, so that a run must keep it."""
-    section, _, name = key.rpartition(".")
-    if section in ENGINES and name in _execution_of_engines():
+    if key.startswith(ENGINES) and key.split(".")[2] in _execution_of_engines():
         return False
     return key not in EXECUTION_ONLY and not key.startswith("compare.")
 
