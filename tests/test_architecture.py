@@ -34,6 +34,7 @@ FLOORS = (
     ("curriculum",),
     ("study", "diagnostics"),
     ("exchange",),
+    ("integrations",),
     ("report",),
     (FACADE,),
     ("cli",),

@@ -258,6 +258,9 @@ class InfluenceEstimate:
     has no score, or "scored". `unlisted` counts pool prompts without an entry, by reason.
     `current_reward` float32 [P] is the mean reward under the policy by importance sampling, with
     the `effective_share` of the responses that it rests on (NaN, or None: unknown).
+    `responses`, where measured, holds per validation set and prompt [P] the parts of the cosine
+    that its responses bring, float32 [K]: they add up to it; NaN for those that are not usable,
+    and none for a prompt without a score.
     """
 
     prompt_ids: list[str]
@@ -271,6 +274,7 @@ class InfluenceEstimate:
     identity: dict[str, str] = field(default_factory=dict)
     current_reward: NDArray[np.float32] | None = None
     effective_share: NDArray[np.float32] | None = None
+    responses: dict[str, list[NDArray[np.float32]]] = field(default_factory=dict)
 
     @classmethod
     def from_means(
@@ -326,6 +330,7 @@ class InfluenceEstimate:
             unlisted=self.skipped,
             current_reward=None if current is None else current[rows],
             effective_share=None if share is None else share[rows],
+            responses={n: [parts[row] for row in rows] for n, parts in self.responses.items()},
         )
 
 

@@ -88,11 +88,43 @@ def test_score_columns_follow_the_contract(scores: Path) -> None:
     assert table.column_names == [
         *("prompt_id", "norm", "v", "v_standard_error"),
         *("tokens", "group_size", "status"),
+        *("current_reward", "effective_share"),
     ]
     assert str(table.schema.field("v").type) == "float"
     assert table.schema.metadata[b"cropi.pool_size"] == b"3"
     assert table["prompt_id"].to_pylist() == ["a", "b", "c"]
     assert table["status"].to_pylist() == ["scored", "scored", "rewards all equal"]
+
+
+def test_parts_of_responses_are_columns_of_their_own_and_move_no_score(
+    cropi: Command, scores: Path, pool: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "detailed.parquet"
+    arguments = ["--rollouts", pool, "--target", f"v={pool}", "--out", out]
+    outcome = cropi("score", "--model", "pocket", *arguments, "--per-response")
+    outcome.done()
+    assert "median error" in outcome.out
+    plain, detailed = pq.read_table(scores), pq.read_table(out)
+    assert set(detailed.column_names) - set(plain.column_names) == {"v_responses"}
+    for column in ("prompt_id", "norm", "v", "tokens", "group_size", "status"):
+        assert detailed[column].equals(plain[column])
+    *parts, none = detailed["v_responses"].to_pylist()
+    assert none is None
+    assert [sum(p) for p in parts] == pytest.approx(plain["v"].to_pylist()[:2], abs=1e-5)
+    for table in (scores, out):
+        selection = tmp_path / f"{table.stem}-selection.parquet"
+        cropi("select", "--scores", table, "--ratio", "0.5", "--out", selection).done()
+    first, second = sorted(tmp_path.glob("*-selection.parquet"))
+    assert pq.read_table(first).equals(pq.read_table(second))
+
+
+def test_stored_features_know_nothing_of_single_responses(
+    cropi: Command, pool: Path, tmp_path: Path
+) -> None:
+    features = tmp_path / "pool.features"
+    cropi("features", pool, "--model", "pocket", "--out", features, "sketch.dim=64").done()
+    arguments = ["--target", f"v={features}", "--out", tmp_path / "s.parquet", "--per-response"]
+    cropi("score", "--features", features, *arguments).refused("--per-response has no effect")
 
 
 @pytest.mark.parametrize("ratio", ["0", "-0.5", "1.5", "nan"])

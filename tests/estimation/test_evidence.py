@@ -12,7 +12,7 @@ from cropi.estimation.evidence import (
     noise_scale,
     pooled_standard_error,
     running_mean,
-    with_standard_errors,
+    with_pooled_errors,
 )
 from cropi.schema import InfluenceEstimate
 
@@ -38,13 +38,12 @@ def test_every_measured_prompt_has_the_pooled_error_and_no_other() -> None:
     assert errors["v"][0] == errors["v"][2] == pytest.approx(0.2 / 0.6745)
 
 
-def test_known_errors_are_used_and_unknown_ones_are_pooled() -> None:
+def test_pooled_errors_replace_prompts_own() -> None:
     given = estimate(v=[0.5, -0.1], w=[0.5, -0.1])
     given = replace(given, standard_error=given.standard_error | {"v": np.array([0.4, 0.4])})
-    filled = with_standard_errors(given)
-    assert filled.standard_error["v"].tolist() == [0.4, 0.4]
-    assert filled.standard_error["w"] == pytest.approx([0.1 / 0.6745] * 2)
-    assert with_standard_errors(filled) is filled
+    pooled = with_pooled_errors(given)
+    for name in ("v", "w"):
+        assert pooled.standard_error[name] == pytest.approx([0.1 / 0.6745] * 2)
 
 
 def test_the_noise_floor_follows_each_prompts_standard_error() -> None:

@@ -127,7 +127,7 @@ def conversation() -> dict[str, Any]:
 def test_what_the_policy_did_not_sample_is_masked(tmp_path: Path) -> None:
     log = read_rollout_log(write_lines(tmp_path / "traces.jsonl", [conversation()]))
     (response,) = log.responses
-    assert not response.one_turn
+    assert not response.whole_text
     assert response.text == "So 5."
     assert response.tokens is not None
     first = len(samples()[0].ids)
@@ -151,6 +151,101 @@ def test_calls_of_a_gym_rollout_are_one_response_with_a_mask(tmp_path: Path) -> 
     assert response.tokens.loss_mask is not None
     assert response.tokens.ids[-3:].tolist() == [3, 4, 5]
     assert response.tokens.loss_mask[-3:].tolist() == [0, 0, 1]
+
+
+def test_a_copy_of_a_file_counts_once(tmp_path: Path, data: Path) -> None:
+    write_verl(tmp_path / "log", samples())
+    copy = tmp_path / "log" / "backup" / "1.jsonl"
+    copy.parent.mkdir()
+    copy.write_bytes((tmp_path / "log" / "1.jsonl").read_bytes())
+    log = read_rollout_log(tmp_path / "log")
+    assert statistics(paired(log, data)) == STATISTICS
+    assert any("is a copy of" in note for note in log.notes)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"responses_create_params": None, "reward": 1.0},
+        {"task": {"data": {}}, "traces": [None]},
+        {"prompt": "q", "completion": "a", "advantage": "x", "r_reward": 1.0, "step": 1},
+        {"input": "q", "output": "a", "score": 1.0, "step": "first"},
+        {"tokens": [1], "response": "a", "response_length": None, "reward": 1},
+        {"prompt_tokens": {}, "response_tokens": [1], "reward": 1.0},
+    ],
+)
+def test_a_row_of_another_structure_is_named(tmp_path: Path, row: dict[str, Any]) -> None:
+    path = write_lines(tmp_path / "log.jsonl", [row])
+    with pytest.raises(InputError, match=r"log.jsonl row 1\b"):
+        read_rollout_log(path)
+
+
+def test_of_a_whole_conversation_the_response_is_what_follows_the_question(tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    log = read_rollout_log(write_lines(tmp_path / "a.jsonl", [{"messages": said, "reward": 1}]))
+    assert (log.responses[0].prompt, log.responses[0].text) == (tuple(said[:1]), "a")
+    assert log.responses[0].whole_text
+
+
+def test_a_call_whose_output_is_not_told_apart_has_no_token_of_the_policys(tmp_path: Path) -> None:
+    WRITERS["open-instruct"](tmp_path, samples())
+    path = tmp_path / "run_rollouts_000000.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["request_info"] = {"num_calls": 2, "tool_calleds": True}
+    log = read_rollout_log(write_lines(path, rows))
+    masks = [r.tokens.loss_mask for r in log.responses if r.tokens is not None]
+    assert masks[0] is not None
+    assert not masks[0].any()
+    assert all(mask is None for mask in masks[1:])
+    assert len(pair_with_log(log).pool) == len(TASKS)
+    assert any("a call of a tool" in note for note in log.notes)
+
+
+def test_thoughts_that_are_logged_apart_are_missing_from_the_text(tmp_path: Path) -> None:
+    row = gym_row(samples()[0])
+    row["response"]["output"].insert(0, {"type": "reasoning", "summary": [{"text": "Hm."}]})
+    chat = {"prompt": "q", "reward": 1}
+    said = [{"role": "assistant", "content": "5", "reasoning_content": "Hm."}]
+    files = [[row], [{**chat, "completion": said}], [{**chat, "completion": said[0]["content"]}]]
+    whole = []
+    for number, rows in enumerate(files):
+        log = read_rollout_log(write_lines(tmp_path / f"{number}.jsonl", rows))
+        whole.append(log.responses[0].whole_text)
+    assert whole == [False, False, True]
+
+
+def test_equal_ids_of_different_responses_lose_nothing(tmp_path: Path) -> None:
+    rows = [gym_row(sample) for sample in samples()]
+    for row in rows:
+        row["response"]["id"] = "mock"
+    path = write_lines(
+        tmp_path / "r.jsonl", [{**r, "_ng_task_index": n} for n, r in enumerate(rows)]
+    )
+    assert len(read_rollout_log(path).responses) == len(rows)
+    for row in rows:
+        del row["_ng_rollout_index"]
+    assert len(read_rollout_log(write_lines(path, rows)).responses) == len(rows)
+
+
+def test_a_profile_beside_its_rollouts_counts_nothing_twice(tmp_path: Path) -> None:
+    rows = [gym_row(sample) for sample in samples() if sample.step == 1]
+    profile: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        task = row["_ng_task_index"]
+        sample = {k: row[k] for k in ("responses_create_params", "expected_answer", "agent_ref")}
+        entry = profile.setdefault(
+            task, {"_ng_task_index": task, "sample": sample, "rollout_infos": []}
+        )
+        info = {k: row[k] for k in ("reward", "_ng_task_index", "_ng_rollout_index")}
+        entry["rollout_infos"].append(info)
+    path = write_lines(tmp_path / "rollouts_reward_profiling.jsonl", list(profile.values()))
+    alone = read_rollout_log(path)
+    assert [r.reward for r in alone.responses] == [row["reward"] for row in rows]
+    write_lines(tmp_path / "rollouts.jsonl", rows)
+    both = read_rollout_log(tmp_path)
+    assert len(both.responses) == len(rows)
+    assert all(response.text for response in both.responses)
+    assert any("summaries" in note for note in both.notes)
 
 
 def test_files_may_be_compressed_and_lines_half_written(tmp_path: Path, data: Path) -> None:
@@ -185,9 +280,9 @@ def test_steps_are_those_of_folders_and_files_without_a_column(tmp_path: Path) -
     row = {"prompt": "q", "response": "a", "reward": 1}
     for place in (
         "global_step_3/a.jsonl",
-        "step-7/rank_0/b.jsonl",
+        "checkpoint-7/rank_0/b.jsonl",
         "12.jsonl",
-        "x/iter_0005.jsonl",
+        "iter_0005.jsonl",
     ):
         write_lines(tmp_path / place, [row])
     log = read_rollout_log(tmp_path)
@@ -195,8 +290,8 @@ def test_steps_are_those_of_folders_and_files_without_a_column(tmp_path: Path) -
 
 
 def test_runs_in_one_folder_are_named(tmp_path: Path) -> None:
-    for run in ("first", "second"):
-        write_trl(tmp_path / run, samples())
+    write_trl(tmp_path / "first", samples())
+    write_trl(tmp_path / "second", samples(TASKS[:3]))
     log = read_rollout_log(tmp_path)
     assert any("2 folders" in note and "'first', 'second'" in note for note in log.notes)
     write_trl(tmp_path / "alone" / "only", samples())
@@ -228,6 +323,15 @@ def test_other_files_of_a_run_are_left_out_and_counted(tmp_path: Path, data: Pat
     log = read_rollout_log(tmp_path / "log")
     assert statistics(paired(log, data)) == STATISTICS
     assert any("2 other files" in note for note in log.notes)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, data: Path) -> None:
+    write_trl(tmp_path / "log", samples())
+    whole = (tmp_path / "log" / "completions" / "completions_00002.parquet").read_bytes()
+    (tmp_path / "log" / "completions" / "completions_00003.parquet").write_bytes(whole[:-200])
+    log = read_rollout_log(tmp_path / "log")
+    assert statistics(paired(log, data)) == STATISTICS
+    assert any("cannot be read" in n and "completions_00003.parquet" in n for n in log.notes)
 
 
 def test_evaluations_are_not_of_the_pool(tmp_path: Path, data: Path) -> None:
@@ -302,16 +406,35 @@ def test_a_question_within_another_is_not_taken_for_it(tmp_path: Path) -> None:
     assert [h and h.raw_pass_rate for h in pool.history] == [0.5, 0.0]
 
 
-def test_a_text_of_several_rows_is_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("write", [write_trl, write_verl])
+def test_of_several_rows_with_one_text_the_log_picks_by_its_answer_or_none(
+    write: Any, tmp_path: Path
+) -> None:
     tasks = [
         Task("Same?", "1", {1: [1, 0]}),
         Task("Same?", "2", {}),
-        Task("Other?", "3", {1: [0, 1]}),
+        Task("Odd?", "3", {1: [0, 1]}),
     ]
-    write_trl(tmp_path / "log", samples(tasks))
+    write(tmp_path / "log", samples(tasks))
     pool = paired(read_rollout_log(tmp_path / "log"), write_data(tmp_path / "d.jsonl", tasks))
-    assert [h is not None for h in pool.history] == [False, False, True]
-    assert any("stand in several rows" in note for note in pool.notes)
+    if write is write_verl:
+        assert [h is not None for h in pool.history] == [True, False, True]
+    else:  # TRL logs no answers
+        assert [h is not None for h in pool.history] == [False, False, True]
+        assert any("stand in several rows" in note for note in pool.notes)
+
+
+def test_a_conversation_is_not_found_by_its_last_words(tmp_path: Path) -> None:
+    def chat(first: str) -> list[dict[str, str]]:
+        turns = [("user", first), ("assistant", "Well."), ("user", "Go on.")]
+        return [{"role": role, "content": text} for role, text in turns]
+
+    rows = [{"prompt": chat("A"), "response": "x", "reward": r} for r in (0, 1)]
+    rows += [{"prompt": chat("B"), "response": "x", "reward": r} for r in (0, 1)]
+    log = read_rollout_log(write_lines(tmp_path / "log.jsonl", rows))
+    data = write_lines(tmp_path / "d.jsonl", [{"messages": chat("A"), "answer": "1"}])
+    pairing = pair_with_prompts(log, load_prompts(data))
+    assert pairing.places == [0, 0, -1, -1]
 
 
 def test_another_answer_in_the_log_is_said(tmp_path: Path) -> None:

@@ -162,6 +162,48 @@ def test_the_command_leaves_one_folder(tmp_path: Path, cropi: Command) -> None:
     assert pq.read_table(out / "ranked.parquet").equals(table)
 
 
+def test_a_pool_without_gradients_has_a_table_and_nothing_to_select(
+    tmp_path: Path, cropi: Command
+) -> None:
+    out = tmp_path / "ranked"
+    write_trl(tmp_path / "log", samples())
+    cropi("rank", "--rollouts", tmp_path / "log", "--out", out).done()
+    assert (out / "trl" / "export.json").exists()
+    dead = [Task(t.question, t.gold, {1: [0, 0, 0]}, t.wrong) for t in TASKS]
+    write_trl(tmp_path / "dead", samples(dead))
+    outcome = cropi("rank", "--rollouts", tmp_path / "dead", "--out", out)
+    outcome.done()
+    assert "nothing to select" in outcome.out
+    assert not (out / "selection.parquet").exists()
+    assert not (out / "trl").exists()
+    assert set(pq.read_table(out / "ranked.parquet")["reason"].to_pylist()) == {"all wrong"}
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path, cropi: Command) -> None:
+    write_verl(tmp_path / "log", samples())
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "prompts.parquet").write_text("precious")
+    arguments = ("--rollouts", tmp_path / "log", "--out", tmp_path / "mine")
+    cropi("rank", *arguments).refused("no ranking wrote")
+    assert (tmp_path / "mine" / "prompts.parquet").read_text() == "precious"
+
+
+def test_what_an_earlier_ranking_left_goes_only_when_there_is_a_new_one(
+    tmp_path: Path, cropi: Command
+) -> None:
+    out = tmp_path / "ranked"
+    write_trl(tmp_path / "log", samples())
+    arguments = ("rank", "--rollouts", tmp_path / "log", "--out", out)
+    cropi(*arguments).done()
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    cropi(*arguments, "--to", "nobody").refused("nobody", "allowed")
+    cropi(*arguments, "--pass-at", "nan").refused("--pass-at")
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    cropi(*arguments, "--to", "jsonl").done()
+    assert (out / "jsonl").exists()
+    assert not (out / "trl").exists()
+
+
 def test_the_output_never_covers_the_rollouts(tmp_path: Path, cropi: Command) -> None:
     write_verl(tmp_path / "log", samples())
     for out in (tmp_path / "log", tmp_path):

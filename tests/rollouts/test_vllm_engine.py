@@ -1,6 +1,6 @@
 """`vllm serve` is there while its policy is sampled from, and gone afterwards, whatever happens.
 
-A fake takes vLLM's place here; tests/engines has the real one.
+A fake takes vLLM's place here; tests/real_engines has the real one.
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from cropi.curriculum.loop import run
+from cropi.curriculum.stage_choice import StageScorer
+from cropi.curriculum.stage_rollouts import RolloutRefresh
 from cropi.errors import InputError
 from cropi.policy.loading import load_policy
 from cropi.policy.reference import PolicyRef
@@ -24,6 +28,8 @@ from cropi.rollouts.serving.vllm_server import last_error, write_checkpoint
 from cropi.rollouts.settings import EngineChoice
 from cropi.schema import Sampling
 from support import fake_server
+from support.fakes import FakeTrainer
+from support.tiny_runs import fake_config
 
 IDS = [[31, 32, 5], [7, 8]]
 SAMPLING = Sampling(max_new_tokens=6)
@@ -66,6 +72,9 @@ def test_a_policy_is_served_as_long_as_it_is_there(python: str, tmp_path: Path) 
     log = (tmp_path / "vllm.log").read_text()
     assert log.count("serving ") == 1, "sets of prompts share the server of their policy"
     assert running(python)
+    policy.close()
+    assert not running(python), "its memory is needed at once"
+    assert len(load_engine(choice(python, tmp_path), policy).generate(IDS, SAMPLING, 3, 0)) == 2
     del engine, policy
     gc.collect()
     eventually(lambda: not running(python))
@@ -186,9 +195,42 @@ def test_weights_in_memory_are_written_for_the_server(tmp_path: Path) -> None:
             "RuntimeError: Engine core initialization failed. See root cause above: {}\n",
             "torch.OutOfMemoryError: CUDA out of memory: 3 GiB",
         ),
+        (
+            "(Worker pid=1) ERROR 11-28 16:06:07 [executor.py:1063] RuntimeError: no offset\n"
+            "RuntimeError: Worker failed with error 'no offset', please check the trace above\n"
+            "EngineDeadError: EngineCore encountered an issue. See stack trace (above).\n",
+            "RuntimeError: no offset",
+        ),
         ("first\n/bin/python: No module named vllm\n\n", "/bin/python: No module named vllm"),
         ("", "it wrote nothing"),
     ],
 )
 def test_the_log_is_quoted_where_it_says_why(output: str, expected: str) -> None:
     assert last_error(output) == expected
+
+
+def test_in_a_run_the_server_is_gone_before_scoring_and_training(
+    python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, list[int]]] = []
+
+    def watch(kind: type, method: str) -> None:
+        plain = getattr(kind, method)
+
+        def watched(*arguments: Any, **named: Any) -> Any:
+            seen.append((method, running(python)))
+            return plain(*arguments, **named)
+
+        monkeypatch.setattr(kind, method, watched)
+
+    watch(RolloutRefresh, "rollouts")
+    watch(StageScorer, "scores")
+    watch(FakeTrainer, "train")
+    odd = tmp_path / "odd.py"
+    odd.write_text("def odd(completions, **_):\n    return [len(c) % 2 for c in completions]\n")
+    engine = f"rollouts.engine={{name: vllm, python: {python}}}"
+    run(fake_config(tmp_path, engine, f"verifiers.default={odd}:odd"))
+    assert {method for method, _ in seen} == {"rollouts", "scores", "train"}
+    assert all(servers == [] for _, servers in seen)
+    log = (tmp_path / "runs/tiny/logs/vllm.log").read_text()
+    assert log.count("serving ") >= 4, "evaluations of start and stages, and the rollouts"

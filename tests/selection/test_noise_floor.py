@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cropi.estimation.evidence import exceeds_noise, noise_scale, with_standard_errors
+from cropi.estimation.evidence import exceeds_noise, noise_scale, with_pooled_errors
 from cropi.schema import InfluenceEstimate
 from cropi.selection import fuse
 
@@ -55,7 +55,7 @@ def test_of_a_pool_with_few_helpful_prompts_those_and_few_others_are_taken() -> 
 def test_one_target_above_noise_is_enough() -> None:
     near, far = noise(500, 0.03, 1), noise(500, 0.03, 2)
     far[7] = 0.5
-    assert exceeds_noise(with_standard_errors(scores(near=near, far=far)), 3.0)[7]
+    assert exceeds_noise(with_pooled_errors(scores(near=near, far=far)), 3.0)[7]
 
 
 def test_a_fifth_is_taken_even_where_everything_is_noise() -> None:

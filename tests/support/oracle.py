@@ -42,8 +42,30 @@ def oracle_gradient(
     }
 
 
+def oracle_response_gradients(
+    model: nn.Module, group: RolloutGroup, method: Method | None = None
+) -> list[dict[str, Tensor]]:
+    """What each usable response adds to the gradient of J, as `oracle_gradient`."""
+    double = copy.deepcopy(model).double().eval()
+    parameters = {n: p for n, p in double.named_parameters() if p.requires_grad}
+    gradients = []
+    for term in oracle_terms(double, group, method or Method()):
+        found = torch.autograd.grad(
+            term, list(parameters.values()), allow_unused=True, retain_graph=True
+        )
+        pairs = zip(parameters.items(), found, strict=True)
+        gradients.append({n: torch.zeros_like(p) if g is None else g for (n, p), g in pairs})
+    return gradients
+
+
 def oracle_objective(model: nn.Module, group: RolloutGroup, method: Method) -> Tensor:
     """J of one prompt, with graph."""
+    terms = oracle_terms(model, group, method)
+    return sum(terms[1:], start=terms[0])
+
+
+def oracle_terms(model: nn.Module, group: RolloutGroup, method: Method) -> list[Tensor]:
+    """The terms of J, one for each usable response, with graph."""
     usable = [r for r in group.responses if r.reward_status == "ok" and policy_tokens(r)]
     logps = [token_logprobs(model, group, response) for response in usable]
     advantages = oracle_advantages(usable, logps, method)
@@ -53,11 +75,11 @@ def oracle_objective(model: nn.Module, group: RolloutGroup, method: Method) -> T
         sums.append(sum(terms[1:], start=terms[0]))
     lengths = [len(policy_tokens(response)) for response in usable]
     if method.normalisation == "token":
-        return sum(sums[1:], start=sums[0]) / sum(lengths)
+        return [total / sum(lengths) for total in sums]
     if method.normalisation == "constant":
         lengths = [method.constant_length] * len(usable)
-    means = [total / length for total, length in zip(sums, lengths, strict=True)]
-    return sum(means[1:], start=means[0]) / len(means)
+    pairs = zip(sums, lengths, strict=True)
+    return [total / length / len(usable) for total, length in pairs]
 
 
 def policy_tokens(response: Response) -> list[int]:

@@ -2,19 +2,51 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cropi.cli.options import PLUGIN_HELP, SectionSettings, Seed, section, setting
+from cropi.cli.options import (
+    MODEL_HELP,
+    PLUGIN_HELP,
+    Device,
+    Dtype,
+    SectionSettings,
+    Seed,
+    Verifier,
+    named_files,
+    policy_at,
+    section,
+    setting,
+)
 from cropi.cli.printing import make_reporter, print_table
 from cropi.cli.prompt_options import PromptReading, reads_prompts
+from cropi.cli.rollout import NewTokens
+from cropi.errors import InputError
+from cropi.influence.settings import InfluenceConfig
+from cropi.rollouts.settings import RolloutsConfig
 from cropi.selection.settings import SelectionConfig
 from cropi.text import plural
 
+if TYPE_CHECKING:
+    from cropi.exchange.ranking.logged_groups import LoggedGroups
+    from cropi.exchange.ranking.policy_ranking import MeasuredPool
+    from cropi.exchange.ranking.ranking import LoggedPool, Ranking
+    from cropi.policy.reference import PolicyRef
+    from cropi.schema import RolloutGroup
+
 BY_REWARDS = "learnability"
 """The strategy that ranks without a policy."""
+Temperature = Annotated[
+    float | None,
+    setting(
+        RolloutsConfig, "temperature", text="temperature of the rollouts, where the log has none"
+    ),
+]
 
 
 @reads_prompts
@@ -40,58 +72,253 @@ def rank(
         float | None,
         typer.Option(help="The reward at which a response passes; default: rewards are shares"),
     ] = None,
+    policy: Annotated[str | None, typer.Option("--policy", "--model", help=MODEL_HELP)] = None,
+    like: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to get better at, [NAME=]FILE: prompts, which are sampled, or rollouts of "
+            "them; repeatable"
+        ),
+    ] = None,
+    gradients: Annotated[
+        bool, typer.Option(help="Without: rank by rewards alone, in seconds")
+    ] = True,
+    behaviour: Annotated[
+        str | None,
+        typer.Option(help="The checkpoint that sampled the log, which recomputes its log-probs"),
+    ] = None,
+    temperature: Temperature = None,
+    verifier: Verifier = None,
+    responses: Annotated[
+        int | None, setting(RolloutsConfig, "responses", text="responses to each prompt of --like")
+    ] = None,
+    max_new_tokens: NewTokens = None,
     ratio: Annotated[float | None, setting(SelectionConfig, "ratio")] = None,
     strategy: Annotated[
-        str | None, typer.Option(help=f"{PLUGIN_HELP}; default: {BY_REWARDS}")
+        str | None,
+        typer.Option(help=f"{PLUGIN_HELP}; default: cropi, and without a policy {BY_REWARDS}"),
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(help="The trainer to export to; default: the one whose rollouts these are"),
     ] = None,
     seed: Seed = 0,
+    dtype: Dtype = None,
+    device: Device = None,
     settings: SectionSettings = None,
 ) -> None:
     """Rank the prompts of a run by what its own rollouts say, and select those to train on next.
 
-    Settings are those of the config's `selection` section.
+    Without a policy, by pass rates. With one, by influence: how much a step on each prompt would
+    help on what --like names. Settings are those of the config's `selection` section.
 
     Examples:
 
         cropi rank --rollouts runs/grpo/completions --prompts train.jsonl --out ranked
 
-        cropi rank --rollouts rollouts.jsonl --ratio 0.2 --pass-at 1 --out ranked
+        cropi rank --rollouts dumps --prompts train.parquet --policy DIR --like aime.jsonl --out r
     """
-    from cropi.exchange.imports.pairing import pair_with_log, pair_with_prompts
-    from cropi.exchange.imports.rollout_folder import read_rollout_log
-    from cropi.exchange.ranking.ranked_folder import require_apart, write_folder
-    from cropi.exchange.ranking.ranking import gather
+    from cropi.exchange.ranking.ranked_folder import (
+        TARGETS,
+        export_ranking,
+        require_apart,
+        require_trainer,
+        write_folder,
+    )
     from cropi.exchange.ranking.ranking import rank as rank_pool
+    from cropi.report import write_rank_report
     from cropi.store.lock import exclusive_output
 
     require_apart(out, rollouts)
-    config = section(SelectionConfig, settings, ratio=ratio, strategy=strategy or BY_REWARDS)
+    require_trainer(to)
+    _require_meant(policy, like, gradients, behaviour, pass_at)
+    measured_by = policy_at(policy, dtype, device) if policy is not None else None
+    with_policy = gradients and measured_by is not None
+    config = section(
+        SelectionConfig,
+        settings,
+        ratio=ratio,
+        strategy=strategy or (None if with_policy else BY_REWARDS),
+    )
+    sampling = section(
+        RolloutsConfig,
+        responses=responses,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+    )
+    source = LogSource(format_, reward or [], pass_at, reading, seed, measured_by, with_policy)
     reporter = make_reporter()
     with exclusive_output(out):
-        with reporter.phase("reading") as bar:
-            log = read_rollout_log(rollouts, format_, reward or [])
-            bar.note = f"{plural(len(log.responses), 'response')}, format {log.format}"
+        logged = source.pool(rollouts, prompts)
+        measured = None
+        if measured_by is not None and with_policy:
+            target = Targets(source, measured_by, sampling, verifier, out / TARGETS)
+            other = policy_at(behaviour, dtype, device) if behaviour is not None else None
+            measured = target.measure(logged, _named(like or []), config, other)
         with reporter.phase("ranking") as bar:
-            rows = reading.prompts_alone(prompts, seed) if prompts is not None else None
-            pairing = pair_with_log(log) if rows is None else pair_with_prompts(log, rows)
-            ranking = rank_pool(gather(log, pairing, pass_at), config, seed)
+            ranking = rank_pool(
+                logged,
+                config,
+                seed,
+                measured.estimate if measured else None,
+                measured.features if measured else None,
+                measured.notes if measured else (),
+            )
             bar.note = f"{len(ranking.selection.prompt_ids):,} selected"
-        write_folder(out, ranking, {"rollouts": str(rollouts), "seed": seed})
-    print_ranking(ranking, out)
+        commands = export_ranking(out, ranking, to, seed, policy or "")
+        write_folder(out, ranking, {"rollouts": str(rollouts), "policy": policy, "seed": seed})
+        page = write_rank_report(out, ranking, commands)
+    print_ranking(ranking, commands, page)
 
 
-def print_ranking(ranking: Any, out: Path) -> None:
-    """What was ranked, what became of it, and what deserves doubt."""
+def _require_meant(
+    policy: str | None,
+    like: list[str] | None,
+    gradients: bool,
+    behaviour: str | None,
+    pass_at: float | None,
+) -> None:
+    """Raise InputError for options that would have no effect, or lack another one."""
+    if pass_at is not None and not math.isfinite(pass_at):
+        raise InputError(f"--pass-at {pass_at} is not a reward; give a finite number")
+    if not gradients or policy is None:
+        inert = [n for n, given in (("--like", like), ("--behaviour", behaviour)) if given]
+        if inert:
+            why = "with --no-gradients" if not gradients else "without --policy"
+            raise InputError(f"{' and '.join(inert)} has no effect {why}; change one of them")
+    elif not like:
+        raise InputError(
+            "--policy measures influence on what you want to get better at; say what with "
+            "--like FILE, or rank by rewards alone with --no-gradients"
+        )
+
+
+def _named(values: Sequence[str]) -> dict[str, Path]:
+    """The values [NAME=]FILE of --like; a file alone gives its own name."""
+    from cropi.prompts.row_files import base_name
+
+    named = [
+        v if "=" in v and not Path(v).exists() else f"{base_name(Path(v))}={v}" for v in values
+    ]
+    return named_files(named, "like")
+
+
+@dataclass(frozen=True)
+class LogSource:
+    """How the logs of one call are read."""
+
+    format: str | None
+    rewards: list[str]
+    pass_at: float | None
+    reading: PromptReading
+    seed: int
+    policy: PolicyRef | None
+    tokens: bool
+
+    def pool(self, path: Path, prompts: Path | None) -> LoggedPool:
+        """A log and the pool that its responses belong to."""
+        from cropi.exchange.imports.pairing import pair_with_log, pair_with_prompts
+        from cropi.exchange.imports.rollout_folder import read_rollout_log
+        from cropi.exchange.ranking.ranking import gather
+
+        with make_reporter().phase("reading") as bar:
+            log = read_rollout_log(path, self.format, self.rewards, self.tokens)
+            if prompts is None:
+                pairing = pair_with_log(log)
+            elif self.policy is None:
+                pairing = pair_with_prompts(log, self.reading.prompts_alone(prompts, self.seed))
+            else:
+                rows = self.reading.prompts(prompts, self.seed, self.policy)
+                pairing = pair_with_prompts(log, rows, self.policy.tokenizer.decode)
+            logged = gather(log, pairing, self.pass_at)
+            count = plural(len(log.responses), "response")
+            bar.note = f"{count} to {plural(len(logged.prompts), 'prompt')}, format {log.format}"
+        return logged
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What to get better at: rollouts that there are, or prompts that the policy answers first."""
+
+    source: LogSource
+    policy: PolicyRef
+    sampling: RolloutsConfig
+    verifier: str | None
+    folder: Path
+
+    def measure(
+        self,
+        logged: LoggedPool,
+        files: Mapping[str, Path],
+        selection: SelectionConfig,
+        behaviour: PolicyRef | None,
+    ) -> MeasuredPool:
+        """The influence of a pool's prompts on all targets."""
+        from cropi.exchange.ranking.policy_ranking import measure
+
+        pool = self._groups(logged)
+        targets = {name: self._target(name, path) for name, path in files.items()}
+        with make_reporter().phase("influence", len(pool.groups)) as bar:
+            return measure(
+                logged,
+                pool,
+                targets,
+                self.policy,
+                selection,
+                InfluenceConfig(),
+                self.source.seed,
+                behaviour,
+                progress=lambda phase, done, total: bar.update(done, total, note=phase),
+            )
+
+    def _groups(self, logged: LoggedPool) -> LoggedGroups:
+        from cropi.exchange.ranking.logged_groups import logged_groups
+
+        kwargs = self.source.reading.template_kwargs
+        return logged_groups(logged, self.policy, self.sampling.temperature, kwargs)
+
+    def _target(self, name: str, path: Path) -> LoggedGroups:
+        from cropi.exchange.imports.rollout_folder import is_rollout_log
+        from cropi.exchange.ranking.logged_groups import LoggedGroups
+
+        if is_rollout_log(path):
+            return self._groups(self.source.pool(path, None))
+        return LoggedGroups(self._sampled(name, path), with_logprobs=True)
+
+    def _sampled(self, name: str, path: Path) -> list[RolloutGroup]:
+        """The policy's own responses to the prompts of a target, judged and kept."""
+        import cropi
+        from cropi.verifiers import open_judge
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open_judge(self.verifier) as judge:
+            rows = judge.readable(self.source.reading.prompts(path, self.source.seed, self.policy))
+            with make_reporter().phase(f"rollouts of {name}", len(rows)) as bar:
+                return cropi.rollout(
+                    self.policy,
+                    rows,
+                    self.folder / f"{name}.parquet",
+                    self.sampling,
+                    verifier=judge,
+                    template_kwargs=self.source.reading.template_kwargs,
+                    seed=self.source.seed,
+                    progress=bar.update,
+                )
+
+
+def print_ranking(ranking: Ranking, commands: Sequence[str], page: Path) -> None:
+    """What was ranked, what became of it, what deserves doubt, and how to go on."""
+    from cropi.report import rank_headline
+
     reporter = make_reporter()
+    reporter.say(rank_headline(ranking), style="bold")
     total = len(ranking.reasons)
     rows = [[reason, f"{n:,}", f"{n / total:.1%}"] for reason, n in ranking.counts.most_common()]
     print_table(["prompts", "", "share"], rows)
-    suspected = sum(each is not None for each in ranking.logged.suspicions)
-    if suspected:
-        reporter.say(
-            f"  {plural(suspected, 'prompt')} whose answer or reward looks wrong: `suspected` in "
-            f"{out / 'ranked.parquet'}"
-        )
     for note in ranking.notes:
         reporter.warn(note)
-    reporter.say(f"  {plural(len(ranking.selection.prompt_ids), 'prompt')} -> {out}")
+    if suspected := sum(each is not None for each in ranking.logged.suspicions):
+        reporter.say(f"  {plural(suspected, 'prompt')} whose answer or reward looks wrong")
+    reporter.say(f"report: {page}")
+    for command in commands:
+        reporter.say(command)

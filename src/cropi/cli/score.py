@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
 import typer
 
 from cropi.cli.options import (
@@ -50,6 +51,14 @@ def score(
         Path | None, typer.Option(help="Stored features of the pool, instead of both")
     ] = None,
     sketch: SketchName = None,
+    per_response: Annotated[
+        bool,
+        typer.Option(
+            "--per-response",
+            help="Also which response pulls which way (a list per target), and each prompt's "
+            "own standard error; scoring takes about twice as long",
+        ),
+    ] = False,
     seed: Seed = 0,
     dtype: Dtype = None,
     device: Device = None,
@@ -81,7 +90,9 @@ def score(
             )
         else:
             config = section(InfluenceConfig, settings, sketch=sketch)
-            influence = _from_rollouts(model, rollouts, files, out, config, seed, dtype, device)
+            influence = _from_rollouts(
+                model, rollouts, files, out, config, seed, dtype, device, per_response
+            )
         write_scores(out, influence.estimate)
     print_scores(influence, out)
 
@@ -141,6 +152,9 @@ def features(
 def print_scores(influence: Influence, out: Path) -> None:
     """What was scored against what, what was skipped and why, and what deserves doubt."""
     scored = influence.estimate.scored()
+    columns = ["target", "informative", "effective", "split-half", "max cosine", "mean cosine"]
+    if scored.responses:
+        columns.append("median error")
     rows = [
         [
             name,
@@ -149,12 +163,11 @@ def print_scores(influence: Influence, out: Path) -> None:
             f"{reliability.split_half:.2f}",
             f"{float(scored.mean[name].max()):.3f}",
             f"{float(scored.mean[name].mean()):.3f}",
+            f"{float(np.median(scored.standard_error[name])):.3f}",
         ]
         for name, reliability in influence.reliability.items()
     ]
-    print_table(
-        ["target", "informative", "effective", "split-half", "max cosine", "mean cosine"], rows
-    )
+    print_table(columns, [row[: len(columns)] for row in rows])
     total = plural(scored.pool_size, "prompt")
     done = f"{len(scored.prompt_ids):,} of {total} scored -> {out}"
     _print_outcome(done, scored.skipped, influence.notes)
@@ -178,6 +191,7 @@ def _from_rollouts(
     seed: int,
     dtype: str | None,
     device: str | None,
+    per_response: bool,
 ) -> Influence:
     import cropi
     from cropi.store.files import require_writable
@@ -194,6 +208,7 @@ def _from_rollouts(
             config,
             seed=seed,
             checkpoint=model,
+            per_response=per_response,
             progress=lambda phase, done, total: bar.update(done, total, note=phase),
         )
         bar.note = f"{influence.tokens:,} tokens"

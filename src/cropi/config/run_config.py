@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeGuard
+from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import Field, field_validator, model_validator
 
@@ -35,17 +35,17 @@ EXECUTION_ONLY = frozenset(
         "training.engine.grpo.per_device_train_batch_size",
         "training.engine.grpo.gradient_checkpointing",
         "curriculum.keep_checkpoints",
+        "report_to",
     }
 )
 """Settings that say where and how fast, but not what: a run may go on with others."""
-ENGINES = ("rollouts.engine", "evaluation.engine")
-"""Settings that are rollout engines; each engine says itself which of its own are of that kind."""
+ENGINES = ("rollouts.engine.", "evaluation.engine.")
+"""Where settings of rollout engines begin; an engine says itself which of them are of that kind."""
 
 
 def affects_results(key: str) -> bool:
     """Whether the setting of this dotted key decides results, so that a run must keep it."""
-    section, _, name = key.rpartition(".")
-    if section in ENGINES and name in _execution_of_engines():
+    if key.startswith(ENGINES) and key.split(".")[2] in _execution_of_engines():
         return False
     return key not in EXECUTION_ONLY and not key.startswith("compare.")
 
@@ -83,6 +83,10 @@ class RunConfig(Section):
         default_factory=list, description="strategies trained beside it for comparison, e.g. [full]"
     )
     compare: CompareConfig = Field(default_factory=CompareConfig)
+    report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
+        default_factory=list,
+        description="services that get the metrics, each arm as one run over all stages",
+    )
 
     @property
     def directory(self) -> Path:

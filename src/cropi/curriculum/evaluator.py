@@ -42,14 +42,15 @@ class Evaluator:
     def rows(self, policy: Policy | PolicyRef, step: int) -> list[EvaluationRow]:
         """Evaluate every set; return metrics rows without their place in an arm."""
         sets = self._encoded_once(policy)
-        results = evaluate(
-            policy,
-            sets,
-            self.settings,
-            rollouts=self.rollouts,
-            verifier=self.judge,
-            seed=self.seed,
-        )
+        with PolicyRef.of(policy) as reference:
+            results = evaluate(
+                reference,
+                sets,
+                self.settings,
+                rollouts=self.rollouts,
+                verifier=self.judge,
+                seed=self.seed,
+            )
         return [
             EvaluationRow(
                 step=step,

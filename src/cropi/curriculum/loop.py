@@ -52,7 +52,8 @@ def run(
     """
     with prepared(config, base, reporter) as curriculum:
         for strategy in config.strategies:
-            curriculum.train(strategy)
+            with curriculum.steps.trainer.log.trackers.of_arm(strategy.slug):
+                curriculum.train(strategy)
     return config.directory
 
 
@@ -102,7 +103,7 @@ def prepared(
     config, reporter = resolve_model_path(config, base), reporter or ProgressReporter()
     check_settings(config, base, reporter)
     with exclusive_lock(config.directory), Judge(config.verifiers, base) as judge:
-        log = RunLog(open_directory(config), reporter)
+        log = RunLog.of(config, open_directory(config), reporter)
         config = _with_logs(config, log.directory.logs)
         yield _prepare(config, base, judge, log)
         if note := judge.unjudged():

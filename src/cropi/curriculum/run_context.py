@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from cropi.config import (
     check_files,
     to_yaml,
 )
+from cropi.curriculum.trackers import Trackers, require_trackers
 from cropi.errors import InputError
 from cropi.progress import Bar, ProgressReporter
 from cropi.schema import derive_seed, fingerprint
@@ -61,10 +62,18 @@ class Seeds:
 
 @dataclass(frozen=True)
 class RunLog:
-    """Where a run reports what it does: to the user, and its wall times to timings.jsonl."""
+    """Where a run reports what it does: to the user, its wall times to timings.jsonl, and its
+    metrics to the services that the settings name."""
 
     directory: RunDirectory
     reporter: ProgressReporter
+    trackers: Trackers = field(default_factory=Trackers)
+
+    @classmethod
+    def of(cls, config: RunConfig, directory: RunDirectory, reporter: ProgressReporter) -> RunLog:
+        """The log of a run with these settings."""
+        names = tuple(dict.fromkeys(config.report_to))
+        return cls(directory, reporter, Trackers(names, directory.root, config.name, reporter))
 
     @contextmanager
     def phase(
@@ -96,6 +105,7 @@ def check_settings(config: RunConfig, base: Path | None, reporter: ProgressRepor
     """
     with reporter.phase("settings"):
         check_files(config, base)
+        require_trackers(config.report_to)
         require_set_names(config.prompts.validation)
         needs = [needs_of_arm(config, strategy) for strategy in config.strategies]
         first_stage = plan_stage(

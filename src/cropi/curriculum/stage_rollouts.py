@@ -11,6 +11,7 @@ are left over from an attempt that was cut off, and are not read.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -92,17 +93,20 @@ class RolloutRefresh:
         inputs_fingerprint: str,
     ) -> None:
         """Sample the sets of these kinds, and list them with their costs in rollouts.json."""
-        reference: Callable[[], PolicyRef] = cache(lambda: self.policies.reference(policy))
-        costs: list[CostRow] = []
-        requests = [each for each in self.requests if each.kind in kinds]
-        if "stale" in kinds:
-            stale, cost = self._stale_pool(stage, reference().load(), pool)
-            requests, costs = [stale, *requests], [cost]
-        requests = [each for each in requests if each.prompts]
-        for each in requests:
-            out = stage.rollouts(each.kind, each.name)
-            groups = self.sampler.sample(reference, self.policies.key(policy), each, out, stage)
-            costs.append(rollout_cost(groups, self.policies.parameters, stage.arm, stage.index))
+        with ExitStack() as stack:  # the sets share what is started for the policy
+            reference: Callable[[], PolicyRef] = cache(
+                lambda: stack.enter_context(self.policies.reference(policy))
+            )
+            costs: list[CostRow] = []
+            requests = [each for each in self.requests if each.kind in kinds]
+            if "stale" in kinds:
+                stale, cost = self._stale_pool(stage, reference().load(), pool)
+                requests, costs = [stale, *requests], [cost]
+            requests = [each for each in requests if each.prompts]
+            for each in requests:
+                out = stage.rollouts(each.kind, each.name)
+                groups = self.sampler.sample(reference, self.policies.key(policy), each, out, stage)
+                costs.append(rollout_cost(groups, self.policies.parameters, stage.arm, stage.index))
         write_json(
             stage.refresh_facts,
             {

@@ -13,8 +13,10 @@ from cropi.curriculum.policies import Policies
 from cropi.curriculum.run_context import RunLog, Seeds
 from cropi.curriculum.settings import CurriculumConfig
 from cropi.curriculum.stage_rollouts import refresh_costs
+from cropi.curriculum.trackers import selection_values
 from cropi.policy.checkpoints import settle_adapter
 from cropi.policy.loading import Policy
+from cropi.progress import Bar
 from cropi.rollouts import write_rollouts
 from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import Prompt, Selection
@@ -33,7 +35,7 @@ from cropi.store.metrics import (
 )
 from cropi.store.policy_record import write_policy_record
 from cropi.store.run_directory import Row, Stage
-from cropi.store.tables import read_selection
+from cropi.store.tables import read_scores, read_selection
 from cropi.training import StageOutcome, StagePlan, find_trainer, one_group_per_prompt, plan_stage
 from cropi.training.settings import TrainingConfig
 from cropi.training.stage import ascii_place
@@ -69,6 +71,7 @@ class StageTrainer:
         `dynamic` replaces groups whose rewards are all equal before they are trained on.
         """
         plan = self._plan(stage, selection, policy, dynamic)
+        self._track(stage, selection, plan.first_step)
         inputs = (
             self.policies.key(policy),
             [(p.prompt_id, p.answer) for p in plan.prompts],
@@ -86,7 +89,16 @@ class StageTrainer:
             sampled = stage.rollouts("training")
             return [stage.metrics, *([sampled] if sampled.exists() else [])]
 
-        return str(cached(stage.policy, inputs, run, self.log.directory.ledger, other_files))
+        trained = cached(stage.policy, inputs, run, self.log.directory.ledger, other_files)
+        self.log.trackers.send(read_rows(stage.metrics).rows)
+        return str(trained)
+
+    def _track(self, stage: Stage, selection: Selection, step: int) -> None:
+        """Report what was selected, before it is trained on."""
+        if self.log.trackers.names:
+            scores = read_scores(stage.scores) if stage.scores.exists() else None
+            values = {"cropi/stage": float(stage.index), **selection_values(selection, scores)}
+            self.log.trackers.send_values("selection", step, values)
 
     def _plan(self, stage: Stage, selection: Selection, policy: str, dynamic: bool) -> StagePlan:
         steps = self.curriculum.steps_per_stage
@@ -135,6 +147,7 @@ class StageRun:
     def train(self, inputs_fingerprint: str, parameters: int) -> None:
         """Train, then publish metrics and policy; the policy's folder appears last."""
         stage = self.stage
+        self.log.trackers.send(self.rows)
         with (
             self.log.phase(f"{stage.title} GRPO", "training", stage, self.plan.steps) as bar,
             atomic_folder(stage.policy) as part,
@@ -145,7 +158,7 @@ class StageRun:
                 self.evaluator.judge,
                 place,
                 self._evaluate if self.evaluator.sets else None,
-                lambda done, row: bar.update(done, note=self._note(row)),
+                lambda done, row: self._advance(bar, done, row),
                 self.outcome,
             )
             bar.note = self.accuracy
@@ -162,6 +175,14 @@ class StageRun:
             write_rows(stage.metrics, [*self.rows, *self._closing_rows(parameters)])
         self._write_clock()
 
+    def _advance(self, bar: Bar, done: int, row: Row) -> None:
+        """Show a step, and report it; `row` is the last of the trainer's log."""
+        bar.update(done, note=self._note(row))
+        if row:
+            step, values = _logged(row)
+            arm, stage = self.stage.arm, self.stage.index
+            self.log.trackers.send([TrainRow(arm=arm, stage=stage, step=step, values=values)])
+
     def _write_rollouts(self, inputs_fingerprint: str) -> None:
         """Store the groups that training sampled, where its engine reports them."""
         if self.outcome.rollouts:
@@ -172,7 +193,9 @@ class StageRun:
         with self.log.directory.timed("evaluation", self.stage.arm, self.stage.index):
             rows = self.evaluator.rows(policy, step)
         self.evaluated += rows
-        self.rows += self._placed(rows)
+        placed = self._placed(rows)
+        self.rows += placed
+        self.log.trackers.send(placed)
         self.accuracy = accuracy_note(rows)
 
     def _note(self, row: Row) -> str:

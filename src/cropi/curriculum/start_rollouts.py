@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -135,14 +135,15 @@ def collect_rollouts(
     start: str, requests: Sequence[RolloutRequest], sampler: Sampler, policies: Policies
 ) -> StartRollouts:
     """Collect what is missing, and report how informative the pool is."""
-    policy, policy_key = cache(lambda: policies.reference(start)), policies.key(start)
-    directory = sampler.log.directory
-    rollouts = {
-        (each.kind, each.name): sampler.sample(
-            policy, policy_key, each, directory.rollouts(each.kind, each.name)
-        )
-        for each in requests
-    }
+    policy_key, directory = policies.key(start), sampler.log.directory
+    with ExitStack() as stack:  # the sets share what is started for the policy
+        policy = cache(lambda: stack.enter_context(policies.reference(start)))
+        rollouts = {
+            (each.kind, each.name): sampler.sample(
+                policy, policy_key, each, directory.rollouts(each.kind, each.name)
+            )
+            for each in requests
+        }
     _report(rollouts["pool", ""], sampler.log)
     return rollouts
 

@@ -29,7 +29,8 @@ from cropi.gradients.consumers import SumConsumer
 from cropi.gradients.extractor import GradientExtractor
 from cropi.gradients.forward import in_float32
 from cropi.gradients.logprobs import LogprobReader, read_objectives
-from cropi.influence.scorer import PhaseProgress, Scorer, require_informative
+from cropi.influence.left_out import require_informative
+from cropi.influence.scorer import PhaseProgress, Scorer
 from cropi.schema import InfluenceEstimate, RolloutGroup, longest_allowed
 
 GRADIENT_BYTES = 1 << 31
@@ -80,7 +81,8 @@ class StepExperiment:
         self.objective = settings.objective.with_length(longest_allowed(pool))
         self.extractor = GradientExtractor(model, self.objective, settings.batch_tokens)
         self.reader = LogprobReader(model, settings.batch_tokens)
-        self.pool = {g.prompt_id: g for g in pool if g.informative}
+        informative = require_informative("the pool", pool, self.objective).groups
+        self.pool = {group.prompt_id: group for group in informative}
         self.validation = {
             n: require_informative(f"validation set {n}", groups, self.objective).groups
             for n, groups in validation.items()

@@ -1,12 +1,14 @@
 """How sure an influence estimate is, and what several stages say together.
 
-In a space of many parameters a prompt that is unrelated to a target has a cosine near zero, as
-often below as above it. So the negative half of the pool shows how wide noise is. Its median is
-used, which a few prompts that truly oppose the target (wrongly graded ones, say) hardly move. Today
-this one pooled value per target is every prompt's standard error; errors of single prompts, from
-the spread over their responses, are to replace it.
+Two questions are apart. *Which cosines could be those of unrelated prompts?* In a space of many
+parameters a prompt that is unrelated to a target has a cosine near zero, as often below as above
+it. So the negative half of the pool shows how wide that noise is. Its median is used, which a few
+prompts that truly oppose the target (wrongly graded ones, say) hardly move. *How much would a
+prompt's cosine change with other responses?* That is a prompt's own, from leaving each response
+out; where it was not measured, the pooled noise stands for it. The noise floor asks the first
+question: prompts whose own error is large are not worse than they look (docs/design/influence.md).
 
-Shape legend: P prompts.
+Shape legend: P prompts, K responses of one prompt, V targets.
 """
 
 from __future__ import annotations
@@ -39,17 +41,20 @@ def pooled_standard_error(
     }
 
 
-def with_standard_errors(estimate: InfluenceEstimate) -> InfluenceEstimate:
-    """`estimate` with the pooled error for every target whose errors are unknown."""
-    unknown = {
-        name: values
-        for name, values in estimate.mean.items()
-        if np.isnan(estimate.standard_error[name]).all()
-    }
-    if not unknown:
-        return estimate
-    errors = estimate.standard_error | pooled_standard_error(unknown)
-    return replace(estimate, standard_error=errors)
+def jackknife_error(without_KV: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Standard error [V] of an estimate from its values [K, V] without each of K observations.
+
+    sqrt((K - 1) / K sum (theta_j - mean theta)^2) (Efron and Stein 1981: too large rather than too
+    small), at most 1: no cosine varies by more.
+    """
+    count = len(without_KV)
+    squares_V = np.square(without_KV - without_KV.mean(0)).sum(0)
+    return np.asarray(np.minimum(np.sqrt((count - 1) / count * squares_V), 1.0))
+
+
+def with_pooled_errors(estimate: InfluenceEstimate) -> InfluenceEstimate:
+    """`estimate` with each target's noise scale as the error of every prompt."""
+    return replace(estimate, standard_error=pooled_standard_error(estimate.mean))
 
 
 def beyond_the_pool(

@@ -3,7 +3,8 @@
 Read in this order: `objective` (the specification, pure tensors), `collation` and `batching`
 (which tokens go through the model together), `contributions` and `layers` (each layer's per-prompt
 gradients), `consumers` (what is made of them), `extractor` (all of it together), `self_check` (the
-comparison with plain autograd). `logprobs` reads log-probs of stored responses in the same batches.
+comparison with plain autograd). `response_gradients` are the terms of a prompt's gradient, and
+`logprobs` reads log-probs of stored responses in the same batches.
 """
 
 

@@ -148,24 +148,27 @@ class BatchPlanner:
                 return
 
     def batches(
-        self, prepared: Sequence[PreparedGroup]
+        self, prepared: Sequence[PreparedGroup], mode: ForwardMode | None = None
     ) -> Iterator[tuple[list[PreparedGroup], ForwardMode]]:
-        """Yield prompts that go together, and their mode."""
+        """Yield prompts that go together, and their mode: the given one, or each one's best."""
         by_mode: dict[ForwardMode, list[PreparedGroup]] = {}
         for group in prepared:
-            by_mode.setdefault(self._mode(group), []).append(group)
+            by_mode.setdefault(mode or self._mode(group), []).append(group)
         limits = BatchLimits(self.batch_tokens, self._most_predictions())
         for mode in sorted(by_mode, reverse=True):
             for members in plan_batches(by_mode[mode], limits, mode.share_prefix):
                 yield members, mode
 
     @contextmanager
-    def batch(self, members: Sequence[PreparedGroup], mode: ForwardMode) -> Iterator[PromptBatch]:
+    def batch(
+        self, members: Sequence[PreparedGroup], mode: ForwardMode, by_response: bool = False
+    ) -> Iterator[PromptBatch]:
         """The batch of some prompts, with the mode's attention installed while it is in use.
 
         Raises InputError where it does not fit in the device's memory.
         """
-        batch = collate(members, mode.share_prefix, self.device, masked=not mode.prefix_attention)
+        masked = not mode.prefix_attention
+        batch = collate(members, mode.share_prefix, self.device, masked, by_response)
         layout = batch.layout if mode.prefix_attention else None
         try:
             with self._attention.installed(self.model, layout):

@@ -34,7 +34,8 @@ from cropi.schema import Response, RolloutGroup
 class PreparedGroup:
     """One prompt with its usable responses, of which equal ones are merged.
 
-    `index` is its place in the caller's list. `unique_ids` and `unique_masks` (bool, the policy's
+    `index` is its place in the caller's list, or, where gradients of single responses are wanted,
+    that of its first unique response. `unique_ids` and `unique_masks` (bool, the policy's
     tokens) are the different responses in order of first appearance, int32 and bool [T];
     `unique_index[k]` is the one that usable response k equals.
     """
@@ -59,17 +60,22 @@ class PreparedGroup:
         return [len(self.prompt_ids) + len(ids) - 1 for ids in self.unique_ids]
 
 
-def prepare(index: int, group: RolloutGroup) -> PreparedGroup:
+def prepare(index: int, group: RolloutGroup, by_response: bool = False) -> PreparedGroup:
     """Drop unusable responses and merge those with equal tokens and masks.
 
-    Nothing depends on what follows a response's last policy token, so it is cut off first.
+    `by_response` merges them only if log-probs and rewards are equal too, and with them all that
+    gives a response its gradient. Nothing depends on what follows a response's last policy token,
+    so it is cut off first.
     """
     responses = [_without_masked_tail(response) for response in group.usable]
-    first_seen: dict[tuple[bytes, bytes], int] = {}
+    first_seen: dict[tuple[bytes, ...], int] = {}
     unique: list[Response] = []
     unique_index = []
     for response in responses:
-        key = response.ids.tobytes(), response.sampled.tobytes()
+        key: tuple[bytes, ...] = response.ids.tobytes(), response.sampled.tobytes()
+        if by_response:
+            behaviour, reward = response.logprobs[response.sampled], float(response.reward)
+            key = (*key, behaviour.tobytes(), reward.hex().encode())
         if key not in first_seen:
             first_seen[key] = len(unique)
             unique.append(response)
@@ -157,8 +163,9 @@ class TokenRow:
 class PromptBatch:
     """Prompts that go through the model together.
 
-    Shape legend: N rows, L positions per row (padded), P prompts (slots), S predicting positions,
-    D unique responses, R usable responses, T policy tokens of a response (padded).
+    Shape legend: N rows, L positions per row (padded), P prompts (or unique responses, where the
+    gradients of these are wanted): the slots, S predicting positions, D unique responses, R usable
+    responses, T policy tokens of a response (padded).
 
     `index_P` int64, the prompts' places in the caller's list. `input_ids_NL`, `position_ids_NL`
     int64; `mask_N1LL` bool or None (causal); `layout` describes the same visibility for prefix
@@ -187,9 +194,14 @@ class PromptBatch:
     tokens: int
 
     @property
+    def slots(self) -> int:
+        """Gradients that the batch gives: one per prompt, or one per unique response."""
+        return len(self.index_P)
+
+    @property
     def prompts(self) -> int:
         """Prompts in the batch."""
-        return len(self.index_P)
+        return self.responses.groups
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -203,31 +215,41 @@ def collate(
     share_prefix: bool,
     device: torch.device,
     masked: bool = False,
+    by_response: bool = False,
 ) -> PromptBatch:
-    """Build the tensors of one batch; `masked` with a block mask for shared rows."""
+    """Build the tensors of one batch; `masked` with a block mask for shared rows.
+
+    `by_response` gives a gradient to each unique response, whose prompt then cannot be shared.
+    """
+    assert not (by_response and share_prefix), "responses of a shared row have no own gradients"
     rows = _rows(groups, share_prefix)
+    owners, index = list(groups), [group.index for group in groups]
+    if by_response:
+        owners = [groups[row.slot] for row in rows]
+        index = [group.index + n for group in groups for n in range(len(group.unique_ids))]
+        rows = [replace(row, slot=n) for n, row in enumerate(rows)]
     length = max(len(row.tokens()) for row in rows)
     where, targets, slots = _predictions(rows, length)
     predictors, inverse = np.unique(np.concatenate(where), return_inverse=True)
     owner = np.empty(len(predictors), dtype=np.int64)
     owner[inverse] = np.concatenate(slots)
     slot = np.array([row.slot for row in rows], dtype=np.int64)
-    temperature = np.array([g.temperature for g in groups], dtype=np.float32)
+    temperature = np.array([group.temperature for group in owners], dtype=np.float32)
     ends = np.cumsum([len(w) for w in where])[:-1]
 
     def tensor(values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
     return PromptBatch(
-        index_P=tensor(np.array([g.index for g in groups], dtype=np.int64)),
+        index_P=tensor(np.array(index, dtype=np.int64)),
         input_ids_NL=tensor(pad_rows([r.tokens() for r in rows], 0, length)),
         position_ids_NL=tensor(_position_ids(rows, length, share_prefix)),
         mask_N1LL=tensor(_block_mask(rows, length)) if masked and share_prefix else None,
         layout=_layout(rows, length, device),
         slot_N=tensor(slot),
-        positions=Segments.of(np.repeat(slot, length), len(groups)),
+        positions=Segments.of(np.repeat(slot, length), len(index)),
         predictors_S=tensor(predictors),
-        predictions=Segments.of(owner, len(groups)),
+        predictions=Segments.of(owner, len(index)),
         slot_S=tensor(owner),
         where_DT=tensor(pad_rows(np.split(inverse, ends), 0)),
         targets_DT=tensor(pad_rows(targets, 0)),

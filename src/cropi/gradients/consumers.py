@@ -56,10 +56,16 @@ class FactorConsumer(GradientConsumer, Protocol):
         """Use all contributions of one parameter; their sum is the gradient."""
 
 
-def consume_whole(consumer: GradientConsumer, name: str, gradient: Tensor) -> None:
-    """Give a consumer one prompt's whole gradient of a parameter, in the parameter's shape."""
-    height, width = matrix_shape(gradient.shape)
-    consumer.consume(name, slice(0, height), gradient.float().reshape(1, height, width))
+def consume_whole(
+    consumers: Sequence[GradientConsumer], index_P: Tensor, gradients: Mapping[str, Tensor]
+) -> None:
+    """Give consumers the whole gradients of a batch: by parameter name [P, *its shape]."""
+    for consumer in consumers:
+        consumer.begin(index_P)
+        for name, gradient in gradients.items():
+            height, width = matrix_shape(gradient.shape[1:])
+            consumer.consume(name, slice(0, height), gradient.float().reshape(-1, height, width))
+        consumer.finish()
 
 
 @dataclass

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import fnmatch
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -32,6 +33,8 @@ from cropi.gradients.bounds import PassRecord, RatioSummary
 from cropi.gradients.collation import PreparedGroup, PromptBatch, prepare
 from cropi.gradients.consumers import GradientConsumer, consume_whole
 from cropi.gradients.forward import (
+    PromptWeights,
+    TokenWeights,
     checkpointed,
     evaluation_mode,
     forward_logits,
@@ -41,6 +44,7 @@ from cropi.gradients.forward import (
     require_fitting,
 )
 from cropi.gradients.layers import LayerHooks
+from cropi.gradients.response_gradients import ResponseGroups, ResponseWeights
 from cropi.gradients.self_check import (
     BF16_TOLERANCE,
     FP32_TOLERANCE,
@@ -51,6 +55,7 @@ from cropi.gradients.self_check import (
     prompt_weights,
     reference_gradient,
     require_covered,
+    response_gradients,
 )
 from cropi.gradients.settings import ObjectiveConfig
 from cropi.schema import RolloutGroup
@@ -158,20 +163,46 @@ class GradientExtractor:
         if not prepared:
             return ExtractionReport(0, self.path)
         record = PassRecord(len(prepared))
-        require_fitting(self.model, groups)
-        enabled = self.gradient_checkpointing
-        with evaluation_mode(self.model), checkpointed(self.model, enabled):
-            if not self._verified:
-                with in_float32(self.model) as is_float32:
-                    tolerance = FP32_TOLERANCE if is_float32 else BF16_TOLERANCE
-                    self.path = self._choose_path(prepared, tolerance)
+        with self._ready(groups, prepared):
             if self.path == "autograd":
                 tokens = self._run_slow(prepared, consumers, progress, record)
             else:
                 batches = self.planner.batches(prepared)
-                tokens = self._run_fast(batches, consumers, progress, record)
+                weigh = PromptWeights(self.objective, record)
+                tokens = self._run_fast(batches, consumers, weigh, progress)
         rewards = record.current_rewards
         return ExtractionReport(tokens, self.path, record.statuses, record.ratios, rewards)
+
+    def run_by_response(
+        self,
+        responses: ResponseGroups,
+        consumers: Sequence[GradientConsumer],
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
+        """Stream the gradient of each unique response, and return the tokens through the model.
+
+        Consumers index unique responses by their place. Prompts that are out of range give zeros.
+        Raises as `run`.
+        """
+        prepared = responses.prepared
+        with self._ready(responses.groups, prepared):
+            if self.path == "autograd":
+                return self._run_slow_by_response(prepared, consumers, progress)
+            batches, weigh = self.planner.batches(prepared, ROWS), ResponseWeights(self.objective)
+            return self._run_fast(batches, consumers, weigh, progress, by_response=True)
+
+    @contextmanager
+    def _ready(
+        self, groups: Sequence[RolloutGroup], prepared: Sequence[PreparedGroup]
+    ) -> Iterator[None]:
+        """The model in the state in which gradients are computed, by a path that was checked."""
+        require_fitting(self.model, groups)
+        with evaluation_mode(self.model), checkpointed(self.model, self.gradient_checkpointing):
+            if not self._verified:
+                with in_float32(self.model) as is_float32:
+                    tolerance = FP32_TOLERANCE if is_float32 else BF16_TOLERANCE
+                    self.path = self._choose_path(prepared, tolerance)
+            yield
 
     def _run_slow(
         self,
@@ -185,40 +216,53 @@ class GradientExtractor:
             weights = prompt_weights(self.model, group, self.objective)
             record.add(index_P, weights)
             gradients = prompt_gradient(self.model, self.parameters, group, self.objective, weights)
-            for consumer in consumers:
-                consumer.begin(index_P)
-                for name, gradient in gradients.items():
-                    consume_whole(consumer, name, gradient)
-                consumer.finish()
+            consume_whole(consumers, index_P, {n: g.unsqueeze(0) for n, g in gradients.items()})
             if progress:
                 progress(1)
         return sum(sum(g.row_lengths[n] for n in g.unique_index) for g in prepared)
+
+    def _run_slow_by_response(
+        self,
+        prepared: Sequence[PreparedGroup],
+        consumers: Sequence[GradientConsumer],
+        progress: Callable[[int], None] | None,
+    ) -> int:
+        for group in prepared:
+            weights_RT = prompt_weights(self.model, group, self.objective).weights_RT
+            firsts = [group.unique_index.index(n) for n in range(len(group.unique_ids))]
+            gradients = response_gradients(self.model, self.parameters, group, weights_RT[firsts])
+            index_P = group.index + torch.arange(len(firsts), device=self.device)
+            consume_whole(consumers, index_P, gradients)
+            if progress:
+                progress(1)
+        return sum(sum(group.row_lengths) for group in prepared)
 
     def _run_fast(
         self,
         batches: Iterable[tuple[list[PreparedGroup], ForwardMode]],
         consumers: Sequence[GradientConsumer],
-        progress: Callable[[int], None] | None,
-        record: PassRecord | None = None,
+        weigh: TokenWeights,
+        progress: Callable[[int], None] | None = None,
+        by_response: bool = False,
     ) -> int:
         tokens = 0
         with frozen(self.model), LayerHooks(self.model, self.parameters, consumers) as hooks:
             for members, mode in batches:
-                with self.planner.batch(members, mode) as batch:
-                    self._run_batch(batch, hooks, record)
+                with self.planner.batch(members, mode, by_response) as batch:
+                    self._run_batch(batch, hooks, weigh)
                 tokens += batch.tokens
                 if progress:
                     progress(batch.prompts)
         return tokens
 
-    def _run_batch(self, batch: PromptBatch, hooks: LayerHooks, record: PassRecord | None) -> None:
+    def _run_batch(self, batch: PromptBatch, hooks: LayerHooks, weigh: TokenWeights) -> None:
         """Forward, write the logits' gradient, backward; the hooks do the rest."""
         with torch.enable_grad(), hooks.collecting(batch):
             logits_1SV = forward_logits(self.model, batch)
             hooks.forward_done()
             # Backward does not need the logits, so their gradient overwrites them. A model whose
             # backward does need them fails the comparison with autograd.
-            gradient_SV = logits_gradient(logits_1SV.data[0], batch, self.objective, record)
+            gradient_SV = logits_gradient(logits_1SV.data[0], batch, weigh)
             torch.autograd.backward(logits_1SV, gradient_SV.unsqueeze(0))
 
     def _choose_path(self, prepared: Sequence[PreparedGroup], tolerance: Tolerance) -> str:
@@ -255,7 +299,8 @@ class GradientExtractor:
         """Raise Unsupported unless the fast gradients of `group` equal the expected ones."""
         comparison = GradientComparison(expected)
         try:
-            self._run_fast([([replace(group, index=0)], mode)], [comparison], None)
+            weigh = PromptWeights(self.objective)
+            self._run_fast([([replace(group, index=0)], mode)], [comparison], weigh)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -73,21 +74,45 @@ def _narrow_head(model: nn.Module, batch: PromptBatch) -> Iterator[None]:
         handle.remove()
 
 
-def logits_gradient(
-    logits_SV: Tensor, batch: PromptBatch, objective: ObjectiveConfig, record: PassRecord | None
-) -> Tensor:
+class TokenWeights(Protocol):
+    """What the gradients of a batch are weighted sums of."""
+
+    def __call__(self, logp_DT: Tensor, batch: PromptBatch) -> Tensor:
+        """The weight of each token's score function, float64 [D, T], from the log-probs."""
+
+
+@dataclass(frozen=True)
+class PromptWeights:
+    """The weights that give each prompt the gradient of its objective.
+
+    The `record` notes which prompts are out of range; their weights are zero.
+    """
+
+    objective: ObjectiveConfig
+    record: PassRecord | None = None
+
+    def __call__(self, logp_DT: Tensor, batch: PromptBatch) -> Tensor:
+        """Sum dJ/dlogp over equal responses."""
+        logp_RT = usable_logprobs(logp_DT, batch)
+        bounded = group_weights(logp_RT, batch.responses, self.objective)
+        if self.record is not None:
+            self.record.add(batch.index_P, bounded)
+        return sum_over_equals(bounded.weights_RT, batch.unique_R, len(logp_DT))
+
+
+def usable_logprobs(logp_DT: Tensor, batch: PromptBatch) -> Tensor:
+    """The log-probs [R, T] of usable responses from those of unique ones; not 0 at padding."""
+    return logp_DT[batch.unique_R, : batch.responses.mask_RT.shape[1]]
+
+
+def logits_gradient(logits_SV: Tensor, batch: PromptBatch, weigh: TokenWeights) -> Tensor:
     """dJ/dlogits [S, V]: sum over predicted tokens of weight (onehot - softmax) / temperature.
 
     Overwrites `logits_SV`, in its dtype: logits are the largest tensors of all, so fp32 copies
-    exist for a few rows at a time only. The `record` notes which prompts are out of range; their
-    rows are zero.
+    exist for a few rows at a time only.
     """
     logsumexp_S, logp_DT = log_probs(logits_SV, batch)
-    longest = batch.responses.mask_RT.shape[1]
-    bounded = group_weights(logp_DT[batch.unique_R, :longest], batch.responses, objective)
-    if record is not None:
-        record.add(batch.index_P, bounded)
-    weights_DT = sum_over_equals(bounded.weights_RT, batch.unique_R, len(logp_DT))
+    weights_DT = weigh(logp_DT, batch)
     weights = weights_DT.flatten() / batch.temperature_S[batch.where_DT.flatten()]
     where, targets = batch.where_DT.flatten(), batch.targets_DT.flatten()
     total_S = weights.new_zeros(len(logits_SV)).index_add(0, where, weights)

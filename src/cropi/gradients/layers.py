@@ -141,7 +141,7 @@ def elementwise_rule(
 
 def sum_by_prompt(values_XC: Tensor, slot_X: Tensor, batch: PromptBatch) -> Tensor:
     """Sum fp32 vectors over each prompt -> [P, C]."""
-    return values_XC.new_zeros(batch.prompts, values_XC.shape[1]).index_add_(0, slot_X, values_XC)
+    return values_XC.new_zeros(batch.slots, values_XC.shape[1]).index_add_(0, slot_X, values_XC)
 
 
 def rule_for(module: nn.Module) -> LayerRule | None:
@@ -312,7 +312,7 @@ class LayerHooks:
         if touched is not None:
             contributions = [c.within(touched) for c in contributions]  # type: ignore[attr-defined]
             height = len(touched)
-        prompts = self.batch.prompts
+        prompts = self.batch.slots
         limit = TILE_BYTES.get(self._device.type, 1 << 28)
         missing = len(contributions) - len(self._work)
         self._work += [Workspace(self._device) for _ in range(missing)]

@@ -27,6 +27,7 @@ from cropi.gradients.forward import (
     in_float32,
     log_probs,
     require_fitting,
+    usable_logprobs,
 )
 from cropi.gradients.objective import objective
 from cropi.gradients.self_check import exercises_block_mask, require_covered, unique_logprobs
@@ -127,9 +128,7 @@ class LogprobReader:
 def batch_logprobs(model: nn.Module, batch: PromptBatch) -> Tensor:
     """Log-probs of a batch's usable responses at the rollouts' temperature, float64 [R, T]."""
     _, logp_DT = log_probs(forward_logits(model, batch)[0], batch)
-    mask_RT = batch.responses.mask_RT
-    logp_RT = logp_DT[batch.unique_R, : mask_RT.shape[1]]
-    return logp_RT.masked_fill(~mask_RT, 0.0)
+    return usable_logprobs(logp_DT, batch).masked_fill(~batch.responses.mask_RT, 0.0)
 
 
 def plain_logprobs(model: nn.Module, group: PreparedGroup) -> Tensor:

@@ -90,16 +90,45 @@ def prompt_gradient(
     weights_DT = sum_over_equals(weights_RT, unique_R, len(group.unique_ids))
     total = {name: torch.zeros_like(p, dtype=_wide_dtype(p)) for name, p in parameters.items()}
     for n, weights_T in enumerate(weights_DT):
-        with torch.enable_grad():
-            logp = unique_logprobs(model, group, n)
-            upstream = weights_T[: len(logp)].to(logp.dtype)
-            gradients = torch.autograd.grad(
-                logp, list(parameters.values()), upstream, allow_unused=True
-            )
-        for name, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:
-                total[name] += gradient
+        for name, gradient in _response_gradient(model, parameters, group, n, weights_T).items():
+            total[name] += gradient
     return total
+
+
+def response_gradients(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    group: PreparedGroup,
+    weights_DT: Tensor,
+) -> dict[str, Tensor]:
+    """The weighted sums of each unique response's token gradients, by name [D, *shape]."""
+    unique = len(group.unique_ids)
+    gradients = {
+        name: torch.zeros(unique, *p.shape, dtype=_wide_dtype(p), device=p.device)
+        for name, p in parameters.items()
+    }
+    for n, weights_T in enumerate(weights_DT):
+        for name, gradient in _response_gradient(model, parameters, group, n, weights_T).items():
+            gradients[name][n] = gradient
+    return gradients
+
+
+def _response_gradient(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    group: PreparedGroup,
+    which: int,
+    weights_T: Tensor,
+) -> dict[str, Tensor]:
+    """The same of one unique response, without the parameters that it does not use."""
+    with torch.enable_grad():
+        logp = unique_logprobs(model, group, which)
+        upstream = weights_T[: len(logp)].to(logp.dtype)
+        gradients = torch.autograd.grad(
+            logp, list(parameters.values()), upstream, allow_unused=True
+        )
+    pairs = zip(parameters, gradients, strict=True)
+    return {name: gradient for name, gradient in pairs if gradient is not None}
 
 
 def prompt_weights(model: nn.Module, group: PreparedGroup, config: ObjectiveConfig) -> GroupWeights:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,18 @@ class Influence:
         """The notes that are not about the reliability of a target."""
         about_targets = {w for name, each in self.reliability.items() for w in each.warnings(name)}
         return [note for note in self.notes if note not in about_targets]
+
+
+@dataclass(frozen=True)
+class ResponseInfluence:
+    """Of each informative prompt [N] the parts of its cosines that its K usable responses bring.
+
+    `parts_NKV` add up to the cosines; `errors_NV` are standard errors by leaving one response out.
+    """
+
+    parts_NKV: list[NDArray[np.float64]]
+    errors_NV: NDArray[np.float64]
+    tokens: int
 
 
 def cosines(
@@ -87,10 +99,12 @@ def pool_estimate(
     status_N: Sequence[str],
     names: Sequence[str],
     identity: Mapping[str, str],
+    responses: ResponseInfluence | None = None,
 ) -> InfluenceEstimate:
     """The estimate of a whole pool [P] from what was measured of its informative prompts.
 
     Rewards that are all equal are the mean reward of that prompt under any policy.
+    With `responses` each prompt has a standard error of its own, and its responses' parts.
     """
     status = [group.score_status for group in pool]
     places = np.flatnonzero(np.array([each == SCORED for each in status], dtype=bool))
@@ -108,7 +122,7 @@ def pool_estimate(
         if status[place] == EQUAL_REWARDS:
             current_P[place] = group.rewards.mean()
     mean = {name: spread(cosines_NV[:, v].astype(np.float32)) for v, name in enumerate(names)}
-    return InfluenceEstimate(
+    estimate = InfluenceEstimate(
         prompt_ids=[group.prompt_id for group in pool],
         mean=mean,
         standard_error=pooled_standard_error(mean),
@@ -120,3 +134,29 @@ def pool_estimate(
         current_reward=current_P,
         effective_share=spread(rewards_N2[:, 1]),
     )
+    rows = zip(places[scored_N].tolist(), np.flatnonzero(scored_N).tolist(), strict=True)
+    return estimate if responses is None else _with_responses(estimate, pool, responses, [*rows])
+
+
+def _with_responses(
+    estimate: InfluenceEstimate,
+    pool: Sequence[RolloutGroup],
+    responses: ResponseInfluence,
+    rows: Sequence[tuple[int, int]],
+) -> InfluenceEstimate:
+    """The estimate with errors and parts of scored prompts: places in the pool and among [N]."""
+    errors = {name: values.copy() for name, values in estimate.standard_error.items()}
+    nothing = np.zeros(0, np.float32)
+    parts = {name: [nothing] * len(pool) for name in estimate.mean}
+    for v, name in enumerate(estimate.mean):
+        for place, n in rows:
+            errors[name][place] = responses.errors_NV[n, v]
+            parts[name][place] = _of_all_responses(pool[place], responses.parts_NKV[n][:, v])
+    return replace(estimate, standard_error=errors, responses=parts)
+
+
+def _of_all_responses(group: RolloutGroup, values_K: NDArray[np.float64]) -> NDArray[np.float32]:
+    """One value per response of a group, NaN for those that are not usable."""
+    values = np.full(len(group.responses), np.nan, np.float32)
+    values[[response.usable for response in group.responses]] = values_K
+    return values

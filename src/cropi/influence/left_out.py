@@ -7,20 +7,34 @@ Shape legend: N informative prompts.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cropi.errors import InputError
+from cropi.rollouts.number_checks import (
+    empty_response_notes,
+    log_ratio_notes,
+    require_log_ratios,
+    require_sound_numbers,
+)
 from cropi.schema import (
     LEFT_OUT,
     RATIO_OUT_OF_RANGE,
     REWARDS_OUT_OF_RANGE,
     SCORED,
+    UNSCORED,
     ZERO_GRADIENT,
+    RolloutGroup,
 )
 from cropi.text import plural, shortened
+
+if TYPE_CHECKING:
+    from cropi.gradients.settings import ObjectiveConfig
 
 SMALLEST_NORM = 1e-13
 """Norms below this are zero: the squares of their coordinates are below float32's range."""
@@ -39,6 +53,49 @@ REMEDIES: Mapping[str, str] = {
     ZERO_GRADIENT: "the gradients of their responses cancel, or all of them are clipped; sample "
     "more responses if there are many",
 }
+
+
+@dataclass(frozen=True)
+class InformativeGroups:
+    """Informative prompts of a set, and how many others there are, by reason.
+
+    `notes` are sentences about what deserves doubt.
+    """
+
+    groups: list[RolloutGroup]
+    skipped: dict[str, int]
+    notes: list[str] = field(default_factory=list)
+
+
+def keep_informative(groups: Sequence[RolloutGroup]) -> InformativeGroups:
+    """Keep the prompts that have a gradient; count the others by reason."""
+    counts = Counter(group.score_status for group in groups)
+    skipped = {reason: counts[reason] for reason in UNSCORED if counts[reason]}
+    return InformativeGroups([group for group in groups if group.informative], skipped)
+
+
+def require_informative(
+    what: str, groups: Sequence[RolloutGroup], objective: ObjectiveConfig
+) -> InformativeGroups:
+    """Keep the prompts that have a gradient, for an objective.
+
+    Raises InputError if `what` has none, or has numbers that nothing can be computed from.
+    """
+    require_sound_numbers(groups)
+    informative = keep_informative(groups)
+    if not informative.groups:
+        counts = informative.skipped.items()
+        reasons = ", ".join(f"{n} with {reason}" for reason, n in counts) or "no prompt at all"
+        raise InputError(
+            f"{what} has no informative prompt among {len(groups)} ({reasons}); it needs a prompt "
+            "with both better and worse responses: add prompts, sample more responses, or choose "
+            "tasks the policy sometimes solves"
+        )
+    notes = empty_response_notes(what, groups)
+    if objective.uses_ratios:
+        require_log_ratios(what, informative.groups)
+        notes += log_ratio_notes(what, informative.groups)
+    return replace(informative, notes=notes)
 
 
 def gradient_statuses(statuses: Sequence[str], norms_N: NDArray[np.floating]) -> list[str]:

@@ -12,14 +12,12 @@ Shape legend: P prompts, V targets, N prompts of a target, D dimensions of a ske
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cropi.errors import InputError
 from cropi.gradients.consumers import (
     DirectionConsumer,
     Directions,
@@ -28,17 +26,31 @@ from cropi.gradients.consumers import (
     NormConsumer,
 )
 from cropi.gradients.extractor import ExtractionReport, GradientExtractor
-from cropi.gradients.settings import ObjectiveConfig, TargetMemory
-from cropi.influence.cosines import Influence, cosines, pool_estimate, require_direction
+from cropi.gradients.response_gradients import ResponseGroups
+from cropi.gradients.settings import TargetMemory
+from cropi.influence.cosines import (
+    Influence,
+    ResponseInfluence,
+    cosines,
+    pool_estimate,
+    require_direction,
+)
 from cropi.influence.left_out import (
     distance_notes,
     gradient_statuses,
     left_out_notes,
     require_finite_norms,
+    require_informative,
     require_some_in_range,
     wild_notes,
 )
 from cropi.influence.preconditioner import Preconditioner, PreconditioningConsumer
+from cropi.influence.response_influence import (
+    ResponseMeasures,
+    exact_measures,
+    response_influence,
+    sketched_measures,
+)
 from cropi.influence.targets import (
     Target,
     TargetReliability,
@@ -46,13 +58,7 @@ from cropi.influence.targets import (
     half_weights,
     target_reliability,
 )
-from cropi.rollouts.number_checks import (
-    empty_response_notes,
-    log_ratio_notes,
-    require_log_ratios,
-    require_sound_numbers,
-)
-from cropi.schema import UNSCORED, RolloutGroup, fingerprint
+from cropi.schema import RolloutGroup, fingerprint
 from cropi.sketches import FittedSketch, Sketch, SketchBuffer, SketchConsumer
 from cropi.sketches.counter_rng import parameters_identity
 
@@ -82,6 +88,7 @@ class PoolScores:
     rewards_P2: NDArray[np.float64]
     statuses: list[str]
     notes: list[str]
+    responses: ResponseInfluence | None = None
 
 
 class Scorer:
@@ -121,12 +128,15 @@ class Scorer:
         objective = fingerprint(self.extractor.objective.model_dump(mode="json"))
         return {**method, "objective": objective, **adam, "target": self.target}
 
-    def score(self, pool: Groups, targets: Mapping[str, Groups]) -> Influence:
+    def score(
+        self, pool: Groups, targets: Mapping[str, Groups], per_response: bool = False
+    ) -> Influence:
         """Return one cosine per target for each informative prompt of `pool`.
 
-        Prompts whose numbers are out of range are left out of scores and targets, and have a
-        status and a note that say so. Raises InputError if a target set or the pool has no
-        informative prompt, or none that is left.
+        `per_response` adds, in a pass of its own, what each response brings, and standard errors by
+        leaving one response out; cosines are the same to the bit. Prompts whose numbers are out of
+        range are left out of scores and targets, and have a status and a note that say so. Raises
+        InputError if a target set or the pool has no informative prompt, or none that is left.
         """
         self.tokens = 0
         objective = self.extractor.objective
@@ -139,9 +149,9 @@ class Scorer:
         self._fit(groups)
         directions = self.targets(sets)
         if isinstance(directions.values, Directions):
-            scores = self._exact(groups, directions.values, list(sets))
+            scores = self._exact(groups, directions.values, list(sets), per_response)
         else:
-            scores = self._sketched(groups, directions.values, list(sets))
+            scores = self._sketched(groups, directions.values, list(sets), per_response)
         require_some_in_range("the pool", [group.prompt_id for group in groups], scores.statuses)
         about_targets = [w for n, each in directions.reliability.items() for w in each.warnings(n)]
         about_rollouts = [n for each in (informative, *of_sets.values()) for n in each.notes]
@@ -154,6 +164,7 @@ class Scorer:
             scores.statuses,
             list(sets),
             self.identity,
+            scores.responses,
         )
         return Influence(estimate, directions.reliability, self.tokens, notes)
 
@@ -165,10 +176,12 @@ class Scorer:
         return self._dense_targets(sets) if self.sketch is None else self._sketched_targets(sets)
 
     def _stream(self, phase: str, groups: Groups, *consumers: GradientConsumer) -> ExtractionReport:
-        advance = progress_counter(self.progress, phase, len(groups))
-        report = self.extractor.run(groups, consumers, advance)
+        report = self.extractor.run(groups, consumers, self._counter(phase, groups))
         self.tokens += report.tokens
         return report
+
+    def _counter(self, phase: str, groups: Groups) -> Callable[[int], None]:
+        return progress_counter(self.progress, phase, len(groups))
 
     def _fit(self, pool: Groups) -> None:
         """Fit a sketch that is fitted to data, unless it already is."""
@@ -177,7 +190,9 @@ class Scorer:
             advance = progress_counter(self.progress, "fitting the sketch", size)
             self.tokens += fit_sketch(self.extractor, self.sketch, pool, advance)
 
-    def _exact(self, pool: Groups, directions: Directions, names: Sequence[str]) -> PoolScores:
+    def _exact(
+        self, pool: Groups, directions: Directions, names: Sequence[str], per_response: bool
+    ) -> PoolScores:
         """Compare whole gradients."""
         lengths_V = directions.norms()
         for name, length in zip(names, lengths_V, strict=True):
@@ -187,10 +202,19 @@ class Scorer:
         report = self._stream("pool", pool, dots, norms)
         statuses, notes = usable_statuses("the pool", pool, report, norms.norms)
         cosines_PV = cosines(dots.dots, norms.norms, lengths_V, names)
-        return PoolScores(cosines_PV, norms.norms, report.current_rewards, statuses, notes)
+        scores = PoolScores(cosines_PV, norms.norms, report.current_rewards, statuses, notes)
+        if not per_response:
+            return scores
+        responses, advance = ResponseGroups(pool), self._counter("responses", pool)
+        measures = exact_measures(self.extractor, responses, directions, advance)
+        return self._with_responses(scores, responses, measures, norms.norms, lengths_V)
 
     def _sketched(
-        self, pool: Groups, directions_VD: NDArray[np.float64], names: Sequence[str]
+        self,
+        pool: Groups,
+        directions_VD: NDArray[np.float64],
+        names: Sequence[str],
+        per_response: bool,
     ) -> PoolScores:
         """Compare sketches."""
         lengths_V = [float(np.linalg.norm(direction)) for direction in directions_VD]
@@ -202,7 +226,27 @@ class Scorer:
         statuses, notes = usable_statuses("the pool", pool, report, shortest_P)
         dots_PV = sketches_PD @ np.stack(list(directions_VD), 1)
         cosines_PV = cosines(dots_PV, lengths_P, lengths_V, names)
-        return PoolScores(cosines_PV, norms_P, report.current_rewards, statuses, notes)
+        scores = PoolScores(cosines_PV, norms_P, report.current_rewards, statuses, notes)
+        if not per_response:
+            return scores
+        assert self.sketch is not None
+        measures = sketched_measures(
+            self.extractor, pool, self.sketch, directions_VD, self._counter("responses", pool)
+        )
+        return self._with_responses(scores, ResponseGroups(pool), measures, lengths_P, lengths_V)
+
+    def _with_responses(
+        self,
+        scores: PoolScores,
+        responses: ResponseGroups,
+        measures: ResponseMeasures,
+        norms_P: NDArray[np.float64],
+        lengths_V: Sequence[float],
+    ) -> PoolScores:
+        """The scores with what the responses bring; `norms_P` are those of the cosines."""
+        self.tokens += measures.tokens
+        parts = response_influence(responses, measures, norms_P, lengths_V)
+        return replace(scores, responses=parts)
 
     def _dense_targets(self, sets: Mapping[str, Groups]) -> TargetDirections:
         shapes, device = self.extractor.shapes, self.extractor.device
@@ -304,49 +348,6 @@ def fit_sketch(
     report = extractor.run(sample, [consumer], advance)
     sketch.fit(buffer.sketches)
     return report.tokens
-
-
-@dataclass(frozen=True)
-class InformativeGroups:
-    """Informative prompts of a set, and how many others there are, by reason.
-
-    `notes` are sentences about what deserves doubt.
-    """
-
-    groups: list[RolloutGroup]
-    skipped: dict[str, int]
-    notes: list[str] = field(default_factory=list)
-
-
-def keep_informative(groups: Sequence[RolloutGroup]) -> InformativeGroups:
-    """Keep the prompts that have a gradient; count the others by reason."""
-    counts = Counter(group.score_status for group in groups)
-    skipped = {reason: counts[reason] for reason in UNSCORED if counts[reason]}
-    return InformativeGroups([group for group in groups if group.informative], skipped)
-
-
-def require_informative(
-    what: str, groups: Sequence[RolloutGroup], objective: ObjectiveConfig
-) -> InformativeGroups:
-    """Keep the prompts that have a gradient, for an objective.
-
-    Raises InputError if `what` has none, or has numbers that nothing can be computed from.
-    """
-    require_sound_numbers(groups)
-    informative = keep_informative(groups)
-    if not informative.groups:
-        counts = informative.skipped.items()
-        reasons = ", ".join(f"{n} with {reason}" for reason, n in counts) or "no prompt at all"
-        raise InputError(
-            f"{what} has no informative prompt among {len(groups)} ({reasons}); it needs a prompt "
-            "with both better and worse responses: add prompts, sample more responses, or choose "
-            "tasks the policy sometimes solves"
-        )
-    notes = empty_response_notes(what, groups)
-    if objective.uses_ratios:
-        require_log_ratios(what, informative.groups)
-        notes += log_ratio_notes(what, informative.groups)
-    return replace(informative, notes=notes)
 
 
 def hash_sample(groups: Sequence[RolloutGroup], count: int) -> list[RolloutGroup]:

@@ -65,6 +65,7 @@ def score(
     seed: int = 0,
     constant_length: int | None = None,
     checkpoint: str | Path | None = None,
+    per_response: bool = False,
     progress: PhaseProgress | None = None,
 ) -> Influence:
     """Influence of each informative pool prompt on each target, under `policy`.
@@ -78,6 +79,7 @@ def score(
         constant_length: the divisor of `normalisation="constant"`; default: the longest response
             that the pool's rollouts allowed, in tokens.
         checkpoint: the folder whose Adam state `settings.precondition` reads; default: `policy`.
+        per_response: measure what each response brings too, and each prompt's standard error.
         progress: called with (phase, prompts done, prompts in all).
 
     Raises:
@@ -95,7 +97,7 @@ def score(
         constant_length or longest_allowed(groups),
         _checkpoint(policy, checkpoint),
     )
-    return scorer.score(groups, target_groups)
+    return scorer.score(groups, target_groups, per_response)
 
 
 def extract_features(

@@ -7,11 +7,12 @@ calls `load`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from cropi.schema import PolicyIdentity
 
@@ -47,6 +48,7 @@ class PolicyRef:
             "attention": attention,
         }
         self._policy: Policy | None = None
+        self._ends: list[weakref.finalize[..., PolicyRef]] = []
 
     @classmethod
     def of(cls, policy: Policy | PolicyRef | str | Path) -> PolicyRef:
@@ -62,7 +64,22 @@ class PolicyRef:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the weights out if another process can load them from the path."""
-        return self.__dict__ | ({} if self.path is None else {"_policy": None})
+        return self.__dict__ | {"_ends": []} | ({} if self.path is None else {"_policy": None})
+
+    def on_close(self, end: Callable[[], None]) -> None:
+        """Have `end` called once, when the reference is closed or forgotten, whichever is first."""
+        self._ends.append(weakref.finalize(self, end))
+
+    def close(self) -> None:
+        """End what was started for this policy, such as its server; it may be used again."""
+        while self._ends:
+            self._ends.pop()()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def load(self) -> Policy:
         """Return the policy with its weights, which the first call loads."""

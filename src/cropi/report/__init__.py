@@ -7,6 +7,7 @@ package loads no torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,12 @@ from cropi.store.files import atomic_write
 from cropi.store.lock import exclusive_file
 
 if TYPE_CHECKING:
+    from cropi.exchange.ranking.ranking import Ranking
     from cropi.study.comparison import Study
 
-__all__ = ["run_headline", "run_notes", "run_table", "study_headline", "study_table",
-           "write_run_report", "write_study_report"]  # fmt: skip
+__all__ = ["rank_headline", "run_headline", "run_notes", "run_table", "study_headline",
+           "study_table", "write_rank_report", "write_run_report",
+           "write_study_report"]  # fmt: skip
 
 Table = tuple[list[str], list[list[str]]]
 """Column names, and rows of text."""
@@ -92,6 +95,23 @@ def study_headline(study: Study) -> str:
     from cropi.report.data.study_summary import headline
 
     return headline(study)
+
+
+def write_rank_report(folder: Path, ranking: Ranking, commands: Sequence[str] = ()) -> Path:
+    """Write `report.html` beside a ranking, and return its path.
+
+    Raises InputError if `folder` cannot be written to.
+    """
+    from cropi.report.pages.rank_page import render
+
+    return _write(folder, render(ranking, commands))
+
+
+def rank_headline(ranking: Ranking) -> str:
+    """Return what was ranked in one sentence, as the page's headline says it."""
+    from cropi.report.pages.rank_page import headline
+
+    return headline(ranking)
 
 
 def _write(folder: Path, page: str) -> Path:

@@ -4,6 +4,7 @@ from cropi.selection.fusion import fuse
 from cropi.selection.prompt_selection import select
 from cropi.selection.strategy import (
     Needs,
+    NothingSelectedError,
     SelectionContext,
     Strategy,
     find_strategy,
@@ -15,6 +16,7 @@ from cropi.selection.strategy import (
 
 __all__ = [
     "Needs",
+    "NothingSelectedError",
     "SelectionContext",
     "Strategy",
     "find_strategy",

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cropi.errors import InputError
-from cropi.estimation.evidence import exceeds_noise, running_mean, with_standard_errors
+from cropi.estimation.evidence import exceeds_noise, running_mean, with_pooled_errors
 from cropi.plugins import plugin
 from cropi.schema import InfluenceEstimate, Selection
 from cropi.selection.strategy import (
@@ -119,7 +119,7 @@ def _apply_noise_floor(
     """The chosen prompts above noise, filled up with the best others to the least share."""
     if floor <= 0:
         return chosen
-    clear = exceeds_noise(with_standard_errors(scored), floor)[chosen]
+    clear = exceeds_noise(with_pooled_errors(scored), floor)[chosen]
     missing = max(0, max(1, int(LEAST_SHARE * count)) - int(clear.sum()))
     clear[np.flatnonzero(~clear)[:missing]] = True
     return chosen[clear]

@@ -139,10 +139,14 @@ def selection_size(ratio: float, pool_size: int) -> int:
     return max(1, int(ratio * pool_size + 1e-9))
 
 
+class NothingSelectedError(InputError):
+    """No prompt of the pool qualifies."""
+
+
 def require_not_empty(selection: Selection, who: str) -> None:
     """Raise InputError if nothing was selected."""
     if not selection.prompt_ids:
-        raise InputError(
+        raise NothingSelectedError(
             f"{who} selected no prompt, because none of the pool qualifies: add prompts, sample "
             "more responses, or choose another strategy"
         )

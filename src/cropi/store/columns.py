@@ -103,14 +103,16 @@ class Columns:
         array = self._column(name, pa.large_list(kind), None, None)
         return self._ragged(name, array, null_is_nan)
 
-    def optional_ragged(self, name: str, kind: pa.DataType) -> tuple[Ragged, NDArray[np.bool_]]:
+    def optional_ragged(
+        self, name: str, kind: pa.DataType, null_is_nan: bool = False
+    ) -> tuple[Ragged, NDArray[np.bool_]]:
         """Return a column of lists and which rows [rows] have one; null rows are empty lists."""
         empty: list[Any] = []
         array = self._column(name, pa.large_list(kind), empty, empty)
         if name not in self:
             return self._ragged(name, array), np.zeros(self._table.num_rows, dtype=bool)
         present = self._table[name].is_valid().to_numpy()
-        return self._ragged(name, array), np.asarray(present, dtype=bool)
+        return self._ragged(name, array, null_is_nan), np.asarray(present, dtype=bool)
 
     def _ragged(self, name: str, array: pa.Array, null_is_nan: bool = False) -> Ragged:
         offsets = array.offsets.to_numpy()

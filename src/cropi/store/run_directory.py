@@ -4,11 +4,13 @@
     prompts/    pool.parquet  validation/NAME.parquet  test/NAME.parquet  notes.json
     start/      the policy to start from, where it had to be made (warm-up, adapters)
     rollouts/   pool.parquet  validation/NAME.parquet
+    tracking.json  tensorboard/   what was sent where (report_to)
     logs/       the output of programs that sample, where an engine starts one
     arms/NAME/stages/M/   scores.parquet  selection.parquet  metrics.jsonl  policy/  [rollouts/]
 
-Everything but `timings.jsonl` and `logs/` is the same bytes in every run of the same config and
-seed on the same machine, however often it was killed; a server's samples are so up to rounding.
+Everything but `timings.jsonl`, `logs/` and what `report_to` leaves is the same bytes in every run
+of the same config and seed on the same machine, however often it was killed; a server's samples are
+so up to rounding.
 """
 
 from __future__ import annotations

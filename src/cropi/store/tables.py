@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 JSON = TypeVar("JSON", dict[str, Any], list[Any])
 ERROR_SUFFIX = "_standard_error"
 """What is appended to a validation set's name for the column of its standard errors."""
+RESPONSES_SUFFIX = "_responses"
+"""What is appended to it for the column of the parts that single responses bring."""
 POOL_SIZE, NEGATIVE = "cropi.pool_size", "cropi.negative"
 """Keys of the metadata."""
 COSINE_TOLERANCE = 1e-4
@@ -39,8 +41,10 @@ RESERVED = ("prompt_id", "norm", "tokens", "group_size", "status", *CURRENT)
 
 def require_set_names(names: Iterable[str], where: str = "a score file") -> None:
     """Raise InputError if a validation set has the name of another column of a score file."""
-    for name in names:
-        if name in RESERVED or name.endswith(ERROR_SUFFIX):
+    given = list(names)
+    for name in given:
+        is_list = name.endswith(RESPONSES_SUFFIX) and name.removesuffix(RESPONSES_SUFFIX) in given
+        if name in RESERVED or name.endswith(ERROR_SUFFIX) or is_list:
             raise InputError(
                 f"a validation set cannot be called {name!r}, which is a column of its own in "
                 f"{where}; give it another name"
@@ -54,8 +58,9 @@ def write_scores(
 
     prompt_id, norm, per validation set one float32 cosine under its name (null: not measured) and
     one float64 <set>_standard_error, tokens, group_size and status; where known, float32
-    current_reward and effective_share (null: not measured). Raises InputError if a validation set
-    is called like one of the other columns.
+    current_reward and effective_share (null: not measured). Where responses were measured, also a
+    list <set>_responses of the parts that they bring (null: not usable). Raises InputError if a
+    validation set is called like one of the other columns.
     """
     import pyarrow as pa
 
@@ -68,6 +73,8 @@ def write_scores(
         columns[name] = _nullable(mean, pa.float32())
     for name, error in estimate.standard_error.items():
         columns[name + ERROR_SUFFIX] = _nullable(error, pa.float64())
+    for name, parts in estimate.responses.items():
+        columns[name + RESPONSES_SUFFIX] = _nullable_lists(parts)
     columns |= {
         "tokens": pa.array(estimate.tokens, pa.int64()),
         "group_size": pa.array(estimate.group_size, pa.int32()),
@@ -132,6 +139,7 @@ def scores_from(table: pa.Table, path: Path) -> InfluenceEstimate:
         identity=_json(about, "cropi.influence", path, {}),
         current_reward=_if_there(columns, "current_reward", MAX_REWARD),
         effective_share=_if_there(columns, "effective_share", 1 + COSINE_TOLERANCE),
+        responses={n: _responses(columns, n) for n in names if n + RESPONSES_SUFFIX in columns},
     )
 
 
@@ -208,6 +216,17 @@ def _if_there(columns: Columns, name: str, largest: float) -> NDArray[np.float32
     return values.astype(np.float32)
 
 
+def _responses(columns: Columns, name: str) -> list[NDArray[np.float32]]:
+    """The parts of a set's cosines that responses bring; NaN for null."""
+    import pyarrow as pa
+
+    column = name + RESPONSES_SUFFIX
+    parts, _ = columns.optional_ragged(column, pa.float32(), null_is_nan=True)
+    wrong = parts.any_of(np.isinf(parts.values))
+    columns.require_no_row(column, wrong, "holds an infinite number; score again")
+    return [parts[row] for row in range(len(parts.lengths))]
+
+
 def _floats(columns: Columns, name: str, default: float = math.nan) -> NDArray[np.float64]:
     """A column with NaN for null, or `default` everywhere where there is no such column."""
     import pyarrow as pa
@@ -274,6 +293,14 @@ def _nullable(values: NDArray[np.floating], kind: pa.DataType) -> pa.Array:
     import pyarrow as pa
 
     return pa.array(values, kind, mask=np.isnan(values))
+
+
+def _nullable_lists(rows: Iterable[NDArray[np.floating]]) -> pa.Array:
+    """A column of lists, of which empty ones are null, with null for NaN in them."""
+    import pyarrow as pa
+
+    lists = [_nullable(values, pa.float32()).to_pylist() or None for values in rows]
+    return pa.array(lists, pa.list_(pa.float32()))
 
 
 def write_selection(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -28,7 +28,7 @@ class CropiRollouts:
         """Whether a row has the columns that every rollout file has."""
         return {"prompt_id", "prompt_ids", "response_ids", "logprobs", "reward"} <= row.keys()
 
-    def responses(self, rows: Sequence[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
+    def responses(self, rows: Iterable[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
         """One response a row."""
         for number, row in rows:
             where = file.where(number)

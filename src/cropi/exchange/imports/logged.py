@@ -42,8 +42,9 @@ class LoggedResponse:
     `prompt` is text or a chat; `rendered` says that it is text that a chat template has made.
     `reward` is NaN unless `status` is "ok". `group` names the responses that were compared with
     each other, where the trainer says so; `record_id` names the response itself, where it may be
-    logged twice. `one_turn` is False for a conversation with tools or other speakers, whose text
-    alone does not say which tokens are the policy's. `about` are the row's other cells.
+    logged twice. `whole_text` says whether `text` is all that the policy wrote: it is not where
+    there are several turns, calls of tools, or thoughts that are logged apart. `about` are the
+    row's other cells. `summary` marks a reward that a summary of responses repeats.
     """
 
     prompt: str | tuple[Message, ...]
@@ -60,9 +61,10 @@ class LoggedResponse:
     role: Role = "train"
     finish: Literal["", "stop", "length"] = ""
     rendered: bool = False
-    one_turn: bool = True
+    whole_text: bool = True
     tokens: Tokens | None = None
     temperature: float | None = None
+    summary: bool = False
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -70,8 +72,9 @@ class LoggedResponse:
 class LogFile:
     """One file of a trainer's log, and what its place says: the run, the step, whose rollouts.
 
-    `rewards` are the columns whose sum is the reward, where the user names them. `notes` collects
-    what a reader should know.
+    `rewards` are the columns whose sum is the reward, where the user names them; `tokens` says
+    whether the tokens of responses that have a text are wanted too. `notes` collects what a reader
+    should know. `row` is the last row that was asked about.
     """
 
     path: Path
@@ -80,9 +83,12 @@ class LogFile:
     role: Role
     notes: RowNotes
     rewards: Sequence[str] = ()
+    tokens: bool = True
+    row: int = 0
 
     def where(self, number: int) -> str:
         """What messages call a row, counted from 1."""
+        self.row = number
         return f"{self.path} row {number}"
 
     def reward(self, row: Row, default: Any, where: str) -> float:
@@ -157,15 +163,21 @@ def finish_of(reason: Any) -> Literal["", "stop", "length"]:
 
 
 def spoken(completion: Any) -> tuple[str, bool]:
-    """A completion's text, and whether it is a single turn: text, or one message of a chat."""
+    """A completion's text, and whether that is all of it: one message that says no more."""
     if isinstance(completion, str):
         return completion, True
     if not isinstance(completion, list | tuple):
         return "" if completion is None else str(completion), True
     messages = [m for m in completion if isinstance(m, Mapping)]
     turns = [m for m in messages if m.get("role") in (None, "assistant")]
-    calls = any(m.get("tool_calls") for m in turns)
-    return plain_text(turns[-1].get("content")) if turns else "", len(messages) == 1 and not calls
+    whole = len(messages) == 1 and not says_more(messages[0])
+    return plain_text(turns[-1].get("content")) if turns else "", whole
+
+
+def says_more(message: Mapping[str, Any]) -> bool:
+    """Whether the policy wrote more than a message's content: calls of tools, or thoughts."""
+    more = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+    return any(message.get(key) for key in more)
 
 
 def plain_text(content: Any) -> str:

@@ -8,7 +8,8 @@ served for training hold prompt_token_ids, generation_token_ids and generation_l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -43,14 +44,15 @@ class NemoGymRollouts:
         failed = "_ng_failure_class" in row and "responses_create_params" in row
         return rollout or failed or {"sample", "rollout_infos"} <= row.keys()
 
-    def responses(self, rows: Sequence[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
+    def responses(self, rows: Iterable[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
         """One response a rollout, or a reward of a profile."""
         for number, row in rows:
             where = file.where(number)
             if "rollout_infos" in row:
                 file.notes.add("a reward profile: rewards without responses", where)
                 for info in row["rollout_infos"]:
-                    yield _response({**row["sample"], **info}, file, where)
+                    response = _response({**row["sample"], **info}, file, where)
+                    yield replace(response, summary=True)
             else:
                 yield _response(row, file, where)
 
@@ -73,15 +75,18 @@ def _response(row: Row, file: LogFile, where: str) -> LoggedResponse:
         record_id=_record_id(row, response),
         step=file.step,
         finish="length" if isinstance(cut, Mapping) else ("stop" if turns else ""),
-        one_turn=not any(str(item.get("type")).startswith("function_call") for item in items),
-        tokens=_tokens(items, where),
+        whole_text=len(items) == 1 and len(turns) == 1,
+        tokens=_tokens(items, where) if file.tokens else None,
         temperature=float(temperature) if isinstance(temperature, int | float) else None,
         about=without(row, *ITS_OWN) | {"responses_create_params": params},
     )
 
 
 def _record_id(row: Row, response: Any) -> str:
-    return str(response.get("id") or "") if isinstance(response, Mapping) else ""
+    """The name of a rollout of a task; an id of a response alone may be a constant."""
+    task, rollout = row.get("_ng_task_index"), row.get("_ng_rollout_index")
+    name = response.get("id") if isinstance(response, Mapping) else None
+    return "" if rollout is None or not name else f"{task}:{rollout}:{name}"
 
 
 def _items(response: Any) -> list[Row]:

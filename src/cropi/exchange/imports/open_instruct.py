@@ -2,12 +2,14 @@
 
 Fields (August 2026): step, sample_idx, prompt_idx, prompt_tokens, response_tokens, reward,
 advantage, finish_reason, dataset, ground_truth, request_info, logprobs. The masks of tools' output
-are not among them, so that a response that called a tool is counted and has no gradient.
+are not among them: a response that called a tool counts in rates, and its tokens are all masked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
 
 from cropi.exchange.imports.logged import (
     LogFile,
@@ -33,7 +35,7 @@ class OpenInstructTraces:
         """Whether a row is such a record."""
         return {"prompt_tokens", "response_tokens", "reward"} <= row.keys()
 
-    def responses(self, rows: Sequence[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
+    def responses(self, rows: Iterable[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
         """One response a line."""
         for number, row in rows:
             yield _response(row, file, file.where(number))
@@ -41,7 +43,8 @@ class OpenInstructTraces:
 
 def _response(row: Row, file: LogFile, where: str) -> LoggedResponse:
     reward = file.reward(row, row["reward"], where)
-    called = _called_a_tool(row)
+    if called := _called_a_tool(row):
+        file.notes.add("a call of a tool, whose output is not told apart: without gradient", where)
     answer, step = row.get("ground_truth"), row.get("step")
     return LoggedResponse(
         prompt="",
@@ -54,16 +57,17 @@ def _response(row: Row, file: LogFile, where: str) -> LoggedResponse:
         step=step if isinstance(step, int) else file.step,
         finish=finish_of(row.get("finish_reason")),
         rendered=True,
-        one_turn=not called,
-        tokens=_tokens(row, where),
+        whole_text=not called,
+        tokens=_tokens(row, called, where),
         about=without(row, "step", "sample_idx", "prompt_idx", "prompt_tokens", "response_tokens"),
     )
 
 
-def _tokens(row: Row, where: str) -> Tokens:
+def _tokens(row: Row, called: bool, where: str) -> Tokens:
     ids = token_array(row["response_tokens"], where, "response_tokens")
     prompt_ids = token_array(row["prompt_tokens"], where, "prompt_tokens")
-    return Tokens(prompt_ids, ids, aligned_floats(row.get("logprobs"), len(ids)))
+    mask = np.zeros(len(ids), dtype=np.uint8) if called else None
+    return Tokens(prompt_ids, ids, aligned_floats(row.get("logprobs"), len(ids)), mask)
 
 
 def _called_a_tool(row: Row) -> bool:

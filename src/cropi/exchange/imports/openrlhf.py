@@ -6,7 +6,7 @@ it was sent, with the chat template's marks where one was applied.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from cropi.exchange.imports.logged import LogFile, LoggedResponse, Row, reward_status, without
 from cropi.plugins import plugin
@@ -25,7 +25,7 @@ class OpenRlhfLines:
         """Whether a row has these fields, and not those of verl."""
         return {"input", "output", "reward"} <= row.keys() and "score" not in row
 
-    def responses(self, rows: Sequence[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
+    def responses(self, rows: Iterable[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
         """One response a line."""
         for number, row in rows:
             reward = file.reward(row, row["reward"], file.where(number))

@@ -16,7 +16,7 @@ from cropi.exchange.imports.logged import LoggedResponse
 from cropi.exchange.imports.rollout_folder import RolloutLog
 from cropi.exchange.imports.scaffolds import QuestionFinder, folded
 from cropi.prompts.json_values import json_value
-from cropi.schema import Prompt, content_id
+from cropi.schema import Message, Prompt, content_id
 from cropi.text import plural, shown
 from cropi.verifiers.statement import gold_statement
 
@@ -130,16 +130,15 @@ def pair_with_prompts(log: RolloutLog, pool: list[Prompt], decode: Any = None) -
 
 
 class _RowFinder:
-    """Rows of the data by id and by text; a text of several rows stands for none of them."""
+    """Rows of the data by id and by text; of several with one text, that with the log's answer."""
 
     def __init__(self, pool: Sequence[Prompt]) -> None:
+        self._pool = pool
         self._by_id = {prompt.prompt_id: place for place, prompt in enumerate(pool)}
-        self._by_text: dict[str, int] = {}
-        self._several: set[str] = set()
+        self._by_text: dict[str, list[int]] = {}
         for place, prompt in enumerate(pool):
-            for text in _texts(prompt):
-                if self._by_text.setdefault(text, place) != place:
-                    self._several.add(text)
+            for text in _texts(prompt.content, prompt.messages):
+                self._by_text.setdefault(text, []).append(place)
         self._ambiguous: Counter[str] = Counter()
         self._finder = QuestionFinder(self._by_text)
 
@@ -147,18 +146,19 @@ class _RowFinder:
         """The place of a response's row; -1 if there is none, or more than one."""
         if response.prompt_id in self._by_id:
             return self._by_id[response.prompt_id]
-        for text in _logged_texts(response, decode):
-            if text in self._by_text:
-                return self._unique(text)
-        if response.rendered:
-            for text in _logged_texts(response, decode):
-                if (place := self._finder.find(text)) is not None:
-                    return place
-        return -1
+        texts = _logged_texts(response, decode)
+        text = next((text for text in texts if text in self._by_text), None)
+        if text is None and response.rendered:
+            text = next(filter(None, map(self._finder.find, texts)), None)
+        return -1 if text is None else self._row(text, response.answer)
 
-    def _unique(self, text: str) -> int:
-        if text not in self._several:
-            return self._by_text[text]
+    def _row(self, text: str, answer: str) -> int:
+        """The row with a text: the only one, or the only one with the answer of the log."""
+        places = self._by_text[text]
+        if len(places) > 1:
+            places = [place for place in places if _answers(self._pool[place].answer, answer)]
+        if len(places) == 1:
+            return places[0]
         self._ambiguous[text] += 1
         return -1
 
@@ -178,21 +178,28 @@ class _RowFinder:
         return notes
 
 
-def _texts(prompt: Prompt) -> list[str]:
-    """The texts by which a row is found: all that it says, and what the user says last."""
-    whole = folded(prompt.content)
-    turns = [m["content"] for m in prompt.messages or () if m["role"] == "user"]
-    return list(dict.fromkeys([whole, *(folded(str(text)) for text in turns[-1:])]))
+def _texts(content: str, messages: Sequence[Message] | None) -> list[str]:
+    """The texts by which a prompt is found: all that it says, and the question if it is the only.
+
+    Of a longer conversation, what the user says last ("Go on.") may be that of many.
+    """
+    asked = [str(m["content"]) for m in messages or () if m["role"] == "user"]
+    alone = asked if len(asked) == 1 else []
+    return list(dict.fromkeys(folded(text) for text in [content, *alone]))
 
 
 def _logged_texts(response: LoggedResponse, decode: Any) -> list[str]:
     """The texts by which a response may find its row."""
     if isinstance(response.prompt, tuple):
-        turns = [str(m["content"]) for m in response.prompt if m["role"] == "user"]
-        return [folded(_text(response)), *(folded(text) for text in turns[-1:])]
+        return _texts(_text(response), response.prompt)
     if not response.prompt and response.tokens is not None and decode is not None:
         return [folded(decode(response.tokens.prompt_ids.tolist()))]
     return [folded(response.prompt)] if response.prompt else []
+
+
+def _answers(first: str, second: str) -> bool:
+    """Whether two gold answers are written alike, without the solutions that they end."""
+    return folded(gold_statement(first)) == folded(gold_statement(second))
 
 
 def _without_row(log: RolloutLog, places: Sequence[int]) -> list[str]:
@@ -213,9 +220,9 @@ def _other_answers(log: RolloutLog, pool: Sequence[Prompt], places: Sequence[int
     for response, place in zip(log.responses, places, strict=True):
         if place >= 0 and response.answer and (place, response.answer) not in compared:
             compared.add((place, response.answer))
-            given, expected = gold_statement(response.answer), gold_statement(pool[place].answer)
-            if folded(given) != folded(expected):
-                other[place] = f"{shown(given, 40)} and {shown(expected, 40)}"
+            expected = pool[place].answer
+            if not _answers(response.answer, expected):
+                other[place] = f"{shown(response.answer, 40)} and {shown(expected, 40)}"
     if not other:
         return []
     return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cropi.errors import InputError
@@ -38,15 +38,28 @@ class PlainRows:
 
     def recognises(self, row: Row) -> bool:
         """Whether a row has a question (or an id), a response and a reward."""
-        cells = dict(row)
+        cells = _with_response(dict(row))
         asks = recognised(cells, QUESTION_COLUMNS) or recognised(cells, ID_COLUMNS)
         answers = recognised(cells, (*RESPONSES, *RESPONSE))
         return bool(asks and answers and recognised(cells, (*REWARDS, *REWARD)))
 
-    def responses(self, rows: Sequence[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
+    def responses(self, rows: Iterable[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
         """One response for each text of a row."""
         for number, row in rows:
-            yield from _responses(dict(row), file, file.where(number))
+            yield from _responses(_with_response(dict(row)), file, file.where(number))
+
+
+def _with_response(row: dict[str, Any]) -> dict[str, Any]:
+    """The row; of a whole conversation, what follows the last question is the response."""
+    chat = _first(row, ("messages", "conversation", "prompt"))
+    if not isinstance(chat, list) or recognised(row, (*RESPONSES, *RESPONSE)):
+        return row
+    roles = [m.get("role") if isinstance(m, dict) else None for m in chat]
+    if "user" not in roles or roles[-1] != "assistant":
+        return row
+    asked_until = len(roles) - roles[::-1].index("user")
+    others = without(row, "messages", "conversation", "prompt")
+    return {**others, "messages": chat[:asked_until], "completion": chat[asked_until:]}
 
 
 def _responses(row: dict[str, Any], file: LogFile, where: str) -> Iterator[LoggedResponse]:
@@ -60,7 +73,7 @@ def _responses(row: dict[str, Any], file: LogFile, where: str) -> Iterator[Logge
     identifier = _first(row, ID_COLUMNS)
     for place, (given, value) in enumerate(zip(texts, rewards, strict=True)):
         reward = file.reward(row, value, where)
-        text, one_turn = spoken(given)
+        text, whole_text = spoken(given)
         reason = finish[place] if isinstance(finish, list) and place < len(finish) else finish
         yield LoggedResponse(
             prompt=prompt,
@@ -73,7 +86,7 @@ def _responses(row: dict[str, Any], file: LogFile, where: str) -> Iterator[Logge
             step=_whole(step, file, where),
             finish=finish_of(reason),
             rendered=isinstance(prompt, str) and bool(TEMPLATE_MARKS.search(prompt)),
-            one_turn=one_turn,
+            whole_text=whole_text,
             about=without(row, *consumed, *asking),
         )
 

@@ -8,7 +8,7 @@ to four decimals). `effective` repeats episodes of `all`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from cropi.exchange.imports.logged import (
     plain_text,
     reward_number,
     reward_status,
+    says_more,
     token_array,
     without,
 )
@@ -44,7 +45,7 @@ class PrimeRlEpisodes:
         """Whether a row is an episode."""
         return isinstance(row.get("traces"), list) and isinstance(row.get("task"), Mapping)
 
-    def responses(self, rows: Sequence[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
+    def responses(self, rows: Iterable[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
         """One response for each trace that trains the policy."""
         for number, row in rows:
             where = file.where(number)
@@ -91,8 +92,8 @@ def _response(row: Row, trace: Row, file: LogFile, where: str) -> LoggedResponse
         step=int(step) if isinstance(step, int) else file.step,
         role=role,
         finish=finish_of(calls[-1].get("finish_reason")),
-        one_turn=len(turns) == 1 and not turns[0].get("tool_calls"),
-        tokens=_tokens(nodes, work, where),
+        whole_text=len(turns) == 1 and not says_more(turns[0]),
+        tokens=_tokens(nodes, work, where) if file.tokens else None,
         about=without(data, *TASK_FIELDS),
     )
 

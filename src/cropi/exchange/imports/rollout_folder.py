@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -28,10 +28,11 @@ from cropi.exchange.imports.rollout_format import (
 from cropi.prompts.row_columns import RowNotes
 from cropi.prompts.row_files import COMPRESSED, ENDINGS, NumberedRow, open_rows
 from cropi.prompts.shards import in_natural_order
+from cropi.store.files import file_hash
 from cropi.text import plural, shown
 
 _STEP = re.compile(
-    r"(?:.*[-_.])?(?:global_?step|step|iteration|iter|rollout|completions|eval)s?[-_.]?0*(\d+)"
+    r"(?:.*[-_.])?(?:global_?step|step|iteration|iter|epoch|checkpoint|rollout|completions|eval)s?[-_.]?0*(\d+)"
 )
 _NUMBER = re.compile(r"0*(\d+)")
 _EVALUATION = re.compile(r"(?<![a-z])(?:eval|evaluation|val|valid|validation|test)(?![a-z])")
@@ -51,40 +52,64 @@ class RolloutLog:
     format: str
     responses: list[LoggedResponse]
     notes: list[str] = field(default_factory=list)
-    files: int = 0
 
 
 def read_rollout_log(
-    path: Path, format_name: str | None = None, rewards: Sequence[str] = ()
+    path: Path, format_name: str | None = None, rewards: Sequence[str] = (), tokens: bool = True
 ) -> RolloutLog:
     """Read a file or a folder; `rewards` names the columns whose sum is the reward.
 
+    Without `tokens`, the tokens of responses are passed over where texts are there too.
+
     Raises InputError if there are no rollouts in it, or rollouts of several formats.
     """
-    files = _candidates(path)
     formats = dict([format_named(format_name)]) if format_name else all_formats()
-    named = {file: _format_of(file, formats, path) for file in files}
-    used = Counter(name for name in named.values() if name)
-    if not used:
-        raise _nothing(path, files, formats)
-    if len(used) > 1:
-        counts = " and ".join(f"{plural(n, 'file')} of {name}" for name, n in used.items())
-        raise InputError(
-            f"{path} holds {counts}; name one with --format, or give the folder of one"
-        )
-    (name,) = used
-    log = RolloutLog(str(path), name, [], files=used[name])
-    for file in files:
-        if named[file]:
-            log.responses += _read(file, path, formats[name], log.notes, rewards)
-    ignored = [file.name for file in files if not named[file]]
-    if ignored:
-        log.notes.append(
-            f"{plural(len(ignored), 'other file')} in {path.name} left out, such as {ignored[0]}"
-        )
+    name, files, notes = _recognised(path, formats)
+    log = RolloutLog(str(path), name, [], notes)
+    for file in _without_copies(files, path, log):
+        log.responses += _read(file, path, formats[name], log.notes, (rewards, tokens))
     _note_runs(log)
     log.responses = _without_repeats(log)
     return log
+
+
+def _recognised(path: Path, formats: dict[str, RolloutFormat]) -> tuple[str, list[Path], list[str]]:
+    """The one format in a place, its files, and notes about the others."""
+    by_format: dict[str | None, list[Path]] = {}
+    notes = list[str]()
+    candidates = _candidates(path)
+    for file in candidates:
+        try:
+            by_format.setdefault(_format_of(file, formats), []).append(file)
+        except InputError as error:
+            if file == path:
+                raise
+            notes.append(f"left out, as it cannot be read: {error}")
+    other = by_format.pop(None, [])
+    if not by_format:
+        raise _nothing(path, candidates, formats)
+    if len(by_format) > 1:
+        counts = [f"{plural(len(files), 'file')} of {name}" for name, files in by_format.items()]
+        raise InputError(
+            f"{path} holds {' and '.join(counts)}; name one with --format, or give its folder"
+        )
+    ((name, files),) = by_format.items()
+    assert name is not None
+    if other:
+        named = f"{plural(len(other), 'other file')} in {path.name}"
+        notes.append(f"{named} left out, such as {other[0].name}")
+    return name, files, notes
+
+
+def is_rollout_log(path: Path) -> bool:
+    """Whether a file or folder holds rollouts, rather than prompts alone."""
+    if not path.exists():
+        return False
+    formats = all_formats()
+    try:
+        return any(_format_of(file, formats) for file in _candidates(path)[:8])
+    except InputError:
+        return False
 
 
 def _candidates(path: Path) -> list[Path]:
@@ -108,16 +133,14 @@ def _ending(file: Path) -> str:
     return same.get(inner.suffix.lower(), inner.suffix.lower())
 
 
-def _format_of(file: Path, formats: dict[str, RolloutFormat], place: Path) -> str | None:
-    """The format of a file's first row; None for a file without rollouts, beside others."""
+def _format_of(file: Path, formats: dict[str, RolloutFormat]) -> str | None:
+    """The format of a file's first row; None for a file without rollouts.
+
+    Raises InputError if the file cannot be read.
+    """
     if file.suffix == ".pt":
         return ("slime" if "slime" in formats else next(iter(formats))) if _is_dump(file) else None
-    try:
-        first = next(iter(open_rows(file, [])), None)
-    except InputError:
-        if file == place:
-            raise
-        return None
+    first = next(iter(open_rows(file, [])), None)
     return recognised_format(first[1], formats) if first else None
 
 
@@ -144,19 +167,38 @@ def _nothing(path: Path, files: Sequence[Path], formats: dict[str, RolloutFormat
 
 
 def _read(
-    file: Path, folder: Path, reader: RolloutFormat, notes: list[str], rewards: Sequence[str]
+    file: Path,
+    folder: Path,
+    reader: RolloutFormat,
+    notes: list[str],
+    wanted: tuple[Sequence[str], bool],
 ) -> list[LoggedResponse]:
     """The responses of one file; what was noted about its rows is added to `notes`."""
     row_notes, torn = RowNotes(str(file)), list[str]()
     inside = file.relative_to(folder) if file != folder else Path(file.name)
-    log_file = LogFile(file, _run(inside), _step(inside), _role(inside), row_notes, rewards)
-    rows = _dump_rows(file) if file.suffix == ".pt" else list(open_rows(file, torn))
-    responses = list(reader.responses(rows, log_file))
+    log_file = LogFile(file, _run(inside), _step(inside), _role(inside), row_notes, *wanted)
+    rows = _dump_rows(file) if file.suffix == ".pt" else open_rows(file, torn)
+    responses = _responses(reader, rows, log_file)
     for response in responses:
         response.run = response.run or log_file.run
         response.role = "eval" if log_file.role == "eval" else response.role
     notes += [*torn, *row_notes.lines()]
     return responses
+
+
+def _responses(
+    reader: RolloutFormat, rows: Iterable[NumberedRow], file: LogFile
+) -> list[LoggedResponse]:
+    """The responses in a file's rows. Raises InputError naming a row of another structure."""
+    try:
+        return list(reader.responses(rows, file))
+    except InputError:
+        raise
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        reason = shown(f"{type(error).__name__}: {error}", 120)
+        raise InputError(
+            f"{file.where(file.row)} is not as its format has it ({reason}); correct or remove it"
+        ) from error
 
 
 def _dump_rows(file: Path) -> list[NumberedRow]:
@@ -203,6 +245,19 @@ def _run(inside: Path) -> str:
     return "/".join(parts)
 
 
+def _without_copies(files: Sequence[Path], folder: Path, log: RolloutLog) -> list[Path]:
+    """The files whose content was not in another one of the same step."""
+    sizes = Counter(file.stat().st_size for file in files)
+    unique: dict[tuple[object, ...], Path] = {}
+    for file in files:
+        alone = sizes[file.stat().st_size] == 1
+        inside = file.relative_to(folder) if file != folder else Path(file.name)
+        key = (file,) if alone else (file_hash(file), _step(inside), _role(inside))
+        if unique.setdefault(key, file) != file:
+            log.notes.append(f"{inside} is a copy of {unique[key].name}, counted once")
+    return list(unique.values())
+
+
 def _note_runs(log: RolloutLog) -> None:
     runs = Counter(response.run for response in log.responses)
     if len(runs) > 1:
@@ -214,17 +269,21 @@ def _note_runs(log: RolloutLog) -> None:
 
 
 def _without_repeats(log: RolloutLog) -> list[LoggedResponse]:
-    """The responses without those whose own id came before, as in prime-rl's two subsets."""
-    unique = list(_first_of_each(log.responses))
-    if repeated := len(log.responses) - len(unique):
+    """The responses without those that came before with their id, as in prime-rl's two subsets."""
+    whole = [response for response in log.responses if not response.summary]
+    if whole and len(whole) < len(log.responses):
+        log.notes.append("summaries of rewards are left out, as the rollouts themselves are there")
+    unique = list(_first_of_each(whole or log.responses))
+    if repeated := len(whole or log.responses) - len(unique):
         log.notes.append(f"{plural(repeated, 'response')} logged twice, counted once")
     return unique
 
 
 def _first_of_each(responses: Sequence[LoggedResponse]) -> Iterator[LoggedResponse]:
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple[object, ...]] = set()
     for response in responses:
-        key = (response.run, response.record_id)
+        content = (response.text, response.reward, str(response.prompt))
+        key = (response.run, response.record_id, *content)
         if not response.record_id or key not in seen:
             seen.add(key)
             yield response

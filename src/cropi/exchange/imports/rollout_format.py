@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from cropi.errors import InputError
@@ -21,7 +21,7 @@ class RolloutFormat(Protocol):
     def recognises(self, row: Row) -> bool:
         """Whether a row, such as a file's first, is of this format."""
 
-    def responses(self, rows: Sequence[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
+    def responses(self, rows: Iterable[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
         """The responses in the rows of one file. Raises InputError for what cannot be read."""
 
 

@@ -9,7 +9,7 @@ a row costs one look-up. All texts are compared without differences of white spa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection
 
 MOST_SEARCHES = 64
 """Rows without a known question that are searched for all of them before giving up."""
@@ -21,31 +21,28 @@ def folded(text: str) -> str:
 
 
 class QuestionFinder:
-    """Finds which of many questions a rendered text holds.
+    """Finds which of many questions, folded texts, a rendered text holds."""
 
-    `questions` maps folded texts to whatever stands for the prompt.
-    """
-
-    def __init__(self, questions: Mapping[str, int]) -> None:
+    def __init__(self, questions: Collection[str]) -> None:
         self._questions = questions
         self._longest_first = sorted(questions, key=len, reverse=True)
         self._failed = 0
         self.scaffolds: Counter[tuple[str, str]] = Counter()
         """What stood before and after the questions, and how often."""
 
-    def find(self, rendered: str) -> int | None:
-        """The prompt whose question a text holds; None if it holds none that is known."""
+    def find(self, rendered: str) -> str | None:
+        """The question that a text holds; None if it holds none that is known."""
         text = folded(rendered)
         if text in self._questions:
-            return self._questions[text]
+            return text
         for before, after in [scaffold for scaffold, _ in self.scaffolds.most_common()]:
             question = _between(text, before, after)
             if question in self._questions:
                 self.scaffolds[before, after] += 1
-                return self._questions[question]
+                return question
         return self._search(text)
 
-    def _search(self, text: str) -> int | None:
+    def _search(self, text: str) -> str | None:
         """Look for every question; the longest counts, as it may hold a shorter one."""
         if self._failed >= MOST_SEARCHES:
             return None
@@ -55,7 +52,7 @@ class QuestionFinder:
             return None
         before, _, after = text.rpartition(question)
         self.scaffolds[before, after] += 1
-        return self._questions[question]
+        return question
 
 
 def _between(text: str, before: str, after: str) -> str:

@@ -7,7 +7,7 @@ rollout_log_probs, status, metadata. The file is a pickle, which is read as data
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ class SlimeSamples:
         """Whether a row is such a sample."""
         return {"tokens", "response", "response_length", "reward"} <= row.keys()
 
-    def responses(self, rows: Sequence[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
+    def responses(self, rows: Iterable[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
         """One response a sample."""
         for number, row in rows:
             yield _response(row, file, file.where(number))
@@ -61,8 +61,8 @@ def _response(row: Row, file: LogFile, where: str) -> LoggedResponse:
         step=file.step,
         finish=finish_of(row.get("status")),
         rendered=isinstance(row.get("prompt"), str),
-        one_turn=mask is None or all(mask),
-        tokens=_tokens(row, mask, where),
+        whole_text=mask is None or all(mask),
+        tokens=_tokens(row, mask, where) if file.tokens else None,
         about=metadata if isinstance(metadata, dict) else {},
     )
 

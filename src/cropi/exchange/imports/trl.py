@@ -8,7 +8,7 @@ that is written before the next batch is generated repeats rows of the one befor
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,9 +41,10 @@ class TrlCompletions:
         """Whether a row has the columns of such a table."""
         return {"prompt", "completion", "advantage"} <= row.keys()
 
-    def responses(self, rows: Sequence[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
+    def responses(self, rows: Iterable[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
         """The responses of one table that the table before it did not hold."""
-        new = list(rows)[self._repeated([row for _, row in rows], file) :]
+        rows = list(rows)
+        new = rows[self._repeated([row for _, row in rows], file) :]
         columns = list(file.rewards) or reward_columns([row for _, row in new])
         logged = [_response(row, columns, file, file.where(number)) for number, row in new]
         if not file.rewards:
@@ -81,7 +82,7 @@ def _response(row: Row, columns: Sequence[str], file: LogFile, where: str) -> Lo
     given = [float(v) for v in values if v is not None and not math.isnan(v)]
     default = sum(given) if given else None
     reward = file.reward(row, default, where)
-    text, one_turn = spoken(row["completion"])
+    text, whole_text = spoken(row["completion"])
     step = row.get("step")
     return LoggedResponse(
         prompt=asked(row["prompt"]),
@@ -89,7 +90,7 @@ def _response(row: Row, columns: Sequence[str], file: LogFile, where: str) -> Lo
         reward=reward,
         status=reward_status(reward),
         step=int(step) if step is not None else file.step,
-        one_turn=one_turn,
+        whole_text=whole_text,
         about=without(row, *ITS_OWN, *columns),
     )
 

@@ -6,7 +6,7 @@ for each metric. Later versions write episodes, which the format prime-rl reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from cropi.exchange.imports.logged import (
     LogFile,
@@ -33,12 +33,12 @@ class VerifiersResults:
         """Whether a row has the fields of such a result."""
         return {"example_id", "prompt", "completion", "reward"} <= row.keys()
 
-    def responses(self, rows: Sequence[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
+    def responses(self, rows: Iterable[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
         """One response a line."""
         for number, row in rows:
             failed = row.get("error") is not None
             reward = file.reward(row, None if failed else row["reward"], file.where(number))
-            text, one_turn = spoken(row["completion"])
+            text, whole_text = spoken(row["completion"])
             answer = row.get("answer")
             yield LoggedResponse(
                 prompt=asked(row["prompt"]),
@@ -49,6 +49,6 @@ class VerifiersResults:
                 source=str(row.get("task") or ""),
                 step=file.step,
                 finish="length" if row.get("is_truncated") else "",
-                one_turn=one_turn,
+                whole_text=whole_text,
                 about=without(row, *ITS_OWN, *MEASURED),
             )

@@ -7,7 +7,7 @@ chat template's marks are gone: with `--prompts` the input is found again in a r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cropi.exchange.imports.logged import LogFile, LoggedResponse, Row, reward_status, without
@@ -26,8 +26,9 @@ class VerlDump:
         """Whether a row has the fields of such a dump."""
         return {"input", "output", "score"} <= row.keys() and bool({"gts", "step"} & row.keys())
 
-    def responses(self, rows: Sequence[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
+    def responses(self, rows: Iterable[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
         """One response for each rollout; of a rollout in several parts the last has the score."""
+        rows = list(rows)
         last = {_rollout(row, number): number for number, row in rows}
         for number, row in rows:
             if last[_rollout(row, number)] != number:

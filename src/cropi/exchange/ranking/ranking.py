@@ -28,13 +28,14 @@ from cropi.exchange.ranking.visits import (
 )
 from cropi.rollouts.statistics import RolloutStatistics
 from cropi.schema import LEFT_OUT, InfluenceEstimate, Prompt, Selection
-from cropi.selection import select
+from cropi.selection import NothingSelectedError, select
 from cropi.selection.settings import SelectionConfig
 from cropi.text import plural
 
 CHOSEN = "selected"
 UNSEEN = "no response in the log"
 LOWER = "ranked lower"
+NOTHING = "nothing to select: no prompt has both better and worse responses in its newest group"
 
 
 @dataclass
@@ -122,7 +123,8 @@ def rank(
 ) -> Ranking:
     """Select from a pool, and put the rest in the order in which it would be taken.
 
-    Raises InputError as `select` does.
+    Where no prompt qualifies, nothing is selected and a note says so. Raises InputError as `select`
+    does for anything else.
     """
 
     def choose(ratio: float) -> Selection:
@@ -136,7 +138,10 @@ def rank(
             seed=seed,
         )
 
-    chosen, everything = choose(settings.ratio), choose(1.0)
+    try:
+        chosen, everything = choose(settings.ratio), choose(1.0)
+    except NothingSelectedError:
+        chosen = everything = Selection([], np.zeros(0), notes=[NOTHING])
     order = list(dict.fromkeys([*chosen.prompt_ids, *everything.prompt_ids]))
     rank_of = {prompt_id: place for place, prompt_id in enumerate(order, 1)}
     places = np.array([rank_of.get(prompt.prompt_id, 0) for prompt in logged.prompts])

@@ -66,6 +66,7 @@ class VllmSettings(RequestSettings):
 
     execution: ClassVar[frozenset[str]] = RequestSettings.execution | {
         "python",
+        "options",
         "tensor_parallel",
         "data_parallel",
         "start_timeout",

@@ -31,13 +31,15 @@ def in_threads(
                 outcomes.put((place, error, False))
         outcomes.put((-1, StopIteration(), False))
 
-    workers = min(count, threads)
-    for _ in range(workers):
-        threading.Thread(target=work, daemon=True).start()
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(min(count, threads))]
+    for worker in workers:
+        worker.start()
     try:
-        yield from _outcomes(outcomes, workers)
+        yield from _outcomes(outcomes, len(workers))
     finally:
         stopped.set()
+    for worker in workers:  # nothing that `call` holds should outlive the last value
+        worker.join()
 
 
 def _next(places: Iterator[int], lock: threading.Lock) -> int | None:

@@ -1,8 +1,8 @@
 """`vllm serve` for one policy: started when the first prompt comes, stopped with the policy.
 
 A server never gets other weights: keys and values of earlier ones could be left in its caches, so
-every policy has a fresh one. It lives as long as the `PolicyRef` that it was started for, which
-several sets of prompts share, and listens on the loopback interface with a key of its own.
+every policy has a fresh one. It is there until the `PolicyRef` that it was started for is closed,
+which several sets of prompts share, and listens on the loopback interface with a key of its own.
 """
 
 from __future__ import annotations
@@ -54,17 +54,18 @@ class ServeOptions:
 def server_for(policy: PolicyRef, options: ServeOptions) -> VllmServer:
     """Return the policy's server, which is started if it has none with these options yet."""
     server = _servers.get(policy)
-    if server is None or server.options != options:
-        _servers.pop(policy, None)
+    if server is None or not server.running or server.options != options:
+        policy.close()
         _servers[policy] = server = VllmServer(policy, options)
+        policy.on_close(server.stop)
     return server
 
 
 class VllmServer:
-    """A running `vllm serve`; it ends when this object is gone, or this process."""
+    """A running `vllm serve`; it ends with this process at the latest."""
 
     def __init__(self, policy: PolicyRef, options: ServeOptions) -> None:
-        self.options = options
+        self.options, self.stopped = options, False
         self._folder = tempfile.TemporaryDirectory(prefix="cropi-vllm-")
         folder = Path(self._folder.name)
         self.log = options.log or folder / "vllm.log"
@@ -81,6 +82,11 @@ class VllmServer:
                 return
         raise self._failed("found no free port")
 
+    @property
+    def running(self) -> bool:
+        """Whether it can be asked."""
+        return not self.stopped and self._program.exit_code is None
+
     def require_running(self) -> None:
         """Raise InputError, with the last error of the log, if the server has ended."""
         if self._program.exit_code is not None:
@@ -88,6 +94,7 @@ class VllmServer:
 
     def stop(self) -> None:
         """End the server, and remove what was written for it."""
+        self.stopped = True
         self._program.stop()
         self._folder.cleanup()
 
@@ -152,12 +159,15 @@ def _flag(name: str, value: Any) -> Sequence[str]:
 
 def write_checkpoint(policy: PolicyRef, folder: Path) -> str:
     """Write a policy's weights, adapters merged, and its tokenizer; return the folder's path."""
+    from cropi.policy.loading import quiet_libraries
+
     loaded = policy.load()
     model = loaded.model
     if hasattr(model, "merge_and_unload"):
         model = copy.deepcopy(model).merge_and_unload()
-    model.save_pretrained(folder)
-    loaded.tokenizer.save_pretrained(folder)
+    with quiet_libraries(stderr=True):
+        model.save_pretrained(folder)
+        loaded.tokenizer.save_pretrained(folder)
     return str(folder)
 
 
@@ -167,8 +177,8 @@ def last_error(output: str) -> str:
     lines = [re.sub(r"^\(\w+ pid=\d+\)\s*", "", line).strip() for line in plain.splitlines()]
     lines = [re.sub(r"^ERROR [\d-]+ [\d:]+ \[[^\]]*\]\s*", "", line) for line in lines if line]
     errors = [line for line in lines if re.match(r"(\w+\.)*\w*(Error|Exception)\b.*:", line)]
-    # What comes later is often the complaint that something else has failed before.
-    causes = [line for line in errors if "Engine core initialization failed" not in line]
+    # What comes later is often the complaint that something has failed before.
+    causes = [line for line in errors if not re.search(r"(trace|cause) \(?above", line)]
     return shortened(printable((causes or errors or lines or ["it wrote nothing"])[-1]), 300)
 
 

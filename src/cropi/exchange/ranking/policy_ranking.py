@@ -1,0 +1,147 @@
+"""A log ranked by influence: how much a step on each prompt would help a policy on your targets.
+
+The steps are those of a run's stage, from the same functions: responses as rollouts, influence,
+selection. Where a log has no log-probs, either a checkpoint recomputes them (`behaviour`), or the
+objective has no ratios, as if the policy itself had sampled the responses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cropi.curriculum.stage_choice import target_rollouts
+from cropi.curriculum.stage_rollouts import StageRollouts
+from cropi.exchange.ranking.logged_groups import LoggedGroups
+from cropi.exchange.ranking.ranking import LoggedPool
+from cropi.influence.settings import InfluenceConfig
+from cropi.influence.setup import score
+from cropi.policy.reference import PolicyRef
+from cropi.policy.representations import prompt_features
+from cropi.prompts import encode
+from cropi.schema import InfluenceEstimate, RolloutGroup
+from cropi.selection import find_strategy, needs_of
+from cropi.selection.settings import SelectionConfig
+from cropi.text import plural
+
+Progress = Callable[[str, int, int], None]
+
+WITHOUT_RATIOS = (
+    "the log has no log-probs, so that influence is without ratios (objective.ratio=none): exact "
+    "where the policy sampled the responses itself, an approximation where it has moved on; "
+    "--behaviour CHECKPOINT recomputes them from the policy that sampled"
+)
+RECOMPUTED = (
+    "log-probs are recomputed from the checkpoint of --behaviour, for all responses: right where "
+    "that checkpoint sampled them"
+)
+
+
+@dataclass
+class MeasuredPool:
+    """What a policy adds to a logged pool: influence, features where the strategy looks at them."""
+
+    estimate: InfluenceEstimate | None
+    features: NDArray[np.float64] | None
+    notes: list[str] = field(default_factory=list)
+
+
+def measure(
+    logged: LoggedPool,
+    pool: LoggedGroups,
+    targets: Mapping[str, LoggedGroups],
+    policy: PolicyRef,
+    selection: SelectionConfig,
+    influence: InfluenceConfig,
+    seed: int = 0,
+    behaviour: PolicyRef | None = None,
+    progress: Progress | None = None,
+) -> MeasuredPool:
+    """Score a pool's groups against targets under a policy, as the strategy needs it.
+
+    Raises InputError as `cropi.score` does.
+    """
+    notes = [*pool.notes, *(n for each in targets.values() for n in each.notes)]
+    needs = needs_of(find_strategy(selection.strategy))
+    with_logprobs = all(each.with_logprobs for each in (pool, *targets.values()))
+    if not with_logprobs and behaviour is not None:
+        pool, targets = _recomputed(pool, targets, behaviour)
+        notes.append(RECOMPUTED)
+    elif not with_logprobs and influence.objective.uses_ratios:
+        plain = influence.objective.model_copy(
+            update={"ratio": "none", "clip": None, "self_normalised": False}
+        )
+        influence = influence.model_copy(update={"objective": plain})
+        notes.append(WITHOUT_RATIOS)
+    stage = StageRollouts(pool.groups, {n: list(t.groups) for n, t in targets.items()}, [])
+    loaded = policy.load()
+    estimate = None
+    if needs.scoring != "never":
+        measured = score(
+            loaded,
+            pool.groups,
+            target_rollouts(needs, stage),
+            influence,
+            seed=seed,
+            checkpoint=policy.path,
+            progress=progress,
+        )
+        estimate, notes = measured.estimate, [*notes, *measured.notes]
+    features = _features(logged, pool, policy) if needs.features else None
+    return MeasuredPool(estimate, features, notes)
+
+
+def _recomputed(
+    pool: LoggedGroups, targets: Mapping[str, LoggedGroups], behaviour: PolicyRef
+) -> tuple[LoggedGroups, dict[str, LoggedGroups]]:
+    """All groups with log-probs under the policy that sampled them."""
+    model = behaviour.load().model
+
+    def under(each: LoggedGroups) -> LoggedGroups:
+        if each.with_logprobs:
+            return each
+        return replace(each, groups=with_logprobs(model, each.groups), with_logprobs=True)
+
+    return under(pool), {name: under(each) for name, each in targets.items()}
+
+
+def with_logprobs(model: Any, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+    """Groups whose usable responses have the log-probs that `model` gives their tokens."""
+    from cropi.gradients.logprobs import LogprobReader, read_logprobs
+
+    usable = [group for group in groups if group.usable]
+    read = iter(read_logprobs(LogprobReader(model), usable))
+    return [_filled(group, next(read)) if group.usable else group for group in groups]
+
+
+def _filled(group: RolloutGroup, logprobs: Sequence[NDArray[Any]]) -> RolloutGroup:
+    values = iter(logprobs)
+    responses = [
+        replace(r, logprobs=np.nan_to_num(next(values)).astype(np.float32).clip(max=0.0))
+        if r.usable
+        else r
+        for r in group.responses
+    ]
+    return replace(group, responses=responses, logprob_mode="recomputed")
+
+
+def _features(logged: LoggedPool, pool: LoggedGroups, policy: PolicyRef) -> NDArray[np.float64]:
+    """What the policy makes of every prompt of the pool [L, P, F], also of those never sampled."""
+    group_of = {group.prompt_id: group for group in pool.groups}
+    groups = [
+        group_of.get(prompt.prompt_id)
+        or RolloutGroup(
+            prompt.prompt_id, np.array(encode(policy.tokenizer, prompt), dtype=np.int32), []
+        )
+        for prompt in logged.prompts
+    ]
+    return prompt_features(policy.load().model, groups)
+
+
+def describe(targets: Mapping[str, LoggedGroups]) -> str:
+    """The targets and their sizes, in words."""
+    return ", ".join(f"{name} ({plural(len(t.groups), 'prompt')})" for name, t in targets.items())

@@ -1,0 +1,321 @@
+"""Influence-guided stages inside your own script with TRL's GRPOTrainer: three lines, no fork.
+
+    guidance = Guidance(args, train_dataset, {"aime": val_dataset}, steps_per_stage=100)
+    trainer = GRPOTrainer(..., args=args, train_dataset=guidance.dataset)
+    guidance.attach(trainer)
+
+TRL walks through a data set of positions in order, and a position becomes a row of the pool when
+it is read: one that the stage it belongs to has selected. So a stage is selected when its first
+row is asked for, which is one step before it begins, because the loader reads one batch ahead.
+Only public interfaces of TRL, transformers and datasets are used.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+
+from cropi.errors import InputError
+from cropi.influence.settings import InfluenceConfig
+from cropi.integrations.guided_stages import GuidedStages, GuideSettings
+from cropi.integrations.trainer_rewards import TrainerRewards
+from cropi.policy.loading import Policy, context_of, eos_ids, neutral_generation_config
+from cropi.policy.tokenizer_loading import prepare_tokenizer
+from cropi.prompts.chat_messages import chat_messages
+from cropi.prompts.json_values import json_value
+from cropi.rollouts.settings import RolloutsConfig
+from cropi.schema import PolicyIdentity, Prompt, Selection, fingerprint
+from cropi.selection.settings import SelectionConfig
+from cropi.text import plural, require_names, shown
+from cropi.training import stage_order
+
+Normalisation = Literal["sequence", "token", "constant"]
+NORMALISATIONS: dict[str, Normalisation] = {"grpo": "sequence", "dr_grpo": "constant"}
+"""Of TRL's losses; that of the others (dapo, bnpo, ...) is `token`."""
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where a training is when it reads a position: one position is one group of responses.
+
+    `of_batch` positions are sampled together, in `batches` batches, `stage` of them a stage.
+    """
+
+    of_batch: int
+    batches: int
+    stage: int
+
+    @classmethod
+    def of(cls, args: Any, steps_per_stage: int) -> Positions:
+        """The positions of a training with TRL's `args`.
+
+        Raises InputError if `max_steps` is not set, or a stage ends inside a batch.
+        """
+        if args.max_steps <= 0:
+            raise InputError(
+                f"GRPOConfig has max_steps={args.max_steps}; set max_steps, because the stages "
+                "decide how often a prompt is seen, not epochs"
+            )
+        reuse = args.steps_per_generation * args.num_iterations
+        done = steps_per_stage * args.gradient_accumulation_steps
+        if steps_per_stage < 1 or done % reuse:
+            raise InputError(
+                f"steps_per_stage={steps_per_stage} ends inside a batch of responses, which "
+                f"{reuse} passes share (steps_per_generation x num_iterations) and a step takes "
+                f"{args.gradient_accumulation_steps} of; choose a multiple of "
+                f"{reuse // math.gcd(reuse, args.gradient_accumulation_steps)}"
+            )
+        batches = math.ceil(args.max_steps * args.gradient_accumulation_steps / reuse)
+        return cls(args.generation_batch_size // args.num_generations, batches, done // reuse)
+
+    @property
+    def total(self) -> int:
+        """All positions of the training."""
+        return self.of_batch * self.batches
+
+    @property
+    def of_stage(self) -> int:
+        """Positions of a stage."""
+        return self.of_batch * self.stage
+
+
+class Guidance:
+    """Stages of influence-guided data for a GRPOTrainer.
+
+    Args:
+        args: TRL's GRPOConfig, with `max_steps`; its `shuffle_dataset` is turned off, because
+            stages have an order of their own.
+        pool: the training prompts, in TRL's prompt-only format with any columns.
+        targets: data sets to get better at, by name.
+        steps_per_stage: optimizer steps between two selections.
+        ratio: the share of the pool that a stage trains on.
+        responses: sampled per prompt, once; default: `args.num_generations`.
+        selection: the strategy and its settings; `ratio` applies to it.
+        influence: settings of influence; default: normalised as TRL's loss.
+        rollouts: settings of the sampling; default: as `args` samples.
+        folder: where everything is kept; default: `cropi` in the output directory.
+
+    Raises:
+        InputError: in the constructor or in `attach`, for whatever cannot be guided.
+    """
+
+    def __init__(
+        self,
+        args: Any,
+        pool: Dataset,
+        targets: Mapping[str, Dataset],
+        steps_per_stage: int,
+        *,
+        ratio: float | None = None,
+        responses: int | None = None,
+        selection: SelectionConfig | None = None,
+        influence: InfluenceConfig | None = None,
+        rollouts: RolloutsConfig | None = None,
+        folder: str | Path | None = None,
+    ) -> None:
+        require_names(["pool", *targets], "targets: a target")
+        if args.dataloader_num_workers:
+            raise InputError(
+                f"dataloader_num_workers={args.dataloader_num_workers} reads rows in processes "
+                "that have no model to select by; set it to 0"
+            )
+        args.shuffle_dataset = False
+        self.args = args
+        self.positions = Positions.of(args, steps_per_stage)
+        self.rows = rows_by_id("pool", pool)
+        target_rows = {name: rows_by_id(name, each, f"{name}/") for name, each in targets.items()}
+        self.judged_rows = {**self.rows, **ChainMap(*target_rows.values())}
+        settings = GuideSettings(
+            _with_ratio(selection or SelectionConfig(), ratio),
+            influence or _influence(args.loss_type),
+            rollouts or _sampling(args, responses),
+            dict(args.chat_template_kwargs or {}),
+            args.seed,
+        )
+        self.stages = GuidedStages(
+            Path(folder or Path(args.output_dir) / "cropi"),
+            _prompts(self.rows),
+            {name: _prompts(each) for name, each in target_rows.items()},
+            settings,
+        )
+        self.trainer: Any = None
+        self._log = StageLog()
+        self._orders: dict[int, list[str]] = {}
+
+    @property
+    def dataset(self) -> Dataset:
+        """The data set to train on, one row a position."""
+        positions = Dataset.from_dict({"position": list(range(self.positions.total))})
+        return positions.with_transform(self._read)
+
+    def attach(self, trainer: Any) -> None:
+        """Take model and reward functions from the trainer; call it before `train`."""
+        models = [f for f in trainer.reward_funcs if isinstance(f, torch.nn.Module)]
+        if models:
+            raise InputError(
+                f"{plural(len(models), 'reward function')} of the trainer are models, and "
+                "responses sampled for influence are judged by functions alone; wrap the model in "
+                "a function"
+            )
+        if trainer.is_fsdp_enabled or (
+            trainer.is_deepspeed_enabled and trainer.accelerator.deepspeed_plugin.zero_stage == 3
+        ):
+            raise InputError(
+                "the model's weights are split over processes (FSDP or ZeRO-3), and influence "
+                "needs a whole copy in each; use DDP, or ZeRO up to stage 2"
+            )
+        self.trainer = trainer
+        # Before the callbacks that report, which would not see what a later one adds.
+        trainer.callback_handler.callbacks.insert(0, self._log)
+
+    def _read(self, batch: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
+        """The pool's rows at positions, as `datasets` asks for them: lists by column."""
+        rows = [self.rows[self.prompt_at(position)] for position in batch["position"]]
+        names = dict.fromkeys(name for row in rows for name in row)
+        return {name: [row.get(name) for row in rows] for name in names}
+
+    def prompt_at(self, position: int) -> str:
+        """The id of the prompt at a position; selects its stage first, if it is the first."""
+        stage, place = divmod(position, self.positions.of_stage)
+        if stage not in self._orders:
+            ids = self._selection(stage).prompt_ids
+            self._orders[stage] = stage_order(ids, self.positions.of_stage, self.args.seed + stage)
+        return self._orders[stage][place]
+
+    def _selection(self, stage: int) -> Selection:
+        if self.trainer is None:
+            raise InputError("guidance has no trainer yet; call guidance.attach(trainer) first")
+        trainer, step = self.trainer, int(self.trainer.state.global_step)
+        weights = trainer.reward_weights.tolist()
+        rewards = TrainerRewards(trainer.reward_funcs, weights, self.judged_rows, trainer.state)
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        with sampling_alone(model, trainer.processing_class, step) as policy:
+            selection = self.stages.selection(stage, step, policy, rewards)
+        self._log.pending = {"cropi/stage": float(stage), **self.stages.facts(stage)}
+        return selection
+
+
+class StageLog(TrainerCallback):  # type: ignore[misc]
+    """Adds what was selected to the next row that the trainer logs, wherever it reports to."""
+
+    def __init__(self) -> None:
+        self.pending: dict[str, float] = {}
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
+        """Hand over what is pending; the trainer has copied the row into its history already."""
+        if logs is None or "loss" not in logs:
+            return
+        logs.update(self.pending)
+        if state.log_history:
+            state.log_history[-1].update(self.pending)
+        self.pending = {}
+
+
+@contextmanager
+def sampling_alone(model: Any, tokenizer: Any, step: int) -> Iterator[Policy]:
+    """A policy around a model in training, which is left as it was, random state included."""
+    tokenizer = copy.deepcopy(getattr(tokenizer, "tokenizer", tokenizer))
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    rows, config, training = (
+        model.get_input_embeddings().num_embeddings,
+        base.generation_config,
+        model.training,
+    )
+    name = str(getattr(base.config, "_name_or_path", "") or "model")
+    eos = eos_ids(config, tokenizer, name, rows)
+    prepare_tokenizer(tokenizer, eos, rows)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        base.generation_config = neutral_generation_config(tokenizer, eos)
+        model.eval()
+        try:
+            identity = PolicyIdentity(name, weights_hash(model), step)
+            yield Policy(model, tokenizer, identity, eos, context_of(base.config))
+        finally:
+            base.generation_config = config
+            model.train(training)
+
+
+def weights_hash(model: Any) -> str:
+    """A short hash that tells policies of one training apart: sums over each parameter."""
+    digest = hashlib.sha256()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            sums = parameter.detach().double()
+            digest.update(f"{name} {float(sums.sum())!r} {float(sums.abs().sum())!r}".encode())
+    return digest.hexdigest()[:16]
+
+
+def rows_by_id(name: str, rows: Dataset, prefix: str = "") -> dict[str, Row]:
+    """A data set's rows by prompt id: the column `prompt_id`, else a hash of the content.
+
+    Equal rows are one. Raises InputError for a row without a prompt, for two different rows with
+    one id, or if there is none at all.
+    """
+    by_id: dict[str, Row] = {}
+    for number, row in enumerate(rows, 1):
+        where, prompt = f"{name} row {number}", row.get("prompt")
+        if not prompt or not isinstance(prompt, str | list):
+            raise InputError(
+                f"{where} has {shown(prompt, 60)} as its prompt; give text or a list of messages, "
+                "as TRL's prompt-only format has it"
+            )
+        key = prefix + str(row.get("prompt_id") or fingerprint(json_value(row)))
+        if by_id.setdefault(key, row) != row:
+            raise InputError(
+                f"{where} has the prompt_id {shown(key, 60)} of another row; make the ids unique, "
+                "or remove the column"
+            )
+    if not by_id:
+        raise InputError(f"{name} has no rows; give at least one")
+    return by_id
+
+
+def _prompts(rows: Mapping[str, Row]) -> list[Prompt]:
+    """Rows as prompts; rewards come from the rows themselves."""
+    return [_prompt(prompt_id, row) for prompt_id, row in rows.items()]
+
+
+def _prompt(prompt_id: str, row: Row) -> Prompt:
+    source = str(row.get("data_source") or row.get("source") or "")
+    if isinstance(row["prompt"], str):
+        return Prompt(prompt_id, "", source, prompt=row["prompt"])
+    messages = chat_messages(row["prompt"], f"prompt {shown(prompt_id, 60)}")
+    return Prompt(prompt_id, "", source, messages=tuple(messages))
+
+
+def _with_ratio(selection: SelectionConfig, ratio: float | None) -> SelectionConfig:
+    if ratio is None:
+        return selection
+    if not 0 < ratio <= 1:
+        raise InputError(f"ratio={ratio} is no share of the pool; give a number above 0, up to 1")
+    return selection.model_copy(update={"ratio": ratio})
+
+
+def _influence(loss_type: str) -> InfluenceConfig:
+    """Influence on an objective that is normalised as TRL's loss is."""
+    normalisation = NORMALISATIONS.get(loss_type, "token")
+    return InfluenceConfig.model_validate({"objective": {"normalisation": normalisation}})
+
+
+def _sampling(args: Any, responses: int | None) -> RolloutsConfig:
+    """The sampling of a training, by cropi's own engine."""
+    return RolloutsConfig(
+        responses=responses or max(args.num_generations, 2),
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k or 0,
+        max_new_tokens=args.max_completion_length,
+    )
