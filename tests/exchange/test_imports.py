@@ -325,6 +325,15 @@ def test_other_files_of_a_run_are_left_out_and_counted(tmp_path: Path, data: Pat
     assert any("2 other files" in note for note in log.notes)
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, data: Path) -> None:
+    write_trl(tmp_path / "log", samples())
+    whole = (tmp_path / "log" / "completions" / "completions_00002.parquet").read_bytes()
+    (tmp_path / "log" / "completions" / "completions_00003.parquet").write_bytes(whole[:-200])
+    log = read_rollout_log(tmp_path / "log")
+    assert statistics(paired(log, data)) == STATISTICS
+    assert any("cannot be read" in n and "completions_00003.parquet" in n for n in log.notes)
+
+
 def test_evaluations_are_not_of_the_pool(tmp_path: Path, data: Path) -> None:
     write_verl(tmp_path / "log" / "train", samples())
     write_verl(tmp_path / "log" / "validation_data", [s for s in samples() if s.step == 1])

@@ -188,6 +188,22 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path, cropi:
     assert (tmp_path / "mine" / "prompts.parquet").read_text() == "precious"
 
 
+def test_what_an_earlier_ranking_left_goes_only_when_there_is_a_new_one(
+    tmp_path: Path, cropi: Command
+) -> None:
+    out = tmp_path / "ranked"
+    write_trl(tmp_path / "log", samples())
+    arguments = ("rank", "--rollouts", tmp_path / "log", "--out", out)
+    cropi(*arguments).done()
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    cropi(*arguments, "--to", "nobody").refused("nobody", "allowed")
+    cropi(*arguments, "--pass-at", "nan").refused("--pass-at")
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    cropi(*arguments, "--to", "jsonl").done()
+    assert (out / "jsonl").exists()
+    assert not (out / "trl").exists()
+
+
 def test_the_output_never_covers_the_rollouts(tmp_path: Path, cropi: Command) -> None:
     write_verl(tmp_path / "log", samples())
     for out in (tmp_path / "log", tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -13,9 +14,14 @@ from torch import Tensor, nn
 from cropi.config import InfluenceConfig, ObjectiveConfig
 from cropi.errors import InputError
 from cropi.estimation.evidence import jackknife_error
+from cropi.gradients.extractor import GradientExtractor
+from cropi.influence.preconditioner import Preconditioner
+from cropi.influence.scorer import Scorer
 from cropi.influence.setup import score
+from cropi.policy.optimizer_state import SecondMoments
 from cropi.schema import SCORED, InfluenceEstimate, RolloutGroup
 from cropi.selection import fuse
+from cropi.sketches import SparseSketch
 from cropi.sketches.settings import SketchChoice
 from cropi.store.tables import read_scores, require_set_names, write_scores
 from support.oracle import flatten, oracle_gradient, oracle_response_gradients
@@ -96,6 +102,51 @@ def test_parts_add_up_to_cosines_which_change_by_no_bit(
         sums = [float(np.nansum(p)) if len(p) else np.nan for p in parts]
         assert sums == pytest.approx(mean.tolist(), abs=1e-5, nan_ok=True)
     assert plain.estimate.responses == {}
+
+
+VARIANTS = {
+    "checkpointed": {"gradient_checkpointing": True},
+    "bf16 directions": {"target_memory": "bf16"},
+    "offloaded directions": {"target_memory": "offload"},
+    "single prompts a batch": {"batch_tokens": 1},
+    "some parameters": {"parameters": ["model.layers.1.*"]},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_parts_add_up_however_gradients_are_computed(
+    model: nn.Module, pool: list[RolloutGroup], targets: Targets, variant: dict
+) -> None:
+    estimate = score(model, pool, targets, InfluenceConfig(**variant), per_response=True).estimate
+    for name, mean in estimate.mean.items():
+        sums = [float(np.nansum(p)) if len(p) else np.nan for p in estimate.responses[name]]
+        assert sums == pytest.approx(mean.tolist(), abs=1e-5, nan_ok=True)
+
+
+def test_parts_follow_adams_view_of_a_target(
+    model: nn.Module, pool: list[RolloutGroup], targets: Targets
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    extractor = GradientExtractor(model)
+    squares = {n: torch.rand(s, generator=generator) for n, s in extractor.shapes.items()}
+    adam = Preconditioner(SecondMoments(squares, dict.fromkeys(squares, 9), 0.999, 1e-8))
+    for sketch in (None, SparseSketch(extractor.shapes, 0, 1.0, 256)):
+        scorer = Scorer(extractor, sketch, preconditioner=adam)
+        estimate = scorer.score(pool, targets, per_response=True).estimate
+        for name, mean in estimate.mean.items():
+            sums = [float(np.nansum(p)) if len(p) else np.nan for p in estimate.responses[name]]
+            assert sums == pytest.approx(mean.tolist(), abs=1e-5, nan_ok=True)
+
+
+def test_bf16_parts_are_close_to_fp32_ones(
+    model: nn.Module, pool: list[RolloutGroup], targets: Targets
+) -> None:
+    coarse = copy.deepcopy(model).bfloat16()
+    fine = copy.deepcopy(coarse).float()
+    one, other = (score(m, pool, targets, per_response=True).estimate for m in (coarse, fine))
+    for name in targets:
+        for mine, expected in zip(one.responses[name], other.responses[name], strict=True):
+            assert mine == pytest.approx(expected, abs=0.03, nan_ok=True)
 
 
 def test_errors_are_the_jackknife_of_the_oracles_cosines(

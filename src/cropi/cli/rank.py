@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +122,7 @@ def rank(
         TARGETS,
         export_ranking,
         require_apart,
+        require_trainer,
         write_folder,
     )
     from cropi.exchange.ranking.ranking import rank as rank_pool
@@ -128,7 +130,8 @@ def rank(
     from cropi.store.lock import exclusive_output
 
     require_apart(out, rollouts)
-    _require_meant(policy, like, gradients, behaviour)
+    require_trainer(to)
+    _require_meant(policy, like, gradients, behaviour, pass_at)
     measured_by = policy_at(policy, dtype, device) if policy is not None else None
     with_policy = gradients and measured_by is not None
     config = section(
@@ -169,9 +172,15 @@ def rank(
 
 
 def _require_meant(
-    policy: str | None, like: list[str] | None, gradients: bool, behaviour: str | None
+    policy: str | None,
+    like: list[str] | None,
+    gradients: bool,
+    behaviour: str | None,
+    pass_at: float | None,
 ) -> None:
     """Raise InputError for options that would have no effect, or lack another one."""
+    if pass_at is not None and not math.isfinite(pass_at):
+        raise InputError(f"--pass-at {pass_at} is not a reward; give a finite number")
     if not gradients or policy is None:
         inert = [n for n, given in (("--like", like), ("--behaviour", behaviour)) if given]
         if inert:

@@ -81,7 +81,8 @@ class StepExperiment:
         self.objective = settings.objective.with_length(longest_allowed(pool))
         self.extractor = GradientExtractor(model, self.objective, settings.batch_tokens)
         self.reader = LogprobReader(model, settings.batch_tokens)
-        self.pool = {g.prompt_id: g for g in pool if g.informative}
+        informative = require_informative("the pool", pool, self.objective).groups
+        self.pool = {group.prompt_id: group for group in informative}
         self.validation = {
             n: require_informative(f"validation set {n}", groups, self.objective).groups
             for n, groups in validation.items()

@@ -52,7 +52,6 @@ class RolloutLog:
     format: str
     responses: list[LoggedResponse]
     notes: list[str] = field(default_factory=list)
-    files: int = 0
 
 
 def read_rollout_log(
@@ -64,29 +63,42 @@ def read_rollout_log(
 
     Raises InputError if there are no rollouts in it, or rollouts of several formats.
     """
-    files = _candidates(path)
     formats = dict([format_named(format_name)]) if format_name else all_formats()
-    named = {file: _format_of(file, formats, path) for file in files}
-    used = Counter(name for name in named.values() if name)
-    if not used:
-        raise _nothing(path, files, formats)
-    if len(used) > 1:
-        counts = " and ".join(f"{plural(n, 'file')} of {name}" for name, n in used.items())
-        raise InputError(
-            f"{path} holds {counts}; name one with --format, or give the folder of one"
-        )
-    (name,) = used
-    log = RolloutLog(str(path), name, [], files=used[name])
-    for file in _without_copies([file for file in files if named[file]], path, log):
+    name, files, notes = _recognised(path, formats)
+    log = RolloutLog(str(path), name, [], notes)
+    for file in _without_copies(files, path, log):
         log.responses += _read(file, path, formats[name], log.notes, (rewards, tokens))
-    ignored = [file.name for file in files if not named[file]]
-    if ignored:
-        log.notes.append(
-            f"{plural(len(ignored), 'other file')} in {path.name} left out, such as {ignored[0]}"
-        )
     _note_runs(log)
     log.responses = _without_repeats(log)
     return log
+
+
+def _recognised(path: Path, formats: dict[str, RolloutFormat]) -> tuple[str, list[Path], list[str]]:
+    """The one format in a place, its files, and notes about the others."""
+    by_format: dict[str | None, list[Path]] = {}
+    notes = list[str]()
+    candidates = _candidates(path)
+    for file in candidates:
+        try:
+            by_format.setdefault(_format_of(file, formats), []).append(file)
+        except InputError as error:
+            if file == path:
+                raise
+            notes.append(f"left out, as it cannot be read: {error}")
+    other = by_format.pop(None, [])
+    if not by_format:
+        raise _nothing(path, candidates, formats)
+    if len(by_format) > 1:
+        counts = [f"{plural(len(files), 'file')} of {name}" for name, files in by_format.items()]
+        raise InputError(
+            f"{path} holds {' and '.join(counts)}; name one with --format, or give its folder"
+        )
+    ((name, files),) = by_format.items()
+    assert name is not None
+    if other:
+        named = f"{plural(len(other), 'other file')} in {path.name}"
+        notes.append(f"{named} left out, such as {other[0].name}")
+    return name, files, notes
 
 
 def is_rollout_log(path: Path) -> bool:
@@ -95,7 +107,7 @@ def is_rollout_log(path: Path) -> bool:
         return False
     formats = all_formats()
     try:
-        return any(_format_of(file, formats, path) for file in _candidates(path)[:8])
+        return any(_format_of(file, formats) for file in _candidates(path)[:8])
     except InputError:
         return False
 
@@ -121,16 +133,14 @@ def _ending(file: Path) -> str:
     return same.get(inner.suffix.lower(), inner.suffix.lower())
 
 
-def _format_of(file: Path, formats: dict[str, RolloutFormat], place: Path) -> str | None:
-    """The format of a file's first row; None for a file without rollouts, beside others."""
+def _format_of(file: Path, formats: dict[str, RolloutFormat]) -> str | None:
+    """The format of a file's first row; None for a file without rollouts.
+
+    Raises InputError if the file cannot be read.
+    """
     if file.suffix == ".pt":
         return ("slime" if "slime" in formats else next(iter(formats))) if _is_dump(file) else None
-    try:
-        first = next(iter(open_rows(file, [])), None)
-    except InputError:
-        if file == place:
-            raise
-        return None
+    first = next(iter(open_rows(file, [])), None)
     return recognised_format(first[1], formats) if first else None
 
 

@@ -17,9 +17,10 @@ import numpy as np
 
 from cropi.errors import InputError
 from cropi.exchange.exports import export_selection, trainers
-from cropi.exchange.exports.folder import EXPORT_RECORD
+from cropi.exchange.exports.folder import EXPORT_RECORD, Exported
 from cropi.exchange.ranking.ranked_table import write_ranked
 from cropi.exchange.ranking.ranking import Ranking
+from cropi.plugins import resolve_name, slug
 from cropi.prompts import write_prompts
 from cropi.schema import Selection
 from cropi.store.files import remove, require_writable, strict_json, write_json
@@ -28,6 +29,12 @@ from cropi.text import plural
 
 RANKED, RECORD, TARGETS = "ranked.parquet", "ranking.json", "targets"
 FILES = (RANKED, RECORD, "selection.parquet", "control.parquet", "prompts.parquet", "report.html")
+
+
+def require_trainer(name: str | None) -> None:
+    """Raise InputError unless there is a trainer of that name to export to."""
+    if name is not None:
+        resolve_name("export", name)
 
 
 def require_apart(out: Path, rollouts: Path) -> None:
@@ -48,9 +55,10 @@ def require_apart(out: Path, rollouts: Path) -> None:
     require_writable(out / RANKED)
 
 
-def remove_earlier(out: Path) -> None:
-    """Remove what an earlier ranking left, except for the responses to its targets."""
-    for name in (*FILES, *(name for name in trainers() if (out / name / EXPORT_RECORD).is_file())):
+def remove_earlier(out: Path, exported: str) -> None:
+    """Remove what an earlier ranking left, but for its targets' responses and the new export."""
+    exports = [name for name in trainers() if (out / name / EXPORT_RECORD).is_file()]
+    for name in (*FILES, *(name for name in exports if name != exported)):
         remove(out / name)
 
 
@@ -80,36 +88,38 @@ def export_ranking(
 ) -> list[str]:
     """Write selection and control as a trainer reads them; return the command that starts it.
 
-    What an earlier ranking left is removed first.
-
     Without a name it is the trainer whose log this is, or plain JSON lines. Where the log holds no
-    prompts that a trainer can be given, nothing is written and a note says so. Raises InputError if
-    the user asked for that.
+    prompts that a trainer can be given, nothing is written and a note says so. What an earlier
+    ranking left is removed. Raises InputError if the user asked for an export that cannot be.
     """
     logged = ranking.logged
-    remove_earlier(out)
+    name = trainer or (logged.log.format if logged.log.format in trainers() else "jsonl")
+    try:
+        exported = _exported(out / slug(name), ranking, name, seed, model)
+    except InputError as error:
+        if trainer is not None:
+            raise
+        if str(error) not in ranking.notes:
+            ranking.notes.append(f"nothing was exported: {error}")
+        exported = None
+    remove_earlier(out, slug(name) if exported else "")
+    return [exported.command] if exported else []
+
+
+def _exported(out: Path, ranking: Ranking, trainer: str, seed: int, model: str) -> Exported | None:
+    """The export of a ranking; None where nothing is selected, or there are no whole prompts."""
+    logged = ranking.logged
     if not ranking.selection.prompt_ids:
-        return []
-    asked, name = trainer is not None, trainer or logged.log.format
+        return None
     if not logged.pairing.complete:
-        if asked:
-            raise InputError(f"nothing to export to {name}: {logged.pairing.notes[0]}")
-        return []
-    name = name if name in trainers() or asked else "jsonl"
-    without = sum(not prompt.answer for prompt in logged.prompts)
-    if without:
+        raise InputError(logged.pairing.notes[0])
+    if without := sum(not prompt.answer for prompt in logged.prompts):
         ranking.notes.append(
             f"{plural(without, 'prompt')} without an answer in the log, which the exported rewards "
             "cannot judge; give --prompts with the rows of your data"
         )
-    try:
-        exported = export_selection(
-            ranking.selection, logged.prompts, name, out / name, seed=seed, model=model
-        )
-    except InputError as error:
-        if asked:
-            raise
-        ranking.notes.append(f"nothing was exported: {error}")
-        return []
+    exported = export_selection(
+        ranking.selection, logged.prompts, trainer, out, seed=seed, model=model
+    )
     ranking.notes += exported.notes
-    return [exported.command]
+    return exported
