@@ -97,6 +97,24 @@ def test_every_column_of_a_row_comes_back(trainer: str, tmp_path: Path) -> None:
         assert "openai/gsm8k" in (row["source"], row.get("data_source"))
 
 
+@pytest.mark.parametrize(("answer", "result"), [
+    ("48/2 = <<48/2=24>>24 clips.\n#### 72", "72"),
+    ("so it is \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"),
+    ("x > 3", "x > 3"),
+])  # fmt: skip
+def test_other_graders_get_the_result_of_a_worked_solution(
+    tmp_path: Path, answer: str, result: str
+) -> None:
+    pool = pool_of([{"id": "q0", "prompt": "?", "answer": answer}])
+    cells = {"verl": "reward_model", "openrlhf": "label", "nemo-gym": "expected_answer"}
+    for trainer, column in cells.items():
+        export_selection(chosen(0), pool, trainer, tmp_path / trainer)
+        (row,) = rows_in(tmp_path / trainer, "selection")
+        cell = row[column]
+        assert (cell["ground_truth"] if isinstance(cell, dict) else cell) == result
+        assert row["answer"] == answer
+
+
 def test_the_control_is_a_draw_from_the_whole_pool_that_its_seed_decides(tmp_path: Path) -> None:
     pool, ids = numbered(40), {}
     for name, seed in (("one", 1), ("again", 1), ("two", 2)):

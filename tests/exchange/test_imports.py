@@ -153,6 +153,19 @@ def test_calls_of_a_gym_rollout_are_one_response_with_a_mask(tmp_path: Path) -> 
     assert response.tokens.loss_mask[-3:].tolist() == [0, 0, 1]
 
 
+def test_a_named_column_is_the_reward_whatever_it_is_called(tmp_path: Path) -> None:
+    several = {"problem": "q", "answer": "1", "generations": ["a", "b"], "checked": [True, False]}
+    single = {"input": "q", "output": "a", "quality": 0.5}
+    dotted = {"prompt": "q", "response": "a", "reward": {"acc": 1, "len": 0.2}}
+    for number, (row, name, rewards) in enumerate(
+        [(several, "checked", [1, 0]), (single, "quality", [0.5]), (dotted, "reward.acc", [1])]
+    ):
+        path = write_lines(tmp_path / f"{number}.jsonl", [row])
+        assert [r.reward for r in read_rollout_log(path, None, [name]).responses] == rewards
+        with pytest.raises(InputError, match="reward"):
+            read_rollout_log(path)
+
+
 def test_a_copy_of_a_file_counts_once(tmp_path: Path, data: Path) -> None:
     write_verl(tmp_path / "log", samples())
     copy = tmp_path / "log" / "backup" / "1.jsonl"

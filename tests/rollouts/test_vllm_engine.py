@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from cropi.config import affects_results
 from cropi.curriculum.loop import run
 from cropi.curriculum.stage_choice import StageScorer
 from cropi.curriculum.stage_rollouts import RolloutRefresh
@@ -234,3 +235,24 @@ def test_in_a_run_the_server_is_gone_before_scoring_and_training(
     assert all(servers == [] for _, servers in seen)
     log = (tmp_path / "runs/tiny/logs/vllm.log").read_text()
     assert log.count("serving ") >= 4, "evaluations of start and stages, and the rollouts"
+    seen.clear()
+    other = f"rollouts.engine={{name: vllm, python: {python}, options: {{enforce-eager: true}}}}"
+    run(fake_config(tmp_path, other, f"verifiers.default={odd}:odd"))
+    assert (tmp_path / "runs/tiny/logs/vllm.log").read_text() == log, "nothing is sampled again"
+
+
+@pytest.mark.parametrize(
+    ("key", "decides"),
+    [
+        ("rollouts.engine.name", True),
+        ("rollouts.engine.batch_size", True),
+        ("rollouts.engine.model", True),
+        ("evaluation.engine.name", True),
+        ("rollouts.engine.url", False),
+        ("evaluation.engine.python", False),
+        ("rollouts.engine.options.gpu-memory-utilization", False),
+        ("training.engine.grpo.timeout", True),
+    ],
+)
+def test_where_and_how_fast_decide_no_result(key: str, decides: bool) -> None:
+    assert affects_results(key) is decides

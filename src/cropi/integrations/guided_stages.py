@@ -103,6 +103,8 @@ class GuidedStages:
             if estimate is not None:
                 write_scores(self._stage(index) / "scores.parquet", estimate)
             write_selection(path, selection, {STEP: str(step)})
+            for note in selection.notes:
+                warnings.warn(f"stage {index}: {note}", stacklevel=2)
             return selection
 
         return self.processes.by_first(choose)

@@ -80,7 +80,9 @@ def export_selection(
     _require_one_kind(chosen, trainer)
     drawn = random_control(pool, len(chosen), seed) if control else []
     _require_one_kind([*chosen, *drawn], trainer)
-    start = Start(str(out), model or DEFAULT_MODEL, len(chosen), chosen[0].messages is not None)
+    # A trainer may be started from anywhere.
+    place, chat = str(out.absolute()), chosen[0].messages is not None
+    start = Start(place, model or DEFAULT_MODEL, len(chosen), chat)
     command = form.command(start)
     places = [Place(i, i + 1, float(score)) for i, score in enumerate(selection.scores)]
     notes = dict.fromkeys([f"{trainer} takes chats: each text is one user message"])

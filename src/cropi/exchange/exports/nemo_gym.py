@@ -11,6 +11,7 @@ from cropi.exchange.exports.trainer_format import (
     as_messages,
     columns,
     object_in,
+    result_of,
 )
 from cropi.plugins import plugin
 from cropi.schema import Prompt
@@ -39,7 +40,7 @@ class NemoGym:
             place,
             responses_create_params={**request, **given},
             question=prompt.extra.get("question", question_of(prompt)),
-            expected_answer=prompt.extra.get("expected_answer", prompt.answer),
+            expected_answer=prompt.extra.get("expected_answer", result_of(prompt)),
         )
 
     def command(self, start: Start) -> str:

@@ -11,6 +11,7 @@ from cropi.exchange.exports.trainer_format import (
     Start,
     as_asked,
     columns,
+    result_of,
 )
 from cropi.plugins import plugin
 from cropi.schema import Prompt
@@ -41,7 +42,7 @@ class OpenRlhf:
             prompt,
             place,
             input=as_asked(prompt),
-            label=prompt.answer,
+            label=result_of(prompt),
             datasource=prompt.source,
         )
 

@@ -107,6 +107,6 @@ class PrimeRl:
     def command(self, start: Start) -> str:
         """prime-rl with your settings, the source of tasks, and the policy."""
         return (
-            f"PYTHONPATH={start.path('')} uv run rl @ rl.toml @ {start.path('source.toml')} "
+            f"PYTHONPATH={start.quoted_folder} uv run rl @ rl.toml @ {start.path('source.toml')} "
             f"--model.name {start.policy}"
         )

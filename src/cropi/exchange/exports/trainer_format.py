@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from cropi.schema import Prompt
+from cropi.verifiers.statement import gold_statement
 
 Row = dict[str, Any]
 REWARD_FILE = "rewards.py"
@@ -38,6 +39,11 @@ class Start:
     def path(self, name: str) -> str:
         """A file of the folder, quoted for a shell."""
         return shlex.quote(f"{self.folder}/{name}")
+
+    @property
+    def quoted_folder(self) -> str:
+        """The folder itself, quoted for a shell."""
+        return shlex.quote(self.folder)
 
     @property
     def policy(self) -> str:
@@ -95,6 +101,11 @@ def _holds(field: Any, value: Any) -> bool:
     if isinstance(field, dict) and isinstance(value, dict):
         return all(key in field and field[key] == each for key, each in value.items())
     return bool(field == value)
+
+
+def result_of(prompt: Prompt) -> str:
+    """The answer as other graders compare it: of a worked solution, the result that it marks."""
+    return gold_statement(prompt.answer) or prompt.answer
 
 
 def object_in(prompt: Prompt, name: str) -> Row:

@@ -12,6 +12,7 @@ from cropi.exchange.exports.trainer_format import (
     as_messages,
     columns,
     object_in,
+    result_of,
 )
 from cropi.plugins import plugin
 from cropi.schema import Prompt
@@ -45,7 +46,7 @@ class Verl:
             data_source=prompt.extra.get("data_source", prompt.source),
             prompt=as_messages(prompt),
             ability=prompt.extra.get("ability", prompt.source),
-            reward_model={"style": "rule", "ground_truth": prompt.answer, **given},
+            reward_model={"style": "rule", "ground_truth": result_of(prompt), **given},
             extra_info={"index": place.index, **info, "prompt_id": prompt.prompt_id},
         )
 

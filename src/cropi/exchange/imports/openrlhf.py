@@ -28,7 +28,7 @@ class OpenRlhfLines:
     def responses(self, rows: Iterable[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
         """One response a line."""
         for number, row in rows:
-            reward = file.reward(row, row["reward"], file.where(number))
+            reward = file.reward(row, row.get("reward"), file.where(number))
             answer, step = row.get("label"), row.get("step")
             yield LoggedResponse(
                 prompt=str(row["input"]),

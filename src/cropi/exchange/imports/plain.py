@@ -12,6 +12,7 @@ from cropi.exchange.imports.logged import (
     Row,
     asked,
     finish_of,
+    reward_number,
     reward_status,
     spoken,
     without,
@@ -71,8 +72,7 @@ def _responses(row: dict[str, Any], file: LogFile, where: str) -> Iterator[Logge
     consumed = recognised(row, (*RESPONSES, *RESPONSE, *REWARDS, *REWARD, *STEP, *FINISH))
     asking = recognised(row, (*QUESTION_COLUMNS, *ID_COLUMNS))
     identifier = _first(row, ID_COLUMNS)
-    for place, (given, value) in enumerate(zip(texts, rewards, strict=True)):
-        reward = file.reward(row, value, where)
+    for place, (given, reward) in enumerate(zip(texts, rewards, strict=True)):
         text, whole_text = spoken(given)
         reason = finish[place] if isinstance(finish, list) and place < len(finish) else finish
         yield LoggedResponse(
@@ -108,21 +108,25 @@ def _whole(step: Any, file: LogFile, where: str) -> int | None:
         return file.step
 
 
-def _texts_and_rewards(row: dict[str, Any], file: LogFile, where: str) -> tuple[list[Any], Any]:
+def _texts_and_rewards(
+    row: dict[str, Any], file: LogFile, where: str
+) -> tuple[list[Any], list[float]]:
     """The responses of a row and as many rewards: one of each, or a list of each."""
     several = _first(row, RESPONSES)
-    if isinstance(several, list) and not _is_chat(several):
-        named = cell_of(row, file.rewards[0]) if file.rewards else None
-        rewards = named if named is not None else _first(row, (*REWARDS, *REWARD))
+    if not isinstance(several, list) or _is_chat(several):
+        text = several if several is not None else _first(row, RESPONSE)
+        return [text], [file.reward(row, _first(row, (*REWARD, *REWARDS)), where)]
+    named = [cell_of(row, name) for name in file.rewards]
+    columns = named or [_first(row, (*REWARDS, *REWARD))]
+    for rewards in columns:
         if not isinstance(rewards, list) or len(rewards) != len(several):
             count = plural(len(rewards), "reward") if isinstance(rewards, list) else "one reward"
             raise InputError(
                 f"{where} has {plural(len(several), 'response')} and {count}; give a list with "
                 "one reward for each response"
             )
-        return several, rewards
-    text = several if several is not None else _first(row, RESPONSE)
-    return [text], [_first(row, (*REWARD, *REWARDS))]
+    numbers = [[reward_number(value, where) for value in rewards] for rewards in columns]
+    return several, [sum(each) for each in zip(*numbers, strict=True)]
 
 
 def _is_chat(values: list[Any]) -> bool:

@@ -64,7 +64,7 @@ def read_rollout_log(
     Raises InputError if there are no rollouts in it, or rollouts of several formats.
     """
     formats = dict([format_named(format_name)]) if format_name else all_formats()
-    name, files, notes = _recognised(path, formats)
+    name, files, notes = _recognised(path, formats, rewards)
     log = RolloutLog(str(path), name, [], notes)
     for file in _without_copies(files, path, log):
         log.responses += _read(file, path, formats[name], log.notes, (rewards, tokens))
@@ -73,14 +73,16 @@ def read_rollout_log(
     return log
 
 
-def _recognised(path: Path, formats: dict[str, RolloutFormat]) -> tuple[str, list[Path], list[str]]:
+def _recognised(
+    path: Path, formats: dict[str, RolloutFormat], rewards: Sequence[str]
+) -> tuple[str, list[Path], list[str]]:
     """The one format in a place, its files, and notes about the others."""
     by_format: dict[str | None, list[Path]] = {}
     notes = list[str]()
     candidates = _candidates(path)
     for file in candidates:
         try:
-            by_format.setdefault(_format_of(file, formats), []).append(file)
+            by_format.setdefault(_format_of(file, formats, rewards), []).append(file)
         except InputError as error:
             if file == path:
                 raise
@@ -133,15 +135,22 @@ def _ending(file: Path) -> str:
     return same.get(inner.suffix.lower(), inner.suffix.lower())
 
 
-def _format_of(file: Path, formats: dict[str, RolloutFormat]) -> str | None:
+def _format_of(
+    file: Path, formats: dict[str, RolloutFormat], rewards: Sequence[str] = ()
+) -> str | None:
     """The format of a file's first row; None for a file without rollouts.
 
-    Raises InputError if the file cannot be read.
+    A column that the user names as the reward is one, whatever it is called. Raises InputError if
+    the file cannot be read.
     """
     if file.suffix == ".pt":
         return ("slime" if "slime" in formats else next(iter(formats))) if _is_dump(file) else None
     first = next(iter(open_rows(file, [])), None)
-    return recognised_format(first[1], formats) if first else None
+    if first is None:
+        return None
+    row = first[1]
+    named = [row[name] for name in rewards if name in row]
+    return recognised_format({"reward": named[0], **row} if named else row, formats)
 
 
 def _is_dump(file: Path) -> bool:

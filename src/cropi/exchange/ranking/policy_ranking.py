@@ -26,7 +26,6 @@ from cropi.prompts import encode
 from cropi.schema import InfluenceEstimate, RolloutGroup
 from cropi.selection import find_strategy, needs_of
 from cropi.selection.settings import SelectionConfig
-from cropi.text import plural
 
 Progress = Callable[[str, int, int], None]
 
@@ -140,8 +139,3 @@ def _features(logged: LoggedPool, pool: LoggedGroups, policy: PolicyRef) -> NDAr
         for prompt in logged.prompts
     ]
     return prompt_features(policy.load().model, groups)
-
-
-def describe(targets: Mapping[str, LoggedGroups]) -> str:
-    """The targets and their sizes, in words."""
-    return ", ".join(f"{name} ({plural(len(t.groups), 'prompt')})" for name, t in targets.items())
