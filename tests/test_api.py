@@ -126,7 +126,7 @@ def test_one_score_row_per_prompt_of_the_pool(work: Path, scored: Path) -> None:
     assert table["status"].to_pylist() == [g.score_status for g in groups]
     assert table.column_names == [
         *("prompt_id", "norm", "sort set", "sort set_standard_error"),
-        *("tokens", "group_size", "status"),
+        *("tokens", "group_size", "status", "current_reward", "effective_share"),
     ]
     assert table.schema.metadata[b"cropi.pool_size"] == b"48"
     assert [value is not None for value in table["sort set"].to_pylist()] == [

@@ -92,7 +92,7 @@ def test_every_option_is_explained(name: str) -> None:
 
 def test_a_policy_is_the_option_model_in_every_command() -> None:
     taking = {name for name, command in COMMANDS.items() if "model" in params(command)}
-    assert taking == {"rollout", "score", "features", "train", "evaluate"} | {
+    assert taking == {"rollout", "score", "features", "select", "train", "evaluate", "export"} | {
         f"diagnose {name}" for name in ("staleness", "step", "fidelity")
     }
     for name in taking:

@@ -264,9 +264,9 @@ def test_a_chain_of_files_is_found_from_each_files_own_folder(tmp_path: Path) ->
     write(tmp_path, top="extends: pocket\nseed: 1\nname: top\n")
     write(tmp_path / "deep", middle="extends: ../top.yaml\nname: middle\n")
     last = write(tmp_path, last="extends: deep/middle.yaml\nselection: {ratio: 0.2}\n")
-    config = load_config(str(last), ["selection.strategy.fusion_constant=60"])
+    config = load_config(str(last), ["selection.strategy.scoring=stage"])
     assert (config.seed, config.name) == (1, "middle")
-    assert (config.selection.ratio, config.selection.strategy.settings.fusion_constant) == (0.2, 60)
+    assert (config.selection.ratio, config.selection.strategy.settings.scoring) == (0.2, "stage")
     resolved = yaml.safe_load(to_yaml(config))
     assert "extends" not in resolved
     assert validate(resolved, "again") == config

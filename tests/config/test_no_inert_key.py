@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 
 import cropi
@@ -25,7 +26,7 @@ from cropi.prompts import load_prompt_sets, load_source
 from cropi.prompts.settings import PromptSource
 from cropi.rollouts import load_engine
 from cropi.rollouts.settings import EngineChoice
-from cropi.schema import Sampling
+from cropi.schema import InfluenceEstimate, Sampling
 from cropi.selection import find_strategy
 from cropi.selection.settings import SelectionConfig, StrategyChoice
 from cropi.settings import Section, section_in
@@ -128,6 +129,10 @@ def use_plugins() -> None:
     rollouts = mixed_groups(4)
     sources = {group.prompt_id: group.prompt_id for group in rollouts}
     assert find_strategy("cropi").scoring == "once"
+    scores = InfluenceEstimate.from_means([*sources], {"v": np.linspace(0.1, 1, len(sources))})
+    for name in ("one_shot", "ranking"):
+        settings = SelectionConfig(strategy=StrategyChoice.of(name))
+        assert cropi.select(scores, settings).prompt_ids
     for name in ("bandit", "dps", "mopps"):
         settings = SelectionConfig(strategy=StrategyChoice.of(name))
         assert cropi.select(None, settings, rollouts=rollouts, sources=sources).prompt_ids

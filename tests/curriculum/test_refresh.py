@@ -28,10 +28,13 @@ SAMPLED = (
     "model.path=pocket",
     "rollouts.engine=transformers",
     "rollouts.responses=8",
-    "training.learning_rate=3e-2",
+    "training.learning_rate=0.1",
 )
 """Responses of pocket itself, and a learning rate at which random steps ruin it."""
-SHORT = ("curriculum.steps_per_stage=2", "evaluation.every=10", "training.learning_rate=3e-4")
+SHORT = (
+    *("selection.strategy=ranking", "curriculum.steps_per_stage=2"),
+    *("evaluation.every=10", "training.learning_rate=3e-4"),
+)
 
 
 def group(name: str, reward: float) -> RolloutGroup:
@@ -40,7 +43,7 @@ def group(name: str, reward: float) -> RolloutGroup:
     return RolloutGroup(name, one.astype(np.int32), [response])
 
 
-def stage(run_directory: Path, index: int, arm: str = "cropi") -> Path:
+def stage(run_directory: Path, index: int, arm: str = "ranking") -> Path:
     return run_directory / "arms" / arm / "stages" / str(index)
 
 

@@ -111,7 +111,7 @@ def influence(
     pool: LoggedPool, made: LoggedGroups, policy: PolicyRef, behaviour: PolicyRef | None = None
 ) -> tuple[dict[str, float], list[str]]:
     target = replace(made, groups=made.groups[::2], notes=[])
-    settings = (SelectionConfig(), InfluenceConfig(batch_tokens=512))
+    settings = (SelectionConfig(strategy="ranking"), InfluenceConfig(batch_tokens=512))
     measured = measure(pool, made, {"t": target}, policy, *settings, behaviour=behaviour)
     assert measured.estimate is not None
     means = measured.estimate.mean["t"].tolist()

@@ -243,7 +243,11 @@ def test_a_cell_with_rollouts_of_its_own_does_not_take_the_shared_ones_times(
 @pytest.mark.parametrize(
     ("labels", "seeds", "message"),
     [
-        (["ful"], [0], r"unknown strategy 'ful'; allowed: cropi, dapo.*wider.*did you mean 'full'"),
+        (
+            ["ful"],
+            [0],
+            r"unknown strategy 'ful'; allowed: bandit.*did you mean 'full'",
+        ),
         (["full", "full"], [0], "name at least one, and each once"),
         (["full"], [], "compare seeds"),
         (["r.5", "r-5"], [0], "two share a folder; rename a variant"),

@@ -9,7 +9,8 @@ import typer
 
 from cropi.cli.options import PLUGIN_HELP, OutFile, SectionSettings, Seed, section, setting
 from cropi.cli.printing import make_reporter
-from cropi.selection.settings import SCORES_ALONE, SelectionConfig
+from cropi.errors import InputError
+from cropi.selection.settings import SelectionConfig
 from cropi.text import plural
 
 if TYPE_CHECKING:
@@ -47,7 +48,10 @@ def select(
     rollouts: PoolRollouts = None,
     history: HistoryFiles = None,
     model: Annotated[
-        str | None, typer.Option(help="The policy, for strategies that read its hidden states")
+        str | None,
+        typer.Option(
+            "--model", "--policy", help="The policy, for strategies that read its hidden states"
+        ),
     ] = None,
     seed: Seed = 0,
     settings: SectionSettings = None,
@@ -68,9 +72,9 @@ def select(
     from cropi.store.lock import exclusive_output
     from cropi.store.tables import read_scores, write_selection
 
-    named = strategy or any(each.startswith("strategy") for each in settings or [])
-    without_model = None if named or model else SCORES_ALONE
-    config = section(SelectionConfig, settings, ratio=ratio, strategy=strategy or without_model)
+    if model is not None and rollouts is None:
+        raise InputError(f"--model {model} has no effect without --rollouts; give both, or neither")
+    config = section(SelectionConfig, settings, ratio=ratio, strategy=strategy)
     require_writable(out)
     with exclusive_output(out):
         estimates = [read_scores(path) for path in scores or []]

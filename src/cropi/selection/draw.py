@@ -89,7 +89,10 @@ class Cropi:
         blind = [n for n, (mean, error) in predictions.items() if mean.std() < error.mean()]
         if len(blind) == len(predictions):
             return whole_pool(context, "influence cannot tell prompts apart here")
-        weights = [_shares(_weights(*each, context.count)) for each in predictions.values()]
+        weights = [
+            _shares(_weights(*each, context.count) * own_evidence(context, name))
+            for name, each in predictions.items()
+        ]
         weights_P = np.mean(weights, axis=0) * expected_use(context)
         chosen = _drawn(weights_P, context.count, context.seed)
         chosen = chosen[top_by_score(weights_P[chosen], [context.prompt_ids[i] for i in chosen])]
@@ -154,6 +157,18 @@ def _shares(weights_P: Array) -> Array:
 def normal_cdf(values: Array) -> Array:
     """Phi, elementwise."""
     return np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in values.tolist()])
+
+
+def own_evidence(context: SelectionContext, name: str) -> Array:
+    """Phi(U_p / sd U) of each prompt's own influence [P] on a set; 1/2 where it has none.
+
+    Prompts that look alike may still pull apart, as where some verdicts are wrong; one's own
+    measurement is too noisy to exclude it, and enough to prefer one to another.
+    """
+    scored = context.scored
+    scale = max(float(scored.mean[name].std()), 1e-12)
+    own = dict(zip(scored.prompt_ids, (scored.mean[name] / scale).tolist(), strict=True))
+    return normal_cdf(np.array([own.get(i, 0.0) for i in context.prompt_ids]))
 
 
 def expected_use(context: SelectionContext) -> Array:

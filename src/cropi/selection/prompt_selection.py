@@ -17,7 +17,7 @@ from cropi.rollouts.statistics import (
     rollout_statistics,
 )
 from cropi.schema import InfluenceEstimate, RolloutGroup, Selection
-from cropi.selection.settings import SelectionConfig
+from cropi.selection.settings import SCORES_ALONE, SelectionConfig, StrategyChoice
 from cropi.selection.strategy import (
     Needs,
     SelectionContext,
@@ -52,7 +52,8 @@ def select(
 
     Args:
         scores: the pool's influence under the current policy, for strategies that need it.
-        settings: the strategy and its options, and the share of the whole pool to select.
+        settings: the strategy and its options, and the share of the whole pool to select. Where no
+            strategy is named and there are no features, it is `ranking`, which needs scores alone.
         earlier: scores of the stages before, oldest first, for strategies with a memory.
         rollouts: the pool's, their file, or what is known of them, for strategies that look at
             pass rates.
@@ -75,7 +76,7 @@ def select(
     """
     from cropi.rollouts import as_groups  # loads pyarrow, which reading settings should not
 
-    settings = settings or SelectionConfig()
+    settings = _settings(settings or SelectionConfig(), features)
     estimate = _estimate(scores)
     strategy = find_strategy(settings.strategy)
     needs = needs_of(strategy)
@@ -121,6 +122,12 @@ def _history(
         return history
     rounds = map(as_groups, history or [groups])  # in memory one at a time
     return pass_history(statistics.prompt_ids, rounds, threshold)
+
+
+def _settings(settings: SelectionConfig, features: NDArray[np.float64] | None) -> SelectionConfig:
+    if features is not None or "strategy" in settings.model_fields_set:
+        return settings
+    return settings.model_copy(update={"strategy": StrategyChoice.of(SCORES_ALONE)})
 
 
 def _estimate(scores: InfluenceEstimate | Influence | None) -> InfluenceEstimate | None:
