@@ -184,6 +184,7 @@ def test_damaged_files_of_a_run_are_made_again(folder: Path, finished: Path) -> 
 def test_directions_follow_adam_from_the_second_stage_on(tmp_path: Path, sketch: str) -> None:
     config = fake_config(
         tmp_path,
+        "selection.strategy=ranking",
         "influence.precondition=adam",
         f"influence.sketch={sketch}",
         "evaluation.every=10",

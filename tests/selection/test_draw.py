@@ -12,7 +12,7 @@ from cropi.errors import InputError
 from cropi.rollouts.statistics import PassHistory, RolloutStatistics
 from cropi.schema import SCORED, InfluenceEstimate
 from cropi.selection import SelectionContext, find_strategy, select
-from cropi.selection.draw import chance_of_a_gradient, expected_use, normal_cdf
+from cropi.selection.draw import chance_of_a_gradient, expected_use, normal_cdf, own_evidence
 from cropi.selection.settings import SelectionConfig
 
 SKILLS, EACH, RESPONSES = 5, 80, 6
@@ -224,3 +224,16 @@ def test_the_chance_of_a_gradient_is_that_of_jeffreys_prior() -> None:
 def test_the_normal_distribution_by_known_values() -> None:
     values = normal_cdf(np.array([-np.inf, -1.959964, 0.0, 1.0, 40.0]))
     assert values == pytest.approx([0, 0.025, 0.5, 0.841345, 1], abs=1e-6)
+
+
+def test_of_alike_prompts_those_whose_own_gradient_helps_come_first() -> None:
+    context = world(1)
+    evidence = own_evidence(context, "v")
+    values = context.estimate.mean["v"]
+    scored = context.statistics.informative
+    assert (np.argsort(evidence[scored]) == np.argsort(values[scored])).all()
+    assert evidence[~scored].tolist() == [0.5] * int((~scored).sum())
+    chosen = drawn(context)
+    helping = scored & (SKILL_OF == 0)
+    taken = helping & np.isin(np.arange(POOL_SIZE), chosen)
+    assert values[taken].mean() > values[helping].mean()

@@ -167,8 +167,8 @@ def own_evidence(context: SelectionContext, name: str) -> Array:
     """
     scored = context.scored
     scale = max(float(scored.mean[name].std()), 1e-12)
-    own = dict(zip(scored.prompt_ids, (scored.mean[name] / scale).tolist(), strict=True))
-    return normal_cdf(np.array([own.get(i, 0.0) for i in context.prompt_ids]))
+    sizes = dict(zip(scored.prompt_ids, (scored.mean[name] / scale).tolist(), strict=True))
+    return normal_cdf(np.array([sizes.get(i, 0.0) for i in context.prompt_ids]))
 
 
 def expected_use(context: SelectionContext) -> Array:
