@@ -20,10 +20,12 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 print("pids", os.getpid(), child.pid, flush=True)
 time.sleep(600)
 """
+# A shell's background jobs, and what they start, ignore the interrupt: here it is taken as usual.
 HOLDS = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from cropi.execution import Program
+signal.signal(signal.SIGINT, signal.default_int_handler)
 program = Program([sys.executable, "-c", sys.argv[1]], Path(sys.argv[2]))
 time.sleep(600)
 """
