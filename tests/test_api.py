@@ -23,6 +23,7 @@ from cropi.config import (
 )
 from cropi.errors import InputError
 from cropi.pocket import rows
+from cropi.policy.representations import prompt_features
 from cropi.rollouts import read_rollouts
 from cropi.schema import ROLLOUT_COLUMNS, InfluenceEstimate, Selection
 from cropi.selection import select
@@ -196,6 +197,20 @@ def test_functions_and_commands_agree(work: Path, scored: Path) -> None:
     expected = read_scores(scored).scored().mean["sort set"]
     np.testing.assert_array_equal(influence.estimate.scored().mean["v"], expected)
     assert cropi.select(influence).prompt_ids == cropi.select(read_scores(scored)).prompt_ids
+
+
+def test_the_command_reads_a_policy_for_strategies_that_look_at_it(
+    work: Path, scored: Path, tmp_path: Path
+) -> None:
+    pool, out = work / "pool.parquet", tmp_path / "selection.parquet"
+    command("select", "--scores", scored, "--rollouts", pool, "--model", "pocket", "--out", out)
+    drawn = read_selection(out)
+    settings = SelectionConfig(strategy=StrategyChoice.of("cropi"))
+    features = prompt_features(cropi.load_policy("pocket").model, read_rollouts(pool))
+    expected = cropi.select(read_scores(scored), settings, rollouts=pool, features=features)
+    assert drawn.prompt_ids == expected.prompt_ids
+    command("select", "--strategy", "dare", "--rollouts", pool, "--model", "pocket", "--out", out)
+    assert read_selection(out).prompt_ids
 
 
 def test_rollouts_that_are_there_are_not_sampled_again(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,12 +15,10 @@ from cropi.selection.settings import SelectionConfig
 from cropi.text import plural
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from cropi.curriculum.policy_reading import PolicyReading
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from cropi.curriculum.policy_reading import PolicyReading
 
 ScoreFiles = Annotated[
     list[Path] | None,
@@ -72,11 +71,11 @@ def select(
     from cropi.store.lock import exclusive_output
     from cropi.store.tables import read_scores, write_selection
 
-    if model is not None and rollouts is None:
-        raise InputError(f"--model {model} has no effect without --rollouts; give both, or neither")
     config = section(SelectionConfig, settings, ratio=ratio, strategy=strategy)
     require_writable(out)
     with exclusive_output(out):
+        files = [] if rollouts is None else [rollouts, *(history or [])]
+        reading = _reading(model, config, files)
         estimates = [read_scores(path) for path in scores or []]
         selection = cropi.select(
             estimates[-1] if estimates else None,
@@ -84,7 +83,8 @@ def select(
             earlier=estimates[:-1],
             rollouts=rollouts,
             history=history or (),
-            features=_features(model, rollouts) if model and rollouts else None,
+            features=reading.features,
+            current=reading.current,
             seed=seed,
         )
         write_selection(out, selection)
@@ -95,10 +95,22 @@ def select(
         reporter.warn(note)
 
 
-def _features(model: str, rollouts: Path) -> NDArray[np.float64]:
-    """What a policy makes of the prompts of a rollout file."""
-    import cropi
+def _reading(model: str | None, config: SelectionConfig, files: Sequence[Path]) -> PolicyReading:
+    """What the strategy looks at in the policy; `files` are rollouts of the pool, oldest first."""
+    from cropi.curriculum.policy_reading import PolicyReading, read_policy
     from cropi.policy.loading import as_model
-    from cropi.policy.representations import prompt_features
+    from cropi.rollouts import read_rollouts
+    from cropi.selection import find_strategy, needs_of
 
-    return prompt_features(as_model(model), cropi.read_rollouts(rollouts))
+    if model is None:
+        return PolicyReading()
+    if not files:
+        raise InputError(f"--model {model} has no effect without --rollouts; give both, or neither")
+    needs = needs_of(find_strategy(config.strategy))
+    if not (needs.features or needs.current):
+        raise InputError(
+            f"--model {model} has no effect with strategy {config.strategy.name}, which looks at "
+            "no policy; leave it out, or choose another strategy"
+        )
+    pool = read_rollouts(files[0])
+    return read_policy(lambda: as_model(model), needs, pool, files[1:], None, None)

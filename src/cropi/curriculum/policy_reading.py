@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cropi.curriculum.policies import Policies
 from cropi.curriculum.stage_rollouts import replace_groups
 from cropi.policy.representations import prompt_features
 from cropi.rollouts import read_rollouts
@@ -31,22 +31,21 @@ class PolicyReading:
 
 
 def read_policy(
-    policies: Policies,
-    policy: str,
+    load: Callable[[], Any],
     needs: Needs,
     pool: Sequence[RolloutGroup],
     files: Sequence[Path],
     threshold: float | None,
     batch_tokens: int | None,
 ) -> PolicyReading:
-    """Read what a strategy needs of a policy; nothing is loaded if it needs nothing.
+    """Read what a strategy needs of a policy; its model is loaded only if it needs something.
 
     `files` hold all rollouts of the pool so far, oldest first, and `threshold` turns rewards into
     passes.
     """
     if not (needs.features or needs.current):
         return PolicyReading()
-    model, features, current, tokens = policies.load(policy).model, None, None, 0
+    model, features, current, tokens = load(), None, None, 0
     if needs.features:
         features, tokens = prompt_features(model, pool), prompt_tokens(pool)
     if needs.current:

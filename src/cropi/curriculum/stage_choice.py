@@ -189,8 +189,7 @@ class PromptSelector:
 
         def choose(inputs_fingerprint: str) -> None:
             reading = read_policy(
-                self.policies,
-                policy,
+                lambda: self.policies.load(policy).model,
                 needs,
                 rollouts.pool,
                 history,
