@@ -222,9 +222,10 @@ class Scorer:
         report = self._stream("pool", pool, dots, norms, *sketches)
         statuses, notes = usable_statuses("the pool", pool, report, norms.norms)
         cosines_PV = cosines(dots.dots, norms.norms, lengths_V, names)
+        sketches_PD = None if buffer is None else buffer.sketches.numpy()
+        rewards_P2 = report.current_rewards
         scores = PoolScores(
-            *(cosines_PV, norms.norms, report.current_rewards, statuses, notes),
-            sketches_PD=None if buffer is None else buffer.sketches.numpy(),
+            cosines_PV, norms.norms, rewards_P2, statuses, notes, sketches_PD=sketches_PD
         )
         if not per_response:
             return scores
@@ -254,8 +255,9 @@ class Scorer:
         statuses, notes = usable_statuses("the pool", pool, report, shortest_P)
         dots_PV = sketches_PD @ np.stack(list(directions_VD), 1)
         cosines_PV = cosines(dots_PV, lengths_P, lengths_V, names)
+        rewards_P2 = report.current_rewards
         scores = PoolScores(
-            *(cosines_PV, norms_P, report.current_rewards, statuses, notes), sketches_PD=sketches_PD
+            cosines_PV, norms_P, rewards_P2, statuses, notes, sketches_PD=sketches_PD
         )
         if not per_response:
             return scores
