@@ -17,9 +17,6 @@ from cropi.text import plural
 if TYPE_CHECKING:
     from cropi.curriculum.policy_reading import PolicyReading
 
-if TYPE_CHECKING:
-    from cropi.curriculum.policy_reading import PolicyReading
-
 ScoreFiles = Annotated[
     list[Path] | None,
     typer.Option(help="Scores of the pool (Parquet); repeatable, those of earlier stages first"),
@@ -75,7 +72,7 @@ def select(
     require_writable(out)
     with exclusive_output(out):
         files = [] if rollouts is None else [rollouts, *(history or [])]
-        reading = _reading(model, config, files)
+        reading = None if model is None else _reading(model, config, files)
         estimates = [read_scores(path) for path in scores or []]
         selection = cropi.select(
             estimates[-1] if estimates else None,
@@ -83,8 +80,8 @@ def select(
             earlier=estimates[:-1],
             rollouts=rollouts,
             history=history or (),
-            features=reading.features,
-            current=reading.current,
+            features=None if reading is None else reading.features,
+            current=None if reading is None else reading.current,
             seed=seed,
         )
         write_selection(out, selection)
@@ -95,15 +92,14 @@ def select(
         reporter.warn(note)
 
 
-def _reading(model: str | None, config: SelectionConfig, files: Sequence[Path]) -> PolicyReading:
+def _reading(model: str, config: SelectionConfig, files: Sequence[Path]) -> PolicyReading:
     """What the strategy looks at in the policy; `files` are rollouts of the pool, oldest first."""
-    from cropi.curriculum.policy_reading import PolicyReading, read_policy
+    # These load torch, which a selection from scores alone does without.
+    from cropi.curriculum.policy_reading import read_policy
     from cropi.policy.loading import as_model
     from cropi.rollouts import read_rollouts
     from cropi.selection import find_strategy, needs_of
 
-    if model is None:
-        return PolicyReading()
     if not files:
         raise InputError(f"--model {model} has no effect without --rollouts; give both, or neither")
     needs = needs_of(find_strategy(config.strategy))
