@@ -34,11 +34,12 @@ from cropi.influence.cosines import Influence
 from cropi.influence.growing_pool import GrowingPool
 from cropi.policy.loading import Policy
 from cropi.policy.representations import prompt_features
+from cropi.rollouts import read_rollouts
 from cropi.rollouts.rollout_file import write_rollouts
 from cropi.schema import RolloutGroup
 from cropi.selection import Needs, enough
 from cropi.selection.settings import SelectionConfig, StrategyChoice
-from cropi.store.cached import FINGERPRINT, cached, stamp
+from cropi.store.cached import FINGERPRINT, cached, is_current, stamp
 from cropi.store.files import remove, write_json
 from cropi.store.metrics import to_json
 from cropi.store.run_directory import Stage
@@ -69,7 +70,7 @@ class PoolSample:
         Returns `start` as this arm knows it without those: no prompt of the pool has responses.
         """
         start = {**start, ("pool", ""): [unsampled(group) for group in start["pool", ""]]}
-        before = stage_rollouts(self.sampler.log.directory, first, self.requests, start)
+        before = self._before(start)
         settings = self.selection.model_copy(update={"strategy": strategy})
         inputs = (
             self.sampler.inputs(self.pool, self.policies.key(policy)),
@@ -79,14 +80,27 @@ class PoolSample:
             self.scorer.inputs(needs),
         )
 
+        ledger = self.sampler.log.directory.ledger
+
         def make(inputs_fingerprint: str) -> None:
             sampling = _Growth(self, first, settings, needs, policy, start, before)
+            file = first.rollouts("pool")
+            if is_current(file, inputs_fingerprint) and file not in ledger.changed():
+                sampling.stored = {group.prompt_id: group for group in read_rollouts(file)}
             rollouts, influence = sampling.run(inputs_fingerprint)
             self.scorer.stored(first, needs, policy, rollouts, lambda: influence)
 
-        files = [first.rollouts("pool")]
-        cached(first.refresh_facts, inputs, make, self.sampler.log.directory.ledger, lambda: files)
+        # Scores are of the portions in their order: others would differ in the last bits.
+        files = [first.rollouts("pool"), first.scores, first.influence_facts]
+        cached(first.refresh_facts, inputs, make, ledger, lambda: files)
         return start
+
+    def _before(self, start: StartRollouts) -> StageRollouts:
+        """What there is to begin with: the rollouts of the validation sets."""
+        directory = self.sampler.log.directory
+        validation = {name: groups for (kind, name), groups in start.items() if kind != "pool"}
+        files = [directory.rollouts("validation", name) for name in validation]
+        return StageRollouts(start["pool", ""], validation, files)
 
     @property
     def pool(self) -> RolloutRequest:
@@ -95,7 +109,7 @@ class PoolSample:
 
 
 class _Growth:
-    """One arm's sample while it grows."""
+    """One arm's sample while it grows; `stored` are groups that need not be sampled again."""
 
     def __init__(
         self,
@@ -110,6 +124,7 @@ class _Growth:
         self.step, self.stage, self.settings, self.needs = step, stage, settings, needs
         self.policy, self.start, self.before = policy, start, before
         self.sampled: list[RolloutGroup] = []
+        self.stored: dict[str, RolloutGroup] = {}
         self.log = step.sampler.log
 
     @property
@@ -165,6 +180,8 @@ class _Growth:
         order = np.random.default_rng(step.sampler.seeds.of("rollouts", "sample"))
         places = order.permutation(len(self.before.pool))[begin:end]
         prompts = [step.pool.prompts[place] for place in places]
+        if all(prompt.prompt_id in self.stored for prompt in prompts):
+            return [self.stored[prompt.prompt_id] for prompt in prompts]
         request = replace(step.pool, name=f"{begin}-{end}", prompts=prompts, arms=[arm])
         with step.policies.reference(self.policy) as policy:  # leaves the device to scoring
             return step.sampler.sample(

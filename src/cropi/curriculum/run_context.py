@@ -134,10 +134,14 @@ def needs_of_arm(config: RunConfig, strategy: StrategyChoice) -> Needs:
     return replace(needs, dynamic_sampling=dynamic)
 
 
-def arms_needing(config: RunConfig, kind: str) -> list[str]:
-    """Return the arms that use, and pay for, shared rollouts of a kind: the whole pool's, or those
+def arms_needing(configs: Sequence[RunConfig], kind: str) -> list[str]:
+    """The arms of some runs that use, and pay for, shared rollouts of a kind: of the whole pool, or
     of the validation sets."""
-    needed = {strategy.slug: needs_of_arm(config, strategy) for strategy in config.strategies}
+    needed = {
+        strategy.slug: needs_of_arm(config, strategy)
+        for config in configs
+        for strategy in config.strategies
+    }
     return [
         arm
         for arm, needs in needed.items()

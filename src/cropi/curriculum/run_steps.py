@@ -40,9 +40,11 @@ class Steps:
         judge: Judge,
         seeds: Seeds,
         log: RunLog,
+        sharing: Sequence[RunConfig] = (),
     ) -> Steps:
-        """Take a run's settings apart for the steps."""
-        arms = {kind: arms_needing(config, kind) for kind in ("pool", "validation")}
+        """Take a run's settings apart for the steps; `sharing` are runs that use its rollouts."""
+        users = sharing or [config]
+        arms = {kind: arms_needing(users, kind) for kind in ("pool", "validation")}
         requests = rollout_requests(config.rollouts, sets, arms)
         evaluator = _evaluator(config, sets, judge, seeds)
         sampler = Sampler(

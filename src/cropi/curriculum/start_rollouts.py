@@ -182,7 +182,8 @@ def collection_costs(
         of_kind = [each for each in requests if each.kind == kind]
         groups = [g for each in of_kind for g in rollouts[kind, each.name]]
         arms = of_kind[0].arms if of_kind else ()
-        rows.append(rollout_cost(groups, parameters, set=kind, arms=list(arms)))
+        if arms:
+            rows.append(rollout_cost(groups, parameters, set=kind, arms=list(arms)))
     return rows
 
 

@@ -220,11 +220,11 @@ def _predicted_use(context: SelectionContext, use_P: Array, known_P: NDArray[np.
     """The use [P] of prompts that were never sampled, from that of those alike that were."""
     features_LPF = context.features
     assert features_LPF is not None, "the strategy needs features and was given none"
-    known = np.flatnonzero(known_P)
-    mean = use_P[known].mean()
-    layer, ridge = fit_best([*features_LPF[:, known]], use_P[known] - mean)
-    least = use_P[known].min()
-    return np.asarray(np.clip(mean + ridge.predict(features_LPF[layer]).mean_P, least, 1.0))
+    use_N = use_P[known_P]
+    mean = use_N.mean()
+    layer, ridge = fit_best([*features_LPF[:, known_P]], use_N - mean)
+    predicted_P = mean + ridge.predict(features_LPF[layer]).mean_P
+    return np.asarray(predicted_P.clip(use_N.min(), 1.0))
 
 
 def chance_of_a_gradient(counts_P: NDArray[np.integer]) -> Array:
