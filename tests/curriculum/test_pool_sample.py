@@ -69,9 +69,7 @@ def test_portions_leave_one_file_and_no_folder(done: Path) -> None:
 
 
 def test_prompts_that_were_never_sampled_are_selected_too(done: Path) -> None:
-    sampled = {
-        g.prompt_id for g in read_rollouts(done / "arms/cropi/stages/0/rollouts/pool.parquet")
-    }
+    groups = read_rollouts(done / "arms/cropi/stages/0/rollouts/pool.parquet")
     chosen = {
         prompt_id
         for stage in (0, 1)
