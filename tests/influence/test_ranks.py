@@ -55,7 +55,7 @@ SETTINGS = [
     Case("unit-mean", scorer={"target": "unit_mean"}),
     Case("whitened", scorer={"metric": "whitened"}),
     Case("offloaded", scorer={"target_memory": "offload"}),
-    Case("rows", extractor={"share_prefix": False, "batch_tokens": 40}),
+    Case("rows", extractor={"share_prefix": False, "batch_tokens": 60}),
     Case("checkpointed", extractor={"gradient_checkpointing": True}),
     Case("some-parameters", extractor={"patterns": ["*.mlp.*", "*norm*"]}),
     Case("one-batch", extractor={"batch_tokens": 10_000}),
@@ -100,13 +100,13 @@ def score(case: Case, shard: bool) -> Influence:
     if case.lora:
         torch.manual_seed(0)
         model = adapted(model)
-    settings = {"batch_tokens": 100, **case.extractor}
+    settings = {"batch_tokens": 200, **case.extractor}
     extractor = GradientExtractor(model, ObjectiveConfig(), ranks=Ranks.of(model), **settings)
     sketch = make_sketch(case.sketch, extractor.shapes, 0) if case.sketch else None
     adam = Preconditioner(random_moments(extractor.shapes)) if case.adam else None
     scorer = Scorer(extractor, sketch, preconditioner=adam, **case.scorer)
-    targets = {"algebra": mixed_groups(5, seed=2), "words": mixed_groups(3, seed=3)}
-    return scorer.score(mixed_groups(11, seed=1), targets, case.per_response)
+    targets = {"algebra": mixed_groups(4, seed=2), "words": mixed_groups(2, seed=3)}
+    return scorer.score(mixed_groups(7, seed=1), targets, case.per_response)
 
 
 def scores_of_rank(cases: list[Case]) -> dict[str, Influence]:
