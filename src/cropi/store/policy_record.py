@@ -18,10 +18,15 @@ from cropi.store.cached import read_record
 from cropi.store.files import POLICY_RECORD, content_hash, write_json
 
 FILES, RECORD_HASH = "files", "record_hash"
+OPTIMIZERS = {
+    "": ("optimizer.pt",),
+    "FSDP": ("optimizer.bin", "optimizer_[0-9]*"),
+    "DEEPSPEED": ("global_step[0-9]*",),
+}
+"""What the optimizer's state is saved as, by what shards it."""
 TRAINING_STATE = (
-    *("optimizer.pt", "scheduler.pt", "rng_state*.pth"),
-    *("optimizer.bin", "optimizer_*/*", "pytorch_model_fsdp*"),  # FSDP
-    *("global_step*", "latest", "zero_to_fp32.py"),  # DeepSpeed
+    *("scheduler.pt", "rng_state*.pth", "pytorch_model_fsdp*", "latest", "zero_to_fp32.py"),
+    *(pattern for patterns in OPTIMIZERS.values() for pattern in patterns),
 )
 """Files that training goes on from, and nothing else reads; they may be deleted."""
 
@@ -40,7 +45,7 @@ def write_policy_record(folder: Path, values: Mapping[str, Any]) -> None:
 
 def is_training_state(name: str) -> bool:
     """Whether a file, named by its path in a policy's folder, is only read by training."""
-    return any(fnmatchcase(name, pattern) for pattern in TRAINING_STATE)
+    return any(fnmatchcase(name.partition("/")[0], pattern) for pattern in TRAINING_STATE)
 
 
 def require_intact(folder: Path, training_state: bool = False) -> None:

@@ -28,8 +28,7 @@ def run(folder: Path) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) != job.processes:
         raise InputError(
             f"training.engine.launch.processes = {job.processes}, and accelerate started "
-            f"{os.environ.get('WORLD_SIZE', 1)} with this config; give one whose distributed_type "
-            "starts that many (MULTI_GPU does without GPUs too)"
+            f"{os.environ.get('WORLD_SIZE', 1)} with training.engine.launch.config; correct it"
         )
     first = os.environ.get("RANK", "0") == "0"
     progress = _writer(folder / STEPS) if first else None

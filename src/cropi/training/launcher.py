@@ -39,6 +39,9 @@ from cropi.verifiers.settings import VerifiersConfig
 JOB, OUTCOME, STEPS, REFUSED = "job.pickle", "outcome.pickle", "steps.jsonl", "refused.txt"
 """Files of a launched stage: what to do, what was done, a line for each step, and why not."""
 WORKER = "cropi.training.launched_stage"
+SHARDING = ("FSDP", "DEEPSPEED")
+STARTED = ("MULTI_GPU", *SHARDING)
+"""Values of distributed_type with which `accelerate launch` starts several processes."""
 POLL = 0.1
 COUNTS = ("generated_tokens", "prefill_tokens", "trained_tokens", "prompts_sampled")
 
@@ -78,8 +81,7 @@ class LaunchedTrainer:
                 "training.engine.launch does not go with dynamic sampling, which samples in one "
                 "process; leave one of them out"
             )
-        require_gpus(plan.model.device, self.launch.processes)
-        accelerate_config(self.launch)
+        require_gpus(plan.model.device, self.launch)
         return TrlTrainer(self.grpo, self.launch.processes).check(plan)
 
     def train(
@@ -95,7 +97,8 @@ class LaunchedTrainer:
         outcome = outcome if outcome is not None else StageOutcome()
         out = out.resolve()
         if plan.first_step:
-            require_training_state(Path(plan.start))
+            kind = accelerate_config(self.launch)["distributed_type"]
+            require_training_state(Path(plan.start), kind if kind in SHARDING else "")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # the processes need what scoring leaves
         start = plan.start
@@ -182,7 +185,7 @@ def accelerate_config(launch: LaunchSettings) -> dict[str, Any]:
         # Without a file accelerate reads what `accelerate config` left in the home directory.
         return {
             "compute_environment": "LOCAL_MACHINE",
-            "distributed_type": "MULTI_GPU" if launch.processes > 1 else "NO",
+            "distributed_type": "MULTI_GPU",
             "mixed_precision": "no",  # training.engine.grpo.bf16 says it
             "num_machines": 1,
             "num_processes": launch.processes,
@@ -197,6 +200,12 @@ def accelerate_config(launch: LaunchSettings) -> dict[str, Any]:
         ) from error
     if not isinstance(values, dict) or "distributed_type" not in values:
         raise InputError(f"{name} has no distributed_type; write one with `accelerate config`")
+    if values["distributed_type"] not in STARTED:
+        raise InputError(
+            f"{name} has distributed_type = {shown(values['distributed_type'])}, with which "
+            f"accelerate starts no processes here; give {', '.join(STARTED[:-1])} or {STARTED[-1]} "
+            "(MULTI_GPU does without GPUs too)"
+        )
     if values.get("num_machines", 1) != 1:
         raise InputError(
             f"{name} has num_machines = {shown(values['num_machines'])}, and the processes are "
@@ -205,9 +214,15 @@ def accelerate_config(launch: LaunchSettings) -> dict[str, Any]:
     return values
 
 
-def require_gpus(device: str, processes: int) -> None:
+def require_gpus(device: str, launch: LaunchSettings) -> None:
     """Raise InputError where there are fewer GPUs than processes, or one GPU is named."""
+    processes, kind = launch.processes, accelerate_config(launch)["distributed_type"]
     if resolve_device(device).type != "cuda":
+        if kind in SHARDING:
+            raise InputError(
+                f"training.engine.launch.config {launch.config} asks for {kind}, which accelerate "
+                f"ignores without GPUs (model.device = {device}); use MULTI_GPU, or leave it out"
+            )
         return
     if ":" in device:
         raise InputError(

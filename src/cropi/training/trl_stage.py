@@ -37,6 +37,7 @@ from cropi.policy.reference import named_anywhere
 from cropi.prompts.encoding import encode_all
 from cropi.schema import Prompt
 from cropi.store.files import write_json
+from cropi.store.policy_record import OPTIMIZERS
 from cropi.training.divergence import require_converging, reraise_divergence
 from cropi.training.dynamic import DynamicSampler, sampling_of
 from cropi.training.grpo_settings import grpo_config, loss_warnings
@@ -48,8 +49,6 @@ from cropi.training.stage import Evaluator, Row, StageOutcome, StagePlan, rerais
 from cropi.verifiers import Judge
 
 RATE_KEY = "training.learning_rate"
-SHARDED_OPTIMIZERS = ("optimizer.bin", "optimizer_[0-9]*", "global_step*")
-"""What FSDP and DeepSpeed save in place of optimizer.pt."""
 LOG_NAMES = {
     "reward": "reward",
     "loss": "loss",
@@ -90,7 +89,7 @@ class TrlTrainer:
     ) -> StageOutcome:
         """Train a stage and leave its checkpoint in the empty folder `out`."""
         outcome = outcome if outcome is not None else StageOutcome()
-        if plan.first_step:
+        if plan.first_step and self.processes == 1:  # a launcher has looked
             require_training_state(Path(plan.start))
         # Trainers of several processes give each its own GPU, or a part of every weight.
         policy = load_start(plan, device="cpu" if self.processes > 1 else plan.model.device)
@@ -234,13 +233,15 @@ def _reraise_divergence(trainer: GRPOTrainer, plan: StagePlan) -> AbstractContex
     return reraise_divergence(lambda: int(trainer.state.global_step), RATE_KEY, rate)
 
 
-def require_training_state(checkpoint: Path) -> None:
+def require_training_state(checkpoint: Path, sharded_by: str = "") -> None:
     """Raise InputError unless all that training goes on from is there and undamaged.
 
-    transformers goes on without a word where schedule or random state are missing.
+    `sharded_by` is "FSDP" or "DEEPSPEED" where one of these trains. transformers goes on without a
+    word where schedule or random state are missing, or where the optimizer is saved otherwise.
     """
-    sharded = next((name for name in SHARDED_OPTIMIZERS if any(checkpoint.glob(name))), None)
-    for pattern in (sharded or "optimizer.pt", "scheduler.pt", "rng_state*.pth"):
+    patterns = OPTIMIZERS[sharded_by]
+    optimizer = next((each for each in patterns if any(checkpoint.glob(each))), patterns[0])
+    for pattern in (optimizer, "scheduler.pt", "rng_state*.pth"):
         saved = sorted(checkpoint.glob(pattern))
         if not saved or not all(map(_is_whole, saved)):
             raise InputError(

@@ -6,12 +6,12 @@ because settings are also read where nothing is trained.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from cropi.plugins import plugin
-from cropi.settings import Count, PathText, Section
+from cropi.settings import PathText, Section
 
 if TYPE_CHECKING:
     from cropi.training.stage import Trainer
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 class LaunchSettings(Section):
     """A stage in several processes, started by `accelerate launch`."""
 
-    processes: Count = Field(description="processes that train together, one for each GPU")
+    processes: Annotated[int, Field(ge=2)] = Field(
+        description="processes that train together, one for each GPU"
+    )
     config: PathText | None = Field(
         None, description="a config of `accelerate config`: DDP, FSDP or DeepSpeed; default: DDP"
     )
