@@ -33,8 +33,8 @@ from cropi.settings import Section, section_in
 from cropi.sketches import SketchChoice, make_sketch
 from cropi.study.plan import StudyPlan
 from cropi.study.runner import run_threads
-from cropi.training.engines.trl import LaunchSettings
 from cropi.training.launcher import accelerate_config
+from cropi.training.settings import LaunchSettings
 from cropi.verifiers import Judge
 from support.fake_server import FakeServer, interpreter, serving
 from support.tiny_models import mixed_groups

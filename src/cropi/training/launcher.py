@@ -30,7 +30,7 @@ from cropi.execution.program import last_error
 from cropi.policy.checkpoints import settle_adapter
 from cropi.policy.loading import resolve_device
 from cropi.text import printable, shortened, shown
-from cropi.training.engines.trl import LaunchSettings
+from cropi.training.settings import LaunchSettings
 from cropi.training.stage import Evaluator, Row, StageOutcome, StagePlan
 from cropi.training.trl_stage import TrlTrainer, load_start, require_training_state
 from cropi.verifiers import Judge

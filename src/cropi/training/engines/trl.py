@@ -6,26 +6,16 @@ because settings are also read where nothing is trained.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from cropi.plugins import plugin
-from cropi.settings import PathText, Section
+from cropi.settings import Section
+from cropi.training.settings import LaunchSettings
 
 if TYPE_CHECKING:
     from cropi.training.stage import Trainer
-
-
-class LaunchSettings(Section):
-    """A stage in several processes, started by `accelerate launch`."""
-
-    processes: Annotated[int, Field(ge=2)] = Field(
-        description="processes that train together, one for each GPU"
-    )
-    config: PathText | None = Field(
-        None, description="a config of `accelerate config`: DDP, FSDP or DeepSpeed; default: DDP"
-    )
 
 
 class TrlSettings(Section):
