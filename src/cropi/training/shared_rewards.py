@@ -40,8 +40,8 @@ class SharedRewards:
         """Return one reward per completion of this process."""
         self._require_planned(prompt_id)
         texts = [completion_text(each) for each in completions]
-        mine: Share = (list(prompt_id), texts, [list(ids) for ids in completion_ids])
-        shares = self.group.together(lambda: mine)
+        share: Share = (list(prompt_id), texts, [list(ids) for ids in completion_ids])
+        shares = self.group.together(lambda: share)
         rewards = self.group.by_first(lambda: self._judge(shares))
         before = sum(len(ids) for ids, _, _ in shares[: self.group.index])
         return rewards[before : before + len(prompt_id)]
