@@ -26,7 +26,7 @@ from cropi.store.metrics import (
     TimingRow,
     read_rows,
 )
-from cropi.store.run_directory import RunDirectory
+from cropi.store.run_directory import RunDirectory, pool_rollouts
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ def behaviour_of(root: Path, source: str, guess: Behaviour) -> Behaviour:
 
     Responses in training are taken to be as long as the pool's: a short run trains on few prompts.
     """
-    directory = RunDirectory(root)
-    pool = sampled_set(read_rollouts(directory.rollouts("pool")))
+    directory, of_pool = RunDirectory(root), pool_rollouts(root)
+    pool = sampled_set(read_rollouts(of_pool)) if of_pool else guess.pool
     files = sorted((root / "rollouts" / "validation").glob("*.parquet"))
     targets = [group for file in files for group in read_rollouts(file)]
     return Behaviour(

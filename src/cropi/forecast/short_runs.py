@@ -76,9 +76,11 @@ class ShortRuns:
     def pilot(self, guess: Behaviour) -> Behaviour:
         """How the start policy answers PILOT_PROMPTS prompts of the pool, warmed up as in the run.
 
+        All of them, whatever part of the pool the run's own strategies will sample.
         Raises InputError for whatever a run of the config would refuse.
         """
-        config = self._short("pilot", PILOT_PROMPTS, {})
+        strategy = "one_shot" if self.config.prompts.validation else "pass_rate"
+        config = self._short("pilot", PILOT_PROMPTS, {"selection.strategy": strategy})
 
         def measure(root: Path) -> dict[str, Any]:
             placed = self._in(root, config)
