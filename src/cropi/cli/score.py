@@ -22,11 +22,14 @@ from cropi.cli.options import (
     Targets,
     load_model,
     named_files,
+    policy_at,
+    scale_and_rest,
     section,
     setting,
 )
 from cropi.cli.printing import make_reporter, print_table
 from cropi.errors import InputError
+from cropi.execution.settings import ScaleConfig
 from cropi.influence.settings import FEATURE_SKETCH, InfluenceConfig
 from cropi.text import plural
 
@@ -66,7 +69,8 @@ def score(
 ) -> None:
     """Influence of each pool prompt on each validation set, under a policy.
 
-    Settings are those of the config's `influence` section.
+    Settings are those of the config's `influence` section; `scale.ray.workers=8` has workers of Ray
+    score, and a call that was stopped continues when it is given again.
 
     Examples:
 
@@ -76,6 +80,7 @@ def score(
 
         cropi score --features pool.features --target gsm8k=val.features --out s.parquet
     """
+    from cropi.store.files import remove
     from cropi.store.lock import exclusive_output
     from cropi.store.tables import write_scores
 
@@ -89,11 +94,13 @@ def score(
                 "what `cropi features` wrote"
             )
         else:
-            config = section(InfluenceConfig, settings, sketch=sketch)
+            scale, own = scale_and_rest(settings)
+            config = section(InfluenceConfig, own, sketch=sketch)
             influence = _from_rollouts(
-                model, rollouts, files, out, config, seed, dtype, device, per_response
+                model, rollouts, files, out, config, seed, dtype, device, per_response, scale
             )
         write_scores(out, influence.estimate)
+        remove(_shards(out))
     print_scores(influence, out)
 
 
@@ -192,27 +199,37 @@ def _from_rollouts(
     dtype: str | None,
     device: str | None,
     per_response: bool,
+    scale: ScaleConfig,
 ) -> Influence:
     import cropi
+    from cropi.execution import executor_for
     from cropi.store.files import require_writable
 
     require_writable(out)
     groups = cropi.read_rollouts(pool)
     target_groups = {name: cropi.read_rollouts(path) for name, path in targets.items()}
-    loaded = load_model(model, dtype, device)
+    executor = executor_for(scale)
+    loaded = load_model(model, dtype, device) if executor is None else None
     with make_reporter().phase("influence", len(groups)) as bar:
         influence = cropi.score(
-            loaded,
+            policy_at(model, dtype, device) if loaded is None else loaded,
             groups,
             target_groups,
             config,
             seed=seed,
             checkpoint=model,
             per_response=per_response,
+            executor=executor,
+            folder=_shards(out),
             progress=lambda phase, done, total: bar.update(done, total, note=phase),
         )
         bar.note = f"{influence.tokens:,} tokens"
     return influence
+
+
+def _shards(out: Path) -> Path:
+    """Where workers leave what they have measured, until the scores are written."""
+    return out.with_name(f"{out.name}.shards")
 
 
 def _from_features(

@@ -12,6 +12,7 @@ from cropi.curriculum.policies import Policies
 from cropi.curriculum.policy_reading import PolicyReading, prompt_tokens, read_policy
 from cropi.curriculum.run_context import RunLog, Seeds
 from cropi.curriculum.stage_rollouts import StageRollouts, pool_files_so_far
+from cropi.execution import Executor
 from cropi.influence.cosines import Influence
 from cropi.influence.settings import InfluenceConfig
 from cropi.influence.setup import score
@@ -21,7 +22,7 @@ from cropi.selection import Needs, find_strategy, needs_of, select
 from cropi.selection.settings import SelectionConfig, StrategyChoice
 from cropi.selection.strategy import POOL
 from cropi.store.cached import cached, stamp
-from cropi.store.files import file_hash, write_json
+from cropi.store.files import file_hash, remove, write_json
 from cropi.store.run_directory import Stage
 from cropi.store.tables import read_scores, read_selection, write_scores, write_selection
 from cropi.text import plural
@@ -41,6 +42,7 @@ class StageScorer:
     longest_response: int
     policies: Policies
     log: RunLog
+    executor: Executor | None = None
 
     def scores(
         self, stage: Stage, needs: Needs, policy: str, rollouts: StageRollouts
@@ -64,6 +66,7 @@ class StageScorer:
             read = prompt_tokens(rollouts.pool) if needs.features else 0
             write_json(stage.influence_facts, _facts(influence, needs, read))
             write_scores(stage.scores, influence.estimate, stamp(inputs_fingerprint))
+            remove(_shards(stage))
 
         def facts() -> list[Path]:
             return [stage.influence_facts]
@@ -75,13 +78,15 @@ class StageScorer:
     ) -> Influence:
         with self.log.phase(f"{stage.title} influence", "scoring", stage) as bar:
             influence = score(
-                self.policies.load(policy),
+                self.policies.reference(policy),
                 rollouts.pool,
                 target_rollouts(needs, rollouts),
                 self._settings_at(stage, needs),
                 seed=self.seed,
                 constant_length=self.longest_response,
                 checkpoint=policy,
+                executor=self.executor,
+                folder=_shards(stage),
                 progress=lambda phase, done, total: bar.update(done, total, note=phase),
             )
             scored = int(influence.estimate.is_scored.sum())
@@ -101,6 +106,11 @@ class StageScorer:
             ]
         )
         return settings.model_copy(update={"precondition": "none"})
+
+
+def _shards(stage: Stage) -> Path:
+    """Where workers leave what they have measured, until the scores are written."""
+    return stage.scores.with_suffix(".shards")
 
 
 def influence_settings(needs: Needs, settings: InfluenceConfig) -> InfluenceConfig:
