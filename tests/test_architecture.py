@@ -33,6 +33,7 @@ FLOORS = (
     ("config",),
     ("curriculum",),
     ("study", "diagnostics"),
+    ("forecast",),
     ("exchange",),
     ("integrations",),
     ("report",),

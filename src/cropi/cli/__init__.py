@@ -21,6 +21,7 @@ from cropi.cli import (
     diagnose,
     evaluate,
     export,
+    forecast,
     rank,
     rejudge,
     report,
@@ -48,6 +49,7 @@ app = typer.Typer(
 )
 for command in (
     run.run,
+    forecast.plan,
     compare.compare,
     rank.rank,
     verify.verify,

@@ -1,0 +1,214 @@
+"""Sentences about a forecast: what in it is guessed, and what to change where it does not fit."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cropi.config import RunConfig
+from cropi.forecast.hardware import DECODING, GIB, PREFILL, SCORING, TRAINING, Hardware
+from cropi.forecast.memory import FP32, MemoryPart
+from cropi.forecast.workload import GUESSED_INFORMATIVE, GUESSED_LENGTH, STALE, Behaviour
+
+if TYPE_CHECKING:
+    from cropi.forecast.run_forecast import Forecast
+
+USABLE = 0.92
+"""Share of a device's memory that a run can fill: the rest is libraries and fragments."""
+LARGE_HOST = 256 * GIB
+COSTLY = 0.5
+"""Share of an arm's time from which selection is worth a word."""
+MOSTLY_DEAD = 0.6
+
+
+def assumptions(
+    config: RunConfig, behaviour: Behaviour, hardware: Hardware, probed: bool
+) -> list[str]:
+    """What the numbers rest on that nobody has measured."""
+    return [*_of_responses(config, behaviour), *_of_speed(hardware, probed)]
+
+
+def _of_responses(config: RunConfig, behaviour: Behaviour) -> Iterator[str]:
+    if behaviour.source == "guess":
+        yield (
+            f"a response has {GUESSED_LENGTH:.0%} of the tokens it may have "
+            f"({behaviour.pool.response_tokens:,.0f}), and {GUESSED_INFORMATIVE:.0%} of the groups "
+            "have a gradient: guesses, which --pilot measures"
+        )
+    if behaviour.source == "probe" and config.warmup.steps:
+        yield (
+            "responses are as long, and groups as often informative, as before the warm-up: "
+            "--pilot measures them after it"
+        )
+    if config.curriculum.refresh == "stale":
+        yield f"{STALE:.0%} of the pool is stale before every later stage: a guess"
+
+
+def _of_speed(hardware: Hardware, probed: bool) -> Iterator[str]:
+    if probed:
+        return
+    kind = "what its maker states" if hardware.is_gpu else "a guess"
+    yield (
+        f"the device computes {hardware.peak / 1e12:,.3g} TFLOP/s and reads "
+        f"{hardware.bandwidth / 1e12:.3g} TB/s ({kind}), of which training reaches "
+        f"{TRAINING:.0%}, scoring {SCORING:.0%}, reading prompts {PREFILL:.0%} and decoding "
+        f"{DECODING:.0%}: assumptions, in whose place --probe measures this machine"
+    )
+
+
+def advice(config: RunConfig, forecast: Forecast) -> list[str]:
+    """What to change, most pressing first; nothing where all is well."""
+    limit = USABLE * forecast.hardware.memory
+    over = [part for part in forecast.memory if part.total > limit]
+    return [
+        *(line for part in over for line in _ADVISERS[part.phase](config, forecast, part, limit)),
+        *_of_host(forecast),
+        *_of_disk(config, forecast),
+        *_of_devices(config, forecast),
+        *_of_selection(forecast),
+        *_of_dead_groups(forecast),
+    ]
+
+
+def _of_scoring(
+    config: RunConfig, forecast: Forecast, part: MemoryPart, limit: float
+) -> Iterator[str]:
+    shape, directions = forecast.shape, part.parts["directions"]
+    rest = part.total - directions
+    start = f"scoring needs {gib(part.total)} on a device of {gib(forecast.hardware.memory)}"
+    if rest > limit:
+        yield (
+            f"{start} without any direction {gib(rest)}: lower influence.batch_tokens, or set "
+            "influence.gradient_checkpointing=true"
+            if part.parts["weights"] < limit
+            else f"{start}, {gib(part.parts['weights'])} of it weights: set model.dtype=bfloat16, "
+            "or use devices with more memory"
+        )
+    if directions > 0.2 * limit:
+        # The halves that a direction is made of stay in fp32.
+        narrow = directions - (directions - 2 * FP32 * shape.compared) / 2
+        yield (
+            f"{start}, {gib(directions)} of it target directions: "
+            f"influence.target_memory=bf16 makes that {gib(narrow)}, offload none (they go to the "
+            "main memory, slower), and so does a sketch (influence.sketch=adaptive); "
+            "training.lora compares adapters alone"
+        )
+
+
+def _of_sampling(
+    config: RunConfig, forecast: Forecast, part: MemoryPart, limit: float
+) -> Iterator[str]:
+    batch = int(getattr(config.rollouts.engine.settings, "batch_size", 0) or 0)
+    free, each = limit - part.parts["weights"], (part.total - part.parts["weights"]) / max(1, batch)
+    if free < each or not batch:
+        yield (
+            f"the weights take {gib(part.parts['weights'])} of {gib(forecast.hardware.memory)}: "
+            "use devices with more memory, or rollouts.engine vllm with tensor_parallel"
+        )
+    else:
+        yield (
+            f"rollouts need {gib(part.total)} with {batch} responses at once: set "
+            f"rollouts.engine.batch_size={int(free // each)}, or use rollouts.engine vllm"
+        )
+
+
+def _of_training(
+    config: RunConfig, forecast: Forecast, part: MemoryPart, limit: float
+) -> Iterator[str]:
+    states = part.parts["weights"] + part.parts["optimizer"]
+    start = f"training needs {gib(part.total)} on a device of {gib(forecast.hardware.memory)}"
+    if states > 0.8 * limit:
+        needed = -(-int(states * min(forecast.gpus, _responses(config))) // int(0.6 * limit))
+        yield (
+            f"{start}, {gib(states)} of it weights, gradients and Adam's moments: train adapters "
+            f"(training.lora={{r: 16}}), or share them among {needed} or more devices"
+        )
+        return
+    rows = (part.parts["activations"] + part.parts["logits"]) / (limit - states)
+    device_batch = _device_batch(config, forecast.gpus)
+    fitting = [n for n in range(1, device_batch + 1) if _responses(config) % n == 0]
+    usable = [n for n in fitting if n * rows <= device_batch] or [1]
+    yield (
+        f"{start}, {gib(part.parts['logits'])} of it logits: set "
+        f"training.engine.grpo.per_device_train_batch_size={usable[-1]}"
+    )
+
+
+_ADVISERS = {"scoring": _of_scoring, "rollouts": _of_sampling, "training": _of_training}
+
+
+def _responses(config: RunConfig) -> int:
+    """Responses of a training step."""
+    return config.training.prompts_per_step * config.training.responses
+
+
+def _device_batch(config: RunConfig, gpus: int) -> int:
+    grpo = getattr(config.training.engine.settings, "grpo", {})
+    asked = grpo.get("per_device_train_batch_size")
+    batch = max(1, _responses(config) // min(gpus, _responses(config)))
+    return min(asked, batch) if isinstance(asked, int) else batch
+
+
+def _of_host(forecast: Forecast) -> Iterator[str]:
+    if forecast.host > LARGE_HOST:
+        yield (
+            f"sketches of the pool's gradients take {gib(forecast.host)} of main memory: draw "
+            "fewer prompts (prompts.limit), or choose a strategy and influence.metric=cosine that "
+            "need none"
+        )
+
+
+def _of_disk(config: RunConfig, forecast: Forecast) -> Iterator[str]:
+    needed, free = sum(forecast.disk.values()), _free(config.directory)
+    if needed <= free:
+        return
+    everything = config.curriculum.keep_checkpoints == "all"
+    mend = "set curriculum.keep_checkpoints=last, or " if everything else ""
+    yield f"the run leaves {gib(needed)} where {gib(free)} are free: {mend}choose another `out`"
+
+
+def _free(place: Path) -> float:
+    """Bytes that are free where a folder is, or will be."""
+    there = next(each for each in [place.absolute(), *place.absolute().parents] if each.exists())
+    return float(shutil.disk_usage(there).free)
+
+
+def _of_devices(config: RunConfig, forecast: Forecast) -> Iterator[str]:
+    if forecast.gpus > _responses(config):
+        yield (
+            f"a step of {_responses(config)} responses occupies at most as many of the "
+            f"{forecast.gpus} devices: raise training.prompts_per_step, or train on fewer"
+        )
+
+
+def _of_selection(forecast: Forecast) -> Iterator[str]:
+    for arm in forecast.arms:
+        if arm.acceleration is None:
+            yield (
+                f"selecting for {arm.arm} costs as much as {arm.break_even:,.0f} steps, and the "
+                f"run has {arm.steps:,}: no saving can pay for it; train longer, sample fewer "
+                "rollouts.responses, or give a smaller pool (prompts.limit)"
+            )
+        elif arm.share > COSTLY:
+            yield (
+                f"{arm.share:.0%} of the time of {arm.arm} is selection: fewer "
+                "rollouts.responses, a smaller pool (prompts.limit) or a faster "
+                "rollouts.engine make it cheaper"
+            )
+
+
+def _of_dead_groups(forecast: Forecast) -> Iterator[str]:
+    dead = 1 - forecast.behaviour.pool.informative
+    if forecast.behaviour.source != "guess" and dead > MOSTLY_DEAD:
+        yield (
+            f"{dead:.0%} of the groups are dead: training on everything would spend as much of its "
+            "time on nothing; add prompts that the policy solves sometimes, or sample more "
+            "responses"
+        )
+
+
+def gib(amount: float) -> str:
+    """Bytes in GiB, or MiB where they are few."""
+    return f"{amount / GIB:,.1f} GiB" if amount >= 0.1 * GIB else f"{amount * 1024 / GIB:,.1f} MiB"

@@ -1,0 +1,141 @@
+"""Seconds of a run's phases by arithmetic: the device's peak and bandwidth, and assumed shares.
+
+    products    FLOPs / (devices x peak x share)
+    decoding    steps x max(bytes that one step reads / bandwidth, its FLOPs / peak)
+
+A decoding step reads the weights once and the cached keys and values of every response of the
+batch. `transformers` decodes a batch until its longest response ends; other engines fill the places
+of those that have ended. Responses are independent, so that rollouts, scoring and evaluation divide
+over devices; a training step divides into at most as many parts as it has responses, and the
+devices exchange weights and gradients (FSDP: gathered twice, reduced once).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from cropi.config import RunConfig
+from cropi.forecast.hardware import (
+    DECODING,
+    DISK,
+    PER_MACHINE,
+    PREFILL,
+    SHARES,
+    STEP_OF_A_LAYER,
+    Hardware,
+)
+from cropi.forecast.memory import kept_gradient_bytes
+from cropi.forecast.model_shape import ModelShape
+from cropi.forecast.workload import Work
+from cropi.store.metrics import FORWARD, FORWARD_BACKWARD
+
+ADAM_BYTES = 8
+"""Of the two moments of one parameter."""
+EXCHANGED = 3 * 2
+"""Bytes a parameter that FSDP moves in a step: two gathers and one reduction, in bfloat16."""
+
+
+@dataclass(frozen=True)
+class AssumedSpeed:
+    """Seconds of work on so many devices."""
+
+    config: RunConfig
+    shape: ModelShape
+    hardware: Hardware
+    gpus: int = 1
+
+    def seconds(self, work: Work) -> float:
+        """Seconds of all work of a phase."""
+        starting = work.begins * self._starting(work.phase)
+        if work.phase == "training":
+            return starting + self._training(work)
+        products = self._products(work, FORWARD_BACKWARD * work.backward) + self._gradients(work)
+        return starting + (products + self._generation(work)) / self.gpus
+
+    def _starting(self, phase: str) -> float:
+        """Weights are read; training also reads and writes the optimizer's state."""
+        weights = self.shape.bytes * self.shape.parameters
+        if phase == "training":
+            state = self.shape.training_bytes * self.shape.parameters
+            weights = 2 * (state + ADAM_BYTES * self.shape.trained)
+        return weights / DISK
+
+    def _products(self, work: Work, per_parameter: float) -> float:
+        share = SHARES.get(work.phase, PREFILL)
+        return per_parameter * self.shape.parameters / (self.hardware.peak * share)
+
+    def _gradients(self, work: Work) -> float:
+        """Every prompt's gradient is made, and read by what compares it."""
+        if work.phase != "scoring":
+            return 0.0
+        moved = work.prompts * kept_gradient_bytes(self.shape)
+        return moved / (DECODING * self.hardware.bandwidth)
+
+    def _generation(self, work: Work) -> float:
+        """Sampling, and reading the prompts; on one device."""
+        read = FORWARD * (work.forward - work.backward)
+        prefill = read * self.shape.parameters / (self.hardware.peak * PREFILL)
+        if not work.responses:
+            return prefill
+        engine, places, longest = self._sampler(work.phase)
+        at_once = min(float(places), work.responses)
+        mean = work.generated / work.responses
+        if engine in STEP_OF_A_LAYER:
+            steps = math.ceil(work.responses / at_once) * max(mean, min(longest, 2 * mean))
+        else:
+            steps = work.generated / at_once
+        return prefill + steps * self._decoding_step(engine, at_once, mean)
+
+    def _decoding_step(self, engine: str, at_once: float, mean: float) -> float:
+        shape, device = self.shape, self.hardware
+        cache = at_once * (mean / 2) * shape.cached * shape.bytes
+        moved = (shape.parameters * shape.bytes + cache) / (device.bandwidth * DECODING)
+        computed = FORWARD * shape.parameters * at_once / (device.peak * PREFILL)
+        least = STEP_OF_A_LAYER.get(engine, 1e-4) * shape.layers if device.is_gpu else 0.0
+        return max(moved, computed) + least
+
+    def _sampler(self, phase: str) -> tuple[str, int, int]:
+        """The engine of a phase, the responses that it samples at once, and the longest one."""
+        config, rollouts = self.config, self.config.rollouts
+        if phase == "training":
+            training = config.training
+            at_once = training.prompts_per_step * training.responses
+            return "trl", at_once, training.max_new_tokens or rollouts.max_new_tokens
+        choice, responses, longest = rollouts.engine, rollouts.responses, rollouts.max_new_tokens
+        if phase == "evaluation":
+            choice = config.evaluation.engine or choice
+            responses = config.evaluation.responses
+            longest = config.evaluation.max_new_tokens or longest
+        return choice.name, _at_once(choice.settings, responses), longest
+
+    def _training(self, work: Work) -> float:
+        """All optimizer steps: sampling, and a pass forward and backward."""
+        training = self.config.training
+        parts = min(self.gpus, training.prompts_per_step * training.responses)
+        products = self._products(work, FORWARD_BACKWARD * work.backward) / parts
+        at_once = max(1, training.prompts_per_step * training.responses // parts)
+        mean = work.generated / max(1.0, work.responses)
+        rounds = work.responses / max(
+            1, work.steps * training.prompts_per_step * training.responses
+        )
+        longest = min(self._sampler("training")[2], 2 * mean)
+        steps = work.steps * rounds * max(mean, longest)
+        sampling = steps * self._decoding_step("trl", at_once, mean)
+        read = FORWARD * (work.forward - work.backward) * self.shape.parameters
+        prefill = read / (self.hardware.peak * PREFILL * parts)
+        return products + sampling + prefill + work.steps * self._exchange(parts)
+
+    def _exchange(self, parts: int) -> float:
+        """Seconds in which the devices of a step exchange weights and gradients."""
+        if parts == 1:
+            return 0.0
+        speed = self.hardware.links if parts <= PER_MACHINE else self.hardware.network
+        return EXCHANGED * self.shape.parameters / speed
+
+
+def _at_once(settings: Any, responses: int) -> int:
+    """Responses that an engine samples at the same time."""
+    batch = getattr(settings, "batch_size", None)
+    return int(batch or getattr(settings, "concurrency", 64) * responses)

@@ -1,0 +1,186 @@
+"""Bytes that a run's phases hold on one device, and on disk.
+
+The largest thing at 7B is not the model. Exact influence holds the directions of all targets, and
+two halves of the one that is being made (docs/method.md), each as long as the compared parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from cropi.config import RunConfig
+from cropi.curriculum.run_context import needs_of_arm
+from cropi.forecast.model_shape import ModelShape
+from cropi.forecast.prompt_counts import PromptCounts
+from cropi.forecast.workload import Work
+from cropi.gradients.batching import BATCH_TOKENS, LOGITS_BYTES
+from cropi.influence.whitening import DIMENSIONS
+from cropi.selection import Needs
+from cropi.study.costs import SHARED
+
+FP32, BF16 = 4, 2
+PARTS = ("directions", "weights", "optimizer", "activations", "cache", "logits")
+"""What memory is held for: `optimizer` are gradients and moments, `cache` keys and values."""
+GRADIENT_PASSES = 3
+"""Times that a prompt's gradient, in fp32, is written or read: made, widened, and compared."""
+HIDDEN_WIDTHS, INTERMEDIATE_WIDTHS = 12, 4
+"""Numbers that a token leaves in a layer for backward: so many hidden and intermediate widths.
+
+Of Qwen2, autograd keeps 11.4 and 4.0; attention scores are kept by no fused attention.
+"""
+RESPONSE_BYTES = 8
+"""On disk a token of a response takes its id, its log-prob and its text, compressed."""
+ROW_BYTES = 32
+"""On disk a row of scores takes its id, its norm and its status, besides 4 bytes a target."""
+
+
+@dataclass(frozen=True)
+class MemoryPart:
+    """What one phase holds in a device's memory: bytes by what they are (PARTS)."""
+
+    phase: str
+    parts: Mapping[str, float]
+
+    @property
+    def total(self) -> float:
+        """Bytes altogether."""
+        return sum(self.parts.values())
+
+
+def kept_gradient_bytes(shape: ModelShape) -> float:
+    """Bytes of traffic that one prompt's gradient makes."""
+    return GRADIENT_PASSES * FP32 * float(shape.compared)
+
+
+def device_memory(
+    config: RunConfig, shape: ModelShape, counts: PromptCounts, on_gpu: bool, gpus: int = 1
+) -> list[MemoryPart]:
+    """What the phases hold at their peak on one device, the directions first.
+
+    Training over several devices shares its states evenly (FSDP).
+    """
+    scoring = _scoring(config, shape, counts, on_gpu)
+    return [
+        *scoring,
+        _sampling(config, shape, counts),
+        _training(config, shape, counts, on_gpu, gpus),
+    ]
+
+
+def _scoring(
+    config: RunConfig, shape: ModelShape, counts: PromptCounts, on_gpu: bool
+) -> Iterator[MemoryPart]:
+    arms = [needs_of_arm(config, strategy) for strategy in config.strategies]
+    scored = [needs for needs in arms if needs.scoring != "never"]
+    if not scored:
+        return
+    targets = max(target_count(needs, counts) for needs in scored)
+    settings = config.influence
+    tokens = settings.batch_tokens or BATCH_TOKENS["cuda" if on_gpu else "cpu"]
+    logits = min(tokens * shape.vocabulary * FP32, LOGITS_BYTES["cuda" if on_gpu else "cpu"])
+    activations = tokens * activation_bytes(shape, settings.gradient_checkpointing)
+    yield MemoryPart(
+        "scoring",
+        {
+            "directions": direction_bytes(config, shape, targets),
+            "weights": float(shape.parameters * shape.bytes),
+            "activations": activations,
+            "logits": logits * shape.bytes / FP32,
+        },
+    )
+
+
+def target_count(needs: Needs, counts: PromptCounts) -> int:
+    """How many directions a strategy compares prompts with."""
+    return len(counts.validation) if needs.direction == "sets" else 1
+
+
+def direction_bytes(config: RunConfig, shape: ModelShape, targets: int) -> float:
+    """Bytes of the directions, and of the halves of the last one that is made."""
+    settings = config.influence
+    if not settings.sketch.is_exact or settings.target_memory == "offload":
+        return 0.0
+    each = BF16 if settings.target_memory == "bf16" else FP32
+    return float(shape.compared * (targets * each + 2 * FP32))
+
+
+def activation_bytes(shape: ModelShape, checkpointing: bool) -> float:
+    """Bytes that a token leaves for backward: of all layers, or their inputs and one layer."""
+    layer = (HIDDEN_WIDTHS * shape.hidden + INTERMEDIATE_WIDTHS * shape.intermediate) * shape.bytes
+    if checkpointing:
+        return float(shape.layers * shape.hidden * shape.bytes + layer)
+    return float(shape.layers * layer)
+
+
+def _sampling(config: RunConfig, shape: ModelShape, counts: PromptCounts) -> MemoryPart:
+    """An engine that batches by itself holds what it is given; its part is not counted."""
+    rollouts = config.rollouts
+    at_once = int(getattr(rollouts.engine.settings, "batch_size", 0) or 0)
+    length = min(shape.context, counts.longest + rollouts.max_new_tokens)
+    return MemoryPart(
+        "rollouts",
+        {
+            "weights": float(shape.parameters * shape.bytes),
+            "cache": float(at_once * length * shape.cached * shape.bytes),
+            "logits": float(2 * at_once * shape.vocabulary * FP32),
+        },
+    )
+
+
+def _training(
+    config: RunConfig, shape: ModelShape, counts: PromptCounts, on_gpu: bool, gpus: int
+) -> MemoryPart:
+    """Weights, gradients and Adam's moments; the logits of the responses of one pass."""
+    training = config.training
+    batch = training.prompts_per_step * training.responses
+    grpo = getattr(training.engine.settings, "grpo", {})
+    asked = grpo.get("per_device_train_batch_size")
+    rows = min(int(asked), batch) if isinstance(asked, int) else batch
+    parts = min(gpus, batch)
+    rows = max(1, min(rows, batch // parts))
+    new = training.max_new_tokens or config.rollouts.max_new_tokens
+    length = min(shape.context, counts.longest + new)
+    checkpointing = bool(grpo.get("gradient_checkpointing", on_gpu))
+    return MemoryPart(
+        "training",
+        {
+            "weights": float(shape.parameters * shape.training_bytes / parts),
+            "optimizer": float(shape.trained * 3 * FP32 / parts),
+            "activations": rows * length * activation_bytes(shape, checkpointing),
+            "logits": float(2 * rows * new * shape.vocabulary * FP32),
+        },
+    )
+
+
+def host_bytes(config: RunConfig, counts: PromptCounts, informative: float) -> float:
+    """Bytes in the main memory for sketches of the pool, if influence is whitened or sketched."""
+    arms = [needs_of_arm(config, strategy) for strategy in config.strategies]
+    metrics = {
+        needs.metric or config.influence.metric for needs in arms if needs.scoring != "never"
+    }
+    settings = config.influence.sketch.settings
+    width = 0 if config.influence.sketch.is_exact else getattr(settings, "dim", DIMENSIONS)
+    if "whitened" in metrics:
+        width = max(width, DIMENSIONS)
+    return counts.pool.prompts * informative * width * FP32
+
+
+def disk_bytes(
+    config: RunConfig, shape: ModelShape, counts: PromptCounts, works: Iterable[Work]
+) -> dict[str, float]:
+    """Bytes in the run directory when the run has ended, by what they are."""
+    full = shape.trained == shape.parameters
+    weights = shape.training_bytes * shape.parameters if full else FP32 * shape.trained
+    state = 2 * FP32 * shape.trained
+    everything = config.curriculum.keep_checkpoints == "all"
+    stages = config.curriculum.stages if everything else 1
+    each = stages * (weights + (state if everything else 0))
+    started = weights if config.warmup.steps or config.training.lora is not None else 0
+    sampled = sum(w.generated for w in works if w.phase in ("rollouts", "training"))
+    scored = sum(w.prompts for w in works if w.phase == "scoring" and w.arm != SHARED)
+    return {
+        "checkpoints": float(len(config.strategies) * each + started),
+        "rollouts": RESPONSE_BYTES * sampled,
+        "scores": scored * (ROW_BYTES + FP32 * len(counts.validation)),
+    }

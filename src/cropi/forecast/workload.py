@@ -1,0 +1,304 @@
+"""What a run does, in tokens by phase, before any of it is done.
+
+Tokens and FLOPs are counted as a run counts them itself (`cropi.store.metrics`), so that a forecast
+and the run's own costs can be laid side by side. What the config and the prompts do not tell
+(`Behaviour`: how long responses are, which groups have a gradient) is guessed or measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from cropi.config import RunConfig
+from cropi.curriculum.run_context import arms_needing, needs_of_arm
+from cropi.curriculum.stage_rollouts import sets_to_refresh
+from cropi.forecast.prompt_counts import PromptCounts, SetCount
+from cropi.selection import Needs
+from cropi.selection.settings import StrategyChoice
+from cropi.sketches import FittedSketch, make_sketch
+from cropi.store.metrics import FORWARD, FORWARD_BACKWARD
+from cropi.study.costs import SHARED
+from cropi.training.stage import MAX_SAMPLING_ROUNDS
+
+GUESSED_LENGTH = 0.5
+"""Of the longest response that is allowed: how long one is on average, where nothing is known."""
+GUESSED_INFORMATIVE = 0.5
+"""Share of groups with a gradient, where nothing is known."""
+STALE = 0.5
+"""Share of the pool that `curriculum.refresh: stale` is taken to sample again."""
+
+ANY_SHAPE = {"weight": (64, 64)}
+"""Of parameters, for what a sketch says of itself whatever the model."""
+
+
+@dataclass(frozen=True)
+class SampledSet:
+    """Responses to a kind of set: their mean length in tokens, and the share of informative groups.
+
+    `scored_tokens` go through the model to score one informative prompt, its prompt once.
+    """
+
+    response_tokens: float
+    informative: float
+    scored_tokens: float
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What a policy does with the prompts; `trained_tokens` and `evaluated_tokens` are the mean
+    lengths of a response in training and in evaluation. `source` says where these are from."""
+
+    pool: SampledSet
+    validation: SampledSet
+    trained_tokens: float
+    evaluated_tokens: float
+    source: str = "guess"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one phase of an arm (SHARED: of all) does in all stages together.
+
+    Tokens as in `CostRow`. `begins` counts how often the phase starts, `steps` its optimizer steps,
+    and `responses` those that are sampled.
+    """
+
+    phase: str
+    arm: str
+    prompts: float
+    generated: float = 0.0
+    forward: float = 0.0
+    backward: float = 0.0
+    responses: float = 0.0
+    begins: int = 1
+    steps: int = 0
+
+    @property
+    def tokens(self) -> float:
+        """Tokens sampled, and tokens run forward with or without backward."""
+        return self.generated + self.forward
+
+    def flops(self, parameters: int) -> float:
+        """Floating-point operations, counted as a run counts them."""
+        forward = FORWARD * (self.generated + self.forward)
+        return parameters * (forward + (FORWARD_BACKWARD - FORWARD) * self.backward)
+
+
+def guessed_behaviour(config: RunConfig, counts: PromptCounts) -> Behaviour:
+    """What is taken to be true where nothing was measured."""
+    rollouts, training, evaluation = config.rollouts, config.training, config.evaluation
+    length = GUESSED_LENGTH * rollouts.max_new_tokens
+    per_target = rollouts.validation_responses or rollouts.responses
+    prompt_tokens = _mean_tokens(counts.validation.values())
+    return Behaviour(
+        pool=_guessed(length, rollouts.responses, counts.pool.tokens),
+        validation=_guessed(length, per_target, prompt_tokens),
+        trained_tokens=GUESSED_LENGTH * (training.max_new_tokens or rollouts.max_new_tokens),
+        evaluated_tokens=GUESSED_LENGTH * (evaluation.max_new_tokens or rollouts.max_new_tokens),
+    )
+
+
+def _guessed(length: float, responses: int, prompt_tokens: float) -> SampledSet:
+    return SampledSet(length, GUESSED_INFORMATIVE, prompt_tokens + responses * (length - 1))
+
+
+def workload(config: RunConfig, counts: PromptCounts, behaviour: Behaviour) -> list[Work]:
+    """The work of a run: what all arms share first, then arm by arm, phases in their order."""
+    plan = RunWork(config, counts, behaviour)
+    shared = [
+        *plan.reading(),
+        *plan.warmup(),
+        *plan.start_rollouts(),
+        *plan.evaluations(SHARED, 1),
+    ]
+    return [*shared, *(work for arm in config.strategies for work in plan.of_arm(arm))]
+
+
+@dataclass(frozen=True)
+class RunWork:
+    """The work of the phases of a run."""
+
+    config: RunConfig
+    counts: PromptCounts
+    behaviour: Behaviour
+
+    def reading(self) -> Iterator[Work]:
+        """Prompts and model are read; no token goes through it."""
+        sets = [*self.counts.validation.values(), *self.counts.evaluated.values()]
+        yield Work("prompts", SHARED, self.counts.pool.prompts + sum(s.prompts for s in sets))
+
+    def warmup(self) -> Iterator[Work]:
+        """The supervised steps."""
+        settings = self.config.warmup
+        if settings.steps or self.config.training.lora is not None:
+            prompts = settings.steps * settings.batch_size
+            tokens = prompts * (self.counts.pool.tokens + self.counts.answer_tokens)
+            yield Work(
+                "warmup", SHARED, prompts, forward=tokens, backward=tokens, steps=settings.steps
+            )
+
+    def start_rollouts(self) -> Iterator[Work]:
+        """The start policy's rollouts of the pool and of every validation set."""
+        settings = self.config.rollouts
+        pool = self.counts.pool
+        yield _sampling(SHARED, pool, pool.prompts, settings.responses, self.behaviour.pool)
+        yield from self._validation_rollouts(SHARED)
+
+    def _validation_rollouts(self, arm: str) -> Iterator[Work]:
+        settings, sampled = self.config.rollouts, self.behaviour.validation
+        responses = settings.validation_responses or settings.responses
+        for each in self.counts.validation.values():
+            yield _sampling(arm, each, each.prompts, responses, sampled)
+
+    def evaluations(self, arm: str, times: int) -> Iterator[Work]:
+        """So many evaluations of all evaluated sets."""
+        sets = self.counts.evaluated.values()
+        prompts = times * sum(each.prompts for each in sets)
+        sampled = prompts * self.config.evaluation.responses
+        if prompts:
+            yield Work(
+                "evaluation",
+                arm,
+                prompts,
+                generated=sampled * self.behaviour.evaluated_tokens,
+                forward=sampled * _mean_tokens(sets),
+                responses=sampled,
+                begins=times,
+            )
+
+    def of_arm(self, strategy: StrategyChoice) -> Iterator[Work]:
+        """All stages of an arm: rollouts sampled again, scoring, training and evaluation."""
+        needs, arm = needs_of_arm(self.config, strategy), strategy.slug
+        yield from self._refreshed(arm, needs)
+        yield from self._scoring(arm, needs)
+        yield self._training(arm, needs)
+        yield from self.evaluations(arm, self._evaluations_due())
+
+    def _refreshed(self, arm: str, needs: Needs) -> Iterator[Work]:
+        settings, pool = self.config.rollouts, self.counts.pool
+        for stage in range(self.config.curriculum.stages):
+            kinds = sets_to_refresh(self.config.curriculum.refresh, stage, needs)
+            if "stale" in kinds:
+                tokens = pool.prompts * self._row_tokens(settings.responses)
+                yield Work("scoring", arm, pool.prompts, forward=tokens)
+            if "pool" in kinds or "stale" in kinds:
+                prompts = pool.prompts * (1.0 if "pool" in kinds else STALE)
+                yield _sampling(arm, pool, prompts, settings.responses, self.behaviour.pool)
+            if "validation" in kinds:
+                yield from self._validation_rollouts(arm)
+
+    def _row_tokens(self, responses: int) -> float:
+        return self.counts.pool.tokens + responses * self.behaviour.pool.response_tokens
+
+    def _scoring(self, arm: str, needs: Needs) -> Iterator[Work]:
+        """Passes over the informative prompts of the pool and of the targets, and features."""
+        times = {"never": 0, "once": 1, "stage": self.config.curriculum.stages}[needs.scoring]
+        read = self.counts.pool.prompts * self.counts.pool.tokens / 3 if needs.features else 0.0
+        if not times:
+            stages = self.config.curriculum.stages
+            if read:
+                yield Work("scoring", arm, 0, forward=read * stages, backward=read * stages)
+            return
+        pool_prompts, pool_tokens = self._informative_pool()
+        target_prompts, target_tokens = self._targets(needs)
+        tokens = times * (pool_tokens + target_tokens + self._fitting(pool_prompts) + read)
+        prompts = times * (pool_prompts + target_prompts)
+        yield Work("scoring", arm, prompts, forward=tokens, backward=tokens, begins=times)
+
+    def _informative_pool(self) -> tuple[float, float]:
+        pool = self.behaviour.pool
+        prompts = self.counts.pool.prompts * pool.informative
+        return prompts, prompts * pool.scored_tokens
+
+    def _targets(self, needs: Needs) -> tuple[float, float]:
+        """Prompts and tokens of the passes that make the directions."""
+        passes = 2 if self.config.influence.target == "unit_mean" else 1
+        if needs.direction == "pool":
+            prompts, tokens = self._informative_pool()
+            return prompts, 2 * tokens
+        sampled = self.behaviour.validation
+        count = sum(each.prompts for each in self.counts.validation.values())
+        return count * sampled.informative, (
+            passes * count * sampled.informative * sampled.scored_tokens
+        )
+
+    def _fitting(self, pool_prompts: float) -> float:
+        """Tokens that a sketch that is fitted to the pool reads before it scores."""
+        choice = self.config.influence.sketch
+        sketch = None if choice.is_exact else make_sketch(choice, ANY_SHAPE, seed=0)
+        sample = sketch.sample if isinstance(sketch, FittedSketch) else 0
+        return min(pool_prompts, sample) * self.behaviour.pool.scored_tokens
+
+    def _training(self, arm: str, needs: Needs) -> Work:
+        """All optimizer steps; dynamic sampling samples groups until enough have a gradient."""
+        training, steps = self.config.training, self.config.curriculum.steps
+        groups = steps * training.prompts_per_step
+        sampled = groups * (self.rounds if needs.dynamic_sampling else 1.0)
+        length, prompt = self.behaviour.trained_tokens, self.counts.pool.tokens
+        trained = groups * training.responses * (prompt + length)
+        return Work(
+            "training",
+            arm,
+            sampled,
+            generated=sampled * training.responses * length,
+            forward=trained + sampled * prompt,
+            backward=trained,
+            responses=sampled * training.responses,
+            begins=self.config.curriculum.stages,
+            steps=steps,
+        )
+
+    @property
+    def rounds(self) -> float:
+        """Groups that dynamic sampling samples for one that it trains on."""
+        return min(1 / max(self.behaviour.pool.informative, 1e-9), MAX_SAMPLING_ROUNDS)
+
+    def _evaluations_due(self) -> int:
+        """Evaluations of an arm: at every step that is due, and at the last one of a stage."""
+        curriculum, every = self.config.curriculum, self.config.evaluation.every
+        due = set(range(every, curriculum.steps + 1, every))
+        return len(due | set(range(0, curriculum.steps + 1, curriculum.steps_per_stage)) - {0})
+
+
+def _sampling(
+    arm: str, each: SetCount, prompts: float, responses: int, sampled: SampledSet
+) -> Work:
+    count = prompts * responses
+    return Work(
+        "rollouts",
+        arm,
+        prompts,
+        generated=count * sampled.response_tokens,
+        forward=prompts * each.tokens,
+        responses=count,
+    )
+
+
+def _mean_tokens(sets: Iterable[SetCount]) -> float:
+    each = list(sets)
+    prompts = sum(one.prompts for one in each)
+    return sum(one.prompts * one.tokens for one in each) / max(1, prompts)
+
+
+def added(works: Iterable[Work]) -> list[Work]:
+    """The same work with one entry for each phase of each arm, in the order of their first."""
+    total: dict[tuple[str, str], Work] = {}
+    for work in works:
+        key = (work.arm, work.phase)
+        total[key] = _sum(total[key], work) if key in total else work
+    return list(total.values())
+
+
+def _sum(one: Work, other: Work) -> Work:
+    names = ("prompts", "generated", "forward", "backward", "responses", "begins", "steps")
+    return replace(one, **{name: getattr(one, name) + getattr(other, name) for name in names})
+
+
+def pays_for(config: RunConfig, arm: str, work: Work) -> bool:
+    """Whether selecting for the arm has cost this work: its scoring, and rollouts that it reads."""
+    if work.phase not in ("rollouts", "scoring"):
+        return False
+    if work.arm != SHARED:
+        return work.arm == arm
+    return arm in arms_needing(config, "pool")

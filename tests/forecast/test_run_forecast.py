@@ -1,0 +1,162 @@
+"""A forecast agrees with the costs that the run itself counts, and grows as work does."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cropi.config import RunConfig
+from cropi.curriculum.loop import run
+from cropi.forecast import Forecast, forecast
+from cropi.forecast.hardware import GPUS
+from cropi.forecast.model_shape import ModelShape, read_shape
+from cropi.forecast.observation import (
+    Line,
+    PhaseObservation,
+    behaviour_of,
+    lines,
+    observe,
+)
+from cropi.forecast.prompt_counts import PromptCounts, SetCount, count_prompts
+from cropi.forecast.workload import added, guessed_behaviour, workload
+from cropi.store.metrics import METRICS, CostRow, read_rows
+from cropi.study.costs import SHARED
+from support.tiny_runs import tiny_config
+
+H100 = GPUS["h100"]
+BILLIONS = ModelShape(
+    name="7B",
+    parameters=7_600_000_000,
+    trained=7_600_000_000,
+    compared=7_600_000_000,
+    layers=28,
+    hidden=3584,
+    intermediate=18944,
+    vocabulary=152_064,
+    cached=28_672,
+    context=32_768,
+    bytes=2,
+    training_bytes=4,
+)
+COUNTS = PromptCounts(
+    SetCount(10_000, 120.0, 400),
+    {"math": SetCount(100, 120.0, 400), "code": SetCount(100, 200.0, 400)},
+    {"math": SetCount(500, 120.0, 400)},
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Path]:
+    """A real run with adapters of work: two strategies that score, one that samples more."""
+    folder = tmp_path_factory.mktemp("forecast")
+    config = tiny_config(folder, "selection.strategy=ranking", "baselines=[full, learnalign]")
+    return config, run(config)
+
+
+def test_flops_are_those_that_the_run_counts(finished: tuple[RunConfig, Path]) -> None:
+    config, root = finished
+    shape, tokenizer = read_shape(config)
+    counts = count_prompts(config, tokenizer)
+    behaviour = behaviour_of(root, "run", guessed_behaviour(config, counts))
+    spent: dict[tuple[str, str], float] = defaultdict(float)
+    for row in read_rows(root / METRICS).of(CostRow):
+        spent[row.arm or SHARED, row.phase] += row.flops
+    works = added(workload(config, counts, behaviour))
+    seen = {(w.arm, w.phase): w.flops(shape.parameters) for w in works if w.tokens}
+    assert seen.keys() == spent.keys()
+    for key, flops in seen.items():
+        # What training samples, and how the policy changes, is not known before.
+        close = 0.02 if key[0] == SHARED else 0.05 if key[1] == "scoring" else 0.25
+        assert flops == pytest.approx(spent[key], rel=close), key
+
+
+def test_every_second_of_a_run_belongs_to_a_phase(finished: tuple[RunConfig, Path]) -> None:
+    _, root = finished
+    seen = observe(root)
+    assert {"prompts", "rollouts", "scoring", "training", "training start"} <= seen.keys()
+    assert all(phase.seconds >= 0 for phase in seen.values())
+    assert all(phase.begins > 0 for phase in seen.values())
+    assert seen["training"].flops > 0
+
+
+def planned(
+    *overrides: str, counts: PromptCounts = COUNTS, gpus: int = 1, folder: Path
+) -> Forecast:
+    config = tiny_config(folder, "rollouts.max_new_tokens=1024", *overrides)
+    behaviour = guessed_behaviour(config, counts)
+    return forecast(config, BILLIONS, counts, behaviour, H100, gpus)
+
+
+def seconds(result: Forecast, phase: str) -> float:
+    return sum(each.seconds for each in result.phases if each.phase == phase)
+
+
+def test_ten_times_the_pool_costs_ten_times_its_selection(tmp_path: Path) -> None:
+    larger = replace(COUNTS, pool=replace(COUNTS.pool, prompts=100_000))
+    few, many = (planned(counts=each, folder=tmp_path) for each in (COUNTS, larger))
+    assert seconds(many, "rollouts") == pytest.approx(10 * seconds(few, "rollouts"), rel=0.15)
+    assert seconds(many, "training") == seconds(few, "training")
+
+
+def test_more_devices_are_faster_and_never_cheaper(tmp_path: Path) -> None:
+    results = [planned(gpus=n, folder=tmp_path) for n in (1, 8, 64)]
+    assert [r.seconds for r in results] == sorted((r.seconds for r in results), reverse=True)
+    assert [r.device_hours for r in results] == sorted(r.device_hours for r in results)
+
+
+def test_directions_lead_at_7b_and_the_advice_frees_their_memory(tmp_path: Path) -> None:
+    two = "prompts.validation.other=[{pocket: [shift], split: validation, size: 4}]"
+    narrow = "influence.gradient_checkpointing=true"
+    result = planned(two, narrow, "selection.strategy=ranking", folder=tmp_path)
+    scoring = next(part for part in result.memory if part.phase == "scoring")
+    assert scoring.parts["directions"] == max(scoring.parts.values()) > H100.memory
+    assert any("influence.target_memory" in line for line in result.advice)
+    freed = planned(two, narrow, "influence.target_memory=offload", folder=tmp_path)
+    assert not any(line.startswith("scoring") for line in freed.advice)
+
+
+def test_selection_that_no_saving_can_pay_for_is_told(tmp_path: Path) -> None:
+    result = planned(folder=tmp_path)
+    (arm,) = result.arms
+    assert arm.break_even > arm.steps
+    assert arm.acceleration is None
+    assert any("no saving can pay" in line for line in result.advice)
+    longer = planned("curriculum.steps_per_stage=5000", folder=tmp_path)
+    (arm,) = longer.arms
+    assert arm.acceleration == pytest.approx(arm.steps / (arm.steps - arm.break_even))
+
+
+def test_full_data_pays_for_no_selection(tmp_path: Path) -> None:
+    result = planned("selection.strategy=full", folder=tmp_path)
+    assert [(arm.selection, arm.break_even) for arm in result.arms] == [(0.0, 0.0)]
+    assert not any(part.phase == "scoring" for part in result.memory)
+
+
+def test_dynamic_sampling_samples_what_it_drops(tmp_path: Path) -> None:
+    plain, dynamic = (
+        planned(f"training.dynamic_sampling={each}", folder=tmp_path) for each in ("false", "true")
+    )
+    few, many = (
+        next(each for each in result.phases if each.phase == "training")
+        for result in (plain, dynamic)
+    )
+    assert many.prompts == pytest.approx(2 * few.prompts)
+    assert few.tokens < many.tokens < 2 * few.tokens
+
+
+def test_a_line_goes_through_both_runs() -> None:
+    small = {"scoring": PhaseObservation(3.0, 10.0, 1), "prompts": PhaseObservation(2.0, 0.0, 1)}
+    large = {"scoring": PhaseObservation(5.0, 30.0, 1), "prompts": PhaseObservation(4.0, 0.0, 2)}
+    assert lines(small, large) == {"scoring": Line(2.0, 0.1), "prompts": Line(2.0, 0.0)}
+
+
+@pytest.mark.parametrize("first", [9.0, 5.0])
+def test_noise_never_makes_work_free_or_negative(first: float) -> None:
+    small = {"scoring": PhaseObservation(first, 10.0, 1)}
+    large = {"scoring": PhaseObservation(5.0, 30.0, 1)}
+    line = lines(small, large)["scoring"]
+    assert line.fixed >= 0
+    assert line.per_flop == pytest.approx(5.0 / 30.0)
