@@ -29,7 +29,7 @@ SETTINGS = {
     "unit-whitened": InfluenceConfig(target="unit_mean", metric="whitened"),
     "bf16": InfluenceConfig(target_memory="bf16"),
     "sparse": InfluenceConfig(sketch=SketchChoice.of("sparse", ratio=0.5, dim=256)),
-    "fitted": InfluenceConfig(sketch=SketchChoice.of("adaptive", dim=64, sample=16)),
+    "fitted": InfluenceConfig(sketch=SketchChoice.of("adaptive", dim=64)),
 }
 
 

@@ -46,13 +46,13 @@ def content_of(groups: Sequence[RolloutGroup]) -> str:
     digest = xxhash.xxh3_128()
     for group in groups:
         digest.update(f"{group.prompt_id}\0{group.sampling}\0{group.logprob_mode}".encode())
-        digest.update(np.ascontiguousarray(group.prompt_ids))
+        digest.update(group.prompt_ids.tobytes())
         for each in group.responses:
             digest.update(f"{len(each.ids)} {each.reward!r} {each.reward_status}".encode())
-            digest.update(np.ascontiguousarray(each.ids))
-            digest.update(np.ascontiguousarray(each.logprobs))
+            digest.update(each.ids.tobytes())
+            digest.update(each.logprobs.tobytes())
             if each.loss_mask is not None:
-                digest.update(np.ascontiguousarray(each.loss_mask))
+                digest.update(each.loss_mask.tobytes())
     return digest.hexdigest()
 
 
@@ -62,8 +62,9 @@ def write_arrays(path: Path, arrays: Arrays, fingerprint: str) -> None:
     Two processes may do that at once: each writes a file of its own first.
     """
     aside = path.with_name(f"{path.stem}.{platform.node()}-{os.getpid()}{path.suffix}")
+    named: dict[str, Any] = {FINGERPRINT: np.array(fingerprint), **arrays}
     with atomic_write(aside) as part, part.open("wb") as file:
-        np.savez(file, **{FINGERPRINT: np.array(fingerprint)}, **arrays)
+        np.savez(file, **named)
     os.replace(aside, path)
 
 
