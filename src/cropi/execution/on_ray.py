@@ -37,6 +37,9 @@ LATE = 3.0
 POLL = 1.0
 """Seconds after which late units are looked for, though nothing has ended."""
 
+STUCK = 60.0
+"""Seconds without a worker after which a warning says so."""
+
 
 class QuarantinedError(RuntimeError):
     """A unit that was given up: every worker that tried it died, or it failed each time."""
@@ -91,7 +94,7 @@ class RayWorkers:
         self._unfinished: set[str] = set()
         self._failures: dict[str, list[str]] = {}
         self._durations: list[float] = []
-        self._failed_starts = 0
+        self._failed_starts, self._last_work = 0, time.monotonic()
         self._packer = Packer()
         self._placed: tuple[Shared, Any] | None = None
         return self
@@ -108,6 +111,7 @@ class RayWorkers:
             self._assign()
             waiting = [*self._starting, *self._running]
             ended, _ = self._ray.wait(waiting, num_returns=1, timeout=POLL)
+            self._say_if_stuck()
             for reference in ended:
                 if reference in self._starting:
                     self._welcome(reference)
@@ -140,6 +144,18 @@ class RayWorkers:
             )
             worker = kind.remote(os.getcwd(), sys.path)
             self._starting[worker.version.options(name="cropi: start a worker").remote()] = worker
+
+    def _say_if_stuck(self) -> None:
+        """Warn, once in a while without any worker, that the cluster has no room for one."""
+        if self.workers:
+            self._last_work = time.monotonic()
+        elif time.monotonic() - self._last_work > STUCK:
+            self._last_work = time.monotonic()
+            warnings.warn(
+                f"no worker of Ray has begun for {STUCK:.0f} s; the cluster may be busy: each asks "
+                f"for {self.cpus} CPUs and {self.gpus:g} GPUs",
+                stacklevel=2,
+            )
 
     def _welcome(self, reference: Any) -> None:
         """Give a worker that has started its place. Raises InputError if none can start."""

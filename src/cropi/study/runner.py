@@ -53,7 +53,7 @@ def run_study(
     """
     with exclusive_lock(plan.root):
         _require_same_study(plan)
-        executor = executor or _workers(plan, jobs)
+        executor = executor or study_workers(plan, jobs)
         threads = executor.threads or _recorded_threads(plan.root)
         study, ledger = plan.root / STUDY_FILE, Ledger(plan.root)
         ledger.repair()
@@ -76,8 +76,11 @@ def _require_same_study(plan: StudyPlan) -> None:
             require_continuable(plan.shared(int(seed)))
 
 
-def _workers(plan: StudyPlan, jobs: int) -> Executor:
-    """What the config asks for, or processes. Raises InputError for other threads than before."""
+def study_workers(plan: StudyPlan, jobs: int) -> Executor:
+    """The workers that the config asks for, or `jobs` processes.
+
+    Raises InputError for other threads than before.
+    """
     placed = executor_for(plan.config.scale)
     if placed is None:
         return Processes(jobs, run_threads(plan, jobs))
