@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from cropi.gradients.bounds import joined_ratios
 from cropi.gradients.extractor import ExtractionReport
 from cropi.gradients.response_gradients import ResponseGroups
-from cropi.influence.cosines import ResponseInfluence, cosines
+from cropi.influence.cosines import cosines
+from cropi.influence.growing_pool import PoolScores
 from cropi.influence.left_out import (
     distance_notes,
     gradient_statuses,
@@ -47,22 +48,6 @@ class PoolPass:
     report: ExtractionReport
     sketches_PD: NDArray[np.floating] | None = None
     responses: ResponseMeasures | None = None
-
-
-@dataclass(frozen=True)
-class PoolScores:
-    """What was concluded about the informative prompts [P]; `statuses` say which cosines count.
-
-    `rewards_P2` are their mean rewards under the policy, and the effective shares of responses.
-    """
-
-    cosines_PV: NDArray[np.float64]
-    norms_P: NDArray[np.float64]
-    rewards_P2: NDArray[np.float64]
-    statuses: list[str]
-    notes: list[str]
-    responses: ResponseInfluence | None = None
-    sketches_PD: NDArray[np.floating] | None = None
 
 
 def joined_passes(parts: Sequence[PoolPass]) -> PoolPass:

@@ -12,7 +12,6 @@ Shape legend: P prompts, V targets, N prompts of a target, D dimensions of a ske
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +27,8 @@ from cropi.gradients.consumers import (
 from cropi.gradients.extractor import ExtractionReport, GradientExtractor
 from cropi.gradients.response_gradients import ResponseGroups
 from cropi.gradients.settings import ObjectiveConfig, TargetMemory
-from cropi.influence.cosines import Influence, pool_estimate, require_direction
+from cropi.influence.cosines import Influence, require_direction
+from cropi.influence.growing_pool import GrowingPool, PoolScores, TargetDirections
 from cropi.influence.left_out import require_informative, require_some_in_range
 from cropi.influence.pool_pass import PoolPass, pool_scores, usable_statuses
 from cropi.influence.preconditioner import Preconditioner, PreconditioningConsumer
@@ -36,12 +36,11 @@ from cropi.influence.response_influence import exact_measures, sketched_measures
 from cropi.influence.settings import Metric
 from cropi.influence.targets import (
     Target,
-    TargetReliability,
     half_products,
     half_weights,
     target_reliability,
 )
-from cropi.influence.whitening import DIMENSIONS, lowest_hashes, whitened, whitening_sample
+from cropi.influence.whitening import DIMENSIONS, lowest_hashes
 from cropi.schema import RolloutGroup, fingerprint
 from cropi.sketches import FittedSketch, Sketch, SketchBuffer, SketchConsumer
 from cropi.sketches.counter_rng import parameters_identity
@@ -50,19 +49,6 @@ from cropi.sketches.windowed import WindowedSketch
 Groups = Sequence[RolloutGroup]
 PhaseProgress = Callable[[str, int, int], None]
 """Called with a phase's name, the prompts done and the prompts in all."""
-
-
-@dataclass(frozen=True)
-class TargetDirections:
-    """One direction per target, dense or sketched (float64 [V, D]), and how reliable each is.
-
-    `lengths` are their L2 norms [V]; `values` None means that workers elsewhere hold them.
-    """
-
-    values: Directions | NDArray[np.float64] | None
-    lengths: list[float]
-    reliability: dict[str, TargetReliability]
-    notes: list[str] = field(default_factory=list)
 
 
 class Scorer:
@@ -121,43 +107,43 @@ class Scorer:
         InputError if a target set or the pool has no informative prompt, or none that is left.
         """
         self.tokens = 0
-        if per_response and self.metric == "whitened":
-            raise InputError(
-                "single responses have parts of a cosine, and influence.metric is whitened; leave "
-                "out per_response, or set influence.metric=cosine"
-            )
+        growing = self.growing(targets)
+        growing.add(pool, per_response)
+        return growing.influence(pool)
+
+    def growing(self, targets: Mapping[str, Groups]) -> GrowingPool:
+        """A pool that is scored in portions. Raises as `score` does for targets."""
         objective = self.objective
-        informative = require_informative("the pool", pool, objective)
         of_sets = {
             name: require_informative(f"validation set {name}", each, objective)
             for name, each in targets.items()
         }
-        groups, sets = informative.groups, {name: each.groups for name, each in of_sets.items()}
-        self._fit(groups)
-        directions = self.targets(sets)
-        measured = self.measure(groups, directions, list(sets), per_response)
-        scores = pool_scores(groups, measured, directions.lengths, list(sets))
+        return GrowingPool(self, of_sets)
+
+    def measure(
+        self, groups: Groups, directions: TargetDirections, names: Sequence[str], responses: bool
+    ) -> PoolScores:
+        """Compare the gradients of informative groups with the targets' directions."""
+        if responses and self.metric == "whitened":
+            raise InputError(
+                "single responses have parts of a cosine, and influence.metric is whitened; leave "
+                "out per_response, or set influence.metric=cosine"
+            )
+        for name, length in zip(names, directions.lengths, strict=True):
+            require_direction(name, length)
+        measured = self.pool_pass(groups, directions, names, responses)
+        scores = pool_scores(groups, measured, directions.lengths, names)
         require_some_in_range("the pool", [group.prompt_id for group in groups], scores.statuses)
-        about_targets = [w for n, each in directions.reliability.items() for w in each.warnings(n)]
-        about_rollouts = [n for each in (informative, *of_sets.values()) for n in each.notes]
-        notes = [*about_rollouts, *scores.notes, *directions.notes, *about_targets]
-        influence_PV = scores.cosines_PV
-        if self.metric == "whitened":
-            assert scores.sketches_PD is not None
-            ids = [group.prompt_id for group in groups]
-            sample_M = whitening_sample(ids, scores.statuses)
-            influence_PV = whitened(influence_PV, scores.sketches_PD, sample_M)
-        estimate = pool_estimate(
-            pool,
-            influence_PV,
-            scores.norms_P,
-            scores.rewards_P2,
-            scores.statuses,
-            list(sets),
-            self.identity,
-            scores.responses,
-        )
-        return Influence(estimate, directions.reliability, self.tokens, notes)
+        return scores
+
+    def pool_pass(
+        self, groups: Groups, directions: TargetDirections, names: Sequence[str], responses: bool
+    ) -> PoolPass:
+        """What the gradients of informative groups have in common with the directions."""
+        if isinstance(directions.values, Directions):
+            return self._exact(groups, directions.values, responses)
+        assert directions.values is not None, "the directions are elsewhere"
+        return self._sketched(groups, directions.values, responses)
 
     def targets(self, sets: Mapping[str, Groups]) -> TargetDirections:
         """The direction of each target, in their order, from informative groups.
@@ -174,26 +160,12 @@ class Scorer:
     def _counter(self, phase: str, groups: Groups) -> Callable[[int], None]:
         return progress_counter(self.progress, phase, len(groups))
 
-    def _fit(self, pool: Groups) -> None:
+    def fit(self, pool: Groups) -> None:
         """Fit a sketch that is fitted to data, unless it already is."""
         if isinstance(self.sketch, FittedSketch) and not self.sketch.is_fitted:
             size = min(len(pool), self.sketch.sample)
             advance = progress_counter(self.progress, "fitting the sketch", size)
             self.tokens += fit_sketch(self.extractor, self.sketch, pool, advance)
-
-    def measure(
-        self, pool: Groups, directions: TargetDirections, names: Sequence[str], per_response: bool
-    ) -> PoolPass:
-        """Compare the gradients of informative prompts with directions.
-
-        Raises InputError for a direction that nothing can be compared with.
-        """
-        for name, length in zip(names, directions.lengths, strict=True):
-            require_direction(name, length)
-        if isinstance(directions.values, Directions):
-            return self._exact(pool, directions.values, per_response)
-        assert directions.values is not None, "the directions are elsewhere"
-        return self._sketched(pool, directions.values, per_response)
 
     def _exact(self, pool: Groups, directions: Directions, per_response: bool) -> PoolPass:
         """Compare whole gradients."""
@@ -231,17 +203,17 @@ class Scorer:
         return PoolPass(dots_PV, norms_P, lengths_P, report, sketches_PD, measures)
 
     def _dense_targets(self, sets: Mapping[str, Groups]) -> TargetDirections:
-        shapes, device = self.extractor.shapes, self.extractor.device
-        directions = Directions(shapes, len(sets), device, self.target_memory)
+        shapes, device, ranks = self.extractor.shapes, self.extractor.device, self.extractor.ranks
+        directions = Directions(shapes, len(sets), device, self.target_memory, ranks)
         reliability, notes = {}, []
         for row, (name, groups) in enumerate(sets.items()):
             weights_2N = half_weights(self._target_norms(name, groups), self.target)
-            halves = DirectionConsumer(shapes, weights_2N, device, self.target_memory)
+            halves = DirectionConsumer(shapes, weights_2N, device, self.target_memory, ranks)
             norms = NormConsumer(len(groups), device)
             report = self._stream(f"target {name}", groups, halves, norms)
             notes += usable_statuses(f"validation set {name}", groups, report, norms.norms)[1]
             if self.preconditioner is not None:
-                self.preconditioner.apply(halves.sums.values)
+                self.preconditioner.apply(halves.sums.values, ranks.rows)
             halves.rescale()
             halves.write_direction(row, directions)
             products = halves.half_products()

@@ -18,6 +18,7 @@ from cropi.influence.features.extraction import Extraction, write_features
 from cropi.influence.features.feature_files import Dtype
 from cropi.influence.features.feature_store import FeatureStore, as_store
 from cropi.influence.features.feature_writer import require_store_place
+from cropi.influence.growing_pool import GrowingPool
 from cropi.influence.preconditioner import Preconditioner
 from cropi.influence.scorer import PhaseProgress, Scorer
 from cropi.influence.settings import FEATURE_SKETCH, InfluenceConfig
@@ -100,24 +101,50 @@ def score(
     if not targets:
         raise InputError("score needs at least one target: give NAME and its rollouts")
     groups = as_groups(pool)
-    target_groups = {name: as_groups(rollouts) for name, rollouts in targets.items()}
-    settings, length = settings or InfluenceConfig(), constant_length or longest_allowed(groups)
-    state = _checkpoint(policy, checkpoint)
+    growing = growing_pool(
+        policy,
+        targets,
+        settings,
+        seed=seed,
+        constant_length=constant_length or longest_allowed(groups),
+        checkpoint=checkpoint,
+        executor=executor,
+        folder=folder,
+        progress=progress,
+    )
+    growing.add(groups, per_response)
+    return growing.influence(groups)
+
+
+def growing_pool(
+    policy: Policy | PolicyRef | str | Path | nn.Module,
+    targets: Mapping[str, Sequence[RolloutGroup] | str | Path],
+    settings: InfluenceConfig | None = None,
+    *,
+    seed: int = 0,
+    constant_length: int,
+    checkpoint: str | Path | None = None,
+    executor: Executor | None = None,
+    folder: str | Path | None = None,
+    progress: PhaseProgress | None = None,
+) -> GrowingPool:
+    """A pool whose rollouts come in portions; the arguments are those of `score`."""
+    settings, state = settings or InfluenceConfig(), _checkpoint(policy, checkpoint)
     if executor is None:
         model = policy.load().model if isinstance(policy, PolicyRef) else as_model(policy)
-        scorer = make_scorer(model, settings, seed, progress, length, state)
+        scorer = make_scorer(model, settings, seed, progress, constant_length, state)
     else:
         reference, moments = _sendable(policy), _state_hash(settings, state)
         scorer = ShardedScorer(
-            partial(_scorer_of, reference, settings, seed, length, state),
+            partial(_scorer_of, reference, settings, seed, constant_length, state),
             settings,
-            length,
+            constant_length,
             (reference.identity, seed, moments),
             executor,
             _required_folder(folder),
             progress,
         )
-    return scorer.score(groups, target_groups, per_response)
+    return scorer.growing({name: as_groups(rollouts) for name, rollouts in targets.items()})
 
 
 def _scorer_of(

@@ -27,8 +27,9 @@ from cropi.gradients.consumers import (
     NormConsumer,
     SumConsumer,
 )
+from cropi.influence.growing_pool import TargetDirections
 from cropi.influence.preconditioner import PreconditioningConsumer
-from cropi.influence.scorer import Scorer, TargetDirections, fit_sketch
+from cropi.influence.scorer import Scorer, fit_sketch
 from cropi.influence.sharded.pass_arrays import pass_arrays, report_arrays
 from cropi.influence.sharded.shards import read_arrays, write_arrays
 from cropi.schema import RolloutGroup
@@ -182,7 +183,7 @@ def measure(
     out: File,
 ) -> int:
     """Unit: compare the gradients of a shard of the pool with the directions."""
-    measured = work.ready().measure(groups, work.directions(directions), names, per_response)
+    measured = work.ready().pool_pass(groups, work.directions(directions), names, per_response)
     out.write(**pass_arrays(measured))
     return len(groups)
 

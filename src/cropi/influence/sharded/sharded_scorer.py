@@ -19,15 +19,9 @@ from cropi.errors import InputError
 from cropi.execution import Executor, WorkUnit, run_units
 from cropi.gradients.extractor import ExtractionReport
 from cropi.gradients.settings import ObjectiveConfig
-from cropi.influence.cosines import Influence
+from cropi.influence.growing_pool import GrowingPool, TargetDirections
 from cropi.influence.pool_pass import PoolPass, joined_passes, joined_reports, usable_statuses
-from cropi.influence.scorer import (
-    Groups,
-    PhaseProgress,
-    Scorer,
-    TargetDirections,
-    hash_sample,
-)
+from cropi.influence.scorer import Groups, PhaseProgress, Scorer, hash_sample
 from cropi.influence.settings import InfluenceConfig
 from cropi.influence.sharded import shard_work
 from cropi.influence.sharded.pass_arrays import pass_of, report_of
@@ -68,7 +62,7 @@ class ShardedScorer(Scorer):
         self.progress = progress or (lambda phase, done, total: None)
         self.tokens = 0
         self._objective = settings.objective.with_length(constant_length)
-        self._executor, self._folder = executor, folder.absolute()
+        self.executor, self._folder = executor, folder.absolute()
         self._key = fingerprint(key, settings.model_dump(mode="json"), constant_length)
         self._make = make
         self._identity: dict[str, str] = {}
@@ -84,14 +78,12 @@ class ShardedScorer(Scorer):
         """What defines the scores beside policy and rollouts; known once a policy was loaded."""
         return self._identity
 
-    def score(
-        self, pool: Groups, targets: Mapping[str, Groups], per_response: bool = False
-    ) -> Influence:
-        """As a plain scorer. Raises InputError naming the shards that could not be measured."""
-        with self._executor:
-            return super().score(pool, targets, per_response)
+    def growing(self, targets: Mapping[str, Groups]) -> GrowingPool:
+        """A pool that is scored in portions; workers end after each, as others may be wanted."""
+        return _ShardedPool(self, super().growing(targets).of_sets)
 
-    def _fit(self, pool: Groups) -> None:
+    def fit(self, pool: Groups) -> None:
+        """Have a worker load the policy, and fit a sketch that is fitted to data."""
         exact = self.settings.sketch.is_exact
         candidates = [] if exact else hash_sample(pool, CANDIDATES)
         self._key = fingerprint(self._key, content_of(candidates))
@@ -116,14 +108,14 @@ class ShardedScorer(Scorer):
             self._direction_files.append(file)
         return directions
 
-    def measure(
-        self, pool: Groups, directions: TargetDirections, names: Sequence[str], per_response: bool
+    def pool_pass(
+        self, groups: Groups, directions: TargetDirections, names: Sequence[str], responses: bool
     ) -> PoolPass:
-        """Compare the gradients of informative prompts with the directions."""
+        """What the gradients of informative groups have in common with the directions."""
         files = self._direction_files
         made_from = [file.fingerprint for file in files]
-        arguments = (list(names), files, per_response)
-        arrays = self._shards("pool", pool, shard_work.measure, arguments, made_from)
+        arguments = (list(names), files, responses)
+        arrays = self._shards("pool", groups, shard_work.measure, arguments, made_from)
         measured = joined_passes([pass_of(each) for each in arrays])
         self.tokens += measured.report.tokens
         self.tokens += 0 if measured.responses is None else measured.responses.tokens
@@ -238,14 +230,14 @@ class ShardedScorer(Scorer):
         done, failures = total - sum(sizes), []
         size_of = {unit.name: size for unit, size in zip(units, sizes, strict=True)}
         self.progress(phase, done, total)
-        for finished in run_units(self._executor, units):
+        for finished in run_units(self.executor, units):
             if isinstance(finished.error, InputError):
                 raise finished.error
             if finished.error is not None:
                 failures.append(str(finished.error))
                 continue
             done += size_of[finished.unit.name]
-            self.progress(f"{phase}, {plural(self._executor.workers, 'worker')}", done, total)
+            self.progress(f"{phase}, {plural(self.executor.workers, 'worker')}", done, total)
         if failures:
             more = f" and {len(failures) - NAMED} more" if len(failures) > NAMED else ""
             raise InputError(
@@ -254,6 +246,14 @@ class ShardedScorer(Scorer):
                 "influence.batch_tokens, and give the same command again: what the other shards "
                 f"gave is in {self._folder}"
             )
+
+
+class _ShardedPool(GrowingPool):
+    def add(self, pool: Groups, per_response: bool = False) -> None:
+        """Score a portion, with workers that keep policy and directions meanwhile."""
+        assert isinstance(self.scorer, ShardedScorer)
+        with self.scorer.executor:
+            super().add(pool, per_response)
 
 
 def _named(groups: Groups) -> str:
