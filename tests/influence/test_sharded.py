@@ -87,8 +87,9 @@ def assert_close(one: Influence, other: Influence, tolerance: float = 1e-6) -> N
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_shards_give_the_scores_of_one_process(name: str, tmp_path: Path) -> None:
-    # A bf16 direction is rounded from sums that differ in their last bits.
-    tolerance = 1e-4 if name == "bf16" else 1e-6
+    # A bf16 direction is rounded from sums that differ in their last bits. Of random tokens some
+    # gradients nearly cancel, which makes more of rounding in a sketch than in all coordinates.
+    tolerance = {"bf16": 1e-4, "sparse": 1e-5, "fitted": 1e-5}.get(name, 1e-6)
     settings = SETTINGS[name]
     assert_close(scored(settings, tmp_path / "shards", Inline()), scored(settings), tolerance)
 

@@ -61,8 +61,9 @@ def pass_of(arrays: Mapping[str, np.ndarray]) -> PoolPass:
     """The pass that `pass_arrays` made arrays of."""
     responses = None
     if "response_tokens" in arrays:
-        parts = [arrays[name] for name in RESPONSES]
-        responses = ResponseMeasures(*parts, int(arrays["response_tokens"]))
+        dots_DV, squares_D, with_sum_D = (arrays[name] for name in RESPONSES)
+        tokens = int(arrays["response_tokens"])
+        responses = ResponseMeasures(dots_DV, squares_D, with_sum_D, tokens)
     return PoolPass(
         arrays["dots"],
         arrays["norms"],

@@ -27,6 +27,7 @@ from cropi.gradients.consumers import (
     NormConsumer,
     SumConsumer,
 )
+from cropi.gradients.settings import TargetMemory
 from cropi.influence.growing_pool import TargetDirections
 from cropi.influence.preconditioner import PreconditioningConsumer
 from cropi.influence.scorer import Scorer, fit_sketch
@@ -145,7 +146,7 @@ def gradient_sum(
     """Unit: the weighted sum of gradients, in a file of its own, and their norms."""
     scorer = work.scorer
     extractor = scorer.extractor
-    memory = "offload" if scorer.target_memory == "offload" else "fp32"
+    memory: TargetMemory = "offload" if scorer.target_memory == "offload" else "fp32"
     total = SumConsumer(extractor.shapes, weights_N[None], extractor.device, memory)
     lengths = NormConsumer(len(groups), extractor.device)
     report = extractor.run(groups, [total, lengths])
@@ -169,9 +170,9 @@ def join_sums(work: ShardWork, halves: Sequence[Sequence[File]], out: File) -> N
     joined.rescale()
     direction = Directions(shapes, 1, device, scorer.target_memory)
     joined.write_direction(0, direction)
-    values = {f"={n}": v[0].float().cpu().numpy() for n, v in direction.values.items()}
+    vector = {f"={n}": v[0].float().cpu().numpy() for n, v in direction.values.items()}
     length = np.array(direction.norms()[0])
-    out.write(**values, length=length, products=joined.half_products())
+    out.write(**vector, length=length, products=joined.half_products())
 
 
 def measure(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,21 @@ CANDIDATES = 4096
 """Prompts that a sketch may choose from, to be fitted on."""
 NAMED = 3
 """Shards that an error names."""
+
+
+@dataclass(frozen=True)
+class SumPart:
+    """Prompts of one half of a target, by their places; files of their sum and of their norms."""
+
+    half: int
+    places: list[int]
+    sums: File
+    measured: File
+
+    def is_made(self, joined: bool) -> bool:
+        """Whether nothing is left to be done; the sum is not needed once it was `joined`."""
+        files = [self.measured] if joined else [self.measured, self.sums]
+        return all(is_made(file.path, file.fingerprint) for file in files)
 
 
 class ShardedScorer(Scorer):
@@ -161,31 +177,38 @@ class ShardedScorer(Scorer):
         whole = fingerprint(content_of(groups), weights_2N.tolist())
         direction = self._file("direction", name, whole)
         joined = is_made(direction.path, direction.fingerprint)
-        halves, measures, units, sizes = ([], []), [], [], []
-        for half, weights_N in enumerate(weights_2N):
-            members = np.arange(half, len(groups), 2)  # as `half_weights` halves them
-            for run in cut([groups[n] for n in members], least=1):
-                places = members[run.start : run.stop]
-                sums = self._file("sum", name, half, run.start, whole)
-                measured = self._file("norms", name, half, run.start, whole)
-                halves[half].append(sums)
-                measures.append((places, measured))
-                if is_made(measured.path, measured.fingerprint) and (
-                    joined or is_made(sums.path, sums.fingerprint)
-                ):
-                    continue
-                arguments = ([groups[n] for n in places], weights_N[places], sums, measured)
-                part = _named([groups[n] for n in places])
-                title = f"target {name}, half {half + 1}, {part}"
-                units.append(self._unit(title, shard_work.gradient_sum, arguments, measured))
-                sizes.append(len(places))
+        parts = self._parts(name, groups, whole)
+        missing = [part for part in parts if not part.is_made(joined)]
+        units = [self._sum_unit(name, groups, weights_2N, part) for part in missing]
+        sizes = [len(part.places) for part in missing]
         self._run(f"target {name}", units, sizes, len(groups))
         if not joined:
+            halves = [[part.sums for part in parts if part.half == half] for half in (0, 1)]
             unit = self._unit(f"join {name}", shard_work.join_sums, (halves, direction), direction)
             self._run(f"joining {name}", [unit], [0])
-        for file in (*halves[0], *halves[1]):
-            remove(file.path)
-        return *_in_order([(places, file.read()) for places, file in measures]), direction
+        for part in parts:
+            remove(part.sums.path)
+        return *_in_order([(part.places, part.measured.read()) for part in parts]), direction
+
+    def _parts(self, name: str, groups: Groups, whole: str) -> list[SumPart]:
+        """A target's two halves, as `half_weights` makes them, each cut into parts."""
+        parts = []
+        for half in (0, 1):
+            places = list(range(half, len(groups), 2))
+            for run in cut([groups[n] for n in places], least=1):
+                key = (name, half, run.start, whole)
+                sums, measured = self._file("sum", *key), self._file("norms", *key)
+                parts.append(SumPart(half, places[run.start : run.stop], sums, measured))
+        return parts
+
+    def _sum_unit(
+        self, name: str, groups: Groups, weights_2N: NDArray[np.float64], part: SumPart
+    ) -> WorkUnit:
+        members = [groups[place] for place in part.places]
+        weights = weights_2N[part.half, part.places]
+        title = f"target {name}, half {part.half + 1}, {_named(members)}"
+        arguments = (members, weights, part.sums, part.measured)
+        return self._unit(title, shard_work.gradient_sum, arguments, part.measured)
 
     def _shards(
         self,
@@ -263,10 +286,10 @@ def _named(groups: Groups) -> str:
 
 
 def _in_order(
-    parts: Sequence[tuple[NDArray[np.int64], dict[str, np.ndarray]]],
+    parts: Sequence[tuple[list[int], dict[str, np.ndarray]]],
 ) -> tuple[NDArray[np.float64], ExtractionReport]:
     """Norms and report of all prompts, from those of parts with their places."""
-    places = np.concatenate([each for each, _ in parts])
+    places = [place for each, _ in parts for place in each]
     report = joined_reports([report_of(arrays) for _, arrays in parts])
     order = np.argsort(places)
     norms_N = np.concatenate([arrays["norms"] for _, arrays in parts])[order]
