@@ -192,7 +192,8 @@ def test_a_copy_in_another_process_counts_for_itself_and_says_so_once() -> None:
         assert judge.tally() is None
         with pickle.loads(pickle.dumps(judge)) as copy:
             copy.judge([(prompt(), "2"), (prompt(answer=""), "3")])
-            judge.add(copy.tally())
+            tally = copy.tally()
+            judge.add(tally.counts, tally.reasons)
             assert not copy.tally().counts
         assert sum(judge.counts["s"].values()) == 3
         assert judge.counts["s"]["ok"] == 1

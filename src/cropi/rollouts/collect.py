@@ -219,7 +219,7 @@ class Written:
     def count_in(self, judge: Grader) -> None:
         """Add what was counted elsewhere to the judge here."""
         if self.tally is not None and isinstance(judge, Tallying):
-            judge.add(self.tally)
+            judge.add(self.tally.counts, self.tally.reasons)
 
 
 @dataclass(frozen=True, slots=True)

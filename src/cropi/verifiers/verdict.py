@@ -96,7 +96,7 @@ class Tallying(Protocol):
         """What a copy has counted since the last call; None of the original."""
         ...
 
-    def add(self, tally: Tally) -> None:
+    def add(self, counts: Mapping[str, Mapping[Any, int]], reasons: Mapping[str, int]) -> None:
         """Count what a copy has counted."""
         ...
 

@@ -223,12 +223,6 @@ class Judge:
         self.counts, self.reasons = {}, Counter()
         return tally
 
-    def add(self, tally: Tally) -> None:
-        """Count what a copy has counted."""
-        for source, counts in tally.counts.items():
-            self.counts.setdefault(source, Counter()).update(counts)
-        self.reasons.update(tally.reasons)
-
     def _resolve(self, functions: str | list[RewardTerm]) -> tuple[WeightedReward, ...]:
         if isinstance(functions, str):
             return ((resolve_name("verifier", functions, self._folders), 1.0),)
