@@ -18,7 +18,7 @@ from cropi.execution import Executor, Inline
 from cropi.influence.cosines import Influence
 from cropi.influence.settings import InfluenceConfig
 from cropi.influence.setup import score
-from cropi.influence.sharded.shards import content_of, cut, is_made, read_arrays, write_arrays
+from cropi.influence.sharded.shard_files import content_of, cut, is_made, read_arrays, write_arrays
 from cropi.policy.loading import load_policy
 from cropi.sketches.settings import SketchChoice
 from support.pocket_groups import pocket_groups

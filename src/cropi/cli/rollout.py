@@ -70,10 +70,10 @@ def rollout(
     from cropi.store.files import require_writable
     from cropi.verifiers import open_judge
 
-    scale, own = scale_and_rest(settings)
+    scale, rest = scale_and_rest(settings)
     config = section(
         RolloutsConfig,
-        engine_settings(own, batch_size),
+        engine_settings(rest, batch_size),
         inert=["validation_responses"],
         responses=responses,
         max_new_tokens=max_new_tokens,

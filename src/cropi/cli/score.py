@@ -101,8 +101,8 @@ def score(
                 "what `cropi features` wrote"
             )
         else:
-            scale, own = scale_and_rest(settings)
-            config = section(InfluenceConfig, own, sketch=sketch)
+            scale, rest = scale_and_rest(settings)
+            config = section(InfluenceConfig, rest, sketch=sketch)
             influence = _from_rollouts(
                 model, rollouts, files, out, config, seed, dtype, device, per_response, scale
             )

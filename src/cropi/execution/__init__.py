@@ -5,7 +5,7 @@ is the executor's business. A new executor is one class with the methods of `Exe
 of `ScaleConfig`, and a line in `executor_for`.
 """
 
-from cropi.execution.choice import executor_for
+from cropi.execution.executor_choice import executor_for
 from cropi.execution.processes import Processes, requested_threads, usable_cores
 from cropi.execution.program import Program
 from cropi.execution.units import Executor, Finished, Inline, WorkUnit, run_units

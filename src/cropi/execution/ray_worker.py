@@ -35,9 +35,9 @@ class Worker:
 
     def version(self) -> str:
         """The version of cropi here; the first call returns when the worker is ready."""
-        import cropi
+        from cropi import __version__
 
-        return cropi.__version__
+        return __version__
 
     def run(self, unit: Any, shared: Sequence[Any]) -> Outcome:
         """Run a unit. `shared` is empty, or the key of what it shares and where Ray has that."""

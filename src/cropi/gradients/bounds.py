@@ -183,17 +183,17 @@ class RatioSummary:
 
 def joined_ratios(parts: Sequence[tuple[int, RatioSummary | None]]) -> RatioSummary | None:
     """The summary of passes over neighbouring prompts, each with the place of its first one."""
-    known = [(first, each) for first, each in parts if each is not None]
-    tokens = sum(each.tokens for _, each in known)
+    counted = [(first, each) for first, each in parts if each is not None]
+    tokens = sum(each.tokens for _, each in counted)
     if not tokens:
         return None
-    mean = sum(each.mean_ratio * each.tokens for _, each in known) / tokens
-    squares = sum(each.ratio_squares for _, each in known)
+    mean = sum(each.mean_ratio * each.tokens for _, each in counted) / tokens
+    squares = sum(each.ratio_squares for _, each in counted)
     return RatioSummary(
         tokens,
-        sum(each.kl * each.tokens for _, each in known) / tokens,
+        sum(each.kl * each.tokens for _, each in counted) / tokens,
         mean**2 * tokens / squares,
-        tuple(first + place for first, each in known for place in each.wild),
+        tuple(first + place for first, each in counted for place in each.wild),
         mean,
     )
 

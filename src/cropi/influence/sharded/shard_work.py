@@ -32,7 +32,7 @@ from cropi.influence.growing_pool import TargetDirections
 from cropi.influence.preconditioner import PreconditioningConsumer
 from cropi.influence.scorer import Scorer, fit_sketch
 from cropi.influence.sharded.pass_arrays import pass_arrays, report_arrays
-from cropi.influence.sharded.shards import read_arrays, write_arrays
+from cropi.influence.sharded.shard_files import read_arrays, write_arrays
 from cropi.schema import RolloutGroup
 from cropi.sketches import FittedSketch, SketchBuffer, SketchConsumer
 

@@ -26,8 +26,8 @@ from cropi.influence.scorer import Groups, PhaseProgress, Scorer, hash_sample
 from cropi.influence.settings import InfluenceConfig
 from cropi.influence.sharded import shard_work
 from cropi.influence.sharded.pass_arrays import pass_of, report_of
+from cropi.influence.sharded.shard_files import content_of, cut, is_made, read_arrays
 from cropi.influence.sharded.shard_work import File, ShardWork
-from cropi.influence.sharded.shards import content_of, cut, is_made, read_arrays
 from cropi.influence.targets import TargetReliability, half_weights, target_reliability
 from cropi.schema import fingerprint
 from cropi.store.files import remove
