@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 import typer
 
-from cropi.cli.launcher import launched
 from cropi.cli.options import (
     MODEL_HELP,
     PLUGIN_HELP,
@@ -30,6 +29,7 @@ from cropi.cli.options import (
     setting,
 )
 from cropi.cli.printing import make_reporter, print_table
+from cropi.cli.torchrun import launched
 from cropi.errors import InputError
 from cropi.execution.settings import ScaleConfig
 from cropi.influence.settings import FEATURE_SKETCH, InfluenceConfig
