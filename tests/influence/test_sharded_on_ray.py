@@ -46,7 +46,7 @@ def test_killed_workers_and_drivers_change_no_bit(tmp_path: Path, expected: Infl
     two, killed = RayWorkers(2), []
 
     def kill_a_worker(phase: str, done: int) -> None:
-        if phase.startswith("pool, ") and not killed:
+        if phase.startswith("pool, ") and two._running and not killed:
             killed.append(next(iter(two._running.values())))
             ray.kill(killed[0].worker)
 

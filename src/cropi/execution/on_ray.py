@@ -11,6 +11,7 @@ Ray is imported when the first units are run, and only then.
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 import time
 import warnings
@@ -182,7 +183,8 @@ class RayWorkers:
         """Give idle workers the next units, then late ones a second time."""
         while self._idle and (unit := self._next()) is not None:
             worker = self._idle.pop()
-            plain = replace(unit, shared=None)
+            # As bytes: arrays that Ray unpacks cannot be written to, and torch complains of them.
+            plain = pickle.dumps(replace(unit, shared=None))
             reference = worker.run.options(name=unit.name).remote(plain, self._placed_shared(unit))
             self._running[reference] = Attempt(unit, worker)
 

@@ -39,14 +39,15 @@ class Worker:
 
         return __version__
 
-    def run(self, unit: Any, shared: Sequence[Any]) -> Outcome:
-        """Run a unit. `shared` is empty, or the key of what it shares and where Ray has that."""
+    def run(self, pickled: bytes, shared: Sequence[Any]) -> Outcome:
+        """Run a pickled unit. `shared` is empty, or the key of what it shares and where Ray has that."""
         from cropi.execution.packing import restorable
         from cropi.execution.units import call
 
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("default")
             try:
+                unit = pickle.loads(pickled)
                 if shared:
                     unit = replace(unit, shared=self._object(*shared))
                 value, seconds = call(unit)
