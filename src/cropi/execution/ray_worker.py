@@ -40,7 +40,7 @@ class Worker:
         return __version__
 
     def run(self, pickled: bytes, shared: Sequence[Any]) -> Outcome:
-        """Run a pickled unit. `shared` is empty, or a key of what it shares and where Ray has it."""
+        """Run a pickled unit. `shared` is empty, or what it shares: a key, and where Ray has it."""
         from cropi.execution.packing import restorable
         from cropi.execution.units import call
 
