@@ -20,6 +20,8 @@ import cropi
 from cropi.config import RunConfig, load_config, resolve_model_path
 from cropi.curriculum.loop import run
 from cropi.errors import InputError
+from cropi.execution import executor_for
+from cropi.execution.settings import RaySettings, ScaleConfig
 from cropi.plugins import Choice, find_plugin, plugin_names, settings_of
 from cropi.policy.reference import PolicyRef
 from cropi.prompts import load_prompt_sets, load_source
@@ -33,6 +35,8 @@ from cropi.settings import Section, section_in
 from cropi.sketches import SketchChoice, make_sketch
 from cropi.study.plan import StudyPlan
 from cropi.study.runner import run_threads
+from cropi.training.launcher import accelerate_config
+from cropi.training.settings import LaunchSettings
 from cropi.verifiers import Judge
 from support.fake_server import FakeServer, interpreter, serving
 from support.tiny_models import mixed_groups
@@ -65,7 +69,7 @@ def sections(section: type[Section] = RunConfig) -> Iterator[type[Section]]:
         inner = section_in(field.annotation)
         if inner is not None and issubclass(inner, Choice):
             for name in plugin_names(inner.kind):
-                yield settings_of(find_plugin(inner.kind, name))
+                yield from sections(settings_of(find_plugin(inner.kind, name)))
         elif inner is not None:
             yield from sections(inner)
 
@@ -92,8 +96,10 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> Read:
         run(tiny_config(folder, *EVERYTHING))
         use_sources(folder, patch)
         use_plugins()
+        use_launchers()
         use_servers(folder)
         use_studies(folder)
+        assert executor_for(ScaleConfig(ray=RaySettings(workers=2))) is not None
     return seen
 
 
@@ -136,6 +142,11 @@ def use_plugins() -> None:
     for name in ("bandit", "dps", "mopps"):
         settings = SelectionConfig(strategy=StrategyChoice.of(name))
         assert cropi.select(None, settings, rollouts=rollouts, sources=sources).prompt_ids
+
+
+def use_launchers() -> None:
+    launch = LaunchSettings(processes=2)
+    assert accelerate_config(launch)["num_processes"] == 2
 
 
 def use_servers(folder: Path) -> None:

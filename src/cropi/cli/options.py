@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import Field
 from typer.core import TyperCommand
 
 from cropi.cli.flag_names import given_in_flags
 from cropi.errors import InputError
+from cropi.execution.settings import ScaleConfig
 from cropi.influence.settings import InfluenceConfig
 from cropi.plugins import Choice
 from cropi.policy.settings import ModelConfig
@@ -122,6 +124,22 @@ def section(
         raise InputError(given_in_flags(str(error), given)) from None
 
 
+class _Scaled(Section):
+    """What a command beside `cropi run` takes of a config's top level."""
+
+    scale: ScaleConfig = Field(default_factory=ScaleConfig)
+
+
+def scale_and_rest(settings: Sequence[str] | None) -> tuple[ScaleConfig, list[str]]:
+    """The settings `scale...` among dotted settings, validated, and the other ones."""
+    from cropi.config import build_section
+
+    texts = list(settings or [])
+    of_scale = [text for text in texts if text.partition("=")[0].split(".")[0] == "scale"]
+    scale = build_section(_Scaled, {}, of_scale).scale
+    return scale, [text for text in texts if text not in of_scale]
+
+
 REPLACED = {"judge": ("rollouts",)}
 """Inputs that a command may write its output over, because what is written holds all of them."""
 
@@ -181,12 +199,12 @@ def policy_at(model: str, dtype: str | None, device: str | None) -> PolicyRef:
     return PolicyRef(model, dtype=config.dtype, device=config.device)
 
 
-def load_model(model: str, dtype: str | None, device: str | None) -> Any:
-    """The model at a path, for commands that need gradients but no tokenizer."""
+def load_model(model: str, dtype: str | None, device: str | None, shards: int = 1) -> Any:
+    """The model at a path, or one of its shards, for commands that need gradients."""
     import cropi
 
     config = model_config(model, dtype=dtype, device=device)
-    return cropi.load_model(model, dtype=config.dtype, device=config.device)
+    return cropi.load_model(model, dtype=config.dtype, device=config.device, shards=shards)
 
 
 def named_files(values: list[str], option: str) -> dict[str, Path]:

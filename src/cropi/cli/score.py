@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -22,11 +23,15 @@ from cropi.cli.options import (
     Targets,
     load_model,
     named_files,
+    policy_at,
+    scale_and_rest,
     section,
     setting,
 )
 from cropi.cli.printing import make_reporter, print_table
+from cropi.cli.torchrun import launched
 from cropi.errors import InputError
+from cropi.execution.settings import ScaleConfig
 from cropi.influence.settings import FEATURE_SKETCH, InfluenceConfig
 from cropi.text import plural
 
@@ -66,7 +71,8 @@ def score(
 ) -> None:
     """Influence of each pool prompt on each validation set, under a policy.
 
-    Settings are those of the config's `influence` section.
+    Settings are those of the config's `influence` section; `scale.ray.workers=8` has workers of Ray
+    score, and a call that was stopped continues when it is given again.
 
     Examples:
 
@@ -75,12 +81,18 @@ def score(
         cropi score ... --sketch sparse sketch.ratio=0.15 sketch.dim=8192 objective.ratio=sequence
 
         cropi score --features pool.features --target gsm8k=val.features --out s.parquet
+
+    A model that does not fit one GPU is dealt out over those of several processes:
+
+        torchrun --nproc-per-node 8 -m cropi score --model DIR ...
     """
+    from cropi.store.files import remove
     from cropi.store.lock import exclusive_output
     from cropi.store.tables import write_scores
 
     files = named_files(target, "target")
-    with exclusive_output(out):
+    launch = launched()
+    with exclusive_output(out) if launch.is_first else nullcontext(), launch.together():
         if features is not None:
             influence = _from_features(ctx, features, files, out, settings)
         elif model is None or rollouts is None:
@@ -89,12 +101,15 @@ def score(
                 "what `cropi features` wrote"
             )
         else:
-            config = section(InfluenceConfig, settings, sketch=sketch)
+            scale, rest = scale_and_rest(settings)
+            config = section(InfluenceConfig, rest, sketch=sketch)
             influence = _from_rollouts(
-                model, rollouts, files, out, config, seed, dtype, device, per_response
+                model, rollouts, files, out, config, seed, dtype, device, per_response, scale
             )
-        write_scores(out, influence.estimate)
-    print_scores(influence, out)
+        if launch.is_first:
+            write_scores(out, influence.estimate)
+            remove(_shards(out))
+            print_scores(influence, out)
 
 
 def features(
@@ -129,6 +144,11 @@ def features(
     from cropi.influence.features.feature_writer import require_store_place
 
     config = section(InfluenceConfig, settings, sketch=sketch)
+    if launched().several:
+        raise InputError(
+            f"cropi features is one process, and torchrun has started {launched().size}; start it "
+            "without torchrun, or score at once with `torchrun ... -m cropi score`"
+        )
     require_store_place(out)
     with make_reporter().phase("features") as bar:
         extraction = cropi.extract_features(
@@ -192,27 +212,42 @@ def _from_rollouts(
     dtype: str | None,
     device: str | None,
     per_response: bool,
+    scale: ScaleConfig,
 ) -> Influence:
     import cropi
+    from cropi.execution import executor_for
     from cropi.store.files import require_writable
 
     require_writable(out)
     groups = cropi.read_rollouts(pool)
     target_groups = {name: cropi.read_rollouts(path) for name, path in targets.items()}
-    loaded = load_model(model, dtype, device)
+    executor, processes = executor_for(scale), launched().size
+    if executor is not None and processes > 1:
+        raise InputError(
+            f"the model is dealt out over {processes} processes, and scale would have workers load "
+            "it whole; remove scale, or call cropi without torchrun"
+        )
+    loaded = load_model(model, dtype, device, processes) if executor is None else None
     with make_reporter().phase("influence", len(groups)) as bar:
         influence = cropi.score(
-            loaded,
+            policy_at(model, dtype, device) if loaded is None else loaded,
             groups,
             target_groups,
             config,
             seed=seed,
             checkpoint=model,
             per_response=per_response,
+            executor=executor,
+            folder=_shards(out),
             progress=lambda phase, done, total: bar.update(done, total, note=phase),
         )
         bar.note = f"{influence.tokens:,} tokens"
     return influence
+
+
+def _shards(out: Path) -> Path:
+    """Where workers leave what they have measured, until the scores are written."""
+    return out.with_name(f"{out.name}.shards")
 
 
 def _from_features(
@@ -229,6 +264,11 @@ def _from_features(
     import cropi
     from cropi.store.files import require_writable
 
+    if launched().several:
+        raise InputError(
+            f"--features needs no gradients, and torchrun has started {launched().size} processes; "
+            "start one, without torchrun"
+        )
     config = section(InfluenceConfig, settings)
     given = [name for name in ctx.params if _was_given(ctx, name)]
     inert = [f"--{name.replace('_', '-')}" for name in given if name not in TAKEN_WITH_FEATURES]

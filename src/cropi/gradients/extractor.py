@@ -88,6 +88,15 @@ class ExtractionReport:
         """How many prompts there were."""
         return len(self.statuses)
 
+    def reordered(self, order: Sequence[int] | NDArray[np.int64]) -> ExtractionReport:
+        """The report on the same prompts in another order: `order[n]` is the n-th's place here."""
+        ratios, rewards = self.ratios, self.current_rewards
+        if ratios is not None:
+            place_of = {int(old): new for new, old in enumerate(order)}
+            ratios = replace(ratios, wild=tuple(sorted(place_of[old] for old in ratios.wild)))
+        statuses = [self.statuses[old] for old in order]
+        return replace(self, statuses=statuses, ratios=ratios, current_rewards=rewards[order])
+
 
 def trainable_parameters(
     model: nn.Module, patterns: Sequence[str] | None = None
@@ -204,9 +213,12 @@ class GradientExtractor:
     def _together(self, consumers: Sequence[GradientConsumer]) -> Iterator[None]:
         """Give every rank what all of them have collected in between."""
         shared = [each for each in consumers if isinstance(each, SharedConsumer)]
-        if self.ranks.several and len(shared) < len(consumers):
-            (other,) = {type(each).__name__ for each in consumers if each not in shared}
-            raise InputError(f"{other} cannot be filled by several processes; use one")
+        others = [type(each) for each in consumers if not isinstance(each, SharedConsumer)]
+        if self.ranks.several and others:
+            raise InputError(
+                f"{others[0].__name__} cannot be filled by {self.ranks.size} processes together; "
+                "give it a method add_up, or compute in one process"
+            )
         yield
         for consumer in shared:
             consumer.add_up(self.ranks)

@@ -26,8 +26,9 @@ from cropi.influence.features.feature_files import (
 from cropi.influence.features.feature_store import FeatureStore
 from cropi.influence.features.feature_writer import FeatureWriter, content_hash
 from cropi.influence.left_out import InformativeGroups, require_informative
+from cropi.influence.pool_pass import ratio_notes
 from cropi.influence.preconditioner import Preconditioner, PreconditioningConsumer
-from cropi.influence.scorer import fit_sketch, ratio_notes
+from cropi.influence.scorer import fit_sketch
 from cropi.schema import RolloutGroup
 from cropi.sketches import FittedSketch, Sketch, SketchConsumer
 from cropi.store.files import file_hash
@@ -163,11 +164,12 @@ def _write_shard(
     places = writer.identity.shard_places()[number]
     members = groups[places.start : places.stop]
     with writer.shard(number) as sink:
-        consumers: list[GradientConsumer] = [SketchConsumer(sketch, sink, extractor.device)]
+        sketcher = SketchConsumer(sketch, sink, extractor.device)
+        consumers: list[GradientConsumer] = [sketcher]
         if preconditioner is not None:
             # Norms of plain gradients, as the weights of a target need them.
             norms = NormConsumer(len(members), extractor.device)
-            consumers = [PreconditioningConsumer(consumers[0], preconditioner), norms]
+            consumers = [PreconditioningConsumer(sketcher, preconditioner), norms]
         report = extractor.run(members, consumers, advance)
         if preconditioner is not None:
             sink.norms[:] = norms.norms

@@ -8,12 +8,12 @@ it is "error"; neither counts as a reward of 0.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from cropi.errors import InputError
 from cropi.plugins import resolve_name
@@ -22,7 +22,7 @@ from cropi.verifiers.runtime.groups import as_jobs, judge_jobs
 from cropi.verifiers.runtime.pool import WorkerPool
 from cropi.verifiers.settings import RewardTerm, VerifiersConfig
 from cropi.verifiers.tags import Tags
-from cropi.verifiers.verdict import Job, Verdict, WeightedReward
+from cropi.verifiers.verdict import Job, Tally, Verdict, WeightedReward
 
 Outcome = Literal["ok", "wrong", "timeout", "error"]
 TRIED = 4
@@ -53,6 +53,7 @@ class Judge:
         self.counts: dict[str, Counter[Outcome]] = {}
         self.reasons: Counter[str] = Counter()
         self.step = 0
+        self._is_copy = False
         self._columns: dict[str, None] = {}
 
     def __enter__(self) -> Judge:
@@ -70,6 +71,17 @@ class Judge:
     def settings(self) -> VerifiersConfig:
         """The settings that it judges by."""
         return self._config
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where it looks for verifiers' files, beside the current directory."""
+        return self._folders
+
+    def add(self, counts: Mapping[str, Mapping[Outcome, int]], reasons: Mapping[str, int]) -> None:
+        """Count what a judge in another process has judged."""
+        for source, outcomes in counts.items():
+            self.counts.setdefault(source, Counter()).update(outcomes)
+        self.reasons.update(reasons)
 
     def close(self) -> None:
         """End the worker processes; a later call starts new ones."""
@@ -198,6 +210,18 @@ class Judge:
         threshold = self._config.threshold
         passed = verdict.reward > 0 if threshold is None else verdict.reward >= threshold
         return "ok" if passed else "wrong"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy for another process, which counts for itself."""
+        return {**self.__dict__, "counts": {}, "reasons": Counter(), "_is_copy": True}
+
+    def tally(self) -> Tally | None:
+        """What a copy in another process has counted since the last call; None of the original."""
+        if not self._is_copy:
+            return None
+        tally = Tally(self.counts, self.reasons)
+        self.counts, self.reasons = {}, Counter()
+        return tally
 
     def _resolve(self, functions: str | list[RewardTerm]) -> tuple[WeightedReward, ...]:
         if isinstance(functions, str):
