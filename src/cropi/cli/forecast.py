@@ -190,7 +190,14 @@ def _verdict(arm: ArmForecast) -> str:
 
 
 def _dead_lines(forecast: Forecast) -> list[str]:
-    if forecast.behaviour.source == "guess":
+    from cropi.estimation.intervals import share_interval
+    from cropi.report.kit.number_format import percent_interval
+
+    sampled = forecast.behaviour.pool
+    if not sampled.groups:
         return []
-    dead = 1 - forecast.behaviour.pool.informative
-    return [f"dead groups, whose rewards are all equal: {dead:.0%} of the pool's that were sampled"]
+    dead = share_interval(round((1 - sampled.informative) * sampled.groups), sampled.groups)
+    return [
+        f"dead groups, whose rewards are all equal: {percent_interval(dead)} of the pool, by the "
+        f"{sampled.groups:,} of a {forecast.behaviour.source}"
+    ]

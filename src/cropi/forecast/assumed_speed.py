@@ -20,15 +20,17 @@ from cropi.config import RunConfig
 from cropi.forecast.hardware import (
     DECODING,
     DISK,
+    HOST_LINK,
     PER_MACHINE,
     PREFILL,
     SHARES,
     STEP_OF_A_LAYER,
     Hardware,
 )
-from cropi.forecast.memory import kept_gradient_bytes
+from cropi.forecast.memory import FP32, kept_gradient_bytes
 from cropi.forecast.model_shape import ModelShape
 from cropi.forecast.workload import Work
+from cropi.gradients.batching import BATCH_TOKENS
 from cropi.store.metrics import FORWARD, FORWARD_BACKWARD
 
 ADAM_BYTES = 8
@@ -67,11 +69,20 @@ class AssumedSpeed:
         return per_parameter * self.shape.parameters / (self.hardware.peak * share)
 
     def _gradients(self, work: Work) -> float:
-        """Every prompt's gradient is made, and read by what compares it."""
-        if work.phase != "scoring":
+        """Every prompt's gradient is made, and read by what compares it with the directions.
+
+        Directions in the main memory are brought in once a batch.
+        """
+        if work.phase != "scoring" or not work.backward:
             return 0.0
         moved = work.prompts * kept_gradient_bytes(self.shape)
-        return moved / (DECODING * self.hardware.bandwidth)
+        seconds = moved / (DECODING * self.hardware.bandwidth)
+        settings = self.config.influence
+        if settings.target_memory != "offload" or not self.hardware.is_gpu:
+            return seconds
+        batches = work.backward / (settings.batch_tokens or BATCH_TOKENS["cuda"])
+        held = FP32 * self.shape.compared * len(self.config.prompts.validation)
+        return seconds + batches * held / HOST_LINK
 
     def _generation(self, work: Work) -> float:
         """Sampling, and reading the prompts; on one device."""

@@ -140,6 +140,7 @@ def sampled_set(groups: Sequence[RolloutGroup]) -> SampledSet:
         response_tokens=sum(group.tokens for group in groups) / max(1, responses),
         informative=float(np.mean([group.informative for group in groups])),
         scored_tokens=float(np.mean([_scored_tokens(group) for group in scored])),
+        groups=len(groups),
     )
 
 

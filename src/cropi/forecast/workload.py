@@ -37,11 +37,13 @@ class SampledSet:
     """Responses to a kind of set: their mean length in tokens, and the share of informative groups.
 
     `scored_tokens` go through the model to score one informative prompt, its prompt once.
+    `groups` were sampled to know this: none for a guess.
     """
 
     response_tokens: float
     informative: float
     scored_tokens: float
+    groups: int = 0
 
 
 @dataclass(frozen=True)
