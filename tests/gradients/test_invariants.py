@@ -54,7 +54,7 @@ def test_dense_gradients_in_small_tiles_change_nothing(
     model, groups = tiny_model(name), mixed_groups(7)
     whole = gradients(model, groups, share_prefix=share_prefix)
     for rows in (1, 3):
-        monkeypatch.setattr("cropi.gradients.layers.TILE_BYTES", {"cpu": 4 * 7 * 32 * rows})
+        monkeypatch.setattr("cropi.gradients.hooks.TILE_BYTES", {"cpu": 4 * 7 * 32 * rows})
         actual = gradients(model, groups, share_prefix=share_prefix)
         assert_equal_gradients(actual, whole, 1e-6)
 
@@ -65,7 +65,7 @@ def test_gradient_checkpointing_changes_nothing_but_recomputes(name: str) -> Non
     calls = []
     layer = model.base_model.layers[0]
     down = getattr(layer.mlp, "down_proj", None) or layer.mlp.dense_4h_to_h
-    down.register_forward_hook(lambda *_: calls.append(1))
+    down.register_forward_pre_hook(lambda *_: calls.append(1))
     plain = gradients(model, groups)
     once = len(calls)
     before = state_of(model)

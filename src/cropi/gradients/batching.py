@@ -25,6 +25,7 @@ from cropi.gradients.attention import (
     text_config,
 )
 from cropi.gradients.collation import PreparedGroup, PromptBatch, collate
+from cropi.gradients.ranks import ALONE, Ranks, rounds
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Default padded tokens per batch, by device: a CPU gains nothing from more."""
@@ -43,6 +44,20 @@ class ForwardMode:
 
 ROWS = ForwardMode(share_prefix=False, prefix_attention=False)
 """One row per response under the model's own attention: what every causal model supports."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A batch that one rank computes while the others compute theirs.
+
+    `prompts` are those that all of them finish. An `idle` rank, for which no batch is left, repeats
+    another's with weights of zero, because weights and directions are gathered by all together.
+    """
+
+    members: list[PreparedGroup]
+    mode: ForwardMode
+    prompts: int
+    idle: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,6 +173,18 @@ class BatchPlanner:
         for mode in sorted(by_mode, reverse=True):
             for members in plan_batches(by_mode[mode], limits, mode.share_prefix):
                 yield members, mode
+
+    def turns(
+        self,
+        prepared: Sequence[PreparedGroup],
+        ranks: Ranks = ALONE,
+        mode: ForwardMode | None = None,
+    ) -> Iterator[Turn]:
+        """The batches of one rank. All of them plan the same ones and take every W-th."""
+        for batches in rounds(list(self.batches(prepared, mode)), ranks.size):
+            members, mode_of_batch = batches[min(ranks.rank, len(batches) - 1)]
+            prompts = sum(len(each) for each, _ in batches)
+            yield Turn(members, mode_of_batch, prompts, idle=ranks.rank >= len(batches))
 
     @contextmanager
     def batch(

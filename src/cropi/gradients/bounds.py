@@ -12,7 +12,8 @@ of a pass.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from itertools import chain
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from cropi.gradients.objective import (
     response_advantages,
     token_weights,
 )
+from cropi.gradients.ranks import Ranks
 from cropi.gradients.settings import ObjectiveConfig
 from cropi.schema import RATIO_OUT_OF_RANGE, REWARDS_OUT_OF_RANGE, SCORED
 
@@ -65,6 +67,10 @@ class GroupWeights:
     ratios_G4: Tensor
     wild_G: Tensor
     rewards_G2: Tensor
+
+    def cpu(self) -> GroupWeights:
+        """The same on the CPU."""
+        return GroupWeights(*(getattr(self, each.name).cpu() for each in fields(self)))
 
 
 def group_weights(
@@ -182,6 +188,12 @@ class PassRecord:
         """Note a batch of prompts, given by their places."""
         no_weights = weights.weights_RT.new_zeros(0)
         self._batches.append((index_P, replace(weights, weights_RT=no_weights)))
+
+    def join(self, ranks: Ranks) -> None:
+        """Add what the other ranks noted of their prompts."""
+        if ranks.several:
+            noted = [(index_P.cpu(), weights.cpu()) for index_P, weights in self._batches]
+            self._batches = list(chain.from_iterable(ranks.gather(noted)))
 
     @property
     def statuses(self) -> list[str]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from cropi.gradients.contributions import Contribution, matrix_shape
+from cropi.gradients.ranks import ALONE, Ranks
 from cropi.gradients.settings import TargetMemory
 
 BLOCK = 1 << 14
@@ -56,6 +57,14 @@ class FactorConsumer(GradientConsumer, Protocol):
         """Use all contributions of one parameter; their sum is the gradient."""
 
 
+@runtime_checkable
+class SharedConsumer(GradientConsumer, Protocol):
+    """A consumer that several ranks can fill together, each with prompts of its own."""
+
+    def add_up(self, ranks: Ranks) -> None:
+        """After the one pass that it sees: make what was collected the same on every rank."""
+
+
 def consume_whole(
     consumers: Sequence[GradientConsumer], index_P: Tensor, gradients: Mapping[str, Tensor]
 ) -> None:
@@ -77,18 +86,21 @@ class Directions:
     target in fp32. `memory` bf16 halves that (each coordinate is off by at most 1/256 of itself, a
     cosine by about 1e-4); `offload` holds fp32 outside the device's memory, in pinned host memory
     for a GPU and in a memory-mapped temporary file for a CPU, and brings rows in as they are used.
+    Of several `ranks` each holds some rows; all of them read and add at the same time.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     count: int
     device: torch.device
     memory: TargetMemory = "fp32"
+    ranks: Ranks = ALONE
     values: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
+        matrices = {name: matrix_shape(shape) for name, shape in self.shapes.items()}
         self.values = {
-            name: self._zeros(self.count, *matrix_shape(shape))
-            for name, shape in self.shapes.items()
+            name: self._zeros(self.count, self.ranks.held(height), width)
+            for name, (height, width) in matrices.items()
         }
 
     def _zeros(self, *shape: int) -> Tensor:
@@ -106,23 +118,43 @@ class Directions:
     def read(self, name: str, rows: slice | Tensor) -> Tensor:
         """Rows of one parameter of every direction, fp32 [V, R, I] on the gradients' device."""
         values = self.values[name]
+        if self.ranks.several:
+            return self._gathered(values, rows)
         if isinstance(rows, Tensor):
             chosen = values.index_select(1, rows.to(values.device))
         else:
             chosen = values[:, rows]
         return chosen.to(self.device, torch.float32, non_blocking=True)
 
+    def _gathered(self, values_VOI: Tensor, rows: slice | Tensor) -> Tensor:
+        """Rows of all ranks: each puts its own among zeros, and they are added up."""
+        mine_R, own_R = self.ranks.own(rows, self.device)
+        count = len(rows) if isinstance(rows, Tensor) else rows.stop - rows.start
+        out = torch.zeros(len(values_VOI), count, values_VOI.shape[2], device=self.device)
+        own_VRI = values_VOI.index_select(1, own_R.to(values_VOI.device))
+        out[:, mine_R] = own_VRI.to(self.device, torch.float32)
+        return self.ranks.add_up(out)
+
+    def add(self, name: str, rows: slice | Tensor, values_VRI: Tensor) -> None:
+        """Add to rows of one parameter of every direction; several ranks add their sum."""
+        values = self.values[name]
+        where = rows.to(values.device) if isinstance(rows, Tensor) else rows
+        if self.ranks.several:
+            mine_R, own_R = self.ranks.own(rows, self.device)
+            values_VRI = self.ranks.add_up(values_VRI)[:, mine_R]
+            where = own_R.to(values.device)
+        values[:, where] += values_VRI.to(values.device)
+
     def write(self, name: str, row: int, values_OI: Tensor) -> None:
-        """Set one parameter of direction `row`."""
+        """Set one parameter of direction `row`, the rows that this rank holds."""
         self.values[name][row].copy_(values_OI)
 
     def norms(self) -> list[float]:
         """L2 norm of each direction, over all parameters."""
-        total = np.zeros(self.count)
-        for name, values in self.values.items():
-            rows = slice(0, values.shape[1])
-            total += block_squares(self.read(name, rows).flatten(1)).cpu().numpy()
-        return [math.sqrt(value) for value in total]
+        total_V = torch.zeros(self.count, dtype=torch.float64)
+        for values in self.values.values():
+            total_V += block_squares(values.to(self.device, torch.float32).flatten(1)).cpu()
+        return [math.sqrt(value) for value in self.ranks.add_up(total_V).tolist()]
 
 
 class NormConsumer:
@@ -142,6 +174,10 @@ class NormConsumer:
     def finish(self) -> None:
         """Nothing to do."""
 
+    def add_up(self, ranks: Ranks) -> None:
+        """Every rank has the norms of all prompts afterwards."""
+        ranks.add_up(self._squares)
+
     @property
     def norms(self) -> np.ndarray:
         """Norms, float64 [n]."""
@@ -160,9 +196,10 @@ class SumConsumer:
         weights_BN: np.ndarray,
         device: torch.device,
         memory: TargetMemory = "fp32",
+        ranks: Ranks = ALONE,
     ) -> None:
         self._weights_BN = torch.from_numpy(weights_BN).float().to(device)
-        self.sums = Directions(shapes, len(weights_BN), device, memory)
+        self.sums = Directions(shapes, len(weights_BN), device, memory, ranks)
 
     def begin(self, index_P: Tensor) -> None:
         """Look up the weights of the batch's prompts."""
@@ -170,13 +207,13 @@ class SumConsumer:
 
     def consume(self, name: str, rows: slice | Tensor, gradient_PRI: Tensor) -> None:
         """Add some rows to the sums."""
-        sums_BRI = torch.tensordot(self._weights_BP, gradient_PRI, 1)
-        values = self.sums.values[name]
-        where = rows.to(values.device) if isinstance(rows, Tensor) else rows
-        values[:, where] += sums_BRI.to(values.device)
+        self.sums.add(name, rows, torch.tensordot(self._weights_BP, gradient_PRI, 1))
 
     def finish(self) -> None:
         """Nothing to do."""
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Nothing to do: rows are added up as they come."""
 
 
 class DirectionConsumer(SumConsumer):
@@ -191,18 +228,20 @@ class DirectionConsumer(SumConsumer):
         weights_2N: np.ndarray,
         device: torch.device,
         memory: TargetMemory = "fp32",
+        ranks: Ranks = ALONE,
     ) -> None:
         # Sums are held in fp32 even where the finished direction is not.
         sums_memory: TargetMemory = "offload" if memory == "offload" else "fp32"
-        super().__init__(shapes, weights_2N, device, sums_memory)
+        super().__init__(shapes, weights_2N, device, sums_memory, ranks)
 
     def rescale(self) -> float:
         """Divide the halves by a power of two if they could not be squared in fp32, and return it.
 
         A cosine does not depend on the length of its direction. Usually the divisor is 1.
         """
-        extremes = [torch.stack(half.aminmax()).abs().max() for half in self.sums.values.values()]
-        largest = float(torch.stack([e.double() for e in extremes]).max())
+        held = [half for half in self.sums.values.values() if half.numel()]
+        extremes = [float(torch.stack(half.aminmax()).abs().max()) for half in held]
+        largest = self.sums.ranks.largest(max(extremes, default=0.0))
         if not 0 < largest < math.inf or 2.0**-30 <= largest <= 2.0**30:
             return 1.0
         divisor = 2.0 ** math.frexp(largest)[1]
@@ -217,11 +256,11 @@ class DirectionConsumer(SumConsumer):
 
     def half_products(self) -> np.ndarray:
         """Inner products of the two halves, float64 [2, 2]."""
-        gram = np.zeros((2, 2))
+        gram_22 = torch.zeros(2, 2, dtype=torch.float64)
         for halves in self.sums.values.values():
             flat = halves.flatten(1)
-            gram += block_dots(flat, flat).cpu().numpy()
-        return gram
+            gram_22 += block_dots(flat, flat).cpu()
+        return np.asarray(self.sums.ranks.add_up(gram_22).numpy())
 
 
 class DotConsumer:
@@ -244,6 +283,10 @@ class DotConsumer:
 
     def finish(self) -> None:
         """Nothing to do."""
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Every rank has the inner products of all prompts afterwards."""
+        ranks.add_up(self._dots)
 
     @property
     def dots(self) -> np.ndarray:

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 
 from cropi.errors import InputError
 from cropi.gradients import Unsupported
-from cropi.gradients.batching import ROWS, BatchPlanner, ForwardMode
+from cropi.gradients.batching import ROWS, BatchPlanner, ForwardMode, Turn
 from cropi.gradients.bounds import PassRecord, RatioSummary
 from cropi.gradients.collation import PreparedGroup, PromptBatch, prepare
-from cropi.gradients.consumers import GradientConsumer, consume_whole
+from cropi.gradients.consumers import GradientConsumer, SharedConsumer, consume_whole
 from cropi.gradients.forward import (
     PromptWeights,
     TokenWeights,
@@ -41,9 +41,11 @@ from cropi.gradients.forward import (
     frozen,
     in_float32,
     logits_gradient,
+    no_weights,
     require_fitting,
 )
-from cropi.gradients.layers import LayerHooks
+from cropi.gradients.hooks import LayerHooks
+from cropi.gradients.ranks import ALONE, Ranks, is_sharded, reshard, square_sum
 from cropi.gradients.response_gradients import ResponseGroups, ResponseWeights
 from cropi.gradients.self_check import (
     BF16_TOLERANCE,
@@ -118,7 +120,8 @@ class GradientExtractor:
 
     `batch_tokens` are padded positions per batch (default: by device); `share_prefix` computes a
     prompt once for all its responses where the model supports it; `gradient_checkpointing`
-    recomputes activations in backward; `patterns` select parameters by name. After a run, `path`
+    recomputes activations in backward; `patterns` select parameters by name. Several `ranks` share
+    the prompts, and all call the same methods with the same arguments. After a run, `path`
     is "shared" (prefixes shared), "rows" (one row per response) or "autograd" (the slow path).
     """
 
@@ -128,11 +131,15 @@ class GradientExtractor:
     share_prefix: bool = True
     gradient_checkpointing: bool = False
     patterns: Sequence[str] | None = None
+    ranks: Ranks = ALONE
     path: str = field(default="", init=False)
     planner: BatchPlanner = field(init=False, repr=False)
     _verified: bool = field(default=False, init=False)
+    _required: frozenset[str] = field(default=frozenset(), init=False)
+    _emitted: frozenset[str] = field(default=frozenset(), init=False)
 
     def __post_init__(self) -> None:
+        reshard(self.model)
         self.parameters = trainable_parameters(self.model, self.patterns)
         self.planner = BatchPlanner(self.model, self.batch_tokens, self.share_prefix)
 
@@ -163,13 +170,14 @@ class GradientExtractor:
         if not prepared:
             return ExtractionReport(0, self.path)
         record = PassRecord(len(prepared))
-        with self._ready(groups, prepared):
+        with self._ready(groups, prepared), self._together(consumers):
             if self.path == "autograd":
                 tokens = self._run_slow(prepared, consumers, progress, record)
             else:
-                batches = self.planner.batches(prepared)
+                turns = self.planner.turns(prepared, self.ranks)
                 weigh = PromptWeights(self.objective, record)
-                tokens = self._run_fast(batches, consumers, weigh, progress)
+                tokens = self._run_fast(turns, consumers, weigh, progress)
+        record.join(self.ranks)
         rewards = record.current_rewards
         return ExtractionReport(tokens, self.path, record.statuses, record.ratios, rewards)
 
@@ -185,11 +193,23 @@ class GradientExtractor:
         Raises as `run`.
         """
         prepared = responses.prepared
-        with self._ready(responses.groups, prepared):
+        with self._ready(responses.groups, prepared), self._together(consumers):
             if self.path == "autograd":
                 return self._run_slow_by_response(prepared, consumers, progress)
-            batches, weigh = self.planner.batches(prepared, ROWS), ResponseWeights(self.objective)
-            return self._run_fast(batches, consumers, weigh, progress, by_response=True)
+            turns = self.planner.turns(prepared, self.ranks, ROWS)
+            weigh = ResponseWeights(self.objective)
+            return self._run_fast(turns, consumers, weigh, progress, by_response=True)
+
+    @contextmanager
+    def _together(self, consumers: Sequence[GradientConsumer]) -> Iterator[None]:
+        """Give every rank what all of them have collected in between."""
+        shared = [each for each in consumers if isinstance(each, SharedConsumer)]
+        if self.ranks.several and len(shared) < len(consumers):
+            (other,) = {type(each).__name__ for each in consumers if each not in shared}
+            raise InputError(f"{other} cannot be filled by several processes; use one")
+        yield
+        for consumer in shared:
+            consumer.add_up(self.ranks)
 
     @contextmanager
     def _ready(
@@ -203,6 +223,7 @@ class GradientExtractor:
                     tolerance = FP32_TOLERANCE if is_float32 else BF16_TOLERANCE
                     self.path = self._choose_path(prepared, tolerance)
             yield
+            reshard(self.model)
 
     def _run_slow(
         self,
@@ -239,21 +260,24 @@ class GradientExtractor:
 
     def _run_fast(
         self,
-        batches: Iterable[tuple[list[PreparedGroup], ForwardMode]],
+        turns: Iterable[Turn],
         consumers: Sequence[GradientConsumer],
         weigh: TokenWeights,
         progress: Callable[[int], None] | None = None,
         by_response: bool = False,
     ) -> int:
+        """The tokens that went through the model, of all ranks."""
+        hooks = LayerHooks(self.model, self.parameters, consumers, self._required, self.ranks)
         tokens = 0
-        with frozen(self.model), LayerHooks(self.model, self.parameters, consumers) as hooks:
-            for members, mode in batches:
-                with self.planner.batch(members, mode, by_response) as batch:
-                    self._run_batch(batch, hooks, weigh)
-                tokens += batch.tokens
+        with frozen(self.model), hooks:
+            for turn in turns:
+                with self.planner.batch(turn.members, turn.mode, by_response) as batch:
+                    self._run_batch(batch, hooks, no_weights if turn.idle else weigh)
+                tokens += 0 if turn.idle else batch.tokens
                 if progress:
-                    progress(batch.prompts)
-        return tokens
+                    progress(turn.prompts)
+        self._emitted = frozenset(hooks.emitted)
+        return int(self.ranks.total(tokens)) if self.ranks.several else tokens
 
     def _run_batch(self, batch: PromptBatch, hooks: LayerHooks, weigh: TokenWeights) -> None:
         """Forward, write the logits' gradient, backward; the hooks do the rest."""
@@ -269,7 +293,7 @@ class GradientExtractor:
         """The fastest path whose gradients agree with plain autograd on a short prompt."""
         group, expected = reference_gradient(self.model, self.parameters, prepared, self.objective)
         # A prompt that cannot exercise the check does not count as verified.
-        has_gradient = any(bool(e.any()) for e in expected.values())
+        has_gradient = any(square_sum(e) > 0 for e in expected.values())
         self._verified = exercises_block_mask(group) and has_gradient
 
         def require_agreement(mode: ForwardMode) -> None:
@@ -280,14 +304,24 @@ class GradientExtractor:
             # Prompts that do not fit another mode take this one, so it must always agree.
             require_agreement(ROWS)
         except Unsupported as unsupported:
+            self._require_alone(unsupported)
             warnings.warn(
                 "per-prompt gradients fall back to one prompt at a time, which is slow: "
                 f"{unsupported}",
                 stacklevel=3,
             )
             return "autograd"
+        self._required = self._emitted
         self.planner.choose_mode(require_agreement)
         return "shared" if self.planner.best_mode.share_prefix else "rows"
+
+    def _require_alone(self, unsupported: Unsupported) -> None:
+        """Raise InputError where plain autograd cannot take over: it has no rank's own prompts."""
+        if self.ranks.several or is_sharded(self.model):
+            raise InputError(
+                f"the gradients of {type(self.model).__name__} cannot be taken by several "
+                f"processes: {unsupported}; compute them in one"
+            )
 
     def _require_agreement(
         self,
@@ -300,7 +334,8 @@ class GradientExtractor:
         comparison = GradientComparison(expected)
         try:
             weigh = PromptWeights(self.objective)
-            self._run_fast([([replace(group, index=0)], mode)], [comparison], weigh)
+            # All ranks compute the same prompt.
+            self._run_fast([Turn([replace(group, index=0)], mode, 1)], [comparison], weigh)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:

@@ -24,6 +24,7 @@ from cropi.gradients.attention import additive_mask, supports_block_masks, text_
 from cropi.gradients.bounds import PassRecord, group_weights
 from cropi.gradients.collation import PromptBatch
 from cropi.gradients.objective import sum_over_equals
+from cropi.gradients.ranks import is_sharded, reshard
 from cropi.gradients.settings import ObjectiveConfig
 from cropi.schema import RolloutGroup
 
@@ -98,6 +99,11 @@ class PromptWeights:
         if self.record is not None:
             self.record.add(batch.index_P, bounded)
         return sum_over_equals(bounded.weights_RT, batch.unique_R, len(logp_DT))
+
+
+def no_weights(logp_DT: Tensor, batch: PromptBatch) -> Tensor:
+    """Zero for every token: the batch gives no gradient, and leaves what was collected as it is."""
+    return torch.zeros_like(logp_DT)
 
 
 def usable_logprobs(logp_DT: Tensor, batch: PromptBatch) -> Tensor:
@@ -193,12 +199,14 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Keep autograd from computing weight gradients; hooks compute them per prompt."""
+    reshard(model)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trainable:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
+        reshard(model)
         for parameter in trainable:
             parameter.requires_grad_(True)
 
@@ -248,14 +256,15 @@ def _checkpoint_in_evaluation(layer: nn.Module, forward: Callable[..., Any], *in
 def in_float32(model: nn.Module) -> Iterator[bool]:
     """Compute in float32 where possible; yields whether it is.
 
-    Converting half precision to float32 and back is lossless. Quantised or very large weights, and
-    attention that does not support float32 (flash attention), are left as they are.
+    Converting half precision to float32 and back is lossless. Quantised, sharded or very large
+    weights, and attention that does not support float32 (flash attention), are left as they are.
     """
     half = (torch.bfloat16, torch.float16)
     converted = [t for t in (*model.parameters(), *model.buffers()) if t.dtype in half]
     quantised = any(p.dtype.itemsize < 4 and p.dtype not in half for p in model.parameters())
     too_large = sum(t.numel() for t in converted) > MAX_FLOAT32_PARAMETERS
-    if converted and (quantised or too_large or not supports_block_masks(model)):
+    kept = quantised or too_large or is_sharded(model) or not supports_block_masks(model)
+    if converted and kept:
         yield False
         return
     dtypes = [t.dtype for t in converted]

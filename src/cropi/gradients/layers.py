@@ -1,14 +1,9 @@
-"""Per-prompt gradients of single layers, and the hooks that collect them during backward.
+"""Per-prompt gradients of single layers, from what goes in and the gradient at what comes out.
 
 For a linear layer the gradient of prompt p is the sum over its tokens of g_t x_t^T: one batched
 matmul over prompts, which costs what the ordinary weight gradient costs. Each rule turns a layer's
-input (forward) and the gradient at its output (backward) into one `Contribution` per parameter.
-
-`LayerHooks` applies the rules as backward reaches each layer. A few rows of all prompts' dense
-gradients are made at a time, handed to the consumers and overwritten by the next, so that what
-consumers hold against them (target directions) is read once per batch, not once per prompt. A hook
-is an autograd function that saves the layer's input, so gradient checkpointing drops and recomputes
-it like everything else; the graph begins at the lowest layer whose gradient is wanted.
+input (forward) and the gradient at its output (backward) into one `Contribution` per parameter;
+`hooks` calls them.
 
 A layer without a rule raises `Unsupported`; the extractor then takes the slow, plain path.
 
@@ -18,31 +13,21 @@ parameter, I in, O out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 from cropi.gradients import Unsupported
 from cropi.gradients.collation import PromptBatch
-from cropi.gradients.consumers import FactorConsumer, GradientConsumer
 from cropi.gradients.contributions import (
     Contribution,
     MatrixContribution,
     RowsContribution,
     VectorContribution,
-    Workspace,
-    matrix_shape,
-    touched_rows,
 )
-
-TILE_BYTES = {"cpu": 1 << 23, "cuda": 1 << 28}
-"""Bytes of dense fp32 gradients that exist at once, unless one row of every prompt needs more. On
-a CPU they should stay in its cache: they are written once and read several times."""
 
 
 def flat_positions(values_NLX: Tensor, batch: PromptBatch) -> Tensor:
@@ -130,13 +115,24 @@ def elementwise_rule(
     zeros = {n: torch.zeros_like(module.get_parameter(n), dtype=torch.float32) for n in names}
     # Most norms are zero at w = 0. One vector shows it, because all vectors are treated alike.
     probe = torch.linspace(1, 2, wide.shape[-1], device=wide.device).expand(wide[:1, :1].shape)
-    vanishes = not functional_call(module, zeros, (probe,)).any()
-    base = None if vanishes else functional_call(module, zeros, (wide,))
+    vanishes = not _applied(module, zeros, probe).any()
+    base = None if vanishes else _applied(module, zeros, wide)
     for name in names:
-        slope = functional_call(module, {**zeros, name: torch.ones_like(zeros[name])}, (wide,))
+        slope = _applied(module, {**zeros, name: torch.ones_like(zeros[name])}, wide)
         slope = slope if base is None else slope - base
         per_row = (gradient * slope).reshape(rows, -1, inputs.shape[-1]).sum(1)
         yield name, VectorContribution(sum_by_prompt(per_row, batch.slot_N, batch))
+
+
+def _applied(module: nn.Module, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    """What a layer's own code makes of an input with these parameters.
+
+    Without its hooks, which are not called for this: FSDP2's would gather the layer's weights.
+    """
+    bare = object.__new__(type(module))
+    vars(bare).update(vars(module), _parameters=parameters)
+    result: Tensor = type(module).forward(bare, inputs)
+    return result
 
 
 def sum_by_prompt(values_XC: Tensor, slot_X: Tensor, batch: PromptBatch) -> Tensor:
@@ -163,164 +159,3 @@ def rule_for(module: nn.Module) -> LayerRule | None:
     if "Norm" in type(module).__name__ and parameters and all(p.dim() == 1 for p in parameters):
         return elementwise_rule
     return None
-
-
-class _OutputHook(torch.autograd.Function):
-    """The identity on a layer's output, which passes on the gradient that arrives there.
-
-    `anchor` is a scalar that requires gradients: with every weight frozen nothing else does.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, output: Tensor, anchor: Tensor, inputs: Tensor, collect: Callable[..., None]
-    ) -> Tensor:
-        ctx.save_for_backward(inputs)
-        ctx.collect = collect
-        return output.view_as(output)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        (inputs,) = ctx.saved_tensors
-        with torch.no_grad():
-            ctx.collect(inputs, gradient)
-        return gradient, None, None, None
-
-
-class LayerHooks:
-    """Hooks on every layer with wanted parameters; gives per-prompt gradients to consumers.
-
-    Uses of a parameter are counted in forward and collected in backward; when the last use of a
-    tied weight has arrived, the sum is made, some rows at a time, and consumed.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        parameters: dict[str, nn.Parameter],
-        consumers: Sequence[GradientConsumer],
-    ) -> None:
-        self.model = model
-        self.parameters = parameters
-        self.consumers = consumers
-        self.names = {id(p): name for name, p in parameters.items()}
-        self.batch: PromptBatch | None = None
-        self.counting = False
-        self.expected: dict[str, int] = {}
-        self.pending: dict[str, list[Contribution]] = {}
-        device = next(iter(parameters.values())).device
-        self._anchor = torch.zeros((), device=device, requires_grad=True)
-        self._device = device
-        self._tiles = Workspace(device)
-        self._work: list[Workspace] = []
-        self._handles = ExitStack()
-
-    def __enter__(self) -> LayerHooks:
-        head = self.model.get_output_embeddings()  # type: ignore[operator]
-        if head is None or self.model.get_input_embeddings() is None:  # type: ignore[operator]
-            raise Unsupported("the model does not name its embeddings")
-        for module in self.model.modules():
-            rule = rule_for(module)
-            wanted = any(id(p) in self.names for p in module.parameters(recurse=False))
-            if module is head and rule is linear_rule:
-                rule = head_rule
-            if rule is not None and wanted:
-                handle = module.register_forward_hook(self._forward_hook(rule))
-                self._handles.callback(handle.remove)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._handles.close()
-
-    @contextmanager
-    def collecting(self, batch: PromptBatch) -> Iterator[None]:
-        """Collect for one batch; whatever has no further use is consumed at the end."""
-        self.batch, self.counting, self.expected, self.pending = batch, True, {}, {}
-        try:
-            for consumer in self.consumers:
-                consumer.begin(batch.index_P)
-            yield
-            for name in list(self.pending):
-                self._emit(name)
-            for consumer in self.consumers:
-                consumer.finish()
-        finally:
-            self.batch, self.pending = None, {}
-
-    def forward_done(self) -> None:
-        """From here on layers are called only to recompute what checkpointing dropped."""
-        self.counting = False
-
-    def _forward_hook(self, rule: LayerRule) -> Callable[..., Tensor | None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor | None:
-            batch = self.batch
-            # Rules may call a layer again, without gradients, to see what it computes.
-            if batch is None or not torch.is_grad_enabled():
-                return None
-            if len(inputs) != 1 or not isinstance(output, Tensor):
-                raise Unsupported(f"{type(module).__name__} is not called as a plain layer")
-            if self.counting:
-                self._count_use(module)
-
-            def collect(layer_inputs: Tensor, gradient: Tensor) -> None:
-                self._collect(module, rule(module, layer_inputs, gradient, batch))
-
-            hooked: Tensor = _OutputHook.apply(output, self._anchor, inputs[0].detach(), collect)  # type: ignore[no-untyped-call]
-            return hooked
-
-        return hook
-
-    def _count_use(self, module: nn.Module) -> None:
-        """One more use of the module's wanted parameters."""
-        for parameter in module.parameters(recurse=False):
-            if name := self.names.get(id(parameter)):
-                self.expected[name] = self.expected.get(name, 0) + 1
-
-    def _collect(
-        self, module: nn.Module, contributions: Iterator[tuple[str, Contribution]]
-    ) -> None:
-        for local, contribution in contributions:
-            name = self.names.get(id(getattr(module, local)))
-            if name is None:
-                continue
-            self.pending.setdefault(name, []).append(contribution)
-            if len(self.pending[name]) == self.expected[name]:
-                self._emit(name)
-
-    def _emit(self, name: str) -> None:
-        """Give a parameter's gradient to each consumer, as factors if it takes them, or rows."""
-        contributions = self.pending.pop(name)
-        dense: list[GradientConsumer] = []
-        for consumer in self.consumers:
-            if isinstance(consumer, FactorConsumer) and consumer.takes_factors(name):
-                consumer.consume_factors(name, contributions)
-            else:
-                dense.append(consumer)
-        if dense:
-            self._emit_rows(name, contributions, dense)
-
-    def _emit_rows(
-        self,
-        name: str,
-        contributions: Sequence[Contribution],
-        consumers: Sequence[GradientConsumer],
-    ) -> None:
-        """Sum the uses of a parameter and emit them, some rows of all prompts at a time."""
-        assert self.batch is not None
-        height, width = matrix_shape(self.parameters[name].shape)
-        touched = touched_rows(contributions)
-        if touched is not None:
-            contributions = [c.within(touched) for c in contributions]  # type: ignore[attr-defined]
-            height = len(touched)
-        prompts = self.batch.slots
-        limit = TILE_BYTES.get(self._device.type, 1 << 28)
-        missing = len(contributions) - len(self._work)
-        self._work += [Workspace(self._device) for _ in range(missing)]
-        step = max(1, limit // (4 * prompts * max(1, width)))
-        for start in range(0, height, step):
-            rows = slice(start, min(start + step, height))
-            tile_PRI = self._tiles.take((prompts, rows.stop - start, width), torch.float32)
-            for n, contribution in enumerate(contributions):
-                contribution.add_rows(tile_PRI, rows, n == 0, self._work[n])
-            for consumer in consumers:
-                consumer.consume(name, rows if touched is None else touched[rows], tile_PRI)

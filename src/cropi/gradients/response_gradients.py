@@ -24,6 +24,7 @@ from cropi.gradients.bounds import group_weights
 from cropi.gradients.collation import PreparedGroup, PromptBatch, prepare
 from cropi.gradients.consumers import BLOCK, block_squares
 from cropi.gradients.forward import usable_logprobs
+from cropi.gradients.ranks import Ranks
 from cropi.gradients.settings import ObjectiveConfig
 from cropi.schema import RolloutGroup
 
@@ -101,6 +102,11 @@ class ResponseProducts:
 
     def finish(self) -> None:
         """Nothing to do."""
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Every rank has the products of all responses afterwards."""
+        ranks.add_up(self._squares)
+        ranks.add_up(self._with_sum)
 
     @property
     def squares(self) -> NDArray[np.float64]:

@@ -25,8 +25,10 @@ from cropi.gradients import Unsupported
 from cropi.gradients.bounds import GroupWeights, group_weights
 from cropi.gradients.collation import PreparedGroup, response_tensors
 from cropi.gradients.contributions import matrix_shape
+from cropi.gradients.hooks import parameter_places
 from cropi.gradients.layers import rule_for
 from cropi.gradients.objective import sum_over_equals
+from cropi.gradients.ranks import is_sharded, square_sum, whole
 from cropi.gradients.settings import ObjectiveConfig
 
 
@@ -124,11 +126,30 @@ def _response_gradient(
     with torch.enable_grad():
         logp = unique_logprobs(model, group, which)
         upstream = weights_T[: len(logp)].to(logp.dtype)
+        if is_sharded(model):
+            return _sharded_gradient(parameters, logp, upstream)
         gradients = torch.autograd.grad(
             logp, list(parameters.values()), upstream, allow_unused=True
         )
     pairs = zip(parameters, gradients, strict=True)
     return {name: gradient for name, gradient in pairs if gradient is not None}
+
+
+def _sharded_gradient(
+    parameters: Mapping[str, nn.Parameter], logp: Tensor, upstream: Tensor
+) -> dict[str, Tensor]:
+    """What backward leaves in `grad`: of weights that FSDP2 holds, each rank gets its part.
+
+    It is the mean over the ranks, and all of them compute the same response here.
+    """
+    before = {name: parameter.grad for name, parameter in parameters.items()}
+    for parameter in parameters.values():
+        parameter.grad = None
+    logp.backward(upstream)  # type: ignore[no-untyped-call]
+    gradients = {n: p.grad for n, p in parameters.items() if p.grad is not None}
+    for name, parameter in parameters.items():
+        parameter.grad = before[name]
+    return gradients
 
 
 def prompt_weights(model: nn.Module, group: PreparedGroup, config: ObjectiveConfig) -> GroupWeights:
@@ -177,36 +198,48 @@ def reference_gradient(
     for group, weights in itertools.islice(in_range, REFERENCE_TRIALS):
         expected = prompt_gradient(model, parameters, group, objective, weights)
         require_finite(group.prompt_id, expected)
-        if any(bool(gradient.any()) for gradient in expected.values()):
+        if any(square_sum(gradient) > 0 for gradient in expected.values()):
             break
     return group, expected
 
 
 @dataclass
 class GradientComparison:
-    """A consumer that compares the fast gradients of one prompt with the expected ones."""
+    """A consumer that compares the fast gradients of one prompt with the expected ones.
+
+    Rows are compared as they come, so that of expected gradients that are dealt out over processes
+    one parameter is whole at a time. Rows that never come count as zero.
+    """
 
     expected: dict[str, Tensor]
-    fast: dict[str, Tensor] = field(default_factory=dict)
+    _name: str = field(default="", init=False)
+    _rows_OI: Tensor = field(default_factory=lambda: torch.empty(0), init=False)
+    _squares: dict[str, float] = field(default_factory=dict, init=False)
+    _missing: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def begin(self, index_P: Tensor) -> None:
         """One prompt comes, once."""
 
     def consume(self, name: str, rows: slice | Tensor, gradient_PRI: Tensor) -> None:
-        """Store some rows of one parameter."""
-        if name not in self.fast:
-            self.fast[name] = gradient_PRI.new_zeros(matrix_shape(self.expected[name].shape))
-        self.fast[name][rows] = gradient_PRI[0]
+        """Compare some rows of one parameter."""
+        if name != self._name:
+            expected = whole(self.expected[name])
+            self._name, self._rows_OI = name, expected.reshape(matrix_shape(expected.shape))
+            norms_O = torch.linalg.vector_norm(self._rows_OI, dim=1, dtype=torch.float64)
+            self._missing[name] = norms_O.square()
+        difference_RI = gradient_PRI[0].double() - self._rows_OI[rows]
+        square = float(difference_RI.square().sum())
+        self._squares[name] = self._squares.get(name, 0.0) + square
+        self._missing[name][rows] = 0.0
 
     def finish(self) -> None:
         """Nothing to do."""
 
     def _difference(self, name: str) -> float:
-        """Norm of the difference; what never came counts as zero."""
-        expected = self.expected[name].float()
-        if name not in self.fast:
-            return float(expected.norm())
-        return float((self.fast[name].view_as(expected) - expected).norm())
+        """Norm of the difference."""
+        if name not in self._missing:
+            return math.sqrt(square_sum(self.expected[name]))
+        return math.sqrt(self._squares[name] + float(self._missing[name].sum()))
 
     def raise_if_different(self, tolerance: Tolerance) -> None:
         """Raise Unsupported where gradients differ by more than the tolerance.
@@ -214,7 +247,7 @@ class GradientComparison:
         Parameters whose gradients are tiny compared with the total may differ by its
         rounding.
         """
-        norms = {name: float(g.float().norm()) for name, g in self.expected.items()}
+        norms = {name: math.sqrt(square_sum(g)) for name, g in self.expected.items()}
         differences = {name: self._difference(name) for name in norms}
         total = math.hypot(*norms.values())
         for name, norm in norms.items():
@@ -229,14 +262,14 @@ class GradientComparison:
 def require_finite(prompt_id: str, gradients: dict[str, Tensor]) -> None:
     """Raise InputError where the model itself gives NaN or infinite gradients."""
     for name, gradient in gradients.items():
-        if not bool(torch.isfinite(gradient).all()):
+        if not math.isfinite(square_sum(gradient)):
             raise InputError(
                 f"the gradient of {name} for prompt {prompt_id} is not finite (NaN or infinity); "
                 "check the checkpoint's weights and the rollouts' log-probs, or compute in float32"
             )
 
 
-def require_covered(model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
+def require_covered(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
     """Raise Unsupported where the fast path cannot even be tried."""
     if missing := _uncovered(model, parameters):
         raise Unsupported(f"no rule for {', '.join(missing[:3])}")
@@ -247,14 +280,11 @@ def require_covered(model: nn.Module, parameters: dict[str, nn.Parameter]) -> No
         raise Unsupported(f"{type(base).__name__} takes no position_ids")
 
 
-def _uncovered(model: nn.Module, parameters: dict[str, nn.Parameter]) -> list[str]:
+def _uncovered(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[str]:
     """Names of trainable parameters that belong to a layer without a rule."""
-    wanted = {id(p): name for name, p in parameters.items()}
-    missing = []
-    for module in model.modules():
-        if rule_for(module) is None:
-            direct = module.parameters(recurse=False)
-            missing += [
-                f"{wanted[id(p)]} ({type(module).__name__})" for p in direct if id(p) in wanted
-            ]
-    return missing
+    return [
+        f"{name} ({type(module).__name__})"
+        for module, held in parameter_places(model, parameters).items()
+        if rule_for(module) is None
+        for name in held.values()
+    ]

@@ -36,6 +36,8 @@ from cropi.gradients.consumers import GradientConsumer
 from cropi.gradients.contributions import matrix_shape
 from cropi.policy.optimizer_state import SecondMoments
 
+EVERY = slice(None)
+
 
 @dataclass
 class Preconditioner:
@@ -92,14 +94,15 @@ class Preconditioner:
         beta2, steps = self.moments.beta2, self.moments.steps[name]
         return math.sqrt((1 - beta2) / (1 - beta2 ** (steps + 1)))
 
-    def apply(self, directions: Mapping[str, Tensor]) -> None:
-        """Multiply directions, by name [V, rows, columns] or [V, coordinates], by Gamma in place.
+    def apply(self, directions: Mapping[str, Tensor], rows: slice = EVERY) -> None:
+        """Multiply directions, by name [V, rows, columns] or flat, by these rows of Gamma in place.
 
         Raises InputError for a parameter that the optimizer did not train.
         """
         self.require(directions)
         for name, values in directions.items():
-            values.mul_(self.scale(name, values.device).reshape(values.shape[1:]))
+            scale = self.scale(name, values.device)
+            values.mul_(scale.reshape(matrix_shape(scale.shape))[rows].reshape(values.shape[1:]))
 
     def require(self, names: Mapping[str, object]) -> None:
         """Raise InputError unless there are moments for all of these parameters."""

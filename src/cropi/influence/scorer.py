@@ -281,17 +281,17 @@ class Scorer:
         return replace(scores, responses=parts)
 
     def _dense_targets(self, sets: Mapping[str, Groups]) -> TargetDirections:
-        shapes, device = self.extractor.shapes, self.extractor.device
-        directions = Directions(shapes, len(sets), device, self.target_memory)
+        shapes, device, ranks = self.extractor.shapes, self.extractor.device, self.extractor.ranks
+        directions = Directions(shapes, len(sets), device, self.target_memory, ranks)
         reliability, notes = {}, []
         for row, (name, groups) in enumerate(sets.items()):
             weights_2N = half_weights(self._target_norms(name, groups), self.target)
-            halves = DirectionConsumer(shapes, weights_2N, device, self.target_memory)
+            halves = DirectionConsumer(shapes, weights_2N, device, self.target_memory, ranks)
             norms = NormConsumer(len(groups), device)
             report = self._stream(f"target {name}", groups, halves, norms)
             notes += usable_statuses(f"validation set {name}", groups, report, norms.norms)[1]
             if self.preconditioner is not None:
-                self.preconditioner.apply(halves.sums.values)
+                self.preconditioner.apply(halves.sums.values, ranks.rows)
             halves.rescale()
             halves.write_direction(row, directions)
             products = halves.half_products()

@@ -16,8 +16,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from cropi.errors import InputError
 from cropi.gradients.consumers import block_squares
 from cropi.gradients.contributions import Contribution
+from cropi.gradients.ranks import Ranks
 from cropi.sketches.settings import SketchChoice
 
 Sink = Callable[[Tensor, Tensor, Tensor], None]
@@ -172,6 +174,13 @@ class SketchConsumer:
         self.sink(self._index_P, sketches, squares_P.sqrt())
         del self._wide_PW
 
+    def add_up(self, ranks: Ranks) -> None:
+        """Every rank has the sketches of all prompts afterwards, if they are kept in memory."""
+        if ranks.several and not isinstance(self.sink, SketchBuffer):
+            raise InputError("sketches are written by one process only; start one, not several")
+        if isinstance(self.sink, SketchBuffer):
+            self.sink.add_up(ranks)
+
 
 class SketchBuffer:
     """A sink that stores everything: `sketches` fp32 [n, D], `norms` float64 [n], on the CPU."""
@@ -185,3 +194,8 @@ class SketchBuffer:
         places = index_P.cpu()
         self.sketches[places] = sketches_PD.cpu()
         self.norms[places] = norms_P.cpu()
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Fill in the places of the other ranks' prompts, which are zero here."""
+        ranks.add_up(self.sketches)
+        ranks.add_up(self.norms)

@@ -1,0 +1,124 @@
+"""The processes that compute gradients together, and what they tell each other.
+
+Every rank has prompts of its own and sees the whole gradient of each, because FSDP2 gathers a
+layer's weights before they are used. So a number that belongs to a prompt is computed by one rank
+and zero on all others, and adding it up over the ranks gives it to everyone. Exchanges happen in
+the same order on every rank: all of them run equally many batches, and make the same rows of the
+same parameter at a time.
+
+What is too large to be held whole, a vector over all parameters, is dealt out by rows: rank r has
+the rows r, r + W, r + 2W ... of each parameter seen as a matrix.
+
+Shape legend: R rows, I width, X anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Process `rank` of `size` that work together; alone by default."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def joined(cls) -> Ranks:
+        """The processes of torch's default group, or this one alone where there is none."""
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return ALONE
+        return cls(distributed.get_rank(), distributed.get_world_size())
+
+    @property
+    def several(self) -> bool:
+        """Whether there are others."""
+        return self.size > 1
+
+    def add_up(self, values: Tensor) -> Tensor:
+        """Replace `values` by their sum over the ranks, and return them."""
+        if self.several:
+            distributed.all_reduce(values)
+        return values
+
+    def total(self, number: float) -> float:
+        """The sum of one number of each rank."""
+        return float(self.add_up(torch.tensor(number, dtype=torch.float64)))
+
+    def largest(self, number: float) -> float:
+        """The largest of one number of each rank."""
+        if not self.several:
+            return number
+        value = torch.tensor(number, dtype=torch.float64)
+        distributed.all_reduce(value, distributed.ReduceOp.MAX)
+        return float(value)
+
+    def gather(self, value: Any) -> list[Any]:
+        """One picklable value of each rank, in the ranks' order."""
+        if not self.several:
+            return [value]
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value)
+        return values
+
+    def union(self, rows_R: Tensor) -> Tensor:
+        """The sorted rows that any rank names."""
+        if not self.several:
+            return rows_R
+        named: Tensor = torch.cat(self.gather(rows_R.cpu())).unique()  # type: ignore[no-untyped-call]
+        return named.to(rows_R.device)
+
+    def own(self, rows: slice | Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Which of some rows this rank holds: their places among `rows`, and among its own rows."""
+        if isinstance(rows, slice):
+            rows = torch.arange(rows.start, rows.stop, device=device)
+        mine_R = (rows.to(device) % self.size == self.rank).nonzero().squeeze(1)
+        return mine_R, rows.to(device)[mine_R] // self.size
+
+    @property
+    def rows(self) -> slice:
+        """The rows of a matrix that this rank holds."""
+        return slice(self.rank, None, self.size)
+
+    def held(self, height: int) -> int:
+        """How many rows of a matrix this rank holds."""
+        return len(range(height)[self.rows])
+
+
+ALONE = Ranks()
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether weights are dealt out over processes."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def reshard(model: nn.Module) -> None:
+    """Put weights back that FSDP2 has gathered: parameters are then the ones that it trains."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def whole(values: Tensor) -> Tensor:
+    """A tensor that is dealt out over processes, on all of them; any other as it is."""
+    return values.full_tensor() if isinstance(values, DTensor) else values
+
+
+def square_sum(values: Tensor) -> float:
+    """Squared norm of a tensor, dealt out or not, in float64."""
+    norm = torch.linalg.vector_norm(values, dtype=torch.float64)
+    return float(whole(norm)) ** 2
+
+
+def rounds(batches: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """Batches that run at the same time, one on each of `size` ranks; the last may be fewer."""
+    return [batches[start : start + size] for start in range(0, len(batches), size)]
