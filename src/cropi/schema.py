@@ -27,12 +27,14 @@ MESSAGE_KEYS = ("name", "tool_call_id", "tool_calls", "reasoning_content")
 SCORED = "scored"
 EQUAL_REWARDS = "rewards all equal"
 TOO_FEW_RESPONSES = "fewer than two usable responses"
+NOT_SAMPLED = "no responses"
+"""Of a prompt of the pool that has not been rolled out: its influence can only be predicted."""
 RATIO_OUT_OF_RANGE = "ratio out of range"
 REWARDS_OUT_OF_RANGE = "rewards out of range"
 ZERO_GRADIENT = "zero gradient"
 LEFT_OUT = (RATIO_OUT_OF_RANGE, REWARDS_OUT_OF_RANGE, ZERO_GRADIENT)
 """Statuses of prompts that have both better and worse responses, and still no usable gradient."""
-UNSCORED = (EQUAL_REWARDS, TOO_FEW_RESPONSES, *LEFT_OUT)
+UNSCORED = (EQUAL_REWARDS, TOO_FEW_RESPONSES, NOT_SAMPLED, *LEFT_OUT)
 """A score's status: "scored", or why the prompt has no influence."""
 
 EMBEDDING_ROWS = "cropi_embedding_rows"
@@ -239,6 +241,8 @@ class RolloutGroup:
         """ "scored" if the group has a gradient, else the reason why not."""
         if self.informative:
             return SCORED
+        if not self.responses:
+            return NOT_SAMPLED
         return TOO_FEW_RESPONSES if len(self.usable) < 2 else EQUAL_REWARDS
 
     @property

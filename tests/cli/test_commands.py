@@ -258,7 +258,9 @@ def test_a_run_whose_target_has_no_gradient_keeps_its_rollouts(
         "run", write_config(tmp_path), *FAKE, f"prompts.validation.sort=[{{path: {hopeless}}}]"
     )
     outcome.refused("validation set sort", "no informative prompt")
-    assert (tmp_path / "runs/tiny/rollouts/pool.parquet").is_file()
+    assert (tmp_path / "runs/tiny/rollouts/validation/sort.parquet").is_file()
+    sampled = tmp_path / "runs/tiny/arms/cropi/stages/0/rollouts/pool"
+    assert len(list(sampled.iterdir())) == 1
 
 
 def test_files_without_usable_rollouts_are_refused(
@@ -398,7 +400,7 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_saved_loses_nothing_before(
     monkeypatch.setattr(Trainer, "_save_checkpoint", full)
     cropi("run", write_config(tmp_path)).refused("No space left on device", "policy")
     stage = tmp_path / "runs/tiny/arms/cropi/stages/0"
-    made = ["influence.json", "scores.parquet", "selection.parquet"]
+    made = ["influence.json", "rollouts", "rollouts.json", "scores.parquet", "selection.parquet"]
     assert sorted(f.name for f in stage.iterdir()) == made
 
 

@@ -30,7 +30,7 @@ def test_a_run_reads_shards_compressed_files_and_tables_alike(tmp_path: Path) ->
     overrides = [
         "rollouts.responses=2",
         "rollouts.max_new_tokens=2",
-        "selection.strategy=full",
+        "selection.strategy=mopps",
         "curriculum={stages: 1, steps_per_stage: 1}",
         f"model.path={model}",
         "prompts.pool=[{path: pool}]",

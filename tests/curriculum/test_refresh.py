@@ -141,14 +141,16 @@ def test_learnalign_looks_once_at_the_pool_and_at_no_validation_set(tmp_path: Pa
     assert scores.identity["target"] == "unit_mean"
     assert not (stage(done, 1, "learnalign") / "scores.parquet").exists()
     shared = [r for r in read_jsonl(done / "costs.jsonl") if r["phase"] == "rollouts"]
-    assert {r["set"]: r["arms"] for r in shared} == {"pool": ["learnalign"], "validation": []}
+    assert {r["set"]: r["arms"] for r in shared} == {"pool": ["learnalign"]}
+    assert not (done / "rollouts/validation").exists()
 
 
 def test_the_default_measures_whitened_influence_once_and_pays_for_reading_prompts(
     tmp_path: Path,
 ) -> None:
     """Beside what a ranking pays at the first stage: a forward pass over every prompt."""
-    settings = ("baselines=[ranking]", "selection.strategy=cropi", "prompts.limit=24")
+    strategy = "selection.strategy={name: cropi, sample: 0}"
+    settings = ("baselines=[ranking]", strategy, "prompts.limit=24")
     done = run(fake_config(tmp_path, *SHORT, *settings))
     arms = ("cropi", "ranking")
     scores = {arm: read_scores(stage(done, 0, arm) / "scores.parquet") for arm in arms}

@@ -167,7 +167,7 @@ def test_report_of_almost_nothing_says_what_is_missing(only: str, run: Path) -> 
             remove(path)
     written = write_run_report(run).read_text(encoding="utf-8")
     assert "unfinished or partial run" in written
-    assert "rollouts/pool.parquet is not there" in written
+    assert "prompts/pool.parquet is not there" in written
 
 
 def test_half_written_lines_are_left_out_and_named(run: Path) -> None:

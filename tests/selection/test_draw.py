@@ -170,6 +170,55 @@ def test_prompts_without_any_response_can_be_drawn() -> None:
     assert (chosen % 3 == 0).any()
 
 
+def sampled(context: SelectionContext, part: np.ndarray) -> SelectionContext:
+    """The same world, of which only a part was rolled out and scored."""
+    statistics, scored = context.statistics, context.estimate
+    estimate = replace(
+        scored,
+        status=[s if p else "no responses" for s, p in zip(scored.status, part, strict=True)],
+    )
+    counts = {"ok": np.where(part, RESPONSES, 0)}
+    seen = replace(
+        statistics,
+        informative=statistics.informative & part,
+        pass_rates=np.where(part, statistics.pass_rates, np.nan),
+        statuses=counts,
+    )
+    history = PassHistory(context.history.passes * part, context.history.responses * part)
+    return replace(context, estimate=estimate, statistics=seen, history=history)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_sample_speaks_for_prompts_that_were_never_rolled_out(seed: int) -> None:
+    part = np.random.default_rng(100 + seed).random(POOL_SIZE) < 0.5
+    context = sampled(world(seed, helps=(0.2, 0, 0, 0, 0)), part)
+    chosen = drawn(context)
+    assert share_of(0, context) > 0.8
+    assert (~part[chosen]).sum() > 5
+
+
+def test_a_sample_is_enough_where_predictions_spread_twice_their_error() -> None:
+    strategy = find_strategy("cropi")
+    part = np.arange(POOL_SIZE) < POOL_SIZE // 8
+    assert strategy.enough(world(0, helps=(0.3, 0, 0, 0, 0)))
+    assert not strategy.enough(sampled(world(0), part))
+    assert not strategy.enough(world(0, helps=(0, 0, 0, 0, 0)))
+    assert not strategy.enough(sampled(world(0), np.arange(POOL_SIZE) < 8))
+
+
+def test_the_use_of_prompts_that_were_never_sampled_is_that_of_alike_ones() -> None:
+    """One skill is always solved, and so are its prompts without responses, it is expected."""
+    context = world(0)
+    solved = SKILL_OF == 1
+    statistics = replace(context.statistics, informative=~solved)
+    passes = np.where(solved, 1.0, 0.5) * RESPONSES
+    history = PassHistory(passes[None], np.full((1, POOL_SIZE), RESPONSES))
+    part = np.random.default_rng(1).random(POOL_SIZE) < 0.5
+    seen = sampled(replace(context, statistics=statistics, history=history), part)
+    use = expected_use(seen)
+    assert use[~part & solved].mean() < 0.5 < 0.9 < use[~part & ~solved].mean()
+
+
 def test_strong_evidence_of_an_earlier_stage_is_not_lost_in_a_later_ones_noise() -> None:
     strong = world(0)
     noise = world(1, helps=(0, 0, 0, 0, 0))

@@ -27,7 +27,7 @@ from support.tiny_runs import FAKE, fake_config, write_config
 
 FAST = ("curriculum.steps_per_stage=2", "evaluation.every=2")
 VARIANT = (
-    "compare.variants={wider: {selection.strategy: cropi, selection.ratio: 0.5}, "
+    "compare.variants={wider: {selection.strategy: ranking, selection.ratio: 0.5}, "
     "r.5: {selection.ratio: 0.5}, r-5: {selection.ratio: 0.5}, seeded: {seed: 7}}"
 )
 CRASHING = """
@@ -57,7 +57,10 @@ def root(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def in_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A part of the same study, two runs at a time in processes of their own."""
+    """A part of the same study, two runs at a time in processes of their own.
+
+    No strategy of it looks at the pool, so that the pool is not rolled out.
+    """
     part = plan(tmp_path_factory.mktemp("processes"), "random", seeds=(0,))
     return run_study(part, jobs=2, draw=write_run_report)
 
@@ -99,10 +102,10 @@ def test_a_seeds_cells_share_rollouts_and_seeds_share_prompts(root: Path) -> Non
 
 
 def test_rollouts_are_paid_for_by_the_cells_that_use_them(root: Path) -> None:
-    for label, arms in (("full", []), ("random", []), ("wider", ["cropi"])):
+    for label, arms in (("full", []), ("random", []), ("wider", ["ranking"])):
         run = cell(root, label, 0)
         rows = [r for r in read_jsonl(run / "costs.jsonl") if r["phase"] == "rollouts"]
-        assert [r["arms"] for r in rows] == [arms, arms]
+        assert [r["arms"] for r in rows] == ([arms, arms] if arms else [])
         timings = [r for r in read_jsonl(run / "timings.jsonl") if r["phase"] == "rollouts"]
         assert [r["arms"] for r in timings] == [arms, arms]
 
@@ -140,8 +143,10 @@ def test_a_run_in_a_process_of_its_own_trains_the_same_weights(
         here, there = (cell(study, label, 0) for study in (root, in_processes))
         weights = f"arms/{label}/stages/1/policy/model.safetensors"
         assert file_hash(here / weights) == file_hash(there / weights)
+        assert (here / "rollouts/pool.parquet").is_file()
+        assert not (there / "rollouts").exists()
         names = [{f.relative_to(r).as_posix() for f in r.rglob("*")} for r in (here, there)]
-        assert names[0] == names[1]
+        assert {n for n in names[0] if not n.startswith("rollouts")} == names[1]
         # Costs and curves count and measure the same, but for the clock.
         assert (here / "metrics.jsonl").read_text() == (there / "metrics.jsonl").read_text()
 

@@ -105,6 +105,7 @@ def assert_every_phase_leaves_its_cost(finished: Path) -> None:
     assert phases == {
         ("", "rollouts"),
         ("", "evaluation"),
+        ("cropi", "rollouts"),
         ("cropi", "scoring"),
         ("cropi", "training"),
         ("cropi", "evaluation"),

@@ -11,7 +11,7 @@ so a run that was killed anywhere continues when it is run again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,8 +71,12 @@ class Curriculum:
         """Train a strategy through all stages; return the path of its last policy."""
         steps, settings = self.steps, self.config.curriculum
         needs, policy = needs_of_arm(self.config, strategy), self.start
+        start_rollouts = self.start_rollouts
+        if needs.sample:
+            first = self.directory.stages(strategy.slug, 1)[0]
+            start_rollouts = steps.sample.grow(first, strategy, needs, policy, start_rollouts)
         for stage in self.directory.stages(strategy.slug, settings.stages):
-            rollouts = steps.refresh.rollouts(stage, needs, policy, self.start_rollouts)
+            rollouts = steps.refresh.rollouts(stage, needs, policy, start_rollouts)
             scores = steps.influence.scores(stage, needs, policy, rollouts)
             selection = steps.selector.selection(stage, strategy, scores, rollouts, policy)
             policy = steps.trainer.train(stage, selection, policy, needs.dynamic_sampling)
@@ -94,18 +98,22 @@ class Curriculum:
 
 @contextmanager
 def prepared(
-    config: RunConfig, base: Path | None = None, reporter: ProgressReporter | None = None
+    config: RunConfig,
+    base: Path | None = None,
+    reporter: ProgressReporter | None = None,
+    sharing: Sequence[RunConfig] = (),
 ) -> Iterator[Curriculum]:
     """Open a run and make what all its arms share: prompts, start policy and its rollouts.
 
-    No other process can work in its directory meanwhile.
+    With `sharing` it is for the arms of those runs that rollouts are made. No other process can
+    work in its directory meanwhile.
     """
     config, reporter = resolve_model_path(config, base), reporter or ProgressReporter()
     check_settings(config, base, reporter)
     with exclusive_lock(config.directory), Judge(config.verifiers, base) as judge:
         log = RunLog.of(config, open_directory(config), reporter)
         config = _with_logs(config, log.directory.logs)
-        yield _prepare(config, base, judge, log)
+        yield _prepare(config, base, judge, log, sharing)
         if note := judge.unjudged():
             log.warn([note])
 
@@ -119,7 +127,13 @@ def _with_logs(config: RunConfig, folder: Path) -> RunConfig:
     return config.model_copy(update={"rollouts": sampling, "evaluation": measuring})
 
 
-def _prepare(config: RunConfig, base: Path | None, judge: Judge, log: RunLog) -> Curriculum:
+def _prepare(
+    config: RunConfig,
+    base: Path | None,
+    judge: Judge,
+    log: RunLog,
+    sharing: Sequence[RunConfig],
+) -> Curriculum:
     directory, seeds = log.directory, Seeds(config.seed, config.data_seed)
     policies = Policies(config.model, config.result_settings("model"))
     longest, seed = config.max_response_tokens, seeds.of("prompts")
@@ -128,7 +142,7 @@ def _prepare(config: RunConfig, base: Path | None, judge: Judge, log: RunLog) ->
     start = make_start_policy(
         directory.start, sets, policies, config.warmup, config.training, seeds, base, log
     )
-    steps = Steps.of(config, sets, policies, judge, seeds, log)
+    steps = Steps.of(config, sets, policies, judge, seeds, log, sharing)
     evaluate_start(steps.evaluator, start, policies, log)
     rollouts = collect_rollouts(start, steps.requests, steps.sampler, policies)
     shared_costs = [

@@ -53,6 +53,7 @@ class Seeds:
             *(("prompts",), ("warmup",), ("warmup", "prompts"), ("sketch",), ("order",)),
             ("evaluation",),
             ("rollouts", "pool", ""),
+            ("rollouts", "sample"),
             *(("rollouts", "validation", name) for name in config.prompts.validation),
             *(("training", stage) for stage in stages),
             *(("selection", arm, stage) for arm in arms for stage in stages),
@@ -133,13 +134,18 @@ def needs_of_arm(config: RunConfig, strategy: StrategyChoice) -> Needs:
     return replace(needs, dynamic_sampling=dynamic)
 
 
-def arms_needing(config: RunConfig, kind: str) -> list[str]:
-    """Return the arms that use, and pay for, shared rollouts of a kind: pool or validation."""
-    needed = {strategy.slug: needs_of_arm(config, strategy) for strategy in config.strategies}
+def arms_needing(configs: Sequence[RunConfig], kind: str) -> list[str]:
+    """The arms of some runs that use, and pay for, shared rollouts of a kind: of the whole pool, or
+    of the validation sets."""
+    needed = {
+        strategy.slug: needs_of_arm(config, strategy)
+        for config in configs
+        for strategy in config.strategies
+    }
     return [
         arm
         for arm, needs in needed.items()
-        if (needs.validation if kind == "validation" else needs.rollouts)
+        if (needs.validation if kind == "validation" else needs.whole_pool)
     ]
 
 

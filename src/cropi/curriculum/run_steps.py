@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cropi.config import RunConfig
 from cropi.curriculum.evaluator import Evaluator
 from cropi.curriculum.policies import Policies
+from cropi.curriculum.pool_sample import PoolSample
 from cropi.curriculum.run_context import RunLog, Seeds, arms_needing
 from cropi.curriculum.stage_choice import PromptSelector, StageScorer
 from cropi.curriculum.stage_rollouts import RolloutRefresh
@@ -25,6 +26,7 @@ class Steps:
     requests: Sequence[RolloutRequest]
     sampler: Sampler
     refresh: RolloutRefresh
+    sample: PoolSample
     influence: StageScorer
     selector: PromptSelector
     trainer: StageTrainer
@@ -38,9 +40,11 @@ class Steps:
         judge: Judge,
         seeds: Seeds,
         log: RunLog,
+        sharing: Sequence[RunConfig] = (),
     ) -> Steps:
-        """Take a run's settings apart for the steps."""
-        arms = {kind: arms_needing(config, kind) for kind in ("pool", "validation")}
+        """Take a run's settings apart for the steps; `sharing` are runs that use its rollouts."""
+        users = sharing or [config]
+        arms = {kind: arms_needing(users, kind) for kind in ("pool", "validation")}
         requests = rollout_requests(config.rollouts, sets, arms)
         evaluator = _evaluator(config, sets, judge, seeds)
         sampler = Sampler(
@@ -49,6 +53,14 @@ class Steps:
             template_kwargs=config.prompts.chat_template_kwargs,
             judge=judge,
             seeds=seeds,
+            log=log,
+        )
+        scorer = StageScorer(
+            settings=config.influence,
+            result_settings=config.result_settings("influence"),
+            seed=seeds.of("sketch"),
+            longest_response=config.rollouts.max_new_tokens,
+            policies=policies,
             log=log,
         )
         return cls(
@@ -62,14 +74,15 @@ class Steps:
                 sampler=sampler,
                 policies=policies,
             ),
-            influence=StageScorer(
-                settings=config.influence,
-                result_settings=config.result_settings("influence"),
-                seed=seeds.of("sketch"),
-                longest_response=config.rollouts.max_new_tokens,
+            sample=PoolSample(
+                requests=requests,
+                sampler=sampler,
+                scorer=scorer,
+                selection=config.selection,
+                threshold=config.verifiers.threshold,
                 policies=policies,
-                log=log,
             ),
+            influence=scorer,
             selector=PromptSelector(
                 settings=config.selection,
                 sets=sets,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,12 @@ from cropi.curriculum.policy_reading import PolicyReading, prompt_tokens, read_p
 from cropi.curriculum.run_context import RunLog, Seeds
 from cropi.curriculum.stage_rollouts import StageRollouts, pool_files_so_far
 from cropi.influence.cosines import Influence
+from cropi.influence.growing_pool import GrowingPool
+from cropi.influence.scorer import PhaseProgress
 from cropi.influence.settings import InfluenceConfig
-from cropi.influence.setup import score
+from cropi.influence.setup import growing_pool
+from cropi.policy.loading import Policy
+from cropi.progress import Bar
 from cropi.prompts import PromptSets
 from cropi.schema import InfluenceEstimate, RolloutGroup, Selection
 from cropi.selection import Needs, find_strategy, needs_of, select
@@ -50,17 +55,24 @@ class StageScorer:
             return None
         if needs.scoring == "once" and stage.index > 0:
             return read_scores(stage.sibling(0).scores)
-        inputs = (
-            self.policies.key(policy),
-            rollouts.key,
-            needs.direction,
-            needs.metric,
-            self.result_settings,
-            self.seed,
+        return self.stored(
+            stage, needs, policy, rollouts, lambda: self._influence(stage, needs, policy, rollouts)
         )
 
+    def stored(
+        self,
+        stage: Stage,
+        needs: Needs,
+        policy: str,
+        rollouts: StageRollouts,
+        measure: Callable[[], Influence],
+    ) -> InfluenceEstimate:
+        """The scores of a stage from their file, made with `measure` unless it is current."""
+        inputs = (self.policies.key(policy), rollouts.key, *self.inputs(needs))
+
         def compute(inputs_fingerprint: str) -> None:
-            influence = self._influence(stage, needs, policy, rollouts)
+            influence = measure()
+            self.log.warn(_notes(influence, needs))
             read = prompt_tokens(rollouts.pool) if needs.features else 0
             write_json(stage.influence_facts, _facts(influence, needs, read))
             write_scores(stage.scores, influence.estimate, stamp(inputs_fingerprint))
@@ -73,21 +85,41 @@ class StageScorer:
     def _influence(
         self, stage: Stage, needs: Needs, policy: str, rollouts: StageRollouts
     ) -> Influence:
-        with self.log.phase(f"{stage.title} influence", "scoring", stage) as bar:
-            influence = score(
-                self.policies.load(policy),
-                rollouts.pool,
-                target_rollouts(needs, rollouts),
-                self._settings_at(stage, needs),
-                seed=self.seed,
-                constant_length=self.longest_response,
-                checkpoint=policy,
-                progress=lambda phase, done, total: bar.update(done, total, note=phase),
-            )
+        with self.phase(stage) as bar:
+            targets = target_rollouts(needs, rollouts)
+            growing = self.growing_pool(stage, needs, self.policies.load(policy), policy, targets)
+            growing.scorer.progress = progress_of(bar)
+            growing.add(rollouts.pool)
+            influence = growing.influence(rollouts.pool)
             scored = int(influence.estimate.is_scored.sum())
             bar.note = f"{plural(scored, 'prompt')}, {influence.tokens:,} tokens"
-        self.log.warn(_notes(influence, needs))
         return influence
+
+    def inputs(self, needs: Needs) -> tuple[Any, ...]:
+        """What decides scores beside policy and rollouts."""
+        return needs.direction, needs.metric, self.result_settings, self.seed
+
+    def phase(self, stage: Stage) -> AbstractContextManager[Bar]:
+        """Show and time scoring."""
+        return self.log.phase(f"{stage.title} influence", "scoring", stage)
+
+    def growing_pool(
+        self,
+        stage: Stage,
+        needs: Needs,
+        policy: Policy,
+        checkpoint: str,
+        targets: Mapping[str, Sequence[RolloutGroup]],
+    ) -> GrowingPool:
+        """What scores the pool under a policy of this checkpoint, in one portion or in several."""
+        return growing_pool(
+            policy,
+            targets,
+            self._settings_at(stage, needs),
+            seed=self.seed,
+            constant_length=self.longest_response,
+            checkpoint=checkpoint,
+        )
 
     def _settings_at(self, stage: Stage, needs: Needs) -> InfluenceConfig:
         """The settings, without Adam in the first stage, when nothing has been trained yet."""
@@ -101,6 +133,11 @@ class StageScorer:
             ]
         )
         return settings.model_copy(update={"precondition": "none"})
+
+
+def progress_of(bar: Bar) -> PhaseProgress:
+    """Shows the progress of scoring."""
+    return lambda phase, done, total: bar.update(done, total, note=phase)
 
 
 def influence_settings(needs: Needs, settings: InfluenceConfig) -> InfluenceConfig:
@@ -170,7 +207,7 @@ class PromptSelector:
         needs = needs_of(find_strategy(strategy))
         earlier = _earlier_scores(stage, scores) if needs.earlier else []
         remembers = needs.history or needs.current
-        history = pool_files_so_far(self.log.directory, stage) if remembers else []
+        history = pool_files_so_far(self.log.directory, stage, needs) if remembers else []
         inputs = (
             rollouts.key,
             [file_hash(path) for path in earlier],

@@ -98,9 +98,10 @@ class RolloutRefresh:
                 lambda: stack.enter_context(self.policies.reference(policy))
             )
             costs: list[CostRow] = []
-            requests = [each for each in self.requests if each.kind in kinds]
+            sampled = [group for group in pool if group.responses]
+            requests = [_limited(each, sampled) for each in self.requests if each.kind in kinds]
             if "stale" in kinds:
-                stale, cost = self._stale_pool(stage, reference().load(), pool)
+                stale, cost = self._stale_pool(stage, reference().load(), sampled)
                 requests, costs = [stale, *requests], [cost]
             requests = [each for each in requests if each.prompts]
             for each in requests:
@@ -130,6 +131,14 @@ class RolloutRefresh:
         cost = cost_row("scoring", self.policies.parameters, stage.arm, stage.index, forward=tokens)
         pool = next(each for each in self.requests if each.kind == "pool")
         return replace(pool, prompts=[p for p in pool.prompts if p.prompt_id in stale]), cost
+
+
+def _limited(request: RolloutRequest, sampled: Sequence[RolloutGroup]) -> RolloutRequest:
+    """The request without prompts of the pool that the arm has never sampled."""
+    if request.kind != "pool":
+        return request
+    ids = {group.prompt_id for group in sampled}
+    return replace(request, prompts=[p for p in request.prompts if p.prompt_id in ids])
 
 
 def sets_to_refresh(when: str, stage: int, needs: Needs) -> list[str]:
@@ -162,7 +171,8 @@ def stage_rollouts(
     rollouts, files = {}, []
     for each in requests:
         groups = start[each.kind, each.name]
-        files.append(directory.rollouts(each.kind, each.name))
+        if any(group.responses for group in groups):
+            files.append(directory.rollouts(each.kind, each.name))
         for sampled, names in zip(stages, listed, strict=True):
             if [each.kind, each.name] in names:
                 newer = sampled.rollouts(each.kind, each.name)
@@ -175,13 +185,13 @@ def stage_rollouts(
     return StageRollouts(pool, {name: groups for (_, name), groups in rollouts.items()}, files)
 
 
-def pool_files_so_far(directory: RunDirectory, stage: Stage) -> list[Path]:
+def pool_files_so_far(directory: RunDirectory, stage: Stage, needs: Needs) -> list[Path]:
     """All files with rollouts of pool prompts before a stage trains, in the order of sampling.
 
-    They are the start policy's, and for every stage what it sampled again, if it did, and what its
+    They are the start policy's, and for every stage what it sampled, if it did, and what its
     training sampled, if its engine reports that.
     """
-    files = [directory.rollouts("pool")]
+    files = [directory.rollouts("pool")] if needs.whole_pool else []
     for index in range(stage.index + 1):
         each = stage.sibling(index)
         if ["pool", ""] in read_record(each.refresh_facts).get("files", []):

@@ -17,6 +17,7 @@ from cropi.curriculum.run_context import RunLog, Seeds
 from cropi.policy.reference import PolicyRef
 from cropi.progress import Bar
 from cropi.prompts import PromptSets
+from cropi.prompts.encoding import encode_all
 from cropi.rollouts import read_rollouts, rollout
 from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import Prompt, RolloutGroup
@@ -91,11 +92,13 @@ class Sampler:
         request: RolloutRequest,
         out: Path,
         stage: Stage | None = None,
+        listed: bool = True,
     ) -> list[RolloutGroup]:
         """Return the rollouts of a request from `out`, sampled if necessary.
 
         `policy` returns the policy to sample from, which `policy_key` identifies; `stage` is the
-        one that samples again, whose seeds differ from the start's.
+        one that samples again, whose seeds differ from the start's. A file that does not stay is
+        not `listed` in the run's ledger.
         """
 
         def sample_missing(inputs_fingerprint: str) -> None:
@@ -114,11 +117,13 @@ class Sampler:
                 count = plural(len(request.prompts), "prompt")
                 bar.note = f"{count} x {plural(request.responses, 'response')}"
 
-        inputs, ledger = self.inputs(request, policy_key, stage), self.log.directory.ledger
+        inputs = self.inputs(request, policy_key, stage)
+        ledger = self.log.directory.ledger if listed else None
         return read_rollouts(cached(out, inputs, sample_missing, ledger))
 
     def _phase(self, request: RolloutRequest, stage: Stage | None) -> AbstractContextManager[Bar]:
-        title = f"{stage.title if stage else ''} rollouts {request.name or request.kind}".strip()
+        what = request.name if request.kind == "validation" else request.kind
+        title = f"{stage.title if stage else ''} rollouts {what}".strip()
         shared = {} if stage else {"set": request.kind, "arms": list(request.arms)}
         return self.log.phase(title, "rollouts", stage, len(request.prompts), **shared)
 
@@ -134,18 +139,38 @@ StartRollouts = dict[tuple[str, str], list[RolloutGroup]]
 def collect_rollouts(
     start: str, requests: Sequence[RolloutRequest], sampler: Sampler, policies: Policies
 ) -> StartRollouts:
-    """Collect what is missing, and report how informative the pool is."""
+    """Collect what is missing of the sets that an arm uses, and report how informative they are.
+
+    Of a set that no arm uses, or only a part of, there are no rollouts.
+    """
     policy_key, directory = policies.key(start), sampler.log.directory
+    rollouts = {}
     with ExitStack() as stack:  # the sets share what is started for the policy
         policy = cache(lambda: stack.enter_context(policies.reference(start)))
-        rollouts = {
-            (each.kind, each.name): sampler.sample(
-                policy, policy_key, each, directory.rollouts(each.kind, each.name)
-            )
-            for each in requests
-        }
-    _report(rollouts["pool", ""], sampler.log)
+        for each in requests:
+            if each.arms:
+                out = directory.rollouts(each.kind, each.name)
+                groups = sampler.sample(policy, policy_key, each, out)
+            else:
+                groups = _without_responses(policy().tokenizer, each.prompts, sampler)
+            rollouts[each.kind, each.name] = groups
+    report_pool(rollouts["pool", ""], sampler.log)
     return rollouts
+
+
+def _without_responses(
+    tokenizer: Any, prompts: Sequence[Prompt], sampler: Sampler
+) -> list[RolloutGroup]:
+    encoded = encode_all(tokenizer, prompts, sampler.template_kwargs)
+    return [
+        RolloutGroup(prompt.prompt_id, np.array(ids, np.int32), [])
+        for prompt, ids in zip(prompts, encoded, strict=True)
+    ]
+
+
+def unsampled(group: RolloutGroup) -> RolloutGroup:
+    """The prompt of a group, without its responses."""
+    return RolloutGroup(group.prompt_id, group.prompt_ids, [])
 
 
 def collection_costs(
@@ -157,7 +182,8 @@ def collection_costs(
         of_kind = [each for each in requests if each.kind == kind]
         groups = [g for each in of_kind for g in rollouts[kind, each.name]]
         arms = of_kind[0].arms if of_kind else ()
-        rows.append(rollout_cost(groups, parameters, set=kind, arms=list(arms)))
+        if arms:
+            rows.append(rollout_cost(groups, parameters, set=kind, arms=list(arms)))
     return rows
 
 
@@ -176,9 +202,15 @@ def rollout_cost(
     )
 
 
-def _report(groups: Sequence[RolloutGroup], log: RunLog) -> None:
-    informative = np.mean([g.informative for g in groups])
-    log.reporter.say(f"  {informative:.0%} of the pool is informative", style="dim")
+def report_pool(groups: Sequence[RolloutGroup], log: RunLog) -> None:
+    """Say how informative the pool's rollouts are, and how many could not be judged."""
+    sampled = [group for group in groups if group.responses]
+    if not sampled:
+        return
+    informative = np.mean([group.informative for group in sampled])
+    log.reporter.say(
+        f"  {informative:.0%} of {plural(len(sampled), 'prompt')} are informative", style="dim"
+    )
     statuses = Counter(r.reward_status for g in groups for r in g.responses)
     log.warn(
         [

@@ -303,4 +303,4 @@ def pays_for(config: RunConfig, arm: str, work: Work) -> bool:
         return False
     if work.arm != SHARED:
         return work.arm == arm
-    return arm in arms_needing(config, "pool")
+    return arm in arms_needing([config], "pool")

@@ -12,7 +12,7 @@ Shape legend: P prompts, V targets, N prompts of a target, D dimensions of a ske
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +30,10 @@ from cropi.gradients.response_gradients import ResponseGroups
 from cropi.gradients.settings import TargetMemory
 from cropi.influence.cosines import (
     Influence,
-    ResponseInfluence,
     cosines,
-    pool_estimate,
     require_direction,
 )
+from cropi.influence.growing_pool import GrowingPool, PoolScores, TargetDirections
 from cropi.influence.left_out import (
     distance_notes,
     gradient_statuses,
@@ -54,12 +53,11 @@ from cropi.influence.response_influence import (
 from cropi.influence.settings import Metric
 from cropi.influence.targets import (
     Target,
-    TargetReliability,
     half_products,
     half_weights,
     target_reliability,
 )
-from cropi.influence.whitening import DIMENSIONS, lowest_hashes, whitened, whitening_sample
+from cropi.influence.whitening import DIMENSIONS, lowest_hashes
 from cropi.schema import RolloutGroup, fingerprint
 from cropi.sketches import FittedSketch, Sketch, SketchBuffer, SketchConsumer
 from cropi.sketches.counter_rng import parameters_identity
@@ -68,31 +66,6 @@ from cropi.sketches.windowed import WindowedSketch
 Groups = Sequence[RolloutGroup]
 PhaseProgress = Callable[[str, int, int], None]
 """Called with a phase's name, the prompts done and the prompts in all."""
-
-
-@dataclass(frozen=True)
-class TargetDirections:
-    """One direction per target, dense or sketched (float64 [V, D]), and how reliable each is."""
-
-    values: Directions | NDArray[np.float64]
-    reliability: dict[str, TargetReliability]
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class PoolScores:
-    """What was measured of the informative prompts [P]; `statuses` say which cosines count.
-
-    `rewards_P2` are their mean rewards under the policy, and the effective shares of responses.
-    """
-
-    cosines_PV: NDArray[np.float64]
-    norms_P: NDArray[np.float64]
-    rewards_P2: NDArray[np.float64]
-    statuses: list[str]
-    notes: list[str]
-    responses: ResponseInfluence | None = None
-    sketches_PD: NDArray[np.floating] | None = None
 
 
 class Scorer:
@@ -146,45 +119,34 @@ class Scorer:
         InputError if a target set or the pool has no informative prompt, or none that is left.
         """
         self.tokens = 0
-        if per_response and self.metric == "whitened":
-            raise InputError(
-                "single responses have parts of a cosine, and influence.metric is whitened; leave "
-                "out per_response, or set influence.metric=cosine"
-            )
+        growing = self.growing(targets)
+        growing.add(pool, per_response)
+        return growing.influence(pool)
+
+    def growing(self, targets: Mapping[str, Groups]) -> GrowingPool:
+        """A pool that is scored in portions. Raises as `score` does for targets."""
         objective = self.extractor.objective
-        informative = require_informative("the pool", pool, objective)
         of_sets = {
             name: require_informative(f"validation set {name}", each, objective)
             for name, each in targets.items()
         }
-        groups, sets = informative.groups, {name: each.groups for name, each in of_sets.items()}
-        self._fit(groups)
-        directions = self.targets(sets)
+        return GrowingPool(self, of_sets)
+
+    def measure(
+        self, groups: Groups, directions: TargetDirections, names: Sequence[str], responses: bool
+    ) -> PoolScores:
+        """Compare the gradients of informative groups with the targets' directions."""
+        if responses and self.metric == "whitened":
+            raise InputError(
+                "single responses have parts of a cosine, and influence.metric is whitened; leave "
+                "out per_response, or set influence.metric=cosine"
+            )
         if isinstance(directions.values, Directions):
-            scores = self._exact(groups, directions.values, list(sets), per_response)
+            scores = self._exact(groups, directions.values, names, responses)
         else:
-            scores = self._sketched(groups, directions.values, list(sets), per_response)
+            scores = self._sketched(groups, directions.values, names, responses)
         require_some_in_range("the pool", [group.prompt_id for group in groups], scores.statuses)
-        about_targets = [w for n, each in directions.reliability.items() for w in each.warnings(n)]
-        about_rollouts = [n for each in (informative, *of_sets.values()) for n in each.notes]
-        notes = [*about_rollouts, *scores.notes, *directions.notes, *about_targets]
-        influence_PV = scores.cosines_PV
-        if self.metric == "whitened":
-            assert scores.sketches_PD is not None
-            ids = [group.prompt_id for group in groups]
-            sample_M = whitening_sample(ids, scores.statuses)
-            influence_PV = whitened(influence_PV, scores.sketches_PD, sample_M)
-        estimate = pool_estimate(
-            pool,
-            influence_PV,
-            scores.norms_P,
-            scores.rewards_P2,
-            scores.statuses,
-            list(sets),
-            self.identity,
-            scores.responses,
-        )
-        return Influence(estimate, directions.reliability, self.tokens, notes)
+        return scores
 
     def targets(self, sets: Mapping[str, Groups]) -> TargetDirections:
         """The direction of each target, in their order, from informative groups.
@@ -201,7 +163,7 @@ class Scorer:
     def _counter(self, phase: str, groups: Groups) -> Callable[[int], None]:
         return progress_counter(self.progress, phase, len(groups))
 
-    def _fit(self, pool: Groups) -> None:
+    def fit(self, pool: Groups) -> None:
         """Fit a sketch that is fitted to data, unless it already is."""
         if isinstance(self.sketch, FittedSketch) and not self.sketch.is_fitted:
             size = min(len(pool), self.sketch.sample)

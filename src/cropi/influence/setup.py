@@ -16,6 +16,7 @@ from cropi.influence.features.extraction import Extraction, write_features
 from cropi.influence.features.feature_files import Dtype
 from cropi.influence.features.feature_store import FeatureStore, as_store
 from cropi.influence.features.feature_writer import require_store_place
+from cropi.influence.growing_pool import GrowingPool
 from cropi.influence.preconditioner import Preconditioner
 from cropi.influence.scorer import PhaseProgress, Scorer
 from cropi.influence.settings import FEATURE_SKETCH, InfluenceConfig
@@ -90,16 +91,39 @@ def score(
     if not targets:
         raise InputError("score needs at least one target: give NAME and its rollouts")
     groups = as_groups(pool)
-    target_groups = {name: as_groups(rollouts) for name, rollouts in targets.items()}
+    growing = growing_pool(
+        policy,
+        targets,
+        settings,
+        seed=seed,
+        constant_length=constant_length or longest_allowed(groups),
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    growing.add(groups, per_response)
+    return growing.influence(groups)
+
+
+def growing_pool(
+    policy: Policy | str | Path | nn.Module,
+    targets: Mapping[str, Sequence[RolloutGroup] | str | Path],
+    settings: InfluenceConfig | None = None,
+    *,
+    seed: int = 0,
+    constant_length: int,
+    checkpoint: str | Path | None = None,
+    progress: PhaseProgress | None = None,
+) -> GrowingPool:
+    """A pool whose rollouts come in portions; the arguments are those of `score`."""
     scorer = make_scorer(
         as_model(policy),
         settings or InfluenceConfig(),
         seed,
         progress,
-        constant_length or longest_allowed(groups),
+        constant_length,
         _checkpoint(policy, checkpoint),
     )
-    return scorer.score(groups, target_groups, per_response)
+    return scorer.growing({name: as_groups(rollouts) for name, rollouts in targets.items()})
 
 
 def extract_features(

@@ -1,7 +1,7 @@
 """Which prompts the next stage trains on: strategies behind one small interface."""
 
 from cropi.selection.fusion import fuse
-from cropi.selection.prompt_selection import select
+from cropi.selection.prompt_selection import enough, select
 from cropi.selection.strategy import (
     Needs,
     NothingSelectedError,
@@ -19,6 +19,7 @@ __all__ = [
     "NothingSelectedError",
     "SelectionContext",
     "Strategy",
+    "enough",
     "find_strategy",
     "fuse",
     "needs_of",

@@ -19,13 +19,17 @@ neither the most useful prompts nor different ones from stage to stage. Three st
 
 Where influence cannot tell prompts apart for any set, the stage has the whole pool.
 
+What can be predicted need not be rolled out: a random part of the pool is, and doubled until the
+predictions are sure (`Cropi.enough`). How many prompts that takes depends on the noise of their
+influence, and not on the size of the pool.
+
 Shape legend: P prompts of the pool, N scored ones, L layers, F features.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +56,8 @@ LEVEL = 0.5
 """Of b: above it a prompt is taken to help."""
 LEAST_SCORED = 10
 """Scored prompts below which nothing can be predicted."""
+CERTAIN = 2.0
+"""Predictions that spread so many times their error find nine tenths of what helps (chain)."""
 REPEATED = 0.2
 """What is left of a prompt's weight for every earlier round of training on it."""
 TRAINED_GROUP = 8
@@ -59,8 +65,16 @@ TRAINED_GROUP = 8
 
 
 class DrawSettings(Section):
-    """When influence is measured."""
+    """When influence is measured, and of how many prompts."""
 
+    sample: Annotated[int, Field(ge=0)] = Field(
+        256,
+        description="prompts, drawn at random, that are rolled out and scored first; doubled until "
+        "influence can be predicted for the others; 0: the whole pool",
+    )
+    most: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="most prompts that are rolled out and scored; default: the whole pool"
+    )
     scoring: Literal["once", "stage"] = Field(
         "once", description="under the start policy, or before every stage at a stage's price each"
     )
@@ -77,6 +91,15 @@ class Cropi:
 
     def __init__(self, settings: DrawSettings) -> None:
         self.scoring: Scoring = settings.scoring
+        self.sample = settings.sample
+        self.most = settings.most
+
+    def enough(self, context: SelectionContext) -> bool:
+        """Whether the predictions for every set spread CERTAIN times their error or more."""
+        if len(context.scored.prompt_ids) < LEAST_SCORED:
+            return False
+        predictions = predictions_of(context).values()
+        return all(mean_P.std() >= CERTAIN * error_P.mean() for mean_P, error_P in predictions)
 
     def select(self, context: SelectionContext) -> Selection:
         """Draw in proportion to the weights, or take the whole pool."""
@@ -186,7 +209,22 @@ def expected_use(context: SelectionContext) -> Array:
         mixed_P = np.where(seen_P, (rates_P != 0) & (rates_P != 1), mixed_P)
         counts_P = np.where(seen_P, responses_P, counts_P)
     repeats_P = (rounds.responses[1:] > 0).sum(0)
-    return np.asarray(np.where(mixed_P, 1.0, chance_of_a_gradient(counts_P)) * REPEATED**repeats_P)
+    use_P = np.where(mixed_P, 1.0, chance_of_a_gradient(counts_P))
+    unknown_P = counts_P == 0
+    if unknown_P.any() and not unknown_P.all():
+        use_P[unknown_P] = _predicted_use(context, use_P, ~unknown_P)[unknown_P]
+    return np.asarray(use_P * REPEATED**repeats_P)
+
+
+def _predicted_use(context: SelectionContext, use_P: Array, known_P: NDArray[np.bool_]) -> Array:
+    """The use [P] of prompts that were never sampled, from that of those alike that were."""
+    features_LPF = context.features
+    assert features_LPF is not None, "the strategy needs features and was given none"
+    use_N = use_P[known_P]
+    mean = use_N.mean()
+    layer, ridge = fit_best([*features_LPF[:, known_P]], use_N - mean)
+    predicted_P = mean + ridge.predict(features_LPF[layer]).mean_P
+    return np.asarray(predicted_P.clip(use_N.min(), 1.0))
 
 
 def chance_of_a_gradient(counts_P: NDArray[np.integer]) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from cropi.schema import InfluenceEstimate, RolloutGroup, Selection
 from cropi.selection.settings import SCORES_ALONE, SelectionConfig, StrategyChoice
 from cropi.selection.strategy import (
     Needs,
+    SamplingStrategy,
     SelectionContext,
     find_strategy,
     needs_of,
@@ -107,6 +108,31 @@ def select(
     )
     require_not_empty(selection, title or f"strategy {settings.strategy.name}")
     return selection
+
+
+def enough(
+    scores: InfluenceEstimate | Influence,
+    settings: SelectionConfig,
+    *,
+    rollouts: Sequence[RolloutGroup],
+    features: NDArray[np.float64] | None,
+    threshold: float | None = None,
+) -> bool:
+    """Whether a strategy that samples the pool has seen enough of it (`Needs.sample`).
+
+    The arguments are those of `select`; `rollouts` has groups without responses for prompts that
+    were not sampled.
+    """
+    statistics = rollout_statistics(rollouts, threshold)
+    strategy = cast("SamplingStrategy", find_strategy(settings.strategy))
+    return strategy.enough(
+        SelectionContext(
+            statistics=statistics,
+            count=selection_size(settings.ratio, len(statistics.prompt_ids)),
+            estimate=_estimate(scores),
+            features=features,
+        )
+    )
 
 
 def _history(

@@ -73,6 +73,13 @@ class Strategy(Protocol):
         """Return at most `context.count` prompts (the full strategy: all), best first."""
 
 
+class SamplingStrategy(Protocol):
+    """A strategy that has only a part of the pool rolled out (`Needs.sample`)."""
+
+    def enough(self, context: SelectionContext) -> bool:
+        """Whether the scores so far tell enough of the prompts without one."""
+
+
 @dataclass(frozen=True)
 class Needs:
     """What a strategy needs, which is also what it has to pay for.
@@ -85,6 +92,9 @@ class Needs:
     the sources of the validation prompts. `features`: it looks at the policy's hidden states at the
     pool's prompts. `history`: it looks at the rewards of all rollouts so far, training's included.
     `current`: it looks at the pass rates under the stage's own policy, which stored rollouts give.
+    `sample`: how many prompts, drawn at random, are rolled out and scored under the first policy
+    before its `enough` is asked whether that tells enough of the others; until it does, they are
+    doubled, up to `most`. 0: the whole pool is rolled out.
     """
 
     scoring: Scoring
@@ -98,6 +108,13 @@ class Needs:
     features: bool = False
     history: bool = False
     current: bool = False
+    sample: int = 0
+    most: int | None = None
+
+    @property
+    def whole_pool(self) -> bool:
+        """Whether it needs rollouts of every prompt of the pool."""
+        return self.rollouts and not self.sample
 
     @property
     def validation(self) -> bool:

@@ -217,6 +217,13 @@ class RunDirectory:
         )
 
 
+def pool_rollouts(root: Path) -> Path | None:
+    """The start policy's rollouts of a run's pool: all prompts', or those that an arm sampled."""
+    of_arms = sorted(root.glob("arms/*/stages/0/rollouts/pool.parquet"))
+    files = [root / "rollouts" / "pool.parquet", *of_arms]
+    return next((file for file in files if file.is_file()), None)
+
+
 def _set_file(folder: Path, kind: str, name: str) -> Path:
     return folder / kind / f"{name}.parquet" if name else folder / f"{kind}.parquet"
 

@@ -49,7 +49,7 @@ def prepare_shared(config: RunConfig, runs: Sequence[RunConfig], base: Path | No
     with _logged(config) as reporter:
         for each in runs:
             check_settings(resolve_model_path(each, base), base, reporter)
-        with prepared(config, base, reporter):
+        with prepared(config, base, reporter, runs):
             pass  # opening a run makes what its arms share
 
 
@@ -105,7 +105,7 @@ def _same_start_policy(shared: RunConfig, config: RunConfig) -> bool:
 def _copy_rollout_timings(source: RunDirectory, target: RunDirectory, config: RunConfig) -> None:
     for row in read_rows(source.timings).of(TimingRow):
         if row.phase == "rollouts" and row.set is not None:
-            target.add_timing(replace(row, arms=arms_needing(config, row.set)))
+            target.add_timing(replace(row, arms=arms_needing([config], row.set)))
 
 
 def _link(source: str, target: str) -> str:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from cropi.errors import InputError
 from cropi.rollouts.statistics import summarise_rollout_file
 from cropi.store.files import file_hash, read_table
+from cropi.store.run_directory import pool_rollouts
 from cropi.store.tables import read_selection
 
 Counts = dict[str, int]
@@ -69,9 +70,9 @@ class PoolReader:
     def _read(
         self, path: Path, seed: int, kind: str, read: Callable[[Path], dict[str, Any]]
     ) -> dict[str, Any]:
-        local = path / kind / "pool.parquet"
-        file = local if local.is_file() else self.root / f"shared/seed-{seed}/{kind}/pool.parquet"
-        if not file.is_file():
+        shared = self.root / f"shared/seed-{seed}"
+        file = _pool_file(path, kind) or _pool_file(shared, kind)
+        if file is None:
             return {}
         try:
             key = f"{kind} {file_hash(file)}"
@@ -90,6 +91,13 @@ class PoolReader:
         except InputError as error:
             self.missing.append(unreadable(file, self.root, error))
             return None
+
+
+def _pool_file(root: Path, kind: str) -> Path | None:
+    if kind == "rollouts":
+        return pool_rollouts(root)
+    file = root / kind / "pool.parquet"
+    return file if file.is_file() else None
 
 
 def unreadable(file: Path, root: Path, error: Exception) -> str:

@@ -25,6 +25,7 @@ from cropi.schema import InfluenceEstimate, Selection
 from cropi.store.files import require_intact_table
 from cropi.store.ledger import Ledger
 from cropi.store.metrics import METRICS, TIMINGS
+from cropi.store.run_directory import pool_rollouts
 from cropi.store.tables import read_scores, read_selection
 from cropi.study.accuracy import RunRows, read_run_rows
 from cropi.study.selected_prompts import unreadable
@@ -216,10 +217,8 @@ def _read_pool(run: RunData) -> None:
     else:
         ids, names = prompts["prompt_id"].to_pylist(), prompts["source"].to_pylist()
         run.sources = {str(i): str(s) for i, s in zip(ids, names, strict=True)}
-    pool = run.path / "rollouts" / "pool.parquet"
-    run.rollouts = _read(run, pool, summarise_rollout_file)
-    if not pool.is_file():
-        run.missing.append("rollouts/pool.parquet is not there")
+    if pool := pool_rollouts(run.path):
+        run.rollouts = _read(run, pool, summarise_rollout_file)
     for path in sorted(run.path.glob("rollouts/validation/*.parquet")):
         if (summary := _read(run, path, summarise_rollout_file)) is not None:
             run.validation[path.stem] = summary
