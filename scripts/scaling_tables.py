@@ -9,6 +9,7 @@ The figures are those of `cropi plan`, for prompts that exist as numbers only.
 from __future__ import annotations
 
 import sys
+from functools import cache
 from pathlib import Path
 
 from transformers import Qwen2Config
@@ -48,9 +49,11 @@ MODELS = {
     ),
 }
 """The sizes of Qwen2.5."""
+FITTING = {"1.5B": "fp32", "7B": "offload"}
+"""Where target directions are held: what fits."""
 
 
-def config(**influence: object) -> RunConfig:
+def config(strategy: str, **influence: object) -> RunConfig:
     """400 steps of 128 prompts x 8 responses, two targets, vLLM for everything but training."""
     sets = {name: [{"path": f"{name}.jsonl"}] for name in ("gsm8k", "math")}
     return RunConfig.model_validate(
@@ -59,6 +62,7 @@ def config(**influence: object) -> RunConfig:
             "prompts": {"pool": [{"path": "pool.jsonl"}], "validation": sets, "test": sets},
             "rollouts": {"responses": 8, "max_new_tokens": 1024, "engine": "vllm"},
             "influence": {"gradient_checkpointing": True, **influence},
+            "selection": {"strategy": strategy},
             "curriculum": {"stages": 4, "steps_per_stage": 100},
             "training": {
                 "prompts_per_step": 128,
@@ -66,7 +70,6 @@ def config(**influence: object) -> RunConfig:
                 "engine": {"name": "trl", "grpo": {"per_device_train_batch_size": 2}},
             },
             "evaluation": {"every": 50},
-            "baselines": ["full"],
         }
     )
 
@@ -80,61 +83,57 @@ def counts(pool: int) -> PromptCounts:
     )
 
 
-def planned(model: str, pool: int, gpus: int = 1, **influence: object) -> Forecast:
-    """The forecast for a model, a pool and so many H100s."""
-    settings, prompts = config(**influence), counts(pool)
+@cache
+def planned(model: str, pool: int, gpus: int, strategy: str, memory: str = "") -> Forecast:
+    """The forecast for a model, a pool and so many H100s; `memory` is where directions are."""
+    settings = config(strategy, target_memory=memory or FITTING[model])
+    prompts = counts(pool)
     behaviour = guessed_behaviour(settings, prompts)
-    shape = shape_of(MODELS[model], settings, model)
-    return forecast(settings, shape, prompts, behaviour, GPUS["h100"], gpus)
+    return forecast(settings, _shape(model), prompts, behaviour, GPUS["h100"], gpus)
 
 
-def hours(result: Forecast, arm: str, phase: str) -> float:
+@cache
+def _shape(model: str) -> ModelShape:
+    return shape_of(MODELS[model], config("cropi"), model)
+
+
+def hours(result: Forecast, phase: str) -> str:
     """GPU hours of one phase."""
-    rows = (each for each in result.phases if (each.arm, each.phase) == (arm, phase))
-    return sum(each.seconds for each in rows) * result.gpus / 3600
+    seconds = sum(each.seconds for each in result.phases if each.phase == phase)
+    return f"{seconds * result.gpus / 3600:,.1f}"
 
 
 def cost_table(model: str) -> list[str]:
-    """By pool: tokens, GPU hours on 8 devices, selection's share, and when it pays."""
+    """GPU hours on 8 devices by pool: of scoring all of it in every stage, and of the default."""
     lines = [
-        f"| {model}: prompts | rollouts: tokens | FLOPs | GPU hours | scoring | training, an arm "
-        "| selection | as steps | pays from |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| {model}: prompts | `ranking`: FLOPs | rollouts | scoring | as steps | pays from "
+        "| `cropi`: FLOPs | rollouts | scoring | as steps | pays from | training |",
+        "|---" * 12 + "|",
     ]
     for pool in POOLS:
-        result = planned(model, pool, gpus=8, target_memory="offload")
-        rollouts = next(each for each in result.phases if each.phase == "rollouts")
-        arm = result.arms[0]
-        pays = "never" if arm.acceleration is None else f"{arm.acceleration:.2f}x"
-        cells = [
-            f"{pool:,}",
-            amount(rollouts.tokens),
-            amount(rollouts.flops),
-            f"{hours(result, 'shared', 'rollouts'):,.1f}",
-            f"{hours(result, arm.arm, 'scoring'):,.1f}",
-            f"{hours(result, arm.arm, 'training'):,.1f}",
-            f"{arm.share:.0%}",
-            f"{arm.break_even:,.0f} of {arm.steps}",
-            pays,
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        both = [planned(model, pool, 8, strategy) for strategy in ("ranking", "cropi")]
+        cells = [f"{pool:,}", *selection_cells(both[0]), *selection_cells(both[1])]
+        lines.append(f"| {' | '.join([*cells, hours(both[1], 'training')])} |")
     return lines
+
+
+def selection_cells(result: Forecast) -> list[str]:
+    """What selecting costs."""
+    (arm,) = result.arms
+    pays = "never" if arm.acceleration is None else f"{arm.acceleration:.2f}x"
+    phases = (hours(result, "rollouts"), hours(result, "scoring"))
+    return [amount(arm.selection_flops), *phases, f"{arm.break_even:,.0f}", pays]
 
 
 def time_table(model: str) -> list[str]:
-    """Time of the whole run without its baseline, by pool and devices."""
+    """Time of the whole run with the default strategy, by pool and devices."""
     head = " | ".join(f"{n} GPU{'s' if n > 1 else ''}" for n in DEVICES)
-    lines = [f"| {model}: prompts | {head} |", "|---|" + "---|" * len(DEVICES)]
+    lines = [f"| {model}: prompts | {head} |", "|---" * (1 + len(DEVICES)) + "|"]
     for pool in POOLS:
-        results = [planned(model, pool, n, target_memory="offload") for n in DEVICES]
-        cells = [duration(own_seconds(each)) + mark(each) for each in results]
+        results = [planned(model, pool, n, "cropi") for n in DEVICES]
+        cells = [duration(each.seconds) + mark(each) for each in results]
         lines.append(f"| {pool:,} | {' | '.join(cells)} |")
     return lines
-
-
-def own_seconds(result: Forecast) -> float:
-    """Seconds of everything but the baseline."""
-    return sum(each.seconds for each in result.phases if each.arm != "full")
 
 
 def mark(result: Forecast) -> str:
@@ -145,12 +144,13 @@ def mark(result: Forecast) -> str:
 def memory_table() -> list[str]:
     """GiB on one device, by model and by where directions are."""
     lines = [
-        "| model | directions | scoring: directions | with the rest | training, 1 GPU | 8 GPUs | 64 GPUs |",
-        "|---|---|---|---|---|---|---|",
+        "| model | `target_memory` | directions | scoring altogether | training, 1 GPU | 8 GPUs "
+        "| 64 GPUs |",
+        "|---" * 7 + "|",
     ]
     for model in MODELS:
         for memory in ("fp32", "bf16", "offload"):
-            results = [planned(model, POOLS[0], n, target_memory=memory) for n in (1, 8, 64)]
+            results = [planned(model, POOLS[0], n, "cropi", memory) for n in (1, 8, 64)]
             scoring = results[0].memory[0]
             training = [each.memory[-1].total for each in results]
             cells = [scoring.parts["directions"], scoring.total, *training]
@@ -159,10 +159,25 @@ def memory_table() -> list[str]:
     return lines
 
 
+def host_table() -> list[str]:
+    """GiB of main memory that grow with the pool, by model."""
+    lines = ["| prompts | " + " | ".join(f"{model}: features" for model in MODELS) + " |"]
+    lines.append("|---" * (1 + len(MODELS)) + "|")
+    for pool in POOLS:
+        sizes = [planned(model, pool, 1, "cropi").host["features"] / GIB for model in MODELS]
+        lines.append(f"| {pool:,} | {' | '.join(f'{size:,.1f}' for size in sizes)} |")
+    return lines
+
+
 def tables() -> str:
     """All tables, as they stand in the page."""
-    parts = [cost_table("1.5B"), cost_table("7B"), time_table("1.5B"), time_table("7B")]
-    return "\n\n".join("\n".join(part) for part in [*parts, memory_table()])
+    parts = [
+        *(cost_table(model) for model in MODELS),
+        *(time_table(model) for model in MODELS),
+        memory_table(),
+        host_table(),
+    ]
+    return "\n\n".join("\n".join(part) for part in parts)
 
 
 def with_tables(page: str) -> str:

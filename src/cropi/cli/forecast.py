@@ -169,9 +169,8 @@ def _disk_lines(forecast: Forecast) -> list[str]:
 
     parts = ", ".join(f"{name} {gib(size)}" for name, size in forecast.disk.items() if size)
     lines = [f"disk: {gib(sum(forecast.disk.values()))} ({parts})"]
-    if forecast.host:
-        lines.append(f"main memory for sketches of gradients: {gib(forecast.host)}")
-    return lines
+    host = [f"{name} {gib(size)}" for name, size in forecast.host.items() if size]
+    return [*lines, f"main memory that grows with the pool: {', '.join(host)}"] if host else lines
 
 
 def _verdict(arm: ArmForecast) -> str:

@@ -97,11 +97,17 @@ class AssumedSpeed:
             steps = math.ceil(work.responses / at_once) * max(mean, min(longest, 2 * mean))
         else:
             steps = work.generated / at_once
-        return prefill + steps * self._decoding_step(engine, at_once, mean)
+        return prefill + steps * self._decoding_step(engine, at_once, self._context(work))
 
-    def _decoding_step(self, engine: str, at_once: float, mean: float) -> float:
+    def _context(self, work: Work) -> float:
+        """Tokens that a response has before it on average, half of its own among them."""
+        alone = work.responses if work.phase == "evaluation" else work.prompts
+        prompt = (work.forward - work.backward) / max(1.0, alone)
+        return prompt + work.generated / max(1.0, work.responses) / 2
+
+    def _decoding_step(self, engine: str, at_once: float, context: float) -> float:
         shape, device = self.shape, self.hardware
-        cache = at_once * (mean / 2) * shape.cached * shape.bytes
+        cache = at_once * context * shape.cached * shape.bytes
         moved = (shape.parameters * shape.bytes + cache) / (device.bandwidth * DECODING)
         computed = FORWARD * shape.parameters * at_once / (device.peak * PREFILL)
         least = STEP_OF_A_LAYER.get(engine, 1e-4) * shape.layers if device.is_gpu else 0.0
@@ -133,7 +139,7 @@ class AssumedSpeed:
         )
         longest = min(self._sampler("training")[2], 2 * mean)
         steps = work.steps * rounds * max(mean, longest)
-        sampling = steps * self._decoding_step("trl", at_once, mean)
+        sampling = steps * self._decoding_step("trl", at_once, self._context(work))
         read = FORWARD * (work.forward - work.backward) * self.shape.parameters
         prefill = read / (self.hardware.peak * PREFILL * parts)
         return products + sampling + prefill + work.steps * self._exchange(parts)

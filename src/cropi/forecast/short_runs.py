@@ -92,7 +92,9 @@ class ShortRuns:
 
         Raises InputError for whatever a run of the config would refuse.
         """
-        config = self._short("pilot", PILOT_PROMPTS, {})
+        # One that has all of the pool rolled out, and the validation sets if there are any.
+        whole = "ranking" if self.config.prompts.validation else "pass_rate"
+        config = self._short("pilot", PILOT_PROMPTS, {"selection.strategy": whole})
 
         def measure(root: Path) -> dict[str, Any]:
             placed = self._in(root, config)

@@ -68,7 +68,7 @@ def amount(value: float | None) -> str:
     """Format a large number with three digits: 1.23M."""
     if value is None or value != value:
         return DASH
-    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    for unit, size in (("Z", 1e21), ("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         # From 999,500 on, three digits round up to the next unit.
         if abs(value) >= 0.9995 * size:
             return f"{value / size:.3g}{unit}"
