@@ -341,7 +341,7 @@ class Choice(Section):
 
     @classmethod
     def _mapping_schema(cls, name: str) -> JsonSchemaValue:
-        settings = settings_of(find_plugin(cls.kind, name)).model_json_schema()
+        settings = _inlined(settings_of(find_plugin(cls.kind, name)).model_json_schema())
         properties = {"name": {"const": name}, **settings.get("properties", {})}
         required = [] if name == cls.default else ["name"]
         return {"properties": properties, "required": required, "additionalProperties": False}
@@ -351,6 +351,18 @@ class Choice(Section):
         """The name alone where the plug-in has no settings."""
         settings = self.settings.model_dump(mode=info.mode, exclude_none=info.exclude_none)
         return {"name": self.name, **settings} if type(self.settings).model_fields else self.name
+
+
+def _inlined(schema: Any, definitions: Mapping[str, Any] | None = None) -> Any:
+    """A JSON schema with its sections in place of references, which would be lost."""
+    if isinstance(schema, list):
+        return [_inlined(each, definitions) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    definitions = definitions or schema.get("$defs", {})
+    if "$ref" in schema:
+        return _inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {k: _inlined(each, definitions) for k, each in schema.items() if k != "$defs"}
 
 
 def _summary(name: str, error: ValidationError) -> str:

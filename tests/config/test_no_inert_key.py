@@ -33,6 +33,8 @@ from cropi.settings import Section, section_in
 from cropi.sketches import SketchChoice, make_sketch
 from cropi.study.plan import StudyPlan
 from cropi.study.runner import run_threads
+from cropi.training.launcher import accelerate_config
+from cropi.training.settings import LaunchSettings
 from cropi.verifiers import Judge
 from support.fake_server import FakeServer, interpreter, serving
 from support.tiny_models import mixed_groups
@@ -65,7 +67,7 @@ def sections(section: type[Section] = RunConfig) -> Iterator[type[Section]]:
         inner = section_in(field.annotation)
         if inner is not None and issubclass(inner, Choice):
             for name in plugin_names(inner.kind):
-                yield settings_of(find_plugin(inner.kind, name))
+                yield from sections(settings_of(find_plugin(inner.kind, name)))
         elif inner is not None:
             yield from sections(inner)
 
@@ -92,6 +94,7 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> Read:
         run(tiny_config(folder, *EVERYTHING))
         use_sources(folder, patch)
         use_plugins()
+        use_launchers()
         use_servers(folder)
         use_studies(folder)
     return seen
@@ -136,6 +139,11 @@ def use_plugins() -> None:
     for name in ("bandit", "dps", "mopps"):
         settings = SelectionConfig(strategy=StrategyChoice.of(name))
         assert cropi.select(None, settings, rollouts=rollouts, sources=sources).prompt_ids
+
+
+def use_launchers() -> None:
+    launch = LaunchSettings(processes=2)
+    assert accelerate_config(launch)["num_processes"] == 2
 
 
 def use_servers(folder: Path) -> None:

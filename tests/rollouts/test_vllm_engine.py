@@ -21,11 +21,12 @@ from cropi.curriculum.loop import run
 from cropi.curriculum.stage_choice import StageScorer
 from cropi.curriculum.stage_rollouts import RolloutRefresh
 from cropi.errors import InputError
+from cropi.execution.program import last_error
 from cropi.policy.loading import load_policy
 from cropi.policy.reference import PolicyRef
 from cropi.rollouts import load_engine
 from cropi.rollouts.engines.vllm import PYTHON_VARIABLE, interpreter
-from cropi.rollouts.serving.vllm_server import last_error, write_checkpoint
+from cropi.rollouts.serving.vllm_server import write_checkpoint
 from cropi.rollouts.settings import EngineChoice
 from cropi.schema import Sampling
 from support import fake_server

@@ -52,6 +52,12 @@ def _tables(prefix: str, section: type[Section], written: set[type[Section]]) ->
     written.add(section)
     yield f"## {prefix.rstrip('.') or 'The run'}\n\n{_summary(section)}\n"
     yield _table(prefix, section)
+    yield from _inner_tables(prefix, section, written)
+
+
+def _inner_tables(
+    prefix: str, section: type[Section], written: set[type[Section]]
+) -> Iterator[str]:
     for name, field in section.model_fields.items():
         inner = section_in(field.annotation)
         alone = inner is field.annotation
@@ -59,7 +65,7 @@ def _tables(prefix: str, section: type[Section], written: set[type[Section]]) ->
             continue
         if issubclass(inner, Choice):
             if alone:
-                yield from _plugins(f"{prefix}{name}", inner)
+                yield from _plugins(f"{prefix}{name}", inner, written)
         elif alone or type(None) in get_args(field.annotation):
             yield from _tables(f"{prefix}{name}.", inner, written)
         else:
@@ -68,13 +74,14 @@ def _tables(prefix: str, section: type[Section], written: set[type[Section]]) ->
             yield _table("", inner)
 
 
-def _plugins(key: str, choice: type[Choice]) -> Iterator[str]:
+def _plugins(key: str, choice: type[Choice], written: set[type[Section]]) -> Iterator[str]:
     for name in plugin_names(choice.kind):
         plugin = find_plugin(choice.kind, name)
         settings = settings_of(plugin)
         yield f"### {key}: {name}\n\n{_summary(plugin)}\n"
         if settings.model_fields:
             yield _table(f"{key}.", settings)
+            yield from _inner_tables(f"{key}.", settings, written)
 
 
 def _table(prefix: str, section: type[Section]) -> str:

@@ -15,7 +15,7 @@ from cropi.schema import PolicyIdentity, fingerprint
 from cropi.store.cached import recorded_fingerprint
 from cropi.store.files import POLICY_RECORD
 from cropi.store.ledger import Ledger
-from cropi.store.policy_record import TRAINING_STATE
+from cropi.store.policy_record import is_training_state
 from cropi.store.run_directory import Stage
 
 
@@ -86,7 +86,8 @@ def delete_old_checkpoints(ledger: Ledger, stage: Stage, stages: int, keep: str)
     if stage.index > 0:
         delete_weights(ledger, stage.sibling(stage.index - 1).policy)
     if stage.index == stages - 1:
-        files = [stage.policy / name for name in TRAINING_STATE]
+        names = {f: f.relative_to(stage.policy).as_posix() for f in stage.policy.rglob("*")}
+        files = [f for f, name in names.items() if f.is_file() and is_training_state(name)]
         ledger.forget_files(stage.policy, files)
         for file in files:
             file.unlink(missing_ok=True)

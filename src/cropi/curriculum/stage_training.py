@@ -102,7 +102,7 @@ class StageTrainer:
 
     def _plan(self, stage: Stage, selection: Selection, policy: str, dynamic: bool) -> StagePlan:
         steps = self.curriculum.steps_per_stage
-        return plan_stage(
+        plan = plan_stage(
             policy,
             self.pool,
             selection.prompt_ids,
@@ -120,6 +120,7 @@ class StageTrainer:
             evaluate_every=self.evaluator.settings.every,
             normalisation=self.normalisation,
         )
+        return replace(plan, log=self.log.directory.logs / "training.log")
 
 
 class StageRun:

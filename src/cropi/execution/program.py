@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -72,7 +73,7 @@ def guard(command: Sequence[str]) -> int:
             command,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=_end_with_guard if sys.platform == "linux" else None,
+            preexec_fn=end_with_parent if sys.platform == "linux" else None,
         )
     except OSError as error:
         print(error, file=sys.stderr)
@@ -83,9 +84,13 @@ def guard(command: Sequence[str]) -> int:
     return code
 
 
-def _end_with_guard() -> None:
-    """Have the system end the program if even the guard is killed; for Linux, in the child."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def end_with_parent(number: int = signal.SIGTERM) -> None:
+    """Have the system send this process a signal when its parent is gone, on Linux.
+
+    For a child that its parent starts in a session of its own; the guard may be killed too.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 def _end_with_input(program: subprocess.Popen[bytes]) -> None:
@@ -102,6 +107,26 @@ def _signal_group(program: subprocess.Popen[bytes], number: int) -> None:
     """Signal the program and its children, which are in a group of their own."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(program.pid, number)
+
+
+def environment_for(python: str) -> dict[str, str]:
+    """Our environment; our import path is of no use to another interpreter."""
+    foreign = () if python == sys.executable else ("PYTHONPATH", "PYTHONHOME")
+    return {name: value for name, value in os.environ.items() if name not in foreign}
+
+
+def last_error(output: str) -> str:
+    """The last line of a log that names an error, or its last line, without loggers' prefixes."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", output)
+    lines = [
+        re.sub(r"^(\(\w+ pid=\d+\)|\[rank\d+\]:)\s*", "", x).strip() for x in plain.splitlines()
+    ]
+    lines = [re.sub(r"^ERROR [\d-]+ [\d:]+ \[[^\]]*\]\s*", "", line) for line in lines if line]
+    errors = [line for line in lines if re.match(r"(\w+\.)*\w*(Error|Exception)\b.*:", line)]
+    # What comes later is often the complaint that something has failed before.
+    later = r"(trace|cause) \(?above|ChildFailedError|CalledProcessError"
+    causes = [line for line in errors if not re.search(later, line)]
+    return (causes or errors or lines or ["it wrote nothing"])[-1]
 
 
 if __name__ == "__main__":

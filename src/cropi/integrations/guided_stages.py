@@ -25,7 +25,6 @@ from cropi.errors import InputError
 from cropi.estimation.evidence import with_pooled_errors
 from cropi.influence.settings import InfluenceConfig
 from cropi.influence.setup import score
-from cropi.integrations.process_group import ProcessGroup
 from cropi.policy.loading import Policy
 from cropi.policy.reference import PolicyRef
 from cropi.policy.representations import prompt_features
@@ -45,6 +44,7 @@ from cropi.selection import find_strategy, needs_of, select
 from cropi.selection.settings import SelectionConfig
 from cropi.store.files import read_table, table_metadata
 from cropi.store.tables import read_scores, read_selection, write_scores, write_selection
+from cropi.training.process_group import ProcessGroup
 from cropi.verifiers.verdict import Grader
 
 STEP = "cropi.step"

@@ -8,6 +8,7 @@ program.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,16 @@ from cropi.store.cached import read_record
 from cropi.store.files import POLICY_RECORD, content_hash, write_json
 
 FILES, RECORD_HASH = "files", "record_hash"
-TRAINING_STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+OPTIMIZERS = {
+    "": ("optimizer.pt",),
+    "FSDP": ("optimizer.bin", "optimizer_[0-9]*"),
+    "DEEPSPEED": ("global_step[0-9]*",),
+}
+"""What the optimizer's state is saved as, by what shards it."""
+TRAINING_STATE = (
+    *("scheduler.pt", "rng_state*.pth", "pytorch_model_fsdp*", "latest", "zero_to_fp32.py"),
+    *(pattern for patterns in OPTIMIZERS.values() for pattern in patterns),
+)
 """Files that training goes on from, and nothing else reads; they may be deleted."""
 
 
@@ -31,6 +41,11 @@ def write_policy_record(folder: Path, values: Mapping[str, Any]) -> None:
     }
     record = {**values, FILES: hashes}
     write_json(folder / POLICY_RECORD, {**record, RECORD_HASH: fingerprint(record)})
+
+
+def is_training_state(name: str) -> bool:
+    """Whether a file, named by its path in a policy's folder, is only read by training."""
+    return any(fnmatchcase(name.partition("/")[0], pattern) for pattern in TRAINING_STATE)
 
 
 def require_intact(folder: Path, training_state: bool = False) -> None:
@@ -49,7 +64,7 @@ def require_intact(folder: Path, training_state: bool = False) -> None:
             "(or remove it, to use the folder's files unchecked)"
         )
     for name, content in record[FILES].items():
-        if training_state or name not in TRAINING_STATE:
+        if training_state or not is_training_state(name):
             _require_content(folder / name, content, path)
 
 

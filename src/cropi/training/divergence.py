@@ -5,28 +5,44 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from cropi.errors import InputError
 
+if TYPE_CHECKING:
+    from cropi.training.process_group import ProcessGroup
+
 LARGEST_WEIGHT = 1e6
 """Weights of trained policies are below 1e3; larger ones leave nothing of the policy."""
 
 
-def require_converging(model: Any, step: int, key: str, learning_rate: float) -> None:
+def require_converging(
+    model: Any, step: int, key: str, learning_rate: float, group: ProcessGroup | None = None
+) -> None:
     """Raise InputError if a trained weight is NaN, infinite or absurd after step `step`.
 
-    `key` is the setting of the learning rate.
+    `key` is the setting of the learning rate. Every process of `group` looks at its own part.
     """
-    weights = [p.detach() for p in model.parameters() if p.requires_grad]
-    if weights:
-        norms = torch._foreach_norm(weights, math.inf)
-        largest = float(torch.stack([norm.float().cpu() for norm in norms]).max())
-        # Written so that NaN is a divergence.
-        if not largest <= LARGEST_WEIGHT:
-            raise diverged(step, f"the largest weight is {largest:.3g}", key, learning_rate)
+    largest = [largest_weight(model)]
+    if group is not None:
+        largest = group.together(lambda: largest_weight(model))
+    # Written so that NaN is a divergence.
+    for each in largest:
+        if not each <= LARGEST_WEIGHT:
+            raise diverged(step, f"the largest weight is {each:.3g}", key, learning_rate)
+
+
+def largest_weight(model: Any) -> float:
+    """The largest absolute value of the trained weights that this process holds."""
+    trained = [p.detach() for p in model.parameters() if p.requires_grad]
+    weights = [getattr(p, "_local_tensor", p) for p in trained]  # a DTensor's part
+    weights = [p for p in weights if p.numel()]
+    if not weights:
+        return 0.0
+    norms = torch._foreach_norm(weights, math.inf)
+    return float(torch.stack([norm.float().cpu() for norm in norms]).max())
 
 
 @contextmanager

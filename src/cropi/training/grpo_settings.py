@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,13 @@ def loss_warnings(loss_type: str, normalisation: str, beta: float = 0.0) -> list
     return sentences
 
 
-def grpo_config(plan: StagePlan, work: Path, grpo: Mapping[str, Any]) -> GRPOConfig:
-    """Our settings, then the user's `grpo` over them."""
+def grpo_config(
+    plan: StagePlan, work: Path, grpo: Mapping[str, Any], processes: int = 1
+) -> GRPOConfig:
+    """Our settings, then the user's `grpo` over them.
+
+    `processes` train together; this one need not be one of them, so that a launch can be checked.
+    """
     training, rollouts = plan.training, plan.rollouts
     check_grpo_settings(grpo)
     if plan.dynamic_sampling:
@@ -51,7 +57,7 @@ def grpo_config(plan: StagePlan, work: Path, grpo: Mapping[str, Any]) -> GRPOCon
         "output_dir": str(work),
         "max_steps": plan.horizon,
         "learning_rate": training.learning_rate,
-        "per_device_train_batch_size": batch,
+        "per_device_train_batch_size": max(1, batch // processes),
         "num_generations": training.responses,
         "max_completion_length": training.max_new_tokens or rollouts.max_new_tokens,
         "temperature": training.temperature or rollouts.temperature,
@@ -73,7 +79,7 @@ def grpo_config(plan: StagePlan, work: Path, grpo: Mapping[str, Any]) -> GRPOCon
         "chat_template_kwargs": dict(plan.template_kwargs),
     }
     settings |= grpo
-    settings |= _accumulation(settings, batch)
+    settings |= _accumulation(settings, batch, processes)
     try:
         config = GRPOConfig(**settings)
         _require_usable(config)
@@ -105,12 +111,21 @@ def _require_usable(config: GRPOConfig) -> None:
     )
 
 
-def _accumulation(settings: dict[str, Any], batch: int) -> dict[str, int]:
+def _accumulation(settings: dict[str, Any], batch: int, processes: int) -> dict[str, int]:
     """A smaller per-device batch means more accumulation: a step stays a step."""
+    if batch % processes:
+        raise InputError(
+            f"training.engine.launch.processes = {processes} does not divide a step of {batch} "
+            "completions (prompts_per_step x responses); choose a divisor"
+        )
     device_batch = settings["per_device_train_batch_size"]
-    if not isinstance(device_batch, int) or device_batch < 1 or batch % device_batch:
+    share = batch // processes
+    if not isinstance(device_batch, int) or device_batch < 1 or share % device_batch:
+        of_each = f", of which a process has {share}" if processes > 1 else ""
         raise InputError(
             f"training.engine.grpo.per_device_train_batch_size = {device_batch!r} does not divide "
-            f"a step of {batch} completions (prompts_per_step x responses); choose a divisor"
+            f"a step of {batch} completions (prompts_per_step x responses){of_each}; choose a "
+            "divisor"
         )
-    return {"gradient_accumulation_steps": batch // device_batch}
+    here = processes if int(os.environ.get("WORLD_SIZE", "1")) == processes else 1
+    return {"gradient_accumulation_steps": batch // (device_batch * here)}

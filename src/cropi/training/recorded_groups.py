@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cropi.schema import PolicyIdentity, Response, RolloutGroup, Sampling
+from cropi.training.process_group import ProcessGroup
 from cropi.training.rewards import SampledGroup
 from cropi.verifiers.verdict import Verdict
 
@@ -28,9 +29,13 @@ Key = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class LossLogprobs:
-    """Log-probs of a step's responses, read from the forward pass of a TRL trainer's loss."""
+    """Log-probs of a step's responses, read from the forward pass of a TRL trainer's loss.
 
-    def __init__(self, trainer: Any) -> None:
+    Every process of the trainer reads those of its own responses.
+    """
+
+    def __init__(self, trainer: Any, group: ProcessGroup | None = None) -> None:
+        self._group = group
         self._by_ids: dict[Key, NDArray[np.float32]] = {}
         compute: Callable[..., tuple[Tensor, ...]] = trainer._get_per_token_logps_and_entropies
 
@@ -50,9 +55,15 @@ class LossLogprobs:
         trainer._get_per_token_logps_and_entropies = compute_and_read
 
     def take(self) -> dict[Key, NDArray[np.float32]]:
-        """Return the log-probs read since the last call, by token ids."""
+        """Return the log-probs that any process read since the last call, by token ids."""
         taken, self._by_ids = self._by_ids, {}
-        return taken
+        if self._group is None:
+            return taken
+        return {
+            key: value
+            for part in self._group.together(lambda: taken)
+            for key, value in part.items()
+        }
 
     def _read(self, input_ids: Tensor, attention_mask: Tensor, width: int, logps: Tensor) -> None:
         """Take rows of a batch: prompts padded left, responses of up to `width` padded right."""

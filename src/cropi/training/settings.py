@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from cropi.plugins import Choice
 from cropi.prompts.settings import PromptSource
-from cropi.settings import Count, Section, Temperature, is_default
+from cropi.settings import Count, PathText, Section, Temperature, is_default
 
 
 class LoraConfig(Section):
@@ -18,6 +18,17 @@ class LoraConfig(Section):
     alpha: Count = Field(32, description="scale of the adapters, over r")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of adapter inputs")
     target_modules: str | list[str] = Field("all-linear", description="modules that get adapters")
+
+
+class LaunchSettings(Section):
+    """A stage in several processes, started by `accelerate launch`."""
+
+    processes: Annotated[int, Field(ge=2)] = Field(
+        description="processes that train together, one for each GPU"
+    )
+    config: PathText | None = Field(
+        None, description="a config of `accelerate config`: DDP, FSDP or DeepSpeed; default: DDP"
+    )
 
 
 class WarmupConfig(Section):

@@ -16,7 +16,7 @@ from cropi.schema import Prompt, Selection
 from cropi.store.cached import read_record
 from cropi.store.files import atomic_folder
 from cropi.store.lock import exclusive_output
-from cropi.store.policy_record import require_intact, write_policy_record
+from cropi.store.policy_record import OPTIMIZERS, require_intact, write_policy_record
 from cropi.text import plural, shown
 from cropi.training.settings import TrainingConfig
 from cropi.training.stage import (
@@ -193,7 +193,8 @@ def _write_adapters(policy: str, plan: StagePlan) -> None:
 def _steps_done(policy: Path) -> int:
     """Optimizer steps up to a checkpoint. Raises InputError if it holds no optimizer state."""
     state = policy / "trainer_state.json"
-    if not state.is_file() or not (policy / "optimizer.pt").is_file():
+    optimizers = (pattern for patterns in OPTIMIZERS.values() for pattern in patterns)
+    if not state.is_file() or not any(any(policy.glob(each)) for each in optimizers):
         raise InputError(
             f"{policy} holds no optimizer state to continue with (trainer_state.json, "
             "optimizer.pt); give a checkpoint that a training stage wrote, or start with a fresh "

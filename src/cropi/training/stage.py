@@ -52,6 +52,8 @@ class StagePlan:
     whose rewards differ: `prompts` are then candidates, taken in order until the step is full, and
     there should be up to MAX_SAMPLING_ROUNDS times as many. With fewer, steps that would leave too
     few for those after them are filled with groups that have no gradient.
+
+    `log` is the file for the output of programs that an engine starts; None: a temporary one.
     """
 
     start: str
@@ -67,6 +69,7 @@ class StagePlan:
     evaluate_every: int | None = None
     normalisation: str = "sequence"
     dynamic_sampling: bool = False
+    log: Path | None = None
 
 
 @dataclass

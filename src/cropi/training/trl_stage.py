@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
@@ -37,16 +37,16 @@ from cropi.policy.reference import named_anywhere
 from cropi.prompts.encoding import encode_all
 from cropi.schema import Prompt
 from cropi.store.files import write_json
+from cropi.store.policy_record import OPTIMIZERS
 from cropi.training.divergence import require_converging, reraise_divergence
 from cropi.training.dynamic import DynamicSampler, sampling_of
 from cropi.training.grpo_settings import grpo_config, loss_warnings
+from cropi.training.process_group import ProcessGroup
 from cropi.training.recorded_groups import GroupRecorder, LossLogprobs
 from cropi.training.rewards import JudgedRewards
+from cropi.training.shared_rewards import SharedRewards
 from cropi.training.stage import Evaluator, Row, StageOutcome, StagePlan, reraise_disk_errors
 from cropi.verifiers import Judge
-
-if TYPE_CHECKING:
-    from cropi.training.engines.trl import TrlSettings
 
 RATE_KEY = "training.learning_rate"
 LOG_NAMES = {
@@ -65,14 +65,17 @@ LOG_NAMES = {
 class TrlTrainer:
     """GRPO through TRL, one stage per call."""
 
-    def __init__(self, settings: TrlSettings) -> None:
-        self.grpo = settings.grpo
+    def __init__(self, grpo: Mapping[str, Any], processes: int = 1) -> None:
+        """`processes` train together, and each of them makes such a trainer."""
+        self.grpo = grpo
+        self.processes = processes
 
     def check(self, plan: StagePlan) -> list[str]:
         """Raise InputError for settings, or a choice of GPUs, that TRL or this engine refuses."""
-        require_one_gpu(plan.model.device)
+        if self.processes == 1:
+            require_one_gpu(plan.model.device)
         with quiet_libraries():
-            config = grpo_config(plan, Path(plan.start), self.grpo)
+            config = grpo_config(plan, Path(plan.start), self.grpo, self.processes)
         return loss_warnings(config.loss_type, plan.normalisation, float(config.beta or 0.0))
 
     def train(
@@ -86,9 +89,10 @@ class TrlTrainer:
     ) -> StageOutcome:
         """Train a stage and leave its checkpoint in the empty folder `out`."""
         outcome = outcome if outcome is not None else StageOutcome()
-        if plan.first_step:
+        if plan.first_step and self.processes == 1:  # a launcher has looked
             require_training_state(Path(plan.start))
-        policy = _load(plan)
+        # Trainers of several processes give each its own GPU, or a part of every weight.
+        policy = load_start(plan, device="cpu" if self.processes > 1 else plan.model.device)
         rewards = JudgedRewards(
             judge, {p.prompt_id: p for p in plan.prompts}, plan.training.responses
         )
@@ -96,10 +100,13 @@ class TrlTrainer:
         sampler = DynamicSampler(plan, policy, rewards, encoded) if plan.dynamic_sampling else None
         work = out / "trainer"
         with quiet_libraries():
+            config = grpo_config(plan, work, self.grpo, self.processes)
+            group = ProcessGroup()
+            shared = SharedRewards(rewards, group, [p.prompt_id for p in plan.prompts])
             trainer = GRPOTrainer(
                 model=policy.model,
-                reward_funcs=[rewards],
-                args=grpo_config(plan, work, self.grpo),
+                reward_funcs=[shared if group.count > 1 else rewards],
+                args=config,
                 train_dataset=Dataset.from_list([_row(p) for p in _dataset_rows(plan)]),
                 processing_class=policy.tokenizer,
                 rollout_func=sampler,
@@ -112,18 +119,23 @@ class TrlTrainer:
                 named_anywhere(policy.identity),
                 policy.eos_token_ids,
                 plan.seed,
-                LossLogprobs(trainer),
+                LossLogprobs(trainer, group),
             )
             counts = StageCounts(plan, rewards, encoded, recorder, sampler)
             trainer.remove_callback(PrinterCallback)
             trainer.add_callback(
-                StageCallback(plan, policy, counts, outcome, evaluate, progress, trainer)
+                StageCallback(plan, policy, counts, outcome, evaluate, progress, trainer, group)
             )
             with reraise_disk_errors(), _reraise_divergence(trainer, plan):
                 trainer.train(resume_from_checkpoint=plan.start if plan.first_step else None)
         judge.step = 0
-        _require_trained(trainer, plan, rewards, sampler)
-        _keep_checkpoint(work, out, plan)
+        checkpoint = work / f"checkpoint-{plan.first_step + plan.steps}"
+        save_whole_weights(trainer, checkpoint)
+        _require_steps(trainer, plan)
+        if group.index == 0:
+            _require_trained(plan, rewards, sampler)
+            _keep_checkpoint(checkpoint, out)
+        group.together(lambda: None)  # nobody leaves before the policy is there
         outcome.statuses = dict(rewards.statuses)
         return outcome
 
@@ -165,7 +177,9 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
         evaluate: Evaluator | None,
         progress: Callable[[int, Row], None] | None,
         trainer: GRPOTrainer,
+        group: ProcessGroup,
     ) -> None:
+        self.group = group
         self.plan = plan
         self.policy = policy
         self.counts = counts
@@ -194,7 +208,8 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Count, evaluate where due, and stop after the stage's last step."""
         step = int(state.global_step)
-        require_converging(self.trainer.model, step, RATE_KEY, self.plan.training.learning_rate)
+        rate = self.plan.training.learning_rate
+        require_converging(self.trainer.model, step, RATE_KEY, rate, self.group)
         self.seconds += time.perf_counter() - self.mark
         self.outcome.clock.append((step, self.seconds))
         self.counts.fill(self.outcome, step)
@@ -218,12 +233,15 @@ def _reraise_divergence(trainer: GRPOTrainer, plan: StagePlan) -> AbstractContex
     return reraise_divergence(lambda: int(trainer.state.global_step), RATE_KEY, rate)
 
 
-def require_training_state(checkpoint: Path) -> None:
+def require_training_state(checkpoint: Path, sharded_by: str = "") -> None:
     """Raise InputError unless all that training goes on from is there and undamaged.
 
-    transformers goes on without a word where schedule or random state are missing.
+    `sharded_by` is "FSDP" or "DEEPSPEED" where one of these trains. transformers goes on without a
+    word where schedule or random state are missing, or where the optimizer is saved otherwise.
     """
-    for pattern in ("optimizer.pt", "scheduler.pt", "rng_state*.pth"):
+    patterns = OPTIMIZERS[sharded_by]
+    optimizer = next((each for each in patterns if any(checkpoint.glob(each))), patterns[0])
+    for pattern in (optimizer, "scheduler.pt", "rng_state*.pth"):
         saved = sorted(checkpoint.glob(pattern))
         if not saved or not all(map(_is_whole, saved)):
             raise InputError(
@@ -234,7 +252,12 @@ def require_training_state(checkpoint: Path) -> None:
 
 
 def _is_whole(saved: Path) -> bool:
-    """Whether a file that torch saved, a zip archive, has the checksums that it lists."""
+    """Whether a file that torch saved, a zip archive, has the checksums that it lists.
+
+    What FSDP and DeepSpeed save as a folder, their loaders look at.
+    """
+    if saved.is_dir():
+        return any(saved.iterdir())
     try:
         with zipfile.ZipFile(saved) as archive:
             return archive.testzip() is None
@@ -242,12 +265,13 @@ def _is_whole(saved: Path) -> bool:
         return False
 
 
-def _load(plan: StagePlan) -> Policy:
+def load_start(plan: StagePlan, device: str | None = None) -> Policy:
+    """Load the policy that a stage starts from, as it is trained."""
     return load_policy(
         plan.start,
         revision=plan.model.revision,
         dtype=plan.training.dtype,
-        device=plan.model.device,
+        device=device or plan.model.device,
         attention=plan.model.attention,
         trust_remote_code=plan.model.trust_remote_code,
     )
@@ -273,31 +297,45 @@ def _row(prompt: Prompt) -> dict[str, str]:
     return {"prompt": prompt.prompt_id, "prompt_id": prompt.prompt_id}
 
 
-def _require_trained(
-    trainer: GRPOTrainer,
-    plan: StagePlan,
-    rewards: JudgedRewards,
-    sampler: DynamicSampler | None,
-) -> None:
-    """Assert that the trainer took the planned steps on the planned prompts, in order."""
+def _require_steps(trainer: GRPOTrainer, plan: StagePlan) -> None:
+    """Assert that the trainer took the planned steps."""
     steps = int(trainer.state.global_step) - plan.first_step
     assert steps == plan.steps, f"TRL trained {steps} steps instead of {plan.steps}"
+
+
+def _require_trained(
+    plan: StagePlan, rewards: JudgedRewards, sampler: DynamicSampler | None
+) -> None:
+    """Assert that the trainer trained on the planned prompts, in order."""
     planned = sampler.prompts_trained if sampler else [p.prompt_id for p in plan.prompts]
     assert rewards.trained == planned, "TRL trained on other prompts, or in another order"
     if sampler:
         sampler.require_trained()
 
 
-def _keep_checkpoint(work: Path, out: Path, plan: StagePlan) -> None:
+def save_whole_weights(trainer: GRPOTrainer, checkpoint: Path) -> None:
+    """Add the model as `from_pretrained` reads it to a checkpoint that holds shards alone."""
+    if trainer.is_fsdp_enabled and not any(checkpoint.glob("*.safetensors")):
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+        trainer.save_model(str(checkpoint))
+    trainer.accelerator.wait_for_everyone()
+
+
+def _keep_checkpoint(checkpoint: Path, out: Path) -> None:
     """Move the checkpoint's files into `out`, without wall times and paths of this machine.
 
     A stage that is trained again after a kill must leave the same bytes.
     """
-    checkpoint = work / f"checkpoint-{plan.first_step + plan.steps}"
+    if not any(checkpoint.glob("*.safetensors")):
+        raise InputError(
+            "the trained policy was saved in shards only, which nothing else reads; with ZeRO-3 "
+            "set stage3_gather_16bit_weights_on_model_save in the config of "
+            "training.engine.launch.config"
+        )
     for file in sorted(checkpoint.iterdir()):
         if file.name != "training_args.bin":  # our config has it all, and this file names folders
             shutil.move(str(file), out / file.name)
-    shutil.rmtree(work)
+    shutil.rmtree(checkpoint.parent)
     state = json.loads((out / "trainer_state.json").read_text(encoding="utf-8"))
     for row in state["log_history"]:
         row.pop("step_time", None)

@@ -10,11 +10,9 @@ from __future__ import annotations
 import copy
 import json
 import os
-import re
 import secrets
 import shutil
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -27,6 +25,7 @@ import urllib3
 
 from cropi.errors import InputError
 from cropi.execution import Program
+from cropi.execution.program import environment_for, last_error
 from cropi.policy.reference import PolicyRef
 from cropi.rollouts.serving.server_engine import Address
 from cropi.text import printable, shortened
@@ -119,8 +118,9 @@ class VllmServer:
             handle, name = tempfile.mkstemp(prefix="cropi-vllm-", suffix=".log")
             os.close(handle)
             where = Path(shutil.copyfile(self.log, name))
+        error = shortened(printable(last_error(self._output())), 300)
         return InputError(
-            f"vLLM {what}: {last_error(self._output())}; see {where}, and correct "
+            f"vLLM {what}: {error}; see {where}, and correct "
             "rollouts.engine (options are passed to `vllm serve`)"
         )
 
@@ -171,22 +171,13 @@ def write_checkpoint(policy: PolicyRef, folder: Path) -> str:
     return str(folder)
 
 
-def last_error(output: str) -> str:
-    """The last line of a log that names an error, or its last line, without vLLM's prefixes."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", output)
-    lines = [re.sub(r"^\(\w+ pid=\d+\)\s*", "", line).strip() for line in plain.splitlines()]
-    lines = [re.sub(r"^ERROR [\d-]+ [\d:]+ \[[^\]]*\]\s*", "", line) for line in lines if line]
-    errors = [line for line in lines if re.match(r"(\w+\.)*\w*(Error|Exception)\b.*:", line)]
-    # What comes later is often the complaint that something has failed before.
-    causes = [line for line in errors if not re.search(r"(trace|cause) \(?above", line)]
-    return shortened(printable((causes or errors or lines or ["it wrote nothing"])[-1]), 300)
-
-
 def _environment(key: str, python: str) -> dict[str, str]:
-    """Our environment with the key; our import path is of no use to another interpreter."""
-    foreign = () if python == sys.executable else ("PYTHONPATH", "PYTHONHOME")
-    ours = {name: value for name, value in os.environ.items() if name not in foreign}
-    return {**ours, "VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    return {
+        **environment_for(python),
+        "VLLM_API_KEY": key,
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+    }
 
 
 def _free_port() -> int:

@@ -1,4 +1,4 @@
-"""The training engine `trl`: TRL's GRPOTrainer, in this process.
+"""The training engine `trl`: TRL's GRPOTrainer, in this process or in several that it launches.
 
 Its implementation is `cropi.training.trl_stage`, which loads torch and TRL. This file does not,
 because settings are also read where nothing is trained.
@@ -12,6 +12,7 @@ from pydantic import Field
 
 from cropi.plugins import plugin
 from cropi.settings import Section
+from cropi.training.settings import LaunchSettings
 
 if TYPE_CHECKING:
     from cropi.training.stage import Trainer
@@ -23,11 +24,18 @@ class TrlSettings(Section):
     grpo: dict[str, Any] = Field(
         default_factory=dict, description="anything else for TRL's GRPOConfig"
     )
+    launch: LaunchSettings | None = Field(
+        None, description="train in several processes; default: in this one"
+    )
 
 
 @plugin("trainer", "trl", TrlSettings)
 def trl(settings: TrlSettings) -> Trainer:
     """GRPO through TRL, one stage per call."""
+    if settings.launch is not None:
+        from cropi.training.launcher import LaunchedTrainer
+
+        return LaunchedTrainer(settings.grpo, settings.launch)
     from cropi.training.trl_stage import TrlTrainer
 
-    return TrlTrainer(settings)
+    return TrlTrainer(settings.grpo)

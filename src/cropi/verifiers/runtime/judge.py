@@ -8,7 +8,7 @@ it is "error"; neither counts as a reward of 0.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -70,6 +70,17 @@ class Judge:
     def settings(self) -> VerifiersConfig:
         """The settings that it judges by."""
         return self._config
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where it looks for verifiers' files, beside the current directory."""
+        return self._folders
+
+    def add(self, counts: Mapping[str, Mapping[Outcome, int]], reasons: Mapping[str, int]) -> None:
+        """Count what a judge in another process has judged."""
+        for source, outcomes in counts.items():
+            self.counts.setdefault(source, Counter()).update(outcomes)
+        self.reasons.update(reasons)
 
     def close(self) -> None:
         """End the worker processes; a later call starts new ones."""

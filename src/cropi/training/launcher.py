@@ -1,0 +1,288 @@
+"""A stage of TRL in several processes: this one starts them, follows them, and evaluates.
+
+The stage is written to a folder, `accelerate launch` starts `cropi.training.launched_stage` on it
+in every process, and the first of them reports steps in a file. No process waits while another
+evaluates: where an evaluation is due, the processes save all that training goes on from and end,
+this one evaluates with the GPUs to itself, and the stage goes on from there like any stage. What
+makes a stage of one process repeatable makes this repeatable too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from cropi.errors import InputError
+from cropi.execution import Program
+from cropi.execution.program import last_error
+from cropi.policy.checkpoints import settle_adapter
+from cropi.policy.loading import resolve_device
+from cropi.text import printable, shortened, shown
+from cropi.training.settings import LaunchSettings
+from cropi.training.stage import Evaluator, Row, StageOutcome, StagePlan
+from cropi.training.trl_stage import TrlTrainer, load_start, require_training_state
+from cropi.verifiers import Judge
+from cropi.verifiers.settings import VerifiersConfig
+
+JOB, OUTCOME, STEPS, REFUSED = "job.pickle", "outcome.pickle", "steps.jsonl", "refused.txt"
+"""Files of a launched stage: what to do, what was done, a line for each step, and why not."""
+WORKER = "cropi.training.launched_stage"
+SHARDING = ("FSDP", "DEEPSPEED")
+STARTED = ("MULTI_GPU", *SHARDING)
+"""Values of distributed_type with which `accelerate launch` starts several processes."""
+POLL = 0.1
+COUNTS = ("generated_tokens", "prefill_tokens", "trained_tokens", "prompts_sampled")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every process is told: the stage, how to judge, and the folder that gets the policy."""
+
+    plan: StagePlan
+    grpo: Mapping[str, Any]
+    processes: int
+    verifiers: VerifiersConfig
+    verifier_folders: tuple[Path, ...]
+    out: Path
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the first process tells at the end."""
+
+    outcome: StageOutcome
+    counts: Mapping[str, Mapping[Any, int]]
+    reasons: Mapping[str, int]
+
+
+class LaunchedTrainer:
+    """GRPO through TRL in several processes, one stage per call."""
+
+    def __init__(self, grpo: Mapping[str, Any], launch: LaunchSettings) -> None:
+        self.grpo = grpo
+        self.launch = launch
+
+    def check(self, plan: StagePlan) -> list[str]:
+        """Raise InputError for settings, processes or a config that cannot be launched."""
+        if plan.dynamic_sampling:
+            raise InputError(
+                "training.engine.launch does not go with dynamic sampling, which samples in one "
+                "process; leave one of them out"
+            )
+        require_gpus(plan.model.device, self.launch)
+        return TrlTrainer(self.grpo, self.launch.processes).check(plan)
+
+    def train(
+        self,
+        plan: StagePlan,
+        judge: Judge,
+        out: Path,
+        evaluate: Evaluator | None = None,
+        progress: Callable[[int, Row], None] | None = None,
+        outcome: StageOutcome | None = None,
+    ) -> StageOutcome:
+        """Train a stage and leave its checkpoint in the empty folder `out`."""
+        outcome = outcome if outcome is not None else StageOutcome()
+        out = out.resolve()
+        if plan.first_step:
+            kind = accelerate_config(self.launch)["distributed_type"]
+            require_training_state(Path(plan.start), kind if kind in SHARDING else "")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # the processes need what scoring leaves
+        start = plan.start
+        for part in parts_of(plan, evaluate is not None):
+            step = part.first_step + part.steps
+            folder = out if step == plan.first_step + plan.steps else out / f"until-{step}"
+            folder.mkdir(exist_ok=True)
+            advance = _shifted(progress, part.first_step - plan.first_step)
+            report = self._launch(replace(part, start=start), judge, folder, advance)
+            settle_adapter(folder, folder, Path(start))
+            _add(outcome, report.outcome)
+            judge.add(report.counts, report.reasons)
+            if evaluate:
+                evaluate(load_start(replace(part, start=str(folder))), step)
+            if start != plan.start:
+                shutil.rmtree(start)
+            start = str(folder)
+        settle_adapter(out, Path(plan.start), out)  # as an engine leaves it
+        return outcome
+
+    def _launch(
+        self, plan: StagePlan, judge: Judge, out: Path, progress: Callable[[int, Row], None]
+    ) -> Report:
+        """Run the processes until they have left the policy in `out`."""
+        with tempfile.TemporaryDirectory(prefix="cropi-launch-") as name:
+            folder = Path(name)
+            job = Job(
+                plan,
+                self.grpo,
+                self.launch.processes,
+                judge.settings,
+                judge.folders,
+                out,
+            )
+            (folder / JOB).write_bytes(pickle.dumps(job))
+            log = plan.log or folder / "training.log"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            begin = log.stat().st_size if log.exists() else 0
+            program = Program(self._command(folder), log, _environment())
+            try:
+                for done, row in follow(folder / STEPS, program):
+                    progress(done, row)
+            finally:
+                program.stop()
+            if program.exit_code != 0 or not (folder / OUTCOME).is_file():
+                raise self._failed(folder, log, begin, program.exit_code)
+            return pickle.loads((folder / OUTCOME).read_bytes())  # type: ignore[no-any-return]
+
+    def _command(self, folder: Path) -> list[str]:
+        config = folder / "accelerate.yaml"
+        config.write_text(yaml.safe_dump(accelerate_config(self.launch)), encoding="utf-8")
+        return launch_command(config, self.launch.processes, folder)
+
+    def _failed(self, folder: Path, log: Path, begin: int, code: int | None) -> InputError:
+        """The error: what the stage refused, or else what the log says last."""
+        refused = folder / REFUSED
+        if refused.is_file():
+            return InputError(refused.read_text(encoding="utf-8"))
+        output = log.read_bytes()[begin:].decode(errors="replace")
+        if folder in log.parents:
+            handle, name = tempfile.mkstemp(prefix="cropi-training-", suffix=".log")
+            os.close(handle)
+            log = Path(shutil.copyfile(log, name))
+        return InputError(
+            f"the {self.launch.processes} training processes ended (exit code {code}): "
+            f"{shortened(printable(last_error(output)), 300)}; see {log}, and train again"
+        )
+
+
+def launch_command(config: Path, processes: int, folder: Path) -> list[str]:
+    """The command that starts the processes on a stage's folder."""
+    options = ["--config_file", str(config), "--num_processes", str(processes)]
+    port = ["--main_process_port", "0"]  # a free one
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    return [*launcher, *options, *port, "--module", WORKER, str(folder)]
+
+
+def accelerate_config(launch: LaunchSettings) -> dict[str, Any]:
+    """What `accelerate launch` reads: the user's file, or data parallelism on this machine.
+
+    Raises InputError for a file that is not there, or whose processes we cannot start.
+    """
+    if launch.config is None:
+        # Without a file accelerate reads what `accelerate config` left in the home directory.
+        return {
+            "compute_environment": "LOCAL_MACHINE",
+            "distributed_type": "MULTI_GPU",
+            "mixed_precision": "no",  # training.engine.grpo.bf16 says it
+            "num_machines": 1,
+            "num_processes": launch.processes,
+        }
+    name = f"training.engine.launch.config {launch.config}"
+    try:
+        values = yaml.safe_load(Path(launch.config).expanduser().read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{name} cannot be read ({reason}); write one with `accelerate config`"
+        ) from error
+    if not isinstance(values, dict) or "distributed_type" not in values:
+        raise InputError(f"{name} has no distributed_type; write one with `accelerate config`")
+    if values["distributed_type"] not in STARTED:
+        raise InputError(
+            f"{name} has distributed_type = {shown(values['distributed_type'])}, with which "
+            f"accelerate starts no processes here; give {', '.join(STARTED[:-1])} or {STARTED[-1]} "
+            "(MULTI_GPU does without GPUs too)"
+        )
+    if values.get("num_machines", 1) != 1:
+        raise InputError(
+            f"{name} has num_machines = {shown(values['num_machines'])}, and the processes are "
+            "started on this machine alone; set it to 1 (for a cluster, see training.engine verl)"
+        )
+    return values
+
+
+def require_gpus(device: str, launch: LaunchSettings) -> None:
+    """Raise InputError where there are fewer GPUs than processes, or one GPU is named."""
+    processes, kind = launch.processes, accelerate_config(launch)["distributed_type"]
+    if resolve_device(device).type != "cuda":
+        if kind in SHARDING:
+            raise InputError(
+                f"training.engine.launch.config {launch.config} asks for {kind}, which accelerate "
+                f"ignores without GPUs (model.device = {device}); use MULTI_GPU, or leave it out"
+            )
+        return
+    if ":" in device:
+        raise InputError(
+            f"model.device = {device} is one GPU, and training.engine.launch gives every process "
+            "its own; leave model.device at auto"
+        )
+    if processes > torch.cuda.device_count():
+        raise InputError(
+            f"training.engine.launch.processes = {processes}, and {torch.cuda.device_count()} GPUs "
+            "are visible; lower it, or change CUDA_VISIBLE_DEVICES"
+        )
+
+
+def parts_of(plan: StagePlan, evaluated: bool) -> Iterator[StagePlan]:
+    """Cut a stage after every step at which it is evaluated."""
+    first, end = plan.first_step, plan.first_step + plan.steps
+    every = plan.evaluate_every if evaluated else None
+    ends = [step for step in range(first + 1, end) if every and step % every == 0]
+    size = plan.training.prompts_per_step
+    for begin, until in zip([first, *ends], [*ends, end], strict=True):
+        prompts = plan.prompts[(begin - first) * size : (until - first) * size]
+        yield replace(plan, first_step=begin, steps=until - begin, prompts=prompts)
+
+
+def follow(file: Path, program: Program) -> Iterator[tuple[int, Row]]:
+    """Yield (steps done, row of the log) as the first process writes them, until all have ended."""
+    position = 0
+    while True:
+        ended = program.exit_code is not None
+        if file.exists():
+            with file.open("rb") as lines:
+                lines.seek(position)
+                whole = lines.read().rpartition(b"\n")[0]
+            position += len(whole) + 1 if whole else 0
+            yield from (tuple(json.loads(line)) for line in whole.splitlines())
+        if ended:
+            return
+        time.sleep(POLL)
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with this very cropi in front."""
+    place = str(Path(__file__).parents[2])
+    paths = [place, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+
+
+def _shifted(
+    progress: Callable[[int, Row], None] | None, before: int
+) -> Callable[[int, Row], None]:
+    return lambda done, row: progress(before + done, row) if progress else None
+
+
+def _add(outcome: StageOutcome, part: StageOutcome) -> None:
+    """Add what a part of the stage did."""
+    seconds = outcome.clock[-1][1] if outcome.clock else 0.0
+    outcome.log += part.log
+    outcome.clock += [(step, seconds + later) for step, later in part.clock]
+    outcome.rollouts += part.rollouts
+    for name in COUNTS:
+        setattr(outcome, name, getattr(outcome, name) + getattr(part, name))
+    for status, count in part.statuses.items():
+        outcome.statuses[status] = outcome.statuses.get(status, 0) + count
