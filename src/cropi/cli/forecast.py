@@ -28,7 +28,14 @@ def plan(
             "default: what this machine has"
         ),
     ] = None,
-    gpus: Annotated[int, typer.Option(min=1, max=100_000, help="Devices that share the work")] = 1,
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=100_000,
+            help="Devices that share the work; default: those that training is launched on",
+        ),
+    ] = None,
     pilot: Annotated[
         bool, typer.Option("--pilot", help="Sample 200 prompts first: lengths, and dead groups")
     ] = False,
@@ -49,10 +56,12 @@ def plan(
         cropi plan my.yaml --gpu h100 --gpus 8 --pilot
     """
     loaded, base = load(config, settings)
+    launch = getattr(loaded.training.engine.settings, "launch", None)
+    gpus = gpus or (1 if launch is None else launch.processes)
     if probe and (gpu is not None or gpus > 1):
         raise InputError(
-            "--probe measures one device of this machine, and --gpu and --gpus ask for others; "
-            "leave one of them out"
+            "--probe measures one device of this machine, and --gpu, --gpus or a launch of training "
+            "ask for others; leave one of them out"
         )
     from cropi.config import resolve_model_path
     from cropi.forecast import plan_run

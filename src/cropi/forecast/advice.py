@@ -36,6 +36,7 @@ def assumptions(
     counts: PromptCounts,
     behaviour: Behaviour,
     hardware: Hardware,
+    gpus: int,
     probed: bool,
 ) -> list[str]:
     """What the numbers rest on that nobody has measured."""
@@ -43,7 +44,16 @@ def assumptions(
         *_of_responses(config, behaviour),
         *_of_samples(config, counts),
         *_of_speed(hardware, probed),
+        *_of_sharing(gpus),
     ]
+
+
+def _of_sharing(gpus: int) -> Iterator[str]:
+    if gpus > 1:
+        yield (
+            f"rollouts, scoring and evaluation divide evenly over {gpus:,} devices, and training "
+            "over as many of them as a step has responses, in equal parts: assumptions"
+        )
 
 
 def _of_samples(config: RunConfig, counts: PromptCounts) -> Iterator[str]:

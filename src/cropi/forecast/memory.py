@@ -143,15 +143,22 @@ def _training(
     new = training.max_new_tokens or config.rollouts.max_new_tokens
     length = min(shape.context, counts.longest + new)
     checkpointing = bool(grpo.get("gradient_checkpointing", on_gpu))
+    sharing = parts if _shares_states(config) else 1
     return MemoryPart(
         "training",
         {
-            "weights": float(shape.parameters * shape.training_bytes / parts),
-            "optimizer": float(shape.trained * 3 * FP32 / parts),
+            "weights": float(shape.parameters * shape.training_bytes / sharing),
+            "optimizer": float(shape.trained * 3 * FP32 / sharing),
             "activations": rows * length * activation_bytes(shape, checkpointing),
             "logits": float(2 * rows * new * shape.vocabulary * FP32),
         },
     )
+
+
+def _shares_states(config: RunConfig) -> bool:
+    """Whether devices share weights and moments (FSDP), which a plain launch (DDP) does not."""
+    launch = getattr(config.training.engine.settings, "launch", None)
+    return launch is None or launch.config is not None
 
 
 def host_bytes(

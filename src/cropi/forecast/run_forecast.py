@@ -161,7 +161,7 @@ def forecast(
         memory=memory,
         host=host_bytes(config, shape, counts, behaviour.pool.informative),
         disk=disk_bytes(config, shape, counts, works),
-        assumptions=assumptions(config, counts, behaviour, hardware, measured is not None),
+        assumptions=assumptions(config, counts, behaviour, hardware, gpus, measured is not None),
     )
     return replace(result, advice=advice(config, result))
 
