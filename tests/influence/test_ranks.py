@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cropi.config import ObjectiveConfig
+from cropi.errors import InputError
 from cropi.gradients.extractor import GradientExtractor
-from cropi.gradients.ranks import ALONE, Ranks
+from cropi.gradients.ranks import Ranks
 from cropi.influence.cosines import Influence
+from cropi.influence.preconditioner import Preconditioner
 from cropi.influence.scorer import Scorer
+from cropi.policy.optimizer_state import SecondMoments
+from cropi.rollouts import write_rollouts
 from cropi.sketches import make_sketch
+from cropi.store.tables import read_scores
 from support.ranks import run_ranks
 from support.tiny_models import FAST, mixed_groups, tiny_model
 
@@ -26,19 +35,38 @@ class Case:
     """One way to score."""
 
     name: str
-    architecture: str = "qwen2-tied"
-    scorer: dict[str, Any] = field(default_factory=dict)
-    extractor: dict[str, Any] = field(default_factory=dict)
+    architecture: str = "qwen3"
+    lora: bool = False
+    adam: bool = False
     sketch: str | None = None
     per_response: bool = False
-    own_modules: bool = False
+    scorer: dict[str, Any] = field(default_factory=dict)
+    extractor: dict[str, Any] = field(default_factory=dict)
 
 
-CASES = [Case(name, name) for name in FAST]
+ARCHITECTURES = [Case(name, name) for name in FAST]
+SETTINGS = [
+    Case("lora", lora=True),
+    Case("adam", adam=True),
+    Case("single-responses", per_response=True),
+    Case("windowed-sketch", sketch="windowed"),
+    Case("sketch-of-factors", sketch="kronecker"),
+    Case("fitted-sketch", sketch="adaptive"),
+    Case("unit-mean", scorer={"target": "unit_mean"}),
+    Case("whitened", scorer={"metric": "whitened"}),
+    Case("offloaded", scorer={"target_memory": "offload"}),
+    Case("rows", extractor={"share_prefix": False, "batch_tokens": 60}),
+    Case("checkpointed", extractor={"gradient_checkpointing": True}),
+    Case("some-parameters", extractor={"patterns": ["*.mlp.*", "*norm*"]}),
+    Case("one-batch", extractor={"batch_tokens": 10_000}),
+]
 
 
 def sharded(model: nn.Module) -> nn.Module:
-    """The model under FSDP2, a layer at a time."""
+    """The model under FSDP2: its embeddings unless they are tied, each layer, and the rest."""
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if embeddings.weight is not head.weight:
+        fully_shard(embeddings)
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
             fully_shard(module)
@@ -46,33 +74,134 @@ def sharded(model: nn.Module) -> nn.Module:
     return model
 
 
-def score(case: Case, ranks: Ranks) -> Influence:
+def adapted(model: nn.Module) -> nn.Module:
+    """The model with adapters that have been trained, as random numbers go."""
+    import peft
+
+    model = peft.get_peft_model(model, peft.LoraConfig(r=3, target_modules="all-linear"))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def random_moments(shapes: dict[str, tuple[int, ...]]) -> SecondMoments:
+    generator = torch.Generator().manual_seed(1)
+    raw = {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
+    return SecondMoments(raw, dict.fromkeys(raw, 5), 0.999, 1e-8, "random")
+
+
+def score(case: Case, shard: bool) -> Influence:
     model = tiny_model(case.architecture)
-    if ranks.several:
+    if shard:
         model = sharded(model)
-    extractor = GradientExtractor(model, ObjectiveConfig(), 100, ranks=ranks, **case.extractor)
+    if case.lora:
+        torch.manual_seed(0)
+        model = adapted(model)
+    settings = {"batch_tokens": 200, **case.extractor}
+    extractor = GradientExtractor(model, ObjectiveConfig(), ranks=Ranks.of(model), **settings)
     sketch = make_sketch(case.sketch, extractor.shapes, 0) if case.sketch else None
-    targets = {"algebra": mixed_groups(5, seed=2), "words": mixed_groups(3, seed=3)}
-    scorer = Scorer(extractor, sketch, **case.scorer)
-    return scorer.score(mixed_groups(12, seed=1), targets, case.per_response)
+    adam = Preconditioner(random_moments(extractor.shapes)) if case.adam else None
+    scorer = Scorer(extractor, sketch, preconditioner=adam, **case.scorer)
+    targets = {"algebra": mixed_groups(4, seed=2), "words": mixed_groups(2, seed=3)}
+    return scorer.score(mixed_groups(7, seed=1), targets, case.per_response)
 
 
-def scores_of_ranks() -> dict[str, Influence]:
-    return {case.name: score(case, Ranks.joined()) for case in CASES}
+def scores_of_rank(cases: list[Case]) -> dict[str, Influence]:
+    return {case.name: score(case, shard=True) for case in cases}
 
 
 @pytest.fixture(scope="module")
-def together() -> list[dict[str, Influence]]:
-    return run_ranks(2, scores_of_ranks)
+def two() -> list[dict[str, Influence]]:
+    return run_ranks(2, scores_of_rank, [*ARCHITECTURES, *SETTINGS])
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_two_processes_score_as_one(together: list[dict[str, Influence]], case: Case) -> None:
-    expected = score(case, ALONE)
-    for scores in together:
-        estimate = scores[case.name].estimate
-        assert estimate.prompt_ids == expected.estimate.prompt_ids
-        assert estimate.status == expected.estimate.status
-        np.testing.assert_allclose(estimate.norms, expected.estimate.norms, rtol=1e-6)
-        for name, cosines in expected.estimate.mean.items():
-            np.testing.assert_allclose(estimate.mean[name], cosines, atol=1e-6)
+@pytest.fixture(scope="module")
+def four() -> list[dict[str, Influence]]:
+    return run_ranks(4, scores_of_rank, FOUR)
+
+
+FOUR = [ARCHITECTURES[0], SETTINGS[0], SETTINGS[3]]
+
+
+def assert_same_scores(influence: Influence, expected: Influence) -> None:
+    """All that is reported of the prompts and of the targets."""
+    actual, one = influence.estimate, expected.estimate
+    assert (actual.prompt_ids, actual.status) == (one.prompt_ids, one.status)
+    assert actual.identity == one.identity
+    assert influence.tokens == expected.tokens
+    for values in ("norms", "current_reward", "effective_share"):
+        np.testing.assert_allclose(getattr(actual, values), getattr(one, values), rtol=2e-6)
+    for name, cosines in one.mean.items():
+        np.testing.assert_allclose(actual.mean[name], cosines, atol=1e-6, rtol=0)
+        errors = one.standard_error[name]
+        np.testing.assert_allclose(actual.standard_error[name], errors, atol=1e-5)
+    for name, reliability in expected.reliability.items():
+        assert influence.reliability[name].split_half == pytest.approx(
+            reliability.split_half, abs=1e-6
+        )
+
+
+@pytest.mark.parametrize("case", [*ARCHITECTURES, *SETTINGS], ids=lambda case: case.name)
+def test_two_processes_score_as_one(two: list[dict[str, Influence]], case: Case) -> None:
+    expected = score(case, shard=False)
+    for scores in two:
+        assert_same_scores(scores[case.name], expected)
+
+
+@pytest.mark.parametrize("case", FOUR, ids=lambda case: case.name)
+def test_four_processes_score_as_one(four: list[dict[str, Influence]], case: Case) -> None:
+    expected = score(case, shard=False)
+    for scores in four:
+        assert_same_scores(scores[case.name], expected)
+
+
+def faults_of_rank() -> dict[str, str]:
+    """What each fault is refused with, by its name."""
+    faults = {"slow": partial(score, Case("slow", "opt"), True), "lost": score_and_lose_a_layer}
+    sentences = {}
+    for name, fault in faults.items():
+        with pytest.raises(InputError) as refusal:
+            fault()
+        sentences[name] = str(refusal.value)
+    return sentences
+
+
+def score_and_lose_a_layer() -> None:
+    """From the second pass on, one layer is skipped, so that no gradient of its weights comes."""
+    model = sharded(tiny_model("qwen3"))
+    extractor = GradientExtractor(model, ObjectiveConfig(), 100, ranks=Ranks.of(model))
+    extractor.run(mixed_groups(4), [])
+    model.model.layers = model.model.layers[:1]
+    model.config.num_hidden_layers = 1
+    extractor.run(mixed_groups(4), [])
+
+
+def test_a_gradient_that_is_lost_or_cannot_be_taken_is_refused() -> None:
+    for sentences in run_ranks(2, faults_of_rank):
+        assert "cannot be taken by several processes" in sentences["slow"]
+        assert "model.layers.1." in sentences["lost"]
+        assert "had no gradient in a batch" in sentences["lost"]
+
+
+def command_of_rank(folder: str, out: str) -> None:
+    from cropi.cli import app
+
+    given = ["--rollouts", f"{folder}/pool.parquet", "--target", f"val={folder}/val.parquet"]
+    app(["score", "--model", f"{folder}/model", *given, "--out", out], standalone_mode=False)
+
+
+def test_the_command_under_torchrun_writes_the_scores_of_one_process(tmp_path: Path) -> None:
+    tiny_model("llama-untied").save_pretrained(tmp_path / "model")
+    for name, seed in {"pool": 1, "val": 2}.items():
+        write_rollouts(tmp_path / f"{name}.parquet", mixed_groups(7, seed))
+    together, alone = tmp_path / "together.parquet", tmp_path / "alone.parquet"
+    run_ranks(2, command_of_rank, str(tmp_path), str(together), join=False)
+    assert "RANK" not in os.environ
+    command_of_rank(str(tmp_path), str(alone))
+    actual, expected = read_scores(together), read_scores(alone)
+    assert actual.prompt_ids == expected.prompt_ids
+    assert actual.status == expected.status
+    np.testing.assert_allclose(actual.mean["val"], expected.mean["val"], atol=1e-6)

@@ -34,6 +34,7 @@ from cropi.cli import (
 )
 from cropi.cli.flag_names import in_flags
 from cropi.cli.options import Command
+from cropi.cli.torchrun import launched
 from cropi.errors import InputError, require_supported_system
 from cropi.store.files import DISK_ERRORS, cannot_write
 from cropi.text import printable, shortened
@@ -131,6 +132,7 @@ def _as_typed(message: str) -> str:
 
 def _fail(message: str) -> NoReturn:
     """Print in one line what is wrong with the input, and exit."""
+    launched().give_way()
     line = shortened(printable(" ".join(message.split())), LONGEST_MESSAGE)
     typer.echo(f"error: {line}", err=True)
     sys.exit(2)

@@ -181,12 +181,12 @@ def policy_at(model: str, dtype: str | None, device: str | None) -> PolicyRef:
     return PolicyRef(model, dtype=config.dtype, device=config.device)
 
 
-def load_model(model: str, dtype: str | None, device: str | None) -> Any:
-    """The model at a path, for commands that need gradients but no tokenizer."""
+def load_model(model: str, dtype: str | None, device: str | None, shards: int = 1) -> Any:
+    """The model at a path, or one of its shards, for commands that need gradients."""
     import cropi
 
     config = model_config(model, dtype=dtype, device=device)
-    return cropi.load_model(model, dtype=config.dtype, device=config.device)
+    return cropi.load_model(model, dtype=config.dtype, device=config.device, shards=shards)
 
 
 def named_files(values: list[str], option: str) -> dict[str, Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -26,6 +27,7 @@ from cropi.cli.options import (
     setting,
 )
 from cropi.cli.printing import make_reporter, print_table
+from cropi.cli.torchrun import launched
 from cropi.errors import InputError
 from cropi.influence.settings import FEATURE_SKETCH, InfluenceConfig
 from cropi.text import plural
@@ -75,12 +77,17 @@ def score(
         cropi score ... --sketch sparse sketch.ratio=0.15 sketch.dim=8192 objective.ratio=sequence
 
         cropi score --features pool.features --target gsm8k=val.features --out s.parquet
+
+    A model that does not fit one GPU is dealt out over those of several processes:
+
+        torchrun --nproc-per-node 8 -m cropi score --model DIR ...
     """
     from cropi.store.lock import exclusive_output
     from cropi.store.tables import write_scores
 
     files = named_files(target, "target")
-    with exclusive_output(out):
+    launch = launched()
+    with exclusive_output(out) if launch.is_first else nullcontext(), launch.together():
         if features is not None:
             influence = _from_features(ctx, features, files, out, settings)
         elif model is None or rollouts is None:
@@ -93,8 +100,9 @@ def score(
             influence = _from_rollouts(
                 model, rollouts, files, out, config, seed, dtype, device, per_response
             )
-        write_scores(out, influence.estimate)
-    print_scores(influence, out)
+        if launch.is_first:
+            write_scores(out, influence.estimate)
+            print_scores(influence, out)
 
 
 def features(
@@ -129,6 +137,11 @@ def features(
     from cropi.influence.features.feature_writer import require_store_place
 
     config = section(InfluenceConfig, settings, sketch=sketch)
+    if launched().several:
+        raise InputError(
+            f"cropi features is one process, and torchrun has started {launched().size}; start it "
+            "without torchrun, or score at once with `torchrun ... -m cropi score`"
+        )
     require_store_place(out)
     with make_reporter().phase("features") as bar:
         extraction = cropi.extract_features(
@@ -199,7 +212,7 @@ def _from_rollouts(
     require_writable(out)
     groups = cropi.read_rollouts(pool)
     target_groups = {name: cropi.read_rollouts(path) for name, path in targets.items()}
-    loaded = load_model(model, dtype, device)
+    loaded = load_model(model, dtype, device, launched().size)
     with make_reporter().phase("influence", len(groups)) as bar:
         influence = cropi.score(
             loaded,
@@ -229,6 +242,11 @@ def _from_features(
     import cropi
     from cropi.store.files import require_writable
 
+    if launched().several:
+        raise InputError(
+            f"--features needs no gradients, and torchrun has started {launched().size} processes; "
+            "start one, without torchrun"
+        )
     config = section(InfluenceConfig, settings)
     given = [name for name in ctx.params if _was_given(ctx, name)]
     inert = [f"--{name.replace('_', '-')}" for name in given if name not in TAKEN_WITH_FEATURES]

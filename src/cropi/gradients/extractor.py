@@ -204,9 +204,12 @@ class GradientExtractor:
     def _together(self, consumers: Sequence[GradientConsumer]) -> Iterator[None]:
         """Give every rank what all of them have collected in between."""
         shared = [each for each in consumers if isinstance(each, SharedConsumer)]
-        if self.ranks.several and len(shared) < len(consumers):
-            (other,) = {type(each).__name__ for each in consumers if each not in shared}
-            raise InputError(f"{other} cannot be filled by several processes; use one")
+        others = [type(each) for each in consumers if not isinstance(each, SharedConsumer)]
+        if self.ranks.several and others:
+            raise InputError(
+                f"{others[0].__name__} cannot be filled by {self.ranks.size} processes together; "
+                "give it a method add_up, or compute in one process"
+            )
         yield
         for consumer in shared:
             consumer.add_up(self.ranks)

@@ -263,8 +263,8 @@ def in_float32(model: nn.Module) -> Iterator[bool]:
     converted = [t for t in (*model.parameters(), *model.buffers()) if t.dtype in half]
     quantised = any(p.dtype.itemsize < 4 and p.dtype not in half for p in model.parameters())
     too_large = sum(t.numel() for t in converted) > MAX_FLOAT32_PARAMETERS
-    kept = quantised or too_large or is_sharded(model) or not supports_block_masks(model)
-    if converted and kept:
+    fixed = quantised or too_large or is_sharded(model) or not supports_block_masks(model)
+    if converted and fixed:
         yield False
         return
     dtypes = [t.dtype for t in converted]

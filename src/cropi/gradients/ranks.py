@@ -14,14 +14,22 @@ Shape legend: R rows, I width, X anything.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+
+from cropi.errors import InputError
+
+LONGEST_WAIT = timedelta(hours=2)
+"""For another process: loading a large checkpoint from a slow disk takes long."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,23 @@ class Ranks:
             return ALONE
         return cls(distributed.get_rank(), distributed.get_world_size())
 
+    @classmethod
+    def of(cls, model: nn.Module) -> Ranks:
+        """The processes that hold parts of a model's weights; this one alone of any other model.
+
+        Raises InputError where a layer's weights are not whole while it is used (tensor parallel).
+        """
+        parts = [p.placements for p in model.parameters() if isinstance(p, DTensor)]
+        if not parts:
+            return ALONE
+        by_fsdp = any(isinstance(module, FSDPModule) for module in model.modules())
+        if not by_fsdp or any(sum(each.is_shard() for each in part) > 1 for part in parts):
+            raise InputError(
+                "the model's layers are split over processes (tensor parallel), and gradients need "
+                "whole layers; load it with DistributedConfig(fsdp_size=...) alone"
+            )
+        return cls.joined()
+
     @property
     def several(self) -> bool:
         """Whether there are others."""
@@ -45,9 +70,7 @@ class Ranks:
 
     def add_up(self, values: Tensor) -> Tensor:
         """Replace `values` by their sum over the ranks, and return them."""
-        if self.several:
-            distributed.all_reduce(values)
-        return values
+        return _reduced(values, distributed.ReduceOp.SUM) if self.several else values
 
     def total(self, number: float) -> float:
         """The sum of one number of each rank."""
@@ -58,8 +81,7 @@ class Ranks:
         if not self.several:
             return number
         value = torch.tensor(number, dtype=torch.float64)
-        distributed.all_reduce(value, distributed.ReduceOp.MAX)
-        return float(value)
+        return float(_reduced(value, distributed.ReduceOp.MAX))
 
     def gather(self, value: Any) -> list[Any]:
         """One picklable value of each rank, in the ranks' order."""
@@ -93,7 +115,39 @@ class Ranks:
         return len(range(height)[self.rows])
 
 
+def _reduced(values: Tensor, by: Any) -> Tensor:
+    """All ranks' values made one, in place; through a GPU where the group is of GPUs alone."""
+    if values.device.type in distributed.get_backend_config():
+        distributed.all_reduce(values, by)
+        return values
+    moved = values.to(torch.device("cuda", torch.cuda.current_device()))
+    distributed.all_reduce(moved, by)
+    return values.copy_(moved)
+
+
 ALONE = Ranks()
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Join the processes that torchrun has started, each with the GPU of its rank if there are any.
+
+    Raises InputError if there are fewer GPUs than processes on this machine.
+    """
+    backend = "gloo"
+    if gpus := torch.cuda.device_count():
+        local = int(os.environ["LOCAL_RANK"])
+        if local >= gpus:
+            raise InputError(
+                f"process {local} of this machine has no GPU, which has {gpus}; start as many "
+                f"processes as GPUs, with torchrun --nproc-per-node {gpus}"
+            )
+        torch.cuda.set_device(local)
+        backend = "cpu:gloo,cuda:nccl"
+    distributed.init_process_group(backend, timeout=LONGEST_WAIT)
+    yield
+    # Not after an error: the others may be waiting for this process, which must end then.
+    distributed.destroy_process_group()
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -32,8 +32,9 @@ import torch
 from torch import Tensor
 
 from cropi.errors import InputError
-from cropi.gradients.consumers import GradientConsumer
+from cropi.gradients.consumers import SharedConsumer
 from cropi.gradients.contributions import matrix_shape
+from cropi.gradients.ranks import Ranks
 from cropi.policy.optimizer_state import SecondMoments
 
 EVERY = slice(None)
@@ -120,7 +121,7 @@ class PreconditioningConsumer:
     It has no `consume_factors`: a matrix of scales does not pass through a product.
     """
 
-    def __init__(self, inner: GradientConsumer, preconditioner: Preconditioner) -> None:
+    def __init__(self, inner: SharedConsumer, preconditioner: Preconditioner) -> None:
         self.inner = inner
         self.preconditioner = preconditioner
         self._scales: dict[str, Tensor] = {}
@@ -141,6 +142,10 @@ class PreconditioningConsumer:
     def finish(self) -> None:
         """Every parameter of the batch's prompts has come."""
         self.inner.finish()
+
+    def add_up(self, ranks: Ranks) -> None:
+        """As the wrapped consumer does."""
+        self.inner.add_up(ranks)
 
     def _scale(self, name: str, device: torch.device) -> Tensor:
         """Gamma of a parameter as a matrix [rows, columns]."""

@@ -11,6 +11,7 @@ import torch
 
 from cropi.errors import InputError
 from cropi.gradients.extractor import GradientExtractor, UnmatchedPatternError
+from cropi.gradients.ranks import Ranks
 from cropi.influence.cosines import Influence
 from cropi.influence.features.extraction import Extraction, write_features
 from cropi.influence.features.feature_files import Dtype
@@ -201,6 +202,7 @@ def _extractor(model: Any, config: InfluenceConfig, constant_length: int) -> Gra
             config.share_prefix,
             config.gradient_checkpointing,
             config.parameters,
+            Ranks.of(model),
         )
     except UnmatchedPatternError as error:
         raise InputError(f"influence.parameters: {error}") from error

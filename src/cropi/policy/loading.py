@@ -22,7 +22,10 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub.utils import logging as hub_logging
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cropi.errors import InputError
 from cropi.policy.checkpoints import load_parts, revision_of
@@ -98,17 +101,56 @@ def as_model(policy: Any) -> Any:
     return policy.model if isinstance(policy, Policy) else policy
 
 
-def load_model(path: str | Path, *, dtype: str = "auto", device: str = "auto") -> Any:
+def load_model(
+    path: str | Path, *, dtype: str = "auto", device: str = "auto", shards: int = 1
+) -> Any:
     """Load the model alone, in eval mode: scoring reads token ids and needs no tokenizer.
 
-    `path`, `dtype` and `device` are those of `load_policy`, and so are the errors.
+    `path`, `dtype` and `device` are those of `load_policy`, and so are the errors. All of `shards`
+    processes call this at the same time, and each reads and holds its part of the weights (FSDP2).
     """
     target = resolve_device(device)
     source = locate(str(path), None, with_tokenizer=False)
+    options = {**_options(dtype), **_sharding(shards, device)}
     with quiet_libraries(stderr=True):
-        model, _ = load_parts(source, _options(dtype), with_tokenizer=False)
+        model, _ = load_parts(source, options, with_tokenizer=False)
     _require_finite(model, source.name)
+    if shards > 1:
+        _warn_of_whole_layers(model)
+        return model.eval()
     return model.to(target).eval()
+
+
+def _sharding(shards: int, device: str) -> dict[str, Any]:
+    """Arguments of from_pretrained for one of several processes."""
+    if shards == 1:
+        return {}
+    if device != "auto":
+        raise InputError(
+            f"device {device!r} has no effect on {shards} processes, each of which takes the GPU "
+            "of its rank; leave it out"
+        )
+    try:
+        from transformers.distributed import DistributedConfig
+
+        return {"distributed_config": DistributedConfig(fsdp_size=shards)}
+    except (ImportError, TypeError) as error:
+        raise InputError(
+            f"transformers {transformers.__version__} cannot deal weights out over {shards} "
+            "processes; run `pip install -U transformers`, or start one process"
+        ) from error
+
+
+def _warn_of_whole_layers(model: Any) -> None:
+    """Warn where transformers does not know the model's layers, and gathers all at once."""
+    layers = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
+    if not all(isinstance(layer, FSDPModule) for layer in layers):
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        warnings.warn(
+            f"transformers has no plan for the layers of {type(base).__name__}, so every process "
+            "gathers all weights at once: it needs the memory of the whole model while it computes",
+            stacklevel=3,
+        )
 
 
 def _options(
@@ -211,9 +253,10 @@ def _require_finite(model: Any, name: str) -> None:
     """Raise InputError naming the first weight or buffer that holds NaN or infinity."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     for tensor_name, tensor in tensors:
-        if not tensor.is_floating_point() or tensor.numel() == 0:
+        held = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        if not held.is_floating_point() or held.numel() == 0:
             continue
-        low, high = torch.aminmax(tensor.detach())
+        low, high = torch.aminmax(held.detach())
         if not (torch.isfinite(low) and torch.isfinite(high)):
             raise InputError(
                 f"model {name} has NaN or infinite weights, first in {tensor_name}; give a "

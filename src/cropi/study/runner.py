@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cropi.config import to_yaml
+from cropi.config import resolve_model_path, to_yaml
 from cropi.curriculum.evaluator import accuracy_note
 from cropi.curriculum.run_context import require_continuable
 from cropi.errors import InputError
@@ -50,7 +50,7 @@ def run_study(
     the others are done, or at once if another process is working on the study.
     """
     with exclusive_lock(plan.root):
-        _require_same_study(plan)
+        _require_same_study(plan, base)
         executor = executor or Processes(jobs, run_threads(plan, jobs))
         threads = executor.threads or _recorded_threads(plan.root)
         study, ledger = plan.root / STUDY_FILE, Ledger(plan.root)
@@ -62,7 +62,7 @@ def run_study(
     return plan.root
 
 
-def _require_same_study(plan: StudyPlan) -> None:
+def _require_same_study(plan: StudyPlan, base: Path | None) -> None:
     """Raise InputError, before anything runs, if the folder holds a study of other settings.
 
     The seeds that this call does not ask for are looked at too: their runs would be compared with
@@ -71,7 +71,7 @@ def _require_same_study(plan: StudyPlan) -> None:
     for folder in sorted(plan.root.glob("shared/seed-*")):
         seed = folder.name.removeprefix("seed-")
         if seed.isdecimal():
-            require_continuable(plan.shared(int(seed)))
+            require_continuable(resolve_model_path(plan.shared(int(seed)), base))
 
 
 def run_threads(plan: StudyPlan, jobs: int) -> int:

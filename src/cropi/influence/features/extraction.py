@@ -163,11 +163,12 @@ def _write_shard(
     places = writer.identity.shard_places()[number]
     members = groups[places.start : places.stop]
     with writer.shard(number) as sink:
-        consumers: list[GradientConsumer] = [SketchConsumer(sketch, sink, extractor.device)]
+        sketcher = SketchConsumer(sketch, sink, extractor.device)
+        consumers: list[GradientConsumer] = [sketcher]
         if preconditioner is not None:
             # Norms of plain gradients, as the weights of a target need them.
             norms = NormConsumer(len(members), extractor.device)
-            consumers = [PreconditioningConsumer(consumers[0], preconditioner), norms]
+            consumers = [PreconditioningConsumer(sketcher, preconditioner), norms]
         report = extractor.run(members, consumers, advance)
         if preconditioner is not None:
             sink.norms[:] = norms.norms
