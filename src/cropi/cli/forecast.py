@@ -60,8 +60,8 @@ def plan(
     gpus = gpus or (1 if launch is None else launch.processes)
     if probe and (gpu is not None or gpus > 1):
         raise InputError(
-            "--probe measures one device of this machine, and --gpu, --gpus or a launch of training "
-            "ask for others; leave one of them out"
+            "--probe measures one device of this machine, and --gpu, --gpus or a launch of "
+            "training ask for others; leave one of them out"
         )
     from cropi.config import resolve_model_path
     from cropi.forecast import plan_run
