@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from cropi.curriculum.loop import run
 from cropi.curriculum.pool_sample import portions
+from cropi.errors import InputError
 from cropi.rollouts import read_rollouts
 from cropi.schema import NOT_SAMPLED
 from cropi.selection import Needs
@@ -117,3 +119,17 @@ def test_another_arm_that_needs_the_whole_pool_changes_nothing_for_this_one(
     scores = "arms/cropi/stages/0/scores.parquet"
     one, other = read_scores(done / scores), read_scores(beside / scores)
     np.testing.assert_array_equal(one.norms, other.norms)
+
+
+def test_a_sample_without_a_gradient_names_the_setting_that_bounds_it(tmp_path: Path) -> None:
+    rows = [json.dumps({"prompt": f"s{number}=", "answer": "never"}) for number in range(40)]
+    (tmp_path / "hopeless.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    pool = f"prompts.pool=[{{path: {tmp_path / 'hopeless.jsonl'}}}]"
+    expected = r"\(most=16 of 40; raise most\) has no informative prompt among 16"
+    with pytest.raises(InputError, match=expected):
+        run(fake_config(tmp_path, SMALL, pool))
+
+
+def test_a_bound_on_a_sample_that_is_not_drawn_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"most 5 has no effect with sample 0"):
+        fake_config(tmp_path, "selection.strategy={name: cropi, sample: 0, most: 5}")

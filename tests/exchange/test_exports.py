@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -12,13 +13,17 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import typer
 from datasets import load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cropi.cli import app
 from cropi.errors import InputError
 from cropi.exchange.exports import export_selection, trainers
+from cropi.exchange.exports.jsonl import Jsonl
 from cropi.exchange.exports.row_table import row_table
+from cropi.exchange.exports.trainer_format import Start
 from cropi.prompts.formats import to_prompt
 from cropi.prompts.settings import PromptSource
 from cropi.schema import Prompt, Selection
@@ -226,3 +231,11 @@ def test_an_export_replaces_an_earlier_one_whole(tmp_path: Path) -> None:
     export_selection(chosen(2), numbered(4), "verl", out)
     assert not list(out.glob("*.jsonl"))
     assert pq.read_table(out / "selection.parquet")["prompt_id"].to_pylist() == ["q2"]
+
+
+def test_the_command_of_cropis_own_format_has_all_that_it_requires() -> None:
+    start = Start(folder="ranked rows", model="pocket", size=3, chat=False)
+    program, name, *arguments = shlex.split(Jsonl().command(start))
+    context = typer.main.get_command(app).commands[name].make_context(name, arguments)
+    assert program == "cropi"
+    assert context.params["prompts"] == Path("ranked rows/selection.jsonl")

@@ -11,7 +11,7 @@ import pytest
 from cropi.errors import InputError
 from cropi.plugins import plugin_names
 from cropi.rollouts.statistics import PassHistory, RolloutStatistics
-from cropi.schema import InfluenceEstimate, Selection
+from cropi.schema import NOT_SAMPLED, InfluenceEstimate, Selection
 from cropi.selection import (
     SelectionContext,
     find_strategy,
@@ -326,3 +326,11 @@ def test_scores_and_rollouts_of_different_pools_are_refused() -> None:
         select(ours, rollouts=[random_group(rng, "q")])
     with pytest.raises(InputError, match="earlier stage 0 share no prompt"):
         select(ours, earlier=[other])
+
+
+def test_rollouts_of_a_sampled_pool_are_not_taken_for_those_of_another_pool() -> None:
+    sampled_one = table({"v": {"p0": 0.5, "p1": 0.1}})
+    sampled_one.status[1] = NOT_SAMPLED
+    rng = np.random.default_rng(0)
+    with pytest.raises(InputError, match="first 'p1'; their run never sampled them"):
+        select(sampled_one, rollouts=[random_group(rng, "p0")])

@@ -32,6 +32,7 @@ from cropi.curriculum.start_rollouts import (
 )
 from cropi.influence.cosines import Influence
 from cropi.influence.growing_pool import GrowingPool
+from cropi.influence.left_out import require_informative
 from cropi.policy.loading import Policy
 from cropi.policy.representations import prompt_features
 from cropi.rollouts import read_rollouts
@@ -171,8 +172,16 @@ class _Growth:
                 break
         assert growing is not None, "a pool has prompts"
         if not growing.portions:
-            growing.add(self.sampled)  # says why there is nothing to score
+            require_informative(self._searched, self.sampled, growing.scorer.extractor.objective)
         return growing.influence(self.pool)
+
+    @property
+    def _searched(self) -> str:
+        """What a sentence calls the prompts that may be sampled."""
+        size, most = len(self.before.pool), self.needs.most
+        if most is None or most >= size:
+            return "the pool"
+        return f"the part of the pool that is sampled (most={most} of {size:,}; raise most)"
 
     def _portion(self, begin: int, end: int) -> list[RolloutGroup]:
         """The responses of the prompts at these places of a random order."""

@@ -33,7 +33,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cropi.estimation.ridge import Prediction, combined, fit_best
 from cropi.influence.settings import Metric
@@ -80,6 +80,15 @@ class DrawSettings(Section):
     scoring: Literal["once", "stage"] = Field(
         "once", description="under the start policy, or before every stage at a stage's price each"
     )
+
+    @model_validator(mode="after")
+    def _most_bounds_a_sample(self) -> DrawSettings:
+        if self.most is not None and self.sample == 0:
+            raise ValueError(
+                f"most {self.most} has no effect with sample 0, which is the whole pool; set "
+                f"sample={self.most}, or remove most"
+            )
+        return self
 
 
 @plugin("strategy", "cropi", DrawSettings)

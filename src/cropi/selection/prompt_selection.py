@@ -16,7 +16,7 @@ from cropi.rollouts.statistics import (
     pass_history,
     rollout_statistics,
 )
-from cropi.schema import InfluenceEstimate, RolloutGroup, Selection
+from cropi.schema import NOT_SAMPLED, InfluenceEstimate, RolloutGroup, Selection
 from cropi.selection.settings import SCORES_ALONE, SelectionConfig, StrategyChoice
 from cropi.selection.strategy import (
     Needs,
@@ -176,7 +176,7 @@ def _require_one_pool(
     if missing:
         raise InputError(
             f"the scores name {plural(len(missing), 'prompt')} that the rollouts lack, first "
-            f"{shown(missing[0], 60)}; give scores and rollouts of the same pool"
+            f"{shown(missing[0], 60)}; {_remedy_for_missing(estimate, missing)}"
         )
     scored = set(estimate.prompt_ids)
     for place, before in enumerate(earlier):
@@ -185,6 +185,17 @@ def _require_one_pool(
                 f"the scores of earlier stage {place} share no prompt with the last ones; give "
                 "scores of the same pool"
             )
+
+
+def _remedy_for_missing(estimate: InfluenceEstimate, missing: Sequence[str]) -> str:
+    """What to do about prompts with scores but no rollouts: a run may have sampled only a part."""
+    status_of = dict(zip(estimate.prompt_ids, estimate.status, strict=True))
+    if all(status_of[name] == NOT_SAMPLED for name in missing):
+        return (
+            "their run never sampled them, so that its files do not hold what they ask; its own "
+            "selection covers them (cropi export RUN), and scores alone rank those that have one"
+        )
+    return "give scores and rollouts of the same pool"
 
 
 def _require_reading(

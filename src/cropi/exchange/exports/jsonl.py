@@ -24,4 +24,5 @@ class Jsonl:
 
     def command(self, start: Start) -> str:
         """cropi reads these rows as prompts."""
-        return f"cropi rollout --policy {start.policy} --prompts {start.path('selection.jsonl')}"
+        prompts = start.path("selection.jsonl")
+        return f"cropi rollout --policy {start.policy} --prompts {prompts} --out rollouts.parquet"
