@@ -40,7 +40,7 @@ INLINE = re.compile(r"`([^`\n]+)`")
 FILE = re.compile(r"[\w./-]+/[\w.-]+\.(?:py|yaml|json|md)")
 SETTING = re.compile(
     r"training\.engine\.grpo|(?:model|prompts|verifiers|warmup|rollouts|influence|selection|curriculum|training|evaluation"
-    r"|compare)(?:\.\w+)+"
+    r"|compare|scale)(?:\.\w+)+"
 )
 
 

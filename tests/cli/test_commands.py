@@ -368,6 +368,16 @@ def test_a_file_that_is_not_a_config_is_refused(
         cropi(*command, tmp_path / "gone.yaml").refused("neither a file")
 
 
+def test_workers_are_refused_where_they_would_do_nothing(cropi: Command, tmp_path: Path) -> None:
+    ray, out = "scale.ray.workers=2", tmp_path / "out.parquet"
+    sampled = ("rollout", "--model", "pocket", "--prompts", tmp_path / "p.jsonl", "--out", out)
+    server = "engine={name: server, url: 'http://localhost:1'}"
+    cropi(*sampled, ray, server).refused("scale has no effect with the engine 'server'")
+    cropi(*sampled, "scale.ray.worker=2").refused("scale.ray.worker", "workers")
+    cropi(*sampled, ray, "scale.ray.address=ray://here:10001").refused("start cropi on a node")
+    cropi("compare", "pocket", "--jobs", "2", ray).refused("--jobs 2", "remove one of the two")
+
+
 def test_a_misspelt_key_is_refused_with_a_suggestion(cropi: Command, tmp_path: Path) -> None:
     config = write_config(tmp_path)
     cropi("run", config, "selection.ration=0.2").refused("selection.ration", "did you mean 'ratio'")

@@ -20,6 +20,8 @@ import cropi
 from cropi.config import RunConfig, load_config, resolve_model_path
 from cropi.curriculum.loop import run
 from cropi.errors import InputError
+from cropi.execution import executor_for
+from cropi.execution.settings import RaySettings, ScaleConfig
 from cropi.plugins import Choice, find_plugin, plugin_names, settings_of
 from cropi.policy.reference import PolicyRef
 from cropi.prompts import load_prompt_sets, load_source
@@ -97,6 +99,7 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> Read:
         use_launchers()
         use_servers(folder)
         use_studies(folder)
+        assert executor_for(ScaleConfig(ray=RaySettings(workers=2))) is not None
     return seen
 
 

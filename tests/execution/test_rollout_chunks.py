@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from cropi.execution import Executor, Inline, Processes
+from cropi.execution.on_ray import RayWorkers
 from cropi.policy.reference import PolicyRef
 from cropi.rollouts.collect import SamplingPlan, collect
 from cropi.rollouts.engines.engine import Completion
@@ -96,6 +97,12 @@ def inline(tmp_path: Path) -> str:
 
 def test_workers_give_the_same_bytes_as_this_process(tmp_path: Path, inline: str) -> None:
     assert file_hash(collected(tmp_path / "r.parquet", Processes(2, 1))) == inline
+
+
+def test_workers_of_ray_give_the_same_bytes_as_this_process(tmp_path: Path, inline: str) -> None:
+    ray = pytest.importorskip("ray", reason="the extra ray is not installed")
+    assert file_hash(collected(tmp_path / "r.parquet", RayWorkers(2))) == inline
+    ray.shutdown()
 
 
 @pytest.mark.parametrize("executor", [Inline(), Processes(2, 1)], ids=["inline", "processes"])

@@ -21,6 +21,7 @@ from trl import GRPOConfig
 import cropi
 from cropi.errors import InputError
 from cropi.integrations.trl import Guidance, Positions, rows_by_id, sampling_alone
+from cropi.selection.settings import SelectionConfig, StrategyChoice
 from cropi.store.tables import read_selection
 from support.guided_training import PROMPTS, QUIET, STAGE, STEPS, Guided, data
 from support.tiny_runs import untrained
@@ -188,3 +189,14 @@ def test_ids_of_pool_and_targets_may_be_the_same_numbers() -> None:
     rows = Dataset.from_list([{"prompt": "a", "prompt_id": 1}, {"prompt": "b", "prompt_id": 2}])
     assert list(rows_by_id("pool", rows)) == ["1", "2"]
     assert list(rows_by_id("aime", rows, "aime/")) == ["aime/1", "aime/2"]
+
+
+def test_the_default_samples_as_much_of_the_pool_as_it_needs(tmp_path: Path) -> None:
+    strategy = StrategyChoice.of("cropi", sample=6, most=18)
+    selection = SelectionConfig(strategy=strategy, ratio=0.2)
+    guided = Guided(tmp_path, selection=selection)
+    guided.trainer.train()
+    files = sorted(f.name for f in (tmp_path / "cropi/rollouts").glob("pool*"))
+    assert files == ["pool.0-6.parquet", "pool.12-18.parquet", "pool.6-12.parquet"]
+    assert guided.sampled == (18 + 8) * 2
+    assert all(selected(tmp_path, guided, stage) for stage in range(3))

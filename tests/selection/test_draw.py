@@ -135,7 +135,9 @@ def test_what_training_found_all_right_or_all_wrong_is_drawn_less(rate: float, r
     once = expected_use(replace(context, history=rounds(informative, trained)))
     mixed = informative & (trained == 1)
     assert bool((use[mixed] < once[mixed]).all()) == rarer
-    assert (use[trained == 0] == once[trained == 0]).all()
+    unseen = informative & (trained == 0)
+    assert (use[unseen] == 1).all()
+    assert (once[unseen] == 1).all()
 
 
 def test_rewards_that_are_no_passes_are_no_reason_to_refuse() -> None:
@@ -216,7 +218,16 @@ def test_the_use_of_prompts_that_were_never_sampled_is_that_of_alike_ones() -> N
     part = np.random.default_rng(1).random(POOL_SIZE) < 0.5
     seen = sampled(replace(context, statistics=statistics, history=history), part)
     use = expected_use(seen)
-    assert use[~part & solved].mean() < 0.5 < 0.9 < use[~part & ~solved].mean()
+    assert use[~part & solved].mean() < 0.1 < 0.9 < use[~part & ~solved].mean()
+
+
+def test_where_all_that_are_alike_are_solved_a_prompt_is_hardly_drawn() -> None:
+    """Equal rewards among mixed prompts may be chance; among solved ones they are the rule."""
+    context = world(0)
+    solved, unlucky = SKILL_OF == 1, np.arange(POOL_SIZE) % 10 == 0
+    statistics = replace(context.statistics, informative=~(solved | unlucky))
+    use = expected_use(replace(context, statistics=statistics))
+    assert use[unlucky & ~solved].mean() > 5 * use[solved].mean()
 
 
 def test_strong_evidence_of_an_earlier_stage_is_not_lost_in_a_later_ones_noise() -> None:

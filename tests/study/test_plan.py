@@ -9,8 +9,11 @@ import yaml
 
 from cropi.config import RunConfig, load_config, to_yaml, validate
 from cropi.errors import InputError
+from cropi.execution.on_ray import RayWorkers
+from cropi.execution.settings import ScaleConfig
 from cropi.selection.settings import StrategyChoice
 from cropi.study.plan import StudyPlan
+from cropi.study.runner import study_workers
 
 
 def plan(*overrides: str) -> StudyPlan:
@@ -78,3 +81,17 @@ def test_what_cannot_be_compared_is_named(override: str, parts: list[str]) -> No
     with pytest.raises(InputError) as caught:
         plan(override)
     assert all(part in str(caught.value) for part in parts), str(caught.value)
+
+
+def test_runs_that_ray_places_use_no_workers_of_their_own() -> None:
+    planned = plan("scale.ray.workers=2", "compare.strategies=[random]")
+    assert {run.config.scale for run in planned.runs()} == {ScaleConfig()}
+    assert planned.shared(0).scale == ScaleConfig()
+    assert isinstance(study_workers(planned, jobs=1), RayWorkers)
+
+
+def test_workers_have_the_threads_that_a_study_asks_for() -> None:
+    asked = ("compare.threads=2", "compare.strategies=[random]")
+    assert study_workers(plan(*asked, "scale.ray={workers: 3, cpus: 2}"), jobs=1).threads == 2
+    with pytest.raises(InputError, match="gives each run 1 threads, and this study's runs have 2"):
+        study_workers(plan(*asked, "scale.ray.workers=3"), jobs=1)

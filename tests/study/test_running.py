@@ -23,7 +23,7 @@ from cropi.store.tables import read_selection
 from cropi.study.cells import is_finished, link_shared_files
 from cropi.study.plan import StudyPlan
 from cropi.study.runner import run_study, run_threads
-from support.tiny_runs import FAKE, fake_config, write_config
+from support.tiny_runs import FAKE, fake_config, untrained, write_config
 
 FAST = ("curriculum.steps_per_stage=2", "evaluation.every=2")
 VARIANT = (
@@ -149,6 +149,16 @@ def test_a_run_in_a_process_of_its_own_trains_the_same_weights(
         assert {n for n in names[0] if not n.startswith("rollouts")} == names[1]
         # Costs and curves count and measure the same, but for the clock.
         assert (here / "metrics.jsonl").read_text() == (there / "metrics.jsonl").read_text()
+
+
+def test_a_study_whose_model_lies_beside_its_config_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "made").symlink_to(untrained(), target_is_directory=True)
+    for seeds in ((0,), (0, 1)):
+        config = fake_config(tmp_path, *FAST, "model.path=made")
+        study = run_study(
+            StudyPlan.of(config, ["random"], list(seeds)), tmp_path, executor=Inline()
+        )
+    assert (cell(study, "random", 1) / "metrics.jsonl").is_file()
 
 
 def test_seeds_of_other_settings_are_refused_before_anything_runs(root: Path, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -183,6 +184,19 @@ def test_the_first_matching_pattern_picks_the_verifier_and_brackets_are_plain() 
     with Judge(VerifiersConfig(sources=sources)) as judge:
         picked = [judge.rewards_of(s)[0][0] for s in ("gsm[8k]", "gsm8", "x", "other")]
     assert picked == ["numeric", "exact", "choice", "math"]
+
+
+def test_a_copy_in_another_process_counts_for_itself_and_says_so_once() -> None:
+    with Judge(VerifiersConfig(default="exact")) as judge:
+        judge.judge([(prompt(), "1")])
+        assert judge.tally() is None
+        with pickle.loads(pickle.dumps(judge)) as copy:
+            copy.judge([(prompt(), "2"), (prompt(answer=""), "3")])
+            tally = copy.tally()
+            judge.add(tally.counts, tally.reasons)
+            assert not copy.tally().counts
+        assert sum(judge.counts["s"].values()) == 3
+        assert judge.counts["s"]["ok"] == 1
 
 
 def test_the_threshold_decides_what_counts_as_wrong() -> None:

@@ -33,8 +33,8 @@ from cropi.cli import (
     verify,
 )
 from cropi.cli.flag_names import in_flags
-from cropi.cli.launcher import launched
 from cropi.cli.options import Command
+from cropi.cli.torchrun import launched
 from cropi.errors import InputError, require_supported_system
 from cropi.store.files import DISK_ERRORS, cannot_write
 from cropi.text import printable, shortened

@@ -47,6 +47,11 @@ def compare(
     from cropi.store.lock import exclusive_lock
     from cropi.study.runner import run_study
 
+    if jobs > 1 and loaded.scale != type(loaded.scale)():
+        raise InputError(
+            f"--jobs {jobs} is for runs in processes of this machine, and the config's scale "
+            "places them elsewhere; remove one of the two"
+        )
     reporter = make_reporter()
     count = len(plan.labels) * len(plan.seeds)
     reporter.say(f"cropi compare {config}  ->  {plan.root}   ({count} runs)", style="bold")

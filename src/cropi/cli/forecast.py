@@ -28,7 +28,14 @@ def plan(
             "default: what this machine has"
         ),
     ] = None,
-    gpus: Annotated[int, typer.Option(min=1, max=100_000, help="Devices that share the work")] = 1,
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=100_000,
+            help="Devices that share the work; default: those that training is launched on",
+        ),
+    ] = None,
     pilot: Annotated[
         bool, typer.Option("--pilot", help="Sample 200 prompts first: lengths, and dead groups")
     ] = False,
@@ -49,10 +56,12 @@ def plan(
         cropi plan my.yaml --gpu h100 --gpus 8 --pilot
     """
     loaded, base = load(config, settings)
+    launch = getattr(loaded.training.engine.settings, "launch", None)
+    gpus = gpus or (1 if launch is None else launch.processes)
     if probe and (gpu is not None or gpus > 1):
         raise InputError(
-            "--probe measures one device of this machine, and --gpu and --gpus ask for others; "
-            "leave one of them out"
+            "--probe measures one device of this machine, and --gpu, --gpus or a launch of "
+            "training ask for others; leave one of them out"
         )
     from cropi.config import resolve_model_path
     from cropi.forecast import plan_run
@@ -169,9 +178,8 @@ def _disk_lines(forecast: Forecast) -> list[str]:
 
     parts = ", ".join(f"{name} {gib(size)}" for name, size in forecast.disk.items() if size)
     lines = [f"disk: {gib(sum(forecast.disk.values()))} ({parts})"]
-    if forecast.host:
-        lines.append(f"main memory for sketches of gradients: {gib(forecast.host)}")
-    return lines
+    host = [f"{name} {gib(size)}" for name, size in forecast.host.items() if size]
+    return [*lines, f"main memory that grows with the pool: {', '.join(host)}"] if host else lines
 
 
 def _verdict(arm: ArmForecast) -> str:
@@ -190,7 +198,14 @@ def _verdict(arm: ArmForecast) -> str:
 
 
 def _dead_lines(forecast: Forecast) -> list[str]:
-    if forecast.behaviour.source == "guess":
+    from cropi.estimation.intervals import share_interval
+    from cropi.report.kit.number_format import percent_interval
+
+    sampled = forecast.behaviour.pool
+    if not sampled.groups:
         return []
-    dead = 1 - forecast.behaviour.pool.informative
-    return [f"dead groups, whose rewards are all equal: {dead:.0%} of the pool's that were sampled"]
+    dead = share_interval(round((1 - sampled.informative) * sampled.groups), sampled.groups)
+    return [
+        f"dead groups, whose rewards are all equal: {percent_interval(dead)} of the pool, by the "
+        f"{sampled.groups:,} of a {forecast.behaviour.source}"
+    ]

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import Field
 from typer.core import TyperCommand
 
 from cropi.cli.flag_names import given_in_flags
 from cropi.errors import InputError
+from cropi.execution.settings import ScaleConfig
 from cropi.influence.settings import InfluenceConfig
 from cropi.plugins import Choice
 from cropi.policy.settings import ModelConfig
@@ -120,6 +122,22 @@ def section(
         return build_section(kind, given, settings or [])
     except InputError as error:
         raise InputError(given_in_flags(str(error), given)) from None
+
+
+class _Scaled(Section):
+    """What a command beside `cropi run` takes of a config's top level."""
+
+    scale: ScaleConfig = Field(default_factory=ScaleConfig)
+
+
+def scale_and_rest(settings: Sequence[str] | None) -> tuple[ScaleConfig, list[str]]:
+    """The settings `scale...` among dotted settings, validated, and the other ones."""
+    from cropi.config import build_section
+
+    texts = list(settings or [])
+    of_scale = [text for text in texts if text.partition("=")[0].split(".")[0] == "scale"]
+    scale = build_section(_Scaled, {}, of_scale).scale
+    return scale, [text for text in texts if text not in of_scale]
 
 
 REPLACED = {"judge": ("rollouts",)}

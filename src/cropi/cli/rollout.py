@@ -17,11 +17,13 @@ from cropi.cli.options import (
     Verifier,
     engine_settings,
     policy_at,
+    scale_and_rest,
     section,
     setting,
 )
 from cropi.cli.printing import make_reporter, say_unjudged
 from cropi.cli.prompt_options import PromptReading, reads_prompts
+from cropi.errors import InputError
 from cropi.rollouts.engines.transformers import TransformersSettings
 from cropi.rollouts.settings import RolloutsConfig
 from cropi.text import plural
@@ -57,24 +59,32 @@ def rollout(
     """Sample responses of a policy to prompts, and judge them.
 
     A call that was stopped continues when it is given again. Settings are those of the config's
-    `rollouts` section, e.g. `top_p=0.9`.
+    `rollouts` section, e.g. `top_p=0.9`; `scale.ray.workers=8` has workers of Ray sample.
 
     Example:
 
         cropi rollout --model Qwen/Qwen2.5-1.5B-Instruct --prompts pool.jsonl --out pool.parquet
     """
     import cropi
+    from cropi.execution import executor_for
     from cropi.store.files import require_writable
     from cropi.verifiers import open_judge
 
+    scale, rest = scale_and_rest(settings)
     config = section(
         RolloutsConfig,
-        engine_settings(settings or [], batch_size),
+        engine_settings(rest, batch_size),
         inert=["validation_responses"],
         responses=responses,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
     )
+    executor = executor_for(scale)
+    if executor is not None and config.engine.policies != "any":
+        raise InputError(
+            f"scale has no effect with the engine {config.engine.name!r}, whose server samples "
+            "many prompts at once as it is; remove it, or use the engine transformers"
+        )
     policy = policy_at(model, dtype, device)
     require_writable(out)
     reporter = make_reporter()
@@ -89,6 +99,7 @@ def rollout(
                 verifier=judge,
                 template_kwargs=reading.template_kwargs,
                 seed=seed,
+                executor=executor,
                 progress=bar.update,
             )
             informative = sum(group.informative for group in groups)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 import typer
 
-from cropi.cli.launcher import launched
 from cropi.cli.options import (
     MODEL_HELP,
     PLUGIN_HELP,
@@ -24,11 +23,15 @@ from cropi.cli.options import (
     Targets,
     load_model,
     named_files,
+    policy_at,
+    scale_and_rest,
     section,
     setting,
 )
 from cropi.cli.printing import make_reporter, print_table
+from cropi.cli.torchrun import launched
 from cropi.errors import InputError
+from cropi.execution.settings import ScaleConfig
 from cropi.influence.settings import FEATURE_SKETCH, InfluenceConfig
 from cropi.text import plural
 
@@ -68,7 +71,8 @@ def score(
 ) -> None:
     """Influence of each pool prompt on each validation set, under a policy.
 
-    Settings are those of the config's `influence` section.
+    Settings are those of the config's `influence` section; `scale.ray.workers=8` has workers of Ray
+    score, and a call that was stopped continues when it is given again.
 
     Examples:
 
@@ -82,6 +86,7 @@ def score(
 
         torchrun --nproc-per-node 8 -m cropi score --model DIR ...
     """
+    from cropi.store.files import remove
     from cropi.store.lock import exclusive_output
     from cropi.store.tables import write_scores
 
@@ -96,12 +101,14 @@ def score(
                 "what `cropi features` wrote"
             )
         else:
-            config = section(InfluenceConfig, settings, sketch=sketch)
+            scale, rest = scale_and_rest(settings)
+            config = section(InfluenceConfig, rest, sketch=sketch)
             influence = _from_rollouts(
-                model, rollouts, files, out, config, seed, dtype, device, per_response
+                model, rollouts, files, out, config, seed, dtype, device, per_response, scale
             )
         if launch.is_first:
             write_scores(out, influence.estimate)
+            remove(_shards(out))
             print_scores(influence, out)
 
 
@@ -205,27 +212,42 @@ def _from_rollouts(
     dtype: str | None,
     device: str | None,
     per_response: bool,
+    scale: ScaleConfig,
 ) -> Influence:
     import cropi
+    from cropi.execution import executor_for
     from cropi.store.files import require_writable
 
     require_writable(out)
     groups = cropi.read_rollouts(pool)
     target_groups = {name: cropi.read_rollouts(path) for name, path in targets.items()}
-    loaded = load_model(model, dtype, device, launched().size)
+    executor, processes = executor_for(scale), launched().size
+    if executor is not None and processes > 1:
+        raise InputError(
+            f"the model is dealt out over {processes} processes, and scale would have workers load "
+            "it whole; remove scale, or call cropi without torchrun"
+        )
+    loaded = load_model(model, dtype, device, processes) if executor is None else None
     with make_reporter().phase("influence", len(groups)) as bar:
         influence = cropi.score(
-            loaded,
+            policy_at(model, dtype, device) if loaded is None else loaded,
             groups,
             target_groups,
             config,
             seed=seed,
             checkpoint=model,
             per_response=per_response,
+            executor=executor,
+            folder=_shards(out),
             progress=lambda phase, done, total: bar.update(done, total, note=phase),
         )
         bar.note = f"{influence.tokens:,} tokens"
     return influence
+
+
+def _shards(out: Path) -> Path:
+    """Where workers leave what they have measured, until the scores are written."""
+    return out.with_name(f"{out.name}.shards")
 
 
 def _from_features(

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cropi.curriculum.settings import CurriculumConfig
 from cropi.evaluation.settings import EvaluationConfig
+from cropi.execution.settings import ScaleConfig
 from cropi.influence.settings import InfluenceConfig
 from cropi.plugins import find_plugin, plugin_names, settings_of
 from cropi.policy.settings import ModelConfig
@@ -47,7 +48,7 @@ def affects_results(key: str) -> bool:
     """Whether the setting of this dotted key decides results, so that a run must keep it."""
     if key.startswith(ENGINES) and key.split(".")[2] in _execution_of_engines():
         return False
-    return key not in EXECUTION_ONLY and not key.startswith("compare.")
+    return key not in EXECUTION_ONLY and not key.startswith(("compare.", "scale."))
 
 
 @cache
@@ -83,6 +84,7 @@ class RunConfig(Section):
         default_factory=list, description="strategies trained beside it for comparison, e.g. [full]"
     )
     compare: CompareConfig = Field(default_factory=CompareConfig)
+    scale: ScaleConfig = Field(default_factory=ScaleConfig)
     report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
         default_factory=list,
         description="services that get the metrics, each arm as one run over all stages",

@@ -14,6 +14,7 @@ from cropi.curriculum.stage_choice import PromptSelector, StageScorer
 from cropi.curriculum.stage_rollouts import RolloutRefresh
 from cropi.curriculum.stage_training import StageTrainer
 from cropi.curriculum.start_rollouts import RolloutRequest, Sampler, rollout_requests
+from cropi.execution import executor_for
 from cropi.prompts import PromptSets
 from cropi.verifiers import Judge
 
@@ -54,6 +55,7 @@ class Steps:
             judge=judge,
             seeds=seeds,
             log=log,
+            executor=executor_for(config.scale),
         )
         scorer = StageScorer(
             settings=config.influence,
@@ -62,6 +64,7 @@ class Steps:
             longest_response=config.rollouts.max_new_tokens,
             policies=policies,
             log=log,
+            executor=executor_for(config.scale),
         )
         return cls(
             evaluator=evaluator,

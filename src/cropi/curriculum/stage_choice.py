@@ -13,12 +13,14 @@ from cropi.curriculum.policies import Policies
 from cropi.curriculum.policy_reading import PolicyReading, prompt_tokens, read_policy
 from cropi.curriculum.run_context import RunLog, Seeds
 from cropi.curriculum.stage_rollouts import StageRollouts, pool_files_so_far
+from cropi.execution import Executor
 from cropi.influence.cosines import Influence
 from cropi.influence.growing_pool import GrowingPool
 from cropi.influence.scorer import PhaseProgress
 from cropi.influence.settings import InfluenceConfig
 from cropi.influence.setup import growing_pool
 from cropi.policy.loading import Policy
+from cropi.policy.reference import PolicyRef
 from cropi.progress import Bar
 from cropi.prompts import PromptSets
 from cropi.schema import InfluenceEstimate, RolloutGroup, Selection
@@ -26,7 +28,7 @@ from cropi.selection import Needs, find_strategy, needs_of, select
 from cropi.selection.settings import SelectionConfig, StrategyChoice
 from cropi.selection.strategy import POOL
 from cropi.store.cached import cached, stamp
-from cropi.store.files import file_hash, write_json
+from cropi.store.files import file_hash, remove, write_json
 from cropi.store.run_directory import Stage
 from cropi.store.tables import read_scores, read_selection, write_scores, write_selection
 from cropi.text import plural
@@ -46,6 +48,7 @@ class StageScorer:
     longest_response: int
     policies: Policies
     log: RunLog
+    executor: Executor | None = None
 
     def scores(
         self, stage: Stage, needs: Needs, policy: str, rollouts: StageRollouts
@@ -76,6 +79,7 @@ class StageScorer:
             read = prompt_tokens(rollouts.pool) if needs.features else 0
             write_json(stage.influence_facts, _facts(influence, needs, read))
             write_scores(stage.scores, influence.estimate, stamp(inputs_fingerprint))
+            remove(_shards(stage))
 
         def facts() -> list[Path]:
             return [stage.influence_facts]
@@ -87,7 +91,9 @@ class StageScorer:
     ) -> Influence:
         with self.phase(stage) as bar:
             targets = target_rollouts(needs, rollouts)
-            growing = self.growing_pool(stage, needs, self.policies.load(policy), policy, targets)
+            growing = self.growing_pool(
+                stage, needs, self.policies.reference(policy), policy, targets
+            )
             growing.scorer.progress = progress_of(bar)
             growing.add(rollouts.pool)
             influence = growing.influence(rollouts.pool)
@@ -107,18 +113,21 @@ class StageScorer:
         self,
         stage: Stage,
         needs: Needs,
-        policy: Policy,
+        policy: Policy | PolicyRef,
         checkpoint: str,
         targets: Mapping[str, Sequence[RolloutGroup]],
     ) -> GrowingPool:
         """What scores the pool under a policy of this checkpoint, in one portion or in several."""
+        elsewhere = self.executor is not None  # workers load it themselves
         return growing_pool(
-            policy,
+            self.policies.reference(checkpoint) if elsewhere else policy,
             targets,
             self._settings_at(stage, needs),
             seed=self.seed,
             constant_length=self.longest_response,
             checkpoint=checkpoint,
+            executor=self.executor,
+            folder=_shards(stage),
         )
 
     def _settings_at(self, stage: Stage, needs: Needs) -> InfluenceConfig:
@@ -133,6 +142,11 @@ class StageScorer:
             ]
         )
         return settings.model_copy(update={"precondition": "none"})
+
+
+def _shards(stage: Stage) -> Path:
+    """Where workers leave what they have measured, until the scores are written."""
+    return stage.scores.with_suffix(".shards")
 
 
 def progress_of(bar: Bar) -> PhaseProgress:

@@ -14,6 +14,7 @@ import numpy as np
 
 from cropi.curriculum.policies import Policies
 from cropi.curriculum.run_context import RunLog, Seeds
+from cropi.execution import Executor
 from cropi.policy.reference import PolicyRef
 from cropi.progress import Bar
 from cropi.prompts import PromptSets
@@ -69,6 +70,7 @@ class Sampler:
     judge: Judge
     seeds: Seeds
     log: RunLog
+    executor: Executor | None = None
 
     def inputs(
         self, request: RolloutRequest, policy_key: str, stage: Stage | None = None
@@ -112,6 +114,7 @@ class Sampler:
                     seed=self._seed(request, stage),
                     template_kwargs=self.template_kwargs,
                     inputs_fingerprint=inputs_fingerprint,
+                    executor=self.executor,
                     progress=bar.update,
                 )
                 count = plural(len(request.prompts), "prompt")

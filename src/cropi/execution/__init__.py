@@ -1,10 +1,11 @@
-"""Execution: work units, run in this process or in worker processes.
+"""Execution: work units, run in this process, in worker processes, or where Ray places them.
 
 Callers describe their work as `WorkUnit`s and read results in order of finish; where the units run
-is the executor's business. A new executor (a cluster, for instance) is one class with the methods
-of `Executor`.
+is the executor's business. A new executor is one class with the methods of `Executor`, a section
+of `ScaleConfig`, and a line in `executor_for`.
 """
 
+from cropi.execution.executor_choice import executor_for
 from cropi.execution.processes import Processes, requested_threads, usable_cores
 from cropi.execution.program import Program
 from cropi.execution.units import Executor, Finished, Inline, WorkUnit, run_units
@@ -16,6 +17,7 @@ __all__ = [
     "Processes",
     "Program",
     "WorkUnit",
+    "executor_for",
     "requested_threads",
     "run_units",
     "usable_cores",

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import threading
-import traceback
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -16,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from cropi.execution.packing import PackedUnit, Packer, restorable
 from cropi.execution.units import Finished, WorkUnit, call
 
 THREADS = "OMP_NUM_THREADS"
@@ -33,6 +32,8 @@ class Processes:
     def __init__(self, jobs: int, threads: int) -> None:
         self.jobs = jobs
         self.threads: int | None = threads
+        self.workers = jobs
+        self._packer = Packer()
         self._pending: dict[Future[tuple[Any, float]], WorkUnit] = {}
 
     def __enter__(self) -> Self:
@@ -45,7 +46,7 @@ class Processes:
         """Queue a unit, and start a worker for it if there are fewer than `jobs`."""
         # A worker inherits the environment at the moment it is started, which is here.
         with _environment(THREADS, str(self.threads)):
-            self._pending[self._pool.submit(_call, unit)] = unit
+            self._pending[self._pool.submit(_call, self._packer.packed(unit))] = unit
 
     def completed(self) -> Iterator[Finished]:
         """Yield units as they end; those that ended in the meantime in order of submission."""
@@ -99,25 +100,14 @@ def _finished(unit: WorkUnit, future: Future[tuple[Any, float]]) -> Finished:
     return Finished(unit, error=error)
 
 
-def _call(unit: WorkUnit) -> tuple[Any, float]:
+def _call(packed: PackedUnit) -> tuple[Any, float]:
     """Make a unit's call, in a worker; its exception becomes one that can be sent back."""
     try:
-        return call(unit)
+        return call(packed.unit())
     except Exception as error:
-        if _picklable(error):
+        if (plain := restorable(error)) is error:
             raise
-        # One that cannot be restored in the parent would break the whole pool.
-        plain = RuntimeError(f"{type(error).__name__}: {error}")
-        plain.add_note(traceback.format_exc())
         raise plain from None
-
-
-def _picklable(error: Exception) -> bool:
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # noqa: BLE001  (unpickling runs the exception's own code)
-        return False
-    return True
 
 
 @contextmanager

@@ -21,6 +21,11 @@ class WorkUnit:
     function should be idempotent: a unit that was interrupted is simply run again.
     `output` is the file or folder that the call leaves; a call that returns without leaving it has
     failed. `after` names the units that must have succeeded before this one.
+
+    `shared` is what many units have in common. It is sent to a worker once and stays there, with
+    all that it has loaded in the meantime (a model, say), and is the function's first argument.
+    `speculative` says that the call may be made twice at once: its output is written so that this
+    does no harm.
     """
 
     name: str
@@ -28,6 +33,8 @@ class WorkUnit:
     arguments: tuple[Any, ...] = ()
     output: Path | None = None
     after: tuple[str, ...] = ()
+    shared: Any = None
+    speculative: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,10 @@ class Executor(Protocol):
     def threads(self) -> int | None:
         """CPU threads that each unit computes with; None where the executor does not set them."""
 
+    @property
+    def workers(self) -> int:
+        """How many units are running, or could be, at this moment."""
+
     def submit(self, unit: WorkUnit) -> None:
         """Queue a unit; queued units start in the order of submission."""
 
@@ -88,6 +99,7 @@ class Inline:
     """Runs units in this process, one after the other, in the order of submission."""
 
     threads: int | None = None
+    workers = 1
 
     def __init__(self) -> None:
         self._queue: deque[WorkUnit] = deque()
@@ -122,7 +134,8 @@ class Inline:
 def call(unit: WorkUnit) -> tuple[Any, float]:
     """Make a unit's call; return its value and how many seconds it took."""
     start = time.perf_counter()
-    value = unit.function(*unit.arguments)
+    arguments = unit.arguments if unit.shared is None else (unit.shared, *unit.arguments)
+    value = unit.function(*arguments)
     if unit.output is not None and not unit.output.exists():
         raise FileNotFoundError(f"{unit.name} ended without leaving {unit.output}")
     return value, time.perf_counter() - start

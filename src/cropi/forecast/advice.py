@@ -8,9 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cropi.config import RunConfig
+from cropi.curriculum.run_context import needs_of_arm
 from cropi.forecast.hardware import DECODING, GIB, PREFILL, SCORING, TRAINING, Hardware
 from cropi.forecast.memory import FP32, MemoryPart
-from cropi.forecast.workload import GUESSED_INFORMATIVE, GUESSED_LENGTH, STALE, Behaviour
+from cropi.forecast.prompt_counts import PromptCounts
+from cropi.forecast.workload import (
+    GUESSED_INFORMATIVE,
+    GUESSED_LENGTH,
+    STALE,
+    Behaviour,
+    sampled_prompts,
+)
 
 if TYPE_CHECKING:
     from cropi.forecast.run_forecast import Forecast
@@ -24,10 +32,40 @@ MOSTLY_DEAD = 0.6
 
 
 def assumptions(
-    config: RunConfig, behaviour: Behaviour, hardware: Hardware, probed: bool
+    config: RunConfig,
+    counts: PromptCounts,
+    behaviour: Behaviour,
+    hardware: Hardware,
+    gpus: int,
+    probed: bool,
 ) -> list[str]:
     """What the numbers rest on that nobody has measured."""
-    return [*_of_responses(config, behaviour), *_of_speed(hardware, probed)]
+    return [
+        *_of_responses(config, behaviour),
+        *_of_samples(config, counts),
+        *_of_speed(hardware, probed),
+        *_of_sharing(gpus),
+    ]
+
+
+def _of_sharing(gpus: int) -> Iterator[str]:
+    if gpus > 1:
+        yield (
+            f"rollouts, scoring and evaluation divide evenly over {gpus:,} devices, and training "
+            "over as many of them as a step has responses, in equal parts: assumptions"
+        )
+
+
+def _of_samples(config: RunConfig, counts: PromptCounts) -> Iterator[str]:
+    for strategy in config.strategies:
+        needs = needs_of_arm(config, strategy)
+        if needs.sample and min(needs.sample, needs.most or needs.sample) < counts.pool.prompts:
+            enough = sampled_prompts(counts.pool.prompts, needs)
+            yield (
+                f"{strategy.name} has seen enough of the pool after {enough:,.0f} prompts: a "
+                f"guess; it begins with {needs.sample:,} and doubles them until it can predict "
+                "the others"
+            )
 
 
 def _of_responses(config: RunConfig, behaviour: Behaviour) -> Iterator[str]:
@@ -152,11 +190,12 @@ def _device_batch(config: RunConfig, gpus: int) -> int:
 
 
 def _of_host(forecast: Forecast) -> Iterator[str]:
-    if forecast.host > LARGE_HOST:
+    total = sum(forecast.host.values())
+    if total > LARGE_HOST:
+        what = max(forecast.host, key=lambda name: forecast.host[name])
         yield (
-            f"sketches of the pool's gradients take {gib(forecast.host)} of main memory: draw "
-            "fewer prompts (prompts.limit), or choose a strategy and influence.metric=cosine that "
-            "need none"
+            f"the main memory has to hold {gib(total)}, mostly {what} of the pool's prompts: give "
+            "a smaller pool (prompts.limit), or a strategy that needs none"
         )
 
 

@@ -20,15 +20,17 @@ from cropi.config import RunConfig
 from cropi.forecast.hardware import (
     DECODING,
     DISK,
+    HOST_LINK,
     PER_MACHINE,
     PREFILL,
     SHARES,
     STEP_OF_A_LAYER,
     Hardware,
 )
-from cropi.forecast.memory import kept_gradient_bytes
+from cropi.forecast.memory import FP32, kept_gradient_bytes
 from cropi.forecast.model_shape import ModelShape
 from cropi.forecast.workload import Work
+from cropi.gradients.batching import BATCH_TOKENS
 from cropi.store.metrics import FORWARD, FORWARD_BACKWARD
 
 ADAM_BYTES = 8
@@ -67,11 +69,20 @@ class AssumedSpeed:
         return per_parameter * self.shape.parameters / (self.hardware.peak * share)
 
     def _gradients(self, work: Work) -> float:
-        """Every prompt's gradient is made, and read by what compares it."""
-        if work.phase != "scoring":
+        """Every prompt's gradient is made, and read by what compares it with the directions.
+
+        Directions in the main memory are brought in once a batch.
+        """
+        if work.phase != "scoring" or not work.backward:
             return 0.0
         moved = work.prompts * kept_gradient_bytes(self.shape)
-        return moved / (DECODING * self.hardware.bandwidth)
+        seconds = moved / (DECODING * self.hardware.bandwidth)
+        settings = self.config.influence
+        if settings.target_memory != "offload" or not self.hardware.is_gpu:
+            return seconds
+        batches = work.backward / (settings.batch_tokens or BATCH_TOKENS["cuda"])
+        held = FP32 * self.shape.compared * len(self.config.prompts.validation)
+        return seconds + batches * held / HOST_LINK
 
     def _generation(self, work: Work) -> float:
         """Sampling, and reading the prompts; on one device."""
@@ -86,11 +97,17 @@ class AssumedSpeed:
             steps = math.ceil(work.responses / at_once) * max(mean, min(longest, 2 * mean))
         else:
             steps = work.generated / at_once
-        return prefill + steps * self._decoding_step(engine, at_once, mean)
+        return prefill + steps * self._decoding_step(engine, at_once, self._context(work))
 
-    def _decoding_step(self, engine: str, at_once: float, mean: float) -> float:
+    def _context(self, work: Work) -> float:
+        """Tokens that a response has before it on average, half of its own among them."""
+        alone = work.responses if work.phase == "evaluation" else work.prompts
+        prompt = (work.forward - work.backward) / max(1.0, alone)
+        return prompt + work.generated / max(1.0, work.responses) / 2
+
+    def _decoding_step(self, engine: str, at_once: float, context: float) -> float:
         shape, device = self.shape, self.hardware
-        cache = at_once * (mean / 2) * shape.cached * shape.bytes
+        cache = at_once * context * shape.cached * shape.bytes
         moved = (shape.parameters * shape.bytes + cache) / (device.bandwidth * DECODING)
         computed = FORWARD * shape.parameters * at_once / (device.peak * PREFILL)
         least = STEP_OF_A_LAYER.get(engine, 1e-4) * shape.layers if device.is_gpu else 0.0
@@ -122,7 +139,7 @@ class AssumedSpeed:
         )
         longest = min(self._sampler("training")[2], 2 * mean)
         steps = work.steps * rounds * max(mean, longest)
-        sampling = steps * self._decoding_step("trl", at_once, mean)
+        sampling = steps * self._decoding_step("trl", at_once, self._context(work))
         read = FORWARD * (work.forward - work.backward) * self.shape.parameters
         prefill = read / (self.hardware.peak * PREFILL * parts)
         return products + sampling + prefill + work.steps * self._exchange(parts)

@@ -59,6 +59,8 @@ TRAINING, SCORING, PREFILL, DECODING = 0.35, 0.30, 0.40, 0.60
 """Share of the peak that training, scoring and reading prompts reach, and of the bandwidth that
 decoding reaches."""
 SHARES = {"training": TRAINING, "scoring": SCORING, "warmup": TRAINING}
+HOST_LINK = 25e9
+"""Bytes a second between a GPU and the main memory (PCIe 4)."""
 DISK = 1e9
 """Bytes a second that checkpoints are read and written with."""
 STEP_OF_A_LAYER = {"transformers": 6e-4, "trl": 6e-4}

@@ -13,13 +13,14 @@ from cropi.config import RunConfig
 from cropi.curriculum.run_context import needs_of_arm
 from cropi.forecast.model_shape import ModelShape
 from cropi.forecast.prompt_counts import PromptCounts
-from cropi.forecast.workload import Work
+from cropi.forecast.workload import Work, sampled_prompts
 from cropi.gradients.batching import BATCH_TOKENS, LOGITS_BYTES
 from cropi.influence.whitening import DIMENSIONS
+from cropi.policy.representations import LAYERS
 from cropi.selection import Needs
 from cropi.study.costs import SHARED
 
-FP32, BF16 = 4, 2
+FP64, FP32, BF16 = 8, 4, 2
 PARTS = ("directions", "weights", "optimizer", "activations", "cache", "logits")
 """What memory is held for: `optimizer` are gradients and moments, `cache` keys and values."""
 GRADIENT_PASSES = 3
@@ -142,28 +143,42 @@ def _training(
     new = training.max_new_tokens or config.rollouts.max_new_tokens
     length = min(shape.context, counts.longest + new)
     checkpointing = bool(grpo.get("gradient_checkpointing", on_gpu))
+    sharing = parts if _shares_states(config) else 1
     return MemoryPart(
         "training",
         {
-            "weights": float(shape.parameters * shape.training_bytes / parts),
-            "optimizer": float(shape.trained * 3 * FP32 / parts),
+            "weights": float(shape.parameters * shape.training_bytes / sharing),
+            "optimizer": float(shape.trained * 3 * FP32 / sharing),
             "activations": rows * length * activation_bytes(shape, checkpointing),
             "logits": float(2 * rows * new * shape.vocabulary * FP32),
         },
     )
 
 
-def host_bytes(config: RunConfig, counts: PromptCounts, informative: float) -> float:
-    """Bytes in the main memory for sketches of the pool, if influence is whitened or sketched."""
+def _shares_states(config: RunConfig) -> bool:
+    """Whether devices share weights and moments (FSDP), which a plain launch (DDP) does not."""
+    launch = getattr(config.training.engine.settings, "launch", None)
+    return launch is None or launch.config is not None
+
+
+def host_bytes(
+    config: RunConfig, shape: ModelShape, counts: PromptCounts, informative: float
+) -> dict[str, float]:
+    """Bytes in the main memory that grow with the pool: `sketches` of the gradients that are scored
+    where influence is whitened or sketched, and `features` of all prompts."""
     arms = [needs_of_arm(config, strategy) for strategy in config.strategies]
-    metrics = {
-        needs.metric or config.influence.metric for needs in arms if needs.scoring != "never"
-    }
+    scored = [needs for needs in arms if needs.scoring != "never"]
+    metrics = {needs.metric or config.influence.metric for needs in scored}
     settings = config.influence.sketch.settings
     width = 0 if config.influence.sketch.is_exact else getattr(settings, "dim", DIMENSIONS)
     if "whitened" in metrics:
         width = max(width, DIMENSIONS)
-    return counts.pool.prompts * informative * width * FP32
+    most = max([sampled_prompts(counts.pool.prompts, needs) for needs in scored], default=0)
+    read = counts.pool.prompts if any(needs.features for needs in arms) else 0
+    return {
+        "sketches": float(most * informative * width * FP32),
+        "features": float(read * LAYERS * 2 * shape.hidden * FP64),
+    }
 
 
 def disk_bytes(

@@ -49,6 +49,12 @@ class PhaseObservation:
 Observations = Mapping[str, PhaseObservation]
 """By phase. `training` is that of the steps alone, `training start` what a stage took besides."""
 START = "training start"
+OF_THE_POOL = (
+    "rollouts/pool.parquet",
+    "arms/*/stages/0/rollouts/pool.parquet",
+    "arms/*/stages/*/rollouts/training.parquet",
+)
+"""Where responses to pool prompts are: of all, of an arm's sample, or of those trained on alone."""
 
 
 def observe(root: Path) -> dict[str, PhaseObservation]:
@@ -120,7 +126,8 @@ def behaviour_of(root: Path, source: str, guess: Behaviour) -> Behaviour:
     Responses in training are taken to be as long as the pool's: a short run trains on few prompts.
     """
     directory = RunDirectory(root)
-    pool = sampled_set(read_rollouts(directory.rollouts("pool")))
+    stored = [file for pattern in OF_THE_POOL for file in sorted(root.glob(pattern))]
+    pool = sampled_set(read_rollouts(stored[0])) if stored else guess.pool
     files = sorted((root / "rollouts" / "validation").glob("*.parquet"))
     targets = [group for file in files for group in read_rollouts(file)]
     return Behaviour(
@@ -140,6 +147,7 @@ def sampled_set(groups: Sequence[RolloutGroup]) -> SampledSet:
         response_tokens=sum(group.tokens for group in groups) / max(1, responses),
         informative=float(np.mean([group.informative for group in groups])),
         scored_tokens=float(np.mean([_scored_tokens(group) for group in scored])),
+        groups=len(groups),
     )
 
 

@@ -84,7 +84,7 @@ class Forecast:
     phases: Sequence[PhaseForecast]
     arms: Sequence[ArmForecast]
     memory: Sequence[MemoryPart]
-    host: float
+    host: Mapping[str, float]
     disk: Mapping[str, float]
     assumptions: Sequence[str] = ()
     advice: Sequence[str] = ()
@@ -159,9 +159,9 @@ def forecast(
         phases=phases,
         arms=list(_arms(config, works, shape, speed)),
         memory=memory,
-        host=host_bytes(config, counts, behaviour.pool.informative),
+        host=host_bytes(config, shape, counts, behaviour.pool.informative),
         disk=disk_bytes(config, shape, counts, works),
-        assumptions=assumptions(config, behaviour, hardware, measured is not None),
+        assumptions=assumptions(config, counts, behaviour, hardware, gpus, measured is not None),
     )
     return replace(result, advice=advice(config, result))
 
@@ -197,7 +197,7 @@ def _arms(
 ) -> Iterable[ArmForecast]:
     for strategy in config.strategies:
         arm = strategy.slug
-        selecting = [work for work in works if pays_for(config, arm, work)]
+        selecting = [work for work in works if pays_for(arm, work)]
         training = [work for work in works if (work.arm, work.phase) == (arm, "training")]
         selection_s, training_s = (
             sum(speed.seconds(work)[0] for work in part) for part in (selecting, training)

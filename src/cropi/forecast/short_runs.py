@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cropi import __version__
-from cropi.config import RunConfig, to_yaml, with_settings
+from cropi.config import RunConfig, with_settings
 from cropi.curriculum.loop import prepared, run
 from cropi.curriculum.run_context import needs_of_arm
 from cropi.errors import InputError
@@ -35,6 +35,18 @@ PROBE_PROMPTS = (48, 144)
 """Prompts of every set in the two runs of a probe."""
 PROBE_STEPS = (2, 8)
 """Optimizer steps of the two runs of a probe, and of their warm-ups."""
+OF_RESPONSES = (
+    "seed",
+    "data_seed",
+    "model",
+    "prompts",
+    "verifiers",
+    "warmup",
+    "rollouts",
+    "training",
+    "evaluation",
+)
+"""Settings that decide what the start policy answers: a pilot is good for all configs of these."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +81,9 @@ class ShortRuns:
                 "behaviour": asdict(behaviour_of(folders["large"], "probe", guess)),
             }
 
-        values = self._measured("probe", configs["large"], measure)
+        machine = (asdict(self.hardware), os.environ.get("OMP_NUM_THREADS", ""))
+        settings = configs["large"].model_dump(mode="json")
+        values = self._measured("probe", (settings, machine), measure)
         fitted = {phase: Line(**line) for phase, line in values["lines"].items()}
         return fitted, behaviour_from(values["behaviour"])
 
@@ -78,14 +92,17 @@ class ShortRuns:
 
         Raises InputError for whatever a run of the config would refuse.
         """
-        config = self._short("pilot", PILOT_PROMPTS, {})
+        # One that has all of the pool rolled out, and the validation sets if there are any.
+        whole = "ranking" if self.config.prompts.validation else "pass_rate"
+        config = self._short("pilot", PILOT_PROMPTS, {"selection.strategy": whole})
 
         def measure(root: Path) -> dict[str, Any]:
             placed = self._in(root, config)
             with prepared(placed, self.base, self.reporter):
                 return asdict(behaviour_of(placed.directory, "pilot", guess))
 
-        return behaviour_from(self._measured("pilot", config, measure))
+        settings = config.model_dump(mode="json", include=set(OF_RESPONSES))
+        return behaviour_from(self._measured("pilot", settings, measure))
 
     def _probe_config(self, name: str, prompts: int, steps: int) -> RunConfig:
         changes: dict[str, Any] = {
@@ -113,10 +130,11 @@ class ShortRuns:
         return config.model_copy(update={"out": str(root)})
 
     def _measured(
-        self, kind: str, config: RunConfig, measure: Callable[[Path], dict[str, Any]]
+        self, kind: str, inputs: Any, measure: Callable[[Path], dict[str, Any]]
     ) -> dict[str, Any]:
         """What `measure` returns of a fresh folder, or what it returned for the same before."""
-        place = cache_directory() / kind / self._key(config)[:16]
+        key = fingerprint(inputs, self.counts.content, _files(self.config), __version__)
+        place = cache_directory() / kind / key[:16]
         result = place.with_suffix(".json")
         if (values := _read(result)) is not None:
             return values
@@ -131,12 +149,6 @@ class ShortRuns:
         write_json(result, values)
         shutil.rmtree(place, ignore_errors=True)
         return values
-
-    def _key(self, config: RunConfig) -> str:
-        settings = to_yaml(config.model_copy(update={"out": ""}))
-        threads = os.environ.get("OMP_NUM_THREADS", "")
-        machine = (asdict(self.hardware), threads, __version__)
-        return fingerprint(settings, self.counts.content, _files(self.config), machine)
 
 
 def behaviour_from(values: Mapping[str, Any]) -> Behaviour:

@@ -18,11 +18,14 @@ from cropi.selection import Needs
 from cropi.selection.settings import StrategyChoice
 from cropi.sketches import FittedSketch, make_sketch
 from cropi.store.metrics import FORWARD, FORWARD_BACKWARD
-from cropi.study.costs import SHARED
+from cropi.study.costs import SELECTION_PHASES, SHARED
 from cropi.training.stage import MAX_SAMPLING_ROUNDS
 
 GUESSED_LENGTH = 0.5
 """Of the longest response that is allowed: how long one is on average, where nothing is known."""
+GUESSED_SAMPLE = 1024
+"""Prompts after which a strategy that samples a growing part of the pool is taken to have enough.
+"""
 GUESSED_INFORMATIVE = 0.5
 """Share of groups with a gradient, where nothing is known."""
 STALE = 0.5
@@ -37,11 +40,13 @@ class SampledSet:
     """Responses to a kind of set: their mean length in tokens, and the share of informative groups.
 
     `scored_tokens` go through the model to score one informative prompt, its prompt once.
+    `groups` were sampled to know this: none for a guess.
     """
 
     response_tokens: float
     informative: float
     scored_tokens: float
+    groups: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Work:
     """What one phase of an arm (SHARED: of all) does in all stages together.
 
     Tokens as in `CostRow`. `begins` counts how often the phase starts, `steps` its optimizer steps,
-    and `responses` those that are sampled.
+    and `responses` those that are sampled. `payers` are the arms that shared rollouts are made for.
     """
 
     phase: str
@@ -73,6 +78,7 @@ class Work:
     responses: float = 0.0
     begins: int = 1
     steps: int = 0
+    payers: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> float:
@@ -139,11 +145,17 @@ class RunWork:
             )
 
     def start_rollouts(self) -> Iterator[Work]:
-        """The start policy's rollouts of the pool and of every validation set."""
-        settings = self.config.rollouts
-        pool = self.counts.pool
-        yield _sampling(SHARED, pool, pool.prompts, settings.responses, self.behaviour.pool)
-        yield from self._validation_rollouts(SHARED)
+        """The start policy's rollouts of the whole pool and of every validation set, for arms that
+        need them."""
+        for kind in ("pool", "validation"):
+            if arms := tuple(arms_needing([self.config], kind)):
+                of_kind = self._pool_rollouts if kind == "pool" else self._validation_rollouts
+                yield from (replace(work, payers=arms) for work in of_kind(SHARED))
+
+    def _pool_rollouts(self, arm: str, prompts: float | None = None) -> Iterator[Work]:
+        pool, responses = self.counts.pool, self.config.rollouts.responses
+        count = pool.prompts if prompts is None else prompts
+        yield _sampling(arm, pool, count, responses, self.behaviour.pool)
 
     def _validation_rollouts(self, arm: str) -> Iterator[Work]:
         settings, sampled = self.config.rollouts, self.behaviour.validation
@@ -170,21 +182,21 @@ class RunWork:
     def of_arm(self, strategy: StrategyChoice) -> Iterator[Work]:
         """All stages of an arm: rollouts sampled again, scoring, training and evaluation."""
         needs, arm = needs_of_arm(self.config, strategy), strategy.slug
+        if needs.sample:
+            yield from self._pool_rollouts(arm, self.sampled(needs))
         yield from self._refreshed(arm, needs)
         yield from self._scoring(arm, needs)
         yield self._training(arm, needs)
         yield from self.evaluations(arm, self._evaluations_due())
 
     def _refreshed(self, arm: str, needs: Needs) -> Iterator[Work]:
-        settings, pool = self.config.rollouts, self.counts.pool
+        responses, pool = self.config.rollouts.responses, self.sampled(needs)
         for stage in range(self.config.curriculum.stages):
             kinds = sets_to_refresh(self.config.curriculum.refresh, stage, needs)
             if "stale" in kinds:
-                tokens = pool.prompts * self._row_tokens(settings.responses)
-                yield Work("scoring", arm, pool.prompts, forward=tokens)
+                yield Work("scoring", arm, pool, forward=pool * self._row_tokens(responses))
             if "pool" in kinds or "stale" in kinds:
-                prompts = pool.prompts * (1.0 if "pool" in kinds else STALE)
-                yield _sampling(arm, pool, prompts, settings.responses, self.behaviour.pool)
+                yield from self._pool_rollouts(arm, pool * (1.0 if "pool" in kinds else STALE))
             if "validation" in kinds:
                 yield from self._validation_rollouts(arm)
 
@@ -193,29 +205,32 @@ class RunWork:
 
     def _scoring(self, arm: str, needs: Needs) -> Iterator[Work]:
         """Passes over the informative prompts of the pool and of the targets, and features."""
-        times = {"never": 0, "once": 1, "stage": self.config.curriculum.stages}[needs.scoring]
-        read = self.counts.pool.prompts * self.counts.pool.tokens / 3 if needs.features else 0.0
-        if not times:
-            stages = self.config.curriculum.stages
-            if read:
-                yield Work("scoring", arm, 0, forward=read * stages, backward=read * stages)
-            return
-        pool_prompts, pool_tokens = self._informative_pool()
-        target_prompts, target_tokens = self._targets(needs)
-        tokens = times * (pool_tokens + target_tokens + self._fitting(pool_prompts) + read)
-        prompts = times * (pool_prompts + target_prompts)
-        yield Work("scoring", arm, prompts, forward=tokens, backward=tokens, begins=times)
+        stages = self.config.curriculum.stages
+        times = {"never": 0, "once": 1, "stage": stages}[needs.scoring]
+        if times:
+            pool_prompts, pool_tokens = self._informative_pool(needs)
+            target_prompts, target_tokens = self._targets(needs)
+            tokens = times * (pool_tokens + target_tokens + self._fitting(pool_prompts))
+            prompts = times * (pool_prompts + target_prompts)
+            yield Work("scoring", arm, prompts, forward=tokens, backward=tokens, begins=times)
+        if needs.features:
+            read = (times or stages) * self.counts.pool.prompts * self.counts.pool.tokens
+            yield Work("scoring", arm, 0, forward=read, begins=0 if times else stages)
 
-    def _informative_pool(self) -> tuple[float, float]:
+    def sampled(self, needs: Needs) -> float:
+        """Prompts of the pool that are rolled out and scored: all, or a sample that grows."""
+        return sampled_prompts(self.counts.pool.prompts, needs)
+
+    def _informative_pool(self, needs: Needs) -> tuple[float, float]:
         pool = self.behaviour.pool
-        prompts = self.counts.pool.prompts * pool.informative
+        prompts = self.sampled(needs) * pool.informative
         return prompts, prompts * pool.scored_tokens
 
     def _targets(self, needs: Needs) -> tuple[float, float]:
         """Prompts and tokens of the passes that make the directions."""
         passes = 2 if self.config.influence.target == "unit_mean" else 1
         if needs.direction == "pool":
-            prompts, tokens = self._informative_pool()
+            prompts, tokens = self._informative_pool(needs)
             return prompts, 2 * tokens
         sampled = self.behaviour.validation
         count = sum(each.prompts for each in self.counts.validation.values())
@@ -275,6 +290,12 @@ def _sampling(
     )
 
 
+def sampled_prompts(pool: int, needs: Needs) -> float:
+    """Prompts of a pool that are rolled out and scored for a strategy."""
+    enough = max(needs.sample, GUESSED_SAMPLE) if needs.sample else pool
+    return min(pool, enough, needs.most or pool)
+
+
 def _mean_tokens(sets: Iterable[SetCount]) -> float:
     each = list(sets)
     prompts = sum(one.prompts for one in each)
@@ -295,10 +316,6 @@ def _sum(one: Work, other: Work) -> Work:
     return replace(one, **{name: getattr(one, name) + getattr(other, name) for name in names})
 
 
-def pays_for(config: RunConfig, arm: str, work: Work) -> bool:
+def pays_for(arm: str, work: Work) -> bool:
     """Whether selecting for the arm has cost this work: its scoring, and rollouts that it reads."""
-    if work.phase not in ("rollouts", "scoring"):
-        return False
-    if work.arm != SHARED:
-        return work.arm == arm
-    return arm in arms_needing([config], "pool")
+    return work.phase in SELECTION_PHASES and (work.arm == arm or arm in work.payers)

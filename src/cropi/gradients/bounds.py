@@ -12,6 +12,7 @@ of a pass.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain
 
@@ -172,6 +173,29 @@ class RatioSummary:
     effective_share: float
     wild: tuple[int, ...] = ()
     """Places of prompts in range of which one ratio is above e^WILD_LOG_RATIO."""
+    mean_ratio: float = 1.0
+
+    @property
+    def ratio_squares(self) -> float:
+        """Sum of rho^2."""
+        return self.mean_ratio**2 * self.tokens / self.effective_share
+
+
+def joined_ratios(parts: Sequence[tuple[int, RatioSummary | None]]) -> RatioSummary | None:
+    """The summary of passes over neighbouring prompts, each with the place of its first one."""
+    counted = [(first, each) for first, each in parts if each is not None]
+    tokens = sum(each.tokens for _, each in counted)
+    if not tokens:
+        return None
+    mean = sum(each.mean_ratio * each.tokens for _, each in counted) / tokens
+    squares = sum(each.ratio_squares for _, each in counted)
+    return RatioSummary(
+        tokens,
+        sum(each.kl * each.tokens for _, each in counted) / tokens,
+        mean**2 * tokens / squares,
+        tuple(first + place for first, each in counted for place in each.wild),
+        mean,
+    )
 
 
 @dataclass
@@ -228,7 +252,9 @@ class PassRecord:
         if not tokens:
             return None
         share = float(total**2 / squares / tokens)
-        return RatioSummary(int(tokens), float(kl / tokens), share, self._wild)
+        return RatioSummary(
+            int(tokens), float(kl / tokens), share, self._wild, float(total / tokens)
+        )
 
     @property
     def _wild(self) -> tuple[int, ...]:

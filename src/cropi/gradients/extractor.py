@@ -96,6 +96,15 @@ class ExtractionReport:
         """How many prompts there were."""
         return len(self.statuses)
 
+    def reordered(self, order: Sequence[int] | NDArray[np.int64]) -> ExtractionReport:
+        """The report on the same prompts in another order: `order[n]` is the n-th's place here."""
+        ratios, rewards = self.ratios, self.current_rewards
+        if ratios is not None:
+            place_of = {int(old): new for new, old in enumerate(order)}
+            ratios = replace(ratios, wild=tuple(sorted(place_of[old] for old in ratios.wild)))
+        statuses = [self.statuses[old] for old in order]
+        return replace(self, statuses=statuses, ratios=ratios, current_rewards=rewards[order])
+
 
 def trainable_parameters(
     model: nn.Module, patterns: Sequence[str] | None = None

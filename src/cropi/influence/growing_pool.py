@@ -30,9 +30,13 @@ Groups = Sequence[RolloutGroup]
 
 @dataclass(frozen=True)
 class TargetDirections:
-    """One direction per target, dense or sketched (float64 [V, D]), and how reliable each is."""
+    """One direction per target, dense or sketched (float64 [V, D]), and how reliable each is.
 
-    values: Directions | NDArray[np.float64]
+    `lengths` are their L2 norms [V]; `values` None means that workers elsewhere hold them.
+    """
+
+    values: Directions | NDArray[np.float64] | None
+    lengths: list[float]
     reliability: dict[str, TargetReliability]
     notes: list[str] = field(default_factory=list)
 
@@ -80,7 +84,7 @@ class GrowingPool:
 
     def add(self, pool: Groups, per_response: bool = False) -> None:
         """Score a portion. Raises InputError if it has no informative prompt."""
-        informative = require_informative("the pool", pool, self.scorer.extractor.objective)
+        informative = require_informative("the pool", pool, self.scorer.objective)
         if self.directions is None:
             self.scorer.fit(informative.groups)
             sets = {name: each.groups for name, each in self.of_sets.items()}

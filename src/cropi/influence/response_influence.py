@@ -81,6 +81,11 @@ def sketched_measures(
         with_sum_D = np.einsum("nd,nd->n", own_DD, np.array(sums)[responses.owners()])
         squares_D = np.einsum("nd,nd->n", own_DD, own_DD)
         parts.append(ResponseMeasures(own_DD @ directions_VD.T, squares_D, with_sum_D, tokens))
+    return joined_measures(parts)
+
+
+def joined_measures(parts: Sequence[ResponseMeasures]) -> ResponseMeasures:
+    """The measures of all responses, from those of runs of prompts in their order."""
     return ResponseMeasures(
         np.concatenate([part.dots_DV for part in parts]),
         np.concatenate([part.squares_D for part in parts]),

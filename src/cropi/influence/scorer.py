@@ -12,7 +12,6 @@ Shape legend: P prompts, V targets, N prompts of a target, D dimensions of a ske
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,29 +26,13 @@ from cropi.gradients.consumers import (
 )
 from cropi.gradients.extractor import ExtractionReport, GradientExtractor
 from cropi.gradients.response_gradients import ResponseGroups
-from cropi.gradients.settings import TargetMemory
-from cropi.influence.cosines import (
-    Influence,
-    cosines,
-    require_direction,
-)
+from cropi.gradients.settings import ObjectiveConfig, TargetMemory
+from cropi.influence.cosines import Influence, require_direction
 from cropi.influence.growing_pool import GrowingPool, PoolScores, TargetDirections
-from cropi.influence.left_out import (
-    distance_notes,
-    gradient_statuses,
-    left_out_notes,
-    require_finite_norms,
-    require_informative,
-    require_some_in_range,
-    wild_notes,
-)
+from cropi.influence.left_out import require_informative, require_some_in_range
+from cropi.influence.pool_pass import PoolPass, pool_scores, usable_statuses
 from cropi.influence.preconditioner import Preconditioner, PreconditioningConsumer
-from cropi.influence.response_influence import (
-    ResponseMeasures,
-    exact_measures,
-    response_influence,
-    sketched_measures,
-)
+from cropi.influence.response_influence import exact_measures, sketched_measures
 from cropi.influence.settings import Metric
 from cropi.influence.targets import (
     Target,
@@ -97,6 +80,11 @@ class Scorer:
         self.tokens = 0
 
     @property
+    def objective(self) -> ObjectiveConfig:
+        """The objective whose gradients are compared."""
+        return self.extractor.objective
+
+    @property
     def identity(self) -> dict[str, str]:
         """What defines the scores beside policy and rollouts."""
         if self.sketch is None:
@@ -125,7 +113,7 @@ class Scorer:
 
     def growing(self, targets: Mapping[str, Groups]) -> GrowingPool:
         """A pool that is scored in portions. Raises as `score` does for targets."""
-        objective = self.extractor.objective
+        objective = self.objective
         of_sets = {
             name: require_informative(f"validation set {name}", each, objective)
             for name, each in targets.items()
@@ -141,12 +129,21 @@ class Scorer:
                 "single responses have parts of a cosine, and influence.metric is whitened; leave "
                 "out per_response, or set influence.metric=cosine"
             )
-        if isinstance(directions.values, Directions):
-            scores = self._exact(groups, directions.values, names, responses)
-        else:
-            scores = self._sketched(groups, directions.values, names, responses)
+        for name, length in zip(names, directions.lengths, strict=True):
+            require_direction(name, length)
+        measured = self.pool_pass(groups, directions, names, responses)
+        scores = pool_scores(groups, measured, directions.lengths, names)
         require_some_in_range("the pool", [group.prompt_id for group in groups], scores.statuses)
         return scores
+
+    def pool_pass(
+        self, groups: Groups, directions: TargetDirections, names: Sequence[str], responses: bool
+    ) -> PoolPass:
+        """What the gradients of informative groups have in common with the directions."""
+        if isinstance(directions.values, Directions):
+            return self._exact(groups, directions.values, responses)
+        assert directions.values is not None, "the directions are elsewhere"
+        return self._sketched(groups, directions.values, responses)
 
     def targets(self, sets: Mapping[str, Groups]) -> TargetDirections:
         """The direction of each target, in their order, from informative groups.
@@ -170,30 +167,20 @@ class Scorer:
             advance = progress_counter(self.progress, "fitting the sketch", size)
             self.tokens += fit_sketch(self.extractor, self.sketch, pool, advance)
 
-    def _exact(
-        self, pool: Groups, directions: Directions, names: Sequence[str], per_response: bool
-    ) -> PoolScores:
+    def _exact(self, pool: Groups, directions: Directions, per_response: bool) -> PoolPass:
         """Compare whole gradients."""
-        lengths_V = directions.norms()
-        for name, length in zip(names, lengths_V, strict=True):
-            require_direction(name, length)
         dots = DotConsumer(directions, len(pool))
         norms = NormConsumer(len(pool), self.extractor.device)
         buffer = SketchBuffer(len(pool), DIMENSIONS) if self.metric == "whitened" else None
         sketches = [] if buffer is None else [self._shared_sketches(buffer)]
         report = self._stream("pool", pool, dots, norms, *sketches)
-        statuses, notes = usable_statuses("the pool", pool, report, norms.norms)
-        cosines_PV = cosines(dots.dots, norms.norms, lengths_V, names)
         sketches_PD = None if buffer is None else buffer.sketches.numpy()
-        rewards_P2 = report.current_rewards
-        scores = PoolScores(
-            cosines_PV, norms.norms, rewards_P2, statuses, notes, sketches_PD=sketches_PD
-        )
-        if not per_response:
-            return scores
-        responses, advance = ResponseGroups(pool), self._counter("responses", pool)
-        measures = exact_measures(self.extractor, responses, directions, advance)
-        return self._with_responses(scores, responses, measures, norms.norms, lengths_V)
+        measures = None
+        if per_response:
+            responses, advance = ResponseGroups(pool), self._counter("responses", pool)
+            measures = exact_measures(self.extractor, responses, directions, advance)
+            self.tokens += measures.tokens
+        return PoolPass(dots.dots, norms.norms, norms.norms, report, sketches_PD, measures)
 
     def _shared_sketches(self, buffer: SketchBuffer) -> SketchConsumer:
         """Sketches that tell what whole gradients share with each other."""
@@ -201,46 +188,19 @@ class Scorer:
         return SketchConsumer(sketch, buffer, self.extractor.device)
 
     def _sketched(
-        self,
-        pool: Groups,
-        directions_VD: NDArray[np.float64],
-        names: Sequence[str],
-        per_response: bool,
-    ) -> PoolScores:
+        self, pool: Groups, directions_VD: NDArray[np.float64], per_response: bool
+    ) -> PoolPass:
         """Compare sketches."""
-        lengths_V = [float(np.linalg.norm(direction)) for direction in directions_VD]
-        for name, length in zip(names, lengths_V, strict=True):
-            require_direction(name, length)
         sketches_PD, norms_P, report = self._sketches("pool", pool)
         lengths_P = np.linalg.norm(sketches_PD, axis=1)
-        shortest_P = np.minimum(lengths_P, norms_P)
-        statuses, notes = usable_statuses("the pool", pool, report, shortest_P)
         dots_PV = sketches_PD @ np.stack(list(directions_VD), 1)
-        cosines_PV = cosines(dots_PV, lengths_P, lengths_V, names)
-        rewards_P2 = report.current_rewards
-        scores = PoolScores(
-            cosines_PV, norms_P, rewards_P2, statuses, notes, sketches_PD=sketches_PD
-        )
-        if not per_response:
-            return scores
-        assert self.sketch is not None
-        measures = sketched_measures(
-            self.extractor, pool, self.sketch, directions_VD, self._counter("responses", pool)
-        )
-        return self._with_responses(scores, ResponseGroups(pool), measures, lengths_P, lengths_V)
-
-    def _with_responses(
-        self,
-        scores: PoolScores,
-        responses: ResponseGroups,
-        measures: ResponseMeasures,
-        norms_P: NDArray[np.float64],
-        lengths_V: Sequence[float],
-    ) -> PoolScores:
-        """The scores with what the responses bring; `norms_P` are those of the cosines."""
-        self.tokens += measures.tokens
-        parts = response_influence(responses, measures, norms_P, lengths_V)
-        return replace(scores, responses=parts)
+        measures = None
+        if per_response:
+            assert self.sketch is not None
+            advance = self._counter("responses", pool)
+            measures = sketched_measures(self.extractor, pool, self.sketch, directions_VD, advance)
+            self.tokens += measures.tokens
+        return PoolPass(dots_PV, norms_P, lengths_P, report, sketches_PD, measures)
 
     def _dense_targets(self, sets: Mapping[str, Groups]) -> TargetDirections:
         shapes, device, ranks = self.extractor.shapes, self.extractor.device, self.extractor.ranks
@@ -259,7 +219,7 @@ class Scorer:
             products = halves.half_products()
             reliability[name] = target_reliability(weights_2N, norms.norms, products)
             del halves  # freed before the next target's are made
-        return TargetDirections(directions, reliability, notes)
+        return TargetDirections(directions, directions.norms(), reliability, notes)
 
     def _target_norms(self, name: str, groups: Groups) -> NDArray[np.float64]:
         """Norms [N] that must be known before gradients are summed: a pass of its own, or none."""
@@ -279,7 +239,8 @@ class Scorer:
             directions.append(halves_2D.sum(0))
             products = half_products(halves_2D)
             reliability[name] = target_reliability(weights_2N, norms_N, products)
-        return TargetDirections(np.stack(directions), reliability, notes)
+        lengths = [float(np.linalg.norm(direction)) for direction in directions]
+        return TargetDirections(np.stack(directions), lengths, reliability, notes)
 
     def _target_sketches(
         self, phase: str, groups: Groups
@@ -304,29 +265,6 @@ class Scorer:
         consumer = SketchConsumer(self.sketch, buffer, self.extractor.device)
         report = self._stream(phase, groups, consumer)
         return buffer.sketches.double().numpy(), buffer.norms.numpy(), report
-
-
-def usable_statuses(
-    what: str, groups: Groups, report: ExtractionReport, norms_P: NDArray[np.float64]
-) -> tuple[list[str], list[str]]:
-    """The statuses [P] of a pass's prompts, and notes about those that are left out.
-
-    Raises InputError if a gradient is not finite, or numbers out of range leave no prompt.
-    """
-    ids = [group.prompt_id for group in groups]
-    require_finite_norms(what, ids, norms_P)
-    require_some_in_range(what, ids, report.statuses)
-    statuses = gradient_statuses(report.statuses, norms_P)
-    return statuses, [*left_out_notes(what, ids, statuses), *ratio_notes(what, groups, report)]
-
-
-def ratio_notes(what: str, groups: Groups, report: ExtractionReport) -> list[str]:
-    """What the ratios that a pass saw say about policy and sampler of the rollouts of `what`."""
-    ratios = report.ratios
-    if ratios is None or any(group.logprobs_at_another_temperature for group in groups):
-        return []
-    wild = wild_notes(what, [groups[place].prompt_id for place in ratios.wild])
-    return [*wild, *distance_notes(what, ratios.kl, ratios.effective_share)]
 
 
 def fit_sketch(

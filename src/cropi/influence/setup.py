@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from cropi.errors import InputError
+from cropi.execution import Executor
 from cropi.gradients.extractor import GradientExtractor, UnmatchedPatternError
 from cropi.gradients.ranks import Ranks
 from cropi.influence.cosines import Influence
@@ -21,8 +23,10 @@ from cropi.influence.growing_pool import GrowingPool
 from cropi.influence.preconditioner import Preconditioner
 from cropi.influence.scorer import PhaseProgress, Scorer
 from cropi.influence.settings import FEATURE_SKETCH, InfluenceConfig
+from cropi.influence.sharded.sharded_scorer import ShardedScorer
 from cropi.policy.loading import as_model
-from cropi.policy.optimizer_state import second_moments
+from cropi.policy.optimizer_state import OPTIMIZER_FILE, second_moments
+from cropi.policy.reference import PolicyRef
 from cropi.rollouts import as_groups, read_rollouts
 from cropi.schema import RolloutGroup, longest_allowed
 from cropi.sketches import make_sketch
@@ -61,7 +65,7 @@ def make_scorer(
 
 
 def score(
-    policy: Policy | str | Path | nn.Module,
+    policy: Policy | PolicyRef | str | Path | nn.Module,
     pool: Sequence[RolloutGroup] | str | Path,
     targets: Mapping[str, Sequence[RolloutGroup] | str | Path],
     settings: InfluenceConfig | None = None,
@@ -70,12 +74,14 @@ def score(
     constant_length: int | None = None,
     checkpoint: str | Path | None = None,
     per_response: bool = False,
+    executor: Executor | None = None,
+    folder: str | Path | None = None,
     progress: PhaseProgress | None = None,
 ) -> Influence:
     """Influence of each informative pool prompt on each target, under `policy`.
 
     Args:
-        policy: a policy, a model, or a path, hub id or built-in name.
+        policy: a policy, a reference to one, a model, or a path, hub id or built-in name.
         pool: rollouts of the training prompts, or the file they are in.
         targets: rollouts of each validation set by its name, or their files.
         settings: the objective, the sketch and the target's direction.
@@ -84,6 +90,10 @@ def score(
             that the pool's rollouts allowed, in tokens.
         checkpoint: the folder whose Adam state `settings.precondition` reads; default: `policy`.
         per_response: measure what each response brings too, and each prompt's standard error.
+        executor: has shards of the work done, by workers that load the policy themselves; default:
+            everything is done here.
+        folder: keeps what an executor's workers have measured, until you remove it: a call that was
+            killed goes on with it. All workers must see it.
         progress: called with (phase, prompts done, prompts in all).
 
     Raises:
@@ -99,6 +109,8 @@ def score(
         seed=seed,
         constant_length=constant_length or longest_allowed(groups),
         checkpoint=checkpoint,
+        executor=executor,
+        folder=folder,
         progress=progress,
     )
     growing.add(groups, per_response)
@@ -106,25 +118,67 @@ def score(
 
 
 def growing_pool(
-    policy: Policy | str | Path | nn.Module,
+    policy: Policy | PolicyRef | str | Path | nn.Module,
     targets: Mapping[str, Sequence[RolloutGroup] | str | Path],
     settings: InfluenceConfig | None = None,
     *,
     seed: int = 0,
     constant_length: int,
     checkpoint: str | Path | None = None,
+    executor: Executor | None = None,
+    folder: str | Path | None = None,
     progress: PhaseProgress | None = None,
 ) -> GrowingPool:
     """A pool whose rollouts come in portions; the arguments are those of `score`."""
-    scorer = make_scorer(
-        as_model(policy),
-        settings or InfluenceConfig(),
-        seed,
-        progress,
-        constant_length,
-        _checkpoint(policy, checkpoint),
-    )
+    settings, state = settings or InfluenceConfig(), _checkpoint(policy, checkpoint)
+    if executor is None:
+        model = policy.load().model if isinstance(policy, PolicyRef) else as_model(policy)
+        scorer = make_scorer(model, settings, seed, progress, constant_length, state)
+    else:
+        reference, moments = _sendable(policy), _state_hash(settings, state)
+        scorer = ShardedScorer(
+            partial(_scorer_of, reference, settings, seed, constant_length, state),
+            settings,
+            constant_length,
+            (reference.identity, seed, moments),
+            executor,
+            _required_folder(folder),
+            progress,
+        )
     return scorer.growing({name: as_groups(rollouts) for name, rollouts in targets.items()})
+
+
+def _scorer_of(
+    policy: PolicyRef, settings: InfluenceConfig, seed: int, length: int, state: Path | None
+) -> Scorer:
+    """The scorer of a policy, which is loaded where this is called: in a worker."""
+    return make_scorer(policy.load().model, settings, seed, None, length, state)
+
+
+def _sendable(policy: Any) -> PolicyRef:
+    """A reference that workers can load. Raises InputError for weights in memory."""
+    if isinstance(policy, str | Path):
+        return PolicyRef(policy)
+    if isinstance(policy, PolicyRef) and policy.path is not None:
+        return policy
+    raise InputError(
+        "workers load the policy themselves, and this one is in memory; give the path of its "
+        "checkpoint, or leave out the executor"
+    )
+
+
+def _state_hash(settings: InfluenceConfig, state: Path | None) -> str:
+    """The content of the optimizer's state, where it decides scores."""
+    file = None if state is None else state / OPTIMIZER_FILE
+    if settings.precondition == "none" or file is None or not file.is_file():
+        return ""
+    return file_hash(file)
+
+
+def _required_folder(folder: str | Path | None) -> Path:
+    if folder is None:
+        raise InputError("scoring in shards keeps them in files; give a folder for them")
+    return Path(folder)
 
 
 def extract_features(

@@ -1,10 +1,12 @@
 """Stages of influence-guided data for a model that something else trains.
 
 Responses to pool and validation prompts are sampled once, from the model as it is when the first
-stage is asked for. A stage's selection is made from those and the model as it is then. Everything
-is in one folder, from which a training that was stopped goes on:
+stage is asked for: to as many of the pool as the strategy needs. A stage's selection is made from
+those and the model as it is then. Everything is in one folder, from which a training that was
+stopped goes on:
 
-    rollouts/NAME.parquet      pool and targets; NAME.N-of-M.parquet while they are sampled
+    rollouts/NAME.parquet      pool and targets; NAME.N-of-M.parquet while they are sampled;
+                               of a pool that is sampled in portions pool.FIRST-LAST.parquet
     stages/M/scores.parquet    stages/M/selection.parquet
 """
 
@@ -13,21 +15,26 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from cropi.curriculum.pool_sample import portions
 from cropi.curriculum.stage_choice import influence_settings, target_rollouts
-from cropi.curriculum.stage_rollouts import StageRollouts
+from cropi.curriculum.stage_rollouts import StageRollouts, replace_groups
 from cropi.curriculum.trackers import selection_values
 from cropi.errors import InputError
 from cropi.estimation.evidence import with_pooled_errors
+from cropi.influence.growing_pool import GrowingPool
 from cropi.influence.settings import InfluenceConfig
-from cropi.influence.setup import score
+from cropi.influence.setup import growing_pool, score
 from cropi.policy.loading import Policy
 from cropi.policy.reference import PolicyRef
 from cropi.policy.representations import prompt_features
+from cropi.prompts.encoding import encode_all
 from cropi.rollouts import load_engine, read_rollouts, write_rollouts
 from cropi.rollouts.collect import collect
 from cropi.rollouts.judged_groups import SamplingPlan
@@ -40,13 +47,14 @@ from cropi.schema import (
     derive_seed,
     fingerprint,
 )
-from cropi.selection import find_strategy, needs_of, select
+from cropi.selection import enough, find_strategy, needs_of, select
 from cropi.selection.settings import SelectionConfig
 from cropi.store.files import read_table, table_metadata
 from cropi.store.tables import read_scores, read_selection, write_scores, write_selection
 from cropi.training.process_group import ProcessGroup
 from cropi.verifiers.verdict import Grader
 
+POOL = "pool"
 STEP = "cropi.step"
 """Key of a selection's metadata: optimizer steps that the model had made."""
 
@@ -80,7 +88,7 @@ class GuidedStages:
         settings: GuideSettings,
     ) -> None:
         self.folder = folder
-        self.sets = {"pool": pool, **targets}
+        self.sets = {POOL: pool, **targets}
         self.settings = settings
         self.strategy = find_strategy(settings.selection.strategy)
         self.needs = needs_of(self.strategy)
@@ -95,11 +103,20 @@ class GuidedStages:
         made_at = self.processes.by_first(lambda: _step_of(path))
         if made_at is not None and made_at < step:
             return read_selection(path)
-        groups = {name: self._rollouts(name, step, policy, grader) for name in self.sets}
-        estimate = self._estimate(index, policy, groups)
+        sampling = _Sampling(step, policy, grader)
+        groups = {
+            name: self._rollouts(name, prompts, sampling)
+            for name, prompts in self.sets.items()
+            if name != POOL and self.needs.validation
+        }
+        if self.needs.sample:
+            groups[POOL] = self._grown(sampling, groups, first=index == 0)
+        elif self.needs.rollouts:
+            groups[POOL] = self._rollouts(POOL, self.sets[POOL], sampling)
+        estimate = self._estimate(index, policy, {POOL: [], **groups})
 
         def choose() -> Selection:
-            selection = self._select(index, estimate, groups["pool"], policy)
+            selection = self._select(index, estimate, groups.get(POOL, []), policy)
             if estimate is not None:
                 write_scores(self._stage(index) / "scores.parquet", estimate)
             write_selection(path, selection, {STEP: str(step)})
@@ -118,12 +135,41 @@ class GuidedStages:
     def _stage(self, index: int) -> Path:
         return self.folder / "stages" / str(index)
 
-    def _rollouts(self, name: str, step: int, policy: Policy, grader: Grader) -> list[RolloutGroup]:
+    def _grown(
+        self, sampling: _Sampling, validation: Mapping[str, list[RolloutGroup]], first: bool
+    ) -> list[RolloutGroup]:
+        """The pool, with responses of as many prompts as the strategy needs (`PoolSample`).
+
+        They are sampled before the `first` stage; later on they are those that are there.
+        """
+        policy, prompts = sampling.policy, self.sets[POOL]
+        encoded = encode_all(policy.tokenizer, prompts, self.settings.template_kwargs)
+        pool = [
+            RolloutGroup(prompt.prompt_id, np.array(ids, np.int32), [])
+            for prompt, ids in zip(prompts, encoded, strict=True)
+        ]
+        draw = np.random.default_rng(derive_seed(self.settings.seed, "rollouts", "sample"))
+        order = draw.permutation(len(prompts))
+        evidence = _Evidence(self, policy, pool, validation)
+        for begin, end in portions(len(prompts), self.needs):
+            name = f"{POOL}.{begin}-{end}"
+            if not first and not self._file(name).is_file():
+                break
+            portion = self._rollouts(name, [prompts[place] for place in order[begin:end]], sampling)
+            pool = replace_groups(pool, portion)
+            if first and self.processes.by_first(partial(evidence.enough, portion, pool)):
+                break
+        return pool
+
+    def _file(self, name: str) -> Path:
+        return self.folder / "rollouts" / f"{name}.parquet"
+
+    def _rollouts(
+        self, name: str, prompts: Sequence[Prompt], sampling: _Sampling
+    ) -> list[RolloutGroup]:
         """A set's responses: sampled before, or now, each process its share of the prompts."""
-        out, settings = self.folder / "rollouts" / f"{name}.parquet", self.settings.rollouts
-        prompts = self.sets[name]
-        if not self.needs.rollouts or (name != "pool" and not self.needs.validation):
-            return []
+        out, settings = self._file(name), self.settings.rollouts
+        step, policy, grader = sampling.step, sampling.policy, sampling.grader
         asked = [(p.prompt_id, p.content, p.answer) for p in prompts]
         key = fingerprint(asked, settings.model_dump(), self.settings.seed)
         # Later on, the weights are no longer those that sampled, and the responses as good.
@@ -169,8 +215,8 @@ class GuidedStages:
             return None
         if self.needs.scoring == "once" and index:
             return read_scores(self._stage(0) / "scores.parquet")
-        pool = groups["pool"]
-        validation = {name: each for name, each in groups.items() if name != "pool"}
+        pool = groups[POOL]
+        validation = {name: each for name, each in groups.items() if name != POOL}
         targets = target_rollouts(self.needs, StageRollouts(pool, validation, []))
         # Informative prompts first, so that every process has some.
         shared = sorted(pool, key=lambda group: not group.informative)
@@ -206,12 +252,61 @@ class GuidedStages:
             if self.needs.earlier
             else [],
             rollouts=pool,
-            sources={prompt.prompt_id: prompt.source for prompt in self.sets["pool"]},
+            sources={prompt.prompt_id: prompt.source for prompt in self.sets[POOL]},
             features=prompt_features(policy.model, pool) if self.needs.features else None,
             stage=index,
             seed=derive_seed(self.settings.seed, "selection", index),
             title=f"stage {index}",
         )
+
+
+@dataclass(frozen=True)
+class _Sampling:
+    """What a set is sampled with now: the model after `step` optimizer steps, and its judge."""
+
+    step: int
+    policy: Policy
+    grader: Grader
+
+
+class _Evidence:
+    """What the portions of a pool say so far, in the one process that scores them."""
+
+    def __init__(
+        self,
+        stages: GuidedStages,
+        policy: Policy,
+        pool: Sequence[RolloutGroup],
+        validation: Mapping[str, list[RolloutGroup]],
+    ) -> None:
+        self.stages, self.policy, self.pool, self.validation = stages, policy, pool, validation
+
+    @cached_property
+    def growing(self) -> GrowingPool:
+        """What scores the portions."""
+        needs, settings = self.stages.needs, self.stages.settings
+        return growing_pool(
+            self.policy,
+            target_rollouts(needs, StageRollouts([], dict(self.validation), [])),
+            influence_settings(needs, settings.influence),
+            seed=settings.seed,
+            constant_length=settings.rollouts.max_new_tokens,
+        )
+
+    @cached_property
+    def features(self) -> NDArray[np.float64] | None:
+        """Of the pool's prompts, if the strategy looks at them."""
+        return prompt_features(self.policy.model, self.pool) if self.stages.needs.features else None
+
+    def enough(self, portion: Sequence[RolloutGroup], pool: Sequence[RolloutGroup]) -> bool:
+        """Whether the strategy needs no more than this portion and those before."""
+        if any(group.informative for group in portion):
+            self.growing.add(portion)
+        if not self.growing.portions:
+            return False
+        influence = self.growing.influence(pool)
+        selection = self.stages.settings.selection
+        return enough(influence, selection, rollouts=pool, features=self.features)
 
 
 def joined(parts: Sequence[InfluenceEstimate], prompt_ids: Sequence[str]) -> InfluenceEstimate:

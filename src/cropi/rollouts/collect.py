@@ -8,6 +8,8 @@ result has the same bytes however often it was interrupted. What servers send is
 
 from __future__ import annotations
 
+import os
+import platform
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +42,7 @@ from cropi.store.cached import is_current, stamp
 from cropi.store.files import cannot_write, require_writable
 from cropi.store.lock import exclusive_output
 from cropi.verifiers.settings import VerifiersConfig
-from cropi.verifiers.verdict import Grader
+from cropi.verifiers.verdict import Grader, Tally, Tallying
 
 if TYPE_CHECKING:
     from cropi.policy.loading import Policy
@@ -104,7 +106,9 @@ def collect(
         progress(done, len(prompts))
     with executor or Inline() as chosen:
         for finished in run_units(chosen, units):
-            done += finished.result()
+            written: Written = finished.result()
+            written.count_in(judge)
+            done += written.prompts
             if progress is not None:
                 progress(done, len(prompts))
     _join(parts, chunks, out, inputs_fingerprint)
@@ -121,6 +125,7 @@ def rollout(
     seed: int = 0,
     template_kwargs: Mapping[str, Any] | None = None,
     inputs_fingerprint: str | None = None,
+    executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> list[RolloutGroup]:
     """Sample and judge responses of a policy, store them in the Parquet file `out`, return them.
@@ -137,6 +142,7 @@ def rollout(
         seed: of the sampling.
         template_kwargs: arguments of the chat template.
         inputs_fingerprint: of everything that determines the result; default: computed here.
+        executor: has chunks of prompts sampled and judged by workers, as in `collect`.
         progress: called with (prompts done, prompts in all).
 
     Raises:
@@ -162,7 +168,10 @@ def rollout(
             template_kwargs,
             [(p.prompt_id, p.content, p.answer) for p in prompts],
         )
-        collect(engine, reference, prompts, judge, plan, Path(out), inputs_fingerprint, progress)
+        place = Path(out).absolute() if executor else Path(out)
+        collect(
+            engine, reference, prompts, judge, plan, place, inputs_fingerprint, progress, executor
+        )
     groups = read_rollouts(out)
     if note := tokens_without_text(groups, reference.tokenizer):
         warnings.warn(f"{out}: {note}", stacklevel=2)
@@ -200,6 +209,19 @@ def _encode(
     return encoded
 
 
+@dataclass(frozen=True)
+class Written:
+    """A chunk that has been written: its prompts, and what a judge elsewhere counted meanwhile."""
+
+    prompts: int
+    tally: Tally | None = None
+
+    def count_in(self, judge: Grader) -> None:
+        """Add what was counted elsewhere to the judge here."""
+        if self.tally is not None and isinstance(judge, Tallying):
+            judge.add(self.tally.counts, self.tally.reasons)
+
+
 @dataclass(frozen=True, slots=True)
 class _ChunkSampler:
     """Everything that the chunks share."""
@@ -207,11 +229,19 @@ class _ChunkSampler:
     engine: RolloutEngine
     prompts: EncodedPrompts
 
-    def write(self, members: Sequence[int], index: int, part: Path, part_fingerprint: str) -> int:
-        """Sample chunk `index`, the prompts at these positions; return how many it has."""
+    def write(
+        self, members: Sequence[int], index: int, part: Path, part_fingerprint: str
+    ) -> Written:
+        """Sample chunk `index`, the prompts at these positions.
+
+        Two workers may do that at once: each writes a file of its own first.
+        """
         groups = self.sample(members, derive_seed(self.prompts.plan.seed, "chunk", index))
-        write_rollouts(part, groups, stamp(fingerprint(part_fingerprint, index)))
-        return len(members)
+        aside = part.with_name(f"{part.stem}.{platform.node()}-{os.getpid()}{part.suffix}")
+        write_rollouts(aside, groups, stamp(fingerprint(part_fingerprint, index)))
+        os.replace(aside, part)
+        judge = self.prompts.judge
+        return Written(len(members), judge.tally() if isinstance(judge, Tallying) else None)
 
     def sample(self, members: Sequence[int], seed: int) -> list[RolloutGroup]:
         """Sample and judge the prompts at these positions."""
@@ -231,9 +261,15 @@ def _missing_chunks(
 ) -> list[WorkUnit]:
     """Return a work unit for every chunk without a file that was made from the same inputs."""
     paths = [_part(parts, index) for index in range(len(chunks))]
+    ids = [prompt.prompt_id for prompt in sampler.prompts.prompts]
     return [
         WorkUnit(
-            f"chunk {index}", sampler.write, (members, index, path, part_fingerprint), output=path
+            f"chunk {index}, prompts {ids[members[0]]} to {ids[members[-1]]}",
+            _ChunkSampler.write,
+            (members, index, path, part_fingerprint),
+            output=path,
+            shared=sampler,
+            speculative=True,
         )
         for index, (members, path) in enumerate(zip(chunks, paths, strict=True))
         if not is_current(path, fingerprint(part_fingerprint, index))

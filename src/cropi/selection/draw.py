@@ -60,6 +60,8 @@ CERTAIN = 2.0
 """Predictions that spread so many times their error find nine tenths of what helps (chain)."""
 REPEATED = 0.2
 """What is left of a prompt's weight for every earlier round of training on it."""
+LEAST_SHARE = 0.02
+"""What a prompt weighs at least whose alike ones were all solved, or all failed."""
 TRAINED_GROUP = 8
 """Responses of a prompt in training, which have to differ in reward to teach anything."""
 
@@ -197,8 +199,10 @@ def own_evidence(context: SelectionContext, name: str) -> Array:
 def expected_use(context: SelectionContext) -> Array:
     """What training on each prompt [P] is worth besides influence: 1 for an unseen, mixed one.
 
-    The chance that it has both better and worse responses, by the last round that sampled it, and
-    REPEATED for every round of training that has had it.
+    The chance that it has both better and worse responses, and REPEATED for every round of training
+    that has had it. That chance is 1 if it had both in the last round that sampled it; if it had
+    not, the share of alike prompts that had, times `chance_of_a_gradient`; and this share alone if
+    no round has sampled it.
     """
     rounds = context.history
     assert rounds is not None, "the strategy needs a history and was given none"
@@ -209,22 +213,25 @@ def expected_use(context: SelectionContext) -> Array:
         mixed_P = np.where(seen_P, (rates_P != 0) & (rates_P != 1), mixed_P)
         counts_P = np.where(seen_P, responses_P, counts_P)
     repeats_P = (rounds.responses[1:] > 0).sum(0)
-    use_P = np.where(mixed_P, 1.0, chance_of_a_gradient(counts_P))
-    unknown_P = counts_P == 0
-    if unknown_P.any() and not unknown_P.all():
-        use_P[unknown_P] = _predicted_use(context, use_P, ~unknown_P)[unknown_P]
+    alike_P = _share_of_mixed(context, mixed_P, counts_P > 0)
+    chance_P = np.where(counts_P > 0, chance_of_a_gradient(counts_P), 1.0)
+    use_P = np.where(mixed_P, 1.0, alike_P * chance_P)
     return np.asarray(use_P * REPEATED**repeats_P)
 
 
-def _predicted_use(context: SelectionContext, use_P: Array, known_P: NDArray[np.bool_]) -> Array:
-    """The use [P] of prompts that were never sampled, from that of those alike that were."""
+def _share_of_mixed(
+    context: SelectionContext, mixed_P: NDArray[np.bool_], sampled_P: NDArray[np.bool_]
+) -> Array:
+    """The share [P] of the sampled prompts like each that had better and worse responses."""
     features_LPF = context.features
     assert features_LPF is not None, "the strategy needs features and was given none"
-    use_N = use_P[known_P]
-    mean = use_N.mean()
-    layer, ridge = fit_best([*features_LPF[:, known_P]], use_N - mean)
-    predicted_P = mean + ridge.predict(features_LPF[layer]).mean_P
-    return np.asarray(predicted_P.clip(use_N.min(), 1.0))
+    if not sampled_P.any():
+        return np.ones(len(mixed_P))
+    mixed_N = mixed_P[sampled_P].astype(np.float64)
+    mean = mixed_N.mean()
+    layer, ridge = fit_best([*features_LPF[:, sampled_P]], mixed_N - mean)
+    share_P = mean + ridge.predict(features_LPF[layer]).mean_P
+    return np.asarray(share_P.clip(LEAST_SHARE, 1.0))
 
 
 def chance_of_a_gradient(counts_P: NDArray[np.integer]) -> Array:

@@ -38,7 +38,7 @@ PAPER: dict[str, Any] = {
 BUILTIN_VARIANTS = {"paper": PAPER}
 STUDY_FILE = "study.yaml"
 """In a study's directory: the config, with the strategies and seeds that were compared."""
-RESERVED_KEYS = ("name", "out", "seed", "data_seed", "baselines", "compare")
+RESERVED_KEYS = ("name", "out", "seed", "data_seed", "baselines", "compare", "scale")
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,10 @@ class StudyPlan:
         config = self.config
         data_seed = config.seed if config.data_seed is None else config.data_seed
         place = {"name": f"seed-{seed}", "out": str(out), "seed": seed, "data_seed": data_seed}
-        plain = config.model_copy(update={"compare": type(config.compare)()})
+        # What is placed elsewhere is whole runs.
+        plain = config.model_copy(
+            update={"compare": type(config.compare)(), "scale": type(config.scale)()}
+        )
         # Otherwise a study would keep one checkpoint per stage and run.
         given = "keep_checkpoints" in config.curriculum.model_fields_set
         keep = config.curriculum.keep_checkpoints if given else "last"

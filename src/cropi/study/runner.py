@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cropi.config import to_yaml
+from cropi.config import resolve_model_path, to_yaml
 from cropi.curriculum.evaluator import accuracy_note
 from cropi.curriculum.run_context import require_continuable
 from cropi.errors import InputError
@@ -18,6 +18,7 @@ from cropi.execution import (
     Finished,
     Processes,
     WorkUnit,
+    executor_for,
     requested_threads,
     run_units,
     usable_cores,
@@ -46,12 +47,13 @@ def run_study(
 
     By default `jobs` runs at once, in processes of their own, each with its share of the CPU's
     cores (the number is fixed when the study begins), or with a GPU of its own where there are
-    several. An `executor` takes their place. Raises InputError naming the runs that failed, after
+    several; or in the workers that the config's `scale` asks for. An `executor` takes their
+    place. Raises InputError naming the runs that failed, after
     the others are done, or at once if another process is working on the study.
     """
     with exclusive_lock(plan.root):
-        _require_same_study(plan)
-        executor = executor or Processes(jobs, run_threads(plan, jobs))
+        _require_same_study(plan, base)
+        executor = executor or study_workers(plan, jobs)
         threads = executor.threads or _recorded_threads(plan.root)
         study, ledger = plan.root / STUDY_FILE, Ledger(plan.root)
         ledger.repair()
@@ -62,7 +64,7 @@ def run_study(
     return plan.root
 
 
-def _require_same_study(plan: StudyPlan) -> None:
+def _require_same_study(plan: StudyPlan, base: Path | None) -> None:
     """Raise InputError, before anything runs, if the folder holds a study of other settings.
 
     The seeds that this call does not ask for are looked at too: their runs would be compared with
@@ -71,7 +73,24 @@ def _require_same_study(plan: StudyPlan) -> None:
     for folder in sorted(plan.root.glob("shared/seed-*")):
         seed = folder.name.removeprefix("seed-")
         if seed.isdecimal():
-            require_continuable(plan.shared(int(seed)))
+            require_continuable(resolve_model_path(plan.shared(int(seed)), base))
+
+
+def study_workers(plan: StudyPlan, jobs: int) -> Executor:
+    """The workers that the config asks for, or `jobs` processes.
+
+    Raises InputError for other threads than before.
+    """
+    placed = executor_for(plan.config.scale)
+    if placed is None:
+        return Processes(jobs, run_threads(plan, jobs))
+    wanted = plan.config.compare.threads or _recorded_threads(plan.root)
+    if wanted and placed.threads != wanted:
+        raise InputError(
+            f"scale gives each run {placed.threads} threads, and this study's runs have {wanted}: "
+            f"all should be computed alike; give their workers {wanted} cpus"
+        )
+    return placed
 
 
 def run_threads(plan: StudyPlan, jobs: int) -> int:

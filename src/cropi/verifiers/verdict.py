@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from cropi.schema import Prompt, RewardStatus
 
@@ -76,6 +77,27 @@ class Grader(Protocol):
         token_ids: Sequence[Sequence[int]] | None = None,
     ) -> Sequence[Verdict]:
         """Return one verdict per (prompt, response text), in order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Verdicts that were given: by source and outcome, and why responses were not judged."""
+
+    counts: Mapping[str, Counter[Any]]
+    reasons: Counter[str]
+
+
+@runtime_checkable
+class Tallying(Protocol):
+    """A grader that counts, and whose copies in other processes can say what they counted."""
+
+    def tally(self) -> Tally | None:
+        """What a copy has counted since the last call; None of the original."""
+        ...
+
+    def add(self, counts: Mapping[str, Mapping[Any, int]], reasons: Mapping[str, int]) -> None:
+        """Count what a copy has counted."""
         ...
 
 

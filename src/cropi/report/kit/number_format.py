@@ -64,11 +64,14 @@ def ratio_interval(value: float | None, low: float | None, high: float | None) -
     return f"{ratio(value)} [{ratio(low).removesuffix('x')}, {end}]"
 
 
+UNITS = (("Z", 1e21), ("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
+
+
 def amount(value: float | None) -> str:
     """Format a large number with three digits: 1.23M."""
     if value is None or value != value:
         return DASH
-    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    for unit, size in UNITS:
         # From 999,500 on, three digits round up to the next unit.
         if abs(value) >= 0.9995 * size:
             return f"{value / size:.3g}{unit}"

@@ -158,7 +158,8 @@ def _informative(run: RunData) -> Safe:
         return card(DASH, "of the pool informative", "no rollouts yet")
     count, total = run.rollouts.informative, len(run.rollouts.groups)
     note = f"{count:,} of {total:,} prompts have a gradient"
-    return card(percent(count / total), "of the pool informative", note)
+    what = "of the pool" if total >= len(run.sources) else "of what was rolled out"
+    return card(percent(count / total), f"{what} informative", note)
 
 
 def _scoring(run: RunData) -> Safe:

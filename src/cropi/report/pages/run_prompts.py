@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from cropi.report.kit.number_format import DASH, amount, percent
 from cropi.rollouts.statistics import GROUP_KINDS, GroupKind, RolloutFileSummary
 from cropi.schema import InfluenceEstimate
 from cropi.store.metrics import EvaluationRow, StageRow
+from cropi.store.run_directory import pool_rollouts
 
 SHOWN_SOURCES = 14
 SHOWN_PROMPTS = 4
@@ -51,8 +53,11 @@ def pool(run: RunData, charts: Charts) -> Safe:
         return absent("No rollouts of the pool yet.")
     drawn = informative_share(_kinds_by_source(run, run.rollouts))
     chart = charts.add(drawn, drawn["layout"]["height"], "informative share of the pool by source")
-    without = 1 - run.rollouts.informative / len(run.rollouts.groups)
-    title = f"{percent(without)} of the pool teaches nothing"
+    sampled = len(run.rollouts.groups)
+    without = percent(1 - run.rollouts.informative / sampled)
+    title = f"{without} of the pool teaches nothing"
+    if sampled < len(run.sources):
+        title = f"{without} of the {sampled:,} prompts that were rolled out teach nothing"
     note = "A prompt has a gradient only where its rewards differ; others cost no pass in scoring."
     return joined([figure(title, chart), hint(note), _statuses(run, run.rollouts)])
 
@@ -114,9 +119,10 @@ def examples(run: RunData, charts: Charts) -> Safe:
     groups = _examples(done[-1])
     ids = {i for chosen in groups.values() for i in chosen}
     texts = ["prompt_id", "prompt", "messages", "answer", "source"]
-    prompts = _rows_by_id(run, "prompts/pool.parquet", texts, ids)
+    prompts = _rows_by_id(run, run.path / "prompts/pool.parquet", texts, ids)
     judged = ["prompt_id", "text", "reward", "reward_status"]
-    responses = _rows_by_id(run, "rollouts/pool.parquet", judged, ids)
+    sampled = pool_rollouts(run.path)
+    responses = {} if sampled is None else _rows_by_id(run, sampled, judged, ids)
     columns = [
         tag(
             "div",
@@ -147,8 +153,10 @@ def _examples(stage: StageFiles) -> dict[str, list[str]]:
     return {title: ids for title, ids in groups.items() if ids}
 
 
-def _rows_by_id(run: RunData, name: str, columns: list[str], ids: set[str]) -> dict[str, list[Row]]:
-    table = table_of(run, run.path / name, columns, sorted(ids))
+def _rows_by_id(
+    run: RunData, file: Path, columns: list[str], ids: set[str]
+) -> dict[str, list[Row]]:
+    table = table_of(run, file, columns, sorted(ids))
     by_id: dict[str, list[Row]] = {}
     for row in table.to_pylist() if table is not None else []:
         by_id.setdefault(str(row["prompt_id"]), []).append(row)

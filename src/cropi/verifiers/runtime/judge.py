@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from cropi.errors import InputError
 from cropi.plugins import resolve_name
@@ -22,7 +22,7 @@ from cropi.verifiers.runtime.groups import as_jobs, judge_jobs
 from cropi.verifiers.runtime.pool import WorkerPool
 from cropi.verifiers.settings import RewardTerm, VerifiersConfig
 from cropi.verifiers.tags import Tags
-from cropi.verifiers.verdict import Job, Verdict, WeightedReward
+from cropi.verifiers.verdict import Job, Tally, Verdict, WeightedReward
 
 Outcome = Literal["ok", "wrong", "timeout", "error"]
 TRIED = 4
@@ -53,6 +53,7 @@ class Judge:
         self.counts: dict[str, Counter[Outcome]] = {}
         self.reasons: Counter[str] = Counter()
         self.step = 0
+        self._is_copy = False
         self._columns: dict[str, None] = {}
 
     def __enter__(self) -> Judge:
@@ -209,6 +210,18 @@ class Judge:
         threshold = self._config.threshold
         passed = verdict.reward > 0 if threshold is None else verdict.reward >= threshold
         return "ok" if passed else "wrong"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy for another process, which counts for itself."""
+        return {**self.__dict__, "counts": {}, "reasons": Counter(), "_is_copy": True}
+
+    def tally(self) -> Tally | None:
+        """What a copy in another process has counted since the last call; None of the original."""
+        if not self._is_copy:
+            return None
+        tally = Tally(self.counts, self.reasons)
+        self.counts, self.reasons = {}, Counter()
+        return tally
 
     def _resolve(self, functions: str | list[RewardTerm]) -> tuple[WeightedReward, ...]:
         if isinstance(functions, str):

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 from cropi.verifiers.runtime.process import WorkerDiedError, WorkerProcess
 from cropi.verifiers.tags import DEFAULT_TAGS, Tags
@@ -44,6 +45,10 @@ class WorkerPool:
         self._timeout, self._memory_gb = timeout, memory_gb
         self._folders = tuple(folders)
         self._workers: list[WorkerProcess] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy for another process, which starts workers of its own."""
+        return {**self.__dict__, "_workers": []}
 
     def load(self, specs: Iterable[str]) -> set[str]:
         """Load verifiers in one worker; return those of all so far that see whole groups.

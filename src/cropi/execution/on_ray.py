@@ -1,0 +1,275 @@
+"""Units in workers that Ray places: on the cores and GPUs of this machine or of a cluster.
+
+Ray Core alone is used: it starts actors, tells when one is gone, and moves results. An actor is a
+worker process that runs one unit after the other. When it dies, another takes its place as soon as
+there is room, and its unit is run again, at most ATTEMPTS times. Ray's own retries are off: an
+actor that is killed for its memory would try the same unit for ever.
+
+Ray is imported when the first units are run, and only then.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from statistics import median
+from types import TracebackType
+from typing import Any, Self
+
+from cropi import __version__
+from cropi.errors import InputError
+from cropi.execution.packing import Packer, Shared
+from cropi.execution.ray_cluster import connect, require_room
+from cropi.execution.ray_worker import Outcome, Worker
+from cropi.execution.units import Finished, WorkUnit
+
+ATTEMPTS = 3
+"""How often a unit is tried before it is given up: its worker may have died for another reason."""
+PATIENCE = 30.0
+"""Seconds for which a unit is never thought of as late."""
+LATE = 3.0
+"""A unit is late after so many times the median of those that have finished."""
+POLL = 1.0
+"""Seconds after which late units are looked for, though nothing has ended."""
+
+STUCK = 60.0
+"""Seconds without a worker after which a warning says so."""
+
+
+class QuarantinedError(RuntimeError):
+    """A unit that was given up: every worker that tried it died, or it failed each time."""
+
+
+@dataclass(eq=False)
+class Attempt:
+    """A unit that is being run."""
+
+    unit: WorkUnit
+    worker: Any
+    began: float = field(default_factory=time.monotonic)
+
+
+class RayWorkers:
+    """Runs units in up to `workers` actors, each with `cpus` cores and threads, and `gpus` GPUs.
+
+    `address` is that of a cluster (`ray_cluster.connect`); late units are looked for after
+    `patience` seconds.
+
+    Workers that find no room yet join when there is some. A unit whose worker dies, or that fails
+    otherwise than by an InputError, is run again, preferably elsewhere; after ATTEMPTS failures it
+    is reported as failed with a QuarantinedError, and the others go on. A unit that is late while
+    workers have nothing to do is run a second time, if it is `speculative`; the first to end
+    counts. Raises InputError from `__enter__` if there is no such cluster, or no room in it.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        cpus: int = 1,
+        gpus: float = 0.0,
+        address: str | None = None,
+        patience: float = PATIENCE,
+    ) -> None:
+        self.most, self.cpus, self.gpus, self.address = workers, cpus, gpus, address
+        self.threads: int | None = cpus
+        self._patience = patience
+
+    @property
+    def workers(self) -> int:
+        """Workers that have started."""
+        return len(self._idle) + len(self._running)
+
+    def __enter__(self) -> Self:
+        self._ray = connect(self.address, self.most * self.cpus)
+        require_room(self._ray, self.cpus, self.gpus)
+        self._queue: deque[WorkUnit] = deque()
+        self._starting: dict[Any, Any] = {}
+        self._idle: list[Any] = []
+        self._running: dict[Any, Attempt] = {}
+        self._unfinished: set[str] = set()
+        self._failures: dict[str, list[str]] = {}
+        self._durations: list[float] = []
+        self._failed_starts, self._last_work = 0, time.monotonic()
+        self._packer = Packer()
+        self._placed: tuple[Shared, Any] | None = None
+        return self
+
+    def submit(self, unit: WorkUnit) -> None:
+        """Queue a unit."""
+        self._queue.append(unit)
+        self._unfinished.add(unit.name)
+
+    def completed(self) -> Iterator[Finished]:
+        """Yield units as they end. Raises InputError if no worker can be started."""
+        while self._unfinished:
+            self._hire()
+            self._assign()
+            waiting = [*self._starting, *self._running]
+            ended, _ = self._ray.wait(waiting, num_returns=1, timeout=POLL)
+            self._say_if_stuck()
+            for reference in ended:
+                if reference in self._starting:
+                    self._welcome(reference)
+                else:
+                    yield from self._take(reference)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        busy = [attempt.worker for attempt in self._running.values()]
+        for worker in [*self._starting.values(), *self._idle, *busy]:
+            self._ray.kill(worker)
+        self._queue.clear()
+        self._unfinished.clear()
+
+    def _hire(self) -> None:
+        """Start workers in the place of those that are missing, as far as there is work."""
+        present = len(self._starting) + self.workers
+        for _ in range(min(self.most, len(self._unfinished)) - present):
+            environment = {"env_vars": {"OMP_NUM_THREADS": str(self.cpus)}}
+            kind = self._ray.remote(Worker).options(
+                num_cpus=self.cpus,
+                num_gpus=self.gpus,
+                max_restarts=0,
+                max_task_retries=0,
+                runtime_env=environment,
+            )
+            worker = kind.remote(os.getcwd(), sys.path)
+            self._starting[worker.version.options(name="cropi: start a worker").remote()] = worker
+
+    def _say_if_stuck(self) -> None:
+        """Warn, once in a while without any worker, that the cluster has no room for one."""
+        if self.workers:
+            self._last_work = time.monotonic()
+        elif time.monotonic() - self._last_work > STUCK:
+            self._last_work = time.monotonic()
+            warnings.warn(
+                f"no worker of Ray has begun for {STUCK:.0f} s; the cluster may be busy: each asks "
+                f"for {self.cpus} CPUs and {self.gpus:g} GPUs",
+                stacklevel=2,
+            )
+
+    def _welcome(self, reference: Any) -> None:
+        """Give a worker that has started its place. Raises InputError if none can start."""
+        worker = self._starting.pop(reference)
+        try:
+            version = self._ray.get(reference)
+        except self._ray.exceptions.RayError as error:
+            self._failed_starts += 1
+            if self._failed_starts < ATTEMPTS:
+                return
+            raise InputError(
+                f"no worker of Ray can be started: {_brief(error)}; install the same cropi "
+                f"({__version__}) on every node, and start the run in a folder that all share"
+            ) from None
+        if version != __version__:
+            raise InputError(
+                f"a node of the Ray cluster has cropi {version}, and this one {__version__}; "
+                "install the same version on every node"
+            )
+        self._failed_starts = 0
+        self._idle.append(worker)
+
+    def _assign(self) -> None:
+        """Give idle workers the next units, then late ones a second time."""
+        while self._idle and (unit := self._next()) is not None:
+            worker = self._idle.pop()
+            # As bytes: arrays that Ray unpacks cannot be written to, and torch complains of them.
+            plain = pickle.dumps(replace(unit, shared=None))
+            reference = worker.run.options(name=unit.name).remote(plain, self._placed_shared(unit))
+            self._running[reference] = Attempt(unit, worker)
+
+    def _next(self) -> WorkUnit | None:
+        if self._queue:
+            return self._queue.popleft()
+        running = [attempt.unit.name for attempt in self._running.values()]
+        for attempt in self._running.values():
+            if self._is_late(attempt) and running.count(attempt.unit.name) == 1:
+                return attempt.unit
+        return None
+
+    def _is_late(self, attempt: Attempt) -> bool:
+        unit = attempt.unit
+        if not (unit.speculative and self._durations and unit.name in self._unfinished):
+            return False
+        limit = max(self._patience, LATE * median(self._durations))
+        return time.monotonic() - attempt.began > limit
+
+    def _placed_shared(self, unit: WorkUnit) -> list[Any]:
+        """What a unit shares, in Ray's object store (in a list: a worker reads it only once)."""
+        shared = self._packer.shared(unit)
+        if shared is None:
+            return []
+        if self._placed is None or self._placed[0] is not shared:
+            self._placed = shared, self._ray.put(shared.content)
+        return [shared.key, self._placed[1]]
+
+    def _take(self, reference: Any) -> Iterator[Finished]:
+        """Yield what became of an attempt, unless it is to be made again."""
+        attempt = self._running.pop(reference)
+        unit = attempt.unit
+        try:
+            outcome: Outcome = self._ray.get(reference)
+        except self._ray.exceptions.RayError as error:
+            dead = isinstance(error, self._ray.exceptions.RayActorError)
+            outcome = Outcome(error=RuntimeError(f"{'its worker died: ' * dead}{_brief(error)}"))
+            self._ray.kill(attempt.worker)
+        else:
+            self._idle.append(attempt.worker)
+        for text in outcome.warnings:
+            warnings.warn(f"{unit.name}: {text}", stacklevel=2)
+        if unit.name not in self._unfinished:
+            return  # the other one of two attempts was faster
+        if outcome.error is None:
+            self._durations.append(outcome.seconds)
+            outcome = _seen_here(unit, outcome)
+        elif not isinstance(outcome.error, InputError):
+            again = self._again(unit, outcome.error)
+            if again is None:
+                return
+            outcome = Outcome(error=again)
+        self._unfinished.discard(unit.name)
+        yield Finished(unit, outcome.value, outcome.error, outcome.seconds)
+
+    def _again(self, unit: WorkUnit, error: Exception) -> QuarantinedError | None:
+        """Queue a unit that failed once more; the error if it has been tried often enough."""
+        failures = self._failures.setdefault(unit.name, [])
+        failures.append(str(error) or type(error).__name__)
+        if any(attempt.unit is unit for attempt in self._running.values()):
+            return None
+        if len(failures) < ATTEMPTS:
+            warnings.warn(f"{unit.name}: {failures[-1]}; it is run again", stacklevel=2)
+            self._queue.append(unit)
+            return None
+        given_up = QuarantinedError(
+            f"{unit.name} was tried {ATTEMPTS} times and is left out: {failures[-1]}"
+        )
+        given_up.__cause__ = error
+        return given_up
+
+
+def _seen_here(unit: WorkUnit, outcome: Outcome) -> Outcome:
+    """The outcome of a unit that succeeded; an error if its output is not to be seen here."""
+    if unit.output is None or unit.output.exists():
+        return outcome
+    return Outcome(
+        error=InputError(
+            f"{unit.name} was written to {unit.output} on {outcome.node}, and is not here; use a "
+            "folder that all nodes of the cluster share"
+        )
+    )
+
+
+def _brief(error: Exception) -> str:
+    """What Ray says in one line: of a traceback in a worker the last one."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return (lines[-1] if lines[0].startswith("ray::") else lines[0])[:200]

@@ -1,0 +1,70 @@
+"""On Ray, any number of workers gives the same bits, whoever is killed meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cropi.execution.on_ray import RayWorkers
+from cropi.influence.cosines import Influence
+from cropi.influence.setup import score
+from support.pocket_groups import pocket_groups
+
+ray = pytest.importorskip("ray", reason="the extra ray is not installed")
+POOL, TARGETS = pocket_groups(40, 1), {"sums": pocket_groups(7, 2)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_cluster() -> Iterator[None]:
+    with RayWorkers(2):
+        yield
+    ray.shutdown()
+
+
+def scored(
+    folder: Path, executor: RayWorkers, at: Callable[[str, int], None] | None = None
+) -> Influence:
+    return score(
+        "pocket",
+        POOL,
+        TARGETS,
+        executor=executor,
+        folder=folder,
+        progress=lambda phase, done, total: at(phase, done) if at else None,
+    )
+
+
+@pytest.fixture(scope="module")
+def expected() -> Influence:
+    return score("pocket", POOL, TARGETS)
+
+
+def test_killed_workers_and_drivers_change_no_bit(tmp_path: Path, expected: Influence) -> None:
+    two, killed = RayWorkers(2), []
+
+    def kill_a_worker(phase: str, done: int) -> None:
+        if phase.startswith("pool, ") and two._running and not killed:
+            killed.append(next(iter(two._running.values())))
+            ray.kill(killed[0].worker)
+
+    with pytest.warns(UserWarning, match="its worker died.* it is run again"):
+        first = scored(tmp_path / "a", two, kill_a_worker)
+    assert killed
+
+    def stop(phase: str, done: int) -> None:
+        if phase.startswith("pool, ") and done > 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scored(tmp_path / "b", RayWorkers(1), stop)
+    seen: list[int] = []
+    second = scored(tmp_path / "b", RayWorkers(2), lambda phase, done: seen.append(done))
+    assert any(done > 20 for done in seen[:2]), "it began anew"
+    one, other = first.estimate.mean["sums"], second.estimate.mean["sums"]
+    np.testing.assert_array_equal(one, other)
+    np.testing.assert_allclose(one, expected.estimate.mean["sums"], rtol=0, atol=1e-6)
+    assert first.estimate.identity == expected.estimate.identity
+    assert first.tokens == second.tokens == expected.tokens
