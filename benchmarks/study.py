@@ -5,14 +5,15 @@
     python benchmarks/study.py run --only smollm2           # days: a language model on a CPU
     python benchmarks/study.py report                       # also while studies are unfinished
     python benchmarks/study.py report --of smollm2
-    python benchmarks/study.py report --of chain            # after `cropi compare` on its configs
+    python benchmarks/study.py report --of default          # the default strategy, in both suites
     python benchmarks/study.py redraw                       # from the committed numbers alone
 
 `run` is `cropi compare` on one file after another, with the strategies and seeds of the file's own
 `compare` section; smollm2 only where it is named. `report` reads what is finished into
-benchmarks/results/study.json (regimes of pocket) or smollm2.json, and redraws; or into chain.json,
-whose table on the page is typed. `redraw` makes docs/figures/ and the other tables of
-docs/results.md from these numbers alone.
+benchmarks/results/study.json (regimes of pocket), smollm2.json or default.json, and redraws. The
+studies of default.json are of the configs here and in benchmarks/chain/, made by `cropi compare`
+with any strategies and seeds. `redraw` makes docs/figures/ and the tables of docs/results.md from
+these numbers alone.
 """
 
 from __future__ import annotations
@@ -22,21 +23,22 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cropi.errors import InputError
 from cropi.store.files import atomic_write
 from study_report.bar import rows_of
-from study_report.gathering import gather
+from study_report.gathering import gather, gather_as_asked
 from study_report.page import fill
-from study_report.results import APART, Results
+from study_report.results import APART, DEFAULT, Results
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE / "study"
 RESULTS = HERE / "results" / "study.json"
 PAGE = HERE.parent / "docs" / "results.md"
-CHAIN = "chain"
+CHAIN = HERE / "chain"
 FIRST = "clean"
 """The regime that the others differ from."""
 
@@ -60,7 +62,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     running.set_defaults(work=run)
     reporting = commands.add_parser("report", help="write numbers, figures and tables")
     reporting.add_argument(
-        "--of", choices=("pocket", APART, CHAIN), default="pocket", help="whose numbers"
+        "--of", choices=("pocket", APART, DEFAULT), default="pocket", help="whose numbers"
     )
     reporting.set_defaults(work=report)
     redrawing = commands.add_parser("redraw", help="write figures and tables from the numbers")
@@ -109,8 +111,7 @@ def report(options: argparse.Namespace) -> None:
 
     Raises InputError if no regime has a finished cell: what was reported before is kept.
     """
-    folder = HERE / CHAIN if options.of == CHAIN else options.configs
-    numbers = gather(regimes(folder, APART if options.of == APART else ""), options.out)
+    numbers = numbers_of(options.of, options.configs, options.out)
     results = Results(numbers)
     if not any(regime.strategies for regime in results.regimes.values()):
         raise InputError(
@@ -120,14 +121,20 @@ def report(options: argparse.Namespace) -> None:
     pocket = options.of == "pocket"
     path = options.results if pocket else beside(options.results, options.of)
     write_numbers(path, numbers)
-    if options.of != CHAIN:
-        redraw(options)
+    redraw(options)
     for row in rows_of(results) if pocket else []:
         print(f"{row.verdict:<12} {row.regime:<16} {row.asked}: {row.measured}")
     for name, regime in results.regimes.items():
         for line in [*regime.missing, *regime.notes]:
             print(f"{name}: {line}")
     print(f"written to {path}")
+
+
+def numbers_of(suite: str, configs: Path, out: str) -> dict[str, Any]:
+    """Read the numbers of a suite from its studies in `out`."""
+    if suite == DEFAULT:
+        return gather_as_asked([*regimes(configs), *regimes(CHAIN)], out)
+    return gather(regimes(configs, APART if suite == APART else ""), out)
 
 
 def beside(results: Path, suite: str) -> Path:
@@ -138,11 +145,11 @@ def beside(results: Path, suite: str) -> Path:
 def redraw(options: argparse.Namespace) -> None:
     """Write the figures and the tables from the files of numbers; no study has to be there.
 
-    Raises InputError if a file cannot be read. That of smollm2 may be absent.
+    Raises InputError if a file cannot be read. Those beside pocket's may be absent.
     """
-    apart = beside(options.results, APART)
-    language_model = read_results(apart) if apart.exists() else None
-    publish(read_results(options.results), language_model, options.page)
+    files = {name: beside(options.results, name) for name in (APART, DEFAULT)}
+    others = {name: read_results(file) for name, file in files.items() if file.exists()}
+    publish(read_results(options.results), others, options.page)
     print(f"written to {options.page} and {options.page.parent / 'figures'}")
 
 
@@ -154,9 +161,10 @@ def read_results(path: Path) -> Results:
         raise InputError(f"cannot read {path}: {error}") from error
 
 
-def publish(results: Results, language_model: Results | None, page: Path) -> None:
+def publish(results: Results, others: Mapping[str, Results], page: Path) -> None:
     """Draw every regime and the overview, and fill the tables of the page.
 
+    `others` are those beside pocket's, by name. The overview is of the default where it is there.
     Raises InputError if the figures cannot be drawn or the page cannot be filled.
     """
     try:
@@ -164,14 +172,14 @@ def publish(results: Results, language_model: Results | None, page: Path) -> Non
     except ModuleNotFoundError as error:
         raise InputError(f"the figures need {error.name}: pip install -e '.[dev]'") from error
     figures = page.parent / "figures"
-    apart = language_model.regimes.values() if language_model else ()
+    apart = others[APART].regimes.values() if APART in others else ()
     for regime in [*results.regimes.values(), *apart]:
         if regime.strategies:
             draw(regime, figures / f"{regime.name}.svg")
-    first = results.regimes.get(FIRST)
+    first = others.get(DEFAULT, results).regimes.get(FIRST)
     if first is not None and {first.baseline, first.method} <= set(first.strategies):
         draw_overview(first, figures / "overview.svg")
-    fill(page, results, language_model)
+    fill(page, results, others)
 
 
 def write_numbers(path: Path, numbers: dict[str, Any]) -> None:

@@ -51,6 +51,7 @@ class LineStyle:
 STYLES = {
     "full": LineStyle("#000000", width=2.2),
     "cropi": LineStyle("#d55e00", width=2.6),
+    "ranking": LineStyle("#7b3294", width=2.2),
     "paper": LineStyle("#0072b2", width=2.0),
     "learnability": LineStyle("#009e73", width=1.8),
     "random": LineStyle("#8a8a8a", width=1.8),
@@ -61,7 +62,7 @@ STYLES = {
     "dapo": LineStyle("#000000", "--"),
     "oracle": LineStyle("#e69f00", ":", 2.0),
 }
-SPARE = (LineStyle("#56b4e9"), LineStyle("#7b3294"), LineStyle("#a6761d"), LineStyle("#4d9221"))
+SPARE = (LineStyle("#56b4e9"), LineStyle("#b2182b"), LineStyle("#a6761d"), LineStyle("#4d9221"))
 """Of strategies and variants without a style of their own, in turn; then dashed, then dotted."""
 DASHES = ("-", "--", ":", "-.")
 

@@ -1,4 +1,4 @@
-"""From the studies' directories to the numbers of benchmarks/results/study.json."""
+"""From the studies' directories to the numbers of benchmarks/results/study.json and others."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from cropi.study import measures
 from cropi.study.comparison import BaselineComparison, StrategyResult, Study, measure_study
 from cropi.study.measures import AXES, Curves
 from cropi.study.output import RULES, interval_values, seed_values
-from cropi.study.plan import StudyPlan
-from cropi.study.results import RunResult
+from cropi.study.plan import STUDY_FILE, StudyPlan
+from cropi.study.results import RunResult, read_yaml_mapping
 
 METHOD = "cropi"
 """The strategy that the bar is about: this package's method with its default options."""
@@ -42,6 +42,27 @@ def gather(configs: list[Path], out: str) -> Values:
     }
 
 
+def gather_as_asked(configs: list[Path], out: str) -> Values:
+    """Return the numbers of studies that say themselves which strategies and seeds were asked for.
+
+    Regimes have their studies' names; one without a study has no strategies.
+    Raises InputError for a config that is not valid.
+    """
+    numbers = gather([], out)
+    for path in configs:
+        root = StudyPlan.of(load_config(str(path), [f"out={out}"])).root
+        name = root.name.removesuffix("-study")
+        numbers["regimes"][name] = _rounded(regime(path, out, asked_of(root)))
+    return numbers
+
+
+def asked_of(root: Path) -> list[str]:
+    """The settings that asked a study for its strategies and seeds; none if it is absent."""
+    compare = read_yaml_mapping(root / STUDY_FILE).get("compare") or {}
+    keys = [key for key in ("strategies", "seeds") if key in compare]
+    return [f"compare.{key}={json.dumps(compare[key])}" for key in keys]
+
+
 def regime(config: Path, out: str, settings: Sequence[str] = ()) -> Values:
     """Return one regime's numbers, from the study of this config with other settings over it."""
     plan = StudyPlan.of(load_config(str(config), [f"out={out}", *settings]))
@@ -50,7 +71,7 @@ def regime(config: Path, out: str, settings: Sequence[str] = ()) -> Values:
         "planned": {"strategies": list(plan.labels), "seeds": list(plan.seeds)},
         "baseline": plan.baseline,
     }
-    if not (plan.root / "study.yaml").is_file():
+    if not (plan.root / STUDY_FILE).is_file():
         return about | {"missing": ["not run yet"], "notes": []}
     study = measure_study(plan.root)
     notes = [*study.notes, *other_settings(plan)]
@@ -74,7 +95,7 @@ def other_settings(plan: StudyPlan) -> list[str]:
 
 
 def _study_yaml(plan: StudyPlan) -> str:
-    return (plan.root / "study.yaml").read_text(encoding="utf-8")
+    return (plan.root / STUDY_FILE).read_text(encoding="utf-8")
 
 
 def _settings(text: str) -> dict[str, Any]:
@@ -140,7 +161,7 @@ def strategy(study: Study, name: str) -> Values:
     return {
         "seeds": [run.seed for run in runs],
         **estimates(result),
-        "per_seed": [{"seed": run.seed, **seed_values(study, run)} for run in runs],
+        "per_seed": [of_seed(study, run) for run in runs],
         "costs": result.costs,
         "costs_by_phase": result.phases,
         "curves": curves(result.curves),
@@ -148,6 +169,13 @@ def strategy(study: Study, name: str) -> Values:
         "reliability": reliability(runs),
         "compared": compared(study, comparison) if comparison else None,
     }
+
+
+def of_seed(study: Study, run: RunResult) -> Values:
+    """Return one seed's measures, and how many prompts a sample of its own has, if it took one."""
+    values = {"seed": run.seed, **seed_values(study, run)}
+    sampled = run.selected.sampled
+    return values if sampled is None else values | {"sampled": sampled}
 
 
 def estimates(result: StrategyResult) -> Values:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from cropi.errors import InputError
 from cropi.store.files import atomic_write
-from study_report.results import APART, Results
+from study_report.default_table import default_tables
+from study_report.results import APART, DEFAULT, Results
 from study_report.tables import EMPTY, bar_table, costs_table, regime_tables, setting_table
 
 BLOCK = re.compile(r"<!-- (?P<kind>table|figure): (?P<name>[\w.-]+) -->\n.*?<!-- end -->", re.S)
 
-NOT_YET = {f"figure: {APART}": "", f"table: {APART}": EMPTY, "table: costs": EMPTY}
-"""What stands in the language model's blocks while no cell of its study is finished."""
+NOT_YET = {
+    f"figure: {APART}": "",
+    f"table: {APART}": EMPTY,
+    "table: costs": EMPTY,
+    f"table: {DEFAULT}": EMPTY,
+}
+"""What stands in the blocks of a suite of which no cell is finished."""
 
 
-def fill(page: Path, results: Results, language_model: Results | None) -> None:
+def fill(page: Path, results: Results, others: Mapping[str, Results]) -> None:
     """Rewrite every generated block of the page; all other text stays.
 
     Raises InputError if the page cannot be read, has a block that nobody fills, or lacks one.
@@ -26,14 +33,14 @@ def fill(page: Path, results: Results, language_model: Results | None) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {page}: {error}") from error
     with atomic_write(page) as part:
-        part.write_text(filled(text, results, language_model), encoding="utf-8", newline="\n")
+        part.write_text(filled(text, results, others), encoding="utf-8", newline="\n")
 
 
-def filled(text: str, results: Results, language_model: Results | None = None) -> str:
-    """Return the page's text with its blocks filled."""
+def filled(text: str, results: Results, others: Mapping[str, Results] | None = None) -> str:
+    """Return the page's text with its blocks filled: pocket's, and other suites' by their names."""
     contents = blocks(results)
-    if language_model is not None:
-        contents |= language_model_blocks(language_model)
+    for name, suite in (others or {}).items():
+        contents |= BLOCKS_OF[name](suite)
     present = [f"{m['kind']}: {m['name']}" for m in BLOCK.finditer(text)]
     for name in contents:
         if present.count(name) != 1:
@@ -70,6 +77,11 @@ def language_model_blocks(results: Results) -> dict[str, str]:
     return regime_blocks(results) | {"table: costs": costs_table(results)}
 
 
+def default_blocks(results: Results) -> dict[str, str]:
+    """Return the block of the default strategy."""
+    return {f"table: {DEFAULT}": default_tables(results)}
+
+
 def regime_blocks(results: Results) -> dict[str, str]:
     """Return the figure and the tables of every regime."""
     contents = {}
@@ -80,3 +92,6 @@ def regime_blocks(results: Results) -> dict[str, str]:
         )
         contents[f"table: {name}"] = regime_tables(regime)
     return contents
+
+
+BLOCKS_OF = {APART: language_model_blocks, DEFAULT: default_blocks}

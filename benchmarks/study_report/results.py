@@ -1,16 +1,18 @@
-"""The numbers of benchmarks/results/study.json, as the page, the figures and the bar ask for them.
+"""The numbers in benchmarks/results, as the page, the figures and the bar ask for them.
 
 Nothing here looks at a study's directory: what is committed is enough to draw everything again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cropi.estimation.intervals import Interval
 from cropi.study.measures import MAIN_LEVEL, Acceleration, Axis
 
+DEFAULT = "default"
+"""The studies of the default strategy in both suites: a file of their own, and a table."""
 APART = "smollm2"
 """The study on a language model: its numbers have a file of their own beside the regimes'."""
 
@@ -66,6 +68,20 @@ class Regime:
     def break_even(self, strategy: str, share: float = MAIN_LEVEL) -> Mapping[str, Any]:
         """What a strategy's compute comes to at other prices of selection; empty if unknown."""
         return dict(self._compared(strategy).get("break_even", {}).get(f"{share:.2f}", {}))
+
+    def shared_seeds(self, strategy: str) -> list[int]:
+        """The finished seeds of a strategy that the baseline has finished too."""
+        return list(self._compared(strategy).get("seeds", ()))
+
+    def seed_values(self, strategy: str, measure: str, seeds: Sequence[int]) -> list[float]:
+        """What was measured of these of a strategy's seeds; seeds without it are left out."""
+        rows = self.strategies.get(strategy, {}).get("per_seed", ())
+        found = (row.get(measure) for row in rows if row["seed"] in seeds)
+        return [value for value in found if value is not None]
+
+    def oracle_share(self, strategy: str) -> Interval | None:
+        """A strategy's share of the oracle's advantage in area."""
+        return _interval(self._compared(strategy).get("oracle_share"))
 
     def phases(self, strategy: str) -> Mapping[str, Mapping[str, float]]:
         """What a strategy's runs cost by phase and measure; means over seeds."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -18,16 +19,18 @@ import study as script
 from cropi.config import load_config, to_yaml
 from cropi.errors import InputError
 from cropi.execution import Inline
+from cropi.report.data.study_summary import acceleration, oracle_share
+from cropi.report.kit.number_format import percent, points
 from cropi.study.comparison import measure_study
 from cropi.study.plan import StudyPlan
 from cropi.study.runner import run_study
 from study_report.bar import ORACLE, TARGETS, judged
-from study_report.gathering import gather
+from study_report.gathering import METHOD, gather
 from study_report.page import filled
 from study_report.results import Results
 from study_report.tables import tally
 from support.fakes import ENGINE, TRAINER
-from support.synthetic_study import write_study
+from support.synthetic_study import write_sample, write_study
 from support.tiny_runs import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -222,6 +225,7 @@ def test_the_committed_page_has_every_block_once(tmp_path: Path) -> None:
 
 
 def test_the_committed_numbers_are_those_of_the_committed_regimes() -> None:
+    """But for the default strategy's, which are in a file of their own."""
     numbers = json.loads(script.RESULTS.read_text(encoding="utf-8"))["regimes"]
     configs = {path.stem: load_config(str(path)) for path in script.regimes(script.CONFIGS)}
     assert list(numbers) == list(configs)
@@ -229,7 +233,8 @@ def test_the_committed_numbers_are_those_of_the_committed_regimes() -> None:
         seeds = {
             label: strategy["seeds"] for label, strategy in numbers[name]["strategies"].items()
         }
-        assert seeds == dict.fromkeys(config.compare.strategies, config.compare.seeds)
+        others = [label for label in config.compare.strategies if label != METHOD]
+        assert seeds == dict.fromkeys(others, config.compare.seeds)
         assert numbers[name]["missing"] == []
         assert numbers[name]["notes"] == []
 
@@ -359,6 +364,75 @@ def test_a_language_models_numbers_have_a_file_of_their_own(tmp_path: Path) -> N
         assert sum(shares) == pytest.approx(100, abs=0.2)
     assert len(costs) == 2
     report(tmp_path, tmp_path / "again")  # the file of the language model is not there
+
+
+def report_the_default(folder: Path) -> str:
+    """Report pocket's numbers, then the default's; return the lines of the default's block."""
+    (folder / "configs").mkdir(exist_ok=True)
+    report(folder, folder / "docs")
+    places = ["--out", folder / "runs", "--configs", folder / "configs"]
+    places += ["--page", folder / "docs" / "results.md"]
+    places += ["--results", folder / "docs" / "study.json"]
+    with (folder / "docs" / "results.md").open("a") as page:
+        page.write("<!-- table: default -->\n<!-- end -->\n")
+    script.main(["report", "--of", "default", *map(str, places)])
+    return block((folder / "docs" / "results.md").read_text(), "table: default")
+
+
+def cells(text: str, table: int, regime: str) -> dict[str, str]:
+    """A regime's row by heading; cropi's and the oracle's finals follow their areas."""
+    lines = text.strip().split("\n\n")[table].splitlines()
+    heads, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    row = next(row for row in rows if row[0] == regime)
+    return {f"{heads[:i].count(head)} {head}": cell for i, (head, cell) in
+            enumerate(zip(heads, row, strict=True))}  # fmt: skip
+
+
+def test_the_defaults_table_holds_the_studies_own_measures(tmp_path: Path) -> None:
+    config = write_regime(tmp_path, "clean")
+    write_curves(tmp_path, config, STRATEGIES, untargeted=(0.5, 0.5, 0.5, 0.5, 0.5))
+    root = tmp_path / "runs" / "clean-study"
+    for seed, count in zip(SEEDS, (16, 8, 8), strict=True):
+        write_sample(root / "cells" / "cropi" / f"seed-{seed}", count)
+    text = report_the_default(tmp_path)
+    study = measure_study(root)
+    result, compared = study.strategies["cropi"], study.comparisons["cropi"]
+    worth, cost = (cells(text, i, "clean") for i in (0, 1))
+    assert worth["0 seeds"] == "0, 1, 2"
+    assert worth["0 area: full"] == percent(study.strategies["full"].area.mean)
+    assert worth["0 cropi"] == percent(result.area.mean)
+    assert worth["1 cropi"] == percent(result.final.mean)
+    assert worth["1 oracle"] == percent(study.strategies["oracle"].final.mean)
+    assert worth["0 share of the oracle's advantage"] == oracle_share(compared.oracle_share)
+    assert worth["0 untargeted, less full's"] == points(compared.untargeted, interval=True)
+    assert cost["0 cropi"] == f"{compared.accelerations['steps', 0.95].strategy:.0f}"
+    for heading, axis in (("faster in steps", "steps"), ("in compute", "flops")):
+        assert cost[f"0 {heading}"] == acceleration(compared.accelerations[axis, 0.95])
+    flops = {phase: each["flops"] for phase, each in result.phases.items()}
+    selection = (flops["rollouts"] + flops["scoring"]) / flops["training"]
+    assert cost["0 selection, of training's FLOPs"] == f"{selection:.0%}"
+    assert cost["0 prompts rolled out"] == "8 to 16 of 40"
+    assert "chain_clean" in text.split("Not run yet: ")[1]
+
+
+def test_a_study_of_the_default_says_itself_which_seeds_were_asked_for(tmp_path: Path) -> None:
+    write_regime(tmp_path, "shifted")
+    config = write_regime(tmp_path, "clean")
+    write_curves(tmp_path, config, {name: STRATEGIES[name] for name in ("full", "cropi", "oracle")})
+    root = tmp_path / "runs" / "clean-study"
+    asked = yaml.safe_load((root / "study.yaml").read_text())
+    asked["compare"] |= {"strategies": ["cropi", "full", "oracle"], "seeds": [0, 1, 2]}
+    (root / "study.yaml").write_text(yaml.safe_dump(asked))
+    config.write_text(config.read_text().replace("- 2\n", "- 2\n  - 3\n"))
+    text = report_the_default(tmp_path)
+    assert "Unfinished" not in text
+    assert "Note" not in text
+    # A run that is gone was asked for all the same, and means over other seeds say so.
+    shutil.rmtree(root / "cells" / "oracle" / "seed-1")
+    shutil.rmtree(tmp_path / "docs")
+    text = report_the_default(tmp_path)
+    assert "*Unfinished: clean (oracle 2 of 3 seeds).*" in text
+    assert cells(text, 0, "clean")["0 oracle"].endswith("% (2 of 3 seeds)")
 
 
 def test_a_missing_file_of_numbers_is_named(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from cropi.errors import InputError
 from cropi.study.comparison import measure_study
 from cropi.study.output import RESULTS, results_table
 from cropi.study.results import RunResult, read_study
-from support.synthetic_study import write_study
+from support.synthetic_study import write_sample, write_study
 
 SLOW = [0.4, 0.5, 0.6, 0.7, 0.8]
 FAST = [0.4, 0.6, 0.8, 0.8, 0.8]
@@ -101,6 +101,15 @@ def test_costs_by_phase_add_up_to_the_total(root: Path) -> None:
     for measure_ in ("flops", "seconds", "generated_tokens", "trained_tokens"):
         by_phase = sum(phase[measure_] for phase in run.phases.values())
         assert by_phase == pytest.approx(run.costs.total(measure_)[-1])
+
+
+def test_a_sample_of_the_strategys_own_is_counted_and_no_other(root: Path) -> None:
+    assert run_of(root, "cropi").selected.sampled is None
+    write_sample(root / "cells" / "cropi" / "seed-0", 15)
+    run = run_of(root, "cropi")
+    assert run.selected.sampled == 15
+    assert run.selected.pool_pass_rate == pytest.approx((10 * 0 + 5 * 0.5) / 15)
+    assert run_of(root, "full").selected.sampled is None
 
 
 def test_what_was_selected_is_counted_by_source_with_pass_rates(root: Path) -> None:

@@ -168,6 +168,14 @@ def write_pool(path: Path) -> None:
     write_table(path / "rollouts" / "pool.parquet", columns)
 
 
+def write_sample(run: Path, prompts: int, arm: str = "cropi") -> None:
+    """Rollouts of a sample of the pool that the arm took for itself: two a prompt."""
+    shared = run.parents[2] / "shared" / run.name
+    pool = pq.read_table(shared / "rollouts" / "pool.parquet").slice(0, 2 * prompts)
+    path = run / "arms" / arm / "stages" / "0" / "rollouts" / "pool.parquet"
+    write_table(path, {name: pool[name] for name in pool.column_names})
+
+
 def write_selection(path: Path, strategy: str, stage: int) -> None:
     """A selecting strategy takes sort's prompts, and of shift's 2 more a stage; others take all."""
     chosen = range(40) if strategy not in SELECTING else range(10 + 2 * (stage + 1))

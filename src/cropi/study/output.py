@@ -166,6 +166,7 @@ def _seed(study: Study, run: RunResult) -> dict[str, Any]:
         "costs": last,
         "pool": run.selected.pool,
         "pool_pass_rate": run.selected.pool_pass_rate,
+        "sampled": run.selected.sampled,
         "split_half": run.split_half,
         "selected": [vars(selection) for selection in run.selected.stages],
     }

@@ -34,11 +34,16 @@ class StageSelection:
 
 @dataclass(frozen=True)
 class RunSelections:
-    """A run's selections, stage by stage, beside the pool by source and its mean pass rate."""
+    """A run's selections, stage by stage, beside the pool by source and its mean pass rate.
+
+    `sampled` counts the pool's prompts that the strategy rolled out where it took a sample of its
+    own; None where it took none.
+    """
 
     stages: tuple[StageSelection, ...]
     pool: Counts
     pool_pass_rate: float | None
+    sampled: int | None = None
 
 
 class PoolReader:
@@ -65,21 +70,32 @@ class PoolReader:
                 counts = _counted(sources.get(i, "unknown") for i in ids)
                 stages.append(StageSelection(int(folder.name), counts, _mean_rate(ids, rates)))
         rate = _mean_rate(list(sources), rates)
-        return RunSelections(tuple(stages), _counted(sources.values()), rate)
+        pool = _counted(sources.values())
+        return RunSelections(tuple(stages), pool, rate, self._sampled(path, arm))
+
+    def _sampled(self, path: Path, arm: str) -> int | None:
+        """How many prompts the strategy's own sample has."""
+        file = path / f"arms/{arm}/stages/0/rollouts/pool.parquet"
+        sample = self._read_file(file, "rollouts", _pass_rates) if file.is_file() else {}
+        return len(sample) or None
 
     def _read(
         self, path: Path, seed: int, kind: str, read: Callable[[Path], dict[str, Any]]
     ) -> dict[str, Any]:
         shared = self.root / f"shared/seed-{seed}"
         file = _pool_file(path, kind) or _pool_file(shared, kind)
-        if file is None:
-            return {}
+        return {} if file is None else self._read_file(file, kind, read)
+
+    def _read_file(
+        self, file: Path, kind: str, read: Callable[[Path], dict[str, Any]]
+    ) -> dict[str, Any]:
         try:
             key = f"{kind} {file_hash(file)}"
             if key not in self.cache:
                 self.cache[key] = read(file)
         except (InputError, pa.ArrowException, OSError, KeyError) as error:
-            self.missing.append(unreadable(file, self.root, error))
+            if (note := unreadable(file, self.root, error)) not in self.missing:
+                self.missing.append(note)
             return {}
         return self.cache[key]
 
@@ -116,11 +132,11 @@ def _sources(file: Path) -> dict[str, str]:
     return {str(i): str(s) for i, s in zip(ids, names, strict=True)}
 
 
-def _pass_rates(file: Path) -> dict[str, float]:
-    groups = summarise_rollout_file(file).groups
-    return {str(i): g.pass_rate for i, g in groups.items() if g.pass_rate is not None}
+def _pass_rates(file: Path) -> dict[str, float | None]:
+    """Every prompt that was rolled out; None where no response was judged."""
+    return {str(i): g.pass_rate for i, g in summarise_rollout_file(file).groups.items()}
 
 
-def _mean_rate(ids: Sequence[str], rates: Mapping[str, float]) -> float | None:
-    judged = [rates[i] for i in ids if i in rates]
+def _mean_rate(ids: Sequence[str], rates: Mapping[str, float | None]) -> float | None:
+    judged = [rate for i in ids if (rate := rates.get(i)) is not None]
     return float(np.mean(judged)) if judged else None
