@@ -20,7 +20,7 @@ from cropi.config import load_config, to_yaml
 from cropi.errors import InputError
 from cropi.execution import Inline
 from cropi.report.data.study_summary import acceleration, oracle_share
-from cropi.report.kit.number_format import percent, points
+from cropi.report.kit.number_format import DASH, percent, points
 from cropi.study.comparison import measure_study
 from cropi.study.plan import StudyPlan
 from cropi.study.runner import run_study
@@ -419,7 +419,7 @@ def test_a_share_of_no_advantage_is_a_dash(tmp_path: Path) -> None:
     config = write_regime(tmp_path, "clean")
     write_curves(tmp_path, config, {**STRATEGIES, "oracle": SLOW})
     assert (
-        cells(report_the_default(tmp_path), 0, "clean")["0 share of the oracle's advantage"] == "–"
+        cells(report_the_default(tmp_path), 0, "clean")["0 share of the oracle's advantage"] == DASH
     )
 
 
