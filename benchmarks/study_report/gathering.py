@@ -99,8 +99,9 @@ def _study_yaml(plan: StudyPlan) -> str:
 
 
 def _settings(text: str) -> dict[str, Any]:
-    """A config's settings by dotted key, but for its place and for who is compared."""
-    values = {k: v for k, v in yaml.safe_load(text).items() if k not in ("out", "compare")}
+    """A config's settings by dotted key, but for where it runs and for who is compared."""
+    apart = ("out", "compare", "scale")
+    values = {k: v for k, v in yaml.safe_load(text).items() if k not in apart}
     return dict(_flat(values))
 
 

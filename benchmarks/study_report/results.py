@@ -92,8 +92,13 @@ class Regime:
 
 
 def _interval(values: Mapping[str, Any] | None) -> Interval | None:
-    """A stored mean and its interval; how many seeds are behind it is stored elsewhere (0 here)."""
-    return Interval(values["value"], values["low"], values["high"], 0) if values else None
+    """A stored mean and its interval; how many seeds are behind it is stored elsewhere (0 here).
+
+    None also for a ratio without a meaning, such as a share of no advantage.
+    """
+    if not values or values["value"] is None:
+        return None
+    return Interval(values["value"], values["low"], values["high"], 0)
 
 
 class Results:

@@ -20,7 +20,7 @@ from cropi.config import load_config, to_yaml
 from cropi.errors import InputError
 from cropi.execution import Inline
 from cropi.report.data.study_summary import acceleration, oracle_share
-from cropi.report.kit.number_format import percent, points
+from cropi.report.kit.number_format import DASH, percent, points
 from cropi.study.comparison import measure_study
 from cropi.study.plan import StudyPlan
 from cropi.study.runner import run_study
@@ -413,6 +413,14 @@ def test_the_defaults_table_holds_the_studies_own_measures(tmp_path: Path) -> No
     assert cost["0 selection, of training's FLOPs"] == f"{selection:.0%}"
     assert cost["0 prompts rolled out"] == "8 to 16 of 40"
     assert "chain_clean" in text.split("Not run yet: ")[1]
+
+
+def test_a_share_of_no_advantage_is_a_dash(tmp_path: Path) -> None:
+    config = write_regime(tmp_path, "clean")
+    write_curves(tmp_path, config, {**STRATEGIES, "oracle": SLOW})
+    assert (
+        cells(report_the_default(tmp_path), 0, "clean")["0 share of the oracle's advantage"] == DASH
+    )
 
 
 def test_a_study_of_the_default_says_itself_which_seeds_were_asked_for(tmp_path: Path) -> None:

@@ -67,7 +67,10 @@ def test_a_run_whose_files_were_all_damaged_ends_with_the_same_bytes(
 def test_swapped_files_of_a_run_are_made_again(finished: Path, tmp_path: Path) -> None:
     place = tmp_path / "runs" / "tiny"
     shutil.copytree(finished, place)
-    pool, validation = place / "rollouts/pool.parquet", place / "rollouts/validation/sort.parquet"
+    pool, validation = (
+        place / "arms/cropi/stages/0/rollouts/pool.parquet",
+        place / "rollouts/validation/sort.parquet",
+    )
     other = validation.read_bytes()
     shutil.copy(pool, validation)
     pool.write_bytes(other)
@@ -135,7 +138,7 @@ def test_no_damage_of_what_describes_a_run_is_used(
 
 @pytest.mark.parametrize("seed", range(200))
 def test_no_flipped_bit_of_a_table_is_read(finished: Path, tmp_path: Path, seed: int) -> None:
-    content = bytearray((finished / "rollouts/pool.parquet").read_bytes())
+    content = bytearray((finished / "arms/cropi/stages/0/rollouts/pool.parquet").read_bytes())
     place = random.Random(seed).randrange(8 * len(content))
     content[place // 8] ^= 1 << (place % 8)
     damaged = tmp_path / "pool.parquet"

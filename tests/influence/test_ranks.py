@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cropi.config import ObjectiveConfig
@@ -22,6 +25,7 @@ from cropi.gradients.ranks import Ranks
 from cropi.influence.cosines import Influence
 from cropi.influence.preconditioner import Preconditioner
 from cropi.influence.scorer import Scorer
+from cropi.policy.loading import load_model
 from cropi.policy.optimizer_state import SecondMoments
 from cropi.rollouts import write_rollouts
 from cropi.sketches import make_sketch
@@ -40,12 +44,15 @@ class Case:
     adam: bool = False
     sketch: str | None = None
     per_response: bool = False
+    loaded: bool = False
     scorer: dict[str, Any] = field(default_factory=dict)
     extractor: dict[str, Any] = field(default_factory=dict)
 
 
 ARCHITECTURES = [Case(name, name) for name in FAST]
 SETTINGS = [
+    Case("loaded-tied", "qwen2-tied", loaded=True),
+    Case("loaded-untied", loaded=True),
     Case("lora", lora=True),
     Case("adam", adam=True),
     Case("single-responses", per_response=True),
@@ -60,6 +67,8 @@ SETTINGS = [
     Case("some-parameters", extractor={"patterns": ["*.mlp.*", "*norm*"]}),
     Case("one-batch", extractor={"batch_tokens": 10_000}),
 ]
+
+FOUR = [case for case in SETTINGS if case.name in ("lora", "windowed-sketch", "loaded-tied")]
 
 
 def sharded(model: nn.Module) -> nn.Module:
@@ -93,10 +102,15 @@ def random_moments(shapes: dict[str, tuple[int, ...]]) -> SecondMoments:
     return SecondMoments(raw, dict.fromkeys(raw, 5), 0.999, 1e-8, "random")
 
 
-def score(case: Case, shard: bool) -> Influence:
+def score(case: Case, folder: Path | None = None) -> Influence:
+    """The scores of one process, or, with the folder of saved models, of one of several."""
     model = tiny_model(case.architecture)
-    if shard:
-        model = sharded(model)
+    if folder is not None:
+        model = (
+            load_model(folder / case.architecture, shards=Ranks.joined().size)
+            if case.loaded
+            else sharded(model)
+        )
     if case.lora:
         torch.manual_seed(0)
         model = adapted(model)
@@ -109,21 +123,28 @@ def score(case: Case, shard: bool) -> Influence:
     return scorer.score(mixed_groups(7, seed=1), targets, case.per_response)
 
 
-def scores_of_rank(cases: list[Case]) -> dict[str, Influence]:
-    return {case.name: score(case, shard=True) for case in cases}
+def scores_of_rank(cases: list[Case], folder: Path) -> dict[str, Influence]:
+    with warnings.catch_warnings(record=True):
+        return {case.name: score(case, folder) for case in cases}
 
 
 @pytest.fixture(scope="module")
-def two() -> list[dict[str, Influence]]:
-    return run_ranks(2, scores_of_rank, [*ARCHITECTURES, *SETTINGS])
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("models")
+    for case in SETTINGS:
+        if case.loaded:
+            tiny_model(case.architecture).save_pretrained(place / case.architecture)
+    return place
 
 
 @pytest.fixture(scope="module")
-def four() -> list[dict[str, Influence]]:
-    return run_ranks(4, scores_of_rank, FOUR)
+def two(folder: Path) -> list[dict[str, Influence]]:
+    return run_ranks(2, scores_of_rank, [*ARCHITECTURES, *SETTINGS], folder)
 
 
-FOUR = [ARCHITECTURES[0], SETTINGS[0], SETTINGS[3]]
+@pytest.fixture(scope="module")
+def four(folder: Path) -> list[dict[str, Influence]]:
+    return run_ranks(4, scores_of_rank, FOUR, folder)
 
 
 def assert_same_scores(influence: Influence, expected: Influence) -> None:
@@ -146,21 +167,26 @@ def assert_same_scores(influence: Influence, expected: Influence) -> None:
 
 @pytest.mark.parametrize("case", [*ARCHITECTURES, *SETTINGS], ids=lambda case: case.name)
 def test_two_processes_score_as_one(two: list[dict[str, Influence]], case: Case) -> None:
-    expected = score(case, shard=False)
+    expected = score(case)
     for scores in two:
         assert_same_scores(scores[case.name], expected)
 
 
 @pytest.mark.parametrize("case", FOUR, ids=lambda case: case.name)
 def test_four_processes_score_as_one(four: list[dict[str, Influence]], case: Case) -> None:
-    expected = score(case, shard=False)
+    expected = score(case)
     for scores in four:
         assert_same_scores(scores[case.name], expected)
 
 
-def faults_of_rank() -> dict[str, str]:
+def faults_of_rank(folder: Path) -> dict[str, str]:
     """What each fault is refused with, by its name."""
-    faults = {"slow": partial(score, Case("slow", "opt"), True), "lost": score_and_lose_a_layer}
+    faults = {
+        "slow": partial(score, Case("slow", "opt"), Path()),
+        "lost": score_and_lose_a_layer,
+        "split": score_split_layers,
+        "whole": partial(load_model, folder, shards=2),
+    }
     sentences = {}
     for name, fault in faults.items():
         with pytest.raises(InputError) as refusal:
@@ -179,11 +205,23 @@ def score_and_lose_a_layer() -> None:
     extractor.run(mixed_groups(4), [])
 
 
-def test_a_gradient_that_is_lost_or_cannot_be_taken_is_refused() -> None:
-    for sentences in run_ranks(2, faults_of_rank):
+def score_split_layers() -> None:
+    """A tensor parallel model, whose ranks hold and use a part of a layer."""
+    model = tiny_model("qwen3")
+    mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+    weight = distribute_tensor(model.lm_head.weight.detach(), mesh, [Shard(0)])
+    model.lm_head.weight = nn.Parameter(weight)
+    Ranks.of(model)
+
+
+def test_a_gradient_that_is_lost_or_cannot_be_taken_is_refused(tmp_path: Path) -> None:
+    tiny_model("gpt2").save_pretrained(tmp_path)
+    for sentences in run_ranks(2, faults_of_rank, tmp_path):
         assert "cannot be taken by several processes" in sentences["slow"]
         assert "model.layers.1." in sentences["lost"]
         assert "had no gradient in a batch" in sentences["lost"]
+        assert "DistributedConfig(fsdp_size=...) alone" in sentences["split"]
+        assert "no plan to deal out the layers of GPT2LMHeadModel" in sentences["whole"]
 
 
 def command_of_rank(folder: str, out: str) -> None:
@@ -194,7 +232,7 @@ def command_of_rank(folder: str, out: str) -> None:
 
 
 def test_the_command_under_torchrun_writes_the_scores_of_one_process(tmp_path: Path) -> None:
-    tiny_model("llama-untied").save_pretrained(tmp_path / "model")
+    tiny_model("qwen2-tied").save_pretrained(tmp_path / "model")
     for name, seed in {"pool": 1, "val": 2}.items():
         write_rollouts(tmp_path / f"{name}.parquet", mixed_groups(7, seed))
     together, alone = tmp_path / "together.parquet", tmp_path / "alone.parquet"

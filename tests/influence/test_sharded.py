@@ -106,7 +106,7 @@ def test_shards_give_the_same_parts_of_responses(tmp_path: Path) -> None:
             np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-@pytest.mark.parametrize("after", [1, 3, 5, 9])
+@pytest.mark.parametrize("after", [2, 9])
 def test_a_call_that_was_killed_goes_on_and_ends_with_the_same_bits(
     after: int, tmp_path: Path
 ) -> None:

@@ -84,11 +84,11 @@ def finished_run(root: Path, *settings: str, name: str = "finished run") -> Scen
         Use(
             "cropi diagnose",
             (
-                *("diagnose", "staleness", "runs/tiny/rollouts/pool.parquet"),
+                *("diagnose", "staleness", "runs/tiny/arms/cropi/stages/0/rollouts/pool.parquet"),
                 *("--model", POLICY, "--out", "look"),
             ),
             ("look/*",),
-            ("runs/tiny/rollouts/pool.parquet", f"{POLICY}/*"),
+            ("runs/tiny/arms/cropi/stages/0/rollouts/pool.parquet", f"{POLICY}/*"),
         ),
     ]
     return _twins(root, name, make, uses, True)

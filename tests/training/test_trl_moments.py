@@ -27,7 +27,7 @@ def test_a_stage_of_trl_leaves_second_moments_by_name(
         state = getattr(trainer.optimizer, "optimizer", trainer.optimizer).state
         live.update({n: state[p]["exp_avg_sq"] for n, p in trainer.model.named_parameters()})
 
-    monkeypatch.setattr(trl_stage, "_require_trained", watch)
+    monkeypatch.setattr(trl_stage, "_require_steps", watch)
     plan, outcome = make_plan("pocket", 2, weight_decay=0.1), StageOutcome()
     find_trainer(plan.training.engine).train(plan, judge, tmp_path, outcome=outcome)
     model = load_policy(str(tmp_path), dtype="float32", device="cpu").model

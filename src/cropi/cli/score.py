@@ -218,7 +218,8 @@ def _from_rollouts(
     from cropi.execution import executor_for
     from cropi.store.files import require_writable
 
-    require_writable(out)
+    if launched().is_first:
+        require_writable(out)
     groups = cropi.read_rollouts(pool)
     target_groups = {name: cropi.read_rollouts(path) for name, path in targets.items()}
     executor, processes = executor_for(scale), launched().size

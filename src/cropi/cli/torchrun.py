@@ -10,7 +10,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-GIVE_WAY_S = 5.0
+GIVE_WAY_S = 30.0
 """Seconds within which torchrun ends the other processes when one has failed."""
 
 

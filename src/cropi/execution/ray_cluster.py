@@ -33,7 +33,7 @@ def connect(address: str | None, cores: int) -> Any:
             ray.init(address=address, **quiet)
         else:
             _start(ray, cores, quiet)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # noqa: BLE001  (Ray raises nothing more special)
         where = f"scale.ray.address {address!r}" if address else "scale.ray"
         reason = str(error).splitlines()[0][:200]
         raise InputError(

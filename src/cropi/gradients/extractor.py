@@ -45,7 +45,15 @@ from cropi.gradients.forward import (
     require_fitting,
 )
 from cropi.gradients.hooks import LayerHooks
-from cropi.gradients.ranks import ALONE, Ranks, is_sharded, reshard, square_sum
+from cropi.gradients.ranks import (
+    ALONE,
+    Ranks,
+    is_sharded,
+    plain_name,
+    reshard,
+    square_sum,
+    tied_names,
+)
 from cropi.gradients.response_gradients import ResponseGroups, ResponseWeights
 from cropi.gradients.self_check import (
     BF16_TOLERANCE,
@@ -106,7 +114,9 @@ def trainable_parameters(
     `patterns` select the names that match one of them, as in a shell (`model.layers.*.mlp.*`).
     Raises InputError if nothing is trainable, UnmatchedPatternError if a pattern matches nothing.
     """
-    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    ties = tied_names(model)
+    named = {n: p for n, p in model.named_parameters() if n not in ties}
+    trainable = {n: p for n, p in named.items() if p.requires_grad}
     if not trainable:
         raise InputError(
             "the model has no trainable parameter (0 of its tensors require gradients); load it "
@@ -331,7 +341,7 @@ class GradientExtractor:
         """Raise InputError where plain autograd cannot take over: it has no rank's own prompts."""
         if self.ranks.several or is_sharded(self.model):
             raise InputError(
-                f"the gradients of {type(self.model).__name__} cannot be taken by several "
+                f"the gradients of {plain_name(self.model)} cannot be taken by several "
                 f"processes: {unsupported}; compute them in one"
             )
 

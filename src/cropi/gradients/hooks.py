@@ -24,7 +24,7 @@ from cropi.gradients.collation import PromptBatch
 from cropi.gradients.consumers import FactorConsumer, GradientConsumer
 from cropi.gradients.contributions import Contribution, Workspace, matrix_shape, touched_rows
 from cropi.gradients.layers import LayerRule, head_rule, linear_rule, rule_for
-from cropi.gradients.ranks import ALONE, Ranks
+from cropi.gradients.ranks import ALONE, Ranks, tied_names
 
 TILE_BYTES = {"cpu": 1 << 23, "cuda": 1 << 28}
 """Bytes of dense fp32 gradients that exist at once, unless one row of every prompt needs more. On
@@ -40,12 +40,13 @@ def parameter_places(model: nn.Module, names: Collection[str]) -> Places:
     FSDP2 gives a module other parameter objects while its weights are gathered, so that a place is
     what identifies a parameter, and an object is not.
     """
+    ties = tied_names(model)
     first: dict[int, str] = {}
     places: Places = {}
     for prefix, module in model.named_modules():
         for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             path = f"{prefix}.{attribute}" if prefix else attribute
-            name = first.setdefault(id(parameter), path)
+            name = first.setdefault(id(parameter), ties.get(path, path))
             if name in names:
                 places.setdefault(module, {})[attribute] = name
     return places

@@ -162,6 +162,47 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """The weights of a sharded model that are another one: its name, by theirs.
+
+    FSDP2 holds weights that transformers ties while it loads as two of the same values. Of any
+    other model the objects say what is tied.
+    """
+    if not is_sharded(model):
+        return {}
+    pairs = {
+        (prefix, name): source
+        for prefix, module in model.named_modules()
+        for name, source in (getattr(module, "all_tied_weights_keys", None) or {}).items()
+    }
+    return {
+        f"{prefix}.{name}".lstrip("."): f"{prefix}.{source}".lstrip(".")
+        for (prefix, name), source in pairs.items()
+    }
+
+
+@contextmanager
+def without_gradients(model: nn.Module) -> Iterator[None]:
+    """Put aside what `grad` of the weights holds, so that one backward pass can be seen alone."""
+    reshard(model)
+    before = [(parameter, parameter.grad) for parameter in model.parameters()]
+    for parameter, _ in before:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        reshard(model)
+        for parameter in model.parameters():
+            parameter.grad = None
+        for parameter, gradient in before:
+            parameter.grad = gradient
+
+
+def plain_name(model: nn.Module) -> str:
+    """The name of a model's class, which FSDP2 makes a class of its own of."""
+    return type(model).__name__.removeprefix("FSDP")
+
+
 def whole(values: Tensor) -> Tensor:
     """A tensor that is dealt out over processes, on all of them; any other as it is."""
     return values.full_tensor() if isinstance(values, DTensor) else values

@@ -28,7 +28,7 @@ from cropi.gradients.contributions import matrix_shape
 from cropi.gradients.hooks import parameter_places
 from cropi.gradients.layers import rule_for
 from cropi.gradients.objective import sum_over_equals
-from cropi.gradients.ranks import is_sharded, square_sum, whole
+from cropi.gradients.ranks import is_sharded, reshard, square_sum, whole, without_gradients
 from cropi.gradients.settings import ObjectiveConfig
 
 
@@ -123,32 +123,44 @@ def _response_gradient(
     weights_T: Tensor,
 ) -> dict[str, Tensor]:
     """The same of one unique response, without the parameters that it does not use."""
+    if is_sharded(model):
+        return _sharded_gradient(model, parameters, group, which, weights_T)
     with torch.enable_grad():
         logp = unique_logprobs(model, group, which)
-        upstream = weights_T[: len(logp)].to(logp.dtype)
-        if is_sharded(model):
-            return _sharded_gradient(parameters, logp, upstream)
         gradients = torch.autograd.grad(
-            logp, list(parameters.values()), upstream, allow_unused=True
+            logp,
+            list(parameters.values()),
+            weights_T[: len(logp)].to(logp.dtype),
+            allow_unused=True,
         )
     pairs = zip(parameters, gradients, strict=True)
     return {name: gradient for name, gradient in pairs if gradient is not None}
 
 
 def _sharded_gradient(
-    parameters: Mapping[str, nn.Parameter], logp: Tensor, upstream: Tensor
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    group: PreparedGroup,
+    which: int,
+    weights_T: Tensor,
 ) -> dict[str, Tensor]:
     """What backward leaves in `grad`: of weights that FSDP2 holds, each rank gets its part.
 
-    It is the mean over the ranks, and all of them compute the same response here.
+    It is the mean over the ranks, and all of them compute the same response here. A tied weight may
+    be held twice; its gradient is the sum.
     """
-    before = {name: parameter.grad for name, parameter in parameters.items()}
-    for parameter in parameters.values():
-        parameter.grad = None
-    logp.backward(upstream)  # type: ignore[no-untyped-call]
-    gradients = {n: p.grad for n, p in parameters.items() if p.grad is not None}
-    for name, parameter in parameters.items():
-        parameter.grad = before[name]
+    gradients: dict[str, Tensor] = {}
+    with without_gradients(model), torch.enable_grad():
+        logp = unique_logprobs(model, group, which)
+        logp.backward(weights_T[: len(logp)].to(logp.dtype))  # type: ignore[no-untyped-call]
+        reshard(model)
+        seen = set()
+        for module, attributes in parameter_places(model, parameters).items():
+            for attribute, name in attributes.items():
+                gradient = getattr(module, attribute).grad
+                if gradient is not None and id(gradient) not in seen:
+                    seen.add(id(gradient))
+                    gradients[name] = gradients[name] + gradient if name in gradients else gradient
     return gradients
 
 

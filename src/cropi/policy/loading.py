@@ -28,6 +28,7 @@ from transformers import GenerationConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cropi.errors import InputError
+from cropi.gradients.ranks import plain_name
 from cropi.policy.checkpoints import load_parts, revision_of
 from cropi.policy.places import locate
 from cropi.policy.tokenizer_loading import beyond, prepare_tokenizer, require_matching
@@ -116,7 +117,7 @@ def load_model(
         model, _ = load_parts(source, options, with_tokenizer=False)
     _require_finite(model, source.name)
     if shards > 1:
-        _warn_of_whole_layers(model)
+        _require_sharded_layers(model, source.name)
         return model.eval()
     return model.to(target).eval()
 
@@ -141,15 +142,14 @@ def _sharding(shards: int, device: str) -> dict[str, Any]:
         ) from error
 
 
-def _warn_of_whole_layers(model: Any) -> None:
-    """Warn where transformers does not know the model's layers, and gathers all at once."""
+def _require_sharded_layers(model: Any, name: str) -> None:
+    """Raise InputError where transformers does not know the layers, and would gather them all."""
     layers = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
     if not all(isinstance(layer, FSDPModule) for layer in layers):
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        warnings.warn(
-            f"transformers has no plan for the layers of {type(base).__name__}, so every process "
-            "gathers all weights at once: it needs the memory of the whole model while it computes",
-            stacklevel=3,
+        raise InputError(
+            f"model {name}: transformers has no plan to deal out the layers of {plain_name(base)}, "
+            "so that every process would need the memory of all weights; start one process"
         )
 
 
