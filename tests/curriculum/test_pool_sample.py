@@ -11,8 +11,9 @@ import pytest
 from cropi.curriculum.loop import run
 from cropi.curriculum.pool_sample import portions
 from cropi.errors import InputError
+from cropi.policy.representations import prompt_features
 from cropi.rollouts import read_rollouts
-from cropi.schema import NOT_SAMPLED
+from cropi.schema import NOT_SAMPLED, RolloutGroup
 from cropi.selection import Needs
 from cropi.selection.draw import Cropi
 from cropi.store.files import read_jsonl
@@ -109,6 +110,21 @@ def test_what_is_enough_stops_the_sampling(tmp_path: Path, monkeypatch: pytest.M
     assert sizes == [12, 24]
     sampled = read_rollouts(finished / "arms/cropi/stages/0/rollouts/pool.parquet")
     assert len(sampled) == 24
+
+
+def test_features_that_sampling_has_read_are_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+
+    def counting(model: object, groups: list[RolloutGroup]) -> np.ndarray:
+        read.append(len(groups))
+        return prompt_features(model, groups)
+
+    for module in ("pool_sample", "policy_reading"):
+        monkeypatch.setattr(f"cropi.curriculum.{module}.prompt_features", counting)
+    run(fake_config(tmp_path, SMALL, LARGE_POOL))
+    assert read == [40, 40]  # one for each of the two stages' policies
 
 
 def test_another_arm_that_needs_the_whole_pool_changes_nothing_for_this_one(

@@ -191,7 +191,13 @@ def test_ids_of_pool_and_targets_may_be_the_same_numbers() -> None:
     assert list(rows_by_id("aime", rows, "aime/")) == ["aime/1", "aime/2"]
 
 
-def test_the_default_samples_as_much_of_the_pool_as_it_needs(tmp_path: Path) -> None:
+def test_the_default_samples_as_much_of_the_pool_as_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("what was scored while it was sampled was scored again")
+
+    monkeypatch.setattr("cropi.integrations.guided_stages.score", forbidden)
     strategy = StrategyChoice.of("cropi", sample=6, most=18)
     selection = SelectionConfig(strategy=strategy, ratio=0.2)
     guided = Guided(tmp_path, selection=selection)

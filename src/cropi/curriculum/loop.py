@@ -71,14 +71,19 @@ class Curriculum:
         """Train a strategy through all stages; return the path of its last policy."""
         steps, settings = self.steps, self.config.curriculum
         needs, policy = needs_of_arm(self.config, strategy), self.start
-        start_rollouts = self.start_rollouts
+        start_rollouts, features = self.start_rollouts, None
         if needs.sample:
             first = self.directory.stages(strategy.slug, 1)[0]
-            start_rollouts = steps.sample.grow(first, strategy, needs, policy, start_rollouts)
+            start_rollouts, features = steps.sample.grow(
+                first, strategy, needs, policy, start_rollouts
+            )
         for stage in self.directory.stages(strategy.slug, settings.stages):
             rollouts = steps.refresh.rollouts(stage, needs, policy, start_rollouts)
             scores = steps.influence.scores(stage, needs, policy, rollouts)
-            selection = steps.selector.selection(stage, strategy, scores, rollouts, policy)
+            selection = steps.selector.selection(
+                stage, strategy, scores, rollouts, policy, features
+            )
+            features = None  # those of later policies differ
             policy = steps.trainer.train(stage, selection, policy, needs.dynamic_sampling)
             self.gather_metrics()
             delete_old_checkpoints(

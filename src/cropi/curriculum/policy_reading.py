@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +38,22 @@ def read_policy(
     files: Sequence[Path],
     threshold: float | None,
     batch_tokens: int | None,
+    features: NDArray[np.float64] | None = None,
 ) -> PolicyReading:
     """Read what a strategy needs of a policy; its model is loaded only if it needs something.
 
     `files` hold all rollouts of the pool so far, oldest first, and `threshold` turns rewards into
-    passes.
+    passes. `features` are not read again where they are given.
     """
     if not (needs.features or needs.current):
         return PolicyReading()
-    model, features, current, tokens = load(), None, None, 0
+    model, current, tokens = cache(load), None, 0
     if needs.features:
-        features, tokens = prompt_features(model, pool), prompt_tokens(pool)
+        features = prompt_features(model(), pool) if features is None else features
+        tokens = prompt_tokens(pool)
     if needs.current:
         freshest = freshest_groups(pool, files)
-        current = current_pass_rates(model, freshest, threshold, batch_tokens)
+        current = current_pass_rates(model(), freshest, threshold, batch_tokens)
         tokens += tokens_read(freshest, threshold)
     return PolicyReading(features, current, tokens)
 

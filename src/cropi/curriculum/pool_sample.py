@@ -28,16 +28,15 @@ from cropi.curriculum.start_rollouts import (
     StartRollouts,
     report_pool,
     rollout_cost,
-    unsampled,
+    without_responses,
 )
 from cropi.influence.cosines import Influence
 from cropi.influence.growing_pool import GrowingPool
 from cropi.influence.left_out import require_informative
-from cropi.policy.loading import Policy
 from cropi.policy.representations import prompt_features
 from cropi.rollouts import read_rollouts
 from cropi.rollouts.rollout_file import write_rollouts
-from cropi.schema import RolloutGroup
+from cropi.schema import Prompt, RolloutGroup
 from cropi.selection import Needs, enough
 from cropi.selection.settings import SelectionConfig, StrategyChoice
 from cropi.store.cached import FINGERPRINT, cached, is_current, stamp
@@ -65,12 +64,13 @@ class PoolSample:
         needs: Needs,
         policy: str,
         start: StartRollouts,
-    ) -> StartRollouts:
+    ) -> tuple[StartRollouts, NDArray[np.float64] | None]:
         """Put the sample and its scores into an arm's first stage.
 
-        Returns `start` as this arm knows it without those: no prompt of the pool has responses.
+        Returns `start` as this arm knows it without those: no prompt of the pool has responses; and
+        the pool's features, if they had to be read.
         """
-        start = {**start, ("pool", ""): [unsampled(group) for group in start["pool", ""]]}
+        start = {**start, ("pool", ""): [without_responses(group) for group in start["pool", ""]]}
         before = self._before(start)
         settings = self.selection.model_copy(update={"strategy": strategy})
         inputs = (
@@ -82,9 +82,9 @@ class PoolSample:
         )
 
         ledger = self.sampler.log.directory.ledger
+        sampling = _Growth(self, first, settings, needs, policy, start, before)
 
         def make(inputs_fingerprint: str) -> None:
-            sampling = _Growth(self, first, settings, needs, policy, start, before)
             file = first.rollouts("pool")
             if is_current(file, inputs_fingerprint) and file not in ledger.changed():
                 sampling.stored = {group.prompt_id: group for group in read_rollouts(file)}
@@ -94,7 +94,7 @@ class PoolSample:
         # Scores are of the portions in their order: others would differ in the last bits.
         files = [first.rollouts("pool"), first.scores, first.influence_facts]
         cached(first.refresh_facts, inputs, make, ledger, lambda: files)
-        return start
+        return start, sampling.features
 
     def _before(self, start: StartRollouts) -> StageRollouts:
         """What there is to begin with: the rollouts of the validation sets."""
@@ -126,6 +126,7 @@ class _Growth:
         self.policy, self.start, self.before = policy, start, before
         self.sampled: list[RolloutGroup] = []
         self.stored: dict[str, RolloutGroup] = {}
+        self.features: NDArray[np.float64] | None = None
         self.log = step.sampler.log
 
     @property
@@ -153,27 +154,29 @@ class _Growth:
 
     def _grow(self) -> Influence:
         """Sample and score portions until the strategy has enough, or there are no more."""
-        scorer, pool = self.step.scorer, self.before.pool
-        growing: GrowingPool | None = None
-        features: NDArray[np.float64] | None = None
-        for begin, end in portions(len(pool), self.needs):
-            self.sampled += self._portion(begin, end)
-            waiting = [group for group in self.sampled[begin:end] if group.informative]
-            with scorer.phase(self.stage) as bar:
-                if growing is None:
-                    policy = self.step.policies.load(self.policy)
-                    growing = self._growing_pool(policy)
-                    features = prompt_features(policy.model, pool) if self.needs.features else None
-                growing.scorer.progress = progress_of(bar)
-                if waiting:
-                    growing.add(self.sampled[begin:end])
-                bar.note = f"{plural(len(growing.prompt_ids), 'prompt')}"
-            if growing.portions and self._enough(growing.influence(self.pool), features):
+        evidence: PoolEvidence | None = None
+        seed = self.step.sampler.seeds.of("rollouts", "sample")
+        for name, prompts in sampled_portions(self.step.pool.prompts, self.needs, seed):
+            portion = self._portion(name, prompts)
+            self.sampled += portion
+            with self.step.scorer.phase(self.stage) as bar:
+                evidence = evidence or self._evidence()
+                evidence.growing.scorer.progress = progress_of(bar)
+                evidence.add(portion, self.pool)
+                bar.note = plural(len(evidence.growing.prompt_ids), "prompt")
+            if evidence.enough(self.pool):
                 break
-        assert growing is not None, "a pool has prompts"
-        if not growing.portions:
-            require_informative(self._searched, self.sampled, growing.scorer.extractor.objective)
-        return growing.influence(self.pool)
+        assert evidence is not None, "a pool has prompts"
+        return evidence.result(self._searched, self.sampled)
+
+    def _evidence(self) -> PoolEvidence:
+        """What scores the portions, once the policy has left sampling."""
+        step, policy = self.step, self.step.policies.load(self.policy)
+        targets = target_rollouts(self.needs, self.before)
+        growing = step.scorer.growing_pool(self.stage, self.needs, policy, self.policy, targets)
+        if self.needs.features:
+            self.features = prompt_features(policy.model, self.before.pool)
+        return PoolEvidence(growing, self.settings, self.features, step.threshold)
 
     @property
     def _searched(self) -> str:
@@ -183,40 +186,71 @@ class _Growth:
             return "the pool"
         return f"the part of the pool that is sampled (most={most} of {size:,}; raise most)"
 
-    def _portion(self, begin: int, end: int) -> list[RolloutGroup]:
-        """The responses of the prompts at these places of a random order."""
+    def _portion(self, name: str, prompts: Sequence[Prompt]) -> list[RolloutGroup]:
+        """The responses to a portion's prompts."""
         step, arm = self.step, self.stage.arm
-        order = np.random.default_rng(step.sampler.seeds.of("rollouts", "sample"))
-        places = order.permutation(len(self.before.pool))[begin:end]
-        prompts = [step.pool.prompts[place] for place in places]
         if all(prompt.prompt_id in self.stored for prompt in prompts):
             return [self.stored[prompt.prompt_id] for prompt in prompts]
-        request = replace(step.pool, name=f"{begin}-{end}", prompts=prompts, arms=[arm])
+        request = replace(step.pool, name=name, prompts=prompts, arms=[arm])
         with step.policies.reference(self.policy) as policy:  # leaves the device to scoring
             return step.sampler.sample(
                 lambda: policy,
                 step.policies.key(self.policy),
                 request,
-                self._portion_file(request.name),
+                self._portion_file(name),
                 listed=False,
             )
 
     def _portion_file(self, name: str) -> Path:
         return self.stage.rollouts("pool", name)
 
-    def _growing_pool(self, policy: Policy) -> GrowingPool:
-        targets = target_rollouts(self.needs, self.before)
-        return self.step.scorer.growing_pool(self.stage, self.needs, policy, self.policy, targets)
 
-    def _enough(self, influence: Influence, features: NDArray[np.float64] | None) -> bool:
-        step = self.step
-        return enough(
-            influence,
+class PoolEvidence:
+    """What the portions of a pool say so far; `features` [L, P, F] are of all its prompts."""
+
+    def __init__(
+        self,
+        growing: GrowingPool,
+        settings: SelectionConfig,
+        features: NDArray[np.float64] | None,
+        threshold: float | None = None,
+    ) -> None:
+        self.growing, self.settings = growing, settings
+        self.features, self.threshold = features, threshold
+        self.influence: Influence | None = None
+
+    def add(self, portion: Sequence[RolloutGroup], pool: Sequence[RolloutGroup]) -> None:
+        """Score a portion of the `pool`, whose other groups have the responses of those before."""
+        if any(group.informative for group in portion):
+            self.growing.add(portion)
+        if self.growing.portions:
+            self.influence = self.growing.influence(pool)
+
+    def enough(self, pool: Sequence[RolloutGroup]) -> bool:
+        """Whether the strategy needs no more."""
+        return self.influence is not None and enough(
+            self.influence,
             self.settings,
-            rollouts=self.pool,
-            features=features,
-            threshold=step.threshold,
+            rollouts=pool,
+            features=self.features,
+            threshold=self.threshold,
         )
+
+    def result(self, what: str, sampled: Sequence[RolloutGroup]) -> Influence:
+        """The influence. Raises InputError, naming `what`, if no prompt was informative."""
+        if self.influence is None:
+            require_informative(what, sampled, self.growing.scorer.extractor.objective)
+        assert self.influence is not None
+        return self.influence
+
+
+def sampled_portions(
+    prompts: Sequence[Prompt], needs: Needs, seed: int
+) -> Iterator[tuple[str, list[Prompt]]]:
+    """The portions of a pool in a random order, each with a name."""
+    order = np.random.default_rng(seed).permutation(len(prompts))
+    for begin, end in portions(len(prompts), needs):
+        yield f"{begin}-{end}", [prompts[place] for place in order[begin:end]]
 
 
 def portions(size: int, needs: Needs) -> Iterator[tuple[int, int]]:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cropi.curriculum.policies import Policies
 from cropi.curriculum.policy_reading import PolicyReading, prompt_tokens, read_policy
 from cropi.curriculum.run_context import RunLog, Seeds
@@ -216,8 +219,12 @@ class PromptSelector:
         scores: InfluenceEstimate | None,
         rollouts: StageRollouts,
         policy: str,
+        features: NDArray[np.float64] | None = None,
     ) -> Selection:
-        """Return the stage's selection by a strategy, read from its file if it is current."""
+        """Return the stage's selection by a strategy, read from its file if it is current.
+
+        `features` are the pool's under this policy, where they have been read already.
+        """
         needs = needs_of(find_strategy(strategy))
         earlier = _earlier_scores(stage, scores) if needs.earlier else []
         remembers = needs.history or needs.current
@@ -246,6 +253,7 @@ class PromptSelector:
                 history,
                 self.threshold,
                 self.batch_tokens,
+                features,
             )
             if reads_unscored:
                 write_json(stage.influence_facts, {"tokens": reading.tokens // 3})

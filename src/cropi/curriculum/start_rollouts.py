@@ -155,24 +155,25 @@ def collect_rollouts(
                 out = directory.rollouts(each.kind, each.name)
                 groups = sampler.sample(policy, policy_key, each, out)
             else:
-                groups = _without_responses(policy().tokenizer, each.prompts, sampler)
+                groups = unsampled(policy().tokenizer, each.prompts, sampler.template_kwargs)
             rollouts[each.kind, each.name] = groups
     report_pool(rollouts["pool", ""], sampler.log)
     return rollouts
 
 
-def _without_responses(
-    tokenizer: Any, prompts: Sequence[Prompt], sampler: Sampler
+def unsampled(
+    tokenizer: Any, prompts: Sequence[Prompt], template_kwargs: Mapping[str, Any]
 ) -> list[RolloutGroup]:
-    encoded = encode_all(tokenizer, prompts, sampler.template_kwargs)
+    """The prompts of a set, without responses."""
+    encoded = encode_all(tokenizer, prompts, template_kwargs)
     return [
         RolloutGroup(prompt.prompt_id, np.array(ids, np.int32), [])
         for prompt, ids in zip(prompts, encoded, strict=True)
     ]
 
 
-def unsampled(group: RolloutGroup) -> RolloutGroup:
-    """The prompt of a group, without its responses."""
+def without_responses(group: RolloutGroup) -> RolloutGroup:
+    """The prompt of a group alone."""
     return RolloutGroup(group.prompt_id, group.prompt_ids, [])
 
 

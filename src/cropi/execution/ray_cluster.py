@@ -35,7 +35,7 @@ def connect(address: str | None, cores: int) -> Any:
             _start(ray, cores, quiet)
     except Exception as error:  # noqa: BLE001  (Ray raises nothing more special)
         where = f"scale.ray.address {address!r}" if address else "scale.ray"
-        reason = str(error).splitlines()[0][:200]
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         raise InputError(
             f"{where}: Ray cannot be reached or started ({reason}); start a cluster with "
             "`ray start --head`, or leave scale.ray.address out to use this machine"

@@ -26,7 +26,7 @@ from cropi.store.metrics import (
     TimingRow,
     read_rows,
 )
-from cropi.store.run_directory import RunDirectory
+from cropi.store.run_directory import RunDirectory, pool_rollouts
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,8 @@ class PhaseObservation:
 Observations = Mapping[str, PhaseObservation]
 """By phase. `training` is that of the steps alone, `training start` what a stage took besides."""
 START = "training start"
-OF_THE_POOL = (
-    "rollouts/pool.parquet",
-    "arms/*/stages/0/rollouts/pool.parquet",
-    "arms/*/stages/*/rollouts/training.parquet",
-)
-"""Where responses to pool prompts are: of all, of an arm's sample, or of those trained on alone."""
+TRAINED = "arms/*/stages/*/rollouts/training.parquet"
+"""Responses to the prompts that were trained on, where no others were sampled."""
 
 
 def observe(root: Path) -> dict[str, PhaseObservation]:
@@ -126,8 +122,8 @@ def behaviour_of(root: Path, source: str, guess: Behaviour) -> Behaviour:
     Responses in training are taken to be as long as the pool's: a short run trains on few prompts.
     """
     directory = RunDirectory(root)
-    stored = [file for pattern in OF_THE_POOL for file in sorted(root.glob(pattern))]
-    pool = sampled_set(read_rollouts(stored[0])) if stored else guess.pool
+    stored = pool_rollouts(root) or next(iter(sorted(root.glob(TRAINED))), None)
+    pool = guess.pool if stored is None else sampled_set(read_rollouts(stored))
     files = sorted((root / "rollouts" / "validation").glob("*.parquet"))
     targets = [group for file in files for group in read_rollouts(file)]
     return Behaviour(

@@ -17,7 +17,7 @@ from cropi.forecast.prompt_counts import PromptCounts, SetCount
 from cropi.selection import Needs
 from cropi.selection.settings import StrategyChoice
 from cropi.sketches import FittedSketch, make_sketch
-from cropi.store.metrics import FORWARD, FORWARD_BACKWARD
+from cropi.store.metrics import flops_of
 from cropi.study.costs import SELECTION_PHASES, SHARED
 from cropi.training.stage import MAX_SAMPLING_ROUNDS
 
@@ -87,8 +87,7 @@ class Work:
 
     def flops(self, parameters: int) -> float:
         """Floating-point operations, counted as a run counts them."""
-        forward = FORWARD * (self.generated + self.forward)
-        return parameters * (forward + (FORWARD_BACKWARD - FORWARD) * self.backward)
+        return flops_of(parameters, self.generated, self.forward, self.backward)
 
 
 def guessed_behaviour(config: RunConfig, counts: PromptCounts) -> Behaviour:

@@ -15,26 +15,25 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cached_property, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cropi.curriculum.pool_sample import portions
+from cropi.curriculum.pool_sample import PoolEvidence, sampled_portions
 from cropi.curriculum.stage_choice import influence_settings, target_rollouts
 from cropi.curriculum.stage_rollouts import StageRollouts, replace_groups
+from cropi.curriculum.start_rollouts import unsampled
 from cropi.curriculum.trackers import selection_values
 from cropi.errors import InputError
 from cropi.estimation.evidence import with_pooled_errors
-from cropi.influence.growing_pool import GrowingPool
 from cropi.influence.settings import InfluenceConfig
 from cropi.influence.setup import growing_pool, score
 from cropi.policy.loading import Policy
 from cropi.policy.reference import PolicyRef
 from cropi.policy.representations import prompt_features
-from cropi.prompts.encoding import encode_all
 from cropi.rollouts import load_engine, read_rollouts, write_rollouts
 from cropi.rollouts.collect import collect
 from cropi.rollouts.judged_groups import SamplingPlan
@@ -47,7 +46,7 @@ from cropi.schema import (
     derive_seed,
     fingerprint,
 )
-from cropi.selection import enough, find_strategy, needs_of, select
+from cropi.selection import find_strategy, needs_of, select
 from cropi.selection.settings import SelectionConfig
 from cropi.store.files import read_table, table_metadata
 from cropi.store.tables import read_scores, read_selection, write_scores, write_selection
@@ -104,19 +103,25 @@ class GuidedStages:
         if made_at is not None and made_at < step:
             return read_selection(path)
         sampling = _Sampling(step, policy, grader)
-        groups = {
+        validation = {
             name: self._rollouts(name, prompts, sampling)
             for name, prompts in self.sets.items()
             if name != POOL and self.needs.validation
         }
+        of_pool = _Known([])
         if self.needs.sample:
-            groups[POOL] = self._grown(sampling, groups, first=index == 0)
+            of_pool = self._grown(sampling, validation, first=index == 0)
         elif self.needs.rollouts:
-            groups[POOL] = self._rollouts(POOL, self.sets[POOL], sampling)
-        estimate = self._estimate(index, policy, {POOL: [], **groups})
+            of_pool = _Known(self._rollouts(POOL, self.sets[POOL], sampling))
+        pool, estimate = of_pool.pool, of_pool.estimate
+        if estimate is None:
+            estimate = self._estimate(index, policy, pool, validation)
 
         def choose() -> Selection:
-            selection = self._select(index, estimate, groups.get(POOL, []), policy)
+            features = of_pool.features
+            if self.needs.features and features is None:
+                features = prompt_features(policy.model, pool)
+            selection = self._select(index, estimate, pool, features)
             if estimate is not None:
                 write_scores(self._stage(index) / "scores.parquet", estimate)
             write_selection(path, selection, {STEP: str(step)})
@@ -136,30 +141,61 @@ class GuidedStages:
         return self.folder / "stages" / str(index)
 
     def _grown(
-        self, sampling: _Sampling, validation: Mapping[str, list[RolloutGroup]], first: bool
-    ) -> list[RolloutGroup]:
+        self, sampling: _Sampling, validation: dict[str, list[RolloutGroup]], first: bool
+    ) -> _Known:
         """The pool, with responses of as many prompts as the strategy needs (`PoolSample`).
 
-        They are sampled before the `first` stage; later on they are those that are there.
+        They are sampled and scored before the `first` stage; later on they are those that are
+        there.
         """
-        policy, prompts = sampling.policy, self.sets[POOL]
-        encoded = encode_all(policy.tokenizer, prompts, self.settings.template_kwargs)
-        pool = [
-            RolloutGroup(prompt.prompt_id, np.array(ids, np.int32), [])
-            for prompt, ids in zip(prompts, encoded, strict=True)
-        ]
-        draw = np.random.default_rng(derive_seed(self.settings.seed, "rollouts", "sample"))
-        order = draw.permutation(len(prompts))
-        evidence = _Evidence(self, policy, pool, validation)
-        for begin, end in portions(len(prompts), self.needs):
-            name = f"{POOL}.{begin}-{end}"
-            if not first and not self._file(name).is_file():
+        policy, prompts, settings = sampling.policy, self.sets[POOL], self.settings
+        pool = unsampled(policy.tokenizer, prompts, settings.template_kwargs)
+        evidence = cache(lambda: self._evidence(policy, pool, validation))
+        seed = derive_seed(settings.seed, "rollouts", "sample")
+        sampled: list[RolloutGroup] = []
+
+        def enough_with(portion: Sequence[RolloutGroup], groups: Sequence[RolloutGroup]) -> bool:
+            evidence().add(portion, groups)
+            return evidence().enough(groups)
+
+        grown = pool
+        for name, portion_prompts in sampled_portions(prompts, self.needs, seed):
+            if not first and not self._file(f"{POOL}.{name}").is_file():
                 break
-            portion = self._rollouts(name, [prompts[place] for place in order[begin:end]], sampling)
-            pool = replace_groups(pool, portion)
-            if first and self.processes.by_first(partial(evidence.enough, portion, pool)):
+            portion = self._rollouts(f"{POOL}.{name}", portion_prompts, sampling)
+            sampled += portion
+            grown = replace_groups(grown, portion)
+            if first and self.processes.by_first(partial(enough_with, portion, grown)):
                 break
-        return pool
+        if not first:
+            return _Known(grown)
+
+        def estimate() -> InfluenceEstimate:
+            influence = evidence().result("the pool", sampled)
+            for note in influence.notes:
+                warnings.warn(note, stacklevel=2)
+            return influence.estimate
+
+        features = evidence().features if self.processes.index == 0 else None
+        return _Known(grown, self.processes.by_first(estimate), features)
+
+    def _evidence(
+        self,
+        policy: Policy,
+        pool: Sequence[RolloutGroup],
+        validation: dict[str, list[RolloutGroup]],
+    ) -> PoolEvidence:
+        """What scores the portions of a pool, in the one process that does."""
+        settings = self.settings
+        growing = growing_pool(
+            policy,
+            target_rollouts(self.needs, StageRollouts([], validation, [])),
+            influence_settings(self.needs, settings.influence),
+            seed=settings.seed,
+            constant_length=settings.rollouts.max_new_tokens,
+        )
+        features = prompt_features(policy.model, pool) if self.needs.features else None
+        return PoolEvidence(growing, settings.selection, features)
 
     def _file(self, name: str) -> Path:
         return self.folder / "rollouts" / f"{name}.parquet"
@@ -208,15 +244,17 @@ class GuidedStages:
         return read_rollouts(out)
 
     def _estimate(
-        self, index: int, policy: Policy, groups: Mapping[str, list[RolloutGroup]]
+        self,
+        index: int,
+        policy: Policy,
+        pool: list[RolloutGroup],
+        validation: dict[str, list[RolloutGroup]],
     ) -> InfluenceEstimate | None:
         """The pool's influence, each process its share; None for a strategy that needs none."""
         if self.needs.scoring == "never":
             return None
         if self.needs.scoring == "once" and index:
             return read_scores(self._stage(0) / "scores.parquet")
-        pool = groups[POOL]
-        validation = {name: each for name, each in groups.items() if name != POOL}
         targets = target_rollouts(self.needs, StageRollouts(pool, validation, []))
         # Informative prompts first, so that every process has some.
         shared = sorted(pool, key=lambda group: not group.informative)
@@ -242,7 +280,7 @@ class GuidedStages:
         index: int,
         estimate: InfluenceEstimate | None,
         pool: Sequence[RolloutGroup],
-        policy: Policy,
+        features: NDArray[np.float64] | None,
     ) -> Selection:
         earlier = [self._stage(i) / "scores.parquet" for i in range(index)]
         return select(
@@ -253,7 +291,7 @@ class GuidedStages:
             else [],
             rollouts=pool,
             sources={prompt.prompt_id: prompt.source for prompt in self.sets[POOL]},
-            features=prompt_features(policy.model, pool) if self.needs.features else None,
+            features=features,
             stage=index,
             seed=derive_seed(self.settings.seed, "selection", index),
             title=f"stage {index}",
@@ -269,44 +307,13 @@ class _Sampling:
     grader: Grader
 
 
-class _Evidence:
-    """What the portions of a pool say so far, in the one process that scores them."""
+@dataclass(frozen=True)
+class _Known:
+    """A pool's rollouts; what was measured of them, if that was now, and features where read."""
 
-    def __init__(
-        self,
-        stages: GuidedStages,
-        policy: Policy,
-        pool: Sequence[RolloutGroup],
-        validation: Mapping[str, list[RolloutGroup]],
-    ) -> None:
-        self.stages, self.policy, self.pool, self.validation = stages, policy, pool, validation
-
-    @cached_property
-    def growing(self) -> GrowingPool:
-        """What scores the portions."""
-        needs, settings = self.stages.needs, self.stages.settings
-        return growing_pool(
-            self.policy,
-            target_rollouts(needs, StageRollouts([], dict(self.validation), [])),
-            influence_settings(needs, settings.influence),
-            seed=settings.seed,
-            constant_length=settings.rollouts.max_new_tokens,
-        )
-
-    @cached_property
-    def features(self) -> NDArray[np.float64] | None:
-        """Of the pool's prompts, if the strategy looks at them."""
-        return prompt_features(self.policy.model, self.pool) if self.stages.needs.features else None
-
-    def enough(self, portion: Sequence[RolloutGroup], pool: Sequence[RolloutGroup]) -> bool:
-        """Whether the strategy needs no more than this portion and those before."""
-        if any(group.informative for group in portion):
-            self.growing.add(portion)
-        if not self.growing.portions:
-            return False
-        influence = self.growing.influence(pool)
-        selection = self.stages.settings.selection
-        return enough(influence, selection, rollouts=pool, features=self.features)
+    pool: list[RolloutGroup]
+    estimate: InfluenceEstimate | None = None
+    features: NDArray[np.float64] | None = None
 
 
 def joined(parts: Sequence[InfluenceEstimate], prompt_ids: Sequence[str]) -> InfluenceEstimate:

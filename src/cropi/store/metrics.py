@@ -146,6 +146,7 @@ KINDS: dict[str, type[MetricsRow]] = {
     row.kind: row for row in (EvaluationRow, TrainRow, StageRow, CostRow)
 }
 Kind = TypeVar("Kind", bound=AnyRow)
+Amount = TypeVar("Amount", int, float)
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,11 @@ class Rows:
     def of(self, kind: type[Kind]) -> list[Kind]:
         """Return the rows of one class."""
         return [row for row in self.rows if isinstance(row, kind)]
+
+
+def flops_of(parameters: int, generated: Amount, forward: Amount, backward: Amount) -> Amount:
+    """Floating-point operations of tokens in a model, counted as in `cost_row`."""
+    return parameters * (FORWARD * (generated + forward) + (FORWARD_BACKWARD - FORWARD) * backward)
 
 
 def cost_row(
@@ -176,7 +182,7 @@ def cost_row(
     `generated` tokens were sampled, `forward` went through the model once more, and `backward` of
     those also came back with gradients.
     """
-    flops = parameters * (FORWARD * (generated + forward) + (FORWARD_BACKWARD - FORWARD) * backward)
+    flops = flops_of(parameters, generated, forward, backward)
     return CostRow(
         phase=phase,
         arm=arm,

@@ -209,7 +209,7 @@ def accelerate_config(launch: LaunchSettings) -> dict[str, Any]:
     if values.get("num_machines", 1) != 1:
         raise InputError(
             f"{name} has num_machines = {shown(values['num_machines'])}, and the processes are "
-            "started on this machine alone; set it to 1 (for a cluster, see training.engine verl)"
+            "started on this machine alone; set it to 1"
         )
     return values
 
