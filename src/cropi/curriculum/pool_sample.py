@@ -239,7 +239,7 @@ class PoolEvidence:
     def result(self, what: str, sampled: Sequence[RolloutGroup]) -> Influence:
         """The influence. Raises InputError, naming `what`, if no prompt was informative."""
         if self.influence is None:
-            require_informative(what, sampled, self.growing.scorer.extractor.objective)
+            require_informative(what, sampled, self.growing.scorer.objective)
         assert self.influence is not None
         return self.influence
 
