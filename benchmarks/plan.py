@@ -32,7 +32,7 @@ from cropi.forecast.short_runs import PILOT_PROMPTS
 from cropi.forecast.workload import added, guessed_behaviour, workload
 from cropi.rollouts import read_rollouts
 from cropi.store.metrics import METRICS, TIMINGS, CostRow, TimingRow, read_rows
-from cropi.store.run_directory import RunDirectory
+from cropi.store.run_directory import pool_rollouts
 from cropi.study.costs import SHARED
 
 RESULTS = Path(__file__).parent / "results" / "plan.json"
@@ -75,7 +75,9 @@ def compare_flops(config: RunConfig, root: Path | None) -> dict[str, object]:
     shape, tokenizer = read_shape(config)
     counts = count_prompts(config, tokenizer)
     behaviour = behaviour_of(root, "stored", guessed_behaviour(config, counts))
-    pilot = sampled_set(read_rollouts(RunDirectory(root).rollouts("pool"))[:PILOT_PROMPTS])
+    stored = pool_rollouts(root)
+    assert stored is not None, f"{root} has no rollouts of its pool"
+    pilot = sampled_set(read_rollouts(stored)[:PILOT_PROMPTS])
     behaviour = replace(behaviour, pool=pilot, trained_tokens=pilot.response_tokens)
     works = added(workload(config, counts, behaviour))
     planned = {(each.arm, each.phase): each.flops(shape.parameters) for each in works}
