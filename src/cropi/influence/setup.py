@@ -20,8 +20,9 @@ from cropi.influence.features.feature_files import Dtype
 from cropi.influence.features.feature_store import FeatureStore, as_store
 from cropi.influence.features.feature_writer import require_store_place
 from cropi.influence.growing_pool import GrowingPool
+from cropi.influence.pool_scorer import PhaseProgress
 from cropi.influence.preconditioner import Preconditioner
-from cropi.influence.scorer import PhaseProgress, Scorer
+from cropi.influence.scorer import Scorer
 from cropi.influence.settings import FEATURE_SKETCH, InfluenceConfig
 from cropi.influence.sharded.sharded_scorer import ShardedScorer
 from cropi.policy.loading import as_model
