@@ -1,4 +1,4 @@
-"""How much faster two workers of Ray are than one: rollouts and scores of pocket's pool, many times.
+"""How much faster two workers of Ray are than one: rollouts and scores of pocket, many times over.
 
     OMP_NUM_THREADS=1 python benchmarks/scale.py --times 20     # needs two cores; minutes
 
@@ -75,6 +75,7 @@ def tasks_of(
 ) -> list[tuple[str, Task]]:
     """Rollouts of the pool, and scores of what the first of them brought."""
     rollouts: list[RolloutGroup] = []
+    targets = {"sort": cropi.rollout("pocket", target, folder / "t.parquet", verifier="exact")}
 
     def sample(place: Path, executor: RayWorkers) -> None:
         file = place / "pool.parquet"
@@ -83,7 +84,6 @@ def tasks_of(
         )
 
     def score(place: Path, executor: RayWorkers) -> None:
-        targets = {"sort": cropi.rollout("pocket", target, folder / "t.parquet", verifier="exact")}
         cropi.score("pocket", rollouts, targets, executor=executor, folder=place / "shards")
 
     return [("rollouts", sample), ("scoring", score)]
