@@ -1,4 +1,4 @@
-"""The sampler for prime-rl trains on what is selected, in that order, and keeps what it observes."""
+"""The sampler for prime-rl trains on what is selected, in order, and keeps what it observes."""
 
 from __future__ import annotations
 
