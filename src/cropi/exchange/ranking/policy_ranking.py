@@ -45,7 +45,7 @@ class MeasuredPool:
     """What a policy adds to a logged pool: influence, features where the strategy looks at them."""
 
     estimate: InfluenceEstimate | None
-    features: NDArray[np.float64] | None
+    features: NDArray[np.floating] | None
     notes: list[str] = field(default_factory=list)
 
 
@@ -108,7 +108,7 @@ def _recomputed(
     return under(pool), {name: under(each) for name, each in targets.items()}
 
 
-def _features(logged: LoggedPool, pool: LoggedGroups, policy: PolicyRef) -> NDArray[np.float64]:
+def _features(logged: LoggedPool, pool: LoggedGroups, policy: PolicyRef) -> NDArray[np.float32]:
     """What the policy makes of every prompt of the pool [L, P, F], also of those never sampled."""
     group_of = {group.prompt_id: group for group in pool.groups}
     groups = [
