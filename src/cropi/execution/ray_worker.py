@@ -38,6 +38,7 @@ class Worker:
     def __init__(self, folder: str, path: Sequence[str]) -> None:
         os.chdir(folder)
         sys.path += [each for each in path if each not in sys.path]
+        self._key, self._shared = "", None
 
     def version(self) -> str:
         """The version of cropi here; the first call returns when the worker is ready."""
@@ -65,12 +66,12 @@ class Worker:
 
     def forget(self) -> None:
         """Let go of what units shared, a model perhaps."""
-        self._key = self._shared = None
+        self._key, self._shared = "", None
         gc.collect()
 
     def _object(self, key: str, reference: Any) -> Any:
         """What units share, fetched once and kept until another one is asked for."""
-        if getattr(self, "_key", None) != key:
+        if self._key != key:
             import ray
 
             self._shared = None  # the last one may hold a model
