@@ -14,8 +14,8 @@ from typing import Any
 
 from cropi.errors import InputError
 from cropi.text import shown
-from cropi.training.engines.verl import VerlSettings
 from cropi.training.stage import StagePlan
+from cropi.training.verl_settings import VerlSettings
 
 ROWS, REWARDS, METRICS, RESPONSES, CHECKPOINTS = (
     *("rows.parquet", "rewards.py", "metrics.jsonl"),

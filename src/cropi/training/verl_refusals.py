@@ -22,9 +22,9 @@ from cropi.policy.reference import PolicyRef
 from cropi.schema import Prompt
 from cropi.text import printable, shortened, shown
 from cropi.training import verl_check
-from cropi.training.engines.verl import PYTHON_VARIABLE, VerlSettings
 from cropi.training.stage import StagePlan, loss_warnings
 from cropi.training.verl_config import DTYPES, LOSS, NORMALISATION, loss_of
+from cropi.training.verl_settings import PYTHON_VARIABLE, VerlSettings
 
 PLAIN = {"role", "content"}
 """The keys of a message that verl's rows hold as they are."""
@@ -65,13 +65,13 @@ def model_of(plan: StagePlan) -> str:
     """The folder or hub id of the stage's policy. Raises InputError for one of another kind."""
     if plan.start != plan.model.path:
         return plan.start  # what an earlier stage left
-    found = PolicyRef(plan.start).plain_checkpoint
-    if found is None:
+    checkpoint = PolicyRef(plan.start).plain_checkpoint
+    if checkpoint is None:
         raise InputError(
             f"training.engine verl loads whole checkpoints, and {plan.start} is an adapter or a "
             "GGUF file; merge it into its model first, or train with trl"
         )
-    return found
+    return checkpoint
 
 
 def _kind(prompt: Prompt) -> str:
@@ -84,7 +84,7 @@ def _problems(plan: StagePlan, settings: VerlSettings) -> list[str]:
     """Why these settings cannot be kept."""
     training, model = plan.training, plan.model
     rows = training.prompts_per_step * training.responses
-    kept = {
+    allowed = {
         "cannot replace dead groups and keep a stage's order; leave dynamic sampling out": (
             not plan.dynamic_sampling
         ),
@@ -99,7 +99,7 @@ def _problems(plan: StagePlan, settings: VerlSettings) -> list[str]:
         "has several nodes only where training.engine.address or RAY_ADDRESS names the Ray cluster "
         "that they are in": settings.nodes == 1 or has_cluster(settings),
     }
-    return [problem for problem, is_kept in kept.items() if not is_kept]
+    return [problem for problem, is_allowed in allowed.items() if not is_allowed]
 
 
 def has_cluster(settings: VerlSettings) -> bool:

@@ -26,7 +26,6 @@ from cropi.policy.reference import PolicyRef
 from cropi.prompts.encoding import encode_all
 from cropi.store.files import write_json
 from cropi.text import printable, shortened
-from cropi.training.engines.verl import VerlSettings
 from cropi.training.stage import Evaluator, Row, StageOutcome, StagePlan
 from cropi.training.stage_parts import Progress, part_folders, train_in_parts
 from cropi.training.verl_config import CHECKPOINTS, METRICS, arguments, overrides_of
@@ -40,6 +39,7 @@ from cropi.training.verl_refusals import (
     require_usable,
     warnings_of,
 )
+from cropi.training.verl_settings import VerlSettings
 from cropi.verifiers import Judge
 
 STATE, WORK = "verl", "work"
