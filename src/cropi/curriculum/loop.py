@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cropi.config import RunConfig, resolve_model_path
@@ -73,11 +74,11 @@ class Curriculum:
         """Train a strategy through all stages; return the path of its last policy."""
         steps, settings = self.steps, self.config.curriculum
         needs, policy = needs_of_arm(self.config, strategy), self.start
-        start_rollouts, features = self.start_rollouts, None
+        start_rollouts, first = self.start_rollouts, self.directory.stages(strategy.slug, 1)[0]
+        features = partial(steps.features.read, first, self.start, start_rollouts["pool", ""])
         if needs.sample:
-            first = self.directory.stages(strategy.slug, 1)[0]
-            start_rollouts, features = steps.sample.grow(
-                first, strategy, needs, policy, start_rollouts
+            start_rollouts = steps.sample.grow(
+                first, strategy, needs, policy, start_rollouts, features
             )
         for stage in self.directory.stages(strategy.slug, settings.stages):
             rollouts = steps.refresh.rollouts(stage, needs, policy, start_rollouts)
@@ -85,7 +86,6 @@ class Curriculum:
             selection = steps.selector.selection(
                 stage, strategy, scores, rollouts, policy, features
             )
-            features = None  # those of later policies differ
             policy = steps.trainer.train(stage, selection, policy, needs.dynamic_sampling)
             self.gather_metrics()
             delete_old_checkpoints(

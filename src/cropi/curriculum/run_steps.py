@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cropi.config import RunConfig
 from cropi.curriculum.evaluator import Evaluator
 from cropi.curriculum.policies import Policies
+from cropi.curriculum.policy_reading import PoolFeatures
 from cropi.curriculum.pool_sample import PoolSample
 from cropi.curriculum.run_context import RunLog, Seeds, arms_needing
 from cropi.curriculum.stage_choice import PromptSelector, StageScorer
@@ -27,6 +28,7 @@ class Steps:
     requests: Sequence[RolloutRequest]
     sampler: Sampler
     refresh: RolloutRefresh
+    features: PoolFeatures
     sample: PoolSample
     influence: StageScorer
     selector: PromptSelector
@@ -77,6 +79,7 @@ class Steps:
                 sampler=sampler,
                 policies=policies,
             ),
+            features=PoolFeatures(policies, log),
             sample=PoolSample(
                 requests=requests,
                 sampler=sampler,

@@ -16,11 +16,11 @@ from cropi.forecast.prompt_counts import PromptCounts
 from cropi.forecast.workload import Work, sampled_prompts
 from cropi.gradients.batching import BATCH_TOKENS, LOGITS_BYTES
 from cropi.influence.whitening import DIMENSIONS
-from cropi.policy.representations import LAYERS
+from cropi.policy.representations import LAYERS, MOST_FEATURES
 from cropi.selection import Needs
 from cropi.study.costs import SHARED
 
-FP64, FP32, BF16 = 8, 4, 2
+FP32, BF16 = 4, 2
 PARTS = ("directions", "weights", "optimizer", "activations", "cache", "logits")
 """What memory is held for: `optimizer` are gradients and moments, `cache` keys and values."""
 GRADIENT_PASSES = 3
@@ -177,7 +177,7 @@ def host_bytes(
     read = counts.pool.prompts if any(needs.features for needs in arms) else 0
     return {
         "sketches": float(most * informative * width * FP32),
-        "features": float(read * LAYERS * 2 * shape.hidden * FP64),
+        "features": float(read * LAYERS * min(2 * shape.hidden, MOST_FEATURES) * FP32),
     }
 
 

@@ -29,8 +29,9 @@ from cropi.schema import (
 )
 from cropi.store.columns import Columns
 from cropi.store.files import read_table, table_metadata, write_table
-from cropi.store.remote import local_copy, remote_url
+from cropi.store.remote import local_copy
 from cropi.store.tables import count_in
+from cropi.text import remote_url
 
 MAX_NEW_TOKENS = "cropi.max_new_tokens"
 REQUIRED = ("prompt_id", "prompt_ids", "response_ids", "logprobs", "reward")

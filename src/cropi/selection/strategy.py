@@ -43,7 +43,7 @@ class SelectionContext:
     earlier: Sequence[InfluenceEstimate] = ()
     sources: Sequence[str] = ()
     target_sources: frozenset[str] = frozenset()
-    features: NDArray[np.float64] | None = None
+    features: NDArray[np.floating] | None = None
     history: PassHistory | None = None
     current: NDArray[np.float64] | None = None
 
