@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -75,7 +76,9 @@ def tasks_of(
 ) -> list[tuple[str, Task]]:
     """Rollouts of the pool, and scores of what the first of them brought."""
     rollouts: list[RolloutGroup] = []
-    targets = {"sort": cropi.rollout("pocket", target, folder / "t.parquet", verifier="exact")}
+    targets = {
+        "sort": cropi.rollout("pocket", target, folder / "t.parquet", SETTINGS, verifier="exact")
+    }
 
     def sample(place: Path, executor: RayWorkers) -> None:
         file = place / "pool.parquet"
@@ -111,11 +114,16 @@ def in_turns(task: Task, rounds: int, folder: Path) -> dict[str, object]:
 
 def measured(task: Task, place: Path, workers: int) -> Cost:
     """What a task costs with workers that are there and have imported what they need."""
+    from scale import warm  # workers know this file by its name
+
+    for old in place.glob("*.warm"):
+        old.unlink()
     executor = RayWorkers(workers)
     with executor:
         for n in range(workers):
-            executor.submit(WorkUnit(f"warm {n}", _warm))
-        list(executor.completed())
+            executor.submit(WorkUnit(f"warm {n}", warm, (place, workers)))
+        for finished in executor.completed():
+            finished.result()
     before, driver, start = _cpu_of_workers(), time.process_time(), time.perf_counter()
     task(place, executor)
     wall, driver = time.perf_counter() - start, time.process_time() - driver
@@ -133,13 +141,16 @@ def rounded(cost: Cost) -> dict[str, object]:
     }
 
 
-def _warm() -> None:
+def warm(place: Path, workers: int) -> None:
+    """Import what the tasks need, in each of so many workers: none leaves before all are here."""
     import transformers  # noqa: F401
 
     import cropi.influence.setup
     import cropi.rollouts.collect  # noqa: F401
 
-    time.sleep(2)  # so that each worker takes one
+    (place / f"{os.getpid()}.warm").touch()
+    while len(list(place.glob("*.warm"))) < workers:
+        time.sleep(0.1)
 
 
 def _cpu_of_workers() -> dict[int, float]:

@@ -158,7 +158,7 @@ def _execute(
         for finished in run_units(executor, units):
             name = finished.unit.name
             if finished.error is not None:
-                failures[name] = _reason(finished.error)
+                failures[name] = _reason(name, finished.error)
                 reporter.warn(f"{name}: {failures[name]}")
             if name in folders and not finished.skipped_after:
                 done += 1
@@ -195,9 +195,9 @@ def _units(
     ]
 
 
-def _reason(error: Exception) -> str:
+def _reason(name: str, error: Exception) -> str:
     if isinstance(error, InputError):
-        return str(error)
+        return str(error).removeprefix(f"{name} ")  # which is said before
     return f"{type(error).__name__}: {error} (see its log.txt)"
 
 
