@@ -58,8 +58,9 @@ def _rows(row: Row) -> list[dict[str, Any]]:
     """The row; one for each of its responses where these are objects with cells of their own."""
     columns = recognised(dict(row), (*RESPONSES, *RESPONSE))
     several = row[columns[0]] if columns else None
-    objects = isinstance(several, list) and bool(several) and not _is_chat(several)
-    if not objects or not all(isinstance(e, dict) and recognised(e, OF_ONE) for e in several):
+    if not isinstance(several, list) or not several or _is_chat(several):
+        return [_with_response(dict(row))]
+    if not all(isinstance(each, dict) and recognised(each, OF_ONE) for each in several):
         return [_with_response(dict(row))]
     shared = without(row, columns[0])
     return [_with_response({**shared, **_named(each)}) for each in several]
