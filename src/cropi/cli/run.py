@@ -22,5 +22,5 @@ def run(config: Config, settings: Settings = None) -> None:
     import cropi
 
     reporter = make_reporter()
-    reporter.say(f"cropi {config}  ->  {loaded.directory}", style="bold")
+    reporter.say(f"cropi {config}  ->  {loaded.url or loaded.directory}", style="bold")
     print_run(cropi.run(loaded, base, reporter))
