@@ -24,6 +24,7 @@ from cropi.curriculum.run_context import (
     RunLog,
     Seeds,
     check_settings,
+    first_stage,
     needs_of_arm,
     open_directory,
 )
@@ -40,6 +41,7 @@ from cropi.selection.settings import StrategyChoice
 from cropi.store.metrics import write_rows
 from cropi.store.mirror import exclusive_run
 from cropi.store.run_directory import RunDirectory
+from cropi.training import find_trainer
 from cropi.verifiers import Judge
 
 
@@ -143,6 +145,7 @@ def _prepare(
     policies = Policies(config.model, config.result_settings("model"))
     longest, seed = config.max_response_tokens, seeds.of("prompts")
     sets = load_prompts(config.prompts, policies, judge, seed, longest, base, log)
+    find_trainer(config.training.engine).check(first_stage(config, sets.pool))
     record_inputs(directory, sets, policies, seeds.by_name(config))
     start = make_start_policy(
         directory.start, sets, policies, config.warmup, config.training, seeds, base, log
