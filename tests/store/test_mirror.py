@@ -143,6 +143,7 @@ def test_a_finished_run_is_known_elsewhere_and_old_weights_wait_until_they_are_n
     root = take_steps(URL, made)
     assert made == []
     assert [n for n in range(STAGES) if (root / WEIGHTS.format(n)).exists()] == [STAGES - 1]
+    assert not RunDirectory(root).ledger.notes()
     assert (root / "timings.jsonl").read_text().count("\n") == 2 * STAGES
     remove_from_store(WEIGHTS.format(STAGES - 1))
     machines.another()

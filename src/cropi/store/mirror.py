@@ -18,9 +18,9 @@ from pathlib import Path
 from cropi.errors import InputError
 from cropi.schema import fingerprint
 from cropi.store.cached import read_record
-from cropi.store.files import POLICY_RECORD, atomic_write, content_hash, remove, write_json
+from cropi.store.files import atomic_write, content_hash, remove, write_json
 from cropi.store.lease import Lease
-from cropi.store.ledger import LEDGER, Entry, Ledger, listed_files, parse_ledger
+from cropi.store.ledger import LEDGER, REPORTED, Entry, Ledger, listed_files, parse_ledger
 from cropi.store.lock import LOCK, exclusive_lock
 from cropi.store.object_store import ObjectStore, StoredFile
 from cropi.store.remote import AT_ONCE, cache_directory
@@ -235,7 +235,7 @@ def _is_kept(file: Path) -> bool:
 def _can_wait(name: str, entries: Collection[str]) -> bool:
     """Whether a file is of the weights after a stage that the arm has gone on from."""
     folder, _, inside = name.partition("/policy/")
-    if not inside or inside == POLICY_RECORD:
+    if not inside or Path(inside).suffix in REPORTED:
         return False
     stages, _, index = folder.rpartition("/")
     return index.isdecimal() and f"{stages}/{int(index) + 1}/policy" in entries
