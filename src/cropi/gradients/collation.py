@@ -65,14 +65,14 @@ class PreparedGroup:
 
     def part(self, start: int, stop: int) -> PreparedGroup:
         """Neighbouring unique responses alone; `index` is the place of the first among all."""
-        kept = [k for k, unique in enumerate(self.unique_index) if start <= unique < stop]
+        places = [k for k, unique in enumerate(self.unique_index) if start <= unique < stop]
         return replace(
             self,
             index=start,
-            responses=[self.responses[k] for k in kept],
+            responses=[self.responses[k] for k in places],
             unique_ids=self.unique_ids[start:stop],
             unique_masks=self.unique_masks[start:stop],
-            unique_index=[self.unique_index[k] - start for k in kept],
+            unique_index=[self.unique_index[k] - start for k in places],
         )
 
 

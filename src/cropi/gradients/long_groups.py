@@ -64,11 +64,12 @@ def part_logprobs(
     model: nn.Module, planner: BatchPlanner, long: LongGroup, ranks: Ranks = ALONE
 ) -> Tensor:
     """Log-probs float64 [D, T] of a group's unique responses, read one part at a time."""
-    own: dict[int, Tensor] = {}
+    logp_of: dict[int, Tensor] = {}
     for turn in _turns(long, long.parts, ranks):
         with torch.no_grad(), planner.batch(turn.members, turn.mode) as batch:
-            own[turn.members[0].index] = log_probs(forward_logits(model, batch)[0], batch)[1].cpu()
-    read = {start: rows for each in ranks.gather(own) for start, rows in each.items()}
+            _, logp_DT = log_probs(forward_logits(model, batch)[0], batch)
+            logp_of[turn.members[0].index] = logp_DT.cpu()
+    read = {start: rows for each in ranks.gather(logp_of) for start, rows in each.items()}
     longest = max(rows.shape[1] for rows in read.values())
     padded = [pad(read[start], (0, longest - read[start].shape[1])) for start in sorted(read)]
     return torch.cat(padded).to(planner.device)
