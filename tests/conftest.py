@@ -5,10 +5,13 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from support.command_line import Command, in_process
+from support.object_stores import bucket_in_memory
 
 # Before torch is imported, and for the processes that tests start: tiny matrices lose more to
 # waiting threads than they gain, and threads that spin starve everything else on a small machine.
@@ -34,6 +37,14 @@ def one_thread() -> None:
 def cropi(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Call the command line in this process."""
     return in_process(monkeypatch, capsys)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """The URL of a bucket in memory, and an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with bucket_in_memory() as url:
+        yield url
 
 
 def pytest_sessionfinish() -> None:

@@ -8,6 +8,7 @@ a path.
 from __future__ import annotations
 
 import os
+import re
 import reprlib
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -25,6 +26,8 @@ LONGEST_VALUE = 200
 LARGEST_INTEGER = 2**63 - 1
 DEEPEST = 50
 """Levels of nesting of plain values."""
+# Path collapses the two slashes of a URL; a drive of Windows has a single letter.
+_URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/{1,2}(?!/)(.+)")
 _REFUSED_IN_NAMES = '/\\*?"<>|:'
 _JOINERS = "\u200c\u200d"
 """Invisible, but scripts and emoji need them."""
@@ -127,6 +130,12 @@ def require_names(names: Iterable[str], what: str) -> None:
                 "rename one"
             )
         seen[folded] = name
+
+
+def remote_url(path: str | os.PathLike[str]) -> str | None:
+    """Return the URL that a path is, with both slashes restored; None for a local path."""
+    match = _URL.fullmatch(str(path))
+    return f"{match[1]}://{match[2]}" if match else None
 
 
 def require_path(path: str, what: str = "path") -> str:

@@ -19,6 +19,7 @@ import pytest
 import cropi
 from cropi.config import RunConfig, load_config, resolve_model_path
 from cropi.curriculum.loop import run
+from cropi.curriculum.run_context import first_stage
 from cropi.errors import InputError
 from cropi.execution import executor_for
 from cropi.execution.settings import RaySettings, ScaleConfig
@@ -37,6 +38,10 @@ from cropi.study.plan import StudyPlan
 from cropi.study.runner import run_threads
 from cropi.training.launcher import accelerate_config
 from cropi.training.settings import LaunchSettings
+from cropi.training.verl_config import overrides_of
+from cropi.training.verl_refusals import interpreter as interpreter_of_verl
+from cropi.training.verl_settings import VerlSettings
+from cropi.training.verl_stage import environment
 from cropi.verifiers import Judge
 from support.fake_server import FakeServer, interpreter, serving
 from support.tiny_models import mixed_groups
@@ -147,6 +152,10 @@ def use_plugins() -> None:
 def use_launchers() -> None:
     launch = LaunchSettings(processes=2)
     assert accelerate_config(launch)["num_processes"] == 2
+    cluster = VerlSettings(address="auto", nodes=2)
+    assert environment(cluster, interpreter_of_verl(cluster))["RAY_ADDRESS"] == "auto"
+    plan = first_stage(load_config("pocket"))
+    assert overrides_of(plan, cluster, Path("work"), "model", 8)["trainer.nnodes"] == 2
 
 
 def use_servers(folder: Path) -> None:

@@ -112,7 +112,7 @@ def test_what_is_enough_stops_the_sampling(tmp_path: Path, monkeypatch: pytest.M
     assert len(sampled) == 24
 
 
-def test_features_that_sampling_has_read_are_not_read_again(
+def test_features_are_read_once_for_all_stages_and_again_only_if_their_file_is_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = []
@@ -121,10 +121,17 @@ def test_features_that_sampling_has_read_are_not_read_again(
         read.append(len(groups))
         return prompt_features(model, groups)
 
-    for module in ("pool_sample", "policy_reading"):
-        monkeypatch.setattr(f"cropi.curriculum.{module}.prompt_features", counting)
+    monkeypatch.setattr("cropi.curriculum.policy_reading.prompt_features", counting)
+    finished = run(fake_config(tmp_path, SMALL, LARGE_POOL))
+    before = promised_bytes(finished)
+    assert read == [40]
+    (finished / "arms/cropi/stages/1/selection.parquet").unlink()
     run(fake_config(tmp_path, SMALL, LARGE_POOL))
-    assert read == [40, 40]  # one for each of the two stages' policies
+    assert (read, promised_bytes(finished)) == ([40], before)
+    (finished / "arms/cropi/stages/1/selection.parquet").unlink()
+    (finished / "arms/cropi/stages/0/features.parquet").write_bytes(b"torn")
+    run(fake_config(tmp_path, SMALL, LARGE_POOL))
+    assert (read, promised_bytes(finished)) == ([40, 40], before)
 
 
 def test_another_arm_that_needs_the_whole_pool_changes_nothing_for_this_one(

@@ -82,7 +82,7 @@ def test_the_data_set_of_verl_holds_every_row(pool: list[Prompt], tmp_path: Path
 
 
 TASKSET = """
-import asyncio, json, sys
+import asyncio, itertools, json, sys
 from types import SimpleNamespace
 from verifiers.v1.utils.loaders import taskset_class
 
@@ -91,7 +91,10 @@ config = sys.modules["cropi_selection"].SelectionConfig
 selected, control = (list(taskset(config(rows=rows))) for rows in ("selection", "control"))
 replies = [SimpleNamespace(last_reply=text) for text in (selected[1].data.answer, "no")]
 rewards = [asyncio.run(selected[1].verifier(reply)) for reply in replies]
-print(json.dumps([[task.key for task in selected], len(control), rewards]))
+live = taskset_class("cropi-live")
+streamed = itertools.islice(live(config(id="cropi-live")), 6)
+keys = [[task.key for task in tasks] for tasks in (selected, streamed)]
+print(json.dumps([live.INFINITE, *keys, len(control), rewards]))
 """
 
 
@@ -112,4 +115,4 @@ def test_verifiers_loads_an_export_as_a_taskset(pool: list[Prompt], tmp_path: Pa
         env={**os.environ, "PYTHONPATH": path},
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [ids, 4, [1.0, 0.0]]
+    assert json.loads(done.stdout) == [True, ids, [*ids, *ids[:2]], 4, [1.0, 0.0]]

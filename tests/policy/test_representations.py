@@ -52,7 +52,7 @@ def test_states_that_are_not_finite_are_refused_by_the_prompts_name() -> None:
     token = int(pool[2].prompt_ids[0])
     with torch.no_grad():
         model.get_input_embeddings().weight[token] = torch.nan
-    with pytest.raises(InputError, match="are not finite, first at 'p"):
+    with pytest.raises(InputError, match=r"at prompt 'p\d+' are not finite"):
         prompt_features(model, pool)
 
 
@@ -68,11 +68,27 @@ def test_features_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) ->
 def test_wide_features_are_projected_and_keep_their_inner_products() -> None:
     draw = np.random.default_rng(1)
     wide = draw.normal(size=(60, 4 * MOST_FEATURES)) + 3 * draw.normal(size=(60, 1))
-    narrow = representations._standardised(wide)
+    narrow = representations._Scale.of(wide).features(wide)
     full = (wide - wide.mean(0)) / wide.std(0) / np.sqrt(wide.shape[1])
     assert narrow.shape == (60, MOST_FEATURES)
     assert np.corrcoef((narrow @ narrow.T).ravel(), (full @ full.T).ravel())[0, 1] > 0.99
 
 
 def test_a_feature_that_never_varies_is_zero() -> None:
-    assert not representations._standardised(np.ones((5, 3))).any()
+    same = np.ones((5, 3))
+    assert not representations._Scale.of(same).features(same).any()
+
+
+def test_a_part_of_many_prompts_says_how_all_are_standardised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, pool = tiny_model("qwen2-tied"), groups(60)
+    by_all = prompt_features(model, pool)
+    monkeypatch.setattr(representations, "SCALED_BY", 40)
+    by_some = prompt_features(model, pool)
+    assert by_some.dtype == np.float32
+    for all_PF, some_PF in zip(by_all, by_some, strict=True):
+        scale_F = some_PF.std(0) / all_PF.std(0)
+        offset_F = some_PF.mean(0) - scale_F * all_PF.mean(0)
+        assert some_PF == pytest.approx(all_PF * scale_F + offset_F, abs=1e-4)
+        assert 0.7 < np.median(scale_F) < 1.4

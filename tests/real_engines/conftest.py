@@ -1,4 +1,7 @@
-"""The real vLLM, where there is one: `make test-engines` builds it; `make test` does without."""
+"""The real vLLM and verl, where they are: `make test-engines` and `make test-verl` build them.
+
+`make test` does without.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cropi.rollouts.engines.vllm import PYTHON_VARIABLE
+from cropi.rollouts.engines.vllm import PYTHON_VARIABLE as VLLM
+from cropi.training.verl_settings import PYTHON_VARIABLE as VERL
 
 HERE = Path(__file__).parent
 OPTIONS = {"enforce-eager": True, "max-num-seqs": 64, "enable-chunked-prefill": False}
@@ -16,12 +20,13 @@ OPTIONS = {"enforce-eager": True, "max-num-seqs": 64, "enable-chunked-prefill": 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if os.environ.get(PYTHON_VARIABLE):
-        return
-    reason = f"no ${PYTHON_VARIABLE}; run make test-engines"
     for item in items:
         if HERE in item.path.parents:
-            item.add_marker(pytest.mark.skip(reason=reason))
+            name = "verl" if "verl" in item.path.name else "engines"
+            variable = VERL if name == "verl" else VLLM
+            if not os.environ.get(variable):
+                reason = f"no ${variable}; run make test-{name}"
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -37,7 +37,8 @@ def test_a_run_ends_after_a_kill_with_what_it_had(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": path}
     process = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path)], env=environment)
     directory = tmp_path / "runs" / "tiny"
-    pool = directory / "rollouts" / "pool.parquet"
+    stages = directory / "arms" / "cropi" / "stages"
+    pool = stages / "0" / "rollouts" / "pool.parquet"
     until = time.monotonic() + 900
     while time.monotonic() < until and not pool.exists():
         time.sleep(0.1)
@@ -54,7 +55,7 @@ def test_a_run_ends_after_a_kill_with_what_it_had(tmp_path: Path) -> None:
     assert {row["step"] for row in rows if row["kind"] == "evaluation"} == {0, 1, 2}
     start = read_rollouts(pool)
     assert {group.logprob_mode for group in start} == {"processed"}
-    fresh = read_rollouts(directory / "arms/cropi/stages/1/rollouts/pool.parquet")
+    fresh = read_rollouts(stages / "1" / "rollouts" / "pool.parquet")
     assert [g.prompt_id for g in fresh] == [g.prompt_id for g in start]
-    policy = load_policy(directory / "arms/cropi/stages/0/policy", device="cpu")
+    policy = load_policy(stages / "0" / "policy", device="cpu")
     assert staleness_under(policy.model, fresh).ess > 0.999, "they are the stage's own policy's"

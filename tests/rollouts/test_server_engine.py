@@ -20,10 +20,12 @@ from cropi.policy.loading import Policy, load_policy
 from cropi.policy.reference import PolicyRef
 from cropi.rollouts import RolloutEngine, load_engine, read_rollouts, rollout
 from cropi.rollouts.engines.engine import Completion
+from cropi.rollouts.number_checks import inexact_notes
 from cropi.rollouts.serving.connection import Connection
 from cropi.rollouts.serving.logprob_mode import effective_mode, measured_mode
 from cropi.rollouts.serving.threads import in_threads
 from cropi.rollouts.settings import EngineChoice, RolloutsConfig
+from cropi.rollouts.staleness import staleness_under
 from cropi.schema import LogprobMode, Prompt, RolloutGroup, Sampling
 from support import fake_server
 from support.fake_server import FakeServer, cut_off, hang, serving, status, truncated
@@ -212,6 +214,77 @@ def test_an_answer_that_is_not_what_was_asked_for_is_refused(
     vllm.change = change
     with pytest.raises(InputError, match=message):
         engine(vllm, pocket).generate(IDS, WHOLE, 2, 5)
+
+
+def visible(body: dict[str, Any], n: int) -> list[tuple[list[int], list[float]]]:
+    """Responses of tokens that a text shows."""
+    return [
+        ([7 if i < 4 and i not in body["stop_token_ids"] else i for i in ids], logprobs)
+        for ids, logprobs in fake_server.made_up(body, n)
+    ]
+
+
+@pytest.fixture
+def texts(pocket: Policy) -> Iterator[FakeServer]:
+    def text(ids: list[int]) -> str:
+        return str(pocket.tokenizer.decode(ids))
+
+    with serving(FakeServer(owner="another", text=text, sampler=visible)) as server:
+        yield server
+
+
+def test_texts_become_tokens_again_where_that_is_asked_for(
+    texts: FakeServer, pocket: Policy
+) -> None:
+    sampled = engine(texts, pocket, exact=False).generate(IDS, SAMPLING, 3, 5)
+    assert len(texts.asked) == 3 * len(IDS), "such servers do not sample several at once"
+    assert len({body["seed"] for body in texts.asked}) == len(texts.asked)
+    prompts = {pocket.tokenizer.decode(ids) for ids in IDS}
+    assert {body["prompt"] for body in texts.asked} == prompts
+    by_request = {(body["prompt"], body["seed"]): visible(body, 1)[0][0] for body in texts.asked}
+    made = [c.ids.tolist() for group in sampled for c in group]
+    assert sorted(made) == sorted(by_request.values()), "pocket's characters are its tokens"
+    assert not any(c.exact for group in sampled for c in group)
+    assert {c.logprob_mode for group in sampled for c in group} == {"recomputed"}
+
+
+def test_rollouts_from_texts_say_so_and_have_the_policys_own_log_probs(
+    texts: FakeServer, pocket: Policy, tmp_path: Path
+) -> None:
+    prompts = [Prompt(f"p{n}", "3", "exact", prompt=f"a{n}+{n}=") for n in range(6)]
+    choice = EngineChoice.of("server", url=texts.url, exact=False)
+    settings = RolloutsConfig(engine=choice, responses=3, max_new_tokens=6, temperature=0.7)
+    out = tmp_path / "r.parquet"
+    rollout(pocket, prompts, out, settings, verifier="exact", seed=4)
+    groups = read_rollouts(out)
+    assert {(group.exact, group.logprob_mode) for group in groups} == {(False, "recomputed")}
+    staleness = staleness_under(pocket.model, groups)
+    assert staleness.ess > 0.999999
+    assert any("came as text" in note for note in staleness.notes)
+    assert "6 prompts, first p0, whose responses" in inexact_notes("the pool", groups)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"token_ids": [7]}, "leave rollouts.engine.exact at true"),
+        ({"finish_reason": None}, "no text that ended by itself"),
+        ({"text": None}, "no text that ended by itself"),
+    ],
+)
+def test_texts_that_say_too_little_are_refused(
+    change: dict[str, Any], message: str, texts: FakeServer, pocket: Policy
+) -> None:
+    texts.change = lambda answer: {"choices": [{**answer["choices"][0], **change}]}
+    with pytest.raises(InputError, match=message):
+        engine(texts, pocket, exact=False).generate(IDS, WHOLE, 2, 5)
+
+
+def test_a_server_without_ids_is_told_how_to_be_used_all_the_same(
+    texts: FakeServer, pocket: Policy
+) -> None:
+    with pytest.raises(InputError, match=r"rollouts\.engine\.exact=false"):
+        engine(texts, pocket).generate(IDS, WHOLE, 2, 5)
 
 
 def test_a_log_prob_of_minus_infinity_stays_one(vllm: FakeServer, pocket: Policy) -> None:

@@ -52,6 +52,8 @@ class FakeServer:
     faults: list[Fault] = field(default_factory=list)
     change: Callable[[Any], Any] = lambda answer: answer
     """Applied to every answer before it is sent."""
+    text: Callable[[list[int]], str] | None = None
+    """Turns ids into text, on a server that returns nothing else, one response at a time."""
     asked: list[dict[str, Any]] = field(default_factory=list)
     url: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -119,6 +121,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/generate":
             return [self._sglang(body, k) for k in range(len(body["input_ids"]))]
         assert self.path == "/v1/completions", self.path
+        if self.fake.text is not None:
+            return {"choices": [self._as_text(body, self.fake.text)]}
         responses = self.fake.sampler(body, body["n"])
         choices = [
             {
@@ -132,6 +136,12 @@ class Handler(BaseHTTPRequestHandler):
             for index, (ids, logprobs) in enumerate(responses)
         ]
         return {"choices": choices[::-1]}
+
+    def _as_text(self, body: dict[str, Any], text: Callable[[list[int]], str]) -> Any:
+        ((ids, _),) = self.fake.sampler(body, 1)
+        stopped = ids[-1] in body["stop_token_ids"]
+        said = text(ids[:-1] if stopped else ids)
+        return {"index": 0, "text": said, "finish_reason": "stop" if stopped else "length"}
 
     def _sglang(self, body: dict[str, Any], k: int) -> Any:
         settings = body["sampling_params"][k]

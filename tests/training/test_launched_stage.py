@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 from cropi.config import TrainerChoice
 from cropi.errors import InputError
 from cropi.training import StageOutcome, StagePlan, find_trainer
-from cropi.training.launcher import WORKER, accelerate_config, launch_command, parts_of
+from cropi.training.launcher import WORKER, accelerate_config, launch_command
 from cropi.training.settings import LaunchSettings
+from cropi.training.stage_parts import parts_of
 from cropi.training.trl_stage import require_training_state
 from cropi.verifiers import Judge
 

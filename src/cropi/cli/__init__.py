@@ -33,10 +33,11 @@ from cropi.cli import (
     verify,
 )
 from cropi.cli.flag_names import in_flags
-from cropi.cli.options import Command
 from cropi.cli.torchrun import launched
+from cropi.cli.urls import Command
 from cropi.errors import InputError, require_supported_system
 from cropi.store.files import DISK_ERRORS, cannot_write
+from cropi.store.remote import with_urls
 from cropi.text import printable, shortened
 
 app = typer.Typer(
@@ -133,13 +134,14 @@ def _as_typed(message: str) -> str:
 def _fail(message: str) -> NoReturn:
     """Print in one line what is wrong with the input, and exit."""
     launched().give_way()
-    line = shortened(printable(" ".join(message.split())), LONGEST_MESSAGE)
+    line = shortened(printable(" ".join(with_urls(message).split())), LONGEST_MESSAGE)
     typer.echo(f"error: {line}", err=True)
     sys.exit(2)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    line = shortened(printable(" ".join(_as_typed(str(message)).split())), LONGEST_MESSAGE)
+    text = with_urls(_as_typed(str(message)))
+    line = shortened(printable(" ".join(text.split())), LONGEST_MESSAGE)
     typer.echo(f"warning: {line}", err=True)
 
 

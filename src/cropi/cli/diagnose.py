@@ -27,6 +27,7 @@ from cropi.cli.options import (
     section,
 )
 from cropi.cli.printing import make_reporter, print_table
+from cropi.cli.urls import Command
 from cropi.diagnostics.diagnosis_settings import (
     FidelitySettings,
     LeaveOutSettings,
@@ -37,7 +38,7 @@ from cropi.gradients.settings import ObjectiveConfig
 from cropi.text import shown
 
 if TYPE_CHECKING:
-    from cropi.influence.scorer import PhaseProgress
+    from cropi.influence.pool_scorer import PhaseProgress
     from cropi.progress import Bar
     from cropi.report.pages.diagnosis_page import Diagnosis
     from cropi.schema import RolloutGroup
@@ -75,7 +76,7 @@ LEARNING_RATES, DIMS, RATIOS = (
 )
 
 
-@diagnose_app.command()
+@diagnose_app.command(cls=Command)
 def staleness(
     rollouts: RolloutsFile,
     model: Model,
@@ -112,7 +113,7 @@ def staleness(
     _conclude(report, render, out, "staleness", about, level=report.level, refresh=report.refresh)
 
 
-@diagnose_app.command()
+@diagnose_app.command(cls=Command)
 def step(
     rollouts: RolloutsFile,
     target: Targets,
@@ -172,7 +173,7 @@ def step(
     _conclude(report, render, out, "step", about, as_predicted=report.as_predicted)
 
 
-@diagnose_app.command()
+@diagnose_app.command(cls=Command)
 def fidelity(
     rollouts: RolloutsFile,
     target: Targets,
@@ -237,7 +238,7 @@ def fidelity(
     _conclude(report, render, out, "fidelity", about, recommended=report.advice)
 
 
-@diagnose_app.command()
+@diagnose_app.command(cls=Command)
 def loo(
     config: Config,
     settings: Settings = None,

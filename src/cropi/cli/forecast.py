@@ -56,8 +56,8 @@ def plan(
         cropi plan my.yaml --gpu h100 --gpus 8 --pilot
     """
     loaded, base = load(config, settings)
-    launch = getattr(loaded.training.engine.settings, "launch", None)
-    gpus = gpus or (1 if launch is None else launch.processes)
+    devices: int = getattr(loaded.training.engine.settings, "devices", 1)
+    gpus = gpus or devices
     if probe and (gpu is not None or gpus > 1):
         raise InputError(
             "--probe measures one device of this machine, and --gpu, --gpus or a launch of "

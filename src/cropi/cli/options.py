@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import Field
-from typer.core import TyperCommand
 
 from cropi.cli.flag_names import given_in_flags
 from cropi.errors import InputError
@@ -138,43 +137,6 @@ def scale_and_rest(settings: Sequence[str] | None) -> tuple[ScaleConfig, list[st
     of_scale = [text for text in texts if text.partition("=")[0].split(".")[0] == "scale"]
     scale = build_section(_Scaled, {}, of_scale).scale
     return scale, [text for text in texts if text not in of_scale]
-
-
-REPLACED = {"judge": ("rollouts",)}
-"""Inputs that a command may write its output over, because what is written holds all of them."""
-
-
-class Command(TyperCommand):
-    """A command that refuses to write its output over one of its inputs."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command; `ctx` is the click context of the click that typer brings along."""
-        out = ctx.params.get("out")
-        unguarded = {"out", "settings", *REPLACED.get(self.name or "", ())}
-        if not isinstance(out, Path):
-            return super().invoke(ctx)
-        for parameter in self.params:
-            given = None if parameter.name in unguarded else ctx.params.get(parameter.name)
-            if any(_same(out, text) for text in _texts(given)):
-                name = next((o for o in parameter.opts if o.startswith("--")), parameter.name)
-                raise InputError(
-                    f"--out {out} is also an input ({name}), which would be lost; give another path"
-                )
-        return super().invoke(ctx)
-
-
-def _texts(value: Any) -> list[str]:
-    """What may be a path in the value of an option; of NAME=FILE it is the second part."""
-    values = value if isinstance(value, list | tuple) else [value]
-    texts = [str(each) for each in values if isinstance(each, str | Path)]
-    return [*texts, *(text.partition("=")[2] for text in texts if "=" in text)]
-
-
-def _same(out: Path, text: str) -> bool:
-    try:
-        return bool(text) and out.samefile(Path(text).expanduser())
-    except (OSError, ValueError):
-        return False  # one of them does not exist, or is no path
 
 
 def engine_settings(settings: Sequence[str], batch_size: int | None) -> list[str]:

@@ -128,6 +128,7 @@ def rank(
     from cropi.exchange.ranking.ranking import rank as rank_pool
     from cropi.report import write_rank_report
     from cropi.store.lock import exclusive_output
+    from cropi.store.remote import with_urls
 
     require_apart(out, rollouts)
     require_trainer(to)
@@ -166,7 +167,9 @@ def rank(
             )
             bar.note = f"{len(ranking.selection.prompt_ids):,} selected"
         commands = export_ranking(out, ranking, to, seed, policy or "")
-        write_folder(out, ranking, {"rollouts": str(rollouts), "policy": policy, "seed": seed})
+        write_folder(
+            out, ranking, {"rollouts": with_urls(str(rollouts)), "policy": policy, "seed": seed}
+        )
         page = write_rank_report(out, ranking, commands)
     print_ranking(ranking, commands, page)
 

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
 from cropi.cli.options import Config, Settings, load
 from cropi.cli.printing import make_reporter
 from cropi.cli.report import print_run
 
+if TYPE_CHECKING:
+    from cropi.config import RunConfig
 
-def run(config: Config, settings: Settings = None) -> None:
+
+def run(
+    config: Config,
+    settings: Settings = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the programs that training would start, no more"),
+    ] = False,
+) -> None:
     """Run a whole curriculum: rollouts, influence, selection, GRPO, evaluation, report.
 
     A run that was stopped continues when the same command is given again.
@@ -19,8 +35,27 @@ def run(config: Config, settings: Settings = None) -> None:
         cropi run my.yaml selection.ratio=0.2 name=wider
     """
     loaded, base = load(config, settings)
+    if dry_run:
+        _print_commands(loaded, base)
+        return
     import cropi
 
     reporter = make_reporter()
     reporter.say(f"cropi {config}  ->  {loaded.directory}", style="bold")
     print_run(cropi.run(loaded, base, reporter))
+
+
+def _print_commands(config: RunConfig, base: Path | None) -> None:
+    """Print what can be pasted into a shell, each stage under a comment with its title."""
+    from rich.console import Console
+
+    from cropi.config.check import require_usable
+    from cropi.curriculum.dry_run import training_commands
+    from cropi.progress import ProgressReporter
+
+    require_usable(config, base)
+    reporter = ProgressReporter(Console(stderr=True))
+    for title, commands in training_commands(config, base, reporter):
+        typer.echo(f"# {title}")
+        for command in commands:
+            typer.echo(shlex.join(command))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,9 +13,6 @@ from cropi.cli.printing import make_reporter
 from cropi.errors import InputError
 from cropi.selection.settings import SelectionConfig
 from cropi.text import plural
-
-if TYPE_CHECKING:
-    from cropi.curriculum.policy_reading import PolicyReading
 
 ScoreFiles = Annotated[
     list[Path] | None,
@@ -72,7 +69,7 @@ def select(
     require_writable(out)
     with exclusive_output(out):
         files = [] if rollouts is None else [rollouts, *(history or [])]
-        reading = None if model is None else _reading(model, config, files)
+        reading = {} if model is None else _reading(model, config, files)
         estimates = [read_scores(path) for path in scores or []]
         selection = cropi.select(
             estimates[-1] if estimates else None,
@@ -80,9 +77,8 @@ def select(
             earlier=estimates[:-1],
             rollouts=rollouts,
             history=history or (),
-            features=None if reading is None else reading.features,
-            current=None if reading is None else reading.current,
             seed=seed,
+            **reading,
         )
         write_selection(out, selection)
     reporter = make_reporter()
@@ -92,11 +88,12 @@ def select(
         reporter.warn(note)
 
 
-def _reading(model: str, config: SelectionConfig, files: Sequence[Path]) -> PolicyReading:
+def _reading(model: str, config: SelectionConfig, files: Sequence[Path]) -> dict[str, Any]:
     """What the strategy looks at in the policy; `files` are rollouts of the pool, oldest first."""
     # These load torch, which a selection from scores alone does without.
-    from cropi.curriculum.policy_reading import read_policy
+    from cropi.curriculum.policy_reading import read_current_rates
     from cropi.policy.loading import as_model
+    from cropi.policy.representations import prompt_features
     from cropi.rollouts import read_rollouts
     from cropi.selection import find_strategy, needs_of
 
@@ -109,4 +106,9 @@ def _reading(model: str, config: SelectionConfig, files: Sequence[Path]) -> Poli
             "no policy; leave it out, or choose another strategy"
         )
     pool = read_rollouts(files[0])
-    return read_policy(lambda: as_model(model), needs, pool, files[1:], None, None)
+    loaded, reading = as_model(model), dict[str, Any]()
+    if needs.features:
+        reading["features"] = prompt_features(loaded, pool)
+    if needs.current:
+        reading["current"] = read_current_rates(loaded, pool, files[1:], None, None).rates
+    return reading

@@ -20,8 +20,7 @@ from cropi.errors import InputError
 from cropi.plugins import Choice, is_built_in
 from cropi.prompts.shards import find_shards
 from cropi.settings import Section
-from cropi.store.remote import remote_url
-from cropi.text import require_path, require_plain, shortened, shown
+from cropi.text import remote_url, require_path, require_plain, shortened, shown
 
 SectionType = TypeVar("SectionType", bound=Section)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeGuard
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,7 +16,7 @@ from cropi.influence.settings import InfluenceConfig
 from cropi.plugins import find_plugin, plugin_names, settings_of
 from cropi.policy.settings import ModelConfig
 from cropi.prompts.settings import PromptsConfig, PromptSource
-from cropi.rollouts.settings import EngineSettings, RolloutsConfig
+from cropi.rollouts.settings import RolloutsConfig
 from cropi.selection.settings import SelectionConfig, StrategyChoice
 from cropi.selection.strategy import Needs, find_strategy, needs_of
 from cropi.settings import PathText, Section, flat, is_default
@@ -40,25 +40,27 @@ EXECUTION_ONLY = frozenset(
     }
 )
 """Settings that say where and how fast, but not what: a run may go on with others."""
-ENGINES = ("rollouts.engine.", "evaluation.engine.")
-"""Where settings of rollout engines begin; an engine says itself which of them are of that kind."""
+ENGINES = {
+    "rollouts.engine.": "engine",
+    "evaluation.engine.": "engine",
+    "training.engine.": "trainer",
+}
+"""Where settings of engines begin; an engine says itself which of them are of that kind."""
 
 
 def affects_results(key: str) -> bool:
     """Whether the setting of this dotted key decides results, so that a run must keep it."""
-    if key.startswith(ENGINES) and key.split(".")[2] in _execution_of_engines():
+    kind = next((ENGINES[start] for start in ENGINES if key.startswith(start)), None)
+    if kind is not None and key.split(".")[2] in _execution_of(kind):
         return False
     return key not in EXECUTION_ONLY and not key.startswith(("compare.", "scale."))
 
 
 @cache
-def _execution_of_engines() -> frozenset[str]:
-    settings = [settings_of(find_plugin("engine", name)) for name in plugin_names("engine")]
-    return frozenset().union(*(each.execution for each in settings if _is_engine(each)))
-
-
-def _is_engine(settings: type[Section]) -> TypeGuard[type[EngineSettings]]:
-    return issubclass(settings, EngineSettings)
+def _execution_of(kind: str) -> frozenset[str]:
+    """The settings of all built-in engines of a kind that say where and how fast."""
+    settings = [settings_of(find_plugin(kind, name)) for name in plugin_names(kind)]
+    return frozenset[str]().union(*(getattr(each, "execution", ()) for each in settings))
 
 
 class RunConfig(Section):

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cropi.config import RunConfig, resolve_model_path
@@ -23,6 +24,7 @@ from cropi.curriculum.run_context import (
     RunLog,
     Seeds,
     check_settings,
+    first_stage,
     needs_of_arm,
     open_directory,
 )
@@ -39,6 +41,7 @@ from cropi.selection.settings import StrategyChoice
 from cropi.store.lock import exclusive_lock
 from cropi.store.metrics import write_rows
 from cropi.store.run_directory import RunDirectory
+from cropi.training import find_trainer
 from cropi.verifiers import Judge
 
 
@@ -71,11 +74,11 @@ class Curriculum:
         """Train a strategy through all stages; return the path of its last policy."""
         steps, settings = self.steps, self.config.curriculum
         needs, policy = needs_of_arm(self.config, strategy), self.start
-        start_rollouts, features = self.start_rollouts, None
+        start_rollouts, first = self.start_rollouts, self.directory.stages(strategy.slug, 1)[0]
+        features = partial(steps.features.read, first, self.start, start_rollouts["pool", ""])
         if needs.sample:
-            first = self.directory.stages(strategy.slug, 1)[0]
-            start_rollouts, features = steps.sample.grow(
-                first, strategy, needs, policy, start_rollouts
+            start_rollouts = steps.sample.grow(
+                first, strategy, needs, policy, start_rollouts, features
             )
         for stage in self.directory.stages(strategy.slug, settings.stages):
             rollouts = steps.refresh.rollouts(stage, needs, policy, start_rollouts)
@@ -83,7 +86,6 @@ class Curriculum:
             selection = steps.selector.selection(
                 stage, strategy, scores, rollouts, policy, features
             )
-            features = None  # those of later policies differ
             policy = steps.trainer.train(stage, selection, policy, needs.dynamic_sampling)
             self.gather_metrics()
             delete_old_checkpoints(
@@ -143,6 +145,7 @@ def _prepare(
     policies = Policies(config.model, config.result_settings("model"))
     longest, seed = config.max_response_tokens, seeds.of("prompts")
     sets = load_prompts(config.prompts, policies, judge, seed, longest, base, log)
+    find_trainer(config.training.engine).check(first_stage(config, sets.pool))
     record_inputs(directory, sets, policies, seeds.by_name(config))
     start = make_start_policy(
         directory.start, sets, policies, config.warmup, config.training, seeds, base, log

@@ -1,61 +1,76 @@
-"""What a strategy reads of a stage's policy with forward passes: features, current pass rates."""
+"""What a strategy reads of a policy with forward passes: features, and current pass rates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cropi.curriculum.policies import Policies
+from cropi.curriculum.run_context import RunLog
 from cropi.curriculum.stage_rollouts import replace_groups
 from cropi.policy.representations import prompt_features
 from cropi.rollouts import read_rollouts
 from cropi.rollouts.current_rates import current_pass_rates, tokens_read
 from cropi.schema import RolloutGroup
-from cropi.selection import Needs
+from cropi.store.cached import cached, stamp
+from cropi.store.files import file_hash
+from cropi.store.run_directory import Stage
+from cropi.store.tables import read_features, write_features
 
 
 @dataclass(frozen=True)
-class PolicyReading:
-    """Features [L, P, F] of the pool's prompts and their current pass rates [P], where needed.
+class PoolFeatures:
+    """Reads what the start policy makes of the pool's prompts, once for all stages of an arm.
 
-    `tokens` went forward through the model, once.
+    Features tell prompts apart, which they do no better under later policies; and reading them
+    again would cost as much as all the rest of selection.
     """
 
-    features: NDArray[np.float64] | None = None
-    current: NDArray[np.float64] | None = None
-    tokens: int = 0
+    policies: Policies
+    log: RunLog
+
+    def read(self, first: Stage, start: str, pool: Sequence[RolloutGroup]) -> NDArray[np.float32]:
+        """Return the features [L, P, F] of the pool's prompts under the start policy."""
+        directory = self.log.directory
+        inputs = (self.policies.key(start), file_hash(directory.prompts("pool")))
+
+        def make(inputs_fingerprint: str) -> None:
+            with self.log.phase(f"{first.arm} prompt features", "scoring", first):
+                features = prompt_features(self.policies.load(start).model, pool)
+                ids = [group.prompt_id for group in pool]
+                write_features(first.features, ids, features, stamp(inputs_fingerprint))
+
+        return read_features(cached(first.features, inputs, make, directory.ledger))
 
 
-def read_policy(
-    load: Callable[[], Any],
-    needs: Needs,
+@dataclass(frozen=True)
+class CurrentRates:
+    """Pass rates [P] of the pool's prompts under a policy; `tokens` went forward through it."""
+
+    rates: NDArray[np.float64]
+    tokens: int
+
+
+def read_current_rates(
+    model: Any,
     pool: Sequence[RolloutGroup],
     files: Sequence[Path],
     threshold: float | None,
     batch_tokens: int | None,
-    features: NDArray[np.float64] | None = None,
-) -> PolicyReading:
-    """Read what a strategy needs of a policy; its model is loaded only if it needs something.
+) -> CurrentRates:
+    """Estimate the pass rates from each prompt's freshest rollouts.
 
     `files` hold all rollouts of the pool so far, oldest first, and `threshold` turns rewards into
-    passes. `features` are not read again where they are given.
+    passes.
     """
-    if not (needs.features or needs.current):
-        return PolicyReading()
-    model, current, tokens = cache(load), None, 0
-    if needs.features:
-        features = prompt_features(model(), pool) if features is None else features
-        tokens = prompt_tokens(pool)
-    if needs.current:
-        freshest = freshest_groups(pool, files)
-        current = current_pass_rates(model(), freshest, threshold, batch_tokens)
-        tokens += tokens_read(freshest, threshold)
-    return PolicyReading(features, current, tokens)
+    freshest = freshest_groups(pool, files)
+    rates = current_pass_rates(model, freshest, threshold, batch_tokens)
+    return CurrentRates(rates, tokens_read(freshest, threshold))
 
 
 def prompt_tokens(pool: Sequence[RolloutGroup]) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropi.curriculum.policies import Policies
-from cropi.curriculum.stage_choice import StageScorer, progress_of, target_rollouts
+from cropi.curriculum.stage_choice import Features, StageScorer, progress_of, target_rollouts
 from cropi.curriculum.stage_rollouts import StageRollouts, replace_groups, stage_rollouts
 from cropi.curriculum.start_rollouts import (
     RolloutRequest,
@@ -33,7 +33,6 @@ from cropi.curriculum.start_rollouts import (
 from cropi.influence.cosines import Influence
 from cropi.influence.growing_pool import GrowingPool
 from cropi.influence.left_out import require_informative
-from cropi.policy.representations import prompt_features
 from cropi.rollouts import read_rollouts
 from cropi.rollouts.rollout_file import write_rollouts
 from cropi.schema import Prompt, RolloutGroup
@@ -64,11 +63,11 @@ class PoolSample:
         needs: Needs,
         policy: str,
         start: StartRollouts,
-    ) -> tuple[StartRollouts, NDArray[np.float64] | None]:
+        features: Features,
+    ) -> StartRollouts:
         """Put the sample and its scores into an arm's first stage.
 
-        Returns `start` as this arm knows it without those: no prompt of the pool has responses; and
-        the pool's features, if they had to be read.
+        Returns `start` as this arm knows it without those: no prompt of the pool has responses.
         """
         start = {**start, ("pool", ""): [without_responses(group) for group in start["pool", ""]]}
         before = self._before(start)
@@ -82,7 +81,7 @@ class PoolSample:
         )
 
         ledger = self.sampler.log.directory.ledger
-        sampling = _Growth(self, first, settings, needs, policy, start, before)
+        sampling = _Growth(self, first, settings, needs, policy, start, before, features)
 
         def make(inputs_fingerprint: str) -> None:
             file = first.rollouts("pool")
@@ -94,7 +93,7 @@ class PoolSample:
         # Scores are of the portions in their order: others would differ in the last bits.
         files = [first.rollouts("pool"), first.scores, first.influence_facts]
         cached(first.refresh_facts, inputs, make, ledger, lambda: files)
-        return start, sampling.features
+        return start
 
     def _before(self, start: StartRollouts) -> StageRollouts:
         """What there is to begin with: the rollouts of the validation sets."""
@@ -121,12 +120,12 @@ class _Growth:
         policy: str,
         start: StartRollouts,
         before: StageRollouts,
+        features: Features,
     ) -> None:
         self.step, self.stage, self.settings, self.needs = step, stage, settings, needs
-        self.policy, self.start, self.before = policy, start, before
+        self.policy, self.start, self.before, self.features = policy, start, before, features
         self.sampled: list[RolloutGroup] = []
         self.stored: dict[str, RolloutGroup] = {}
-        self.features: NDArray[np.float64] | None = None
         self.log = step.sampler.log
 
     @property
@@ -155,12 +154,13 @@ class _Growth:
     def _grow(self) -> Influence:
         """Sample and score portions until the strategy has enough, or there are no more."""
         evidence: PoolEvidence | None = None
+        features = self.features() if self.needs.features else None
         seed = self.step.sampler.seeds.of("rollouts", "sample")
         for name, prompts in sampled_portions(self.step.pool.prompts, self.needs, seed):
             portion = self._portion(name, prompts)
             self.sampled += portion
             with self.step.scorer.phase(self.stage) as bar:
-                evidence = evidence or self._evidence()
+                evidence = evidence or self._evidence(features)
                 evidence.growing.scorer.progress = progress_of(bar)
                 evidence.add(portion, self.pool)
                 bar.note = plural(len(evidence.growing.prompt_ids), "prompt")
@@ -169,14 +169,12 @@ class _Growth:
         assert evidence is not None, "a pool has prompts"
         return evidence.result(self._searched, self.sampled)
 
-    def _evidence(self) -> PoolEvidence:
+    def _evidence(self, features: NDArray[np.float32] | None) -> PoolEvidence:
         """What scores the portions, once the policy has left sampling."""
         step, policy = self.step, self.step.policies.load(self.policy)
         targets = target_rollouts(self.needs, self.before)
         growing = step.scorer.growing_pool(self.stage, self.needs, policy, self.policy, targets)
-        if self.needs.features:
-            self.features = prompt_features(policy.model, self.before.pool)
-        return PoolEvidence(growing, self.settings, self.features, step.threshold)
+        return PoolEvidence(growing, self.settings, features, step.threshold)
 
     @property
     def _searched(self) -> str:
@@ -212,7 +210,7 @@ class PoolEvidence:
         self,
         growing: GrowingPool,
         settings: SelectionConfig,
-        features: NDArray[np.float64] | None,
+        features: NDArray[np.float32] | None,
         threshold: float | None = None,
     ) -> None:
         self.growing, self.settings = growing, settings

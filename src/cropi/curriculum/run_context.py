@@ -20,14 +20,14 @@ from cropi.config import (
 from cropi.curriculum.trackers import Trackers, require_trackers
 from cropi.errors import InputError
 from cropi.progress import Bar, ProgressReporter
-from cropi.schema import derive_seed, fingerprint
+from cropi.schema import Prompt, derive_seed, fingerprint
 from cropi.selection import Needs, find_strategy, needs_of
 from cropi.selection.settings import StrategyChoice
 from cropi.settings import flat
 from cropi.store.files import atomic_write
 from cropi.store.run_directory import RunDirectory, Stage
 from cropi.store.tables import require_set_names
-from cropi.training import find_trainer, plan_stage
+from cropi.training import StagePlan, find_trainer, plan_stage
 
 
 @dataclass(frozen=True)
@@ -109,22 +109,30 @@ def check_settings(config: RunConfig, base: Path | None, reporter: ProgressRepor
         require_trackers(config.report_to)
         require_set_names(config.prompts.validation)
         needs = [needs_of_arm(config, strategy) for strategy in config.strategies]
-        first_stage = plan_stage(
-            config.model.path,
-            [],
-            training=config.training,
-            model=config.model,
-            rollouts=config.rollouts,
-            steps=config.curriculum.steps_per_stage,
-            horizon=config.curriculum.steps,
-            template_kwargs=config.prompts.chat_template_kwargs,
-            normalisation=config.influence.objective.normalisation,
-            dynamic_sampling=any(each.dynamic_sampling for each in needs),
-        )
-        warnings = find_trainer(config.training.engine).check(first_stage)
+        warnings = find_trainer(config.training.engine).check(first_stage(config))
     if any(each.scoring != "never" for each in needs):
         for line in warnings:
             reporter.warn(line)
+
+
+def first_stage(config: RunConfig, pool: Sequence[Prompt] = ()) -> StagePlan:
+    """The plan of a run's first stage, before anything is selected from the pool."""
+    plan = plan_stage(
+        config.model.path,
+        [],
+        training=config.training,
+        model=config.model,
+        rollouts=config.rollouts,
+        steps=config.curriculum.steps_per_stage,
+        horizon=config.curriculum.steps,
+        template_kwargs=config.prompts.chat_template_kwargs,
+        normalisation=config.influence.objective.normalisation,
+        evaluate_every=config.evaluation.every,
+        dynamic_sampling=any(
+            needs_of_arm(config, each).dynamic_sampling for each in config.strategies
+        ),
+    )
+    return replace(plan, prompts=pool)
 
 
 def needs_of_arm(config: RunConfig, strategy: StrategyChoice) -> Needs:

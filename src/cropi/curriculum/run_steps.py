@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cropi.config import RunConfig
 from cropi.curriculum.evaluator import Evaluator
 from cropi.curriculum.policies import Policies
+from cropi.curriculum.policy_reading import PoolFeatures
 from cropi.curriculum.pool_sample import PoolSample
 from cropi.curriculum.run_context import RunLog, Seeds, arms_needing
 from cropi.curriculum.stage_choice import PromptSelector, StageScorer
@@ -27,6 +28,7 @@ class Steps:
     requests: Sequence[RolloutRequest]
     sampler: Sampler
     refresh: RolloutRefresh
+    features: PoolFeatures
     sample: PoolSample
     influence: StageScorer
     selector: PromptSelector
@@ -48,6 +50,7 @@ class Steps:
         arms = {kind: arms_needing(users, kind) for kind in ("pool", "validation")}
         requests = rollout_requests(config.rollouts, sets, arms)
         evaluator = _evaluator(config, sets, judge, seeds)
+        executor = executor_for(config.scale)
         sampler = Sampler(
             settings=config.rollouts,
             verifier_settings=config.result_settings("verifiers"),
@@ -55,7 +58,7 @@ class Steps:
             judge=judge,
             seeds=seeds,
             log=log,
-            executor=executor_for(config.scale),
+            executor=executor,
         )
         scorer = StageScorer(
             settings=config.influence,
@@ -64,7 +67,7 @@ class Steps:
             longest_response=config.rollouts.max_new_tokens,
             policies=policies,
             log=log,
-            executor=executor_for(config.scale),
+            executor=executor,
         )
         return cls(
             evaluator=evaluator,
@@ -77,6 +80,7 @@ class Steps:
                 sampler=sampler,
                 policies=policies,
             ),
+            features=PoolFeatures(policies, log),
             sample=PoolSample(
                 requests=requests,
                 sampler=sampler,

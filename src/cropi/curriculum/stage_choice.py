@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropi.curriculum.policies import Policies
-from cropi.curriculum.policy_reading import PolicyReading, prompt_tokens, read_policy
+from cropi.curriculum.policy_reading import CurrentRates, prompt_tokens, read_current_rates
 from cropi.curriculum.run_context import RunLog, Seeds
 from cropi.curriculum.stage_rollouts import StageRollouts, pool_files_so_far
 from cropi.execution import Executor
 from cropi.influence.cosines import Influence
 from cropi.influence.growing_pool import GrowingPool
-from cropi.influence.scorer import PhaseProgress
+from cropi.influence.pool_scorer import PhaseProgress
 from cropi.influence.settings import InfluenceConfig
 from cropi.influence.setup import growing_pool
 from cropi.policy.loading import Policy
@@ -35,6 +35,9 @@ from cropi.store.files import file_hash, remove, write_json
 from cropi.store.run_directory import Stage
 from cropi.store.tables import read_scores, read_selection, write_scores, write_selection
 from cropi.text import plural
+
+Features = Callable[[], NDArray[np.float32]]
+"""Reads the features [L, P, F] of the pool's prompts under the start policy."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,9 @@ class StageScorer:
         def compute(inputs_fingerprint: str) -> None:
             influence = measure()
             self.log.warn(_notes(influence, needs))
-            read = prompt_tokens(rollouts.pool) if needs.features else 0
-            write_json(stage.influence_facts, _facts(influence, needs, read))
+            write_json(
+                stage.influence_facts, _facts(influence, needs, _read(stage, needs, rollouts))
+            )
             write_scores(stage.scores, influence.estimate, stamp(inputs_fingerprint))
             remove(_shards(stage))
 
@@ -184,6 +188,11 @@ def _notes(influence: Influence, needs: Needs) -> list[str]:
     return influence.notes if needs.validation else influence.number_notes
 
 
+def _read(stage: Stage, needs: Needs, rollouts: StageRollouts) -> int:
+    """Tokens that are read for features before a stage."""
+    return prompt_tokens(rollouts.pool) if needs.features and stage.index == 0 else 0
+
+
 def _facts(influence: Influence, needs: Needs, prompt_tokens: int) -> dict[str, object]:
     """A stage's influence.json; `prompt_tokens` are those that were read for features.
 
@@ -219,12 +228,9 @@ class PromptSelector:
         scores: InfluenceEstimate | None,
         rollouts: StageRollouts,
         policy: str,
-        features: NDArray[np.float64] | None = None,
+        features: Features,
     ) -> Selection:
-        """Return the stage's selection by a strategy, read from its file if it is current.
-
-        `features` are the pool's under this policy, where they have been read already.
-        """
+        """Return the stage's selection by a strategy, read from its file if it is current."""
         needs = needs_of(find_strategy(strategy))
         earlier = _earlier_scores(stage, scores) if needs.earlier else []
         remembers = needs.history or needs.current
@@ -239,25 +245,27 @@ class PromptSelector:
             stage.arm,
             stage.index,
             self.seeds.run,
-            *([self.policies.key(policy)] if needs.features or needs.current else []),
+            *([self.policies.key(policy)] if needs.current else []),
             *(file_hash(path) for path in history),
         )
         # A strategy that scores has counted what it reads there.
         reads_unscored = needs.scoring == "never" and (needs.features or needs.current)
 
         def choose(inputs_fingerprint: str) -> None:
-            reading = read_policy(
-                lambda: self.policies.load(policy).model,
-                needs,
-                rollouts.pool,
-                history,
-                self.threshold,
-                self.batch_tokens,
-                features,
-            )
+            current = self._current(policy, rollouts, history) if needs.current else None
             if reads_unscored:
-                write_json(stage.influence_facts, {"tokens": reading.tokens // 3})
-            selection = self._select(stage, strategy, scores, earlier, rollouts, reading, history)
+                read = _read(stage, needs, rollouts) + (current.tokens if current else 0)
+                write_json(stage.influence_facts, {"tokens": read // 3})
+            selection = self._select(
+                stage,
+                strategy,
+                scores,
+                rollouts,
+                earlier=[read_scores(path) for path in earlier],
+                features=features() if needs.features else None,
+                current=current and current.rates,
+                history=history,
+            )
             write_selection(stage.selection, selection, stamp(inputs_fingerprint))
             notes = [*selection.notes, *_history_notes(stage, history)]
             self.log.warn([f"{stage.arm}: {note}" for note in notes])
@@ -268,31 +276,33 @@ class PromptSelector:
         ledger = self.log.directory.ledger
         return read_selection(cached(stage.selection, inputs, choose, ledger, facts))
 
+    def _current(
+        self, policy: str, rollouts: StageRollouts, history: Sequence[Path]
+    ) -> CurrentRates:
+        model = self.policies.load(policy).model
+        return read_current_rates(model, rollouts.pool, history, self.threshold, self.batch_tokens)
+
     def _select(
         self,
         stage: Stage,
         strategy: StrategyChoice,
         scores: InfluenceEstimate | None,
-        earlier: Sequence[Path],
         rollouts: StageRollouts,
-        reading: PolicyReading,
-        history: Sequence[Path],
+        **evidence: Any,
     ) -> Selection:
+        """Choose by these and by more `evidence`, as `select` takes it."""
         pool, validation = self.sets.pool, self.sets.validation.values()
         selection = select(
             scores,
             self.settings.model_copy(update={"strategy": strategy}),
-            earlier=[read_scores(path) for path in earlier],
             rollouts=rollouts.pool,
             sources={p.prompt_id: p.source for p in pool},
             target_sources={p.source for prompts in validation for p in prompts},
-            features=reading.features,
-            current=reading.current,
-            history=history,
             threshold=self.threshold,
             stage=stage.index,
             seed=self.seeds.of("selection", stage.arm, stage.index),
             title=stage.title,
+            **evidence,
         )
         unknown = set(selection.prompt_ids) - {p.prompt_id for p in pool}
         assert not unknown, f"the strategy selected unknown prompts: {sorted(unknown)[:3]}"

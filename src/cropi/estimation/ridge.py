@@ -49,8 +49,9 @@ class Ridge:
     noise: float
     evidence: float
 
-    def predict(self, features_PF: Array) -> Prediction:
+    def predict(self, features_PF: NDArray[np.floating]) -> Prediction:
         """The posterior of X w; the noise is not in it."""
+        features_PF = features_PF.astype(np.float64, copy=False)
         places_PR = features_PF @ self.basis_RF.T
         square_P = (features_PF**2).sum(1)
         beyond_P = (square_P - (places_PR**2).sum(1)).clip(min=0)
@@ -60,9 +61,10 @@ class Ridge:
         )
 
 
-def fit_ridge(features_NF: Array, values_N: Array) -> Ridge:
+def fit_ridge(features_NF: NDArray[np.floating], values_N: Array) -> Ridge:
     """Fit values without an offset; subtract their mean first where they have one."""
-    left_NR, sizes_R, basis_RF = np.linalg.svd(features_NF, full_matrices=False)
+    matrix_NF = features_NF.astype(np.float64, copy=False)
+    left_NR, sizes_R, basis_RF = np.linalg.svd(matrix_NF, full_matrices=False)
     square, count = float(values_N @ values_N), len(values_N)
     if square <= LEAST_VARIANCE * count:
         zero_R = np.zeros(len(sizes_R))
@@ -127,7 +129,7 @@ def _precision(deviation_P: Array) -> Array:
     return np.divide(1, deviation_P**2, out=np.zeros(len(deviation_P)), where=deviation_P > 0)
 
 
-def fit_best(features_LNF: Sequence[Array], values_N: Array) -> tuple[int, Ridge]:
+def fit_best(features_LNF: Sequence[NDArray[np.floating]], values_N: Array) -> tuple[int, Ridge]:
     """The fit of most evidence among several kinds of features, and which; ties: the first."""
     fits = [fit_ridge(features_NF, values_N) for features_NF in features_LNF]
     best = max(range(len(fits)), key=lambda i: (fits[i].evidence, -i))

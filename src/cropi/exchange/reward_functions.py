@@ -61,6 +61,9 @@ class FolderRewards:
 
     def _prompt(self, prompt_id: str) -> Prompt:
         prompt = self.prompts.get(prompt_id)
+        if prompt is None:  # a newer export may have taken the folder's place
+            vars(self).pop("prompts")
+            prompt = self.prompts.get(prompt_id)
         if prompt is None:
             raise InputError(
                 f"{self.folder / PROMPTS} has no prompt {shown(prompt_id, 60)}; train on the rows "

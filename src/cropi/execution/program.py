@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+POLL = 0.1
+"""Seconds between two looks at what a program has written."""
 GRACE = 20.0
 """Seconds between asking a program to end and killing it."""
 PR_SET_PDEATHSIG = 1
@@ -47,6 +52,21 @@ class Program:
     def exit_code(self) -> int | None:
         """What the program ended with; None while it runs."""
         return self._guard.poll()
+
+    def lines(self, file: Path) -> Iterator[Any]:
+        """Yield the lines of JSON that the program appends to a file, until it has ended."""
+        position = 0
+        while True:
+            ended = self.exit_code is not None
+            if file.exists():
+                with file.open("rb") as lines:
+                    lines.seek(position)
+                    whole = lines.read().rpartition(b"\n")[0]
+                position += len(whole) + 1 if whole else 0
+                yield from map(json.loads, whole.splitlines())
+            if ended:
+                return
+            time.sleep(POLL)
 
     def stop(self) -> None:
         """End the program and its children, and wait until they are gone."""

@@ -16,11 +16,11 @@ from cropi.forecast.prompt_counts import PromptCounts
 from cropi.forecast.workload import Work, sampled_prompts
 from cropi.gradients.batching import BATCH_TOKENS, LOGITS_BYTES
 from cropi.influence.whitening import DIMENSIONS
-from cropi.policy.representations import LAYERS
+from cropi.policy.representations import LAYERS, MOST_FEATURES
 from cropi.selection import Needs
 from cropi.study.costs import SHARED
 
-FP64, FP32, BF16 = 8, 4, 2
+FP32, BF16 = 4, 2
 PARTS = ("directions", "sum", "weights", "optimizer", "activations", "cache", "logits")
 """What memory is held for: `optimizer` are gradients and moments, `cache` keys and values, `sum`
 the gradient of a prompt whose responses go through the model in parts."""
@@ -81,6 +81,7 @@ def _scoring(
     settings = config.influence
     tokens = pass_tokens(config, shape, counts, on_gpu)
     logits = min(tokens * shape.vocabulary * FP32, LOGITS_BYTES["cuda" if on_gpu else "cpu"])
+    logits = max(logits, config.rollouts.max_new_tokens * shape.vocabulary * FP32)
     activations = tokens * activation_bytes(shape, settings.gradient_checkpointing)
     yield MemoryPart(
         "scoring",
@@ -116,8 +117,9 @@ def pass_tokens(config: RunConfig, shape: ModelShape, counts: PromptCounts, on_g
 
 def sum_bytes(config: RunConfig, shape: ModelShape, counts: PromptCounts, on_gpu: bool) -> float:
     """Bytes of one gradient where a group may exceed a batch, and be taken in parts."""
-    largest = counts.longest + config.rollouts.responses * config.rollouts.max_new_tokens
-    fits = largest <= _batch_tokens(config, on_gpu)
+    predictions = config.rollouts.responses * config.rollouts.max_new_tokens
+    fits = counts.longest + predictions <= _batch_tokens(config, on_gpu)
+    fits &= predictions * shape.vocabulary * FP32 <= LOGITS_BYTES["cuda" if on_gpu else "cpu"]
     return 0.0 if fits or config.influence.target_memory == "offload" else FP32 * shape.compared
 
 
@@ -196,7 +198,7 @@ def host_bytes(
     read = counts.pool.prompts if any(needs.features for needs in arms) else 0
     return {
         "sketches": float(most * informative * width * FP32),
-        "features": float(read * LAYERS * 2 * shape.hidden * FP64),
+        "features": float(read * LAYERS * min(2 * shape.hidden, MOST_FEATURES) * FP32),
     }
 
 

@@ -29,6 +29,7 @@ from cropi.progress import ProgressReporter
 from cropi.schema import fingerprint
 from cropi.selection.settings import StrategyChoice
 from cropi.store.files import write_json
+from cropi.store.remote import cache_directory
 
 PILOT_PROMPTS = 200
 PROBE_PROMPTS = (48, 144)
@@ -134,7 +135,7 @@ class ShortRuns:
     ) -> dict[str, Any]:
         """What `measure` returns of a fresh folder, or what it returned for the same before."""
         key = fingerprint(inputs, self.counts.content, _files(self.config), __version__)
-        place = cache_directory() / kind / key[:16]
+        place = cache_directory("plan") / kind / key[:16]
         result = place.with_suffix(".json")
         if (values := _read(result)) is not None:
             return values
@@ -155,12 +156,6 @@ def behaviour_from(values: Mapping[str, Any]) -> Behaviour:
     """A behaviour from the JSON that it was stored as."""
     sets = {name: SampledSet(**values[name]) for name in ("pool", "validation")}
     return Behaviour(**{**values, **sets})
-
-
-def cache_directory() -> Path:
-    """Where what was measured stays: below XDG_CACHE_HOME, or ~/.cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "cropi" / "plan"
 
 
 def _scoring_strategy(config: RunConfig) -> StrategyChoice:

@@ -213,8 +213,8 @@ class RunWork:
             prompts = times * (pool_prompts + target_prompts)
             yield Work("scoring", arm, prompts, forward=tokens, backward=tokens, begins=times)
         if needs.features:
-            read = (times or stages) * self.counts.pool.prompts * self.counts.pool.tokens
-            yield Work("scoring", arm, 0, forward=read, begins=0 if times else stages)
+            read = self.counts.pool.prompts * self.counts.pool.tokens
+            yield Work("scoring", arm, 0, forward=read, begins=1)
 
     def sampled(self, needs: Needs) -> float:
         """Prompts of the pool that are rolled out and scored: all, or a sample that grows."""

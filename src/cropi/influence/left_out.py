@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from cropi.errors import InputError
 from cropi.rollouts.number_checks import (
     empty_response_notes,
+    inexact_notes,
     log_ratio_notes,
     require_log_ratios,
     require_sound_numbers,
@@ -91,7 +92,7 @@ def require_informative(
             "with both better and worse responses: add prompts, sample more responses, or choose "
             "tasks the policy sometimes solves"
         )
-    notes = empty_response_notes(what, groups)
+    notes = [*empty_response_notes(what, groups), *inexact_notes(what, informative.groups)]
     if objective.uses_ratios:
         require_log_ratios(what, informative.groups)
         notes += log_ratio_notes(what, informative.groups)

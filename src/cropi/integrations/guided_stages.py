@@ -7,6 +7,7 @@ stopped goes on:
 
     rollouts/NAME.parquet      pool and targets; NAME.N-of-M.parquet while they are sampled;
                                of a pool that is sampled in portions pool.FIRST-LAST.parquet
+    features.parquet           what the model made of the pool's prompts at first, where needed
     stages/M/scores.parquet    stages/M/selection.parquet
 """
 
@@ -49,7 +50,14 @@ from cropi.schema import (
 from cropi.selection import find_strategy, needs_of, select
 from cropi.selection.settings import SelectionConfig
 from cropi.store.files import read_table, table_metadata
-from cropi.store.tables import read_scores, read_selection, write_scores, write_selection
+from cropi.store.tables import (
+    read_features,
+    read_scores,
+    read_selection,
+    write_features,
+    write_scores,
+    write_selection,
+)
 from cropi.training.process_group import ProcessGroup
 from cropi.verifiers.verdict import Grader
 
@@ -118,9 +126,7 @@ class GuidedStages:
             estimate = self._estimate(index, policy, pool, validation)
 
         def choose() -> Selection:
-            features = of_pool.features
-            if self.needs.features and features is None:
-                features = prompt_features(policy.model, pool)
+            features = self._features(sampling, pool) if self.needs.features else None
             selection = self._select(index, estimate, pool, features)
             if estimate is not None:
                 write_scores(self._stage(index) / "scores.parquet", estimate)
@@ -148,9 +154,9 @@ class GuidedStages:
         They are sampled and scored before the `first` stage; later on they are those that are
         there.
         """
-        policy, prompts, settings = sampling.policy, self.sets[POOL], self.settings
-        pool = unsampled(policy.tokenizer, prompts, settings.template_kwargs)
-        evidence = cache(lambda: self._evidence(policy, pool, validation))
+        prompts, settings = self.sets[POOL], self.settings
+        pool = unsampled(sampling.policy.tokenizer, prompts, settings.template_kwargs)
+        evidence = cache(lambda: self._evidence(sampling, pool, validation))
         seed = derive_seed(settings.seed, "rollouts", "sample")
         sampled: list[RolloutGroup] = []
 
@@ -176,26 +182,37 @@ class GuidedStages:
                 warnings.warn(note, stacklevel=2)
             return influence.estimate
 
-        features = evidence().features if self.processes.index == 0 else None
-        return _Known(grown, self.processes.by_first(estimate), features)
+        return _Known(grown, self.processes.by_first(estimate))
 
     def _evidence(
         self,
-        policy: Policy,
+        sampling: _Sampling,
         pool: Sequence[RolloutGroup],
         validation: dict[str, list[RolloutGroup]],
     ) -> PoolEvidence:
         """What scores the portions of a pool, in the one process that does."""
         settings = self.settings
         growing = growing_pool(
-            policy,
+            sampling.policy,
             target_rollouts(self.needs, StageRollouts([], validation, [])),
             influence_settings(self.needs, settings.influence),
             seed=settings.seed,
             constant_length=settings.rollouts.max_new_tokens,
         )
-        features = prompt_features(policy.model, pool) if self.needs.features else None
+        features = self._features(sampling, pool) if self.needs.features else None
         return PoolEvidence(growing, settings.selection, features)
+
+    def _features(self, sampling: _Sampling, pool: Sequence[RolloutGroup]) -> NDArray[np.float32]:
+        """What the model made of the pool's prompts before the first stage."""
+        path = self.folder / "features.parquet"
+        key = fingerprint([(group.prompt_id, group.prompt_ids.tolist()) for group in pool])
+        if not _is_of(path, key, sampling.weights):
+            features, ids = (
+                prompt_features(sampling.policy.model, pool),
+                [g.prompt_id for g in pool],
+            )
+            write_features(path, ids, features, _about(key, sampling.policy))
+        return read_features(path)
 
     def _file(self, name: str) -> Path:
         return self.folder / "rollouts" / f"{name}.parquet"
@@ -205,12 +222,10 @@ class GuidedStages:
     ) -> list[RolloutGroup]:
         """A set's responses: sampled before, or now, each process its share of the prompts."""
         out, settings = self._file(name), self.settings.rollouts
-        step, policy, grader = sampling.step, sampling.policy, sampling.grader
+        policy, grader = sampling.policy, sampling.grader
         asked = [(p.prompt_id, p.content, p.answer) for p in prompts]
         key = fingerprint(asked, settings.model_dump(), self.settings.seed)
-        # Later on, the weights are no longer those that sampled, and the responses as good.
-        start = {} if step else {"weights": policy.identity.revision}
-        if self.processes.by_first(lambda: _is_of(out, key, start)):
+        if self.processes.by_first(lambda: _is_of(out, key, sampling.weights)):
             return read_rollouts(out)
         count, place = self.processes.count, self.processes.index
         parts = [out.with_name(f"{name}.{i}-of-{count}.parquet") for i in range(count)]
@@ -233,8 +248,7 @@ class GuidedStages:
                 g.prompt_id: g for part in parts if part.is_file() for g in read_rollouts(part)
             }
             groups = [by_id[prompt.prompt_id] for prompt in prompts]
-            about = {"cropi.prompts": key, "cropi.weights": policy.identity.revision}
-            write_rollouts(out, groups, about)
+            write_rollouts(out, groups, _about(key, policy))
             for part in parts:
                 part.unlink(missing_ok=True)
             return groups
@@ -280,7 +294,7 @@ class GuidedStages:
         index: int,
         estimate: InfluenceEstimate | None,
         pool: Sequence[RolloutGroup],
-        features: NDArray[np.float64] | None,
+        features: NDArray[np.float32] | None,
     ) -> Selection:
         earlier = [self._stage(i) / "scores.parquet" for i in range(index)]
         return select(
@@ -306,14 +320,21 @@ class _Sampling:
     policy: Policy
     grader: Grader
 
+    @property
+    def weights(self) -> dict[str, str]:
+        """What files of the folder have to be made with.
+
+        Later on, the weights are no longer those that made them, and the files as good.
+        """
+        return {} if self.step else {"weights": self.policy.identity.revision}
+
 
 @dataclass(frozen=True)
 class _Known:
-    """A pool's rollouts; what was measured of them, if that was now, and features where read."""
+    """A pool's rollouts, and what was measured of them, if that was now."""
 
     pool: list[RolloutGroup]
     estimate: InfluenceEstimate | None = None
-    features: NDArray[np.float64] | None = None
 
 
 def joined(parts: Sequence[InfluenceEstimate], prompt_ids: Sequence[str]) -> InfluenceEstimate:
@@ -341,6 +362,11 @@ def joined(parts: Sequence[InfluenceEstimate], prompt_ids: Sequence[str]) -> Inf
 def _is_by_prompt(values: Mapping[str, Any]) -> bool:
     """Whether a field holds something about each prompt, by target."""
     return any(isinstance(value, np.ndarray | list) for value in values.values())
+
+
+def _about(key: str, policy: Policy) -> dict[str, str]:
+    """What `_is_of` asks of a file."""
+    return {"cropi.prompts": key, "cropi.weights": policy.identity.revision}
 
 
 def _is_of(path: Path, key: str, more: Mapping[str, str]) -> bool:

@@ -1,4 +1,6 @@
-"""Where a checkpoint is: a directory, a hub id or a GGUF file; known without loading any of it.
+"""Where a checkpoint is: a directory or GGUF file, or the URL of one, or a hub id.
+
+None of it is loaded to know that.
 
 Importing this module loads neither torch nor transformers, so that a config can be checked fast.
 """
@@ -11,6 +13,7 @@ from pathlib import Path
 from cropi.errors import InputError
 from cropi.plugins import find_plugin, is_built_in
 from cropi.store.policy_record import require_intact
+from cropi.store.remote import local_place
 
 WEIGHTS = ("*.safetensors", "*.bin")
 TOKENIZERS = (
@@ -44,7 +47,7 @@ def locate(path: str, revision: str | None, with_tokenizer: bool = True) -> Chec
         if built_in.is_dir():
             return CheckpointSource(path, str(built_in))
         return CheckpointSource(path, str(built_in.parent), gguf=built_in.name)
-    place = Path(path).expanduser()
+    place = local_place(Path(path).expanduser())
     if place.is_dir():
         require_intact(place)
         _require_model_files(path, place, with_tokenizer)

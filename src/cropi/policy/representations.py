@@ -9,6 +9,8 @@ Shape legend: P prompts, B prompts of a batch, T tokens, D width of the model, L
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,46 +20,92 @@ from numpy.typing import NDArray
 from cropi.errors import InputError
 from cropi.schema import RolloutGroup, derive_seed
 
+Array = NDArray[np.float64]
+
 LAYERS = 4
 """Layers that are read: evenly spaced, the last among them."""
 BATCH_TOKENS = 8_192
 MOST_FEATURES = 512
 """Wider features are projected at random to this width, which keeps their inner products."""
+SCALED_BY = 4_096
+"""Prompts, evenly spaced, whose states say how features are standardised."""
 
 
-def prompt_features(model: Any, groups: Sequence[RolloutGroup]) -> NDArray[np.float64]:
+def prompt_features(model: Any, groups: Sequence[RolloutGroup]) -> NDArray[np.float32]:
     """Features [L, P, F] of each prompt: the mean over its tokens and the last token's state.
 
-    Each feature is standardised over the prompts, and the whole divided by sqrt(F), so that a
-    prompt's squared length is about one. Raises InputError if a state is not finite.
+    Each feature is standardised by the prompts, SCALED_BY of them if there are more, and the whole
+    divided by sqrt(F), so that a prompt's squared length is about one. Raises InputError if a state
+    is not finite.
     """
     depth = model.config.num_hidden_layers
     layers = sorted({round(depth * (i + 1) / LAYERS) for i in range(LAYERS)} - {0})
-    states = [np.empty((0, 0))] * len(groups)
-    for places in _batches(groups):
-        for place, state in zip(places, _states(model, groups, places, layers), strict=True):
-            states[place] = state
-    states_LPF = np.stack(states, 1)
-    _require_finite(states_LPF, groups)
-    return np.stack([_standardised(states_PF) for states_PF in states_LPF])
+    spaced = sorted(set(np.linspace(0, len(groups) - 1, min(SCALED_BY, len(groups))).astype(int)))
+    first = [*_batches_of_states(model, groups, spaced, layers)]
+    scales = [_Scale.of(states_SF) for states_SF in np.concatenate([s for _, s in first], 1)]
+    features_LPF = np.empty((len(layers), len(groups), scales[0].width), np.float32)
+    rest = sorted({*range(len(groups))} - {*spaced})
+    for places, states_LBF in chain(first, _batches_of_states(model, groups, rest, layers)):
+        for scale, features_PF, states_BF in zip(scales, features_LPF, states_LBF, strict=True):
+            features_PF[places] = scale.features(states_BF)
+    return features_LPF
 
 
-def _require_finite(states_LPF: NDArray[np.float64], groups: Sequence[RolloutGroup]) -> None:
-    wrong_P = ~np.isfinite(states_LPF).all(axis=(0, 2))
-    if wrong_P.any():
-        first = groups[int(wrong_P.argmax())].prompt_id
+@dataclass(frozen=True)
+class _Scale:
+    """How the states of one layer become features."""
+
+    mean_F: Array
+    deviation_F: Array
+    projection_FM: Array | None
+
+    @classmethod
+    def of(cls, states_SF: Array) -> _Scale:
+        """The scale of states whose features are to have mean 0 and deviation 1."""
+        deviation_F, width = states_SF.std(0), states_SF.shape[1]
+        projection_FM = None
+        if width > MOST_FEATURES:
+            draw = np.random.default_rng(derive_seed(0, "features", width))
+            projection_FM = draw.normal(size=(width, MOST_FEATURES)) / MOST_FEATURES**0.5
+        deviation_F = np.where(deviation_F > 0, deviation_F, 1.0)
+        return cls(states_SF.mean(0), deviation_F, projection_FM)
+
+    @property
+    def width(self) -> int:
+        return min(len(self.mean_F), MOST_FEATURES)
+
+    def features(self, states_PF: Array) -> Array:
+        """Standardised, narrowed if they are wide, and divided by sqrt(F)."""
+        features_PF = (states_PF - self.mean_F) / self.deviation_F
+        if self.projection_FM is not None:
+            features_PF = features_PF @ self.projection_FM
+        return np.asarray(features_PF / len(self.mean_F) ** 0.5)
+
+
+def _batches_of_states(
+    model: Any, groups: Sequence[RolloutGroup], places: Sequence[int], layers: Sequence[int]
+) -> Iterator[tuple[list[int], Array]]:
+    """Places of prompts, short ones first, in batches, and their states [L, B, 2 D]."""
+    for batch in _batches(groups, places):
+        states_LBF = np.stack(_states(model, groups, batch, layers), 1)
+        _require_finite(states_LBF, [groups[place] for place in batch])
+        yield batch, states_LBF
+
+
+def _require_finite(states_LBF: Array, groups: Sequence[RolloutGroup]) -> None:
+    finite_B = np.isfinite(states_LBF).all(axis=(0, 2))
+    if not finite_B.all():
+        first = groups[int((~finite_B).argmax())].prompt_id
         raise InputError(
-            f"the policy's hidden states at {int(wrong_P.sum())} of {len(groups)} prompts are not "
-            f"finite, first at {first!r}; check the checkpoint's weights, or load it in another "
-            "dtype (model.dtype)"
+            f"the policy's hidden states at prompt {first!r} are not finite; check the "
+            "checkpoint's weights, or load it in another dtype (model.dtype)"
         )
 
 
-def _batches(groups: Sequence[RolloutGroup]) -> Iterator[list[int]]:
-    """Places of prompts, short ones first, in batches of about BATCH_TOKENS padded tokens."""
-    order = sorted(range(len(groups)), key=lambda place: (len(groups[place].prompt_ids), place))
+def _batches(groups: Sequence[RolloutGroup], places: Sequence[int]) -> Iterator[list[int]]:
+    """These places, short prompts first, in batches of about BATCH_TOKENS padded tokens."""
     batch: list[int] = []
-    for place in order:
+    for place in sorted(places, key=lambda place: (len(groups[place].prompt_ids), place)):
         if batch and (len(batch) + 1) * len(groups[place].prompt_ids) > BATCH_TOKENS:
             yield batch
             batch = []
@@ -69,7 +117,7 @@ def _batches(groups: Sequence[RolloutGroup]) -> Iterator[list[int]]:
 @torch.no_grad()
 def _states(
     model: Any, groups: Sequence[RolloutGroup], places: Sequence[int], layers: Sequence[int]
-) -> list[NDArray[np.float64]]:
+) -> list[Array]:
     """Mean and last state side by side, one [L, 2 D] for each place."""
     rows = [torch.as_tensor(groups[place].prompt_ids, dtype=torch.long) for place in places]
     ids_BT = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
@@ -91,14 +139,3 @@ def _backbone(model: Any) -> Any:
     """
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     return plain.base_model
-
-
-def _standardised(states_PF: NDArray[np.float64]) -> NDArray[np.float64]:
-    deviations_F = states_PF.std(0)
-    features_PF = (states_PF - states_PF.mean(0)) / np.where(deviations_F > 0, deviations_F, 1.0)
-    width = features_PF.shape[1]
-    if width > MOST_FEATURES:
-        draw = np.random.default_rng(derive_seed(0, "features", width))
-        projection_FM = draw.normal(size=(width, MOST_FEATURES)) / MOST_FEATURES**0.5
-        features_PF = features_PF @ projection_FM
-    return np.asarray(features_PF / width**0.5)

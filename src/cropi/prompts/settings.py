@@ -16,7 +16,7 @@ class PromptSource(Section):
     path: PathText | None = Field(
         None,
         description="a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, a folder or pattern of "
-        "such files, or a folder that `datasets` saved",
+        "such files, or a folder that `datasets` saved; or the URL of one (s3://, gs://, hf://)",
     )
     hub: str | None = Field(None, description="a dataset on the Hugging Face hub")
     subset: str | None = Field(None, description="the hub dataset's configuration name")

@@ -19,13 +19,13 @@ from cropi.errors import InputError
 from cropi.prompts.formats import to_prompt
 from cropi.prompts.json_values import json_value
 from cropi.prompts.row_columns import Cells, RowNotes
-from cropi.prompts.row_files import base_name, open_rows
+from cropi.prompts.row_files import open_rows
 from cropi.prompts.settings import PromptSource
 from cropi.prompts.shards import find_shards
 from cropi.schema import Prompt, derive_seed, fingerprint
 from cropi.store import files
-from cropi.store.remote import local_copy, remote_url
-from cropi.text import shown
+from cropi.store.remote import local_copy, with_urls
+from cropi.text import remote_url, shown
 
 T = TypeVar("T")
 NamedRow = tuple[str, Mapping[str, Any]]
@@ -44,12 +44,12 @@ def load_source(
 ) -> list[Prompt]:
     """Load the prompts of one source, in the source's order.
 
-    A path may be a file, a folder of shards, a pattern, or a URL of a file, such as
-    `s3://bucket/prompts.parquet` or `hf://datasets/owner/name/x.jsonl`; relative paths are looked
-    up in the current directory, then in `base` (the config's folder).
-    `seed` drives generated tasks and which rows `limit` keeps. Ids may repeat; `sets.deduplicate`
-    handles that. `templated` says that the model has a chat template (see `to_prompt`). What a
-    reader should know of how the rows were read is appended to `notes`.
+    A path may be a file, a folder of shards, a pattern, or a URL of one, such as
+    `s3://bucket/pool/*.parquet` or `hf://datasets/owner/name`; relative paths are looked up in the
+    current directory, then in `base` (the config's folder). `seed` drives generated
+    tasks and which rows `limit` keeps. Ids may repeat; `sets.deduplicate` handles that. `templated`
+    says that the model has a chat template (see `to_prompt`). What a reader should know of how the
+    rows were read is appended to `notes`.
 
     Raises InputError if the source cannot be read or a row cannot become a prompt.
     """
@@ -112,13 +112,13 @@ def _read(source: PromptSource, seed: int, base: Path | None) -> tuple[str, str,
 
 
 def _read_files(path: str, split: str | None, base: Path | None) -> tuple[str, str, list[NamedRow]]:
-    url = remote_url(path)
-    if url is None:
+    if remote_url(path) is None:
         shards = find_shards(path, base, split)
         return shards.place, shards.name, list(_file_rows(shards.files))
-    with local_copy(url) as file:
-        rows = [(where.replace(str(file), url), row) for where, row in _file_rows([file])]
-        return url, base_name(file), rows
+    with local_copy(path) as place:
+        shards = find_shards(str(place), None, split)
+        rows = [(with_urls(where), row) for where, row in _file_rows(shards.files)]
+        return with_urls(shards.place), shards.name, rows
 
 
 def _file_rows(shards: Iterable[Path]) -> Iterator[NamedRow]:
@@ -141,10 +141,9 @@ def subsample(items: list[T], limit: int | None, seed: int) -> list[T]:
 
 def source_hash(path: str, base: Path | None, split: str | None = None) -> str:
     """Return a content hash of a source's files. Raises InputError if they cannot be read."""
-    if remote_url(path):
-        with local_copy(path) as file:
-            return files.file_hash(file)
-    hashes = [files.file_hash(file) for file in find_shards(path, base, split).files]
+    with local_copy(path) as place:
+        shards = find_shards(path if remote_url(path) is None else str(place), base, split)
+        hashes = [files.file_hash(file) for file in shards.files]
     return hashes[0] if len(hashes) == 1 else fingerprint(hashes)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from cropi.policy.reference import PolicyRef, named_anywhere
 from cropi.rollouts.engines.engine import Completion
+from cropi.rollouts.recomputed_logprobs import with_logprobs
 from cropi.schema import Prompt, Response, RolloutGroup, Sampling
 from cropi.verifiers.verdict import Grader, Verdict
 
@@ -42,13 +43,19 @@ class EncodedPrompts:
     def judged(
         self, members: Sequence[int], sampled: Sequence[Sequence[Completion]]
     ) -> list[RolloutGroup]:
-        """Judge what was sampled for the prompts at these positions; return their groups."""
+        """Judge what was sampled for the prompts at these positions; return their groups.
+
+        Log-probs of responses that came as text are recomputed.
+        """
         prompts = [self.prompts[m] for m in members]
         judged = judge_completions(self.judge, self.policy.tokenizer, prompts, sampled)
-        return [
+        groups = [
             self._group(member, completions, group)
             for member, completions, group in zip(members, sampled, judged, strict=True)
         ]
+        if all(group.exact for group in groups):
+            return groups
+        return with_logprobs(self.policy.load().model, groups)
 
     def _group(
         self,
@@ -64,6 +71,7 @@ class EncodedPrompts:
             sampling=self.plan.sampling,
             policy=named_anywhere(self.policy.identity),
             seed=self.plan.seed,
+            exact=all(completion.exact for completion in completions),
             logprob_mode=mode,
         )
 

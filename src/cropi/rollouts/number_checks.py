@@ -59,6 +59,18 @@ def log_ratio_notes(what: str, groups: Sequence[RolloutGroup]) -> list[str]:
     ]
 
 
+def inexact_notes(what: str, groups: Sequence[RolloutGroup]) -> list[str]:
+    """A warning where responses came as text, and their tokens were made of it again."""
+    inexact = [group for group in groups if not group.exact]
+    if not inexact:
+        return []
+    return [
+        f"{what}: {plural(len(inexact), 'prompt')}, first {inexact[0].prompt_id}, whose responses "
+        "came as text that was tokenised again (exact = false): their tokens may be split "
+        "otherwise than they were sampled, so that influence is of responses that read the same"
+    ]
+
+
 def empty_response_notes(what: str, groups: Sequence[RolloutGroup]) -> list[str]:
     """How many judged responses have no token of the policy's, and so leave their groups."""
     judged = [r for group in groups for r in group.responses if r.reward_status == "ok"]

@@ -295,7 +295,7 @@ def _notes(
         )
     if inexact := sum(not g.exact for g in groups):
         notes.append(
-            f"{plural(inexact, 'prompt')} from imported text (exact = false): tokens and log-probs "
+            f"{plural(inexact, 'prompt')} that came as text (exact = false): tokens and log-probs "
             "may not be the sampler's"
         )
     if single:

@@ -74,7 +74,7 @@ class Bandit:
         if self.settings.clusters is not None:
             features_LPF = context.features
             assert features_LPF is not None, "the strategy needs features and was given none"
-            middle_PF = features_LPF[len(features_LPF) // 2]
+            middle_PF = features_LPF[len(features_LPF) // 2].astype(np.float64)
             return nearest_means(middle_PF, self.settings.clusters, context.seed)
         names, arm_P = np.unique(np.array(context.sources), return_inverse=True)
         if len(names) < 2:

@@ -41,7 +41,7 @@ def select(
     rollouts: Sequence[RolloutGroup] | RolloutStatistics | str | Path | None = None,
     sources: Mapping[str, str] | None = None,
     target_sources: Collection[str] = (),
-    features: NDArray[np.float64] | None = None,
+    features: NDArray[np.floating] | None = None,
     history: Sequence[Sequence[RolloutGroup] | str | Path] | PassHistory = (),
     current: NDArray[np.float64] | None = None,
     threshold: float | None = None,
@@ -115,7 +115,7 @@ def enough(
     settings: SelectionConfig,
     *,
     rollouts: Sequence[RolloutGroup],
-    features: NDArray[np.float64] | None,
+    features: NDArray[np.floating] | None,
     threshold: float | None = None,
 ) -> bool:
     """Whether a strategy that samples the pool has seen enough of it (`Needs.sample`).
@@ -150,7 +150,7 @@ def _history(
     return pass_history(statistics.prompt_ids, rounds, threshold)
 
 
-def _settings(settings: SelectionConfig, features: NDArray[np.float64] | None) -> SelectionConfig:
+def _settings(settings: SelectionConfig, features: NDArray[np.floating] | None) -> SelectionConfig:
     if features is not None or "strategy" in settings.model_fields_set:
         return settings
     return settings.model_copy(update={"strategy": StrategyChoice.of(SCORES_ALONE)})
@@ -201,7 +201,7 @@ def _remedy_for_missing(estimate: InfluenceEstimate, missing: Sequence[str]) -> 
 def _require_reading(
     needs: Needs,
     strategy: str,
-    features: NDArray[np.float64] | None,
+    features: NDArray[np.floating] | None,
     current: NDArray[np.float64] | None,
 ) -> None:
     """Raise InputError for what a strategy needs to know of the policy and is not told."""

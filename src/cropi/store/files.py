@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from cropi.errors import InputError
-from cropi.text import shown
+from cropi.text import remote_url, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -81,6 +81,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises InputError if `path` cannot be written.
     """
     part = path.with_name(path.name + ".part")
+    require_local(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
@@ -113,11 +114,22 @@ def sync_folder(folder: Path) -> None:
 
 def cannot_write(path: Path, error: OSError) -> InputError:
     """Return the error for a path that cannot be written."""
+    if url := remote_url(path):
+        return InputError(
+            f"cannot write {url}: only a run's `out` and the command line's --out may be URLs; "
+            "write to a directory and upload it"
+        )
     reason = error.strerror or str(error)
     return InputError(
         f"cannot write {path}: {reason}; choose a directory that exists and that you may write to, "
         "with space left on its disk"
     )
+
+
+def require_local(path: Path) -> None:
+    """Raise InputError for a URL, which would become a folder `s3:` here."""
+    if remote_url(path):
+        raise cannot_write(path, OSError())
 
 
 def remove(path: Path) -> None:
@@ -132,6 +144,7 @@ def require_writable(path: Path) -> None:
     """Raise InputError unless the file `path` can be written; call it before expensive work."""
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a directory; give the path of a file")
+    require_local(path)
     probe = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,6 +162,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"cannot write {folder}: it is a file; give the path of a directory")
+    require_local(folder)
     part = folder.with_name(folder.name + ".part")
     try:
         _restore_folder(folder)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cropi.errors import InputError
-from cropi.store.files import cannot_write
+from cropi.store.files import cannot_write, require_local
 
 if sys.platform != "win32":
     import fcntl
@@ -37,6 +37,7 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
     Warns, and goes ahead, if the file system does not support locks. Raises InputError if the
     folder cannot be written, or if another process is working there.
     """
+    require_local(folder)
     path = folder.expanduser().absolute()
     if path in _held:
         yield
@@ -66,6 +67,7 @@ def exclusive_output(output: Path) -> Iterator[None]:
 
     Raises InputError if another process is writing it, or if it cannot be written.
     """
+    require_local(output)
     path = output.expanduser().absolute()
     if _held.isdisjoint((path, *path.parents)):
         with exclusive_file(output):

@@ -22,6 +22,7 @@ OPTIMIZERS = {
     "": ("optimizer.pt",),
     "FSDP": ("optimizer.bin", "optimizer_[0-9]*"),
     "DEEPSPEED": ("global_step[0-9]*",),
+    "VERL": ("verl",),
 }
 """What the optimizer's state is saved as, by what shards it."""
 TRAINING_STATE = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,6 +33,8 @@ COSINE_TOLERANCE = 1e-4
 """By which rounding may lift a cosine above 1."""
 LARGEST_ERROR = 2.0
 """Standard error of a cosine; both ends of its range are this far apart."""
+LAYER = "layer_"
+"""What the columns of a feature file begin with."""
 CURRENT = ("current_reward", "effective_share")
 """Columns that only scores of a model's own pass have."""
 RESERVED = ("prompt_id", "norm", "tokens", "group_size", "status", *CURRENT)
@@ -324,6 +326,30 @@ def write_selection(
             **(metadata or {}),
         },
     )
+
+
+def write_features(
+    path: Path,
+    prompt_ids: Sequence[str],
+    features_LPF: NDArray[np.float32],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write one row per prompt: prompt_id, and a list of float32 for each of the layers."""
+    import pyarrow as pa
+
+    columns: dict[str, Any] = {"prompt_id": pa.array(prompt_ids, pa.string())}
+    for layer, features_PF in enumerate(features_LPF):
+        flat = pa.array(features_PF.ravel())
+        columns[f"{LAYER}{layer}"] = pa.FixedSizeListArray.from_arrays(flat, features_PF.shape[1])
+    write_table(path, pa.table(columns), metadata)
+
+
+def read_features(path: Path) -> NDArray[np.float32]:
+    """Read features [layers, prompts, features]. Raises InputError if the file is damaged."""
+    table = read_table(path)
+    layers = [name for name in table.column_names if name.startswith(LAYER)]
+    flat = [table[name].combine_chunks().flatten().to_numpy() for name in layers]
+    return np.stack(flat).reshape(len(layers), table.num_rows, -1)
 
 
 def read_selection(path: Path) -> Selection:

@@ -22,24 +22,6 @@ NORMALISATION = {"grpo": "sequence", "bnpo": "token", "dapo": "token", "dr_grpo"
 """The objective's normalisation (docs/method.md) that matches each loss of TRL."""
 
 
-def loss_warnings(loss_type: str, normalisation: str, beta: float = 0.0) -> list[str]:
-    """Sentences about where the objective of influence is not the loss that is trained on."""
-    sentences = []
-    wanted = NORMALISATION.get(loss_type, normalisation)
-    if wanted != normalisation:
-        sentences.append(
-            f"influence is computed for another loss than the one trained on: "
-            f"training.engine.grpo.loss_type {loss_type} goes with "
-            f"influence.objective.normalisation={wanted}, not {normalisation}"
-        )
-    if beta > 0:
-        sentences.append(
-            f"training.engine.grpo.beta = {beta} adds a KL term to the loss that is trained on, "
-            "and influence has none: prompts are ranked as if there were no KL term"
-        )
-    return sentences
-
-
 def grpo_config(
     plan: StagePlan, work: Path, grpo: Mapping[str, Any], processes: int = 1
 ) -> GRPOConfig:

@@ -9,15 +9,13 @@ makes a stage of one process repeatable makes this repeatable too.
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +25,12 @@ import yaml
 from cropi.errors import InputError
 from cropi.execution import Program
 from cropi.execution.program import last_error
-from cropi.policy.checkpoints import settle_adapter
 from cropi.policy.loading import resolve_device
 from cropi.text import printable, shortened, shown
 from cropi.training.settings import LaunchSettings
 from cropi.training.stage import Evaluator, Row, StageOutcome, StagePlan
-from cropi.training.trl_stage import TrlTrainer, load_start, require_training_state
+from cropi.training.stage_parts import Progress, train_in_parts
+from cropi.training.trl_stage import TrlTrainer, require_training_state
 from cropi.verifiers import Judge
 from cropi.verifiers.settings import VerifiersConfig
 
@@ -42,8 +40,6 @@ WORKER = "cropi.training.launched_stage"
 SHARDING = ("FSDP", "DEEPSPEED")
 STARTED = ("MULTI_GPU", *SHARDING)
 """Values of distributed_type with which `accelerate launch` starts several processes."""
-POLL = 0.1
-COUNTS = ("generated_tokens", "prefill_tokens", "trained_tokens", "prompts_sampled")
 
 
 @dataclass(frozen=True)
@@ -94,30 +90,16 @@ class LaunchedTrainer:
         outcome: StageOutcome | None = None,
     ) -> StageOutcome:
         """Train a stage and leave its checkpoint in the empty folder `out`."""
-        outcome = outcome if outcome is not None else StageOutcome()
-        out = out.resolve()
         if plan.first_step:
             kind = accelerate_config(self.launch)["distributed_type"]
             require_training_state(Path(plan.start), kind if kind in SHARDING else "")
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # the processes need what scoring leaves
-        start = plan.start
-        for part in parts_of(plan, evaluate is not None):
-            step = part.first_step + part.steps
-            folder = out if step == plan.first_step + plan.steps else out / f"until-{step}"
-            folder.mkdir(exist_ok=True)
-            advance = _shifted(progress, part.first_step - plan.first_step)
-            report = self._launch(replace(part, start=start), judge, folder, advance)
-            settle_adapter(folder, folder, Path(start))
-            _add(outcome, report.outcome)
+
+        def train_part(part: StagePlan, folder: Path, advance: Progress) -> StageOutcome:
+            report = self._launch(part, judge, folder, advance)
             judge.add(report.counts, report.reasons)
-            if evaluate:
-                evaluate(load_start(replace(part, start=str(folder))), step)
-            if start != plan.start:
-                shutil.rmtree(start)
-            start = str(folder)
-        settle_adapter(out, Path(plan.start), out)  # as an engine leaves it
-        return outcome
+            return report.outcome
+
+        return train_in_parts(plan, out, train_part, evaluate, progress, outcome)
 
     def _launch(
         self, plan: StagePlan, judge: Judge, out: Path, progress: Callable[[int, Row], None]
@@ -139,7 +121,7 @@ class LaunchedTrainer:
             begin = log.stat().st_size if log.exists() else 0
             program = Program(self._command(folder), log, _environment())
             try:
-                for done, row in follow(folder / STEPS, program):
+                for done, row in program.lines(folder / STEPS):
                     progress(done, row)
             finally:
                 program.stop()
@@ -236,53 +218,8 @@ def require_gpus(device: str, launch: LaunchSettings) -> None:
         )
 
 
-def parts_of(plan: StagePlan, evaluated: bool) -> Iterator[StagePlan]:
-    """Cut a stage after every step at which it is evaluated."""
-    first, end = plan.first_step, plan.first_step + plan.steps
-    every = plan.evaluate_every if evaluated else None
-    ends = [step for step in range(first + 1, end) if every and step % every == 0]
-    size = plan.training.prompts_per_step
-    for begin, until in zip([first, *ends], [*ends, end], strict=True):
-        prompts = plan.prompts[(begin - first) * size : (until - first) * size]
-        yield replace(plan, first_step=begin, steps=until - begin, prompts=prompts)
-
-
-def follow(file: Path, program: Program) -> Iterator[tuple[int, Row]]:
-    """Yield (steps done, row of the log) as the first process writes them, until all have ended."""
-    position = 0
-    while True:
-        ended = program.exit_code is not None
-        if file.exists():
-            with file.open("rb") as lines:
-                lines.seek(position)
-                whole = lines.read().rpartition(b"\n")[0]
-            position += len(whole) + 1 if whole else 0
-            yield from (tuple(json.loads(line)) for line in whole.splitlines())
-        if ended:
-            return
-        time.sleep(POLL)
-
-
 def _environment() -> dict[str, str]:
     """Ours, with this very cropi in front."""
     place = str(Path(__file__).parents[2])
     paths = [place, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
-
-
-def _shifted(
-    progress: Callable[[int, Row], None] | None, before: int
-) -> Callable[[int, Row], None]:
-    return lambda done, row: progress(before + done, row) if progress else None
-
-
-def _add(outcome: StageOutcome, part: StageOutcome) -> None:
-    """Add what a part of the stage did."""
-    seconds = outcome.clock[-1][1] if outcome.clock else 0.0
-    outcome.log += part.log
-    outcome.clock += [(step, seconds + later) for step, later in part.clock]
-    outcome.rollouts += part.rollouts
-    for name in COUNTS:
-        setattr(outcome, name, getattr(outcome, name) + getattr(part, name))
-    for status, count in part.statuses.items():
-        outcome.statuses[status] = outcome.statuses.get(status, 0) + count

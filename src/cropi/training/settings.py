@@ -20,6 +20,20 @@ class LoraConfig(Section):
     target_modules: str | list[str] = Field("all-linear", description="modules that get adapters")
 
 
+class TrainerSettings(Section):
+    """What the settings of every built-in training engine say about it.
+
+    `execution` names the settings that say where and how fast, but not what is trained.
+    """
+
+    execution: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def devices(self) -> int:
+        """How many devices train together."""
+        return 1
+
+
 class LaunchSettings(Section):
     """A stage in several processes, started by `accelerate launch`."""
 

@@ -99,12 +99,17 @@ class StageOutcome:
 
 
 class Trainer(Protocol):
-    """Trains one stage and writes a Hugging Face checkpoint with the optimizer's state."""
+    """Trains one stage and writes a Hugging Face checkpoint with the optimizer's state.
+
+    One that starts programs may have `commands(plan, out, evaluated)`: their command lines, in
+    order, for `cropi run --dry-run`; `plan.prompts` is then the whole pool.
+    """
 
     def check(self, plan: StagePlan) -> list[str]:
         """Raise InputError for settings that cannot be trained with; return warnings.
 
-        Asked before any work is done: `plan.prompts` may be empty, and `plan.start` is not read.
+        Asked before any work is done, when `plan.prompts` is empty, and again with the whole pool;
+        `plan.start` is not read.
         """
 
     def train(
@@ -138,6 +143,29 @@ def find_trainer(choice: TrainerChoice | str) -> Trainer:
 
 def _is_factory(target: Any) -> bool:
     return isinstance(target, type) or hasattr(target, "Settings")
+
+
+def loss_warnings(loss: str, wanted: str, normalisation: str, kl: str = "") -> list[str]:
+    """Sentences about where the objective of influence is not the loss that is trained on.
+
+    Args:
+        loss: the setting of the trainer's loss, and its value.
+        wanted: the objective's normalisation that goes with it.
+        normalisation: the one that influence is computed with.
+        kl: what adds a KL term to the loss; empty if nothing does.
+    """
+    sentences = []
+    if wanted != normalisation:
+        sentences.append(
+            f"influence is computed for another loss than the one trained on: {loss} goes with "
+            f"influence.objective.normalisation={wanted}, not {normalisation}"
+        )
+    if kl:
+        sentences.append(
+            f"{kl} adds a KL term to the loss that is trained on, and influence has none: prompts "
+            "are ranked as if there were no KL term"
+        )
+    return sentences
 
 
 @contextmanager

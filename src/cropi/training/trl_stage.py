@@ -40,12 +40,19 @@ from cropi.store.files import write_json
 from cropi.store.policy_record import OPTIMIZERS
 from cropi.training.divergence import require_converging, reraise_divergence
 from cropi.training.dynamic import DynamicSampler, sampling_of
-from cropi.training.grpo_settings import grpo_config, loss_warnings
+from cropi.training.grpo_settings import NORMALISATION, grpo_config
 from cropi.training.process_group import ProcessGroup
 from cropi.training.recorded_groups import GroupRecorder, LossLogprobs
 from cropi.training.rewards import JudgedRewards
 from cropi.training.shared_rewards import SharedRewards
-from cropi.training.stage import Evaluator, Row, StageOutcome, StagePlan, reraise_disk_errors
+from cropi.training.stage import (
+    Evaluator,
+    Row,
+    StageOutcome,
+    StagePlan,
+    loss_warnings,
+    reraise_disk_errors,
+)
 from cropi.verifiers import Judge
 
 RATE_KEY = "training.learning_rate"
@@ -76,7 +83,13 @@ class TrlTrainer:
             require_one_gpu(plan.model.device)
         with quiet_libraries():
             config = grpo_config(plan, Path(plan.start), self.grpo, self.processes)
-        return loss_warnings(config.loss_type, plan.normalisation, float(config.beta or 0.0))
+        loss, beta = config.loss_type, float(config.beta or 0.0)
+        return loss_warnings(
+            f"training.engine.grpo.loss_type {loss}",
+            NORMALISATION.get(loss, plan.normalisation),
+            plan.normalisation,
+            f"training.engine.grpo.beta = {beta}" if beta > 0 else "",
+        )
 
     def train(
         self,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from cropi.plugins import resolve_name
 from cropi.settings import Section
 
 _TAG = re.compile(r"[\w-]+|\S.*\.\.\..*\S")
@@ -66,3 +69,19 @@ class VerifiersConfig(Section):
         if bad := [tag for tag in tags if not _TAG.fullmatch(tag)]:
             raise ValueError(f"{bad[0]!r} is not a tag; write a name or OPEN...CLOSE")
         return tags
+
+
+def resolved(verifiers: VerifiersConfig, folders: Sequence[Path] = ()) -> dict[str, Any]:
+    """Verifier settings in which the paths of files are absolute."""
+
+    def of(functions: str | list[RewardTerm]) -> Any:
+        if isinstance(functions, str):
+            return resolve_name("verifier", functions, folders)
+        terms = [term.model_dump() for term in functions]
+        return [{**t, "function": resolve_name("verifier", t["function"], folders)} for t in terms]
+
+    return {
+        **verifiers.model_dump(),
+        "default": of(verifiers.default),
+        "sources": {pattern: of(function) for pattern, function in verifiers.sources.items()},
+    }

@@ -24,7 +24,7 @@ from cropi.prompts import write_prompts
 from cropi.schema import Prompt, Selection, derive_seed, fingerprint
 from cropi.store.files import atomic_folder, write_json, write_jsonl, write_table
 from cropi.text import plural, shown
-from cropi.verifiers.settings import RewardTerm, VerifiersConfig
+from cropi.verifiers.settings import VerifiersConfig, resolved
 
 EXPORT_RECORD = "export.json"
 DEFAULT_MODEL = "POLICY"
@@ -160,22 +160,6 @@ def _write_rows(
     return {
         f"column {shown(name, 60)} holds values of several types, and became JSON text": None
         for name in as_text
-    }
-
-
-def resolved(verifiers: VerifiersConfig, folders: Sequence[Path] = ()) -> dict[str, Any]:
-    """Verifier settings in which the paths of files are absolute."""
-
-    def of(functions: str | list[RewardTerm]) -> Any:
-        if isinstance(functions, str):
-            return resolve_name("verifier", functions, folders)
-        terms = [term.model_dump() for term in functions]
-        return [{**t, "function": resolve_name("verifier", t["function"], folders)} for t in terms]
-
-    return {
-        **verifiers.model_dump(),
-        "default": of(verifiers.default),
-        "sources": {pattern: of(function) for pattern, function in verifiers.sources.items()},
     }
 
 

@@ -61,18 +61,40 @@ class SelectionTaskset(vf.Taskset[SelectedTask, SelectionConfig]):
 
     def load(self):
         with (HERE / f"{self.config.rows}.jsonl").open(encoding="utf-8") as lines:
-            for line in lines:
-                row = json.loads(line)
-                data = SelectedData(
-                    id=row["prompt_id"],
-                    prompt=row["prompt"],
-                    answer=row["answer"],
-                    source=row["source"],
-                )
-                yield SelectedTask(data, self.config.task)
+            yield from map(self.task_of, map(json.loads, lines))
+
+    def task_of(self, row):
+        data = SelectedData(
+            id=row["prompt_id"], prompt=row["prompt"], answer=row["answer"], source=row["source"]
+        )
+        return SelectedTask(data, self.config.task)
 
 
 __all__ = ["SelectionTaskset"]
+'''
+LIVE = '''\
+"""The selection beside this file without an end, as it is then: a new export is followed at once.
+
+Its id is `cropi-live`. Each selection is gone through in order, again and again.
+"""
+
+from cropi_selection import HERE, SelectedTask, SelectionConfig, SelectionTaskset
+
+import verifiers.v1 as vf
+
+from cropi.integrations.prime_rl import FollowedSelection
+
+
+class LiveTaskset(SelectionTaskset, vf.Taskset[SelectedTask, SelectionConfig]):
+    """The exported rows, followed."""
+
+    INFINITE = True
+
+    def load(self):
+        yield from map(self.task_of, FollowedSelection(HERE, self.config.rows))
+
+
+__all__ = ["LiveTaskset"]
 '''
 CONFIG = """\
 # Merge into the rl.toml of your run. prime-rl goes through the tasks in the order of the selection.
@@ -80,7 +102,7 @@ CONFIG = """\
 name = "cropi-selection"
 
 [orchestrator.train.source.env.taskset]
-id = "cropi-selection"
+id = "cropi-selection"  # "cropi-live" follows each new export over this folder
 # rows = "control"  # the random control
 
 [orchestrator.train.source.env.agent.harness]
@@ -98,7 +120,11 @@ class PrimeRl:
     suffix = ".jsonl"
     read_in = "verifiers 0.4.0 and prime-rl at 559b447 (August 2026)"
     chats = True
-    files: ClassVar[dict[str, str]] = {"cropi_selection.py": TASKSET, "source.toml": CONFIG}
+    files: ClassVar[dict[str, str]] = {
+        "cropi_selection.py": TASKSET,
+        "cropi_live.py": LIVE,
+        "source.toml": CONFIG,
+    }
 
     def row(self, prompt: Prompt, place: Place) -> Row:
         """`prompt` as text (one user message to verifiers) or messages, and every other column."""

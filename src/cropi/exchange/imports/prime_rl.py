@@ -84,7 +84,7 @@ def _response(row: Row, trace: Row, file: LogFile, where: str) -> LoggedResponse
         text=plain_text(turns[-1].get("content")) if turns else "",
         reward=reward,
         status=reward_status(reward),
-        prompt_id="" if data.get("id") is None else str(data["id"]),
+        prompt_id=_identity(row, data),
         answer=as_text(data[answers[0]]).strip() if answers else "",
         source=str(_inner(row, "env", "name") or _inner(row, "env", "id") or ""),
         group=str(_inner(row, "group", "id") or ""),
@@ -96,6 +96,12 @@ def _response(row: Row, trace: Row, file: LogFile, where: str) -> LoggedResponse
         tokens=_tokens(nodes, work, where) if file.tokens else None,
         about=without(data, *TASK_FIELDS),
     )
+
+
+def _identity(row: Row, data: Row) -> str:
+    """The task's name in its source; else its key, by which prime-rl's samplers know it."""
+    names = (data.get("id"), _inner(row, "task", "key"))
+    return next((str(name) for name in names if name is not None), "")
 
 
 def _reward(trace: Row, where: str) -> float | None:

@@ -292,7 +292,7 @@ def _first_of_each(responses: Sequence[LoggedResponse]) -> Iterator[LoggedRespon
     seen: set[tuple[object, ...]] = set()
     for response in responses:
         content = (response.text, response.reward, str(response.prompt))
-        key = (response.run, response.record_id, *content)
+        key = (response.run, response.role, response.record_id, *content)
         if not response.record_id or key not in seen:
             seen.add(key)
             yield response

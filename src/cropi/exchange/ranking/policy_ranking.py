@@ -7,9 +7,8 @@ objective has no ratios, as if the policy itself had sampled the responses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ from cropi.influence.setup import score
 from cropi.policy.reference import PolicyRef
 from cropi.policy.representations import prompt_features
 from cropi.prompts import encode
+from cropi.rollouts.recomputed_logprobs import with_logprobs
 from cropi.schema import InfluenceEstimate, RolloutGroup
 from cropi.selection import find_strategy, needs_of
 from cropi.selection.settings import SelectionConfig
@@ -45,7 +45,7 @@ class MeasuredPool:
     """What a policy adds to a logged pool: influence, features where the strategy looks at them."""
 
     estimate: InfluenceEstimate | None
-    features: NDArray[np.float64] | None
+    features: NDArray[np.floating] | None
     notes: list[str] = field(default_factory=list)
 
 
@@ -108,27 +108,7 @@ def _recomputed(
     return under(pool), {name: under(each) for name, each in targets.items()}
 
 
-def with_logprobs(model: Any, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
-    """Groups whose usable responses have the log-probs that `model` gives their tokens."""
-    from cropi.gradients.logprobs import LogprobReader, read_logprobs
-
-    usable = [group for group in groups if group.usable]
-    read = iter(read_logprobs(LogprobReader(model), usable))
-    return [_filled(group, next(read)) if group.usable else group for group in groups]
-
-
-def _filled(group: RolloutGroup, logprobs: Sequence[NDArray[Any]]) -> RolloutGroup:
-    values = iter(logprobs)
-    responses = [
-        replace(r, logprobs=np.nan_to_num(next(values)).astype(np.float32).clip(max=0.0))
-        if r.usable
-        else r
-        for r in group.responses
-    ]
-    return replace(group, responses=responses, logprob_mode="recomputed")
-
-
-def _features(logged: LoggedPool, pool: LoggedGroups, policy: PolicyRef) -> NDArray[np.float64]:
+def _features(logged: LoggedPool, pool: LoggedGroups, policy: PolicyRef) -> NDArray[np.float32]:
     """What the policy makes of every prompt of the pool [L, P, F], also of those never sampled."""
     group_of = {group.prompt_id: group for group in pool.groups}
     groups = [

@@ -118,7 +118,7 @@ def rank(
     settings: SelectionConfig,
     seed: int,
     estimate: InfluenceEstimate | None = None,
-    features: NDArray[np.float64] | None = None,
+    features: NDArray[np.floating] | None = None,
     notes: Sequence[str] = (),
 ) -> Ranking:
     """Select from a pool, and put the rest in the order in which it would be taken.

@@ -36,6 +36,7 @@ class Completion:
     logprobs: NDArray[np.float32]
     finish_reason: FinishReason
     logprob_mode: LogprobMode = "processed"
+    exact: bool = True
 
 
 class RolloutEngine(Protocol):

@@ -66,6 +66,11 @@ class ServerSettings(RequestSettings):
     model: str | None = Field(
         None, description="the server's name for the policy; default: the one that is called as it"
     )
+    exact: bool = Field(
+        True,
+        description="refuse a server that returns no token ids; false: its texts are tokenised "
+        "again and marked as not exact",
+    )
     key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")] = Field(
         "CROPI_SERVER_KEY", description="environment variable with the server's key, if it has one"
     )
@@ -77,7 +82,14 @@ def server(settings: ServerSettings, policy: PolicyRef) -> RolloutEngine:
     from cropi.rollouts.serving.server_engine import Address, ServerEngine
 
     address = Address(settings.url, key_in(settings.key_variable), settings.model)
-    return ServerEngine(address, policy, settings.concurrency, settings.timeout, settings.tries)
+    return ServerEngine(
+        address,
+        policy,
+        settings.concurrency,
+        settings.timeout,
+        settings.tries,
+        exact=settings.exact,
+    )
 
 
 def key_in(variable: str) -> str | None:

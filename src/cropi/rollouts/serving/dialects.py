@@ -79,7 +79,7 @@ class VllmDialect:
 
     def completions(self, request: Request, answer: Any) -> list[Completion]:
         """Return the responses of `choices`, in the order of their index."""
-        choices = _list(answer, "choices")
+        choices = list_in(answer, "choices")
         for choice in choices:
             if not isinstance(choice, dict) or choice.get("token_ids") is None:
                 raise no_token_ids("choices[].token_ids")
@@ -149,11 +149,13 @@ def no_token_ids(where: str) -> InputError:
     """The error for a server that answers with text alone."""
     return InputError(
         f"the server's answer has no token ids ({where}), and text does not tell which tokens were "
-        "sampled; use vLLM (0.10 or later) or SGLang, which return them"
+        "sampled; use vLLM (0.10 or later) or SGLang, which return them, or accept tokens that are "
+        "made of the text again with rollouts.engine.exact=false"
     )
 
 
-def _list(answer: Any, name: str) -> list[Any]:
+def list_in(answer: Any, name: str) -> list[Any]:
+    """A list in an answer. Raises InputError if there is none."""
     value = answer.get(name) if isinstance(answer, dict) else None
     if not isinstance(value, list):
         raise InputError(

@@ -49,4 +49,4 @@ def effective_mode(mode: LogprobMode, sampling: Sampling) -> LogprobMode:
     """The mode where it makes a difference; `processed` where it does not for this sampling."""
     whole = sampling.top_p == 1 and sampling.top_k == 0
     same = whole and (mode == "before_top_p" or sampling.temperature == 1)
-    return "processed" if same else mode
+    return "processed" if same and mode != "recomputed" else mode

@@ -18,6 +18,7 @@ from cropi.rollouts.engines.engine import Completion
 from cropi.rollouts.serving.connection import Connection
 from cropi.rollouts.serving.dialects import Dialect, Request, SglangDialect, VllmDialect
 from cropi.rollouts.serving.logprob_mode import effective_mode, measured_mode
+from cropi.rollouts.serving.text_dialect import TextDialect
 from cropi.rollouts.serving.threads import in_threads
 from cropi.schema import LogprobMode, Sampling, derive_seed
 from cropi.text import shown
@@ -45,7 +46,7 @@ class ServerEngine:
     """Samples `policy` from the server at `address`, `concurrency` prompts at once.
 
     A request has `timeout` seconds, and is made `tries` times at most; `still_there` raises where
-    another try would be of no use.
+    another try would be of no use. With `exact` false, the server returns text alone.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class ServerEngine:
         timeout: float,
         tries: int,
         still_there: Callable[[], None] = lambda: None,
+        exact: bool = True,
     ) -> None:
         self._address, self._policy, self._concurrency = address, policy, concurrency
+        self._exact = exact
         self._mode: LogprobMode | None = None
         self._connection = Connection(
             address.url,
@@ -97,10 +100,19 @@ class ServerEngine:
 
         def sample(place: int) -> list[Completion]:
             asked = 1 if greedy else n
-            completions = self._ask(prompt_ids[place], sampling, asked, seeds[place])
+            completions = self._several(prompt_ids[place], sampling, asked, seeds[place])
             return [replace(each, logprob_mode=mode) for each in completions] * (n // asked)
 
         yield from in_threads(sample, len(prompt_ids), self._concurrency)
+
+    def _several(
+        self, ids: Sequence[int], sampling: Sampling, n: int, seed: int
+    ) -> list[Completion]:
+        """Return `n` responses, one by one from servers that do not sample several at once."""
+        if not isinstance(self._served.dialect, TextDialect):
+            return self._ask(ids, sampling, n, seed)
+        seeds = [derive_seed(seed, "response", k) for k in range(n)]
+        return [response for each in seeds for response in self._ask(ids, sampling, 1, each)]
 
     def _ask(
         self, ids: Sequence[int], sampling: Sampling, n: int = 1, seed: int = 0
@@ -148,9 +160,14 @@ class ServerEngine:
         context = card.get("max_model_len")
         return Served(
             card["id"],
-            SglangDialect() if card.get("owned_by") == "sglang" else VllmDialect(),
+            self._dialect(card),
             context if isinstance(context, int) and context > 0 else None,
         )
+
+    def _dialect(self, card: dict[str, Any]) -> Dialect:
+        if not self._exact:
+            return TextDialect(self._policy.tokenizer)
+        return SglangDialect() if card.get("owned_by") == "sglang" else VllmDialect()
 
     def _card(self, cards: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The policy's entry among what the server lists; weights of another name are refused."""

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from cropi.plugins import plugin
-from cropi.settings import Section
-from cropi.training.settings import LaunchSettings
+from cropi.training.settings import LaunchSettings, TrainerSettings
 
 if TYPE_CHECKING:
     from cropi.training.stage import Trainer
 
 
-class TrlSettings(Section):
+class TrlSettings(TrainerSettings):
     """Settings of the training engine `trl`."""
 
     grpo: dict[str, Any] = Field(
@@ -27,6 +26,11 @@ class TrlSettings(Section):
     launch: LaunchSettings | None = Field(
         None, description="train in several processes; default: in this one"
     )
+
+    @property
+    def devices(self) -> int:
+        """Every process has its own."""
+        return 1 if self.launch is None else self.launch.processes
 
 
 @plugin("trainer", "trl", TrlSettings)

@@ -183,7 +183,7 @@ class Judge:
         whole = self._pool.load({name: None for job in jobs for name, _ in job.rewards})
         verdicts = judge_jobs(self._pool, as_jobs(jobs, whole))
         for job, verdict in zip(jobs, verdicts, strict=True):
-            self._count(job.prompt.source, verdict)
+            self.count(job.prompt.source, verdict)
         return verdicts
 
     def _job(self, prompt: Prompt, text: str, ids: Sequence[int] | None) -> Job:
@@ -192,7 +192,8 @@ class Judge:
         token_ids = None if ids is None else (tuple(ids),)
         return Job(self.rewards_of(prompt.source), prompt, (text,), token_ids, self.step, absent)
 
-    def _count(self, source: str, verdict: Verdict) -> None:
+    def count(self, source: str, verdict: Verdict) -> None:
+        """Count a verdict, which may have been given in another process."""
         self.counts.setdefault(source, Counter())[self.outcome(verdict)] += 1
         if verdict.status != "ok":
             why = f"{verdict.status}: {verdict.detail}"

@@ -1,0 +1,60 @@
+"""Settings of the training engine `verl`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, Field
+
+from cropi.settings import Count, PathText
+from cropi.text import shown
+from cropi.training.settings import TrainerSettings
+
+PYTHON_VARIABLE = "CROPI_VERL_PYTHON"
+
+
+def _dotted(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Return overrides by their dotted keys. Raises ValueError for what is no key."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{above}{name}"
+        if not re.fullmatch(r"\+{0,2}[A-Za-z_]\w*(\.\w+)*", key):
+            raise ValueError(
+                f"{shown(key)} is no key of verl's config; write keys such as trainer.project_name"
+            )
+        inner = _dotted(value, f"{key}.") if isinstance(value, Mapping) and value else {key: value}
+        if twice := flat.keys() & inner.keys():
+            raise ValueError(f"{min(twice)} is there twice; leave one of them out")
+        flat |= inner
+    return flat
+
+
+class VerlSettings(TrainerSettings):
+    """Settings of the training engine `verl`."""
+
+    execution: ClassVar[frozenset[str]] = frozenset({"python", "address"})
+
+    python: PathText | None = Field(
+        None,
+        description=f"interpreter that has verl and cropi; default: ${PYTHON_VARIABLE}, or cropi's",
+    )
+    gpus: Count = Field(1, description="GPUs of a node")
+    nodes: Count = Field(1, description="nodes of the Ray cluster that train together")
+    address: str | None = Field(
+        None,
+        pattern=r"^(auto|[^:/\s]+:\d+)$",
+        description="a running Ray cluster: auto or HOST:PORT; default: RAY_ADDRESS, or else verl "
+        "starts Ray on this machine",
+    )
+    overrides: Annotated[dict[str, Any], AfterValidator(_dotted)] = Field(
+        default_factory=dict,
+        description="other keys of verl's config, such as "
+        "{actor_rollout_ref.rollout.gpu_memory_utilization: 0.6}",
+    )
+
+    @property
+    def devices(self) -> int:
+        """The GPUs of all nodes."""
+        return self.gpus * self.nodes

@@ -1,0 +1,72 @@
+"""Places on a real S3 server: read like local ones, also from one that fails now and then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from cropi.config import PromptSource
+from cropi.errors import InputError
+from cropi.prompts import load_source
+from cropi.store import object_store
+from cropi.store.remote import local_place, upload, upload_place
+from support.object_stores import S3Server, s3_server, store
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3Server]:
+    with s3_server() as served:
+        yield served
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(object_store, "LONGEST_WAIT_S", 0.01)
+
+
+def questions(path: str) -> list[str | None]:
+    return [prompt.prompt for prompt in load_source(PromptSource(path=path), 0)]
+
+
+def test_files_folders_and_patterns_of_a_bucket(server: S3Server) -> None:
+    for n in (1, 2, 10):
+        store(f"s3://bucket/pool/part-{n}.jsonl", b'{"prompt": "%d+1=", "answer": "x"}\n' % n)
+    made_by_a_console = {"Bucket": "bucket", "Key": "pool/", "Body": b""}
+    fsspec.filesystem("s3").call_s3("put_object", **made_by_a_console)
+    assert questions("s3://bucket/pool/part-2.jsonl") == ["2+1="]
+    assert questions("s3://bucket/pool") == ["1+1=", "2+1=", "10+1="]
+    assert questions("s3://bucket/pool/part-1*.jsonl") == ["1+1=", "10+1="]
+    asked = len(server.requests)
+    assert questions("s3://bucket/pool") == ["1+1=", "2+1=", "10+1="]
+    assert not any(path.endswith(".jsonl") for _, path in server.requests[asked:])
+
+
+def test_a_server_that_fails_for_a_moment_changes_nothing(server: S3Server) -> None:
+    url = store("s3://bucket/sums.jsonl", b'{"prompt": "1+1=", "answer": "2"}\n')
+    server.failures = 2
+    assert questions(url) == ["1+1="]
+    assert server.failures == 0
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/gone", "s3://no-such-bucket/x.jsonl"])
+def test_what_is_not_there_is_named(server: S3Server, url: str) -> None:
+    with pytest.raises(InputError, match=f"^cannot read {url}: there is no such file"):
+        local_place(url)
+
+
+def test_an_uploaded_folder_is_the_one_that_was_made(server: S3Server) -> None:
+    place = upload_place("s3://bucket/made/out")
+    (place / "deep").mkdir(parents=True)
+    (place / "config.json").write_text("{}")
+    (place / "deep" / "weights.bin").write_bytes(b"0" * 1000)
+    server.requests.clear()
+    upload(place, "s3://bucket/made/out")
+    written = [path for method, path in server.requests if method == "PUT"]
+    assert written == ["/bucket/made/out/deep/weights.bin", "/bucket/made/out/config.json"]
+    assert not place.exists()
+    copy = local_place("s3://bucket/made/out")
+    assert (copy / "deep" / "weights.bin").read_bytes() == b"0" * 1000
