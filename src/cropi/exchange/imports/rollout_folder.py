@@ -60,7 +60,8 @@ def read_rollout_log(
 ) -> RolloutLog:
     """Read a file or a folder, or the URL of one.
 
-    `rewards` names the columns whose sum is the reward. Without `tokens`, the tokens of responses are passed over where texts are there too.
+    `rewards` names the columns whose sum is the reward. Without `tokens`, the tokens
+    of responses are passed over where texts are there too.
 
     Raises InputError if there are no rollouts in it, or rollouts of several formats.
     """
