@@ -138,7 +138,7 @@ def _fetched(url: str) -> Path:
     return place / names.folder / names.rest
 
 
-def _without_weights(folder: str, files: Sequence[StoredFile]) -> Sequence[StoredFile]:
+def _without_weights(folder: str, files: list[StoredFile]) -> list[StoredFile]:
     """A run's files but for its policies' weights, which nobody reads who gives the whole run."""
     if all(file.path != f"{folder}/{LEDGER}" for file in files):
         return files
