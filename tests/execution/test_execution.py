@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 
 from cropi.errors import InputError
-from cropi.execution import Executor, Finished, Inline, Processes, WorkUnit, run_units, usable_cores
+from cropi.execution import (
+    Executor,
+    Finished,
+    Inline,
+    Processes,
+    WorkUnit,
+    run_all,
+    run_units,
+    usable_cores,
+)
+from cropi.execution.units import GivenUpError
 
 linux = pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="reads Linux's /proc")
 
@@ -46,6 +56,10 @@ def gpu_when_both_run(folder: Path, name: str) -> str | None:
     while len(list(folder.iterdir())) < 2:
         time.sleep(0.01)
     return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def kill_oneself() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def interrupt() -> None:
@@ -174,11 +188,33 @@ def test_an_interrupt_ends_the_workers() -> None:
         time.sleep(0.02)
 
 
-def test_a_worker_that_dies_is_an_error_and_no_endless_wait() -> None:
+def test_a_worker_that_dies_fails_its_unit_alone_and_is_replaced(tmp_path: Path) -> None:
+    finished = outcomes(
+        Processes(2, 1),
+        WorkUnit("ends", os._exit, (3,)),
+        WorkUnit("slow", append, (tmp_path / "log", "slow", 1.0)),
+        WorkUnit("killed", kill_oneself),
+        WorkUnit("waits", append, (tmp_path / "log", "waits"), after=("killed",)),
+        WorkUnit("later", append, (tmp_path / "log", "later")),
+    )
+    with pytest.raises(GivenUpError, match=r"ends is not finished: .* \(exit code 3\)"):
+        finished["ends"].result()
+    with pytest.raises(GivenUpError, match=r"killed is not finished: .* memory ran out"):
+        finished["killed"].result()
+    assert finished["waits"].skipped_after == "killed"
+    assert sorted((tmp_path / "log").read_text().split()) == ["later", "slow"]
+
+
+def test_what_no_worker_could_finish_is_named_after_the_rest_is_done(tmp_path: Path) -> None:
+    units = [
+        WorkUnit("ends", os._exit, (3,)),
+        *(WorkUnit(name, append, (tmp_path / "log", name)) for name in "ab"),
+    ]
     with Processes(1, 1) as executor:
-        executor.submit(WorkUnit("dies", os._exit, (3,)))
-        with pytest.raises(BrokenProcessPool):
-            list(executor.completed())
+        results = run_all(executor, units, "chunk", "try again")
+        assert [next(results).unit.name, next(results).unit.name] == ["a", "b"]
+        with pytest.raises(InputError, match=r"1 of 3 chunks .* ends is not .*; try again"):
+            next(results)
 
 
 ORPHAN = """

@@ -16,8 +16,9 @@ import pytest
 
 from cropi.errors import InputError
 from cropi.execution import Finished, WorkUnit, executor_for, run_units
-from cropi.execution.on_ray import ATTEMPTS, QuarantinedError, RayWorkers
+from cropi.execution.on_ray import ATTEMPTS, RayWorkers
 from cropi.execution.settings import RaySettings, ScaleConfig
+from cropi.execution.units import GivenUpError
 
 ray = pytest.importorskip("ray", reason="the extra ray is not installed")
 
@@ -110,10 +111,13 @@ def test_bad_input_is_final_and_other_failures_are_tried_again_and_named(
     folder, finished, _ = mixed
     with pytest.raises(InputError, match="no such set"):
         finished["bad input"].result()
-    with pytest.raises(QuarantinedError, match=r"defect was tried 3 times .* odd"):
+    with pytest.raises(
+        GivenUpError,
+        match=r"defect was tried 3 times .* ValueError at .*test_on_ray.py, line \d+: odd",
+    ):
         finished["defect"].result()
     assert sorted((folder / "tries").read_text().split()) == ["a", *["b"] * ATTEMPTS]
-    with pytest.raises(QuarantinedError, match=r"elsewhere .* without leaving"):
+    with pytest.raises(GivenUpError, match=r"elsewhere .* without leaving"):
         finished["elsewhere"].result()
 
 
@@ -123,7 +127,7 @@ def test_a_unit_whose_worker_dies_is_run_again_and_given_up_if_it_always_dies(
     _, finished, warned = mixed
     assert finished["unlucky"].result() == "alive"
     assert any(text.startswith("unlucky: its worker died") for text in warned)
-    with pytest.raises(QuarantinedError, match=r"kills was tried 3 times .* its worker died"):
+    with pytest.raises(GivenUpError, match=r"kills was tried 3 times .* its worker died"):
         finished["kills"].result()
 
 

@@ -341,3 +341,15 @@ def test_reading_rollouts_loads_neither_torch_nor_transformers() -> None:
         "import sys, cropi.rollouts; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_runs_missing_rollouts_of_the_pool_are_named_with_where_they_are(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    asked = tmp_path / "rollouts" / "pool.parquet"
+    with pytest.raises(InputError, match=r"pool.parquet does not exist: .* `cropi run`"):
+        read_rollouts(asked)
+    sampled = tmp_path / "arms" / "cropi" / "stages" / "0" / "rollouts" / "pool.parquet"
+    sampled.parent.mkdir(parents=True)
+    sampled.touch()
+    with pytest.raises(InputError, match=rf"only the part of its pool .*; give {sampled}"):
+        read_rollouts(asked)

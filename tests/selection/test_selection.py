@@ -252,7 +252,9 @@ def test_an_unknown_strategy_names_the_allowed_ones_and_the_nearest() -> None:
 
 
 USERS = """
+from typing import Any
 from cropi.schema import Selection
+from cropi.settings import Section
 
 class LastOnes:
     scoring = "never"
@@ -260,6 +262,13 @@ class LastOnes:
     def select(self, context):
         chosen = list(context.prompt_ids)[-context.count:]
         return Selection(chosen, [1.0] * len(chosen))
+
+class Contradicting(LastOnes):
+    class Settings(Section):
+        attributes: dict[str, Any]
+
+    def __init__(self, settings):
+        self.__dict__.update(settings.attributes)
 
 ready = LastOnes()
 not_one = 3
@@ -291,6 +300,30 @@ def test_a_users_strategy_that_cannot_be_used_is_an_error_with_a_fix(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match=message):
         find_strategy(path)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"scoring": "stage", "sample": 8}, r"has sample = 8 and no enough\(context\)"),
+        ({"sample": -1}, "has sample = -1, which counts prompts; give a whole number from 0 on"),
+        ({"sample": 2.5}, "has sample = 2.5, which counts prompts"),
+        ({"most": 0}, "has most = 0, .* from 1 on"),
+        ({"scoring": "always"}, "has scoring = 'always'; allowed: stage, once, never"),
+        ({"direction": "up"}, "has direction = 'up'; allowed: sets, mean, pool"),
+        ({"metric": "angle"}, "has metric = 'angle'; allowed: None, cosine"),
+    ],
+)
+def test_a_users_strategy_with_needs_that_contradict_each_other_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attributes: dict[str, object], message: str
+) -> None:
+    (tmp_path / "my_strategies.py").write_text(USERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    choice = StrategyChoice.model_validate(
+        {"name": "my_strategies:Contradicting", "attributes": attributes}
+    )
+    with pytest.raises(InputError, match=message):
+        find_strategy(choice)
 
 
 def test_an_error_inside_a_users_module_keeps_its_own_message(

@@ -38,7 +38,7 @@ from cropi.gradients.settings import ObjectiveConfig
 from cropi.text import shown
 
 if TYPE_CHECKING:
-    from cropi.influence.scorer import PhaseProgress
+    from cropi.influence.pool_scorer import PhaseProgress
     from cropi.progress import Bar
     from cropi.report.pages.diagnosis_page import Diagnosis
     from cropi.schema import RolloutGroup

@@ -66,7 +66,7 @@ def rollout(
         cropi rollout --model Qwen/Qwen2.5-1.5B-Instruct --prompts pool.jsonl --out pool.parquet
     """
     import cropi
-    from cropi.execution import executor_for
+    from cropi.execution import executor_for, showing_workers
     from cropi.store.files import require_writable
     from cropi.verifiers import open_judge
 
@@ -100,7 +100,7 @@ def rollout(
                 template_kwargs=reading.template_kwargs,
                 seed=seed,
                 executor=executor,
-                progress=bar.update,
+                progress=showing_workers(bar.update, executor),
             )
             informative = sum(group.informative for group in groups)
             bar.note = f"{plural(len(groups), 'prompt')}, {informative:,} informative -> {out}"

@@ -50,6 +50,7 @@ class Steps:
         arms = {kind: arms_needing(users, kind) for kind in ("pool", "validation")}
         requests = rollout_requests(config.rollouts, sets, arms)
         evaluator = _evaluator(config, sets, judge, seeds)
+        executor = executor_for(config.scale)
         sampler = Sampler(
             settings=config.rollouts,
             verifier_settings=config.result_settings("verifiers"),
@@ -57,7 +58,7 @@ class Steps:
             judge=judge,
             seeds=seeds,
             log=log,
-            executor=executor_for(config.scale),
+            executor=executor,
         )
         scorer = StageScorer(
             settings=config.influence,
@@ -66,7 +67,7 @@ class Steps:
             longest_response=config.rollouts.max_new_tokens,
             policies=policies,
             log=log,
-            executor=executor_for(config.scale),
+            executor=executor,
         )
         return cls(
             evaluator=evaluator,

@@ -19,7 +19,7 @@ from cropi.curriculum.stage_rollouts import StageRollouts, pool_files_so_far
 from cropi.execution import Executor
 from cropi.influence.cosines import Influence
 from cropi.influence.growing_pool import GrowingPool
-from cropi.influence.scorer import PhaseProgress
+from cropi.influence.pool_scorer import PhaseProgress
 from cropi.influence.settings import InfluenceConfig
 from cropi.influence.setup import growing_pool
 from cropi.policy.loading import Policy

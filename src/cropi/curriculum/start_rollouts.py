@@ -14,7 +14,7 @@ import numpy as np
 
 from cropi.curriculum.policies import Policies
 from cropi.curriculum.run_context import RunLog, Seeds
-from cropi.execution import Executor
+from cropi.execution import Executor, showing_workers
 from cropi.policy.reference import PolicyRef
 from cropi.progress import Bar
 from cropi.prompts import PromptSets
@@ -115,7 +115,7 @@ class Sampler:
                     template_kwargs=self.template_kwargs,
                     inputs_fingerprint=inputs_fingerprint,
                     executor=self.executor,
-                    progress=bar.update,
+                    progress=showing_workers(bar.update, self.executor),
                 )
                 count = plural(len(request.prompts), "prompt")
                 bar.note = f"{count} x {plural(request.responses, 'response')}"

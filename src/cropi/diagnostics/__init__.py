@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cropi.diagnostics.fidelity import FidelityReport
     from cropi.diagnostics.leave_out import LeaveOutReport
     from cropi.diagnostics.step import StepReport
-    from cropi.influence.scorer import PhaseProgress
+    from cropi.influence.pool_scorer import PhaseProgress
     from cropi.policy.loading import Policy
     from cropi.progress import ProgressReporter
     from cropi.rollouts.staleness import Staleness

@@ -8,7 +8,15 @@ of `ScaleConfig`, and a line in `executor_for`.
 from cropi.execution.executor_choice import executor_for
 from cropi.execution.processes import Processes, requested_threads, usable_cores
 from cropi.execution.program import Program
-from cropi.execution.units import Executor, Finished, Inline, WorkUnit, run_units
+from cropi.execution.units import (
+    Executor,
+    Finished,
+    Inline,
+    WorkUnit,
+    run_all,
+    run_units,
+    showing_workers,
+)
 
 __all__ = [
     "Executor",
@@ -19,6 +27,8 @@ __all__ = [
     "WorkUnit",
     "executor_for",
     "requested_threads",
+    "run_all",
     "run_units",
+    "showing_workers",
     "usable_cores",
 ]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import sys
 import time
 import warnings
@@ -25,9 +26,9 @@ from typing import Any, Self
 from cropi import __version__
 from cropi.errors import InputError
 from cropi.execution.packing import Packer, Shared
-from cropi.execution.ray_cluster import connect, require_room
+from cropi.execution.ray_cluster import address_of, connect, require_room
 from cropi.execution.ray_worker import Outcome, Worker
-from cropi.execution.units import Finished, WorkUnit
+from cropi.execution.units import Finished, GivenUpError, WorkUnit
 
 ATTEMPTS = 3
 """How often a unit is tried before it is given up: its worker may have died for another reason."""
@@ -40,10 +41,6 @@ POLL = 1.0
 
 STUCK = 60.0
 """Seconds without a worker after which a warning says so."""
-
-
-class QuarantinedError(RuntimeError):
-    """A unit that was given up: every worker that tried it died, or it failed each time."""
 
 
 @dataclass(eq=False)
@@ -63,9 +60,12 @@ class RayWorkers:
 
     Workers that find no room yet join when there is some. A unit whose worker dies, or that fails
     otherwise than by an InputError, is run again, preferably elsewhere; after ATTEMPTS failures it
-    is reported as failed with a QuarantinedError, and the others go on. A unit that is late while
+    is reported as failed with a GivenUpError, and the others go on. A unit that is late while
     workers have nothing to do is run a second time, if it is `speculative`; the first to end
     counts. Raises InputError from `__enter__` if there is no such cluster, or no room in it.
+
+    Workers end when the context is left, as others may want their place. Those on cores of a Ray
+    that was started for this process stay, without what units shared, for the next time.
     """
 
     def __init__(
@@ -79,6 +79,8 @@ class RayWorkers:
         self.most, self.cpus, self.gpus, self.address = workers, cpus, gpus, address
         self.threads: int | None = cpus
         self._patience = patience
+        self._idle: list[Any] = []
+        self._driver = ""
 
     @property
     def workers(self) -> int:
@@ -90,7 +92,9 @@ class RayWorkers:
         require_room(self._ray, self.cpus, self.gpus)
         self._queue: deque[WorkUnit] = deque()
         self._starting: dict[Any, Any] = {}
-        self._idle: list[Any] = []
+        driver, self._driver = self._driver, self._ray.get_runtime_context().get_worker_id()
+        if driver != self._driver:
+            self._idle = []  # those of another Ray
         self._running: dict[Any, Attempt] = {}
         self._unfinished: set[str] = set()
         self._failures: dict[str, list[str]] = {}
@@ -125,9 +129,14 @@ class RayWorkers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        keep = error is None and not self.gpus and address_of(self.address) is None
         busy = [attempt.worker for attempt in self._running.values()]
-        for worker in [*self._starting.values(), *self._idle, *busy]:
+        for worker in [*self._starting.values(), *busy, *([] if keep else self._idle)]:
             self._ray.kill(worker)
+        self._idle = self._idle if keep else []
+        for worker in self._idle:
+            worker.forget.options(name="cropi: wait").remote()
+        self._running.clear()
         self._queue.clear()
         self._unfinished.clear()
 
@@ -220,8 +229,7 @@ class RayWorkers:
         try:
             outcome: Outcome = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
-            dead = isinstance(error, self._ray.exceptions.RayActorError)
-            outcome = Outcome(error=RuntimeError(f"{'its worker died: ' * dead}{_brief(error)}"))
+            outcome = Outcome(error=RuntimeError(self._loss(error)))
             self._ray.kill(attempt.worker)
         else:
             self._idle.append(attempt.worker)
@@ -233,24 +241,38 @@ class RayWorkers:
             self._durations.append(outcome.seconds)
             outcome = _seen_here(unit, outcome)
         elif not isinstance(outcome.error, InputError):
-            again = self._again(unit, outcome.error)
+            again = self._again(unit, outcome.error, outcome.place)
             if again is None:
                 return
             outcome = Outcome(error=again)
         self._unfinished.discard(unit.name)
         yield Finished(unit, outcome.value, outcome.error, outcome.seconds)
 
-    def _again(self, unit: WorkUnit, error: Exception) -> QuarantinedError | None:
+    def _loss(self, error: Exception) -> str:
+        """What became of a worker that is gone, in a few words."""
+        errors = self._ray.exceptions
+        if isinstance(error, errors.OutOfMemoryError):
+            used = re.search(r"[\d.]+ ?\w*B used / [\d.]+ ?\w*B", str(error))
+            amounts = f" ({used[0].replace(' used / ', ' of ')})" if used else ""
+            return f"its worker was ended because its node ran out of memory{amounts}"
+        if isinstance(error, errors.RayActorError):
+            return (
+                "its worker died (killed by someone, or by the system for its memory; or crashed)"
+            )
+        return _brief(error)
+
+    def _again(self, unit: WorkUnit, error: Exception, place: str) -> GivenUpError | None:
         """Queue a unit that failed once more; the error if it has been tried often enough."""
         failures = self._failures.setdefault(unit.name, [])
-        failures.append(str(error) or type(error).__name__)
+        kind = f"{type(error).__name__} at {place}: " if place else ""
+        failures.append(f"{kind}{error}".strip())
         if any(attempt.unit is unit for attempt in self._running.values()):
             return None
         if len(failures) < ATTEMPTS:
             warnings.warn(f"{unit.name}: {failures[-1]}; it is run again", stacklevel=2)
             self._queue.append(unit)
             return None
-        given_up = QuarantinedError(
+        given_up = GivenUpError(
             f"{unit.name} was tried {ATTEMPTS} times and is left out: {failures[-1]}"
         )
         given_up.__cause__ = error

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import signal
+import threading
+from pathlib import Path
 from typing import Any
 
 from cropi.errors import InputError
@@ -25,27 +30,71 @@ def connect(address: str | None, cores: int) -> Any:
         ) from None
     if ray.is_initialized():
         return ray
-    address = address or os.environ.get("RAY_ADDRESS")
-    # Ray takes the messages of workers to our terminal otherwise, between our own.
+    address = address_of(address)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    # Ray takes the messages of workers to our terminal otherwise, between our own, and tells
+    # of each that died in a paragraph, which we say in a sentence.
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
     try:
         if address:
             ray.init(address=address, **quiet)
         else:
             _start(ray, cores, quiet)
     except Exception as error:  # noqa: BLE001  (Ray raises nothing more special)
-        where = f"scale.ray.address {address!r}" if address else "scale.ray"
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
-        raise InputError(
-            f"{where}: Ray cannot be reached or started ({reason}); start a cluster with "
-            "`ray start --head`, or leave scale.ray.address out to use this machine"
-        ) from None
+        raise _refusal(address, error) from None
+    if threading.current_thread() is threading.main_thread():
+        # Ray's own answer to SIGTERM is a page of its stack.
+        signal.signal(signal.SIGTERM, on_sigterm)
     return ray
 
 
+def address_of(address: str | None) -> str | None:
+    """The cluster that is meant; None for one that is started here."""
+    return address or os.environ.get("RAY_ADDRESS")
+
+
+def _refusal(address: str | None, error: Exception) -> InputError:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+    if address is None:
+        return InputError(
+            f"scale.ray: Ray could not be started on this machine, twice ({reason}); if the "
+            "machine is busy give the same command again later, or remove scale.ray"
+        )
+    return InputError(
+        f"scale.ray.address {address!r}: Ray cannot be reached ({reason}); start a cluster with "
+        "`ray start --head`, or leave scale.ray.address out to use this machine"
+    )
+
+
 def _start(ray: Any, cores: int, quiet: dict[str, Any]) -> None:
+    """Start Ray on this machine; it ends with this process, and its folder of logs with it.
+
+    Nobody could find its dashboard. Its workers are as nice as we are: by default Ray's give way to
+    everything else on the machine, which may be most of it.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(address="local", num_cpus=max(usable_cores(), cores), **quiet)
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    wanted: dict[str, Any] = {
+        "address": "local",
+        "num_cpus": max(usable_cores(), cores),
+        "include_dashboard": False,
+    }
+    try:
+        ray.init(**wanted, **quiet)
+    except Exception:  # noqa: BLE001  (on a busy machine the 30 s that Ray waits for itself pass)
+        ray.shutdown()
+        ray.init(**wanted, **quiet)
+    folder = Path(ray._private.worker._global_node.get_session_dir_path())
+    atexit.register(_end, ray, folder)
+
+
+def _end(ray: Any, folder: Path) -> None:
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+    latest = folder.with_name("session_latest")
+    if latest.is_symlink() and not latest.exists():
+        latest.unlink(missing_ok=True)
 
 
 def require_room(ray: Any, cpus: int, gpus: float) -> None:

@@ -10,7 +10,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from cropi.errors import InputError
 from cropi.schema import unique
+from cropi.text import plural
+
+NAMED = 3
+"""Units that an error names."""
+
+
+class GivenUpError(InputError):
+    """A unit that no worker could finish: it is left out, and the others go on."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +177,41 @@ def run_units(executor: Executor, units: Sequence[WorkUnit]) -> Iterator[Finishe
         finished[result.unit.name] = result
         yield result
         yield from release()
+
+
+def run_all(
+    executor: Executor, units: Sequence[WorkUnit], what: str, mend: str
+) -> Iterator[Finished]:
+    """Run units as `run_units` does, and yield those that succeed.
+
+    Raises InputError, after all others, that names the units which no worker could finish; `what`
+    a unit is called, and the `mend`, are for its sentence. Any other error is raised at once.
+    """
+    given_up = []
+    for finished in run_units(executor, units):
+        if isinstance(finished.error, GivenUpError):
+            given_up.append(str(finished.error))
+        elif not finished.skipped_after:
+            finished.result()
+            yield finished
+    if given_up:
+        more = f" and {len(given_up) - NAMED} more" if len(given_up) > NAMED else ""
+        raise InputError(
+            f"{len(given_up)} of {plural(len(units), what)} could not be finished: "
+            f"{'; '.join(given_up[:NAMED])}{more}; {mend}"
+        )
+
+
+def showing_workers(
+    update: Callable[[int, int, str], None], executor: Executor | None
+) -> Callable[[int, int], None]:
+    """Progress that notes how many workers there are, for work that is done elsewhere."""
+
+    def show(done: int, total: int) -> None:
+        note = "" if executor is None else plural(executor.workers, "worker")
+        update(done, total, note)
+
+    return show
 
 
 def _require_order(units: Sequence[WorkUnit]) -> None:

@@ -23,7 +23,7 @@ from cropi.influence.whitening import whitened, whitening_sample
 from cropi.schema import RolloutGroup
 
 if TYPE_CHECKING:
-    from cropi.influence.scorer import Scorer
+    from cropi.influence.pool_scorer import PoolScorer
 
 Groups = Sequence[RolloutGroup]
 
@@ -74,7 +74,7 @@ class GrowingPool:
     `of_sets` are the targets' informative groups.
     """
 
-    def __init__(self, scorer: Scorer, of_sets: Mapping[str, InformativeGroups]) -> None:
+    def __init__(self, scorer: PoolScorer, of_sets: Mapping[str, InformativeGroups]) -> None:
         self.scorer, self.of_sets = scorer, of_sets
         self.directions: TargetDirections | None = None
         self.prompt_ids: list[str] = []

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cropi.errors import InputError
 from cropi.gradients.consumers import (
     DirectionConsumer,
     Directions,
@@ -27,16 +26,14 @@ from cropi.gradients.consumers import (
 from cropi.gradients.extractor import ExtractionReport, GradientExtractor
 from cropi.gradients.response_gradients import ResponseGroups
 from cropi.gradients.settings import ObjectiveConfig, TargetMemory
-from cropi.influence.cosines import Influence, require_direction
-from cropi.influence.growing_pool import GrowingPool, PoolScores, TargetDirections
-from cropi.influence.left_out import require_informative, require_some_in_range
-from cropi.influence.pool_pass import PoolPass, pool_scores, usable_statuses
+from cropi.influence.growing_pool import TargetDirections
+from cropi.influence.pool_pass import PoolPass, usable_statuses
+from cropi.influence.pool_scorer import Groups, PhaseProgress, PoolScorer
 from cropi.influence.preconditioner import Preconditioner, PreconditioningConsumer
 from cropi.influence.response_influence import exact_measures, sketched_measures
 from cropi.influence.settings import Metric
 from cropi.influence.targets import (
     Target,
-    half_products,
     half_weights,
     target_reliability,
 )
@@ -46,18 +43,12 @@ from cropi.sketches import FittedSketch, Sketch, SketchBuffer, SketchConsumer
 from cropi.sketches.counter_rng import parameters_identity
 from cropi.sketches.windowed import WindowedSketch
 
-Groups = Sequence[RolloutGroup]
-PhaseProgress = Callable[[str, int, int], None]
-"""Called with a phase's name, the prompts done and the prompts in all."""
 
+class Scorer(PoolScorer):
+    """Scores pools with a policy that is loaded in this process.
 
-class Scorer:
-    """Scores pools against validation sets under one policy.
-
-    `sketch` None means exact. `target` "unit_mean" averages unit gradients, so that one prompt
-    with a large gradient does not determine the direction. `target_memory` says where exact
-    directions are held. `preconditioner` turns gbar into the step that Adam would make of it.
-    `tokens` are those that the last call put through the model.
+    `sketch` None means exact. `target_memory` says where exact directions are held.
+    `preconditioner` turns gbar into the step that Adam would make of it.
     """
 
     def __init__(
@@ -70,14 +61,11 @@ class Scorer:
         preconditioner: Preconditioner | None = None,
         metric: Metric = "cosine",
     ) -> None:
-        self.metric: Metric = metric
+        super().__init__(target, metric, progress)
         self.extractor = extractor
         self.sketch = sketch
-        self.target: Target = target
         self.target_memory: TargetMemory = target_memory
         self.preconditioner = preconditioner
-        self.progress = progress or (lambda phase, done, total: None)
-        self.tokens = 0
 
     @property
     def objective(self) -> ObjectiveConfig:
@@ -95,46 +83,6 @@ class Scorer:
         objective = fingerprint(self.extractor.objective.model_dump(mode="json"))
         metric = {} if self.metric == "cosine" else {"metric": self.metric}
         return {**method, "objective": objective, **adam, **metric, "target": self.target}
-
-    def score(
-        self, pool: Groups, targets: Mapping[str, Groups], per_response: bool = False
-    ) -> Influence:
-        """Return one cosine per target for each informative prompt of `pool`.
-
-        `per_response` adds, in a pass of its own, what each response brings, and standard errors by
-        leaving one response out; cosines are the same to the bit. Prompts whose numbers are out of
-        range are left out of scores and targets, and have a status and a note that say so. Raises
-        InputError if a target set or the pool has no informative prompt, or none that is left.
-        """
-        self.tokens = 0
-        growing = self.growing(targets)
-        growing.add(pool, per_response)
-        return growing.influence(pool)
-
-    def growing(self, targets: Mapping[str, Groups]) -> GrowingPool:
-        """A pool that is scored in portions. Raises as `score` does for targets."""
-        objective = self.objective
-        of_sets = {
-            name: require_informative(f"validation set {name}", each, objective)
-            for name, each in targets.items()
-        }
-        return GrowingPool(self, of_sets)
-
-    def measure(
-        self, groups: Groups, directions: TargetDirections, names: Sequence[str], responses: bool
-    ) -> PoolScores:
-        """Compare the gradients of informative groups with the targets' directions."""
-        if responses and self.metric == "whitened":
-            raise InputError(
-                "single responses have parts of a cosine, and influence.metric is whitened; leave "
-                "out per_response, or set influence.metric=cosine"
-            )
-        for name, length in zip(names, directions.lengths, strict=True):
-            require_direction(name, length)
-        measured = self.pool_pass(groups, directions, names, responses)
-        scores = pool_scores(groups, measured, directions.lengths, names)
-        require_some_in_range("the pool", [group.prompt_id for group in groups], scores.statuses)
-        return scores
 
     def pool_pass(
         self, groups: Groups, directions: TargetDirections, names: Sequence[str], responses: bool
@@ -228,19 +176,6 @@ class Scorer:
         norms = NormConsumer(len(groups), self.extractor.device)
         self._stream(f"norms of {name}", groups, norms)
         return norms.norms
-
-    def _sketched_targets(self, sets: Mapping[str, Groups]) -> TargetDirections:
-        directions, reliability, notes = [], {}, []
-        for name, groups in sets.items():
-            sketches_ND, norms_N, report = self._target_sketches(f"target {name}", groups)
-            notes += usable_statuses(f"validation set {name}", groups, report, norms_N)[1]
-            weights_2N = half_weights(norms_N, self.target)
-            halves_2D = np.stack([(w[:, None] * sketches_ND).sum(0) for w in weights_2N])
-            directions.append(halves_2D.sum(0))
-            products = half_products(halves_2D)
-            reliability[name] = target_reliability(weights_2N, norms_N, products)
-        lengths = [float(np.linalg.norm(direction)) for direction in directions]
-        return TargetDirections(np.stack(directions), lengths, reliability, notes)
 
     def _target_sketches(
         self, phase: str, groups: Groups

@@ -20,8 +20,9 @@ from cropi.influence.features.feature_files import Dtype
 from cropi.influence.features.feature_store import FeatureStore, as_store
 from cropi.influence.features.feature_writer import require_store_place
 from cropi.influence.growing_pool import GrowingPool
+from cropi.influence.pool_scorer import PhaseProgress, PoolScorer
 from cropi.influence.preconditioner import Preconditioner
-from cropi.influence.scorer import PhaseProgress, Scorer
+from cropi.influence.scorer import Scorer
 from cropi.influence.settings import FEATURE_SKETCH, InfluenceConfig
 from cropi.influence.sharded.sharded_scorer import ShardedScorer
 from cropi.policy.loading import as_model
@@ -133,7 +134,7 @@ def growing_pool(
     settings, state = settings or InfluenceConfig(), _checkpoint(policy, checkpoint)
     if executor is None:
         model = policy.load().model if isinstance(policy, PolicyRef) else as_model(policy)
-        scorer = make_scorer(model, settings, seed, progress, constant_length, state)
+        scorer: PoolScorer = make_scorer(model, settings, seed, progress, constant_length, state)
     else:
         reference, moments = _sendable(policy), _state_hash(settings, state)
         scorer = ShardedScorer(
@@ -257,6 +258,7 @@ def _extractor(model: Any, config: InfluenceConfig, constant_length: int) -> Gra
             config.gradient_checkpointing,
             config.parameters,
             Ranks.of(model),
+            config.target_memory,
         )
     except UnmatchedPatternError as error:
         raise InputError(f"influence.parameters: {error}") from error

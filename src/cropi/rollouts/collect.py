@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cropi.errors import InputError
-from cropi.execution import Executor, Inline, WorkUnit, run_units
+from cropi.execution import Executor, Inline, WorkUnit, run_all
 from cropi.policy.reference import PolicyRef
 from cropi.prompts.encoding import encode_all
 from cropi.rollouts.collect_streamed import collect_streamed
@@ -49,6 +49,11 @@ if TYPE_CHECKING:
     from cropi.verifiers import Judge
 
 Progress = Callable[[int, int], None]
+MEND = (
+    "the same command goes on with the chunks that are finished, which are in {}; if memory ran "
+    "out, use fewer workers, or lower rollouts.engine.batch_size, with which all is sampled again"
+)
+"""What to do where no worker could finish a chunk."""
 
 
 def collect(
@@ -105,8 +110,8 @@ def collect(
     if done and progress is not None:
         progress(done, len(prompts))
     with executor or Inline() as chosen:
-        for finished in run_units(chosen, units):
-            written: Written = finished.result()
+        for finished in run_all(chosen, units, "chunk", MEND.format(parts)):
+            written: Written = finished.value
             written.count_in(judge)
             done += written.prompts
             if progress is not None:

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from cropi.errors import InputError
 from cropi.rollouts.number_checks import require_sound_numbers
 from cropi.rollouts.rollout_rows import Rows, read_rows
 from cropi.schema import (
@@ -30,6 +31,7 @@ from cropi.schema import (
 from cropi.store.columns import Columns
 from cropi.store.files import read_table, table_metadata, write_table
 from cropi.store.remote import local_copy
+from cropi.store.run_directory import pool_rollouts
 from cropi.store.tables import count_in
 from cropi.text import remote_url
 
@@ -88,10 +90,30 @@ def read_side_columns(path: str | Path) -> pa.Table | None:
 def _open(path: str | Path) -> tuple[pa.Table, Columns]:
     """Read a rollout file, which may be a URL; raises InputError without the required columns."""
     with local_copy(path) as file:
+        _require_there(Path(file))
         table = read_table(file)
     columns = Columns(table, remote_url(path) or str(path))
     columns.require(REQUIRED)
     return table, columns
+
+
+def _require_there(file: Path) -> None:
+    """Raise InputError for a pool's rollouts that a run has elsewhere, or has lost."""
+    run = file.parent.parent
+    if file.exists() or (file.parent.name, file.name) != ("rollouts", "pool.parquet"):
+        return
+    if not (run / "manifest.json").is_file():
+        return
+    elsewhere = pool_rollouts(run)
+    if elsewhere is None:
+        raise InputError(
+            f"{file} does not exist: the run has not come so far, or it was removed; `cropi run` "
+            "of its config samples it, if a strategy looks at rollouts"
+        )
+    raise InputError(
+        f"{file} does not exist: the run rolled out only the part of its pool that its strategy "
+        f"asked for; give {elsewhere}"
+    )
 
 
 def write_rollouts(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +15,7 @@ from cropi.plugins import find_plugin
 from cropi.rollouts.statistics import PassHistory, RolloutStatistics
 from cropi.schema import InfluenceEstimate, Selection
 from cropi.selection.settings import StrategyChoice
+from cropi.text import shown
 
 Scoring = Literal["stage", "once", "never"]
 Direction = Literal["sets", "mean", "pool"]
@@ -147,7 +148,40 @@ def find_strategy(choice: StrategyChoice | str) -> Strategy:
             f"strategy {choice.name!r} is not a strategy; it needs select(context) and a scoring "
             "attribute of 'stage', 'once' or 'never'"
         )
+    _require_needs(strategy, choice.name)
     return strategy  # type: ignore[no-any-return]
+
+
+ALLOWED: dict[str, tuple[Any, ...]] = {
+    "scoring": get_args(Scoring),
+    "direction": get_args(Direction),
+    "metric": (None, *get_args(Metric)),
+}
+"""Values of a strategy's attributes."""
+
+
+def _require_needs(strategy: Any, name: str) -> None:
+    """Raise InputError if a strategy's attributes have no meaning, or contradict each other."""
+    needs = needs_of(strategy)
+    for attribute, allowed in ALLOWED.items():
+        if getattr(needs, attribute) not in allowed:
+            raise InputError(
+                f"strategy {name!r} has {attribute} = {shown(getattr(needs, attribute))}; allowed: "
+                f"{', '.join(map(str, allowed))}"
+            )
+    for attribute, least in (("sample", 0), ("most", 1)):
+        number = getattr(needs, attribute)
+        if number is not None and (type(number) is not int or number < least):
+            raise InputError(
+                f"strategy {name!r} has {attribute} = {shown(number)}, which counts prompts; give "
+                f"a whole number from {least} on"
+            )
+    if needs.sample and not callable(getattr(strategy, "enough", None)):
+        raise InputError(
+            f"strategy {name!r} has sample = {needs.sample} and no enough(context), which says "
+            "whether the prompts scored so far tell enough of the others; add it, or leave sample "
+            "out, and the whole pool is rolled out"
+        )
 
 
 def selection_size(ratio: float, pool_size: int) -> int:

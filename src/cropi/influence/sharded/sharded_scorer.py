@@ -1,6 +1,6 @@
 """Scoring in shards: the passes of a scorer, made by workers and joined here.
 
-Everything that a pass concludes from what was measured is the code of `Scorer`; here are only the
+Everything that is concluded from what was measured is the code of `PoolScorer`; here are only the
 passes. Each leaves a file per shard, so that a call which was killed goes on where it was, and a
 worker that died costs the shard it was at.
 """
@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cropi.errors import InputError
-from cropi.execution import Executor, WorkUnit, run_units
+from cropi.execution import Executor, WorkUnit, run_all
 from cropi.gradients.extractor import ExtractionReport
 from cropi.gradients.settings import ObjectiveConfig
 from cropi.influence.growing_pool import GrowingPool, TargetDirections
 from cropi.influence.pool_pass import PoolPass, joined_passes, joined_reports, usable_statuses
-from cropi.influence.scorer import Groups, PhaseProgress, Scorer, hash_sample
+from cropi.influence.pool_scorer import Groups, PhaseProgress, PoolScorer
+from cropi.influence.scorer import Scorer, hash_sample
 from cropi.influence.settings import InfluenceConfig
 from cropi.influence.sharded import shard_work
 from cropi.influence.sharded.pass_arrays import pass_of, report_of
@@ -35,8 +35,6 @@ from cropi.text import plural
 
 CANDIDATES = 4096
 """Prompts that a sketch may choose from, to be fitted on."""
-NAMED = 3
-"""Shards that an error names."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class SumPart:
         return all(is_made(file.path, file.fingerprint) for file in files)
 
 
-class ShardedScorer(Scorer):
+class ShardedScorer(PoolScorer):
     """A scorer whose policy is loaded by workers, not here.
 
     `make` makes the scorer that a worker uses; it is called there. `key` identifies the policy and
@@ -73,10 +71,8 @@ class ShardedScorer(Scorer):
         folder: Path,
         progress: PhaseProgress | None = None,
     ) -> None:
+        super().__init__(settings.target, settings.metric, progress)
         self.settings = settings
-        self.metric, self.target = settings.metric, settings.target
-        self.progress = progress or (lambda phase, done, total: None)
-        self.tokens = 0
         self._objective = settings.objective.with_length(constant_length)
         self.executor, self._folder = executor, folder.absolute()
         self._key = fingerprint(key, settings.model_dump(mode="json"), constant_length)
@@ -250,25 +246,16 @@ class ShardedScorer(Scorer):
         self, phase: str, units: Sequence[WorkUnit], sizes: Sequence[int], total: int = 0
     ) -> None:
         """Run units, each with so many prompts. Raises InputError naming those that failed."""
-        done, failures = total - sum(sizes), []
+        done = total - sum(sizes)
         size_of = {unit.name: size for unit, size in zip(units, sizes, strict=True)}
         self.progress(phase, done, total)
-        for finished in run_units(self.executor, units):
-            if isinstance(finished.error, InputError):
-                raise finished.error
-            if finished.error is not None:
-                failures.append(str(finished.error))
-                continue
+        mend = (
+            "if memory ran out, lower influence.batch_tokens; the same command goes on with what "
+            f"the others measured, which is in {self._folder}"
+        )
+        for finished in run_all(self.executor, units, "shard", mend):
             done += size_of[finished.unit.name]
             self.progress(f"{phase}, {plural(self.executor.workers, 'worker')}", done, total)
-        if failures:
-            more = f" and {len(failures) - NAMED} more" if len(failures) > NAMED else ""
-            raise InputError(
-                f"{len(failures)} of {plural(len(units), 'shard')} could not be measured: "
-                f"{'; '.join(failures[:NAMED])}{more}; if memory ran out, lower "
-                "influence.batch_tokens, and give the same command again: what the other shards "
-                f"gave is in {self._folder}"
-            )
 
 
 class _ShardedPool(GrowingPool):
