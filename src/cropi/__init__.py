@@ -85,11 +85,13 @@ def run(
     from cropi.curriculum.loop import run as run_curriculum
     from cropi.progress import ProgressReporter
     from cropi.report import write_run_report
+    from cropi.store.mirror import exclusive_run
 
     reporter = reporter or ProgressReporter()
-    directory = run_curriculum(config, base, reporter)
-    with reporter.phase("report") as bar:
-        bar.note = str(write_run_report(directory))
+    with exclusive_run(config.directory, config.url):
+        directory = run_curriculum(config, base, reporter)
+        with reporter.phase("report") as bar:
+            bar.note = str(write_run_report(directory))
     return directory
 
 

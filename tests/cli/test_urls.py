@@ -54,12 +54,15 @@ def test_a_log_by_url_is_ranked_and_exported_as_the_folder_is(
 ) -> None:
     local, url = tmp_path / "ranked", f"{bucket}/ranked"
     cropi("rank", "--rollouts", pool[0], "--out", local).done()
-    cropi("rank", "--rollouts", f"{bucket}/logs", "--out", url).done()
+    said = cropi("rank", "--rollouts", f"{bucket}/logs", "--out", url)
+    said.done()
+    assert f"{url}/report.html" in said.out
+    assert "/cache/" not in said.out
     names = {file.relative_to(local).as_posix() for file in local.rglob("*") if file.is_file()}
     listed = fsspec.filesystem("memory").find("/bucket/ranked")
     assert {name.removeprefix("/bucket/ranked/") for name in listed} == names
     assert content(f"{url}/selection.parquet") == (local / "selection.parquet").read_bytes()
-    records = [content(f"{url}/{name}") for name in names if name.endswith(".json")]
+    records = [content(f"{url}/{name}") for name in names]
     assert any(f"{bucket}/logs".encode() in record for record in records)
     assert not any(b"/cache/" in record for record in records)
 

@@ -7,11 +7,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from cropi.curriculum.loop import run
 from cropi.errors import InputError
 from cropi.influence.scorer import Scorer
+from cropi.store import lease
 from cropi.store.tables import read_scores
 from cropi.training import StageOutcome, StagePlan
 from support.fakes import FakeEngine, FakeTrainer
@@ -219,3 +221,40 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_made(
     made = tmp_path / "runs" / "tiny"
     assert not (made / "rollouts").exists()
     assert not (made / "manifest.json").exists()
+
+
+def test_a_run_in_a_store_goes_on_on_another_machine_with_the_same_objects(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, starts, train = fsspec.filesystem("memory"), list[str](), FakeTrainer.train
+    monkeypatch.setattr(lease, "LEASE_S", 0.5)
+    config = fake_config(
+        tmp_path, f"out={bucket}/runs", "curriculum.refresh=all", "curriculum.keep_checkpoints=last"
+    )
+
+    def kept() -> dict[str, bytes]:
+        names = [name for name in memory.find("/bucket/runs") if "/.lease/" not in name]
+        return {n: memory.cat_file(n) for n in names if not n.endswith("timings.jsonl")}
+
+    def on_machine(name: str) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+
+    def killed(self: FakeTrainer, plan: StagePlan, *more: Any) -> StageOutcome:
+        starts.append(plan.start)
+        if len(starts) == 2:
+            raise Killed
+        return train(self, plan, *more)
+
+    on_machine("one")
+    run(config)
+    expected = kept()
+    assert f"{config.directory}".encode() not in b"".join(expected.values())
+    memory.rm("/bucket/runs", recursive=True)
+    monkeypatch.setattr(FakeTrainer, "train", killed)
+    on_machine("two")
+    with pytest.raises(Killed):
+        run(config)
+    on_machine("three")
+    run(config)
+    assert len(starts) == 3  # the first stage once, the second twice
+    assert kept() == expected

@@ -200,6 +200,90 @@ def test_of_a_whole_conversation_the_response_is_what_follows_the_question(tmp_p
     assert log.responses[0].whole_text
 
 
+SAID = ["It is 5.", "It is 6."]
+CHAT = [{"role": "user", "content": "2 + 3?"}]
+ANSWERED = [[{"role": "assistant", "content": text}] for text in SAID]
+SAME_ROWS: dict[str, list[dict[str, Any]]] = {
+    "objects": [
+        {
+            "prompt": CHAT,
+            "answer": "5",
+            "samples": [{"text": t, "reward": r} for t, r in zip(SAID, (1, 0), strict=True)],
+        }
+    ],
+    "messages of objects": [
+        {
+            "prompt": CHAT,
+            "answer": "5",
+            "rollouts": [
+                {"message": m[0], "score": r} for m, r in zip(ANSWERED, (True, False), strict=True)
+            ],
+        }
+    ],
+    "chats as JSON": [
+        {
+            "prompt": json.dumps(CHAT),
+            "answer": "5",
+            "completion": json.dumps(m),
+            "reward": r,
+        }
+        for m, r in zip(ANSWERED, ("1.0", "0"), strict=True)
+    ],
+    "words": [
+        {"messages": CHAT, "answer": "5", "response": t, "correct": r}
+        for t, r in zip(SAID, ("True", "false"), strict=True)
+    ],
+    "lists of one": [
+        {"messages": CHAT, "answer": "5", "response": t, "reward": [r]}
+        for t, r in zip(SAID, (1.0, 0.0), strict=True)
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SAME_ROWS)
+def test_rows_that_say_the_same_are_read_the_same(name: str, tmp_path: Path) -> None:
+    log = read_rollout_log(write_lines(tmp_path / "rows.jsonl", SAME_ROWS[name]))
+    assert [(r.prompt, r.text, r.reward, r.answer) for r in log.responses] == [
+        (tuple(CHAT), SAID[0], 1.0, "5"),
+        (tuple(CHAT), SAID[1], 0.0, "5"),
+    ]
+    assert all(r.whole_text for r in log.responses)
+
+
+def test_a_response_that_begins_like_json_is_a_text(tmp_path: Path) -> None:
+    texts = ['[{"role": "user"', '[{"a": 1}]', '{"answer": 5}', "[{}, 3]"]
+    rows = [{"question": "2 + 3?", "response": text, "reward": 1} for text in texts]
+    log = read_rollout_log(write_lines(tmp_path / "rows.jsonl", rows))
+    assert [response.text for response in log.responses] == texts
+
+
+@pytest.mark.parametrize("name", ["plain", "slime", "verl"])
+def test_of_rewards_by_name_the_user_picks(name: str, tmp_path: Path) -> None:
+    sample = samples()[0]
+    named = {"accuracy": 1.0, "format": 0.5}
+    rows: dict[str, dict[str, Any]] = {
+        "plain": {"question": "2 + 3?", "response": "5", "reward": named},
+        "slime": {**slime_sample(sample), "reward": named},
+        "verl": {"input": "2 + 3?", "output": "5", "gts": "5", "score": named, "step": 1},
+    }
+    path = write_lines(tmp_path / "rows.jsonl", [rows[name]])
+    with pytest.raises(InputError, match=r"several rewards by name .*accuracy, format.*--reward"):
+        read_rollout_log(path)
+    for picked, expected in ((["accuracy"], 1.0), (["accuracy", "format"], 1.5)):
+        (response,) = read_rollout_log(path, rewards=picked).responses
+        assert response.reward == expected
+
+
+def test_a_list_of_one_is_what_is_in_it(tmp_path: Path) -> None:
+    WRITERS["open-instruct"](tmp_path / "log", samples()[:4])
+    path = next((tmp_path / "log").glob("*rollouts*.jsonl"))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    lists = [{**r, "ground_truth": [r["ground_truth"]], "dataset": [r["dataset"]]} for r in rows]
+    before = read_rollout_log(path).responses
+    after = read_rollout_log(write_lines(path, lists)).responses
+    assert [(r.answer, r.source) for r in after] == [(r.answer, r.source) for r in before]
+
+
 def test_a_call_whose_output_is_not_told_apart_has_no_token_of_the_policys(tmp_path: Path) -> None:
     WRITERS["open-instruct"](tmp_path, samples())
     path = tmp_path / "run_rollouts_000000.jsonl"

@@ -10,8 +10,9 @@ import torch
 
 from cropi.config import load_config
 from cropi.errors import InputError
-from cropi.forecast.memory import direction_bytes
+from cropi.forecast.memory import direction_bytes, pass_tokens, sum_bytes
 from cropi.forecast.model_shape import read_shape
+from cropi.forecast.prompt_counts import PromptCounts, SetCount
 from cropi.gradients.consumers import DirectionConsumer, Directions
 from cropi.influence.targets import half_weights
 from cropi.policy.loading import load_policy
@@ -63,6 +64,23 @@ def test_directions_take_the_bytes_that_are_forecast(memory: str, tmp_path: Path
     tensors = [*directions.values.values(), *halves.sums.values.values()]
     held = sum(t.numel() * t.element_size() for t in tensors)
     assert direction_bytes(config, shape, 2) == (0 if memory == "offload" else held)
+
+
+@pytest.mark.parametrize("memory", ["fp32", "bf16", "offload"])
+def test_the_sum_over_parts_takes_the_bytes_that_are_forecast(memory: str, tmp_path: Path) -> None:
+    prompts = PromptCounts(SetCount(1, 20.0, 20), {}, {})
+    settings = f"influence.target_memory={memory}", "rollouts.max_new_tokens=40"
+    for responses, is_held in ((2, False), (32, memory != "offload")):
+        config = tiny_config(
+            tmp_path,
+            *settings,
+            f"rollouts.responses={responses}",
+            "influence.batch_tokens=200",
+        )
+        shape, _ = read_shape(config)
+        held = 4 * sum(p.numel() for p in load_policy("pocket").model.parameters())
+        assert sum_bytes(config, shape, prompts, on_gpu=False) == (held if is_held else 0)
+        assert pass_tokens(config, shape, prompts, on_gpu=False) == 200
 
 
 def test_a_sketch_holds_no_directions(tmp_path: Path) -> None:

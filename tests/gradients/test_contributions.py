@@ -8,10 +8,10 @@ from torch import Tensor
 
 from cropi.gradients.contributions import (
     Contribution,
+    DenseContribution,
     MatrixContribution,
     RowsContribution,
     Segments,
-    VectorContribution,
     Workspace,
     matrix_shape,
     touched_rows,
@@ -25,7 +25,7 @@ UNEVEN = Segments([0, 5, 6], [5, 6, 12])
 def made(kind: str, segments: Segments, dtype: torch.dtype = torch.float32) -> Contribution:
     torch.manual_seed(0)
     if kind == "vector":
-        return VectorContribution(torch.randn(PROMPTS, WIDTH))
+        return DenseContribution.of_vectors(torch.randn(PROMPTS, WIDTH))
     if kind == "rows":
         return RowsContribution(
             torch.randint(0, ROWS, (12,)), torch.randn(12, WIDTH).to(dtype), segments
@@ -37,8 +37,8 @@ def made(kind: str, segments: Segments, dtype: torch.dtype = torch.float32) -> C
 
 def dense(contribution: Contribution) -> Tensor:
     """The gradients [P, rows, I], written down token by token."""
-    if isinstance(contribution, VectorContribution):
-        return contribution.values_PN.unsqueeze(1)
+    if isinstance(contribution, DenseContribution):
+        return contribution.values_POI
     actual = torch.zeros(PROMPTS, ROWS, WIDTH)
     segments = contribution.segments
     for p, (start, stop) in enumerate(zip(segments.starts, segments.stops, strict=True)):

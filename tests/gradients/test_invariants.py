@@ -377,12 +377,12 @@ def test_nan_in_a_fast_gradient_is_a_disagreement(
 
 
 @pytest.mark.parametrize(
-    ("count", "remedy"), [(3, r"lower batch_tokens \(now 80\)"), (1, "use LoRA")]
+    ("batch_tokens", "remedy"), [(80, r"lower batch_tokens \(now 80\)"), (1, "use LoRA")]
 )
 def test_a_batch_that_does_not_fit_in_memory_is_an_input_error(
-    qwen: nn.Module, monkeypatch: pytest.MonkeyPatch, count: int, remedy: str
+    qwen: nn.Module, monkeypatch: pytest.MonkeyPatch, batch_tokens: int, remedy: str
 ) -> None:
-    extractor, groups = GradientExtractor(qwen, batch_tokens=80), mixed_groups(count)
+    extractor, groups = GradientExtractor(qwen, batch_tokens=batch_tokens), mixed_groups(3)
     extractor.run(groups, [])
 
     def out_of_memory(*args: object) -> Tensor:

@@ -65,6 +65,8 @@ SETTINGS = [
     Case("rows", extractor={"share_prefix": False, "batch_tokens": 60}),
     Case("checkpointed", extractor={"gradient_checkpointing": True}),
     Case("some-parameters", extractor={"patterns": ["*.mlp.*", "*norm*"]}),
+    Case("in-parts", per_response=True, extractor={"batch_tokens": 14}),
+    Case("in-parts-of-factors", sketch="kronecker", extractor={"batch_tokens": 14}),
     Case("one-batch", extractor={"batch_tokens": 10_000}),
 ]
 

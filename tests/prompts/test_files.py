@@ -155,6 +155,19 @@ def test_splits_of_a_folder_are_never_mixed(tmp_path: Path) -> None:
     assert [p.prompt for p in load(tmp_path, split="train")] == ["train"]
 
 
+def test_a_table_of_columns_and_data_is_its_rows(tmp_path: Path) -> None:
+    """As Weights & Biases stores tables, and pandas with orient=split."""
+    path = tmp_path / "a.table.json"
+    table = {"columns": ["question", "answer"], "data": [["2+2?", "4"], ["2+3?", "5"]]}
+    path.write_text(json.dumps(table))
+    prompts = load_source(PromptSource(path=str(path)), 0)
+    assert [(p.prompt, p.answer) for p in prompts] == [("2+2?", "4"), ("2+3?", "5")]
+    for wrong in ({"columns": ["answer", "answer"]}, {"data": [["2+2?"]]}):
+        path.write_text(json.dumps({**table, **wrong}))
+        with pytest.raises(InputError, match="without a list of rows"):
+            load_source(PromptSource(path=str(path)), 0)
+
+
 def test_nested_columns_of_a_csv_file_are_json(tmp_path: Path) -> None:
     chat = [{"role": "user", "content": "2+2?"}]
     rows = [{"prompt": json.dumps(chat), "answer": "4", "extra_info": '{"index": 1}'}]

@@ -39,6 +39,14 @@ def test_verl_rows_are_recognised_as_they_are() -> None:
     assert prompt.extra["reward_model"]["ground_truth"] == "4"
 
 
+def test_objects_that_a_table_stores_as_text_are_those_objects() -> None:
+    nested = ("prompt", "reward_model", "extra_info")
+    row = {k: json.dumps(v) if k in nested else v for k, v in VERL.items()}
+    assert convert(row) == convert(VERL)
+    assert convert({**VERL, "meta": '{"gold": "5"}'}, answer="meta.gold").answer == "5"
+    assert convert({**VERL, "extra_info": "{'index'"}).extra["extra_info"] == "{'index'"
+
+
 @pytest.mark.parametrize("column", ["answer", "solution", "ground_truth", "target"])
 @pytest.mark.parametrize("question", ["prompt", "question", "problem"])
 def test_trl_and_common_columns_are_recognised(question: str, column: str) -> None:

@@ -13,7 +13,7 @@ from cropi.rollouts.statistics import PassHistory, RolloutStatistics
 from cropi.schema import SCORED, InfluenceEstimate
 from cropi.selection import SelectionContext, find_strategy, select
 from cropi.selection.draw import chance_of_a_gradient, expected_use, normal_cdf, own_evidence
-from cropi.selection.settings import SelectionConfig
+from cropi.selection.settings import SelectionConfig, StrategyChoice
 
 SKILLS, EACH, RESPONSES = 5, 80, 6
 POOL_SIZE = SKILLS * EACH
@@ -75,6 +75,21 @@ def test_what_alike_prompts_say_together_is_believed_where_single_ones_are_noise
     top = np.argsort(-np.where(context.statistics.informative, context.estimate.mean["v"], -9))[:40]
     assert (SKILL_OF[top] == 0).mean() < share_of(0, context)
     assert share_of(0, context) > 0.8
+
+
+@pytest.mark.parametrize("others", [0.0, 0.2, 0.5])
+def test_stages_after_the_first_draw_a_share_from_all_prompts(others: float) -> None:
+    strategy = find_strategy(StrategyChoice.model_validate({"name": "cropi", "others": others}))
+
+    def share_elsewhere(stage: int) -> float:
+        contexts = [replace(world(1), count=20, seed=seed, stage=stage) for seed in range(30)]
+        places = [int(i[1:]) for each in contexts for i in strategy.select(each).prompt_ids]
+        return float((SKILL_OF[places] != 0).mean())
+
+    first = share_elsewhere(0)
+    assert first < 0.1
+    spread = 1 - 1 / SKILLS  # of what is drawn from all prompts
+    assert share_elsewhere(1) == pytest.approx(first + others * (spread - first), abs=0.05)
 
 
 def test_all_skills_that_help_are_drawn() -> None:
@@ -233,7 +248,7 @@ def test_where_all_that_are_alike_are_solved_a_prompt_is_hardly_drawn() -> None:
 def test_strong_evidence_of_an_earlier_stage_is_not_lost_in_a_later_ones_noise() -> None:
     strong = world(0)
     noise = world(1, helps=(0, 0, 0, 0, 0))
-    later = replace(strong, stage=1, estimate=noise.estimate, earlier=[strong.estimate])
+    later = replace(strong, estimate=noise.estimate, earlier=[strong.estimate])
     assert share_of(0, replace(later, earlier=[])) < 0.5
     assert share_of(0, later) > 0.8
 

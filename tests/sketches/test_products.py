@@ -10,10 +10,10 @@ from torch import Tensor
 
 from cropi.gradients.contributions import (
     Contribution,
+    DenseContribution,
     MatrixContribution,
     RowsContribution,
     Segments,
-    VectorContribution,
     Workspace,
 )
 from cropi.sketches import FactorisedSketch, KroneckerSketch, Sketch
@@ -36,7 +36,7 @@ def contributions() -> dict[str, list[Contribution]]:
             MatrixContribution(torch.randn(12, 50), torch.randn(12, 24), SEGMENTS),
         ],
         "linear": [MatrixContribution(torch.randn(12, 16), torch.randn(12, 24), SEGMENTS)],
-        "bias": [VectorContribution(torch.randn(3, 40))],
+        "bias": [DenseContribution.of_vectors(torch.randn(3, 40))],
     }
 
 

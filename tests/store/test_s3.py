@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -11,8 +16,11 @@ import pytest
 from cropi.config import PromptSource
 from cropi.errors import InputError
 from cropi.prompts import load_source
-from cropi.store import object_store
+from cropi.store import lease, object_store
+from cropi.store.object_store import ObjectStore
 from cropi.store.remote import local_place, upload, upload_place
+from support import kept_steps
+from support.kept_steps import take_steps
 from support.object_stores import S3Server, s3_server, store
 
 
@@ -70,3 +78,45 @@ def test_an_uploaded_folder_is_the_one_that_was_made(server: S3Server) -> None:
     assert not place.exists()
     copy = local_place("s3://bucket/made/out")
     assert (copy / "deep" / "weights.bin").read_bytes() == b"0" * 1000
+
+
+def kept() -> dict[str, bytes]:
+    """The files of the run in the bucket, but for wall times and the lock."""
+    store = ObjectStore("s3://bucket/runs/run")
+    paths = [file.path for file in store.under() if ".lease" not in file.path]
+    return {path: store.read(path) or b"" for path in paths if not path.endswith("timings.jsonl")}
+
+
+def test_a_run_killed_by_sigkill_goes_on_elsewhere_with_the_same_objects(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "LEASE_S", 0.5)
+    out = "s3://bucket/runs"
+    take_steps(out)
+    expected = kept()
+    store = ObjectStore(out)
+    for uploads in (3, 8, 14):
+        store.files.rm("bucket/runs", recursive=True)
+        server.requests.clear()
+        server.delay_s = 0.01
+        environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / f"machine-{uploads}")}
+        script = [sys.executable, kept_steps.__file__, out]
+        process = subprocess.Popen(script, env=environment, cwd=Path(__file__).parents[1])
+        while sum(method == "PUT" for method, _ in server.requests) < uploads:
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.kill()
+        process.wait()
+        server.delay_s, server.failures = 0.0, 2
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"other-{uploads}"))
+        with pytest.warns(UserWarning, match="is locked by process"):
+            take_steps(out)
+        assert kept() == expected
+
+
+def test_one_of_several_that_start_together_gets_the_lease(server: S3Server) -> None:
+    store = ObjectStore("s3://bucket/raced")
+    with ThreadPoolExecutor(6) as threads:
+        path = store.at("x.json")
+        won = list(threads.map(lambda n: store.create(path, b"%d" % n), range(6)))
+    assert won.count(True) == 1

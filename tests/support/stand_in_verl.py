@@ -39,9 +39,10 @@ def main(arguments: list[str]) -> None:
 
 def read_override(text: str) -> tuple[str, Any]:
     key, _, value = text.partition("=")
-    quoted = value.startswith("'")
-    plain = value.startswith("[")
-    return key.lstrip("+"), value[1:-1] if quoted else None if plain else json.loads(value)
+    try:
+        return key.lstrip("+"), json.loads(value)
+    except ValueError:
+        return key.lstrip("+"), value.strip("'")
 
 
 def train(config: dict[str, Any]) -> None:
@@ -126,8 +127,10 @@ def save(config: dict[str, Any]) -> None:
 
 
 def merge(actor: Path, target: Path) -> None:
+    from cropi.store.files import POLICY_RECORD
+
     for file in sorted((actor / "huggingface").iterdir()):
-        if file.is_file() and file.name != "cropi.json":
+        if file.is_file() and file.name != POLICY_RECORD:
             shutil.copyfile(file, target / file.name)
 
 

@@ -143,10 +143,16 @@ def test_values_are_written_as_hydra_reads_them() -> None:
         "c": "${x}",
         "d": None,
         "e": [1e-6, "x", True],
-        "f": {"k": "v"},
+        "f": {"k": "v v"},
+        "g": "/a-b/c_1.pt",
+        "h": "Null",
+        "i": "1e5",
     }
     written = ["a='it\\'s'", "b='back\\slash\\\\'", "c='\\${x}'", "d=null"]
-    assert arguments(values) == [*written, "e=[1e-06,'x',true]", "f={k:'v'}"]
+    assert arguments(values) == [
+        *written,
+        *("e=[1e-06,x,true]", "f={k:'v v'}", "g=/a-b/c_1.pt", "h='Null'", "i='1e5'"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,22 @@ from typing import Any
 import psutil
 import pytest
 
-from cropi.config import ModelConfig, RolloutsConfig, TrainerChoice, TrainingConfig, VerifiersConfig
+from cropi.config import (
+    ModelConfig,
+    RolloutsConfig,
+    RunConfig,
+    TrainerChoice,
+    TrainingConfig,
+    VerifiersConfig,
+)
+from cropi.curriculum.dry_run import training_commands
+from cropi.curriculum.loop import run
 from cropi.errors import InputError
 from cropi.policy.loading import load_policy
+from cropi.progress import ProgressReporter
 from cropi.prompts import encode
 from cropi.schema import Prompt
+from cropi.store.metrics import TrainRow, read_rows
 from cropi.store.policy_record import is_training_state
 from cropi.training import StageOutcome, StagePlan, find_trainer
 from cropi.verifiers import Judge
@@ -175,13 +186,29 @@ def test_no_program_outlives_a_stage_that_is_interrupted(
     assert not any(process.is_running() for process in running)
 
 
-def test_the_log_begins_with_the_commands_that_a_dry_run_shows(
-    make: Make, judge: Judge, tmp_path: Path
-) -> None:
-    plan = replace(make(), log=tmp_path / "log")
-    trainer: Any = find_trainer(plan.training.engine)
-    shown = trainer.commands(plan, tmp_path / "policy", evaluated=False)
-    (tmp_path / "policy").mkdir()
-    trainer.train(plan, judge, tmp_path / "policy")
-    lines = (tmp_path / "log").read_text().splitlines()
-    assert [shlex.split(line[2:]) for line in lines if line.startswith("$ ")] == shown
+def test_a_run_starts_the_programs_that_a_dry_run_shows(make: Make, tmp_path: Path) -> None:
+    pocket = {"pocket": ["sort"], "chat": True}
+    config = RunConfig.model_validate(
+        {
+            "out": str(tmp_path),
+            "model": {"path": make().start},
+            "prompts": {
+                "pool": [{**pocket, "split": "pool", "size": 8}],
+                "validation": {"sort": [{**pocket, "split": "validation", "size": 2}]},
+            },
+            "rollouts": {"responses": 2, "max_new_tokens": 4},
+            "selection": {"strategy": "random", "ratio": 0.5},
+            "curriculum": {"stages": 2, "steps_per_stage": 2},
+            "training": make().training,
+            "verifiers": {"default": "exact"},
+            "evaluation": {"every": 2},
+        }
+    )
+    shown = dict(training_commands(config, None, ProgressReporter()))
+    assert list(shown) == ["random stage 0", "random stage 1"]
+    folder = run(config)
+    lines = (folder / "logs" / "training.log").read_text().splitlines()
+    started = [shlex.split(line[2:]) for line in lines if line.startswith("$ ")]
+    assert started == [command for commands in shown.values() for command in commands]
+    rows = read_rows(folder / "metrics.jsonl").of(TrainRow)
+    assert [(row.stage, row.step) for row in rows] == [(0, 1), (0, 2), (1, 3), (1, 4)]

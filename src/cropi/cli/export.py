@@ -64,6 +64,7 @@ def export(
     """
     from cropi.exchange.exports import export_selection
     from cropi.exchange.selection_place import find_selection
+    from cropi.store.remote import with_urls
 
     if ratio is not None:
         section(SelectionConfig, ratio=ratio)
@@ -88,7 +89,7 @@ def export(
         control=control,
         seed=seed,
         verifiers=judged_by,
-        model=model or chosen_at.policy,
+        model=model or with_urls(chosen_at.policy),
     )
     reporter = make_reporter()
     chosen = plural(exported.selected, "prompt")

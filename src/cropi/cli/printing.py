@@ -28,10 +28,15 @@ def make_console() -> Console:
 
 
 def make_reporter() -> ProgressReporter:
-    """A reporter for this terminal."""
+    """A reporter for this terminal, which calls outputs by their URLs."""
     from cropi.progress import ProgressReporter
+    from cropi.store.remote import with_output_urls
 
-    return ProgressReporter(make_console())
+    class Reporter(ProgressReporter):
+        def say(self, text: str, style: str = "") -> None:
+            super().say(with_output_urls(text), style)
+
+    return Reporter(make_console())
 
 
 def say_unjudged(

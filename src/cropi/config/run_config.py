@@ -20,8 +20,9 @@ from cropi.rollouts.settings import RolloutsConfig
 from cropi.selection.settings import SelectionConfig, StrategyChoice
 from cropi.selection.strategy import Needs, find_strategy, needs_of
 from cropi.settings import PathText, Section, flat, is_default
+from cropi.store.mirror import working_directory
 from cropi.study.settings import CompareConfig
-from cropi.text import require_name
+from cropi.text import remote_url, require_name
 from cropi.training.settings import TrainingConfig, WarmupConfig
 from cropi.verifiers.settings import VerifiersConfig
 
@@ -67,7 +68,9 @@ class RunConfig(Section):
     """Everything a run needs."""
 
     name: str = Field("run", pattern=r"^\w[\w.-]*$", description="the run's name")
-    out: PathText = Field("runs", description="the run directory is out/name")
+    out: PathText = Field(
+        "runs", description="the run directory is out/name; may be a URL, s3://bucket/runs"
+    )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="everything random derives from it")
     data_seed: Annotated[int, Field(ge=0)] | None = Field(
         None, description="draws prompts and the warm-up, which runs compared must share; as seed"
@@ -94,8 +97,14 @@ class RunConfig(Section):
 
     @property
     def directory(self) -> Path:
-        """Where the run lives."""
-        return Path(self.out).expanduser() / self.name
+        """Where the run lives on this machine."""
+        return working_directory(self.out) / self.name
+
+    @property
+    def url(self) -> str | None:
+        """Where the run is kept, if that is not on this machine."""
+        out = remote_url(self.out)
+        return f"{out.rstrip('/')}/{self.name}" if out else None
 
     @property
     def strategies(self) -> list[StrategyChoice]:
@@ -124,6 +133,13 @@ class RunConfig(Section):
     def evaluated(self) -> dict[str, list[PromptSource]]:
         """The sets whose accuracy is measured: the test sets, or the validation sets."""
         return self.prompts.test or self.prompts.validation
+
+    @field_validator("out")
+    @classmethod
+    def _can_be_locked(cls, out: str) -> str:
+        if (remote_url(out) or "").startswith(("hf:", "http:", "https:")):
+            raise ValueError(f"a run cannot be kept on {out}; give s3://, gs:// or a local folder")
+        return out
 
     @field_validator("name")
     @classmethod

@@ -38,8 +38,8 @@ from cropi.curriculum.starting_point import (
 )
 from cropi.progress import ProgressReporter
 from cropi.selection.settings import StrategyChoice
-from cropi.store.lock import exclusive_lock
 from cropi.store.metrics import write_rows
+from cropi.store.mirror import exclusive_run
 from cropi.store.run_directory import RunDirectory
 from cropi.training import find_trainer
 from cropi.verifiers import Judge
@@ -117,7 +117,7 @@ def prepared(
     """
     config, reporter = resolve_model_path(config, base), reporter or ProgressReporter()
     check_settings(config, base, reporter)
-    with exclusive_lock(config.directory), Judge(config.verifiers, base) as judge:
+    with exclusive_run(config.directory, config.url), Judge(config.verifiers, base) as judge:
         log = RunLog.of(config, open_directory(config), reporter)
         config = _with_logs(config, log.directory.logs)
         yield _prepare(config, base, judge, log, sharing)

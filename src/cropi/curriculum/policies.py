@@ -15,6 +15,7 @@ from cropi.schema import PolicyIdentity, fingerprint
 from cropi.store.cached import recorded_fingerprint
 from cropi.store.files import POLICY_RECORD
 from cropi.store.ledger import Ledger
+from cropi.store.mirror import fetch_missing
 from cropi.store.policy_record import is_training_state
 from cropi.store.run_directory import Stage
 
@@ -49,6 +50,7 @@ class Policies:
 
         Raises InputError if they have been deleted.
         """
+        fetch_missing(Path(path))
         _require_weights(Path(path))
         return PolicyRef(
             path,
@@ -95,7 +97,8 @@ def delete_old_checkpoints(ledger: Ledger, stage: Stage, stages: int, keep: str)
 
 def delete_weights(ledger: Ledger, policy: Path) -> None:
     """Delete everything in a policy's folder but its record."""
-    files = [file for file in policy.rglob("*") if file != policy / POLICY_RECORD]
+    listed = [file for file in ledger.files(policy) if file.is_relative_to(policy)]
+    files = [file for file in (*policy.rglob("*"), *listed) if file != policy / POLICY_RECORD]
     ledger.forget_files(policy, files)
     for file in policy.iterdir():
         if file.name == POLICY_RECORD:

@@ -124,6 +124,14 @@ def _of_scoring(
             else f"{start}, {gib(part.parts['weights'])} of it weights: set model.dtype=bfloat16, "
             "or use devices with more memory"
         )
+    if part.parts["sum"] > 0.2 * limit:
+        yield (
+            f"{start}, {gib(part.parts['sum'])} of it the gradient of a prompt whose responses go "
+            "through the model in parts, because together they can exceed influence.batch_tokens: "
+            "influence.target_memory=offload holds it in the main memory, training.lora makes it "
+            "small, and a higher influence.batch_tokens with "
+            "influence.gradient_checkpointing=true does without"
+        )
     if directions > 0.2 * limit:
         # The halves that a direction is made of stay in fp32.
         narrow = directions - (directions - 2 * FP32 * shape.compared) / 2

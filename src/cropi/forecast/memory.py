@@ -21,8 +21,9 @@ from cropi.selection import Needs
 from cropi.study.costs import SHARED
 
 FP32, BF16 = 4, 2
-PARTS = ("directions", "weights", "optimizer", "activations", "cache", "logits")
-"""What memory is held for: `optimizer` are gradients and moments, `cache` keys and values."""
+PARTS = ("directions", "sum", "weights", "optimizer", "activations", "cache", "logits")
+"""What memory is held for: `optimizer` are gradients and moments, `cache` keys and values, `sum`
+the gradient of a prompt whose responses go through the model in parts."""
 GRADIENT_PASSES = 3
 """Times that a prompt's gradient, in fp32, is written or read: made, widened, and compared."""
 HIDDEN_WIDTHS, INTERMEDIATE_WIDTHS = 12, 4
@@ -78,13 +79,15 @@ def _scoring(
         return
     targets = max(target_count(needs, counts) for needs in scored)
     settings = config.influence
-    tokens = settings.batch_tokens or BATCH_TOKENS["cuda" if on_gpu else "cpu"]
+    tokens = pass_tokens(config, shape, counts, on_gpu)
     logits = min(tokens * shape.vocabulary * FP32, LOGITS_BYTES["cuda" if on_gpu else "cpu"])
+    logits = max(logits, config.rollouts.max_new_tokens * shape.vocabulary * FP32)
     activations = tokens * activation_bytes(shape, settings.gradient_checkpointing)
     yield MemoryPart(
         "scoring",
         {
             "directions": direction_bytes(config, shape, targets),
+            "sum": sum_bytes(config, shape, counts, on_gpu),
             "weights": float(shape.parameters * shape.bytes),
             "activations": activations,
             "logits": logits * shape.bytes / FP32,
@@ -104,6 +107,24 @@ def direction_bytes(config: RunConfig, shape: ModelShape, targets: int) -> float
         return 0.0
     each = BF16 if settings.target_memory == "bf16" else FP32
     return float(shape.compared * (targets * each + 2 * FP32))
+
+
+def pass_tokens(config: RunConfig, shape: ModelShape, counts: PromptCounts, on_gpu: bool) -> int:
+    """Positions of the largest pass: a batch, or the longest response that is allowed."""
+    longest = min(shape.context, counts.longest + config.rollouts.max_new_tokens)
+    return max(_batch_tokens(config, on_gpu), longest)
+
+
+def sum_bytes(config: RunConfig, shape: ModelShape, counts: PromptCounts, on_gpu: bool) -> float:
+    """Bytes of one gradient where a group may exceed a batch, and be taken in parts."""
+    predictions = config.rollouts.responses * config.rollouts.max_new_tokens
+    fits = counts.longest + predictions <= _batch_tokens(config, on_gpu)
+    fits &= predictions * shape.vocabulary * FP32 <= LOGITS_BYTES["cuda" if on_gpu else "cpu"]
+    return 0.0 if fits or config.influence.target_memory == "offload" else FP32 * shape.compared
+
+
+def _batch_tokens(config: RunConfig, on_gpu: bool) -> int:
+    return config.influence.batch_tokens or BATCH_TOKENS["cuda" if on_gpu else "cpu"]
 
 
 def activation_bytes(shape: ModelShape, checkpointing: bool) -> float:

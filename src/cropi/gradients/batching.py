@@ -3,14 +3,15 @@
 There are up to three modes, found by trial: shared prefixes under our own attention, shared
 prefixes under a block mask with the model's attention, and one row per response. A prompt takes the
 best mode that its lengths allow; prefix sharing does not support sliding windows, so every response
-(or the whole shared row) must fit in one.
+(or the whole shared row) must fit in one. A group that exceeds the limits of a batch goes through
+in parts, some of its responses at a time (`long_groups`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -24,8 +25,9 @@ from cropi.gradients.attention import (
     supports_prefix_attention,
     text_config,
 )
-from cropi.gradients.collation import PreparedGroup, PromptBatch, collate
+from cropi.gradients.collation import PreparedGroup, PromptBatch, collate, shortened
 from cropi.gradients.ranks import ALONE, Ranks, rounds
+from cropi.text import plural
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Default padded tokens per batch, by device: a CPU gains nothing from more."""
@@ -58,6 +60,22 @@ class Turn:
     mode: ForwardMode
     prompts: int
     idle: bool = False
+
+
+@dataclass(frozen=True)
+class LongGroup:
+    """A prompt whose responses do not go through the model together, but some at a time."""
+
+    group: PreparedGroup
+    parts: list[PreparedGroup]
+    mode: ForwardMode
+
+    @property
+    def tokens(self) -> int:
+        """Positions of all parts, each with the prompt."""
+        if self.mode.share_prefix:
+            return sum(part.shared_length for part in self.parts)
+        return sum(self.group.row_lengths)
 
 
 @dataclass(frozen=True)
@@ -113,7 +131,6 @@ def plan_batches(
     """Split prompts into batches of similar row lengths within the limits.
 
     Longest first, so that limits that do not fit in memory fail at once and not after hours.
-    A prompt that exceeds the limits by itself is a batch of its own.
     """
     sizes = {g.index: size_of(g, share_prefix) for g in groups}
     ordered = sorted(
@@ -129,6 +146,36 @@ def plan_batches(
         batches[-1].append(group)
         total = enlarged
     return batches
+
+
+def parts_of(group: PreparedGroup, limits: BatchLimits, share_prefix: bool) -> list[PreparedGroup]:
+    """The group, or, where it exceeds the limits, as many responses at a time as do not.
+
+    At least one, however long it is. Parts repeat a prompt that responses share, and so responses
+    may always take as many positions as the prompt.
+    """
+    if share_prefix:
+        limits = replace(limits, positions=max(limits.positions, 2 * len(group.prompt_ids)))
+    if limits.allow(size_of(group, share_prefix)):
+        return [group]
+    parts: list[PreparedGroup] = []
+    for stop in range(1, len(group.unique_ids) + 1):
+        enlarged = group.part(parts[-1].index if parts else 0, stop)
+        if parts and limits.allow(size_of(enlarged, share_prefix)):
+            parts[-1] = enlarged
+        else:
+            parts.append(group.part(stop - 1, stop))
+    return parts if len(parts) > 1 else [group]
+
+
+def dealt_turns(
+    batches: Sequence[tuple[list[PreparedGroup], ForwardMode]], ranks: Ranks
+) -> Iterator[Turn]:
+    """One rank's turns: every W-th batch of all."""
+    for together in rounds(batches, ranks.size):
+        members, mode = together[min(ranks.rank, len(together) - 1)]
+        prompts = sum(len(each) for each, _ in together)
+        yield Turn(members, mode, prompts, idle=ranks.rank >= len(together))
 
 
 class BatchPlanner:
@@ -169,10 +216,28 @@ class BatchPlanner:
         by_mode: dict[ForwardMode, list[PreparedGroup]] = {}
         for group in prepared:
             by_mode.setdefault(mode or self._mode(group), []).append(group)
-        limits = BatchLimits(self.batch_tokens, self._most_predictions())
         for mode in sorted(by_mode, reverse=True):
-            for members in plan_batches(by_mode[mode], limits, mode.share_prefix):
+            for members in plan_batches(by_mode[mode], self._limits, mode.share_prefix):
                 yield members, mode
+
+    def separate(
+        self, prepared: Sequence[PreparedGroup], mode: ForwardMode | None = None
+    ) -> tuple[list[PreparedGroup], list[LongGroup]]:
+        """The prompts whose groups fit into a batch, and the others in parts, longest first."""
+        fitting, long = [], []
+        for group in prepared:
+            mode_of_group = mode or self._mode(group)
+            parts = parts_of(group, self._limits, mode_of_group.share_prefix)
+            if len(parts) == 1:
+                fitting.append(group)
+            else:
+                long.append(LongGroup(group, parts, mode_of_group))
+        return fitting, sorted(long, key=lambda each: -each.group.shared_length)
+
+    def shortened(self, prepared: Sequence[PreparedGroup]) -> list[PreparedGroup]:
+        """Groups that a path can be checked with: of each long one, what fits."""
+        fitting, long = self.separate(prepared, ROWS)
+        return [*fitting, *(shortened(each.group) for each in long)]
 
     def turns(
         self,
@@ -181,10 +246,7 @@ class BatchPlanner:
         mode: ForwardMode | None = None,
     ) -> Iterator[Turn]:
         """The batches of one rank. All of them plan the same ones and take every W-th."""
-        for batches in rounds(list(self.batches(prepared, mode)), ranks.size):
-            members, mode_of_batch = batches[min(ranks.rank, len(batches) - 1)]
-            prompts = sum(len(each) for each, _ in batches)
-            yield Turn(members, mode_of_batch, prompts, idle=ranks.rank >= len(batches))
+        return dealt_turns(list(self.batches(prepared, mode)), ranks)
 
     @contextmanager
     def batch(
@@ -222,19 +284,22 @@ class BatchPlanner:
 
         return cost(group.shared_length) <= sum(map(cost, group.row_lengths))
 
-    def _most_predictions(self) -> int:
-        """How many rows of logits a batch may have."""
+    @property
+    def _limits(self) -> BatchLimits:
         vocabulary = len(self.model.get_output_embeddings().weight)  # type: ignore[operator]
-        return max(1, LOGITS_BYTES.get(self.device.type, 1 << 29) // (4 * vocabulary))
+        predictions = LOGITS_BYTES.get(self.device.type, 1 << 29) // (4 * vocabulary)
+        return BatchLimits(self.batch_tokens, max(1, predictions))
 
     def _out_of_memory(self, batch: PromptBatch) -> InputError:
         rows, length = batch.shape
+        # Of one prompt, responses take at least as much as the prompt (`parts_of`).
+        is_smallest = rows == 1 and length <= 2 * batch.layout.prompts_NP.shape[1]
         remedy = (
             f"lower batch_tokens (now {self.batch_tokens})"
-            if batch.prompts > 1
+            if batch.prompts > 1 or (len(batch.where_DT) > 1 and not is_smallest)
             else "use LoRA, a smaller dtype or shorter responses"
         )
         return InputError(
-            f"{batch.prompts} prompts in {rows} rows of {length} positions do not fit in the "
-            f"device's memory; {remedy}, or turn on gradient_checkpointing"
+            f"{plural(batch.prompts, 'prompt')} in {plural(rows, 'row')} of {length} positions do "
+            f"not fit in the device's memory; {remedy}, or turn on gradient_checkpointing"
         )

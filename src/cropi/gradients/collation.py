@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -27,7 +28,10 @@ from torch import Tensor
 from cropi.gradients.attention import PrefixLayout, pad_rows, prefix_layout
 from cropi.gradients.contributions import Segments
 from cropi.gradients.objective import ResponseTensors
-from cropi.schema import Response, RolloutGroup
+from cropi.schema import Response, RolloutGroup, Sampling
+
+BEGINNING = 64
+"""Tokens of a response that suffice to compare two computations, as a rule."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,18 @@ class PreparedGroup:
     def row_lengths(self) -> list[int]:
         """Positions of the rows that hold one unique response each."""
         return [len(self.prompt_ids) + len(ids) - 1 for ids in self.unique_ids]
+
+    def part(self, start: int, stop: int) -> PreparedGroup:
+        """Neighbouring unique responses alone; `index` is the place of the first among all."""
+        places = [k for k, unique in enumerate(self.unique_index) if start <= unique < stop]
+        return replace(
+            self,
+            index=start,
+            responses=[self.responses[k] for k in places],
+            unique_ids=self.unique_ids[start:stop],
+            unique_masks=self.unique_masks[start:stop],
+            unique_index=[self.unique_index[k] - start for k in places],
+        )
 
 
 def prepare(index: int, group: RolloutGroup, by_response: bool = False) -> PreparedGroup:
@@ -98,6 +114,36 @@ def _without_masked_tail(response: Response) -> Response:
     end = int(np.flatnonzero(response.loss_mask)[-1]) + 1
     ids, logprobs, mask = response.ids, response.logprobs, response.loss_mask
     return replace(response, ids=ids[:end], logprobs=logprobs[:end], loss_mask=mask[:end])
+
+
+def shortened(group: PreparedGroup) -> PreparedGroup:
+    """The beginnings of two responses, different ones that are short and differ in reward.
+
+    They are as long as it takes for two tokens of the policy's each, and a difference.
+    """
+
+    def order(pair: tuple[int, int]) -> tuple[bool, bool, int]:
+        a, b = (group.responses[k] for k in pair)
+        same = group.unique_index[pair[0]] == group.unique_index[pair[1]]
+        return same, a.reward == b.reward, len(a.ids) + len(b.ids)
+
+    pair = min(combinations(range(len(group.responses)), 2), key=order)
+    responses = [group.responses[k] for k in pair]
+    sampling = Sampling(temperature=group.temperature)
+    tokens, longest = BEGINNING, max(len(response.ids) for response in responses)
+    while True:
+        begun = [_beginning(response, tokens) for response in responses]
+        short_group = RolloutGroup(group.prompt_id, group.prompt_ids, begun, sampling)
+        short = prepare(group.index, short_group)
+        if sum(bool(mask[1:].any()) for mask in short.unique_masks) == 2 or tokens >= longest:
+            return short
+        tokens *= 2
+
+
+def _beginning(response: Response, tokens: int) -> Response:
+    mask = None if response.loss_mask is None else response.loss_mask[:tokens]
+    ids, logprobs = response.ids[:tokens], response.logprobs[:tokens]
+    return replace(response, ids=ids, logprobs=logprobs, loss_mask=mask)
 
 
 def response_tensors(groups: Sequence[PreparedGroup], device: torch.device) -> ResponseTensors:

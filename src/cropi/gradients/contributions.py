@@ -170,23 +170,28 @@ class MatrixContribution:
 
 
 @dataclass(frozen=True)
-class VectorContribution:
-    """A small gradient that is given explicitly: fp32 [P, n], one row."""
+class DenseContribution:
+    """A gradient that is given explicitly: fp32 [P, O, I]."""
 
-    values_PN: Tensor
+    values_POI: Tensor
+
+    @classmethod
+    def of_vectors(cls, values_PN: Tensor) -> DenseContribution:
+        """That of a parameter with one row."""
+        return cls(values_PN.unsqueeze(1))
 
     def add_rows(self, tile_PRI: Tensor, rows: slice, first: bool, work: Workspace) -> None:
-        """Add the one row."""
-        values = self.values_PN.unsqueeze(1)
+        """Add the rows as they are."""
+        values = self.values_POI[:, rows]
         tile_PRI.copy_(values) if first else tile_PRI.add_(values)
 
     def project(self, left_OA: Tensor, right_IB: Tensor) -> Tensor:
-        """G has one row, and so has L."""
-        return (self.values_PN @ right_IB.float()).unsqueeze(1) * left_OA.float().view(1, -1, 1)
+        """Two plain products."""
+        return left_OA.float().T @ (self.values_POI @ right_IB.float())
 
     def select(self, rows_R: Tensor, columns_C: Tensor) -> Tensor:
-        """The chosen columns, repeated for each time that the one row was requested."""
-        return self.values_PN[:, columns_C].unsqueeze(1).expand(-1, len(rows_R), -1)
+        """The chosen rows and columns, repeated where they were requested more than once."""
+        return self.values_POI[:, rows_R][:, :, columns_C]
 
 
 @dataclass(frozen=True)

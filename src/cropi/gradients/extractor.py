@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from cropi.errors import InputError
 from cropi.gradients import Unsupported
-from cropi.gradients.batching import ROWS, BatchPlanner, ForwardMode, Turn
+from cropi.gradients.batching import ROWS, BatchPlanner, ForwardMode, LongGroup, Turn
 from cropi.gradients.bounds import PassRecord, RatioSummary
 from cropi.gradients.collation import PreparedGroup, PromptBatch, prepare
 from cropi.gradients.consumers import GradientConsumer, SharedConsumer, consume_whole
@@ -45,6 +45,7 @@ from cropi.gradients.forward import (
     require_fitting,
 )
 from cropi.gradients.hooks import LayerHooks
+from cropi.gradients.long_groups import LongGroupPass
 from cropi.gradients.ranks import (
     ALONE,
     Ranks,
@@ -67,7 +68,7 @@ from cropi.gradients.self_check import (
     require_covered,
     response_gradients,
 )
-from cropi.gradients.settings import ObjectiveConfig
+from cropi.gradients.settings import ObjectiveConfig, TargetMemory
 from cropi.schema import RolloutGroup
 
 
@@ -140,7 +141,8 @@ class GradientExtractor:
     `batch_tokens` are padded positions per batch (default: by device); `share_prefix` computes a
     prompt once for all its responses where the model supports it; `gradient_checkpointing`
     recomputes activations in backward; `patterns` select parameters by name. Several `ranks` share
-    the prompts, and all call the same methods with the same arguments. After a run, `path`
+    the prompts, and all call the same methods with the same arguments. The gradient of a prompt
+    whose responses exceed a batch is summed over parts, as `sum_memory` says. After a run, `path`
     is "shared" (prefixes shared), "rows" (one row per response) or "autograd" (the slow path).
     """
 
@@ -151,6 +153,7 @@ class GradientExtractor:
     gradient_checkpointing: bool = False
     patterns: Sequence[str] | None = None
     ranks: Ranks = ALONE
+    sum_memory: TargetMemory = "fp32"
     path: str = field(default="", init=False)
     planner: BatchPlanner = field(init=False, repr=False)
     _verified: bool = field(default=False, init=False)
@@ -193,9 +196,13 @@ class GradientExtractor:
             if self.path == "autograd":
                 tokens = self._run_slow(prepared, consumers, progress, record)
             else:
-                turns = self.planner.turns(prepared, self.ranks)
+                fitting, long = self.planner.separate(prepared)
+                tokens = self._run_long(
+                    long, lambda parts, group: parts.run(group, consumers, record), progress
+                )
+                turns = self.planner.turns(fitting, self.ranks)
                 weigh = PromptWeights(self.objective, record)
-                tokens = self._run_fast(turns, consumers, weigh, progress)
+                tokens += self._run_fast(turns, consumers, weigh, progress)
         record.join(self.ranks)
         rewards = record.current_rewards
         return ExtractionReport(tokens, self.path, record.statuses, record.ratios, rewards)
@@ -215,9 +222,13 @@ class GradientExtractor:
         with self._ready(responses.groups, prepared), self._together(consumers):
             if self.path == "autograd":
                 return self._run_slow_by_response(prepared, consumers, progress)
-            turns = self.planner.turns(prepared, self.ranks, ROWS)
+            fitting, long = self.planner.separate(prepared, ROWS)
+            tokens = self._run_long(
+                long, lambda parts, group: parts.run_by_response(group, consumers), progress
+            )
+            turns = self.planner.turns(fitting, self.ranks, ROWS)
             weigh = ResponseWeights(self.objective)
-            return self._run_fast(turns, consumers, weigh, progress, by_response=True)
+            return tokens + self._run_fast(turns, consumers, weigh, progress, by_response=True)
 
     @contextmanager
     def _together(self, consumers: Sequence[GradientConsumer]) -> Iterator[None]:
@@ -280,6 +291,28 @@ class GradientExtractor:
                 progress(1)
         return sum(sum(group.row_lengths) for group in prepared)
 
+    def _run_long(
+        self,
+        long: Sequence[LongGroup],
+        run: Callable[[LongGroupPass, LongGroup], None],
+        progress: Callable[[int], None] | None,
+    ) -> int:
+        """`run` each prompt whose responses go through in parts; the tokens, of all ranks."""
+        in_parts = LongGroupPass(
+            self.model,
+            self.planner,
+            self.objective,
+            self.shapes,
+            self.ranks,
+            self.sum_memory,
+            self._run_fast,
+        )
+        for group in long:
+            run(in_parts, group)
+            if progress:
+                progress(1)
+        return in_parts.tokens
+
     def _run_fast(
         self,
         turns: Iterable[Turn],
@@ -313,7 +346,8 @@ class GradientExtractor:
 
     def _choose_path(self, prepared: Sequence[PreparedGroup], tolerance: Tolerance) -> str:
         """The fastest path whose gradients agree with plain autograd on a short prompt."""
-        group, expected = reference_gradient(self.model, self.parameters, prepared, self.objective)
+        short = self.planner.shortened(prepared)
+        group, expected = reference_gradient(self.model, self.parameters, short, self.objective)
         # A prompt that cannot exercise the check does not count as verified.
         has_gradient = any(square_sum(e) > 0 for e in expected.values())
         self._verified = exercises_block_mask(group) and has_gradient

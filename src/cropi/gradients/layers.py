@@ -24,9 +24,9 @@ from cropi.gradients import Unsupported
 from cropi.gradients.collation import PromptBatch
 from cropi.gradients.contributions import (
     Contribution,
+    DenseContribution,
     MatrixContribution,
     RowsContribution,
-    VectorContribution,
 )
 
 
@@ -57,7 +57,7 @@ def linear_rule(
     yield "weight", MatrixContribution(left_TO, right_TI, batch.positions)
     if getattr(module, "bias", None) is not None:
         sums_NO = output_gradient.sum(1, dtype=torch.float32)
-        yield "bias", VectorContribution(sum_by_prompt(sums_NO, batch.slot_N, batch))
+        yield "bias", DenseContribution.of_vectors(sum_by_prompt(sums_NO, batch.slot_N, batch))
 
 
 def conv1d_rule(
@@ -78,7 +78,8 @@ def head_rule(
     left_SO, right_SI = output_gradient[0], inputs[0]
     yield "weight", MatrixContribution(left_SO, right_SI, batch.predictions)
     if getattr(module, "bias", None) is not None:
-        yield "bias", VectorContribution(sum_by_prompt(left_SO.float(), batch.slot_S, batch))
+        sums_PO = sum_by_prompt(left_SO.float(), batch.slot_S, batch)
+        yield "bias", DenseContribution.of_vectors(sums_PO)
 
 
 def embedding_rule(
@@ -121,7 +122,7 @@ def elementwise_rule(
         slope = _applied(module, {**zeros, name: torch.ones_like(zeros[name])}, wide)
         slope = slope if base is None else slope - base
         per_row = (gradient * slope).reshape(rows, -1, inputs.shape[-1]).sum(1)
-        yield name, VectorContribution(sum_by_prompt(per_row, batch.slot_N, batch))
+        yield name, DenseContribution.of_vectors(sum_by_prompt(per_row, batch.slot_N, batch))
 
 
 def _applied(module: nn.Module, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cropi.gradients import Unsupported
-from cropi.gradients.batching import ROWS, BatchPlanner, ForwardMode
+from cropi.gradients.batching import ROWS, BatchPlanner, ForwardMode, LongGroup
 from cropi.gradients.bounds import current_rewards, range_codes
 from cropi.gradients.collation import PreparedGroup, PromptBatch, collate, prepare
 from cropi.gradients.forward import (
@@ -29,6 +29,7 @@ from cropi.gradients.forward import (
     require_fitting,
     usable_logprobs,
 )
+from cropi.gradients.long_groups import part_logprobs
 from cropi.gradients.objective import objective
 from cropi.gradients.self_check import exercises_block_mask, require_covered, unique_logprobs
 from cropi.gradients.settings import ObjectiveConfig
@@ -71,20 +72,30 @@ class LogprobReader:
         prepared = [prepare(n, g) for n, g in enumerate(groups)]
         with torch.inference_mode(), evaluation_mode(self.model):
             self.path = self.path or self._choose_path(prepared)
-            if self.path == "plain":
-                pairs = (self._read_plainly(group) for group in prepared)
-            else:
-                pairs = (self._read(*each) for each in self.planner.batches(prepared))
-            for batch, logp_RT in pairs:
+            for batch, logp_RT in self._pairs(prepared):
                 yield batch, logp_RT
                 if advance:
                     advance(batch.prompts)
+
+    def _pairs(self, prepared: Sequence[PreparedGroup]) -> Iterator[tuple[PromptBatch, Tensor]]:
+        if self.path == "plain":
+            yield from (self._read_plainly(group) for group in prepared)
+            return
+        fitting, long = self.planner.separate(prepared)
+        yield from (self._read_in_parts(group) for group in long)
+        for members, mode in self.planner.batches(fitting):
+            yield self._read(members, mode)
 
     def _read(
         self, members: Sequence[PreparedGroup], mode: ForwardMode
     ) -> tuple[PromptBatch, Tensor]:
         with self.planner.batch(members, mode) as batch:
             return batch, batch_logprobs(self.model, batch)
+
+    def _read_in_parts(self, long: LongGroup) -> tuple[PromptBatch, Tensor]:
+        batch = collate([long.group], False, self.planner.device)
+        logp_RT = usable_logprobs(part_logprobs(self.model, self.planner, long), batch)
+        return batch, logp_RT.masked_fill(~batch.responses.mask_RT, 0.0)
 
     def _read_plainly(self, group: PreparedGroup) -> tuple[PromptBatch, Tensor]:
         batch = collate([group], False, self.planner.device)
@@ -96,7 +107,7 @@ class LogprobReader:
         def order(group: PreparedGroup) -> tuple[bool, int]:
             return not exercises_block_mask(group), group.shared_length
 
-        group = min(prepared, key=order)
+        group = min(self.planner.shortened(prepared), key=order)
         with in_float32(self.model) as is_float32:
             tolerance = FP32_NATS if is_float32 else BF16_NATS
             expected = plain_logprobs(self.model, group)

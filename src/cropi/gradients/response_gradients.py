@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cropi.gradients.bounds import group_weights
 from cropi.gradients.collation import PreparedGroup, PromptBatch, prepare
-from cropi.gradients.consumers import BLOCK, block_squares
+from cropi.gradients.consumers import BLOCK, Directions, block_dots, block_squares
 from cropi.gradients.forward import usable_logprobs
 from cropi.gradients.ranks import Ranks
 from cropi.gradients.settings import ObjectiveConfig
@@ -75,14 +75,21 @@ class ResponseWeights:
 class ResponseProducts:
     """Collects |g_k|^2 and <g_k, g> of each unique response, g the sum over its prompt's.
 
-    With them the norm of the gradient is known that a prompt has without one of its responses.
+    With them the norm of the gradient is known that a prompt has without one of its responses. The
+    sum is that of the batch, which holds a prompt's responses together, or given (`take_sum`).
     """
+
+    _sum: Directions | None = None
 
     def __init__(self, responses: ResponseGroups, device: torch.device) -> None:
         self._owner = torch.from_numpy(responses.owners()).to(device)
         self._times = torch.from_numpy(responses.multiplicities()).to(device)
         zeros = torch.zeros(2, responses.count, dtype=torch.float64, device=device)
         self._squares, self._with_sum = zeros
+
+    def take_sum(self, gradient: Directions | None) -> None:
+        """The gradient of the prompt whose responses come next, in parts; None: they come whole."""
+        self._sum = gradient
 
     def begin(self, index_P: Tensor) -> None:
         """A batch of unique responses starts; those of a prompt are neighbours."""
@@ -93,12 +100,17 @@ class ResponseProducts:
     def consume(self, name: str, rows: slice | Tensor, gradient_PRI: Tensor) -> None:
         """Add the products of some rows."""
         own_DC = gradient_PRI.flatten(1)
+        self._squares.index_add_(0, self._index_D, block_squares(own_DC))
+        self._with_sum.index_add_(0, self._index_D, self._dots(name, rows, own_DC))
+
+    def _dots(self, name: str, rows: slice | Tensor, own_DC: Tensor) -> Tensor:
+        """Inner products float64 [D] with rows of the sums."""
+        if self._sum is not None:
+            return block_dots(own_DC, self._sum.read(name, rows).flatten(1)).squeeze(1)
         by_prompt = zip(
             torch.split(own_DC, self._counts), torch.split(self._times_D, self._counts), strict=True
         )
-        with_sum_D = torch.cat([_dots_with_sum(own_KC, times_K) for own_KC, times_K in by_prompt])
-        self._squares.index_add_(0, self._index_D, block_squares(own_DC))
-        self._with_sum.index_add_(0, self._index_D, with_sum_D)
+        return torch.cat([_dots_with_sum(own_KC, times_K) for own_KC, times_K in by_prompt])
 
     def finish(self) -> None:
         """Nothing to do."""

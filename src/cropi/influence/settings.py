@@ -44,7 +44,8 @@ class InfluenceConfig(Section):
     )
     batch_tokens: Count | None = Field(
         None,
-        description="padded tokens in one forward pass; default: 16384 on a GPU, 4096 on a CPU",
+        description="padded tokens in one forward pass; groups that have more are split over "
+        "several; default: 16384 on a GPU, 4096 on a CPU",
     )
     share_prefix: bool = Field(True, description="compute a prompt once for all its responses")
     gradient_checkpointing: bool = Field(

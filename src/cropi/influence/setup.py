@@ -258,6 +258,7 @@ def _extractor(model: Any, config: InfluenceConfig, constant_length: int) -> Gra
             config.gradient_checkpointing,
             config.parameters,
             Ranks.of(model),
+            config.target_memory,
         )
     except UnmatchedPatternError as error:
         raise InputError(f"influence.parameters: {error}") from error

@@ -7,16 +7,14 @@ answers. Columns that hold lists or objects are JSON in a CSV file, and become w
 from __future__ import annotations
 
 import csv
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 from cropi.errors import InputError
+from cropi.prompts.json_values import NESTED_COLUMNS, opened
 from cropi.text import shown
 
-NESTED_COLUMNS = ("tools", "reward_model", "extra_info")
-"""Columns whose cells are JSON; that of chats and of `extra` is read wherever it comes from."""
 LONGEST_CELL = 16_000_000
 """Characters; longer than the longest prompt, which is refused by name."""
 
@@ -84,11 +82,8 @@ def _value(name: str, cell: str, where: str) -> Any:
     """The cell's text; JSON lists of objects, and objects, in columns that hold such."""
     if name not in NESTED_COLUMNS or not cell.lstrip().startswith(("[{", "{")):
         return cell
-    try:
-        value = json.loads(cell)
-    except (ValueError, RecursionError):
-        value = None
-    if isinstance(value, Mapping) or (isinstance(value, list) and value):
+    value = opened(cell)
+    if value is not cell:
         return value
     raise InputError(
         f"{where}: column {name} holds {shown(cell, 80)}, which is not JSON; write its lists and "

@@ -25,7 +25,13 @@ from cropi.prompts.chat_messages import (
     require_text_only,
     written_chat,
 )
-from cropi.prompts.json_values import as_text, json_value, require_writable_text
+from cropi.prompts.json_values import (
+    NESTED_COLUMNS,
+    as_text,
+    json_value,
+    opened,
+    require_writable_text,
+)
 from cropi.prompts.row_columns import (
     ANSWER_COLUMNS,
     QUESTION_COLUMNS,
@@ -148,7 +154,7 @@ def _cells(row: Mapping[str, Any], where: str) -> Cells:
                 "remove it"
             ) from None
         if cell is not None:
-            cells[str(column)] = cell
+            cells[str(column)] = opened(cell) if column in NESTED_COLUMNS else cell
     return cells
 
 

@@ -13,8 +13,21 @@ import numpy as np
 
 from cropi.text import DEEPEST, shown
 
+NESTED_COLUMNS = ("tools", "reward_model", "extra_info")
+"""Columns that hold objects, or lists of them, which many tables store as JSON text."""
 MOST_BITS = 4_096
 """Bits of an integer; Python refuses to print much longer ones."""
+
+
+def opened(value: Any) -> Any:
+    """The object, or list of objects, that a text is the JSON of; anything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[{", "{")):
+        return value
+    try:
+        inner = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    return inner if inner else value
 
 
 def json_value(value: Any, depth: int = 0) -> Any:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from cropi.prompts.json_values import opened
 from cropi.text import plural, shown
 
 Cells = dict[str, Any]
@@ -81,7 +82,7 @@ def cell_of(cells: Mapping[str, Any], name: str) -> Any:
     if name in cells:
         return cells[name]
     column, dot, rest = name.partition(".")
-    inner = cells.get(column) if dot else None
+    inner = opened(cells.get(column)) if dot else None
     return cell_of(inner, rest) if isinstance(inner, dict) else None
 
 

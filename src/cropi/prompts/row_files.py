@@ -175,9 +175,14 @@ def _is_json_lines(text: str) -> bool:
 
 
 def _row_list(value: Any, path: Path) -> list[Any]:
-    """The rows in a JSON file: the list that it is, or the one list of objects in its object."""
+    """The rows in a JSON file: the list that it is, or the one list of objects in its object.
+
+    A table of columns and data, as Weights & Biases and pandas write them, is its rows.
+    """
     if isinstance(value, list):
         return value
+    if isinstance(value, dict) and _is_table(value.get("columns"), value.get("data")):
+        return [dict(zip(value["columns"], row, strict=True)) for row in value["data"]]
     lists = {k: v for k, v in value.items() if _is_rows(v)} if isinstance(value, dict) else {}
     lists = {key: rows for key, rows in lists.items() if rows} or lists
     if len(lists) == 1:
@@ -190,6 +195,17 @@ def _row_list(value: Any, path: Path) -> list[Any]:
     raise InputError(
         f"{path} holds JSON of type {type(value).__name__} without a list of rows; give a list of "
         'objects, {"data": [...]}, or one object per line in a .jsonl file'
+    )
+
+
+def _is_table(columns: Any, data: Any) -> bool:
+    """Whether there are names, each once, and lists of as many cells."""
+    return (
+        isinstance(columns, list)
+        and all(isinstance(name, str) for name in columns)
+        and len(set(columns)) == len(columns)
+        and isinstance(data, list)
+        and all(isinstance(row, list) and len(row) == len(columns) for row in data)
     )
 
 

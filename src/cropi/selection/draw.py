@@ -15,7 +15,8 @@ neither the most useful prompts nor different ones from stage to stage. Three st
 
    and the stage is drawn without replacement in proportion to the sum of the sets' weights, each
    summing to one. Weights saturate: what surely helps is drawn alike, every stage anew, and
-   prompts that were trained on before make room for those that were not.
+   prompts that were trained on before make room for those that were not. After the first stage a
+   share of it (`others`) is drawn from all prompts, which keeps what is no target.
 
 Where influence cannot tell prompts apart for any set, the stage has the whole pool.
 
@@ -80,6 +81,11 @@ class DrawSettings(Section):
     scoring: Literal["once", "stage"] = Field(
         "once", description="under the start policy, or before every stage at a stage's price each"
     )
+    others: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.2,
+        description="share of every stage but the first that is drawn from all prompts, whatever "
+        "their influence, so that skills which are no target are kept",
+    )
 
     @model_validator(mode="after")
     def _most_bounds_a_sample(self) -> DrawSettings:
@@ -104,6 +110,7 @@ class Cropi:
         self.scoring: Scoring = settings.scoring
         self.sample = settings.sample
         self.most = settings.most
+        self.others = settings.others
 
     def enough(self, context: SelectionContext) -> bool:
         """Whether the predictions for every set spread CERTAIN times their error or more."""
@@ -127,7 +134,10 @@ class Cropi:
             _shares(_weights(*each, context.count) * own_evidence(context, name))
             for name, each in predictions.items()
         ]
-        weights_P = np.mean(weights, axis=0) * expected_use(context)
+        use_P = expected_use(context)
+        others = self.others if context.stage > 0 else 0.0
+        helpful_P, any_P = _shares(np.mean(weights, axis=0) * use_P), _shares(use_P)
+        weights_P = (1 - others) * helpful_P + others * any_P
         chosen = _drawn(weights_P, context.count, context.seed)
         chosen = chosen[top_by_score(weights_P[chosen], [context.prompt_ids[i] for i in chosen])]
         best_P = np.max([mean for mean, _ in predictions.values()], axis=0)

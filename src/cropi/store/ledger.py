@@ -12,7 +12,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import xxhash
 
@@ -31,16 +31,32 @@ class Entry:
     files: Mapping[str, str]
 
 
+class Backup(Protocol):
+    """Where a run is kept beside its directory."""
+
+    def holds(self, name: str, content: str) -> bool:
+        """Whether it has a listed file with this content."""
+
+    def push(self, listed: Mapping[str, str]) -> None:
+        """Make it have the files that are listed, with their hashes by name, and no others."""
+
+
 class Ledger:
     """The ledger of the run in `root`; paths in it are relative, so that the run may be moved.
 
     One process at a time may change it: the one that holds the lock of the directory.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, backup: Backup | None = None) -> None:
         self.root = root
         self.file = root / LEDGER
+        self.backup = backup
         self._entries, self.unreadable = _read(self.file)
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """The finished outputs by their names."""
+        return self._entries
 
     def __contains__(self, output: Path) -> bool:
         return self._name(output) in self._entries
@@ -54,9 +70,16 @@ class Ledger:
         """The first file of a listed output that is missing or has another content, if any."""
         entry = self._entries.get(self._name(output), Entry("", {}))
         for name, expected in entry.files.items():
-            if _hash(self.root / name) != expected:
+            if not self._is_intact(name, expected):
                 return self.root / name
         return None
+
+    def _is_intact(self, name: str, expected: str) -> bool:
+        """Whether a file is as it was left, here or where the run is kept."""
+        file = self.root / name
+        if self.backup is not None and not file.exists():
+            return self.backup.holds(name, expected)
+        return _hash(file) == expected
 
     def is_current(self, output: Path, inputs_fingerprint: str) -> bool:
         """Whether an output was made from these inputs and every file of it is as it was left."""
@@ -72,7 +95,7 @@ class Ledger:
         """Tables, records and rows that are not as they were left, which reports do not read."""
         files = self._reported()
         return [
-            self.root / name for name in sorted(files) if _hash(self.root / name) != files[name]
+            self.root / name for name in sorted(files) if not self._is_intact(name, files[name])
         ]
 
     def _reported(self) -> dict[str, str]:
@@ -104,6 +127,11 @@ class Ledger:
         hashes = {self._name(path): content_hash(path) for path in paths}
         self._set(self._name(output), Entry(inputs_fingerprint, hashes))
 
+    def files(self, output: Path) -> list[Path]:
+        """The files of a listed output, wherever they are; none of another one."""
+        entry = self._entries.get(self._name(output), Entry("", {}))
+        return [self.root / name for name in entry.files]
+
     def forget_files(self, output: Path, files: Collection[Path]) -> None:
         """Stop expecting some files of an output, which are about to be deleted."""
         entry, names = self._entries.get(self._name(output)), {self._name(f) for f in files}
@@ -116,6 +144,13 @@ class Ledger:
         for name, entry in other._entries.items():
             if any(name == each or name.startswith(f"{each}/") for each in outputs):
                 self._set(name, entry)
+
+    def take_over(self, entries: Mapping[str, Entry], instead_of: Iterable[str]) -> None:
+        """List these outputs instead of what is listed under some names."""
+        kept_back = set(instead_of)
+        others = {name: e for name, e in self._entries.items() if name not in kept_back}
+        self._entries = {**others, **entries}
+        self._write()
 
     def repair(self) -> None:
         """Write the file again if it has bytes that no ledger has; call it before any work."""
@@ -132,6 +167,8 @@ class Ledger:
     def _write(self) -> None:
         with atomic_write(self.file) as part:
             part.write_bytes(self._content())
+        if self.backup is not None:
+            self.backup.push(listed_files(self._entries.values()))
 
     def _content(self) -> bytes:
         lines = [_line(name, entry) for name, entry in sorted(self._entries.items())]
@@ -139,6 +176,11 @@ class Ledger:
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
+
+
+def listed_files(entries: Iterable[Entry]) -> dict[str, str]:
+    """The hashes of the files of some outputs, by name."""
+    return {name: content for entry in entries for name, content in entry.files.items()}
 
 
 def _files_in(path: Path) -> list[Path]:
@@ -168,8 +210,12 @@ def _read(file: Path) -> tuple[dict[str, Entry], int]:
     """The entries of a ledger whose lines are undamaged, and how many are damaged."""
     if not file.is_file():
         return {}, 0
-    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
-    entries = [_parsed(line) for line in lines if line]
+    return parse_ledger(file.read_text(encoding="utf-8", errors="replace"))
+
+
+def parse_ledger(text: str) -> tuple[dict[str, Entry], int]:
+    """The entries of a ledger whose lines are undamaged, and how many are damaged."""
+    entries = [_parsed(line) for line in text.split("\n") if line]
     return dict(filter(None, entries)), entries.count(None)
 
 

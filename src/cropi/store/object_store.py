@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -114,9 +115,57 @@ class ObjectStore:
 
         self._call(fetch)
 
+    def under(self, folder: str = "") -> list[StoredFile]:
+        """All files below a folder of the URL's, hidden ones too; none if there is none."""
+        self.files.invalidate_cache()
+        place = self.at(folder)
+        listed = self._call(lambda: self.files.find(place, detail=True))
+        return [_stored(path, info) for path, info in listed.items() if _is_file(path, info)]
+
+    def at(self, name: str) -> str:
+        """The path in the store of a name below the URL."""
+        return f"{self.path.rstrip('/')}/{name}".rstrip("/")
+
+    def read(self, path: str) -> bytes | None:
+        """The content of a file; None if there is none."""
+
+        def cat() -> bytes | None:
+            try:
+                content: bytes = self.files.cat_file(path)
+            except FileNotFoundError:
+                return None
+            return content
+
+        return self._call(cat)
+
+    def write(self, path: str, content: bytes) -> None:
+        """Write a file, which appears whole or not at all."""
+        with self._writing(path):
+            patiently(lambda: self.files.pipe_file(path, content))
+
+    def create(self, path: str, content: bytes) -> bool:
+        """Write a file unless there is one; whether it was written. One of several wins."""
+        with self._writing(path):
+            try:
+                patiently(lambda: self.files.pipe_file(path, content, mode="create"))
+            except FileExistsError:
+                # An attempt whose answer was lost may have been the one that wrote it.
+                return bool(self.files.cat_file(path) == content)
+        return True
+
+    def remove(self, paths: Sequence[str]) -> None:
+        """Delete files; those that are gone are no error."""
+        with self._writing(self.path):
+            for path in paths:
+                with suppress(FileNotFoundError):
+                    patiently(partial(self.files.rm_file, path))
+
+    def _writing(self, path: str) -> AbstractContextManager[None]:
+        return explained(f"{self.protocol}://{path.lstrip('/')}", "write")
+
     def upload(self, source: Path, path: str) -> None:
         """Copy a local file to `path` in the store, where it appears whole or not at all."""
-        with explained(f"{self.protocol}://{path}", "write"):
+        with self._writing(path):
             patiently(lambda: self.files.put_file(str(source), path))
 
     def _call(self, action: Callable[[], T]) -> T:

@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 from cropi.errors import InputError
 from cropi.schema import fingerprint
 from cropi.store.files import cannot_write, remove
+from cropi.store.ledger import LEDGER
 from cropi.store.object_store import WEB, ObjectStore, StoredFile
 from cropi.text import remote_url
 
@@ -28,6 +29,8 @@ AT_ONCE = 8
 """Files that are fetched at the same time."""
 _origins: dict[str, str] = {}
 """What copies are called in this process: the beginning of a local path, and that of the URL."""
+_outputs: dict[str, str] = {}
+"""The same of what is made here and will be uploaded."""
 
 
 def cache_directory(kind: str) -> Path:
@@ -61,13 +64,22 @@ def with_urls(text: str) -> str:
     """A text that names copies, such as an error, with the URLs that they are copies of."""
     for place, url in _origins.items():
         text = text.replace(place, url)
+    return with_output_urls(text)
+
+
+def with_output_urls(text: str) -> str:
+    """A text that names outputs, with the URLs that they will have."""
+    for place, url in _outputs.items():
+        text = text.replace(place, url)
     return text
 
 
 def upload_place(url: str) -> Path:
     """Where the file or folder that `url` will name is made; what an earlier call left is there."""
-    _, _, name = url.rstrip("/").rpartition("/")
-    return cache_directory("outputs") / fingerprint(url.rstrip("/")) / name
+    top, _, name = url.rstrip("/").rpartition("/")
+    folder = cache_directory("outputs") / fingerprint(url.rstrip("/"))
+    _outputs[f"{folder}/"] = f"{top}/"
+    return folder / name
 
 
 def upload(place: Path, url: str) -> None:
@@ -110,6 +122,7 @@ def _fetched(url: str) -> Path:
     """Copy what a URL means to the cache, as far as it is not there, and return its place."""
     store = ObjectStore(url)
     folder, files = store.find()
+    files = _without_weights(folder, files)
     names = _Names.of(store, folder)
     root = cache_directory("remote")
     key = fingerprint(url, [[file.path, file.size, file.version] for file in files])
@@ -123,6 +136,13 @@ def _fetched(url: str) -> Path:
         raise _no_place(root, error) from error
     _origins[f"{place}/"] = names.top
     return place / names.folder / names.rest
+
+
+def _without_weights(folder: str, files: list[StoredFile]) -> list[StoredFile]:
+    """A run's files but for its policies' weights, which nobody reads who gives the whole run."""
+    if all(file.path != f"{folder}/{LEDGER}" for file in files):
+        return files
+    return [f for f in files if "/policy/" not in f.path or f.path.endswith(".json")]
 
 
 def _contents(store: ObjectStore, files: Sequence[StoredFile], folder: Path) -> list[Path]:

@@ -42,6 +42,7 @@ from cropi.store.metrics import (
     append_row,
     read_rows,
 )
+from cropi.store.mirror import mirror_of
 
 Row = dict[str, Any]
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "numpy", "pyarrow", "math-verify")
@@ -123,7 +124,7 @@ class RunDirectory:
     @cached_property
     def ledger(self) -> Ledger:
         """The finished outputs and the hashes of their files, read once."""
-        return Ledger(self.root)
+        return Ledger(self.root, mirror_of(self.root))
 
     @property
     def config(self) -> Path:

@@ -20,6 +20,7 @@ from cropi.errors import InputError
 from cropi.plugins import is_built_in, plugin_names, slug, unknown_name
 from cropi.selection import find_strategy
 from cropi.selection.settings import StrategyChoice
+from cropi.text import remote_url
 
 PAPER: dict[str, Any] = {
     "selection.strategy": {
@@ -73,6 +74,11 @@ class StudyPlan:
         The baseline is added where it is not named: without it there is nothing to compare with.
         Raises InputError for a label that is neither a strategy nor a variant.
         """
+        if url := remote_url(config.out):
+            raise InputError(
+                f"out = {url}: a study is kept on this machine alone; give a local folder "
+                "and upload it, or run its strategies one by one with `cropi run`"
+            )
         wanted = list(labels or _labels(config.compare.strategies or config.strategies))
         seeds = list(config.compare.seeds if seeds is None else seeds)
         if config.compare.baseline not in wanted:

@@ -40,6 +40,10 @@ SPANS_STAGES = (f"{ACTOR}.optim.lr_scheduler_type", f"{ACTOR}.optim.lr_warmup_st
 """What needs to know where the last of several stages ends, and verl has one number for both."""
 
 
+NO_TEXT = ("true", "false", "null", "nan", "inf")
+"""Words that Hydra reads as other values."""
+
+
 def overrides_of(
     plan: StagePlan, settings: VerlSettings, work: Path, model: str, longest_prompt: int
 ) -> dict[str, Any]:
@@ -210,6 +214,11 @@ def _as_hydra(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Text in quotes: only backslashes before a quote, or at the end, are special there."""
+    """Text as it is where Hydra takes it for text, else in quotes.
+
+    In quotes only backslashes before a quote, or at the end, are special.
+    """
+    if re.fullmatch(r"[/A-Za-z][\w/.-]*", text) and text.lower() not in NO_TEXT:
+        return text
     escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
     return "'" + escaped.replace("${", "\\${") + "'"

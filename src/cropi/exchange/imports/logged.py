@@ -12,11 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropi.errors import InputError
+from cropi.prompts.chat_messages import written_chat
+from cropi.prompts.json_values import opened
 from cropi.prompts.row_columns import RowNotes, cell_of
 from cropi.schema import MAX_REWARD, Message, RewardStatus
 from cropi.text import shown
 
 Row = Mapping[str, Any]
+TRUTH: Mapping[str, Any] = {"true": 1.0, "false": 0.0, "": math.nan}
+"""Words of tables for rewards."""
 Role = Literal["train", "eval"]
 
 
@@ -98,6 +102,7 @@ class LogFile:
         """
         if not self.rewards:
             return reward_number(default, where)
+        row = {**row, **default} if isinstance(default, Mapping) else row
         values = [cell_of(row, name) for name in self.rewards]
         absent = [n for n, v in zip(self.rewards, values, strict=True) if v is None]
         if absent and not any(name.split(".")[0] in row for name in absent):
@@ -110,11 +115,21 @@ class LogFile:
 
 
 def reward_number(value: Any, where: str) -> float:
-    """A reward as a number; NaN for none. Raises InputError for anything else."""
+    """A reward as a number; NaN for none. Raises InputError for anything else.
+
+    Tables write true and false as words, and some trainers a list of one number.
+    """
+    if isinstance(value, list | tuple) and len(value) == 1:
+        (value,) = value
     if value is None:
         return math.nan
+    if isinstance(value, Mapping) and value:
+        raise InputError(
+            f"{where} has several rewards by name ({shown(', '.join(map(str, value)), 200)}); pick "
+            "one, or some for their sum, with --reward"
+        )
     try:
-        number = float(value)
+        number = float(TRUTH.get(value.strip().lower(), value) if isinstance(value, str) else value)
     except (TypeError, ValueError):
         number = math.inf
     if abs(number) > MAX_REWARD:
@@ -163,7 +178,13 @@ def finish_of(reason: Any) -> Literal["", "stop", "length"]:
 
 
 def spoken(completion: Any) -> tuple[str, bool]:
-    """A completion's text, and whether that is all of it: one message that says no more."""
+    """A completion's text, and whether that is all of it: one message that says no more.
+
+    A text that is messages written as JSON is those messages.
+    """
+    written = opened(completion)
+    if isinstance(written, list) and all(isinstance(m, Mapping) and "role" in m for m in written):
+        completion = written
     if isinstance(completion, str):
         return completion, True
     if not isinstance(completion, list | tuple):
@@ -189,7 +210,11 @@ def plain_text(content: Any) -> str:
 
 
 def asked(prompt: Any) -> str | tuple[Message, ...]:
-    """A prompt as text or as a chat of plain messages."""
+    """A prompt as text or as a chat of plain messages, which may be written as JSON.
+
+    Raises InputError for a chat that is written as Python shows it.
+    """
+    prompt = written_chat(prompt, "the log")
     if not isinstance(prompt, list | tuple):
         return "" if prompt is None else str(prompt)
     messages = [m for m in prompt if isinstance(m, Mapping)]

@@ -8,6 +8,7 @@ are not among them: a response that called a tool counts in rates, and its token
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -45,14 +46,14 @@ def _response(row: Row, file: LogFile, where: str) -> LoggedResponse:
     reward = file.reward(row, row["reward"], where)
     if called := _called_a_tool(row):
         file.notes.add("a call of a tool, whose output is not told apart: without gradient", where)
-    answer, step = row.get("ground_truth"), row.get("step")
+    answer, step = _only(row.get("ground_truth")), row.get("step")
     return LoggedResponse(
         prompt="",
         text="",
         reward=reward,
         status=reward_status(reward),
         answer=as_text(answer).strip() if isinstance(answer, str) else "",
-        source=str(row.get("dataset") or ""),
+        source=str(_only(row.get("dataset")) or ""),
         group=str(row.get("prompt_idx", "")),
         step=step if isinstance(step, int) else file.step,
         finish=finish_of(row.get("finish_reason")),
@@ -61,6 +62,11 @@ def _response(row: Row, file: LogFile, where: str) -> LoggedResponse:
         tokens=_tokens(row, called, where),
         about=without(row, "step", "sample_idx", "prompt_idx", "prompt_tokens", "response_tokens"),
     )
+
+
+def _only(value: Any) -> Any:
+    """The value in a list of one: a prompt may have several verifiers, each with its answer."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _tokens(row: Row, called: bool, where: str) -> Tokens:

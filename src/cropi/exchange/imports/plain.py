@@ -26,6 +26,8 @@ from cropi.text import plural
 
 RESPONSES = ("responses", "completions", "outputs", "generations", "samples", "rollouts")
 RESPONSE = ("response", "completion", "output", "generation", "generated_text", "prediction")
+OF_ONE = (*RESPONSE, "text", "content", "message", "messages")
+"""What a response is called in an object of its own."""
 REWARDS = ("rewards", "scores", "correct", "is_correct", "passed", "verdicts", "labels")
 REWARD = ("reward", "score", "correct", "is_correct", "passed", "accuracy", "acc")
 STEP = ("step", "global_step", "training_step", "policy_step", "iteration")
@@ -39,7 +41,7 @@ class PlainRows:
 
     def recognises(self, row: Row) -> bool:
         """Whether a row has a question (or an id), a response and a reward."""
-        cells = _with_response(dict(row))
+        cells = next(iter(_rows(row)), {})
         asks = recognised(cells, QUESTION_COLUMNS) or recognised(cells, ID_COLUMNS)
         answers = recognised(cells, (*RESPONSES, *RESPONSE))
         return bool(asks and answers and recognised(cells, (*REWARDS, *REWARD)))
@@ -47,7 +49,29 @@ class PlainRows:
     def responses(self, rows: Iterable[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
         """One response for each text of a row."""
         for number, row in rows:
-            yield from _responses(_with_response(dict(row)), file, file.where(number))
+            where = file.where(number)
+            for each in _rows(row):
+                yield from _responses(each, file, where)
+
+
+def _rows(row: Row) -> list[dict[str, Any]]:
+    """The row; one for each of its responses where these are objects with cells of their own."""
+    columns = recognised(dict(row), (*RESPONSES, *RESPONSE))
+    several = row[columns[0]] if columns else None
+    if not isinstance(several, list) or not several or _is_chat(several):
+        return [_with_response(dict(row))]
+    if not all(isinstance(each, dict) and recognised(each, OF_ONE) for each in several):
+        return [_with_response(dict(row))]
+    shared = without(row, columns[0])
+    return [_with_response({**shared, **_named(each)}) for each in several]
+
+
+def _named(response: Row) -> dict[str, Any]:
+    """The cells of a response that is an object, its text under a name of a response."""
+    column = recognised(dict(response), OF_ONE)[0]
+    content = response[column]
+    text = [content] if isinstance(content, dict) else content
+    return {**without(response, column), RESPONSE[0]: text}
 
 
 def _with_response(row: dict[str, Any]) -> dict[str, Any]:

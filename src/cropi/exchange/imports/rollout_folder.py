@@ -29,6 +29,7 @@ from cropi.prompts.row_columns import RowNotes
 from cropi.prompts.row_files import COMPRESSED, ENDINGS, NumberedRow, open_rows
 from cropi.prompts.shards import in_natural_order
 from cropi.store.files import file_hash
+from cropi.store.remote import local_place, with_urls
 from cropi.text import plural, shown
 
 _STEP = re.compile(
@@ -57,19 +58,22 @@ class RolloutLog:
 def read_rollout_log(
     path: Path, format_name: str | None = None, rewards: Sequence[str] = (), tokens: bool = True
 ) -> RolloutLog:
-    """Read a file or a folder; `rewards` names the columns whose sum is the reward.
+    """Read a file or a folder, or the URL of one.
 
-    Without `tokens`, the tokens of responses are passed over where texts are there too.
+    `rewards` names the columns whose sum is the reward. Without `tokens`, the tokens
+    of responses are passed over where texts are there too.
 
     Raises InputError if there are no rollouts in it, or rollouts of several formats.
     """
+    path = local_place(path)
     formats = dict([format_named(format_name)]) if format_name else all_formats()
     name, files, notes = _recognised(path, formats, rewards)
-    log = RolloutLog(str(path), name, [], notes)
+    log = RolloutLog(with_urls(str(path)), name, [], notes)
     for file in _without_copies(files, path, log):
         log.responses += _read(file, path, formats[name], log.notes, (rewards, tokens))
     _note_runs(log)
     log.responses = _without_repeats(log)
+    log.notes = [with_urls(note) for note in log.notes]
     return log
 
 
@@ -292,7 +296,7 @@ def _first_of_each(responses: Sequence[LoggedResponse]) -> Iterator[LoggedRespon
     seen: set[tuple[object, ...]] = set()
     for response in responses:
         content = (response.text, response.reward, str(response.prompt))
-        key = (response.run, response.record_id, *content)
+        key = (response.run, response.role, response.record_id, *content)
         if not response.record_id or key not in seen:
             seen.add(key)
             yield response

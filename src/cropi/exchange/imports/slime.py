@@ -47,8 +47,7 @@ class SlimeSamples:
 def _response(row: Row, file: LogFile, where: str) -> LoggedResponse:
     given = row["reward"]
     failed = row.get("status") in FAILED
-    named = given if isinstance(given, dict) else row
-    reward = file.reward(named, None if failed else given, where)
+    reward = file.reward(row, None if failed else given, where)
     mask, answer = row.get("loss_mask"), row.get("label")
     metadata = row.get("metadata")
     return LoggedResponse(
