@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import warnings
 
+import accelerate
 import numpy as np
 import peft
 import pytest
@@ -16,6 +17,7 @@ from cropi.config import ClipConfig, ObjectiveConfig
 from cropi.errors import InputError
 from cropi.gradients.collation import prepare
 from cropi.gradients.extractor import GradientExtractor
+from cropi.gradients.logprobs import LogprobReader
 from cropi.schema import Response, RolloutGroup
 from support.oracle import flatten, oracle_gradient
 from support.tiny_models import (
@@ -406,6 +408,17 @@ def test_token_ids_of_another_models_vocabulary_are_an_input_error(qwen: nn.Modu
     groups[1].usable[-1].ids[0] = 64
     with pytest.raises(InputError, match="prompt p1 has token id 64, and the model has 64 token"):
         gradients(qwen, groups)
+
+
+def test_a_model_that_is_not_on_one_device_is_an_input_error(qwen: nn.Module) -> None:
+    offloaded = accelerate.cpu_offload(copy.deepcopy(qwen), torch.device("cpu"))
+    spread = copy.deepcopy(qwen)
+    spread.model.layers[1].to("meta")
+    places = {"on no device": offloaded, "on cpu and no device": spread}
+    for place, model in places.items():
+        for made in (GradientExtractor, LogprobReader):
+            with pytest.raises(InputError, match=rf"{place} \(offloaded\).*device_map"):
+                made(model)
 
 
 def test_a_model_without_trainable_parameters_is_an_input_error(qwen: nn.Module) -> None:

@@ -178,6 +178,23 @@ def dealt_turns(
         yield Turn(members, mode, prompts, idle=ranks.rank >= len(together))
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """The device that all of a model's weights are on.
+
+    Raises InputError where `device_map` has put them on several, or has offloaded some.
+    """
+    devices = {parameter.device for parameter in model.parameters()}
+    (device, *others) = sorted(devices, key=str)
+    if others or device.type == "meta":
+        names = ["no device (offloaded)" if d.type == "meta" else str(d) for d in devices]
+        raise InputError(
+            f"the model's weights are on {' and '.join(sorted(names))}, as device_map leaves them, "
+            "and gradients need them on one device; load the model without device_map, or deal it "
+            "out over the processes of torchrun (docs/scaling.md)"
+        )
+    return device
+
+
 class BatchPlanner:
     """Plans batches of prompts, and builds them for `model` one after the other.
 
@@ -187,7 +204,7 @@ class BatchPlanner:
     def __init__(self, model: nn.Module, batch_tokens: int | None, share_prefix: bool) -> None:
         self.model = model
         self.share_prefix = share_prefix
-        self.device = next(model.parameters()).device
+        self.device = device_of(model)
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.device.type, 16384)
         self.best_mode = ROWS
         self._attention = PrefixAttention()
