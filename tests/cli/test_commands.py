@@ -410,7 +410,8 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_saved_loses_nothing_before(
     monkeypatch.setattr(Trainer, "_save_checkpoint", full)
     cropi("run", write_config(tmp_path)).refused("No space left on device", "policy")
     stage = tmp_path / "runs/tiny/arms/cropi/stages/0"
-    made = ["influence.json", "rollouts", "rollouts.json", "scores.parquet", "selection.parquet"]
+    made = ["features.parquet", "influence.json", "rollouts", "rollouts.json"]
+    made += ["scores.parquet", "selection.parquet"]
     assert sorted(f.name for f in stage.iterdir()) == made
 
 

@@ -73,7 +73,7 @@ def test_a_dotted_setting_of_a_variant_needs_no_mapping() -> None:
         ("compare.strategies=[v]", ["or a variant under compare.variants"]),
         (
             "compare={strategies: [v], variants: {v: {selection.strategy.ratio: 1}}}",
-            ["selection.strategy.ratio", "cropi has most, sample, scoring"],
+            ["selection.strategy.ratio", "cropi has most, others, sample, scoring"],
         ),
     ],
 )

@@ -22,7 +22,7 @@ REPLACED = {"judge": ("rollouts",)}
 WRITTEN = ("out", "label")
 """Parameters that name what a command writes."""
 NAMED = ("target", "like")
-"""Parameters whose values are NAME=FILE."""
+"""Parameters that may have several values NAME=FILE."""
 
 
 class Command(TyperCommand):
@@ -36,8 +36,8 @@ class Command(TyperCommand):
             if name in WRITTEN and (url := _url(value)):
                 ctx.params[name] = upload_place(url)
                 uploads.append((ctx.params[name], url))
-            elif name in NAMED:
-                ctx.params[name] = [_named_place(each) for each in value or []] or value
+            elif name in NAMED and isinstance(value, list | tuple):
+                ctx.params[name] = [_named_place(each) for each in value]
             else:
                 ctx.params[name] = _place(value)
         result = super().invoke(ctx)
