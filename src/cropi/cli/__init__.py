@@ -134,15 +134,17 @@ def _as_typed(message: str) -> str:
 def _fail(message: str) -> NoReturn:
     """Print in one line what is wrong with the input, and exit."""
     launched().give_way()
-    line = shortened(printable(" ".join(with_urls(message).split())), LONGEST_MESSAGE)
-    typer.echo(f"error: {line}", err=True)
+    typer.echo(f"error: {_line(message)}", err=True)
     sys.exit(2)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    text = with_urls(_as_typed(str(message)))
-    line = shortened(printable(" ".join(text.split())), LONGEST_MESSAGE)
-    typer.echo(f"warning: {line}", err=True)
+    typer.echo(f"warning: {_line(_as_typed(str(message)))}", err=True)
+
+
+def _line(message: str) -> str:
+    """A message in one line, which calls copies and outputs by their URLs."""
+    return shortened(printable(" ".join(with_urls(message).split())), LONGEST_MESSAGE)
 
 
 if __name__ == "__main__":

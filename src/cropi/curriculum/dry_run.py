@@ -9,9 +9,9 @@ from pathlib import Path
 from cropi.config import RunConfig, resolve_model_path
 from cropi.curriculum.policies import Policies
 from cropi.curriculum.run_context import Seeds, check_settings, first_stage
+from cropi.curriculum.starting_point import fitting_prompts
 from cropi.errors import InputError
 from cropi.progress import ProgressReporter
-from cropi.prompts import drop_overlong, has_chat_template, load_prompt_sets
 from cropi.schema import Prompt
 from cropi.store.run_directory import RunDirectory
 from cropi.training import StagePlan, find_trainer
@@ -45,17 +45,9 @@ def training_commands(
 def _pool(config: RunConfig, base: Path | None) -> Sequence[Prompt]:
     """The pool, as a run would have it."""
     policies = Policies(config.model, config.result_settings("model"))
-    reference = policies.reference(config.model.path)
-    tokenizer, settings = reference.tokenizer, config.prompts
-    seed = Seeds(config.seed, config.data_seed).of("prompts")
-    sets = drop_overlong(
-        tokenizer,
-        load_prompt_sets(settings, seed, base, templated=has_chat_template(tokenizer)),
-        settings.max_tokens or reference.context - config.max_response_tokens,
-        settings.overlong,
-        settings.chat_template_kwargs,
-    )
-    return sets.pool
+    policy, seed = policies.reference(config.model.path), Seeds(config.seed, config.data_seed)
+    longest = config.max_response_tokens
+    return fitting_prompts(config.prompts, policy, seed.of("prompts"), longest, base).pool
 
 
 def _stages(config: RunConfig, plan: StagePlan) -> Iterator[tuple[str, StagePlan, Path]]:

@@ -10,6 +10,8 @@ from typing import Any
 from cropi.curriculum.policies import Policies
 from cropi.curriculum.run_context import RunLog, Seeds, require_same_inputs
 from cropi.errors import InputError
+from cropi.policy.loading import Policy
+from cropi.policy.reference import PolicyRef
 from cropi.prompts import (
     PromptSets,
     drop_overlong,
@@ -45,19 +47,30 @@ def load_prompts(
     `longest_response` tokens must fit after every prompt where `settings` give no limit.
     """
     with log.phase("prompts", "prompts") as bar:
-        policy = policies.load_model()
-        sets = drop_overlong(
-            policy.tokenizer,
-            load_prompt_sets(settings, seed, base, templated=has_chat_template(policy.tokenizer)),
-            settings.max_tokens or policy.context - longest_response,
-            settings.overlong,
-            settings.chat_template_kwargs,
-        )
+        sets = fitting_prompts(settings, policies.load_model(), seed, longest_response, base)
         judged = {name: judge.readable(prompts) for name, prompts in sets.named().items()}
         sets = sets.without_unreadable(judged)
         bar.note = _sizes(sets)
     log.warn(sets.notes.lines())
     return sets
+
+
+def fitting_prompts(
+    settings: PromptsConfig,
+    policy: Policy | PolicyRef,
+    seed: int,
+    longest_response: int,
+    base: Path | None,
+) -> PromptSets:
+    """The prompt sets without those that leave no room for a response, as `settings` say."""
+    tokenizer = policy.tokenizer
+    return drop_overlong(
+        tokenizer,
+        load_prompt_sets(settings, seed, base, templated=has_chat_template(tokenizer)),
+        settings.max_tokens or policy.context - longest_response,
+        settings.overlong,
+        settings.chat_template_kwargs,
+    )
 
 
 def record_inputs(

@@ -36,7 +36,9 @@ class Program:
     def __init__(
         self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
     ) -> None:
+        self._log = log
         with log.open("ab") as output:
+            self._begin = output.tell()
             self._guard = subprocess.Popen(
                 [sys.executable, "-I", __file__, *command],
                 stdin=subprocess.PIPE,
@@ -52,6 +54,13 @@ class Program:
     def exit_code(self) -> int | None:
         """What the program ended with; None while it runs."""
         return self._guard.poll()
+
+    @property
+    def output(self) -> str:
+        """What it has written to the log so far."""
+        with self._log.open("rb") as log:
+            log.seek(self._begin)
+            return log.read().decode(errors="replace")
 
     def lines(self, file: Path) -> Iterator[Any]:
         """Yield the lines of JSON that the program appends to a file, until it has ended."""
@@ -136,7 +145,15 @@ def environment_for(python: str) -> dict[str, str]:
 
 
 def last_error(output: str) -> str:
-    """The last line of a log that names an error, or its last line, without loggers' prefixes."""
+    """The last line of a log that names an error, or its last line, in short.
+
+    Loggers' prefixes are left out.
+    """
+    from cropi.text import (
+        printable,
+        shortened,
+    )  # not above: the guard has the standard library alone
+
     plain = re.sub(r"\x1b\[[0-9;]*m", "", output)
     lines = [
         re.sub(r"^(\(\w+ pid=\d+\)|\[rank\d+\]:)\s*", "", x).strip() for x in plain.splitlines()
@@ -146,7 +163,7 @@ def last_error(output: str) -> str:
     # What comes later is often the complaint that something has failed before.
     later = r"(trace|cause) \(?above|ChildFailedError|CalledProcessError"
     causes = [line for line in errors if not re.search(later, line)]
-    return (causes or errors or lines or ["it wrote nothing"])[-1]
+    return shortened(printable((causes or errors or lines or ["it wrote nothing"])[-1]), 300)
 
 
 if __name__ == "__main__":

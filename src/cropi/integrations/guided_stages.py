@@ -207,10 +207,8 @@ class GuidedStages:
         path = self.folder / "features.parquet"
         key = fingerprint([(group.prompt_id, group.prompt_ids.tolist()) for group in pool])
         if not _is_of(path, key, sampling.weights):
-            features, ids = (
-                prompt_features(sampling.policy.model, pool),
-                [g.prompt_id for g in pool],
-            )
+            ids = [group.prompt_id for group in pool]
+            features = prompt_features(sampling.policy.model, pool)
             write_features(path, ids, features, _about(key, sampling.policy))
         return read_features(path)
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import uuid
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from cropi.store.lease import Lease
 from cropi.store.ledger import LEDGER, REPORTED, Entry, Ledger, listed_files, parse_ledger
 from cropi.store.lock import LOCK, exclusive_lock
 from cropi.store.object_store import ObjectStore, StoredFile
-from cropi.store.remote import AT_ONCE, cache_directory
+from cropi.store.remote import at_once, cache_directory
 from cropi.text import remote_url
 
 IDENTITY = ".mirror"
@@ -107,7 +106,7 @@ class Mirror:
         listed = listed_files(entries.values())
         self._there = {name: each for name, each in listed.items() if name in stored}
         wanted = [name for name in listed if not _can_wait(name, entries)]
-        self._at_once(self._fetch, [name for name in wanted if name in self._there])
+        at_once(self._fetch, [name for name in wanted if name in self._there])
         local = Ledger(self.root)
         local.take_over({key: e for key, e in entries.items() if self._is_whole(e)}, entries)
         for name, file in stored.items():
@@ -118,7 +117,7 @@ class Mirror:
     def fetch(self, folder: str) -> None:
         """Fetch the listed files below a folder that are not here."""
         names = [name for name in self._there if name.startswith(f"{folder}/")]
-        self._at_once(self._fetch, [name for name in names if not (self.root / name).exists()])
+        at_once(self._fetch, [name for name in names if not (self.root / name).exists()])
 
     def push(self, listed: Mapping[str, str]) -> None:
         """Upload what the ledger lists and the store lacks, then the ledger, then delete the rest.
@@ -147,7 +146,7 @@ class Mirror:
 
     def _push(self, listed: Mapping[str, str]) -> None:
         new = [name for name, content in listed.items() if not self.holds(name, content)]
-        self._at_once(self._upload, [name for name in new if (self.root / name).is_file()])
+        at_once(self._upload, [name for name in new if (self.root / name).is_file()])
         self._push_beside(listed)
         self.lease.require_held()
         if (self.root / LEDGER).exists():
@@ -195,11 +194,6 @@ class Mirror:
 
     def _upload(self, name: str) -> None:
         self.store.upload(self.root / name, self.store.at(name))
-
-    def _at_once(self, action: Callable[[str], None], names: Iterable[str]) -> None:
-        with ThreadPoolExecutor(AT_ONCE) as threads:
-            for done in [threads.submit(action, name) for name in names]:
-                done.result()
 
     def _forget_copy(self) -> None:
         """Empty the directory if the run that it is a copy of was removed from the store."""

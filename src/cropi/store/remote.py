@@ -11,11 +11,12 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 from cropi.errors import InputError
@@ -25,8 +26,9 @@ from cropi.store.ledger import LEDGER
 from cropi.store.object_store import WEB, ObjectStore, StoredFile
 from cropi.text import remote_url
 
+T = TypeVar("T")
 AT_ONCE = 8
-"""Files that are fetched at the same time."""
+"""Files that are fetched or uploaded at the same time."""
 _origins: dict[str, str] = {}
 """What copies are called in this process: the beginning of a local path, and that of the URL."""
 _outputs: dict[str, str] = {}
@@ -152,10 +154,15 @@ def _contents(store: ObjectStore, files: Sequence[StoredFile], folder: Path) -> 
     pairs = zip(files, places, strict=True)
     lacking = [(file, place) for file, place in pairs if not _is_there(file, place)]
     _require_room(folder, store.url, sum(max(file.size, 0) for file, _ in lacking))
-    with ThreadPoolExecutor(AT_ONCE) as threads:
-        for fetched in [threads.submit(_fetch, store, *pair) for pair in lacking]:
-            fetched.result()
+    at_once(lambda pair: _fetch(store, *pair), lacking)
     return places
+
+
+def at_once(action: Callable[[T], None], items: Iterable[T]) -> None:
+    """Call for each item, AT_ONCE of them at the same time. Raises what the first failure does."""
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        for done in [threads.submit(action, item) for item in items]:
+            done.result()
 
 
 def _is_there(file: StoredFile, place: Path) -> bool:

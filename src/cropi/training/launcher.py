@@ -26,7 +26,7 @@ from cropi.errors import InputError
 from cropi.execution import Program
 from cropi.execution.program import last_error
 from cropi.policy.loading import resolve_device
-from cropi.text import printable, shortened, shown
+from cropi.text import shown
 from cropi.training.settings import LaunchSettings
 from cropi.training.stage import Evaluator, Row, StageOutcome, StagePlan
 from cropi.training.stage_parts import Progress, train_in_parts
@@ -118,7 +118,6 @@ class LaunchedTrainer:
             (folder / JOB).write_bytes(pickle.dumps(job))
             log = plan.log or folder / "training.log"
             log.parent.mkdir(parents=True, exist_ok=True)
-            begin = log.stat().st_size if log.exists() else 0
             program = Program(self._command(folder), log, _environment())
             try:
                 for done, row in program.lines(folder / STEPS):
@@ -126,7 +125,7 @@ class LaunchedTrainer:
             finally:
                 program.stop()
             if program.exit_code != 0 or not (folder / OUTCOME).is_file():
-                raise self._failed(folder, log, begin, program.exit_code)
+                raise self._failed(folder, log, program)
             return pickle.loads((folder / OUTCOME).read_bytes())  # type: ignore[no-any-return]
 
     def _command(self, folder: Path) -> list[str]:
@@ -134,19 +133,19 @@ class LaunchedTrainer:
         config.write_text(yaml.safe_dump(accelerate_config(self.launch)), encoding="utf-8")
         return launch_command(config, self.launch.processes, folder)
 
-    def _failed(self, folder: Path, log: Path, begin: int, code: int | None) -> InputError:
+    def _failed(self, folder: Path, log: Path, program: Program) -> InputError:
         """The error: what the stage refused, or else what the log says last."""
         refused = folder / REFUSED
         if refused.is_file():
             return InputError(refused.read_text(encoding="utf-8"))
-        output = log.read_bytes()[begin:].decode(errors="replace")
+        error = last_error(program.output)
         if folder in log.parents:
             handle, name = tempfile.mkstemp(prefix="cropi-training-", suffix=".log")
             os.close(handle)
             log = Path(shutil.copyfile(log, name))
         return InputError(
-            f"the {self.launch.processes} training processes ended (exit code {code}): "
-            f"{shortened(printable(last_error(output)), 300)}; see {log}, and train again"
+            f"the {self.launch.processes} training processes ended (exit code "
+            f"{program.exit_code}): {error}; see {log}, and train again"
         )
 
 

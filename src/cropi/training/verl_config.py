@@ -22,11 +22,14 @@ ROWS, REWARDS, METRICS, RESPONSES, CHECKPOINTS = (
     *("responses", "checkpoints"),
 )
 """Files and folders of a stage's working folder."""
+STATE = "verl"
+"""Folder of a policy with verl's own checkpoint."""
 ACTOR, ROLLOUT, MODEL = (f"actor_rollout_ref.{part}" for part in ("actor", "rollout", "model"))
 LOSS, KL_LOSS, KL_REWARD = (
     *(f"{ACTOR}.loss_agg_mode", f"{ACTOR}.use_kl_loss"),
     "algorithm.use_kl_in_reward",
 )
+DEFAULT_LOSS = "seq-mean-token-mean"
 NORMALISATION = {
     "seq-mean-token-mean": "sequence",
     "token-mean": "token",
@@ -62,7 +65,7 @@ def overrides_of(
         "trainer.nnodes": settings.nodes,
     }
     free = {
-        LOSS: "seq-mean-token-mean",
+        LOSS: DEFAULT_LOSS,
         f"{ACTOR}.optim.weight_decay": 0.0,
         f"{ACTOR}.use_dynamic_bsz": True,
         f"{ACTOR}.ppo_max_token_len_per_gpu": max(TOKENS_A_PASS, longest_prompt + new_tokens),
@@ -144,7 +147,7 @@ def _course(plan: StagePlan, work: Path) -> dict[str, Any]:
     last = plan.first_step + plan.steps
     resumed = {"trainer.resume_mode": "disable"}
     if plan.first_step:
-        saved = str(Path(plan.start) / "verl" / f"global_step_{plan.first_step}")
+        saved = str(Path(plan.start) / STATE / f"global_step_{plan.first_step}")
         resumed = {"trainer.resume_mode": "resume_path", "trainer.resume_from_path": saved}
     metrics = "++ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH"
     return {
@@ -193,7 +196,7 @@ def _require_free(settings: VerlSettings, decided: Mapping[str, Any]) -> None:
 def loss_of(settings: VerlSettings) -> tuple[str, bool]:
     """How the loss is added up over tokens, and whether it has a KL term."""
     overrides = settings.overrides
-    loss = str(overrides.get(LOSS, "seq-mean-token-mean"))
+    loss = str(overrides.get(LOSS, DEFAULT_LOSS))
     return loss, any(overrides.get(key) is True for key in (KL_LOSS, KL_REWARD))
 
 

@@ -20,7 +20,7 @@ from cropi.execution.program import environment_for, last_error
 from cropi.policy.loading import load_policy
 from cropi.policy.reference import PolicyRef
 from cropi.schema import Prompt
-from cropi.text import printable, shortened, shown
+from cropi.text import shown
 from cropi.training import verl_check
 from cropi.training.stage import StagePlan, loss_warnings
 from cropi.training.verl_config import DTYPES, LOSS, NORMALISATION, loss_of
@@ -149,10 +149,9 @@ def _asked(python: str, overrides: tuple[str, ...]) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
-        reason = shortened(printable(last_error(done.stderr)), 300)
         raise InputError(
             f"verl refuses the settings of training, or does not work, in the interpreter {python} "
-            f"({reason}); correct training.engine"
+            f"({last_error(done.stderr)}); correct training.engine"
         ) from None
     return answer
 

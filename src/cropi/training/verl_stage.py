@@ -25,10 +25,9 @@ from cropi.execution.program import environment_for, last_error
 from cropi.policy.reference import PolicyRef
 from cropi.prompts.encoding import encode_all
 from cropi.store.files import write_json
-from cropi.text import printable, shortened
 from cropi.training.stage import Evaluator, Row, StageOutcome, StagePlan
 from cropi.training.stage_parts import Progress, part_folders, train_in_parts
-from cropi.training.verl_config import CHECKPOINTS, METRICS, arguments, overrides_of
+from cropi.training.verl_config import CHECKPOINTS, METRICS, STATE, arguments, overrides_of
 from cropi.training.verl_files import read_verdicts, write_files
 from cropi.training.verl_refusals import (
     interpreter,
@@ -42,8 +41,8 @@ from cropi.training.verl_refusals import (
 from cropi.training.verl_settings import VerlSettings
 from cropi.verifiers import Judge
 
-STATE, WORK = "verl", "work"
-"""Folders of a policy: verl's own checkpoint; the stage's files, while it is trained."""
+WORK = "work"
+"""Folder of a policy with the stage's files, while it is trained."""
 LOG_NAMES = {
     "critic/score/mean": "reward",
     "actor/pg_loss": "loss",
@@ -72,10 +71,8 @@ class VerlTrainer:
 
     def commands(self, plan: StagePlan, out: Path, evaluated: bool) -> list[list[str]]:
         """The programs that a stage starts, in order; `evaluated`: on the way too."""
-        parts = part_folders(plan, out, evaluated)
-        runs = [
-            VerlRun(part, self.settings, folder / WORK, _lengths(plan)) for part, folder in parts
-        ]
+        lengths, parts = _lengths(plan), part_folders(plan, out, evaluated)
+        runs = [VerlRun(part, self.settings, folder / WORK, lengths) for part, folder in parts]
         return [command for run in runs for command in (run.command(), run.merge_command())]
 
     def train(
@@ -169,7 +166,6 @@ class VerlRun:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as lines:
             lines.write(f"$ {shlex.join(command)}\n")
-        begin = log.stat().st_size
         program = Program(command, log, environment(self.settings, command[0]))
         try:
             for each in program.lines(self.work / METRICS):
@@ -178,11 +174,9 @@ class VerlRun:
         finally:
             program.stop()
         if program.exit_code != 0:
-            output = log.read_bytes()[begin:].decode(errors="replace")
             raise InputError(
                 f"{command[2]} ended (exit code {program.exit_code}): "
-                f"{shortened(printable(last_error(output)), 300)}; see {log}, and correct "
-                "training.engine"
+                f"{last_error(program.output)}; see {log}, and correct training.engine"
             )
 
     def _count(self, line: Mapping[str, Any], advance: Progress) -> None:

@@ -39,6 +39,8 @@ class Dialect(Protocol):
     path: str
     mode: LogprobMode | None
     """Which log-probs it returns; None if that depends on how it was started."""
+    several: bool
+    """Whether it samples several responses to a prompt at once."""
 
     def body(self, model: str, request: Request) -> dict[str, Any]:
         """Return the JSON that asks for the responses."""
@@ -52,6 +54,7 @@ class VllmDialect:
 
     path = "/v1/completions"
     mode: LogprobMode | None = None
+    several = True
 
     def body(self, model: str, request: Request) -> dict[str, Any]:
         """Return the JSON that asks for the responses."""
@@ -105,6 +108,7 @@ class SglangDialect:
 
     path = "/generate"
     mode: LogprobMode | None = "before_top_p"
+    several = True
 
     def body(self, model: str, request: Request) -> dict[str, Any]:
         """Return the JSON that asks for the responses."""

@@ -109,7 +109,7 @@ class ServerEngine:
         self, ids: Sequence[int], sampling: Sampling, n: int, seed: int
     ) -> list[Completion]:
         """Return `n` responses, one by one from servers that do not sample several at once."""
-        if not isinstance(self._served.dialect, TextDialect):
+        if self._served.dialect.several:
             return self._ask(ids, sampling, n, seed)
         seeds = [derive_seed(seed, "response", k) for k in range(n)]
         return [response for each in seeds for response in self._ask(ids, sampling, 1, each)]

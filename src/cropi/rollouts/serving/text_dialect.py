@@ -23,6 +23,7 @@ class TextDialect:
 
     path = VllmDialect.path
     mode: LogprobMode | None = "recomputed"
+    several = False
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer

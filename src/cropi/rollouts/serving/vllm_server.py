@@ -28,7 +28,6 @@ from cropi.execution import Program
 from cropi.execution.program import environment_for, last_error
 from cropi.policy.reference import PolicyRef
 from cropi.rollouts.serving.server_engine import Address
-from cropi.text import printable, shortened
 
 NAME = "policy"
 """What the server calls the policy."""
@@ -75,7 +74,6 @@ class VllmServer:
             port = _free_port()
             self.address = Address(f"http://127.0.0.1:{port}", key, NAME)
             command = serve_command(options, checkpoint, port, policy)
-            self._begin = self.log.stat().st_size if self.log.exists() else 0
             self._program = Program(command, self.log, _environment(key, options.python))
             if self._wait():
                 return
@@ -107,7 +105,7 @@ class VllmServer:
                 self._program.stop()
                 raise self._failed(f"was not ready within {self.options.timeout:g} s")
             time.sleep(0.2)
-        if "address already in use" in self._output().lower():
+        if "address already in use" in self._program.output.lower():
             return False
         raise self._failed(f"ended (exit code {self._program.exit_code}) before it was ready")
 
@@ -118,17 +116,10 @@ class VllmServer:
             handle, name = tempfile.mkstemp(prefix="cropi-vllm-", suffix=".log")
             os.close(handle)
             where = Path(shutil.copyfile(self.log, name))
-        error = shortened(printable(last_error(self._output())), 300)
         return InputError(
-            f"vLLM {what}: {error}; see {where}, and correct "
+            f"vLLM {what}: {last_error(self._program.output)}; see {where}, and correct "
             "rollouts.engine (options are passed to `vllm serve`)"
         )
-
-    def _output(self) -> str:
-        """What this server has written to the log."""
-        with self.log.open("rb") as log:
-            log.seek(self._begin)
-            return log.read().decode(errors="replace")
 
 
 def serve_command(
