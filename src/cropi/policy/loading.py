@@ -29,8 +29,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cropi.errors import InputError
 from cropi.gradients.ranks import plain_name
+from cropi.policy.checkpoint_source import locate
 from cropi.policy.checkpoints import load_parts, revision_of
-from cropi.policy.places import locate
 from cropi.policy.tokenizer_loading import beyond, prepare_tokenizer, require_matching
 from cropi.schema import PolicyIdentity
 from cropi.text import shown
