@@ -1,8 +1,9 @@
-"""CROPI on one screen: the whole method with the Python API, on the embedded pocket tasks.
+"""The paper's method on one screen, with the Python API, on the embedded pocket tasks.
 
 Collect rollouts once. Before every stage, score each pool prompt's off-policy gradient under the
-current policy against the validation set's, select the best tenth, train on it with GRPO.
-`cropi run pocket` is this loop with resuming, baselines, evaluation and a report.
+current policy against the validation set's, select the best tenth (the strategy `ranking`), train
+on it with GRPO. `cropi run pocket selection.strategy=ranking` is this loop with resuming,
+baselines, evaluation and a report.
 
     python examples/minimal_curriculum.py
 """

@@ -48,12 +48,9 @@ A package's settings stand on the floor of `settings`: config assembles those of
 ON_NO_FLOOR = {"pocket"}
 """The embedded model and tasks, which are plug-ins of several floors."""
 FORBIDDEN_NAMES = {"found", "told", "own", "said", "kept", "known", "mine", "theirs", "way"}
-NAMES_TO_COME: set[str] = set()
-"""Packages that still have local variables with such names."""
 SHARED_BASENAMES = {"__init__.py", "settings.py"}
 TRAINERS = {f"{name}.py" for name in ("trl", "verl", "openrlhf", "prime_rl", "nemo_gym", "jsonl")}
 """Files named after the trainer that they speak to: as an engine, in exports, in imports."""
-BASENAMES_TO_COME = {"loading.py"}
 LONGEST_FILE = 400
 
 
@@ -156,7 +153,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 def test_no_file_name_is_used_for_two_things() -> None:
     counts = Counter(path.name for path in MODULES.values())
     twice = {name for name, count in counts.items() if count > 1}
-    assert twice - SHARED_BASENAMES - TRAINERS == BASENAMES_TO_COME
+    assert twice - SHARED_BASENAMES - TRAINERS == set()
 
 
 def test_no_file_is_too_long() -> None:
@@ -171,7 +168,6 @@ def test_a_local_is_named_after_what_it_holds() -> None:
     named = {
         f"{module}:{node.lineno}"
         for module, path in MODULES.items()
-        if package(module) not in NAMES_TO_COME
         for node in ast.walk(parsed(path))
         if (isinstance(node, ast.Name) and node.id in FORBIDDEN_NAMES)
         or (isinstance(node, ast.arg) and node.arg in FORBIDDEN_NAMES)

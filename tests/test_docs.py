@@ -98,7 +98,7 @@ def test_every_file_that_a_page_names_exists(page: str) -> None:
 
 
 def test_each_row_of_where_things_are_links_to_a_source_file() -> None:
-    table = PAGES["README.md"].split("\n## Where things are\n")[1].split("\n## ")[0]
+    table = PAGES["CONTRIBUTING.md"].split("\n## Where things are\n")[1].split("\n## ")[0]
     rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
     assert len(rows) > 25
     for row in rows:

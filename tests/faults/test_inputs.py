@@ -18,8 +18,8 @@ from cropi.cli.options import named_files
 from cropi.config import load_config, to_yaml, validate, yaml_text
 from cropi.config.check import problems_of
 from cropi.errors import InputError
+from cropi.policy.checkpoint_source import locate
 from cropi.policy.checkpoints import load_tokenizer_and_configs
-from cropi.policy.places import locate
 from cropi.prompts import drop_overlong, load_prompt_sets, read_prompts
 from cropi.prompts.overlap import normalised
 from cropi.prompts.settings import PromptsConfig, PromptSource

@@ -644,7 +644,7 @@ def test_statistics_of_readable_rewards_are_finite(pool: list[RolloutGroup]) -> 
 
 
 def test_every_reason_to_leave_out_has_a_remedy() -> None:
-    from cropi.influence.left_out import REMEDIES
+    from cropi.influence.left_out_prompts import REMEDIES
 
     assert set(REMEDIES) == set(LEFT_OUT)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from cropi.forecast.observation import (
     lines,
     observe,
 )
+from cropi.forecast.placement import IMPORTS, SERVER
 from cropi.forecast.prompt_counts import PromptCounts, SetCount, count_prompts
 from cropi.forecast.workload import added, guessed_behaviour, workload
 from cropi.store.metrics import METRICS, CostRow, read_rows
@@ -84,7 +86,7 @@ def test_every_second_of_a_run_belongs_to_a_phase(finished: tuple[RunConfig, Pat
 
 
 def planned(
-    *overrides: str, counts: PromptCounts = COUNTS, gpus: int = 1, folder: Path
+    *overrides: str, counts: PromptCounts = COUNTS, gpus: int | None = None, folder: Path
 ) -> Forecast:
     config = tiny_config(folder, "rollouts.max_new_tokens=1024", *overrides)
     behaviour = guessed_behaviour(config, counts)
@@ -115,9 +117,55 @@ def test_a_sample_of_the_pool_costs_the_same_whatever_its_size(tmp_path: Path) -
 
 
 def test_more_devices_are_faster_and_never_cheaper(tmp_path: Path) -> None:
-    results = [planned(gpus=n, folder=tmp_path) for n in (1, 8, 64)]
+    long = ("curriculum.steps_per_stage=100", "evaluation.every=100")
+    results = [planned(*long, gpus=n, folder=tmp_path) for n in (1, 8, 64)]
     assert [r.seconds for r in results] == sorted((r.seconds for r in results), reverse=True)
     assert [r.device_hours for r in results] == sorted(r.device_hours for r in results)
+
+
+def test_a_run_scores_on_one_device_unless_workers_do(tmp_path: Path) -> None:
+    launch, ray = "training.engine.launch.processes=8", "scale.ray={workers: 8, gpus: 1}"
+    long = ("curriculum.steps_per_stage=100", "evaluation.every=100")
+    one, launched, both = (
+        planned(*long, *settings, folder=tmp_path) for settings in ((), (launch,), (launch, ray))
+    )
+    for phase in ("scoring", "rollouts", "evaluation"):
+        assert seconds(launched, phase) == seconds(one, phase)
+    assert [each.gpus for each in (one, launched, both)] == [1, 8, 8]
+    assert seconds(launched, "training") < seconds(one, "training")
+    assert seconds(both, "scoring") < seconds(one, "scoring")
+    assert seconds(both, "evaluation") == seconds(one, "evaluation")
+    assert [any("scale.ray" in line for line in each.advice) for each in (one, launched, both)] == [
+        False,
+        True,
+        False,
+    ]
+
+
+def test_devices_that_are_asked_for_are_those_of_the_settings_that_are_named(
+    tmp_path: Path,
+) -> None:
+    for engine in ("transformers", "{name: vllm, tensor_parallel: 2}"):
+        asked = planned(f"rollouts.engine={engine}", gpus=8, folder=tmp_path)
+        (line,) = [line for line in asked.advice if "8 devices" in line]
+        settings = re.findall(r"[\w.]+=(?:\{.*?\}|\S+)", line)
+        same = planned(f"rollouts.engine={engine}", *settings, folder=tmp_path)
+        assert [each.seconds for each in same.phases] == [each.seconds for each in asked.phases]
+        assert not any("8 devices" in line for line in same.advice)
+
+
+def test_programs_that_train_or_serve_begin_again_for_every_evaluation(tmp_path: Path) -> None:
+    steps = ("curriculum.steps_per_stage=8", "rollouts.engine=vllm")
+    launch = "training.engine.launch.processes=2"
+    rare, often = (
+        planned(*steps, launch, f"evaluation.every={every}", folder=tmp_path) for every in (8, 1)
+    )
+    plain = planned(*steps, "evaluation.every=1", folder=tmp_path)
+    stages = 2
+    more = seconds(often, "evaluation") - seconds(rare, "evaluation")
+    assert more >= 7 * stages * SERVER
+    assert seconds(often, "training") >= seconds(rare, "training") + 7 * stages * IMPORTS
+    assert seconds(often, "start-up") == seconds(plain, "start-up") == IMPORTS
 
 
 def test_directions_lead_at_7b_and_the_advice_frees_their_memory(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from cropi.gradients.consumers import (
 )
 from cropi.gradients.extractor import GradientExtractor
 from cropi.gradients.logprobs import LogprobReader, read_current_rewards
-from cropi.influence.left_out import keep_informative
+from cropi.influence.left_out_prompts import keep_informative
 from cropi.influence.scorer import Scorer
 from cropi.influence.targets import TargetReliability, half_weights
 from cropi.schema import SCORED, Response, RolloutGroup

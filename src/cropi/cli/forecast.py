@@ -33,7 +33,7 @@ def plan(
         typer.Option(
             min=1,
             max=100_000,
-            help="Devices that share the work; default: those that training is launched on",
+            help="Plan for a run that is spread over so many GPUs; default: as the config says",
         ),
     ] = None,
     pilot: Annotated[
@@ -57,8 +57,7 @@ def plan(
     """
     loaded, base = load(config, settings)
     devices: int = getattr(loaded.training.engine.settings, "devices", 1)
-    gpus = gpus or devices
-    if probe and (gpu is not None or gpus > 1):
+    if probe and (gpu is not None or (gpus or devices) > 1):
         raise InputError(
             "--probe measures one device of this machine, and --gpu, --gpus or a launch of "
             "training ask for others; leave one of them out"
@@ -69,6 +68,11 @@ def plan(
 
     loaded = resolve_model_path(loaded, base)
     hardware = find_hardware(gpu, loaded.model.device)
+    if gpus is not None and not hardware.is_gpu:
+        raise InputError(
+            f"--gpus {gpus} counts GPUs, and the plan is for a CPU, whose cores a run shares; name "
+            "the GPU with --gpu, or leave --gpus out"
+        )
     reporter = _quiet_reporter() if as_json else make_reporter()
     forecast = plan_run(loaded, base, hardware, gpus, pilot=pilot, probe=probe, reporter=reporter)
     if as_json:
@@ -131,13 +135,20 @@ def _about(forecast: Forecast) -> str:
 
 def _phase_table(forecast: Forecast) -> tuple[list[str], list[list[str]]]:
     """A line for each phase of each arm; ~ marks seconds that nobody has measured."""
+    several = forecast.gpus > 1
     rows = [
-        [each.arm, each.phase, f"{each.prompts:,.0f}", *_cost_cells(forecast, [each])]
+        [
+            *(each.arm, each.phase, f"{each.prompts:,.0f}"),
+            *_cost_cells(forecast, [each]),
+            *([f"{each.devices:,}"] if several else []),
+        ]
         for each in forecast.phases
     ]
-    total = ["total", "", "", *_cost_cells(forecast, forecast.phases)]
+    blank = [""] if several else []
+    total = ["total", "", "", *_cost_cells(forecast, forecast.phases), *blank]
     hours = ["GPU hours"] if forecast.hardware.is_gpu else []
-    return ["arm", "phase", "prompts", "tokens", "FLOPs", "time", *hours], [*rows, total]
+    at_work = ["at work"] if several else []
+    return ["arm", "phase", "prompts", "tokens", "FLOPs", "time", *hours, *at_work], [*rows, total]
 
 
 def _cost_cells(forecast: Forecast, phases: Sequence[PhaseForecast]) -> list[str]:

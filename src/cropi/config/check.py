@@ -14,11 +14,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cropi.config.loading import config_values, found_from, validate
+from cropi.config.config_file import config_values, found_from, validate
 from cropi.config.run_config import RunConfig
 from cropi.errors import InputError
 from cropi.plugins import is_built_in, resolve_name
-from cropi.policy.places import locate
+from cropi.policy.checkpoint_source import locate
 from cropi.policy.settings import ModelConfig
 from cropi.prompts.settings import PromptsConfig, PromptSource
 from cropi.prompts.sources import first_prompts

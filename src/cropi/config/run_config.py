@@ -71,9 +71,10 @@ class RunConfig(Section):
     out: PathText = Field(
         "runs", description="the run directory is out/name; may be a URL, s3://bucket/runs"
     )
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="everything random derives from it")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="all random numbers derive from it")
     data_seed: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="draws prompts and the warm-up, which runs compared must share; as seed"
+        None,
+        description="seed of the prompts and the warm-up, which compared runs share; default: seed",
     )
     model: ModelConfig
     prompts: PromptsConfig
@@ -86,7 +87,7 @@ class RunConfig(Section):
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     baselines: list[StrategyChoice] = Field(
-        default_factory=list, description="strategies trained beside it for comparison, e.g. [full]"
+        default_factory=list, description="strategies to train too, for comparison, e.g. [full]"
     )
     compare: CompareConfig = Field(default_factory=CompareConfig)
     scale: ScaleConfig = Field(default_factory=ScaleConfig)

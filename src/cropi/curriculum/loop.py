@@ -1,9 +1,10 @@
 """The method in one loop (docs/method.md, arXiv 2510.26491 algorithm 1).
 
-Rollouts are collected once, from the start policy. Before every stage, influence is computed
-under the *current* policy from those same rollouts (or, where the settings ask for it, from those
-with stale ones sampled again); the best prompts are selected; GRPO trains on them for a stage;
-and so on. Baselines go through the same loop with another strategy.
+Rollouts are collected once, from the start policy. Before every stage, the strategy gets the
+influence that it asks for, selects prompts, and GRPO trains on them. The paper's (`ranking`)
+computes influence of the whole pool under the *current* policy before every stage, from those same
+rollouts; the default (`cropi`) computes it once, of a sample of the pool, and predicts the rest.
+Where the settings say so, stale rollouts are sampled again. Baselines go through the same loop.
 
 Every step leaves a file and does nothing if that file is there and was made from the same inputs,
 so a run that was killed anywhere continues when it is run again.

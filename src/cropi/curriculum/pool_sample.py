@@ -32,7 +32,7 @@ from cropi.curriculum.start_rollouts import (
 )
 from cropi.influence.cosines import Influence
 from cropi.influence.growing_pool import GrowingPool
-from cropi.influence.left_out import require_informative
+from cropi.influence.left_out_prompts import require_informative
 from cropi.rollouts import read_rollouts
 from cropi.rollouts.rollout_file import write_rollouts
 from cropi.schema import Prompt, RolloutGroup

@@ -13,16 +13,17 @@ class CurriculumConfig(Section):
     """How many stages there are, and what happens between them."""
 
     stages: Annotated[int, Field(ge=1, le=10_000)] = Field(
-        4, description="selections, each followed by training"
+        4, description="number of stages: a selection, then training on it"
     )
-    steps_per_stage: Count = Field(60, description="optimizer steps")
+    steps_per_stage: Count = Field(60, description="optimizer steps of a stage")
     refresh: Literal["never", "validation", "stale", "all"] = Field(
         "never",
-        description="sampled again from the current policy before every later stage: nothing "
-        "(paper), validation sets, those and the pool's stale prompts, everything",
+        description="rollouts to sample again, from the current policy, before every later stage: "
+        "none (paper), the validation sets', those and the pool's stale ones, all",
     )
     keep_checkpoints: Literal["all", "last"] = Field(
-        "all", description="checkpoints to keep: every stage's, or the last one's weights alone"
+        "all",
+        description="checkpoints to keep: those of every stage, or only the last one's weights",
     )
 
     @property

@@ -29,7 +29,7 @@ from cropi.gradients.consumers import SumConsumer
 from cropi.gradients.extractor import GradientExtractor
 from cropi.gradients.forward import in_float32
 from cropi.gradients.logprobs import LogprobReader, read_objectives
-from cropi.influence.left_out import require_informative
+from cropi.influence.left_out_prompts import require_informative
 from cropi.influence.pool_scorer import PhaseProgress
 from cropi.influence.scorer import Scorer
 from cropi.schema import InfluenceEstimate, RolloutGroup, longest_allowed

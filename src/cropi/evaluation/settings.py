@@ -21,7 +21,9 @@ class EvaluationConfig(Section):
     temperature: Annotated[float, Field(ge=0, le=TEMPERATURES[1])] = Field(
         0.0, description="sampling temperature; 0: greedy"
     )
-    top_p: Fraction = Field(1.0, description="sample from the likeliest tokens of this mass")
+    top_p: Fraction = Field(
+        1.0, description="sample from the most likely tokens with this total probability; 1: all"
+    )
     k: list[Count] = Field(default_factory=lambda: [1], min_length=1, description="the k of pass@k")
     max_new_tokens: Count | None = Field(
         None, description="longest response; default: as the rollouts"

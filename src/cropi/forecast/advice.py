@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from cropi.config import RunConfig
 from cropi.curriculum.run_context import needs_of_arm
 from cropi.forecast.hardware import DECODING, GIB, PREFILL, SCORING, TRAINING, Hardware
 from cropi.forecast.memory import FP32, MemoryPart
+from cropi.forecast.placement import IMPORTS, SERVER, SPREAD, Placement
 from cropi.forecast.prompt_counts import PromptCounts
 from cropi.forecast.workload import (
     GUESSED_INFORMATIVE,
@@ -36,7 +37,7 @@ def assumptions(
     counts: PromptCounts,
     behaviour: Behaviour,
     hardware: Hardware,
-    gpus: int,
+    placement: Placement,
     probed: bool,
 ) -> list[str]:
     """What the numbers rest on that nobody has measured."""
@@ -44,16 +45,19 @@ def assumptions(
         *_of_responses(config, behaviour),
         *_of_samples(config, counts),
         *_of_speed(hardware, probed),
-        *_of_sharing(gpus),
+        *_of_placement(placement),
     ]
 
 
-def _of_sharing(gpus: int) -> Iterator[str]:
-    if gpus > 1:
+def _of_placement(placement: Placement) -> Iterator[str]:
+    if placement.most > 1:
         yield (
-            f"rollouts, scoring and evaluation divide evenly over {gpus:,} devices, and training "
-            "over as many of them as a step has responses, in equal parts: assumptions"
+            "a phase divides evenly over its devices, and training over as many of them as a step "
+            "has responses: assumptions"
         )
+    served = any(placement.of(phase).start == SERVER for phase in SPREAD)
+    server = f", vLLM and verl {SERVER:.0f} s" if served else ""
+    yield f"a process takes {IMPORTS:.0f} s to begin{server}: assumptions"
 
 
 def _of_samples(config: RunConfig, counts: PromptCounts) -> Iterator[str]:
@@ -96,8 +100,11 @@ def _of_speed(hardware: Hardware, probed: bool) -> Iterator[str]:
     )
 
 
-def advice(config: RunConfig, forecast: Forecast) -> list[str]:
-    """What to change, most pressing first; nothing where all is well."""
+def advice(config: RunConfig, forecast: Forecast, unmet: Sequence[str] = ()) -> list[str]:
+    """What to change, most pressing first; nothing where all is well.
+
+    `unmet` are settings that the forecast takes to be made.
+    """
     limit = USABLE * forecast.hardware.memory
     over = [part for part in forecast.memory if part.total > limit]
     return [
@@ -105,6 +112,7 @@ def advice(config: RunConfig, forecast: Forecast) -> list[str]:
         *_of_host(forecast),
         *_of_disk(config, forecast),
         *_of_devices(config, forecast),
+        *_of_places(config, forecast, unmet),
         *_of_selection(forecast),
         *_of_dead_groups(forecast),
     ]
@@ -166,14 +174,14 @@ def _of_training(
     states = part.parts["weights"] + part.parts["optimizer"]
     start = f"training needs {gib(part.total)} on a device of {gib(forecast.hardware.memory)}"
     if states > 0.8 * limit:
-        needed = -(-int(states * min(forecast.gpus, _responses(config))) // int(0.6 * limit))
+        needed = -(-int(states * min(trained_on(forecast), _responses(config))) // int(0.6 * limit))
         yield (
             f"{start}, {gib(states)} of it weights, gradients and Adam's moments: train adapters "
             f"(training.lora={{r: 16}}), or share them among {needed} or more devices"
         )
         return
     rows = (part.parts["activations"] + part.parts["logits"]) / (limit - states)
-    device_batch = _device_batch(config, forecast.gpus)
+    device_batch = _device_batch(config, trained_on(forecast))
     fitting = [n for n in range(1, device_batch + 1) if _responses(config) % n == 0]
     usable = [n for n in fitting if n * rows <= device_batch] or [1]
     yield (
@@ -223,11 +231,41 @@ def _free(place: Path) -> float:
 
 
 def _of_devices(config: RunConfig, forecast: Forecast) -> Iterator[str]:
-    if forecast.gpus > _responses(config):
+    if (devices := trained_on(forecast)) > _responses(config):
         yield (
-            f"a step of {_responses(config)} responses occupies at most as many of the "
-            f"{forecast.gpus} devices: raise training.prompts_per_step, or train on fewer"
+            f"a step of {_responses(config)} responses occupies at most as many of the {devices} "
+            "devices: raise training.prompts_per_step, or train on fewer"
         )
+
+
+def trained_on(forecast: Forecast) -> int:
+    """Devices that training is placed on."""
+    return forecast.places["training"].devices
+
+
+def _of_places(config: RunConfig, forecast: Forecast, unmet: Sequence[str]) -> Iterator[str]:
+    """Devices that the config leaves idle, or that only other settings would use."""
+    trained, scored = trained_on(forecast), forecast.places["scoring"].devices
+    ray = config.scale.ray
+    if unmet:
+        yield (
+            f"this is planned for a run on {forecast.gpus} devices, and the config is of another: "
+            f"set {' '.join(unmet)}"
+        )
+    elif trained > scored and _scores(forecast):
+        yield (
+            f"training is launched on {trained} devices, and scoring uses {scored} of them: set "
+            f"scale.ray={{workers: {trained}, gpus: 1}} to spread it too"
+        )
+    elif ray is not None and ray.gpus == 0 and forecast.hardware.is_gpu:
+        yield (
+            "workers of Ray have no GPU by scale.ray.gpus=0, and the times are those of one "
+            "device: set scale.ray.gpus=1"
+        )
+
+
+def _scores(forecast: Forecast) -> bool:
+    return any(each.phase == "scoring" for each in forecast.phases)
 
 
 def _of_selection(forecast: Forecast) -> Iterator[str]:

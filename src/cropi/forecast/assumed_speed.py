@@ -5,16 +5,15 @@
 
 A decoding step reads the weights once and the cached keys and values of every response of the
 batch. `transformers` decodes a batch until its longest response ends; other engines fill the places
-of those that have ended. Responses are independent, so that rollouts, scoring and evaluation divide
-over devices; a training step divides into at most as many parts as it has responses, and the
-devices exchange weights and gradients (FSDP: gathered twice, reduced once).
+of those that have ended. Each phase's work divides over the devices that it is placed on
+(`cropi.forecast.placement`); a training step divides into at most as many parts as it has
+responses, and the devices exchange weights and gradients (FSDP: gathered twice, reduced once).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from cropi.config import RunConfig
 from cropi.forecast.hardware import (
@@ -29,35 +28,53 @@ from cropi.forecast.hardware import (
 )
 from cropi.forecast.memory import FP32, kept_gradient_bytes
 from cropi.forecast.model_shape import ModelShape
+from cropi.forecast.placement import Place, Placement
 from cropi.forecast.workload import Work
 from cropi.gradients.batching import BATCH_TOKENS
+from cropi.rollouts.judged_groups import SamplingPlan
 from cropi.store.metrics import FORWARD, FORWARD_BACKWARD
 
 ADAM_BYTES = 8
 """Of the two moments of one parameter."""
 EXCHANGED = 3 * 2
 """Bytes a parameter that FSDP moves in a step: two gathers and one reduction, in bfloat16."""
+CHUNK_PROMPTS = SamplingPlan.chunk_prompts
 
 
 @dataclass(frozen=True)
 class AssumedSpeed:
-    """Seconds of work on so many devices."""
+    """Seconds of work where a run's phases are placed."""
 
     config: RunConfig
     shape: ModelShape
     hardware: Hardware
-    gpus: int = 1
+    placement: Placement
 
     def seconds(self, work: Work) -> float:
         """Seconds of all work of a phase."""
-        starting = work.begins * self._starting(work.phase)
+        place = self.place(work)
+        starting = work.starts * place.start + self._begins(work, place) * self._reading(work.phase)
         if work.phase == "training":
-            return starting + self._training(work)
+            return starting + self._training(work, place.devices)
         products = self._products(work, FORWARD_BACKWARD * work.backward) + self._gradients(work)
-        return starting + (products + self._generation(work)) / self.gpus
+        return starting + (products + self._generation(work, place)) / place.devices
 
-    def _starting(self, phase: str) -> float:
+    def _begins(self, work: Work, place: Place) -> int:
+        """How often weights are read: programs that train begin anew after every evaluation."""
+        return work.starts if work.phase == "training" and place.start else work.begins
+
+    def place(self, work: Work) -> Place:
+        """Where work is done: workers sample chunks of prompts, so that a few occupy few."""
+        place = self.placement.of(work.phase, work.backward > 0)
+        if work.phase != "rollouts" or self.config.rollouts.engine.name != "transformers":
+            return place
+        chunks = max(1, math.ceil(work.prompts / CHUNK_PROMPTS))
+        return replace(place, devices=min(place.devices, chunks), copies=min(place.copies, chunks))
+
+    def _reading(self, phase: str) -> float:
         """Weights are read; training also reads and writes the optimizer's state."""
+        if phase == "start-up":
+            return 0.0
         weights = self.shape.bytes * self.shape.parameters
         if phase == "training":
             state = self.shape.training_bytes * self.shape.parameters
@@ -84,14 +101,14 @@ class AssumedSpeed:
         held = FP32 * self.shape.compared * len(self.config.prompts.validation)
         return seconds + batches * held / HOST_LINK
 
-    def _generation(self, work: Work) -> float:
-        """Sampling, and reading the prompts; on one device."""
+    def _generation(self, work: Work, place: Place) -> float:
+        """Sampling, and reading the prompts; seconds of all devices together."""
         read = FORWARD * (work.forward - work.backward)
         prefill = read * self.shape.parameters / (self.hardware.peak * PREFILL)
         if not work.responses:
             return prefill
-        engine, places, longest = self._sampler(work.phase)
-        at_once = min(float(places), work.responses)
+        engine, places, longest = self._sampler(work.phase, place)
+        at_once = max(1.0, min(float(places), work.responses / place.copies))
         mean = work.generated / work.responses
         if engine in STEP_OF_A_LAYER:
             steps = math.ceil(work.responses / at_once) * max(mean, min(longest, 2 * mean))
@@ -113,33 +130,33 @@ class AssumedSpeed:
         least = STEP_OF_A_LAYER.get(engine, 1e-4) * shape.layers if device.is_gpu else 0.0
         return max(moved, computed) + least
 
-    def _sampler(self, phase: str) -> tuple[str, int, int]:
-        """The engine of a phase, the responses that it samples at once, and the longest one."""
+    def _sampler(self, phase: str, place: Place) -> tuple[str, float, int]:
+        """The engine, the responses that each copy samples at once, and the longest one."""
         config, rollouts = self.config, self.config.rollouts
-        if phase == "training":
-            training = config.training
-            at_once = training.prompts_per_step * training.responses
-            return "trl", at_once, training.max_new_tokens or rollouts.max_new_tokens
         choice, responses, longest = rollouts.engine, rollouts.responses, rollouts.max_new_tokens
         if phase == "evaluation":
             choice = config.evaluation.engine or choice
             responses = config.evaluation.responses
             longest = config.evaluation.max_new_tokens or longest
-        return choice.name, _at_once(choice.settings, responses), longest
+        batch = getattr(choice.settings, "batch_size", None)
+        asked = self.placement.requests(choice, phase) * responses / place.copies
+        return choice.name, batch or asked, longest
 
-    def _training(self, work: Work) -> float:
+    def _training(self, work: Work, devices: int) -> float:
         """All optimizer steps: sampling, and a pass forward and backward."""
         training = self.config.training
-        parts = min(self.gpus, training.prompts_per_step * training.responses)
+        parts = min(devices, training.prompts_per_step * training.responses)
         products = self._products(work, FORWARD_BACKWARD * work.backward) / parts
         at_once = max(1, training.prompts_per_step * training.responses // parts)
         mean = work.generated / max(1.0, work.responses)
         rounds = work.responses / max(
             1, work.steps * training.prompts_per_step * training.responses
         )
-        longest = min(self._sampler("training")[2], 2 * mean)
+        allowed = training.max_new_tokens or self.config.rollouts.max_new_tokens
+        longest = min(allowed, 2 * mean)
         steps = work.steps * rounds * max(mean, longest)
-        sampling = steps * self._decoding_step("trl", at_once, self._context(work))
+        engine = _sampling_engine(self.config, devices)
+        sampling = steps * self._decoding_step(engine, at_once, self._context(work))
         read = FORWARD * (work.forward - work.backward) * self.shape.parameters
         prefill = read / (self.hardware.peak * PREFILL * parts)
         return products + sampling + prefill + work.steps * self._exchange(parts)
@@ -152,7 +169,9 @@ class AssumedSpeed:
         return EXCHANGED * self.shape.parameters / speed
 
 
-def _at_once(settings: Any, responses: int) -> int:
-    """Responses that an engine samples at the same time."""
-    batch = getattr(settings, "batch_size", None)
-    return int(batch or getattr(settings, "concurrency", 64) * responses)
+def _sampling_engine(config: RunConfig, devices: int) -> str:
+    """What samples in training: verl has vLLM, and TRL where it is told to."""
+    engine = config.training.engine
+    grpo = getattr(engine.settings, "grpo", {})
+    by_itself = engine.name == "trl" and devices <= PER_MACHINE and not grpo.get("use_vllm")
+    return "trl" if by_itself else "vllm"

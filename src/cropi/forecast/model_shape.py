@@ -12,9 +12,9 @@ from typing import Any
 from cropi.config import RunConfig
 from cropi.errors import InputError
 from cropi.gradients.extractor import UnmatchedPatternError, trainable_parameters
+from cropi.policy.checkpoint_source import locate
 from cropi.policy.checkpoints import load_tokenizer_and_configs
 from cropi.policy.loading import context_of, quiet_libraries, resolve_dtype
-from cropi.policy.places import locate
 from cropi.training.settings import LoraConfig
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}

@@ -17,6 +17,7 @@ from cropi.forecast.hardware import Hardware
 from cropi.forecast.memory import MemoryPart, device_memory, disk_bytes, host_bytes
 from cropi.forecast.model_shape import ModelShape, read_shape
 from cropi.forecast.observation import Line, MeasuredSpeed
+from cropi.forecast.placement import SPREAD, Place, Placement
 from cropi.forecast.prompt_counts import PromptCounts, count_prompts
 from cropi.forecast.short_runs import ShortRuns
 from cropi.forecast.workload import (
@@ -32,7 +33,10 @@ from cropi.progress import ProgressReporter
 
 @dataclass(frozen=True)
 class PhaseForecast:
-    """One phase of an arm (SHARED: of all): `measured` says whether a probe gave its seconds."""
+    """One phase of an arm (SHARED: of all), and the most devices that work in it at once.
+
+    `measured` says whether a probe gave its seconds.
+    """
 
     arm: str
     phase: str
@@ -40,6 +44,7 @@ class PhaseForecast:
     tokens: float
     flops: float
     seconds: float
+    devices: int
     measured: bool
 
 
@@ -74,12 +79,13 @@ class ArmForecast:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run will cost; seconds are of the whole cluster, `gpus` devices of `hardware`."""
+    """What a run will cost: it occupies `gpus` devices of `hardware`."""
 
     shape: ModelShape
     counts: PromptCounts
     hardware: Hardware
     gpus: int
+    places: Mapping[str, Place]
     behaviour: Behaviour
     phases: Sequence[PhaseForecast]
     arms: Sequence[ArmForecast]
@@ -109,16 +115,17 @@ def plan_run(
     config: RunConfig,
     base: Path | None,
     hardware: Hardware,
-    gpus: int = 1,
+    gpus: int | None = None,
     *,
     pilot: bool = False,
     probe: bool = False,
     reporter: ProgressReporter | None = None,
 ) -> Forecast:
-    """Forecast a run of `config`, whose folder is `base`, on so many devices.
+    """Forecast a run of `config`, whose folder is `base`.
 
-    A pilot and a probe run the config on few prompts of this machine. Raises InputError for
-    whatever in the config, the prompts or the model cannot be used.
+    `gpus` are devices that it is taken to be spread over; None: as the config says. A pilot and a
+    probe run the config on few prompts of this machine. Raises InputError for whatever in the
+    config, the prompts or the model cannot be used.
     """
     shape, tokenizer = read_shape(config)
     counts = count_prompts(config, tokenizer, base)
@@ -137,33 +144,39 @@ def forecast(
     counts: PromptCounts,
     behaviour: Behaviour,
     hardware: Hardware,
-    gpus: int = 1,
+    gpus: int | None = None,
     measured: Mapping[str, Line] | None = None,
 ) -> Forecast:
-    """The forecast for a model of this shape and prompts of these counts.
+    """The forecast for a model of this shape and prompts of these counts; `gpus` as in `plan_run`.
 
     `measured` are a probe's lines by phase, of one device; arithmetic stands in for others.
     """
     works = workload(config, counts, behaviour)
+    placement = Placement(config, hardware.is_gpu, gpus)
     speed = Speed(
-        MeasuredSpeed(shape.parameters, measured or {}), AssumedSpeed(config, shape, hardware, gpus)
+        MeasuredSpeed(shape.parameters, measured or {}),
+        AssumedSpeed(config, shape, hardware, placement),
     )
-    phases = [_phase(work, shape, speed) for work in added(works)]
-    memory = device_memory(config, shape, counts, hardware.is_gpu, gpus)
+    phases = [_phase(each, works, shape, speed) for each in added(works)]
+    trained_on = placement.of("training").devices
+    memory = device_memory(config, shape, counts, hardware.is_gpu, trained_on)
     result = Forecast(
         shape=shape,
         counts=counts,
         hardware=hardware,
-        gpus=gpus,
+        gpus=placement.most,
+        places={phase: placement.of(phase) for phase in SPREAD},
         behaviour=behaviour,
         phases=phases,
         arms=list(_arms(config, works, shape, speed)),
         memory=memory,
         host=host_bytes(config, shape, counts, behaviour.pool.informative),
         disk=disk_bytes(config, shape, counts, works),
-        assumptions=assumptions(config, counts, behaviour, hardware, gpus, measured is not None),
+        assumptions=assumptions(
+            config, counts, behaviour, hardware, placement, measured is not None
+        ),
     )
-    return replace(result, advice=advice(config, result))
+    return replace(result, advice=advice(config, result, placement.unmet()))
 
 
 @dataclass(frozen=True)
@@ -179,16 +192,19 @@ class Speed:
         return (self.assumed.seconds(work), False) if seconds is None else (seconds, True)
 
 
-def _phase(work: Work, shape: ModelShape, speed: Speed) -> PhaseForecast:
-    seconds, measured = speed.seconds(work)
+def _phase(work: Work, works: Sequence[Work], shape: ModelShape, speed: Speed) -> PhaseForecast:
+    """A phase of an arm, whose parts may be on different devices."""
+    parts = [each for each in works if (each.arm, each.phase) == (work.arm, work.phase)]
+    seconds = [speed.seconds(part) for part in parts]
     return PhaseForecast(
         work.arm,
         work.phase,
         work.prompts,
         work.tokens,
         work.flops(shape.parameters),
-        seconds,
-        measured,
+        sum(each for each, _ in seconds),
+        max(speed.assumed.place(part).devices for part in parts),
+        all(measured for _, measured in seconds),
     )
 
 

@@ -24,7 +24,7 @@ from cropi.forecast.hardware import Hardware
 from cropi.forecast.observation import Line, behaviour_of, lines, observe
 from cropi.forecast.prompt_counts import PromptCounts
 from cropi.forecast.workload import Behaviour, SampledSet
-from cropi.policy.places import locate
+from cropi.policy.checkpoint_source import locate
 from cropi.progress import ProgressReporter
 from cropi.schema import fingerprint
 from cropi.selection.settings import StrategyChoice

@@ -7,6 +7,7 @@ and the run's own costs can be laid side by side. What the config and the prompt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,8 @@ from cropi.store.metrics import flops_of
 from cropi.study.costs import SELECTION_PHASES, SHARED
 from cropi.training.stage import MAX_SAMPLING_ROUNDS
 
+START_UP = "start-up"
+"""The phase before the first: the process begins, and workers that stay."""
 GUESSED_LENGTH = 0.5
 """Of the longest response that is allowed: how long one is on average, where nothing is known."""
 GUESSED_SAMPLE = 1024
@@ -65,8 +68,9 @@ class Behaviour:
 class Work:
     """What one phase of an arm (SHARED: of all) does in all stages together.
 
-    Tokens as in `CostRow`. `begins` counts how often the phase starts, `steps` its optimizer steps,
-    and `responses` those that are sampled. `payers` are the arms that shared rollouts are made for.
+    Tokens as in `CostRow`. `begins` counts how often the phase starts, `starts` how often programs
+    are started for it where there are any, `steps` its optimizer steps, and `responses` those that
+    are sampled. `payers` are the arms that shared rollouts are made for.
     """
 
     phase: str
@@ -77,6 +81,7 @@ class Work:
     backward: float = 0.0
     responses: float = 0.0
     begins: int = 1
+    starts: int = 0
     steps: int = 0
     payers: tuple[str, ...] = ()
 
@@ -129,7 +134,8 @@ class RunWork:
     behaviour: Behaviour
 
     def reading(self) -> Iterator[Work]:
-        """Prompts and model are read; no token goes through it."""
+        """The process begins, prompts and model are read; no token goes through it."""
+        yield Work(START_UP, SHARED, 0, starts=1)
         sets = [*self.counts.validation.values(), *self.counts.evaluated.values()]
         yield Work("prompts", SHARED, self.counts.pool.prompts + sum(s.prompts for s in sets))
 
@@ -146,10 +152,12 @@ class RunWork:
     def start_rollouts(self) -> Iterator[Work]:
         """The start policy's rollouts of the whole pool and of every validation set, for arms that
         need them."""
+        works: list[Work] = []
         for kind in ("pool", "validation"):
             if arms := tuple(arms_needing([self.config], kind)):
                 of_kind = self._pool_rollouts if kind == "pool" else self._validation_rollouts
-                yield from (replace(work, payers=arms) for work in of_kind(SHARED))
+                works += (replace(work, payers=arms) for work in of_kind(SHARED))
+        yield from _of_one_policy(works)
 
     def _pool_rollouts(self, arm: str, prompts: float | None = None) -> Iterator[Work]:
         pool, responses = self.counts.pool, self.config.rollouts.responses
@@ -176,13 +184,14 @@ class RunWork:
                 forward=sampled * _mean_tokens(sets),
                 responses=sampled,
                 begins=times,
+                starts=times,
             )
 
     def of_arm(self, strategy: StrategyChoice) -> Iterator[Work]:
         """All stages of an arm: rollouts sampled again, scoring, training and evaluation."""
         needs, arm = needs_of_arm(self.config, strategy), strategy.slug
-        if needs.sample:
-            yield from self._pool_rollouts(arm, self.sampled(needs))
+        for work in self._pool_rollouts(arm, self.sampled(needs)) if needs.sample else ():
+            yield replace(work, starts=self._portions(needs))
         yield from self._refreshed(arm, needs)
         yield from self._scoring(arm, needs)
         yield self._training(arm, needs)
@@ -194,10 +203,12 @@ class RunWork:
             kinds = sets_to_refresh(self.config.curriculum.refresh, stage, needs)
             if "stale" in kinds:
                 yield Work("scoring", arm, pool, forward=pool * self._row_tokens(responses))
+            works: list[Work] = []
             if "pool" in kinds or "stale" in kinds:
-                yield from self._pool_rollouts(arm, pool * (1.0 if "pool" in kinds else STALE))
+                works += self._pool_rollouts(arm, pool * (1.0 if "pool" in kinds else STALE))
             if "validation" in kinds:
-                yield from self._validation_rollouts(arm)
+                works += self._validation_rollouts(arm)
+            yield from _of_one_policy(works)
 
     def _row_tokens(self, responses: int) -> float:
         return self.counts.pool.tokens + responses * self.behaviour.pool.response_tokens
@@ -211,7 +222,16 @@ class RunWork:
             target_prompts, target_tokens = self._targets(needs)
             tokens = times * (pool_tokens + target_tokens + self._fitting(pool_prompts))
             prompts = times * (pool_prompts + target_prompts)
-            yield Work("scoring", arm, prompts, forward=tokens, backward=tokens, begins=times)
+            starts = times * self._portions(needs)
+            yield Work(
+                "scoring",
+                arm,
+                prompts,
+                forward=tokens,
+                backward=tokens,
+                begins=times,
+                starts=starts,
+            )
         if needs.features:
             read = self.counts.pool.prompts * self.counts.pool.tokens
             yield Work("scoring", arm, 0, forward=read, begins=1)
@@ -219,6 +239,12 @@ class RunWork:
     def sampled(self, needs: Needs) -> float:
         """Prompts of the pool that are rolled out and scored: all, or a sample that grows."""
         return sampled_prompts(self.counts.pool.prompts, needs)
+
+    def _portions(self, needs: Needs) -> int:
+        """In how many portions a sample that doubles is rolled out and scored."""
+        if not needs.sample:
+            return 1
+        return 1 + max(0, math.ceil(math.log2(self.sampled(needs) / needs.sample)))
 
     def _informative_pool(self, needs: Needs) -> tuple[float, float]:
         pool = self.behaviour.pool
@@ -247,6 +273,7 @@ class RunWork:
     def _training(self, arm: str, needs: Needs) -> Work:
         """All optimizer steps; dynamic sampling samples groups until enough have a gradient."""
         training, steps = self.config.training, self.config.curriculum.steps
+        stages = self.config.curriculum.stages
         groups = steps * training.prompts_per_step
         sampled = groups * (self.rounds if needs.dynamic_sampling else 1.0)
         length, prompt = self.behaviour.trained_tokens, self.counts.pool.tokens
@@ -259,7 +286,8 @@ class RunWork:
             forward=trained + sampled * prompt,
             backward=trained,
             responses=sampled * training.responses,
-            begins=self.config.curriculum.stages,
+            begins=stages,
+            starts=self._evaluations_due() if self.counts.evaluated else stages,
             steps=steps,
         )
 
@@ -289,6 +317,11 @@ def _sampling(
     )
 
 
+def _of_one_policy(works: Iterable[Work]) -> Iterator[Work]:
+    """The work on sets that share what is started for a policy."""
+    return (replace(work, starts=int(i == 0)) for i, work in enumerate(works))
+
+
 def sampled_prompts(pool: int, needs: Needs) -> float:
     """Prompts of a pool that are rolled out and scored for a strategy."""
     enough = max(needs.sample, GUESSED_SAMPLE) if needs.sample else pool
@@ -311,8 +344,9 @@ def added(works: Iterable[Work]) -> list[Work]:
 
 
 def _sum(one: Work, other: Work) -> Work:
-    names = ("prompts", "generated", "forward", "backward", "responses", "begins", "steps")
-    return replace(one, **{name: getattr(one, name) + getattr(other, name) for name in names})
+    names = ("prompts", "generated", "forward", "backward", "responses")
+    counts = ("begins", "starts", "steps")
+    return replace(one, **{n: getattr(one, n) + getattr(other, n) for n in (*names, *counts)})
 
 
 def pays_for(arm: str, work: Work) -> bool:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cropi.gradients.consumers import Directions
 from cropi.influence.cosines import Influence, ResponseInfluence, pool_estimate
-from cropi.influence.left_out import InformativeGroups, require_informative
+from cropi.influence.left_out_prompts import InformativeGroups, require_informative
 from cropi.influence.targets import TargetReliability
 from cropi.influence.whitening import whitened, whitening_sample
 from cropi.schema import RolloutGroup

@@ -16,7 +16,7 @@ from cropi.gradients.extractor import ExtractionReport
 from cropi.gradients.response_gradients import ResponseGroups
 from cropi.influence.cosines import cosines
 from cropi.influence.growing_pool import PoolScores
-from cropi.influence.left_out import (
+from cropi.influence.left_out_prompts import (
     distance_notes,
     gradient_statuses,
     left_out_notes,

@@ -16,7 +16,7 @@ from cropi.gradients.extractor import ExtractionReport
 from cropi.gradients.settings import ObjectiveConfig
 from cropi.influence.cosines import Influence, require_direction
 from cropi.influence.growing_pool import GrowingPool, PoolScores, TargetDirections
-from cropi.influence.left_out import require_informative, require_some_in_range
+from cropi.influence.left_out_prompts import require_informative, require_some_in_range
 from cropi.influence.pool_pass import PoolPass, pool_scores, usable_statuses
 from cropi.influence.settings import Metric
 from cropi.influence.targets import Target, half_products, half_weights, target_reliability

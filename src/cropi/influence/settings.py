@@ -37,10 +37,12 @@ class InfluenceConfig(Section):
     )
     precondition: Literal["none", "adam"] = Field(
         "none",
-        description="weigh target directions as the policy's saved Adam state weighs steps",
+        description="adam: scale target directions as the policy's saved Adam state scales steps",
     )
     target_memory: TargetMemory = Field(
-        "fp32", description="where target directions are held (exact): fp32, bf16 or offload"
+        "fp32",
+        description="how target directions are held without a sketch: on the device in fp32 or "
+        "bf16, or outside its memory (offload)",
     )
     batch_tokens: Count | None = Field(
         None,

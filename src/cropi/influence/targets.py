@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cropi.influence.left_out import SMALLEST_NORM
+from cropi.influence.left_out_prompts import SMALLEST_NORM
 
 Target = Literal["mean", "unit_mean"]
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from cropi.errors import InputError
-from cropi.policy.places import (
+from cropi.policy.checkpoint_source import (
     TOKENIZERS,
     WEIGHTS,
     CheckpointSource,

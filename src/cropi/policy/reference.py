@@ -147,7 +147,7 @@ class PolicyRef:
 
     @cached_property
     def _source(self) -> Any:
-        from cropi.policy.places import locate
+        from cropi.policy.checkpoint_source import locate
 
         assert self.path is not None, "a policy in memory was lost"
         return locate(self.path, self.revision)

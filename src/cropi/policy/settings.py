@@ -19,7 +19,7 @@ class ModelConfig(Section):
         None, description="branch, tag or commit of a hub id; default: the newest"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="of rollouts and gradients; auto: the checkpoint's"
+        "auto", description="dtype for rollouts and gradients; auto: the checkpoint's"
     )
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N"

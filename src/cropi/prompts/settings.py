@@ -36,14 +36,18 @@ class PromptSource(Section):
     prompt: str | None = Field(None, description="the column with the question, if not recognised")
     answer: str | None = Field(None, description="the column with the answer, if not recognised")
     answer_regex: str | None = Field(
-        None, description="its first group is the answer, e.g. '#### (.+)' for GSM8K"
+        None, description="a regex whose first group is the answer, e.g. '#### (.+)' for GSM8K"
     )
     template: str | None = Field(
         None, description="text around the question, which replaces '{prompt}'"
     )
     system: str | None = Field(None, description="a system message; makes the prompt a chat")
-    chat: bool | None = Field(None, description="true: text questions become one user message")
-    source: str | None = Field(None, description="the name that picks the verifier")
+    chat: bool | None = Field(
+        None,
+        description="true: a text question becomes a user message; false: it stays text; "
+        "default: true if the model has a chat template",
+    )
+    source: str | None = Field(None, description="the name that verifiers.sources are matched with")
     limit: Count | None = Field(None, description="keep this many rows, drawn with the run's seed")
     size: Count | None = Field(
         None, description="rows to generate (reasoning-gym), or per skill (pocket)"
@@ -80,7 +84,7 @@ class PromptSource(Section):
 
 
 class PromptsConfig(Section):
-    """The pool, the validation sets that steer, and the test sets that judge."""
+    """The pool to select from, the validation sets that guide selection, and the test sets."""
 
     pool: list[PromptSource] = Field(min_length=1, description="prompts to select from")
     validation: dict[str, list[PromptSource]] = Field(
@@ -97,10 +101,12 @@ class PromptsConfig(Section):
         None, description="tokens a prompt may have; default: context minus new tokens"
     )
     overlap: Literal["remove", "keep", "error"] = Field(
-        "remove", description="pool prompts whose text is also in validation or test"
+        "remove",
+        description="what happens to pool prompts whose text is also in validation or test",
     )
     limit: Count | None = Field(
-        None, description="keep this many prompts of every set, drawn with the seed: a trial run"
+        None,
+        description="for a trial run: keep this many prompts of every set, drawn with the seed",
     )
     chat_template_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="arguments of the chat template"

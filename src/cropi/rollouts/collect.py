@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from cropi.verifiers import Judge
 
 Progress = Callable[[int, int], None]
-MEND = (
-    "the same command goes on with the chunks that are finished, which are in {}; if memory ran "
+IF_UNITS_FAIL = (
+    "the same command continues with the chunks that are finished, which are in {}; if memory ran "
     "out, use fewer workers, or lower rollouts.engine.batch_size, with which all is sampled again"
 )
 """What to do where no worker could finish a chunk."""
@@ -110,7 +110,7 @@ def collect(
     if done and progress is not None:
         progress(done, len(prompts))
     with executor or Inline() as chosen:
-        for finished in run_all(chosen, units, "chunk", MEND.format(parts)):
+        for finished in run_all(chosen, units, "chunk", IF_UNITS_FAIL.format(parts)):
             written: Written = finished.value
             written.count_in(judge)
             done += written.prompts

@@ -54,7 +54,7 @@ class EngineChoice(Choice):
 
 
 class RolloutsConfig(Section):
-    """How the behaviour policy is sampled, once."""
+    """How responses of the behaviour policy are sampled."""
 
     engine: EngineChoice = Field(
         default_factory=EngineChoice.of, description="what samples the responses"
@@ -64,9 +64,11 @@ class RolloutsConfig(Section):
         None, description="responses per validation prompt; default: as `responses`"
     )
     temperature: Temperature = Field(1.0, description="sampling temperature")
-    top_p: Fraction = Field(1.0, description="sample from the likeliest tokens of this mass")
+    top_p: Fraction = Field(
+        1.0, description="sample from the most likely tokens with this total probability; 1: all"
+    )
     top_k: Annotated[int, Field(ge=0)] = Field(
-        0, description="sample from so many of the likeliest tokens; 0: from all"
+        0, description="sample from this many of the most likely tokens; 0: all"
     )
     max_new_tokens: Count = Field(512, description="longest response, in tokens")
 

@@ -40,14 +40,14 @@ class Bandit:
 
         clusters: Count | None = Field(
             None,
-            description="draw from this many clusters of the policy's hidden states at the "
-            "prompts, where there are no sources to draw from",
+            description="draw from this many clusters of the prompts, by the policy's hidden "
+            "states, instead of from sources",
         )
         learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(
             0.5, description="weight of a new round in an arm's value"
         )
         temperature: Annotated[float, Field(gt=0)] = Field(
-            0.2, description="the higher, the more evenly the arms are drawn from"
+            0.2, description="higher: draw from all arms more evenly"
         )
 
     scoring: Scoring = "never"

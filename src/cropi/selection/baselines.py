@@ -85,7 +85,7 @@ class Learnability:
 
 @plugin("strategy", "dare")
 class Dare:
-    """A draw by difficulty under the stage's own policy, as stored rollouts tell it.
+    """A draw by difficulty under the stage's own policy, estimated from stored rollouts.
 
     Pass rates p are those of the freshest rollouts of each prompt, training's own included,
     weighted to the current policy; prompts are drawn in proportion to (p (1 - p))^10, a symmetric

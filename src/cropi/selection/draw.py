@@ -79,12 +79,12 @@ class DrawSettings(Section):
         None, description="most prompts that are rolled out and scored; default: the whole pool"
     )
     scoring: Literal["once", "stage"] = Field(
-        "once", description="under the start policy, or before every stage at a stage's price each"
+        "once", description="measure influence once, under the start policy, or before every stage"
     )
     others: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.2,
         description="share of every stage but the first that is drawn from all prompts, whatever "
-        "their influence, so that skills which are no target are kept",
+        "their influence, so that untargeted skills are kept",
     )
 
     @model_validator(mode="after")

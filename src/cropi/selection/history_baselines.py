@@ -31,7 +31,7 @@ NEXT_GROUP = 8
 class BeliefSettings(Section):
     """How fast earlier rounds are forgotten."""
 
-    decay: Decay = Field(0.5, description="weight that each round leaves to those before it")
+    decay: Decay = Field(0.5, description="share of earlier evidence that a new round leaves")
 
 
 @plugin("strategy", "mopps")
@@ -59,7 +59,7 @@ class Mopps:
 
 @plugin("strategy", "information")
 class Information:
-    """What the next group would tell: the expected drop of the variance of a prompt's pass rate.
+    """Expected information: how much a group would lower the variance of a prompt's pass rate.
 
     With a Beta(a, b) posterior of mean m, n more responses lower its variance on average by
 
@@ -111,7 +111,7 @@ class Dps:
     class Settings(Section):
         """How fast transitions are forgotten."""
 
-        decay: Decay = Field(0.7, description="weight that each round leaves to those before it")
+        decay: Decay = Field(0.7, description="share of earlier evidence that a new round leaves")
 
     scoring: Scoring = "never"
     history = True

@@ -216,7 +216,7 @@ class AdaptiveSettings(Section):
 
 @plugin("sketch", "adaptive", AdaptiveSettings)
 def adaptive(settings: AdaptiveSettings, shapes: Shapes, seed: int) -> Sketch:
-    """Fitted directions of a wide windowed hashing, and the rest hashed."""
+    """The pool's principal directions exactly, the rest hashed (of a wide `windowed` sketch)."""
     return AdaptiveSketch(
         WindowedSketch(shapes, seed, default_width(settings.dim)), settings.dim, seed
     )

@@ -24,8 +24,8 @@ class CompareConfig(Section):
     baseline: str = Field("full", description="the strategy that the others are compared with")
     threads: Count | None = Field(
         None,
-        description="CPU threads of a cell, which decide last bits; default: OMP_NUM_THREADS, or "
-        "the cores shared by the jobs that a study begins with",
+        description="CPU threads of each run, on which last bits depend; default: OMP_NUM_THREADS, "
+        "or the cores divided by the number of jobs that the study begins with",
     )
     variants: dict[str, dict[str, Any]] = Field(
         default_factory=dict,

@@ -15,8 +15,10 @@ class LoraConfig(Section):
     """Low-rank adapters through PEFT instead of full training."""
 
     r: Count = Field(16, description="rank of the adapters")
-    alpha: Count = Field(32, description="scale of the adapters, over r")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of adapter inputs")
+    alpha: Count = Field(32, description="scale of the adapters is alpha / r")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="dropout of the adapters' inputs"
+    )
     target_modules: str | list[str] = Field("all-linear", description="modules that get adapters")
 
 
@@ -50,11 +52,13 @@ class WarmupConfig(Section):
 
     steps: Annotated[int, Field(ge=0)] = Field(0, description="optimizer steps; 0: no warm-up")
     batch_size: Count = Field(16, description="prompts per step")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(2e-5, description="of the warm-up")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(
+        2e-5, description="learning rate of the warm-up"
+    )
     prompts: list[PromptSource] = Field(
         default_factory=list, description="prompts whose answers are imitated; default: the pool"
     )
-    template: str = Field("{answer}", description="what the model should say")
+    template: str = Field("{answer}", description="the text that is imitated; {answer} is replaced")
 
     @model_validator(mode="after")
     def _nothing_inert(self) -> WarmupConfig:
@@ -90,9 +94,9 @@ class TrainingConfig(Section):
     temperature: Temperature | None = Field(
         None, description="sampling temperature; default: as the rollouts"
     )
-    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-6, description="of AdamW")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-6, description="learning rate of AdamW")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "float32", description="of the trained weights; bf16 weights lose small updates"
+        "float32", description="dtype of the trained weights; bf16 loses small updates"
     )
     dynamic_sampling: bool = Field(
         False, description="replace groups whose rewards are all equal before a step (DAPO)"

@@ -40,7 +40,7 @@ class VerlSettings(TrainerSettings):
         None,
         description=f"interpreter that has verl and cropi; default: ${PYTHON_VARIABLE}, or cropi's",
     )
-    gpus: Count = Field(1, description="GPUs of a node")
+    gpus: Count = Field(1, description="GPUs per node")
     nodes: Count = Field(1, description="nodes of the Ray cluster that train together")
     address: str | None = Field(
         None,

@@ -15,11 +15,11 @@ from cropi.plugins import plugin
 from cropi.schema import Prompt
 from cropi.verifiers.alternatives import alternatives
 from cropi.verifiers.candidates import last_candidate, number_of_runs, read_candidate
+from cropi.verifiers.dates_and_times import canonical_moment
 from cropi.verifiers.description import described
 from cropi.verifiers.equality import equal, is_readable
 from cropi.verifiers.expressions import equal_formulas, silence_math_verify
 from cropi.verifiers.forms import Assignment, Interval, Listing, Reading, Union, Words
-from cropi.verifiers.moments import canonical_moment
 from cropi.verifiers.notation import ascii_notation, canonical_text, normalise
 from cropi.verifiers.number_words import lone_number
 from cropi.verifiers.quantity import Quantity

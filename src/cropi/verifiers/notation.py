@@ -6,7 +6,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from cropi.verifiers.moments import canonical_moment
+from cropi.verifiers.dates_and_times import canonical_moment
 from cropi.verifiers.number_words import in_digits
 
 _SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ"

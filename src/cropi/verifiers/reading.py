@@ -10,6 +10,7 @@ import re
 from functools import lru_cache
 from itertools import pairwise
 
+from cropi.verifiers.dates_and_times import canonical_moment
 from cropi.verifiers.expressions import equal_constants
 from cropi.verifiers.forms import (
     Assignment,
@@ -23,7 +24,6 @@ from cropi.verifiers.forms import (
     Union,
     Words,
 )
-from cropi.verifiers.moments import canonical_moment
 from cropi.verifiers.notation import canonical_text, normalise
 from cropi.verifiers.quantity import Quantity, read_quantity
 from cropi.verifiers.unit_names import canonical_unit

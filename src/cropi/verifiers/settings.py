@@ -23,7 +23,7 @@ class RewardTerm(Section):
 
 
 class VerifiersConfig(Section):
-    """Who judges a response: by `source`, first matching pattern, else `default`."""
+    """Which verifier judges: the first in `sources` whose pattern matches, else `default`."""
 
     default: str | list[RewardTerm] = Field(
         "math",
@@ -34,7 +34,7 @@ class VerifiersConfig(Section):
         default_factory=dict, description="source pattern (* and ? allowed) -> verifier"
     )
     timeout: Annotated[float, Field(ge=0.001, le=86_400)] = Field(
-        10.0, description="seconds for one response"
+        10.0, description="seconds that judging one response may take"
     )
     memory_gb: Annotated[float, Field(ge=1)] | None = Field(
         16.0,
@@ -43,7 +43,7 @@ class VerifiersConfig(Section):
     )
     workers: Annotated[int, Field(ge=1, le=1_024)] | None = Field(
         None,
-        description="processes that judge at the same time; default: the cores at hand, at most 8",
+        description="processes that judge at the same time; default: one per core, at most 8",
     )
     threshold: float | None = Field(
         None,

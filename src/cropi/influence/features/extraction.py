@@ -25,7 +25,7 @@ from cropi.influence.features.feature_files import (
 )
 from cropi.influence.features.feature_store import FeatureStore
 from cropi.influence.features.feature_writer import FeatureWriter, content_hash
-from cropi.influence.left_out import InformativeGroups, require_informative
+from cropi.influence.left_out_prompts import InformativeGroups, require_informative
 from cropi.influence.pool_pass import ratio_notes
 from cropi.influence.preconditioner import Preconditioner, PreconditioningConsumer
 from cropi.influence.scorer import fit_sketch

@@ -33,7 +33,7 @@ from cropi.influence.features.feature_files import (
     require_comparable,
     rows_path,
 )
-from cropi.influence.left_out import left_out_notes, require_some_in_range
+from cropi.influence.left_out_prompts import left_out_notes, require_some_in_range
 from cropi.influence.targets import (
     Target,
     TargetReliability,

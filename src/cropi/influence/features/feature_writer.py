@@ -34,7 +34,7 @@ from cropi.influence.features.feature_files import (
     write_identity,
     write_shard,
 )
-from cropi.influence.left_out import gradient_statuses
+from cropi.influence.left_out_prompts import gradient_statuses
 from cropi.schema import SCORED, unique
 from cropi.store.files import atomic_write, file_hash, remove, require_writable
 from cropi.store.lock import LOCK

@@ -50,7 +50,7 @@ class RequestSettings(EngineSettings):
         1800.0, description="seconds for all responses to a prompt"
     )
     tries: Annotated[int, Field(ge=1, le=100)] = Field(
-        8, description="times that a request is made before giving up"
+        8, description="attempts at a request before giving up"
     )
 
 
@@ -64,7 +64,8 @@ class ServerSettings(RequestSettings):
         "http://localhost:8000", description="address of the server"
     )
     model: str | None = Field(
-        None, description="the server's name for the policy; default: the one that is called as it"
+        None,
+        description="the server's name for the policy; default: the served model of the same name",
     )
     exact: bool = Field(
         True,

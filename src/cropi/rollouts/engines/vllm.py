@@ -85,7 +85,7 @@ class VllmSettings(RequestSettings):
         description="other flags of `vllm serve`, such as {gpu-memory-utilization: 0.5}",
     )
     start_timeout: Annotated[float, Field(gt=0, le=86_400)] = Field(
-        1200.0, description="seconds until the server has to be ready"
+        1200.0, description="seconds to wait until the server is ready"
     )
     log: PathText | None = Field(
         None, description="file for vLLM's output; default: in the run's logs, else a temporary one"
