@@ -224,7 +224,7 @@ def faults_of_rank(folder: Path) -> dict[str, str]:
 
 
 def held_and_whole(folder: Path) -> tuple[int, int]:
-    """How many coordinates a rank of a tensor parallel model answers for, and how many there are."""
+    """How many coordinates a tensor parallel rank answers for, and how many there are."""
     model = load_model(folder, shards=2, split="tensor")
     extractor = GradientExtractor(model, ObjectiveConfig())
     shapes = extractor.shapes, extractor.whole_shapes

@@ -80,11 +80,8 @@ class Scorer(PoolScorer):
     def identity(self) -> dict[str, str]:
         """What defines the scores beside policy and rollouts."""
         if self.sketch is None:
-            method = {
-                "method": "exact",
             parameters = parameters_identity(self.extractor.whole_shapes)
             method = {"method": "exact", "parameters": parameters}
-            }
         else:
             method = {"method": "sketch", **self.sketch.identity}
         adam = {} if self.preconditioner is None else self.preconditioner.identity
