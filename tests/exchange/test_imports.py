@@ -518,7 +518,7 @@ def test_of_several_rows_with_one_text_the_log_picks_by_its_answer_or_none(
         assert [h is not None for h in pool.history] == [True, False, True]
     else:  # TRL logs no answers
         assert [h is not None for h in pool.history] == [False, False, True]
-        assert any("stand in several rows" in note for note in pool.notes)
+        assert any("appear in several rows" in note for note in pool.notes)
 
 
 def test_a_conversation_is_not_found_by_its_last_words(tmp_path: Path) -> None:
