@@ -295,7 +295,7 @@ def test_a_call_whose_output_is_not_told_apart_has_no_token_of_the_policys(tmp_p
     assert not masks[0].any()
     assert all(mask is None for mask in masks[1:])
     assert len(pair_with_log(log).pool) == len(TASKS)
-    assert any("a call of a tool" in note for note in log.notes)
+    assert any("a tool call, whose output is not marked" in note for note in log.notes)
 
 
 def test_thoughts_that_are_logged_apart_are_missing_from_the_text(tmp_path: Path) -> None:
