@@ -283,6 +283,11 @@ def test_the_package_offers_every_step_lazily() -> None:
         cropi.nosuch  # noqa: B018
 
 
-def test_an_estimate_selects_like_its_influence() -> None:
+def test_an_estimate_selects_like_its_influence_and_both_are_files(tmp_path: Path) -> None:
     estimate = InfluenceEstimate.from_means(["a", "b"], {"v": np.array([0.1, 0.9])}, {"unknown": 8})
-    assert cropi.select(estimate, SelectionConfig(ratio=0.1)).prompt_ids == ["b"]
+    cropi.write_scores(f"{tmp_path}/scores.parquet", estimate)
+    read = cropi.read_scores(f"{tmp_path}/scores.parquet")
+    selection = cropi.select(read, SelectionConfig(ratio=0.1))
+    cropi.write_selection(f"{tmp_path}/selection.parquet", selection)
+    read_back = cropi.read_selection(f"{tmp_path}/selection.parquet")
+    assert selection.prompt_ids == read_back.prompt_ids == ["b"]

@@ -130,7 +130,7 @@ def test_prepared_sets_are_encoded_once_and_generated_in_one_pass() -> None:
 
 def test_impossible_evaluations_are_refused() -> None:
     for k in ([5], [0], []):
-        with pytest.raises(InputError, match="evaluation k"):
+        with pytest.raises(InputError, match="from 1 to evaluation"):
             run(sets(a=["9999"]), k)
     with pytest.raises(InputError, match="evaluation set b has no prompts"):
         run(sets(a=["9999"], b=[]), [1])

@@ -1,8 +1,9 @@
 """CROPI: train language models with verifiable rewards on a tenth of the data.
 
 Curriculum RL with off-policy influence guidance (arXiv 2510.26491). The command line is `cropi`;
-the same functions are here, each from the package that it is about. They are loaded when they are
-used, so that `import cropi` stays light: nothing here imports torch.
+the same functions are here, each from the package that it is about, and their settings are in
+`cropi.config`. They are loaded when they are used, so that `import cropi` stays light: nothing here
+imports torch.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from cropi.prompts import load_prompts
     from cropi.rollouts import judge, read_rollouts, rollout
     from cropi.selection import select
+    from cropi.store.tables import read_scores, read_selection, write_scores, write_selection
     from cropi.training import train
 
 __version__ = "0.1.0"
@@ -39,12 +41,16 @@ __all__ = [
     "load_policy",
     "load_prompts",
     "read_rollouts",
+    "read_scores",
+    "read_selection",
     "rollout",
     "run",
     "score",
     "score_features",
     "select",
     "train",
+    "write_scores",
+    "write_selection",
 ]
 
 _HOMES = {
@@ -58,11 +64,15 @@ _HOMES = {
     "load_policy": "cropi.policy.loading",
     "load_prompts": "cropi.prompts",
     "read_rollouts": "cropi.rollouts",
+    "read_scores": "cropi.store.tables",
+    "read_selection": "cropi.store.tables",
     "rollout": "cropi.rollouts",
     "score": "cropi.influence.setup",
     "score_features": "cropi.influence.features",
     "select": "cropi.selection",
     "train": "cropi.training",
+    "write_scores": "cropi.store.tables",
+    "write_selection": "cropi.store.tables",
 }
 """Where each name is defined."""
 
@@ -72,9 +82,9 @@ def run(
 ) -> Path:
     """Run the curriculum and its baselines, and write report.html; return the run directory.
 
-    `base` is where relative paths in the config start, beside the current directory. A run that was
-    killed continues where it stopped. Raises InputError for anything in the config, the prompts or
-    the model that cannot be used.
+    Relative paths in the config start from the current directory, or else from `base`. A run that
+    was killed continues where it stopped. Raises InputError for anything in the config, the prompts
+    or the model that cannot be used.
     """
     from cropi.errors import require_supported_system
 

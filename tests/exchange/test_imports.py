@@ -314,7 +314,7 @@ def test_a_call_whose_output_is_not_told_apart_has_no_token_of_the_policys(tmp_p
     assert not masks[0].any()
     assert all(mask is None for mask in masks[1:])
     assert len(pair_with_log(log).pool) == len(TASKS)
-    assert any("a call of a tool" in note for note in log.notes)
+    assert any("a tool call, whose output is not marked" in note for note in log.notes)
 
 
 def test_thoughts_that_are_logged_apart_are_missing_from_the_text(tmp_path: Path) -> None:
@@ -537,7 +537,7 @@ def test_of_several_rows_with_one_text_the_log_picks_by_its_answer_or_none(
         assert [h is not None for h in pool.history] == [True, False, True]
     else:  # TRL logs no answers
         assert [h is not None for h in pool.history] == [False, False, True]
-        assert any("stand in several rows" in note for note in pool.notes)
+        assert any("appear in several rows" in note for note in pool.notes)
 
 
 def test_a_conversation_is_not_found_by_its_last_words(tmp_path: Path) -> None:

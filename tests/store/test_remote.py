@@ -131,7 +131,7 @@ def test_errors_name_the_url_and_not_the_copy(bucket: str) -> None:
         ("https://127.0.0.1/*.jsonl", "patterns do not work on https"),
         ("memory://bucket/gone.jsonl", "there is no such file"),
         ("memory://bucket/none/*.jsonl", "there is no such file"),
-        ("nowhere://x/y.jsonl", "nowhere:// is no kind of URL"),
+        ("nowhere://x/y.jsonl", "nowhere:// is not a kind of URL"),
         ("http://127.0.0.1:9/x.jsonl", "check the URL and the network"),
     ],
 )

@@ -40,7 +40,7 @@ EXECUTION_ONLY = frozenset(
         "report_to",
     }
 )
-"""Settings that say where and how fast, but not what: a run may go on with others."""
+"""Settings that say where and how fast, but not what: a run may continue with others."""
 ENGINES = {
     "rollouts.engine.": "engine",
     "evaluation.engine.": "engine",

@@ -107,22 +107,22 @@ def evaluate(
 ) -> list[EvaluationResult]:
     """Accuracy of a policy on named sets of prompts.
 
-    `pass_at[k]` is the mean over prompts of the unbiased estimate from `settings.samples`
-    responses; with graded rewards and no threshold, of the expected best of k. Timeouts and errors
-    are counted in `statuses` and leave the mean; a prompt with fewer than k judged responses leaves
-    pass@k, which is NaN if none is left. `tokens` counts sampled tokens.
+    `pass_at[k]` is the mean over prompts of the unbiased estimate from `settings.responses`
+    responses each; with graded rewards and no threshold, of the expected best of k. Timeouts and
+    errors are counted in `statuses` and left out of the mean; so is a prompt with fewer than k
+    judged responses. pass@k is NaN if no prompt is left. `tokens` counts sampled tokens.
 
     Args:
         policy: a loaded policy, a reference, or a path, hub id or built-in name.
         sets: prompts by the name of their set, or sets that are encoded already.
-        settings: samples, temperature and k; a temperature of 0 is greedy decoding.
+        settings: responses per prompt, temperature and k; a temperature of 0 is greedy decoding.
         rollouts: the engine that samples, and the length limit where `settings` has none.
         verifier: a verifier's name, settings, or an open judge that has checked the prompts.
         template_kwargs: arguments of the chat template.
         seed: of the sampling.
 
     Raises:
-        InputError: a set is empty, a k exceeds the samples, or a prompt exceeds the context.
+        InputError: a set is empty, a k exceeds the responses, or a prompt exceeds the context.
     """
     from cropi.verifiers import Judge, open_judge
 
@@ -164,8 +164,8 @@ def _require_samples(samples: int, k: Sequence[int]) -> None:
     """Raise InputError unless pass@k can be estimated for every k."""
     if not k or min(k) < 1 or max(k) > samples:
         raise InputError(
-            f"evaluation k {list(k)} needs values between 1 and samples ({samples}); lower k or "
-            "raise evaluation.responses"
+            f"evaluation.k {list(k)} needs values from 1 to evaluation.responses ({samples}); "
+            "lower k or raise evaluation.responses"
         )
 
 

@@ -33,7 +33,7 @@ EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 FSSPEC_EXTRAS = {"https": "http", "az": "abfs", "abfss": "abfs", "ssh": "sftp"}
 """The extra of fsspec that brings it, where that is not called like the kind of URL."""
 WEB = ("http", "https")
-"""Kinds of URLs whose folders cannot be listed, and in which `?` is no wildcard."""
+"""Kinds of URLs whose folders cannot be listed, and in which `?` is not a wildcard."""
 _WILDCARD = re.compile(r"[*?\[]")
 _VERSION = (
     *("ETag", "etag", "generation", "blob_id", "md5Hash", "Digest", "LastModified"),
@@ -159,7 +159,7 @@ class ObjectStore:
         return True
 
     def remove(self, paths: Sequence[str]) -> None:
-        """Delete files; those that are gone are no error."""
+        """Delete files; one that is already gone is not an error."""
         with self._writing(self.path):
             for path in paths:
                 with suppress(FileNotFoundError):
@@ -275,7 +275,7 @@ def _advice(url: str, error: Exception) -> str:
         return f": a package is missing ({error}); {_installing(protocol)}"
     if isinstance(error, ValueError) and "rotocol not known" in str(error):
         usual = "s3://, gs://, hf:// or https://"
-        return f": {protocol}:// is no kind of URL that fsspec knows; use {usual}"
+        return f": {protocol}:// is not a kind of URL that fsspec knows; use {usual}"
     if names & _NO_ACCESS or re.search(r"\b(401|403)\b|Forbidden|Unauthorized", str(error)):
         return f": no access ({reason}); give credentials that may, {_credentials(protocol)}"
     return f" ({reason}); check the URL and the network"

@@ -54,7 +54,7 @@ def require_set_names(names: Iterable[str], where: str = "a score file") -> None
 
 
 def write_scores(
-    path: Path, estimate: InfluenceEstimate, metadata: dict[str, str] | None = None
+    path: str | Path, estimate: InfluenceEstimate, metadata: dict[str, str] | None = None
 ) -> None:
     """Write one row per prompt of the pool, in its order.
 
@@ -66,6 +66,7 @@ def write_scores(
     """
     import pyarrow as pa
 
+    path = Path(path)
     require_set_names(estimate.mean, str(path))
     columns: dict[str, Any] = {
         "prompt_id": pa.array(estimate.prompt_ids, pa.string()),
@@ -95,9 +96,9 @@ def write_scores(
     write_table(path, pa.table(columns), {**about, **(metadata or {})})
 
 
-def read_scores(path: Path) -> InfluenceEstimate:
+def read_scores(path: str | Path) -> InfluenceEstimate:
     """Read a score file; see `scores_from`."""
-    return scores_from(read_table(path), path)
+    return scores_from(read_table(Path(path)), Path(path))
 
 
 def scores_from(table: pa.Table, path: Path) -> InfluenceEstimate:
@@ -306,7 +307,7 @@ def _nullable_lists(rows: Iterable[NDArray[np.floating]]) -> pa.Array:
 
 
 def write_selection(
-    path: Path, selection: Selection, metadata: dict[str, str] | None = None
+    path: str | Path, selection: Selection, metadata: dict[str, str] | None = None
 ) -> None:
     """Write prompt_id, rank (from 1), score and each set's rank as rank_<set>."""
     import pyarrow as pa
@@ -318,7 +319,7 @@ def write_selection(
     }
     columns |= {f"rank_{n}": pa.array(r, pa.int32()) for n, r in selection.ranks.items()}
     write_table(
-        path,
+        Path(path),
         pa.table(columns),
         {
             "cropi.notes": json.dumps(selection.notes),
@@ -352,12 +353,13 @@ def read_features(path: Path) -> NDArray[np.float32]:
     return np.stack(flat).reshape(len(layers), table.num_rows, -1)
 
 
-def read_selection(path: Path) -> Selection:
+def read_selection(path: str | Path) -> Selection:
     """Read a selection file. Raises InputError if it is not one, or selects nothing."""
     import pyarrow as pa
 
     from cropi.store.columns import Columns
 
+    path = Path(path)
     table = read_table(path)
     columns = Columns(table, str(path))
     if "prompt_id" not in columns or table.num_rows == 0:

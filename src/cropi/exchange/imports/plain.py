@@ -1,4 +1,4 @@
-"""Rows of anybody's own: a question, one response or several, and their rewards, by usual names."""
+"""Rows of your own: a question, one response or several, and their rewards, by usual names."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def _whole(step: Any, file: LogFile, where: str) -> int | None:
     try:
         return int(step)
     except (TypeError, ValueError):
-        file.notes.add("a step that is no whole number, not used", where)
+        file.notes.add("a step that is not a whole number, not used", where)
         return file.step
 
 
