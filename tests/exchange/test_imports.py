@@ -166,6 +166,25 @@ def test_a_named_column_is_the_reward_whatever_it_is_called(tmp_path: Path) -> N
             read_rollout_log(path)
 
 
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"problem": "q", "generations": ["a", "b"], "checked": [1, 0]}, "generations, checked"),
+        ({"input": "q", "output": "a", "quality": 0.5}, "output, quality"),
+        ({"prompt": "q", "response": "a", "reward": 1}, "response, reward"),
+        ({"input": "q", "output": "a", "score": 1, "step": 1, "more": {"acc": 1}}, "more.acc"),
+        ({"prompt": "q", "response": "a", "reward": 1, "more": '{"acc": 1}'}, "more.acc"),
+    ],
+)
+@pytest.mark.parametrize("name", ["absent", "more.absent"])
+def test_a_reward_that_is_not_there_is_named_beside_those_that_are(
+    row: dict[str, Any], columns: str, name: str, tmp_path: Path
+) -> None:
+    path = write_lines(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(InputError, match=rf"no column {name} .*{columns}.*--reward"):
+        read_rollout_log(path, rewards=[name])
+
+
 def test_a_copy_of_a_file_counts_once(tmp_path: Path, data: Path) -> None:
     write_verl(tmp_path / "log", samples())
     copy = tmp_path / "log" / "backup" / "1.jsonl"
