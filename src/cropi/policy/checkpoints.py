@@ -96,7 +96,7 @@ def load_tokenizer_and_configs(
 def require_file_tokens(
     source: CheckpointSource, tokenizer: Any, texts: Sequence[str], trust_remote_code: bool = False
 ) -> None:
-    """Raise InputError if the source's tokenizer reads a text otherwise than its file does."""
+    """Raise InputError if the source's tokenizer reads a text differently from its file."""
     if _is_adapter(source) and not has_any(Path(source.location), TOKENIZERS):
         source = _adapter_base(source, True)
     arguments = {} if _is_adapter(source) else _source_arguments(source, trust_remote_code)
@@ -177,7 +177,7 @@ def settle_adapter(folder: Path, place: Path, start: Path) -> None:
     """Let an adapter in `folder`, trained from `start`, find its base from its `place` to be.
 
     A base that `start` names by a relative path moves with the two. PEFT's model card goes: it
-    names folders of this machine. Nothing is done to a policy that is no adapter.
+    names folders of this machine. Nothing is done to a policy that is not an adapter.
     """
     file = folder / "adapter_config.json"
     if not file.is_file():

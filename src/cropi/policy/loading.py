@@ -221,8 +221,8 @@ def eos_ids(
         ids.insert(0, tokenizer.eos_token_id)
     if not all(type(i) is int for i in ids):
         raise InputError(
-            f"model {name}: eos_token_id {shown(configured)} is no token id; correct config.json "
-            "and generation_config.json"
+            f"model {name}: eos_token_id {shown(configured)} is not a token id; correct "
+            "config.json and generation_config.json"
         )
     usable = tuple(i for i in ids if i >= 0 and not beyond(i, rows))
     if not usable:
