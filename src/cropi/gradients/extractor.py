@@ -31,7 +31,7 @@ from cropi.gradients import Unsupported
 from cropi.gradients.batching import ROWS, BatchPlanner, ForwardMode, LongGroup, Turn
 from cropi.gradients.bounds import PassRecord, RatioSummary
 from cropi.gradients.collation import PreparedGroup, PromptBatch, prepare
-from cropi.gradients.consumers import GradientConsumer, SharedConsumer, consume_whole
+from cropi.gradients.consumers import FactorConsumer, GradientConsumer, SharedConsumer
 from cropi.gradients.forward import (
     PromptWeights,
     TokenWeights,
@@ -46,6 +46,7 @@ from cropi.gradients.forward import (
 )
 from cropi.gradients.hooks import LayerHooks
 from cropi.gradients.long_groups import LongGroupPass
+from cropi.gradients.plain_pass import PlainPass
 from cropi.gradients.ranks import (
     ALONE,
     Ranks,
@@ -62,14 +63,18 @@ from cropi.gradients.self_check import (
     GradientComparison,
     Tolerance,
     exercises_block_mask,
-    prompt_gradient,
-    prompt_weights,
     reference_gradient,
     require_covered,
-    response_gradients,
 )
 from cropi.gradients.settings import ObjectiveConfig, TargetMemory
+from cropi.gradients.tensor_parts import parts_of
 from cropi.schema import RolloutGroup
+
+SKETCHES_OF_PARTS = (
+    "a sketch needs whole parameters, and each process of a tensor parallel model has parts of "
+    "them; use the sketch exact with the metric cosine, or split the model with fsdp"
+)
+"""Why sketches are refused where ranks share prompts."""
 
 
 class UnmatchedPatternError(InputError):
@@ -163,6 +168,9 @@ class GradientExtractor:
     def __post_init__(self) -> None:
         reshard(self.model)
         self.parameters = trainable_parameters(self.model, self.patterns)
+        if is_sharded(self.model) and (of := Ranks.of(self.model)).share_prompts:
+            self.ranks = of
+        self.parts = parts_of(self.model, self.parameters, self.ranks)
         self.planner = BatchPlanner(self.model, self.batch_tokens, self.share_prefix)
 
     @property
@@ -172,6 +180,14 @@ class GradientExtractor:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of what consumers get gradients of, by name, in the model's order.
+
+        Of ranks that share prompts: of the parts that this one counts.
+        """
+        return {name: part.shape for name, part in self.parts.items() if part.counted}
+
+    @property
+    def whole_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each parameter that has gradients, by name, in the model's order."""
         return {name: tuple(p.shape) for name, p in self.parameters.items()}
 
@@ -194,16 +210,16 @@ class GradientExtractor:
         record = PassRecord(len(prepared))
         with self._ready(groups, prepared), self._together(consumers):
             if self.path == "autograd":
-                tokens = self._run_slow(prepared, consumers, progress, record)
+                tokens = self._plain.run(prepared, consumers, progress or _unseen, record)
             else:
                 fitting, long = self.planner.separate(prepared)
                 tokens = self._run_long(
                     long, lambda parts, group: parts.run(group, consumers, record), progress
                 )
-                turns = self.planner.turns(fitting, self.ranks)
+                turns = self.planner.turns(fitting, self.ranks.of_prompts)
                 weigh = PromptWeights(self.objective, record)
                 tokens += self._run_fast(turns, consumers, weigh, progress)
-        record.join(self.ranks)
+        record.join(self.ranks.of_prompts)
         rewards = record.current_rewards
         return ExtractionReport(tokens, self.path, record.statuses, record.ratios, rewards)
 
@@ -221,12 +237,12 @@ class GradientExtractor:
         prepared = responses.prepared
         with self._ready(responses.groups, prepared), self._together(consumers):
             if self.path == "autograd":
-                return self._run_slow_by_response(prepared, consumers, progress)
+                return self._plain.run_by_response(prepared, consumers, progress or _unseen)
             fitting, long = self.planner.separate(prepared, ROWS)
             tokens = self._run_long(
                 long, lambda parts, group: parts.run_by_response(group, consumers), progress
             )
-            turns = self.planner.turns(fitting, self.ranks, ROWS)
+            turns = self.planner.turns(fitting, self.ranks.of_prompts, ROWS)
             weigh = ResponseWeights(self.objective)
             return tokens + self._run_fast(turns, consumers, weigh, progress, by_response=True)
 
@@ -240,6 +256,8 @@ class GradientExtractor:
                 f"{others[0].__name__} cannot be filled by {self.ranks.size} processes together; "
                 "give it a method add_up, or compute in one process"
             )
+        if self.ranks.share_prompts and any(isinstance(each, FactorConsumer) for each in consumers):
+            raise InputError(SKETCHES_OF_PARTS)
         yield
         for consumer in shared:
             consumer.add_up(self.ranks)
@@ -258,38 +276,9 @@ class GradientExtractor:
             yield
             reshard(self.model)
 
-    def _run_slow(
-        self,
-        prepared: Sequence[PreparedGroup],
-        consumers: Sequence[GradientConsumer],
-        progress: Callable[[int], None] | None,
-        record: PassRecord,
-    ) -> int:
-        for group in prepared:
-            index_P = torch.tensor([group.index], device=self.device)
-            weights = prompt_weights(self.model, group, self.objective)
-            record.add(index_P, weights)
-            gradients = prompt_gradient(self.model, self.parameters, group, self.objective, weights)
-            consume_whole(consumers, index_P, {n: g.unsqueeze(0) for n, g in gradients.items()})
-            if progress:
-                progress(1)
-        return sum(sum(g.row_lengths[n] for n in g.unique_index) for g in prepared)
-
-    def _run_slow_by_response(
-        self,
-        prepared: Sequence[PreparedGroup],
-        consumers: Sequence[GradientConsumer],
-        progress: Callable[[int], None] | None,
-    ) -> int:
-        for group in prepared:
-            weights_RT = prompt_weights(self.model, group, self.objective).weights_RT
-            firsts = [group.unique_index.index(n) for n in range(len(group.unique_ids))]
-            gradients = response_gradients(self.model, self.parameters, group, weights_RT[firsts])
-            index_P = group.index + torch.arange(len(firsts), device=self.device)
-            consume_whole(consumers, index_P, gradients)
-            if progress:
-                progress(1)
-        return sum(sum(group.row_lengths) for group in prepared)
+    @property
+    def _plain(self) -> PlainPass:
+        return PlainPass(self.model, self.parameters, self.objective, self.ranks)
 
     def _run_long(
         self,
@@ -303,7 +292,7 @@ class GradientExtractor:
             self.planner,
             self.objective,
             self.shapes,
-            self.ranks,
+            self.ranks.of_prompts,
             self.sum_memory,
             self._run_fast,
         )
@@ -320,9 +309,18 @@ class GradientExtractor:
         weigh: TokenWeights,
         progress: Callable[[int], None] | None = None,
         by_response: bool = False,
+        everywhere: bool = False,
     ) -> int:
         """The tokens that went through the model, of all ranks."""
-        hooks = LayerHooks(self.model, self.parameters, consumers, self._required, self.ranks)
+        hooks = LayerHooks(
+            self.model,
+            self.parameters,
+            consumers,
+            self._required,
+            self.ranks,
+            self.parts,
+            everywhere,
+        )
         tokens = 0
         with frozen(self.model), hooks:
             for turn in turns:
@@ -332,7 +330,8 @@ class GradientExtractor:
                 if progress:
                     progress(turn.prompts)
         self._emitted = frozenset(hooks.emitted)
-        return int(self.ranks.total(tokens)) if self.ranks.several else tokens
+        dealt = self.ranks.of_prompts
+        return int(dealt.total(tokens)) if dealt.several else tokens
 
     def _run_batch(self, batch: PromptBatch, hooks: LayerHooks, weigh: TokenWeights) -> None:
         """Forward, write the logits' gradient, backward; the hooks do the rest."""
@@ -360,7 +359,11 @@ class GradientExtractor:
             # Prompts that do not fit another mode take this one, so it must always agree.
             require_agreement(ROWS)
         except Unsupported as unsupported:
-            self._require_alone(unsupported)
+            if self.ranks.share_prompts:
+                raise InputError(
+                    f"the gradients of {plain_name(self.model)} cannot be taken in parts (tensor "
+                    f"parallel): {unsupported}; split it with fsdp"
+                ) from unsupported
             warnings.warn(
                 "per-prompt gradients fall back to one prompt at a time, which is slow: "
                 f"{unsupported}",
@@ -371,14 +374,6 @@ class GradientExtractor:
         self.planner.choose_mode(require_agreement)
         return "shared" if self.planner.best_mode.share_prefix else "rows"
 
-    def _require_alone(self, unsupported: Unsupported) -> None:
-        """Raise InputError where plain autograd cannot take over: it has no rank's own prompts."""
-        if self.ranks.several or is_sharded(self.model):
-            raise InputError(
-                f"the gradients of {plain_name(self.model)} cannot be taken by several "
-                f"processes: {unsupported}; compute them in one"
-            )
-
     def _require_agreement(
         self,
         group: PreparedGroup,
@@ -387,14 +382,19 @@ class GradientExtractor:
         mode: ForwardMode,
     ) -> None:
         """Raise Unsupported unless the fast gradients of `group` equal the expected ones."""
-        comparison = GradientComparison(expected)
+        comparison = GradientComparison(expected, self.ranks)
         try:
             weigh = PromptWeights(self.objective)
             # All ranks compute the same prompt.
-            self._run_fast([Turn([replace(group, index=0)], mode, 1)], [comparison], weigh)
+            turn = Turn([replace(group, index=0)], mode, 1)
+            self._run_fast([turn], [comparison], weigh, everywhere=True)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             # Autograd refuses hooks on outputs that the model later changes in place.
             raise Unsupported(str(error).splitlines()[0]) from error
         comparison.raise_if_different(tolerance)
+
+
+def _unseen(prompts: int) -> None:
+    """Progress that nobody follows."""
