@@ -162,7 +162,7 @@ def _longest_part(path: str) -> int:
 def require_plain(values: Any, origin: str, place: str = "", depth: int = 0) -> None:
     """Require values that YAML and JSON can hold and a person can have meant.
 
-    Raises InputError, naming the dotted key, for text with NUL or half a character, integers beyond
+    Raises InputError, naming the dotted key, for text with NUL or a lone surrogate, integers beyond
     64 bits, and values nested more than `DEEPEST` levels.
     """
     problem = _problem_of_value(values)
@@ -183,7 +183,7 @@ def require_plain(values: Any, origin: str, place: str = "", depth: int = 0) -> 
 
 def _problem_of_value(value: Any) -> str | None:
     if isinstance(value, str) and not is_text(value):
-        return f"= {shown(value, 60)} has a NUL or half a character in it; remove it"
+        return f"= {shown(value, 60)} has a NUL or a lone surrogate in it; remove it"
     if isinstance(value, int) and not -LARGEST_INTEGER <= value <= LARGEST_INTEGER:
         return f"= {shown(value)} is beyond 64 bits; give a smaller number"
     return None

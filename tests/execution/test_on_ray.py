@@ -82,7 +82,7 @@ def place(shared: Counting, warning: str) -> tuple[int, int, str | None]:
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Finished], list[str]]:
     """Units of every kind in one call, and what was warned of."""
     folder = tmp_path_factory.mktemp("mixed")
-    with pytest.warns(UserWarning, match="it is run again") as caught:
+    with pytest.warns(UserWarning, match="trying again") as caught:
         finished = outcomes(
             WorkUnit("good", note, (folder / "log", "good"), output=folder / "log"),
             WorkUnit("bad input", note, (folder / "tries", "a", InputError("no such set"))),

@@ -50,7 +50,7 @@ def test_killed_workers_and_drivers_change_no_bit(tmp_path: Path, expected: Infl
             killed.append(next(iter(two._running.values())))
             ray.kill(killed[0].worker)
 
-    with pytest.warns(UserWarning, match="its worker died.* it is run again"):
+    with pytest.warns(UserWarning, match="its worker died.* trying again"):
         first = scored(tmp_path / "a", two, kill_a_worker)
     assert killed
 

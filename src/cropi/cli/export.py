@@ -73,7 +73,10 @@ def export(
     if prompts is not None:
         pool = reading.prompts_sampled(prompts, seed, chosen_at.selection.prompt_ids)
     elif reading.columns or reading.template_kwargs:
-        raise InputError("options about columns of prompts need --prompts; give it, or leave them")
+        raise InputError(
+            "options that say which columns of a prompt file to read need --prompts FILE; give it, "
+            "or leave them out"
+        )
     if not pool:
         raise InputError(
             f"{chosen_at.path} does not say what it was selected from; give --prompts FILE"

@@ -150,7 +150,8 @@ def _judge_sample(
     answered = [group for group in groups if group.prompt_id in by_id]
     if not answered:
         raise InputError(
-            "the file of --responses has none to these prompts; give the prompts that were sampled"
+            f"none of the {plural(len(groups), 'prompt')} in the file of --responses is among the "
+            f"{plural(len(prompts), 'prompt')} given; give the prompts that were sampled"
         )
     generator = random.Random(seed)
     drawn = generator.sample(answered, min(count, len(answered)))

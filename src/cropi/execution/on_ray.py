@@ -269,7 +269,7 @@ class RayWorkers:
         if any(attempt.unit is unit for attempt in self._running.values()):
             return None
         if len(failures) < ATTEMPTS:
-            warnings.warn(f"{unit.name}: {failures[-1]}; it is run again", stacklevel=2)
+            warnings.warn(f"{unit.name}: {failures[-1]}; trying again", stacklevel=2)
             self._queue.append(unit)
             return None
         given_up = GivenUpError(

@@ -96,7 +96,7 @@ def _of_speed(hardware: Hardware, probed: bool) -> Iterator[str]:
         f"the device computes {hardware.peak / 1e12:,.3g} TFLOP/s and reads "
         f"{hardware.bandwidth / 1e12:.3g} TB/s ({kind}), of which training reaches "
         f"{TRAINING:.0%}, scoring {SCORING:.0%}, reading prompts {PREFILL:.0%} and decoding "
-        f"{DECODING:.0%}: assumptions, in whose place --probe measures this machine"
+        f"{DECODING:.0%}: assumptions; --probe measures this machine instead"
     )
 
 

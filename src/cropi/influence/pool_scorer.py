@@ -103,8 +103,8 @@ class PoolScorer(ABC):
         """Compare the gradients of informative groups with the targets' directions."""
         if responses and self.metric == "whitened":
             raise InputError(
-                "single responses have parts of a cosine, and influence.metric is whitened; leave "
-                "out per_response, or set influence.metric=cosine"
+                "per_response splits a cosine into its responses' parts, and influence.metric is "
+                "whitened; leave out per_response, or set influence.metric=cosine"
             )
         for name, length in zip(names, directions.lengths, strict=True):
             require_direction(name, length)

@@ -34,7 +34,7 @@ def json_value(value: Any, depth: int = 0) -> Any:
     """Return `value` with numpy, Arrow and date types replaced by what JSON can hold.
 
     NaN becomes None, because dataframes write a missing cell as NaN. Raises TypeError on a value
-    that JSON cannot hold, such as bytes or an image, and ValueError on text with half a character,
+    that JSON cannot hold, such as bytes or an image, and ValueError on text with a lone surrogate,
     huge integers, and values nested too deep.
     """
     if isinstance(value, str):
@@ -57,9 +57,9 @@ def json_value(value: Any, depth: int = 0) -> Any:
 
 
 def require_writable_text(text: str) -> str:
-    """Return the text. Raises ValueError if it has half a character, which UTF-8 cannot write."""
+    """Return the text. Raises ValueError if it has a lone surrogate, which UTF-8 cannot write."""
     if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-        raise ValueError("text with half a character (a lone surrogate)")
+        raise ValueError("text with a lone surrogate (half of a character in UTF-16)")
     return text
 
 
