@@ -313,8 +313,9 @@ def _history_notes(stage: Stage, history: Sequence[Path]) -> list[str]:
     """What a strategy that remembers has to do without."""
     if not history or any(path.stem == "training" for path in history) or stage.index == 0:
         return []
-    why = "the training engine reports no rollouts"
-    return [f"{why}, so training's groups are missing from the history"]
+    return [
+        "the training engine reports no rollouts, so training's groups are missing from the history"
+    ]
 
 
 def _earlier_scores(stage: Stage, scores: InfluenceEstimate | None) -> list[Path]:
