@@ -22,8 +22,8 @@ from cropi.verifiers.settings import VerifiersConfig
 from support.chat_model import TEMPLATE
 from support.tiny_runs import untrained
 
-STEP = ("max_steps=1", "num_generations=2", "per_device_train_batch_size=2", "use_cpu=true")
-QUIET = ("report_to=none", "save_strategy=no", "max_completion_length=4", "bf16=false")
+STEP = ("max_steps=1", "num_generations=2", "per_device_train_batch_size=2")
+QUIET = ("report_to=none", "save_strategy=no", "max_completion_length=4")
 
 
 @pytest.fixture(scope="module")

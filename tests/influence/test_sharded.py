@@ -18,6 +18,7 @@ from cropi.execution import Executor, Inline
 from cropi.influence.cosines import Influence
 from cropi.influence.settings import InfluenceConfig
 from cropi.influence.setup import score
+from cropi.influence.sharded import shard_files
 from cropi.influence.sharded.shard_files import content_of, cut, is_made, read_arrays, write_arrays
 from cropi.policy.loading import load_policy
 from cropi.sketches.settings import SketchChoice
@@ -148,6 +149,16 @@ def test_shards_hold_every_prompt_once_and_about_as_many_tokens(count: int) -> N
     tokens = [sum(len(groups[n].prompt_ids) + groups[n].tokens for n in run) for run in runs]
     largest = max(len(group.prompt_ids) + group.tokens for group in groups)
     assert max(tokens) <= sum(tokens) / len(runs) + largest
+
+
+@pytest.mark.parametrize(("tokens", "shards"), [(64, 1), (512, 4), (4096, 32), (8192, 32)])
+def test_a_shard_is_worth_handing_out(
+    tokens: int, shards: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_files, "LEAST_TOKENS", 128)
+    (group,) = mixed_groups(1)
+    each = len(group.prompt_ids) + group.tokens
+    assert len(cut([group] * -(-tokens // each))) == shards
 
 
 def test_a_shard_is_known_by_all_that_gradients_depend_on() -> None:

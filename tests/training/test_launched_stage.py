@@ -65,6 +65,7 @@ class Trained:
     outcome: StageOutcome = field(default_factory=StageOutcome)
     evaluated: list[int] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +75,18 @@ def trained(make_plan: MakePlan, judge: Judge, tmp_path_factory: pytest.TempPath
     before = sum(sum(each.values()) for each in judge.counts.values())
     trainer = find_trainer(plan.training.engine)
     assert trainer.check(plan) == []
-    trainer.train(
-        plan,
-        judge,
-        stage.folder,
-        lambda policy, step: stage.evaluated.append(step),
-        lambda done, row: stage.steps.append(done),
-        stage.outcome,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        temporary = tmp_path_factory.mktemp("temporary")
+        patch.setenv("TMPDIR", str(temporary))
+        trainer.train(
+            plan,
+            judge,
+            stage.folder,
+            lambda policy, step: stage.evaluated.append(step),
+            lambda done, row: stage.steps.append(done),
+            stage.outcome,
+        )
+        stage.left = [each.name for each in temporary.iterdir()]
     stage.counts["judged"] = sum(sum(c.values()) for c in judge.counts.values()) - before
     return stage
 
@@ -91,6 +96,10 @@ def test_two_processes_train_on_the_prompts_of_one_in_their_order(trained: Train
     assert [group.prompt_id for group in groups] == [p.prompt_id for p in trained.plan.prompts]
     assert [group.policy.step for group in groups] == [0, 0, 1, 1]
     assert all(len(group.responses) == 4 for group in groups)
+
+
+def test_nothing_stays_among_temporary_files(trained: Trained) -> None:
+    assert [name for name in trained.left if "torchelastic" in name or "cropi" in name] == []
 
 
 def test_every_response_is_judged_and_counted_once(trained: Trained) -> None:
