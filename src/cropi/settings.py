@@ -33,7 +33,7 @@ PathText = Annotated[str, AfterValidator(require_path)]
 class Section(BaseModel):
     """A group of settings: immutable, strict about its keys, and without NaN or infinity.
 
-    True and false are no numbers, numbers are neither, and a count is at most `MOST`.
+    True and false are not numbers, nor are numbers true or false, and a count is at most `MOST`.
     """
 
     model_config = ConfigDict(

@@ -8,14 +8,19 @@ import os
 import shutil
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from cropi.cli import app
+from cropi.config import load_config
+from cropi.curriculum.run_context import check_settings
 from cropi.pocket import model_dir, rows
+from cropi.progress import ProgressReporter
 from cropi.rollouts import write_rollouts
 from cropi.schema import Response, RolloutGroup
 from support.command_line import Command
@@ -381,6 +386,39 @@ def test_a_config_that_is_not_there_is_refused(cropi: Command, tmp_path: Path) -
     for command in (("run",), ("config", "check"), ("config", "show")):
         cropi(*command, tmp_path).refused("neither a file")
         cropi(*command, tmp_path / "gone.yaml").refused("neither a file")
+
+
+def test_sets_that_measure_no_target_are_told_before_anything_is_spent(
+    cropi: Command, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path)
+    renamed = "prompts.test={held-out: [{pocket: [sort], split: test, size: 8}]}"
+    (tmp_path / "file").touch()
+    for command in (("config", "check"), ("plan",), ("compare",)):
+        # A study is refused a folder there, before it does anything.
+        outcome = cropi(*command, config, renamed, f"out={tmp_path / 'file'}")
+        said = " ".join(outcome.out.split())
+        assert said.count("no accuracy counts as targeted: the test sets 'held-out'") == 1, command
+        assert "evaluation.targeted" in said
+    printed = StringIO()
+    check_settings(
+        load_config(str(config), [renamed]), None, ProgressReporter(Console(file=printed))
+    )
+    assert "no accuracy counts as targeted" in " ".join(printed.getvalue().split())
+    for meant in ("evaluation.targeted=[held-out]", "evaluation.targeted=[]", "prompts.test={}"):
+        assert not load_config(str(config), [renamed, meant]).remarks
+
+
+def test_a_place_by_url_is_checked_without_the_network(cropi: Command, tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    pool = "prompts.pool=[{path: 'nowhere://b/pool.jsonl'}]"
+    listed = "prompts.test={sort: [{path: 'https://192.0.2.1/*.jsonl'}]}"
+    cropi(
+        "config", "check", config, pool, listed, "model.path=nowhere://b/m", "out=nowhere://o"
+    ).refused("prompts.pool.0: cannot read", "patterns do not work", "model.path", "cannot write")
+    place = "memory://checked/nothing"
+    cropi("config", "check", config, f"model.path={place}", f"out={place}").done()
+    cropi("compare", config, f"out={place}").refused(place, "out=runs", "cropi run CONFIG")
 
 
 def test_workers_are_refused_where_they_would_do_nothing(cropi: Command, tmp_path: Path) -> None:

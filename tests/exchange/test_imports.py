@@ -166,6 +166,25 @@ def test_a_named_column_is_the_reward_whatever_it_is_called(tmp_path: Path) -> N
             read_rollout_log(path)
 
 
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"problem": "q", "generations": ["a", "b"], "checked": [1, 0]}, "generations, checked"),
+        ({"input": "q", "output": "a", "quality": 0.5}, "output, quality"),
+        ({"prompt": "q", "response": "a", "reward": 1}, "response, reward"),
+        ({"input": "q", "output": "a", "score": 1, "step": 1, "more": {"acc": 1}}, "more.acc"),
+        ({"prompt": "q", "response": "a", "reward": 1, "more": '{"acc": 1}'}, "more.acc"),
+    ],
+)
+@pytest.mark.parametrize("name", ["absent", "more.absent"])
+def test_a_reward_that_is_not_there_is_named_beside_those_that_are(
+    row: dict[str, Any], columns: str, name: str, tmp_path: Path
+) -> None:
+    path = write_lines(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(InputError, match=rf"no column {name} .*{columns}.*--reward"):
+        read_rollout_log(path, rewards=[name])
+
+
 def test_a_copy_of_a_file_counts_once(tmp_path: Path, data: Path) -> None:
     write_verl(tmp_path / "log", samples())
     copy = tmp_path / "log" / "backup" / "1.jsonl"
@@ -295,7 +314,7 @@ def test_a_call_whose_output_is_not_told_apart_has_no_token_of_the_policys(tmp_p
     assert not masks[0].any()
     assert all(mask is None for mask in masks[1:])
     assert len(pair_with_log(log).pool) == len(TASKS)
-    assert any("a call of a tool" in note for note in log.notes)
+    assert any("a tool call, whose output is not marked" in note for note in log.notes)
 
 
 def test_thoughts_that_are_logged_apart_are_missing_from_the_text(tmp_path: Path) -> None:
@@ -518,7 +537,7 @@ def test_of_several_rows_with_one_text_the_log_picks_by_its_answer_or_none(
         assert [h is not None for h in pool.history] == [True, False, True]
     else:  # TRL logs no answers
         assert [h is not None for h in pool.history] == [False, False, True]
-        assert any("stand in several rows" in note for note in pool.notes)
+        assert any("appear in several rows" in note for note in pool.notes)
 
 
 def test_a_conversation_is_not_found_by_its_last_words(tmp_path: Path) -> None:

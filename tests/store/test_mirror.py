@@ -204,7 +204,7 @@ def test_a_store_that_fails_stops_no_run_and_loses_nothing(
     with monkeypatch.context() as failing:
         failing.setattr(type(memory), "put_file", fail)
         message = r"cannot write memory://.*has the whole run: give the command again"
-        warned = pytest.warns(UserWarning, match="the run goes on in")
+        warned = pytest.warns(UserWarning, match="the run continues in")
         with warned, pytest.raises(InputError, match=message):
             take_steps(URL, made)
     assert len(made) == 2 * STAGES

@@ -128,16 +128,17 @@ def test_errors_name_the_url_and_not_the_copy(bucket: str) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
+        ("https://127.0.0.1/*.jsonl", "patterns do not work on https"),
         ("memory://bucket/gone.jsonl", "there is no such file"),
         ("memory://bucket/none/*.jsonl", "there is no such file"),
-        ("nowhere://x/y.jsonl", "nowhere:// is no kind of URL"),
+        ("nowhere://x/y.jsonl", "nowhere:// is not a kind of URL"),
         ("http://127.0.0.1:9/x.jsonl", "check the URL and the network"),
     ],
 )
 def test_what_cannot_be_read_is_said(
     bucket: str, url: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if url.startswith("http"):
+    if url.startswith("http:"):
         pytest.importorskip("aiohttp", reason="web addresses need aiohttp")
     monkeypatch.setattr(object_store, "LONGEST_WAIT_S", 0.01)
     with pytest.raises(InputError, match=rf"^cannot read {url.replace('*', '.')}.*{message}"):
@@ -154,6 +155,9 @@ def raised(name: str, base: type[Exception] = Exception) -> Exception:
     [
         ("s3://b/x", ImportError("Install s3fs"), r"pip install 'cropi\[s3\]'"),
         ("gs://b/x", ImportError("Install gcsfs"), r"pip install 'cropi\[gs\]'"),
+        ("https://b/x", ImportError("Install aiohttp"), r"pip install 'fsspec\[http\]'"),
+        ("az://b/x", ImportError("Install adlfs"), r"pip install 'fsspec\[abfs\]'"),
+        ("box://b/x", ImportError("Install boxfs"), r"Install boxfs.*install what it names"),
         ("s3://b/x", raised("NoCredentialsError"), "AWS_ACCESS_KEY_ID"),
         ("s3://b/x", PermissionError("Forbidden"), "FSSPEC_S3_ANON"),
         ("gs://b/x", raised("DefaultCredentialsError"), "GOOGLE_APPLICATION_CREDENTIALS"),

@@ -111,7 +111,7 @@ def test_overrides_are_keys_of_verl_however_they_are_nested(plan: StagePlan) -> 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"a b": 1}, "'a b' is no key of verl's config"),
+        ({"a b": 1}, "'a b' is not a key of verl's config"),
         ({"trainer.seed": 1, "trainer": {"seed": 2}}, "trainer.seed is there twice"),
     ],
 )

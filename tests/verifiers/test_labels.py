@@ -90,7 +90,7 @@ def test_a_label_that_is_no_reward_is_refused_with_its_row(tmp_path: Path, label
     file = tmp_path / "labels.csv"
     write_labels(file, [explained("1", 1.0)])
     relabelled(file, [label])
-    with pytest.raises(InputError, match=f"row 2: label '{label}' is no reward"):
+    with pytest.raises(InputError, match=f"row 2: label '{label}' is not a reward"):
         read_labels(file)
 
 

@@ -55,6 +55,8 @@ def compare(
     reporter = make_reporter()
     count = len(plan.labels) * len(plan.seeds)
     reporter.say(f"cropi compare {config}  ->  {plan.root}   ({count} runs)", style="bold")
+    for line in loaded.remarks:
+        reporter.warn(line)
     with exclusive_lock(plan.root):  # also while the page is drawn
         try:
             run_study(plan, base, reporter, jobs, draw=write_run_report)

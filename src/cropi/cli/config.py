@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cropi.cli.options import Config, Settings, load
+from cropi.cli.printing import make_reporter
 from cropi.text import printable
 
 config_app = typer.Typer(help="Look at a config, or check one.", no_args_is_help=True)
@@ -40,7 +41,9 @@ def check(config: Config, settings: Settings = None) -> None:
 
     loaded, base = load(config, settings)
     require_usable(loaded, base)
-    StudyPlan.of(loaded)
+    StudyPlan.of(loaded.model_copy(update={"out": "."}))  # a bucket can have runs, but no study
+    for line in loaded.remarks:
+        make_reporter().warn(line)
     typer.echo(f"{printable(config)} is valid")
 
 

@@ -170,7 +170,7 @@ def features(
 
 
 def print_scores(influence: Influence, out: Path) -> None:
-    """What was scored against what, what was skipped and why, and what deserves doubt."""
+    """What was scored against what, what was skipped and why, and warnings."""
     scored = influence.estimate.scored()
     columns = ["target", "informative", "effective", "split-half", "max cosine", "mean cosine"]
     if scored.responses:

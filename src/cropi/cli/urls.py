@@ -1,7 +1,7 @@
 """What a command reads and writes: inputs by URL are fetched, an output by URL is uploaded.
 
 A command sees local paths alone. An output by URL is made in the cache, where a call that was
-stopped goes on, and is uploaded when it is whole.
+stopped continues, and is uploaded when it is whole.
 """
 
 from __future__ import annotations
@@ -93,4 +93,4 @@ def _same(out: Path, text: str) -> bool:
             return remote_url(text) == url
         return bool(text) and out.samefile(Path(text).expanduser())
     except (OSError, ValueError):
-        return False  # one of them does not exist, or is no path
+        return False  # one of them does not exist, or is not a path

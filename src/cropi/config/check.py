@@ -6,7 +6,7 @@ error. Both take about two seconds, and leave out what would need the network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,8 +24,9 @@ from cropi.prompts.settings import PromptsConfig, PromptSource
 from cropi.prompts.sources import first_prompts
 from cropi.schema import Prompt
 from cropi.settings import section_in
+from cropi.store.object_store import require_supported
 from cropi.store.tables import require_set_names
-from cropi.text import shortened
+from cropi.text import remote_url, shortened
 from cropi.training.engines.trl import TrlSettings
 from cropi.training.grpo_keys import check_grpo_settings
 from cropi.training.settings import TrainingConfig, WarmupConfig
@@ -94,11 +95,27 @@ def problems_of(config: RunConfig, base: Path | None = None) -> list[str]:
 
     `base` is where relative paths start, beside the current directory.
     """
-    return _problems_of_parts(Parts(*(getattr(config, part.name) for part in fields(Parts))), base)
+    parts = Parts(*(getattr(config, part.name) for part in fields(Parts)))
+    kept = _url_problems([("out", config.out)], "write")
+    return [*_problems_of_parts(parts, base), *kept]
+
+
+def _url_problems(places: Iterable[tuple[str, str | None]], doing: str = "read") -> list[str]:
+    """What is wrong with places, given with their dotted keys, that are URLs."""
+    problems: list[str] = []
+    for key, place in places:
+        try:
+            if place is not None and (url := remote_url(place)):
+                require_supported(url, doing)
+        except InputError as error:
+            problems.append(f"{key}: {error}")
+    return problems
 
 
 def _problems_of_parts(parts: Parts, base: Path | None) -> list[str]:
-    problems: list[str] = []
+    problems = _url_problems((place, source.path) for place, source in _sources(parts))
+    if parts.model is not None:
+        problems += _url_problems([("model.path", parts.model.path)])
     prompts: list[Prompt] = []
     for place, source in _sources(parts):
         try:
@@ -133,8 +150,10 @@ def _require_sets(prompts: PromptsConfig | None) -> None:
 
 
 def _require_model(model: ModelConfig | None, base: Path | None) -> None:
-    """Raise InputError for a model folder that lacks files; the hub is not asked."""
-    if model is not None and not is_built_in("model", model.path):
+    """Raise InputError for a model folder that lacks files; neither hub nor URL is asked."""
+    if model is None or remote_url(model.path):
+        return
+    if not is_built_in("model", model.path):
         try:
             locate(found_from(model.path, base), model.revision)
         except InputError as error:

@@ -22,7 +22,7 @@ from cropi.selection.strategy import Needs, find_strategy, needs_of
 from cropi.settings import PathText, Section, flat, is_default
 from cropi.store.mirror import working_directory
 from cropi.study.settings import CompareConfig
-from cropi.text import remote_url, require_name
+from cropi.text import remote_url, require_name, shown
 from cropi.training.settings import TrainingConfig, WarmupConfig
 from cropi.verifiers.settings import VerifiersConfig
 
@@ -40,7 +40,7 @@ EXECUTION_ONLY = frozenset(
         "report_to",
     }
 )
-"""Settings that say where and how fast, but not what: a run may go on with others."""
+"""Settings that say where and how fast, but not what: a run may continue with others."""
 ENGINES = {
     "rollouts.engine.": "engine",
     "evaluation.engine.": "engine",
@@ -129,6 +129,21 @@ class RunConfig(Section):
         if self.evaluation.targeted is not None:
             return self.evaluation.targeted
         return [name for name in self.evaluated if name in self.prompts.validation]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is as it was asked for, and may not be as it was meant: one sentence each."""
+        chosen = self.evaluation.targeted is not None
+        if chosen or self.targeted or not self.evaluated:
+            return []
+        tests, aims = (
+            ", ".join(map(shown, sets)) for sets in (self.evaluated, self.prompts.validation)
+        )
+        others = f"are not named as the validation sets {aims}" if aims else "measure no target"
+        return [
+            f"no accuracy counts as targeted: the test sets {tests} {others}; name a test set like "
+            "the validation set whose skill it measures, or list it in evaluation.targeted"
+        ]
 
     @property
     def evaluated(self) -> dict[str, list[PromptSource]]:

@@ -110,9 +110,9 @@ def check_settings(config: RunConfig, base: Path | None, reporter: ProgressRepor
         require_set_names(config.prompts.validation)
         needs = [needs_of_arm(config, strategy) for strategy in config.strategies]
         warnings = find_trainer(config.training.engine).check(first_stage(config))
-    if any(each.scoring != "never" for each in needs):
-        for line in warnings:
-            reporter.warn(line)
+    scored = any(each.scoring != "never" for each in needs)
+    for line in [*config.remarks, *(warnings if scored else ())]:
+        reporter.warn(line)
 
 
 def first_stage(config: RunConfig, pool: Sequence[Prompt] = ()) -> StagePlan:

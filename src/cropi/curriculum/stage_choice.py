@@ -184,7 +184,7 @@ def target_rollouts(needs: Needs, rollouts: StageRollouts) -> dict[str, list[Rol
 
 
 def _notes(influence: Influence, needs: Needs) -> list[str]:
-    """What deserves doubt; target warnings do not apply where the pool is a target."""
+    """The warnings; those about targets do not apply where the pool is a target."""
     return influence.notes if needs.validation else influence.number_notes
 
 

@@ -2,7 +2,7 @@
 
 Each arm is one run there, over all its stages, with TRL's names for what TRL logs and ours beside
 them. Rows are sent while a stage trains. `tracking.json` in the run's directory remembers how far
-that got, so that a run which goes on after a kill sends nothing twice, and one that is finished
+that got, so that a run which continues after a kill sends nothing twice, and one that is finished
 can still be sent. A service that fails is left alone from then on: training does not depend on it.
 """
 
@@ -159,7 +159,7 @@ class Trackers:
         return self._open
 
     def _start(self, name: str) -> Any:
-        """Open the arm's run at a service, or go on with it."""
+        """Open the arm's run at a service, or continue it."""
         from accelerate.state import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
@@ -184,12 +184,12 @@ class Trackers:
         return {"name": self.arm, "id": run_id, "resume": "allow", "dir": str(self.root)}
 
     def _guarded(self, name: str, work: Any, *arguments: Any, **named: Any) -> Any:
-        """Call a service; one that fails is told of once, and left out from then on."""
+        """Call a service; one that fails is reported once, and left out from then on."""
         try:
             return work(*arguments, **named)
-        except Exception as error:  # noqa: BLE001  whatever a service raises: training goes on
+        except Exception as error:  # noqa: BLE001  whatever a service raises: training continues
             reason = shortened(" ".join(f"{type(error).__name__}: {error}".split()), 300)
-            self.reporter.warn(f"report_to: {name} fails ({reason}); it gets no more of this arm")
+            self.reporter.warn(f"report_to: {name} failed ({reason}); it gets no more of this arm")
             failed = (self._open or {}).pop(name, None)
             if failed is not None:
                 with suppress(Exception):  # its run would stay open in this process

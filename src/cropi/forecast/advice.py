@@ -108,6 +108,7 @@ def advice(config: RunConfig, forecast: Forecast, unmet: Sequence[str] = ()) -> 
     limit = USABLE * forecast.hardware.memory
     over = [part for part in forecast.memory if part.total > limit]
     return [
+        *config.remarks,
         *(line for part in over for line in _ADVISERS[part.phase](config, forecast, part, limit)),
         *_of_host(forecast),
         *_of_disk(config, forecast),

@@ -46,7 +46,7 @@ WEIGHTS = (2.0**-50, 2.0**50)
 """Range of a prompt's largest dJ/dlogp: 1e-15 to 1e15."""
 
 MAX_LOG_WEIGHT = 5.0
-"""Largest size of a whole response's log-weight where rewards are averaged anew; beyond, it counts
+"""Largest size of a whole response's log-weight where rewards are averaged again; beyond, it counts
 as this, so that no response outweighs another by more than e^10 (DARE, arXiv 2605.09188)."""
 
 STATUSES = (SCORED, RATIO_OUT_OF_RANGE, REWARDS_OUT_OF_RANGE)

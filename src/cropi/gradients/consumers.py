@@ -65,18 +65,6 @@ class SharedConsumer(GradientConsumer, Protocol):
         """After the one pass that it sees: make what was collected the same on every rank."""
 
 
-def consume_whole(
-    consumers: Sequence[GradientConsumer], index_P: Tensor, gradients: Mapping[str, Tensor]
-) -> None:
-    """Give consumers the whole gradients of a batch: by parameter name [P, *its shape]."""
-    for consumer in consumers:
-        consumer.begin(index_P)
-        for name, gradient in gradients.items():
-            height, width = matrix_shape(gradient.shape[1:])
-            consumer.consume(name, slice(0, height), gradient.float().reshape(-1, height, width))
-        consumer.finish()
-
-
 @dataclass
 class Directions:
     """V vectors over all parameters (target directions), read and written by rows.

@@ -31,7 +31,7 @@ from cropi.gradients import Unsupported
 from cropi.gradients.batching import ROWS, BatchPlanner, ForwardMode, LongGroup, Turn
 from cropi.gradients.bounds import PassRecord, RatioSummary
 from cropi.gradients.collation import PreparedGroup, PromptBatch, prepare
-from cropi.gradients.consumers import GradientConsumer, SharedConsumer, consume_whole
+from cropi.gradients.consumers import GradientConsumer, SharedConsumer
 from cropi.gradients.forward import (
     PromptWeights,
     TokenWeights,
@@ -46,15 +46,8 @@ from cropi.gradients.forward import (
 )
 from cropi.gradients.hooks import LayerHooks
 from cropi.gradients.long_groups import LongGroupPass
-from cropi.gradients.ranks import (
-    ALONE,
-    Ranks,
-    is_sharded,
-    plain_name,
-    reshard,
-    square_sum,
-    tied_names,
-)
+from cropi.gradients.plain_pass import PlainPass
+from cropi.gradients.ranks import ALONE, Ranks, reshard, square_sum, tied_names
 from cropi.gradients.response_gradients import ResponseGroups, ResponseWeights
 from cropi.gradients.self_check import (
     BF16_TOLERANCE,
@@ -62,11 +55,8 @@ from cropi.gradients.self_check import (
     GradientComparison,
     Tolerance,
     exercises_block_mask,
-    prompt_gradient,
-    prompt_weights,
     reference_gradient,
     require_covered,
-    response_gradients,
 )
 from cropi.gradients.settings import ObjectiveConfig, TargetMemory
 from cropi.schema import RolloutGroup
@@ -194,7 +184,7 @@ class GradientExtractor:
         record = PassRecord(len(prepared))
         with self._ready(groups, prepared), self._together(consumers):
             if self.path == "autograd":
-                tokens = self._run_slow(prepared, consumers, progress, record)
+                tokens = self._plain.run(prepared, consumers, progress or _unseen, record)
             else:
                 fitting, long = self.planner.separate(prepared)
                 tokens = self._run_long(
@@ -221,7 +211,7 @@ class GradientExtractor:
         prepared = responses.prepared
         with self._ready(responses.groups, prepared), self._together(consumers):
             if self.path == "autograd":
-                return self._run_slow_by_response(prepared, consumers, progress)
+                return self._plain.run_by_response(prepared, consumers, progress or _unseen)
             fitting, long = self.planner.separate(prepared, ROWS)
             tokens = self._run_long(
                 long, lambda parts, group: parts.run_by_response(group, consumers), progress
@@ -258,38 +248,9 @@ class GradientExtractor:
             yield
             reshard(self.model)
 
-    def _run_slow(
-        self,
-        prepared: Sequence[PreparedGroup],
-        consumers: Sequence[GradientConsumer],
-        progress: Callable[[int], None] | None,
-        record: PassRecord,
-    ) -> int:
-        for group in prepared:
-            index_P = torch.tensor([group.index], device=self.device)
-            weights = prompt_weights(self.model, group, self.objective)
-            record.add(index_P, weights)
-            gradients = prompt_gradient(self.model, self.parameters, group, self.objective, weights)
-            consume_whole(consumers, index_P, {n: g.unsqueeze(0) for n, g in gradients.items()})
-            if progress:
-                progress(1)
-        return sum(sum(g.row_lengths[n] for n in g.unique_index) for g in prepared)
-
-    def _run_slow_by_response(
-        self,
-        prepared: Sequence[PreparedGroup],
-        consumers: Sequence[GradientConsumer],
-        progress: Callable[[int], None] | None,
-    ) -> int:
-        for group in prepared:
-            weights_RT = prompt_weights(self.model, group, self.objective).weights_RT
-            firsts = [group.unique_index.index(n) for n in range(len(group.unique_ids))]
-            gradients = response_gradients(self.model, self.parameters, group, weights_RT[firsts])
-            index_P = group.index + torch.arange(len(firsts), device=self.device)
-            consume_whole(consumers, index_P, gradients)
-            if progress:
-                progress(1)
-        return sum(sum(group.row_lengths) for group in prepared)
+    @property
+    def _plain(self) -> PlainPass:
+        return PlainPass(self.model, self.parameters, self.objective, self.ranks)
 
     def _run_long(
         self,
@@ -360,7 +321,6 @@ class GradientExtractor:
             # Prompts that do not fit another mode take this one, so it must always agree.
             require_agreement(ROWS)
         except Unsupported as unsupported:
-            self._require_alone(unsupported)
             warnings.warn(
                 "per-prompt gradients fall back to one prompt at a time, which is slow: "
                 f"{unsupported}",
@@ -370,14 +330,6 @@ class GradientExtractor:
         self._required = self._emitted
         self.planner.choose_mode(require_agreement)
         return "shared" if self.planner.best_mode.share_prefix else "rows"
-
-    def _require_alone(self, unsupported: Unsupported) -> None:
-        """Raise InputError where plain autograd cannot take over: it has no rank's own prompts."""
-        if self.ranks.several or is_sharded(self.model):
-            raise InputError(
-                f"the gradients of {plain_name(self.model)} cannot be taken by several "
-                f"processes: {unsupported}; compute them in one"
-            )
 
     def _require_agreement(
         self,
@@ -398,3 +350,7 @@ class GradientExtractor:
             # Autograd refuses hooks on outputs that the model later changes in place.
             raise Unsupported(str(error).splitlines()[0]) from error
         comparison.raise_if_different(tolerance)
+
+
+def _unseen(prompts: int) -> None:
+    """Progress that nobody follows."""

@@ -106,12 +106,12 @@ def response_gradients(
     """The weighted sums of each unique response's token gradients, by name [D, *shape]."""
     unique = len(group.unique_ids)
     gradients = {
-        name: torch.zeros(unique, *p.shape, dtype=_wide_dtype(p), device=p.device)
+        name: torch.stack([torch.zeros_like(p, dtype=_wide_dtype(p))] * unique)
         for name, p in parameters.items()
     }
     for n, weights_T in enumerate(weights_DT):
         for name, gradient in _response_gradient(model, parameters, group, n, weights_T).items():
-            gradients[name][n] = gradient
+            gradients[name].select(0, n).copy_(gradient)
     return gradients
 
 

@@ -25,7 +25,7 @@ from cropi.schema import EQUAL_REWARDS, SCORED, InfluenceEstimate, RolloutGroup
 class Influence:
     """A pool's scores, the reliability of each target, and the tokens that scoring took.
 
-    `notes` are sentences about what deserves doubt: prompts that were left out, a policy far from
+    `notes` are warnings: prompts that were left out, a policy far from
     the rollouts, unreliable targets.
     """
 

@@ -124,7 +124,7 @@ class GrowingPool:
         return Influence(estimate, reliability, scorer.tokens, [*notes, *warnings])
 
     def _notes(self) -> list[str]:
-        """What deserves doubt in the rollouts, each sentence once."""
+        """Warnings about the rollouts, each once."""
         about_sets = [note for each in self.of_sets.values() for note in each.notes]
         return list(dict.fromkeys([*self.notes, *about_sets]))
 

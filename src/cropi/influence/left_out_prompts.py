@@ -60,7 +60,7 @@ REMEDIES: Mapping[str, str] = {
 class InformativeGroups:
     """Informative prompts of a set, and how many others there are, by reason.
 
-    `notes` are sentences about what deserves doubt.
+    `notes` are warnings.
     """
 
     groups: list[RolloutGroup]

@@ -94,7 +94,7 @@ def score(
         executor: has shards of the work done, by workers that load the policy themselves; default:
             everything is done here.
         folder: keeps what an executor's workers have measured, until you remove it: a call that was
-            killed goes on with it. All workers must see it.
+            killed continues with it. All workers must see it.
         progress: called with (phase, prompts done, prompts in all).
 
     Raises:
@@ -267,7 +267,7 @@ def _extractor(model: Any, config: InfluenceConfig, constant_length: int) -> Gra
 def _required(checkpoint: Path | None) -> Path:
     if checkpoint is None:
         raise InputError(
-            "influence.precondition is adam, and the policy is no folder of a training checkpoint; "
+            "influence.precondition is adam, and the policy is not a training checkpoint; "
             "give one that holds optimizer.pt, or set influence.precondition=none"
         )
     return checkpoint

@@ -3,7 +3,7 @@
 Responses to pool and validation prompts are sampled once, from the model as it is when the first
 stage is asked for: to as many of the pool as the strategy needs. A stage's selection is made from
 those and the model as it is then. Everything is in one folder, from which a training that was
-stopped goes on:
+stopped continues:
 
     rollouts/NAME.parquet      pool and targets; NAME.N-of-M.parquet while they are sampled;
                                of a pool that is sampled in portions pool.FIRST-LAST.parquet

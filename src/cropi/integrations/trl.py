@@ -300,7 +300,9 @@ def _with_ratio(selection: SelectionConfig, ratio: float | None) -> SelectionCon
     if ratio is None:
         return selection
     if not 0 < ratio <= 1:
-        raise InputError(f"ratio={ratio} is no share of the pool; give a number above 0, up to 1")
+        raise InputError(
+            f"ratio={ratio} is not a share of the pool; give a number above 0, up to 1"
+        )
     return selection.model_copy(update={"ratio": ratio})
 
 

@@ -86,7 +86,7 @@ def has_any(folder: Path, patterns: tuple[str, ...]) -> bool:
 
 
 def unreachable(name: str, error: Exception | None = None) -> InputError:
-    """Return the error for a name that is no directory, and that the hub does not have."""
+    """Return the error for a name that is not a directory, and that the hub does not have."""
     reason = f" ({first_sentence(error)})" if error else ""
     return InputError(
         f"model {name!r} is neither a directory nor reachable on the Hugging Face hub{reason}; "

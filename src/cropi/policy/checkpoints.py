@@ -61,7 +61,8 @@ def load_parts(
 ) -> tuple[Any, Any]:
     """Load model and tokenizer (or None) of a source, adapters around their base.
 
-    `options` are arguments of from_pretrained, `trust_remote_code` among them.
+    `options` are arguments of from_pretrained, `trust_remote_code` among them, and `split` where
+    the weights are split over processes.
     """
     if _is_adapter(source):
         return _load_adapter(source, options, with_tokenizer)
@@ -95,7 +96,7 @@ def load_tokenizer_and_configs(
 def require_file_tokens(
     source: CheckpointSource, tokenizer: Any, texts: Sequence[str], trust_remote_code: bool = False
 ) -> None:
-    """Raise InputError if the source's tokenizer reads a text otherwise than its file does."""
+    """Raise InputError if the source's tokenizer reads a text differently from its file."""
     if _is_adapter(source) and not has_any(Path(source.location), TOKENIZERS):
         source = _adapter_base(source, True)
     arguments = {} if _is_adapter(source) else _source_arguments(source, trust_remote_code)
@@ -131,6 +132,11 @@ def _load_adapter(
         raise InputError(f"adapter {source.name} needs peft; run `pip install 'cropi[lora]'`")
     from peft import PeftModel
 
+    if (split := options.get("split")) is not None and split.kind == "tensor":
+        raise InputError(
+            f"adapter {source.name}: the layers of an adapter cannot be split by tensor "
+            "parallelism; split it with fsdp"
+        )
     folder = Path(source.location)
     has_tokenizer = with_tokenizer and has_any(folder, TOKENIZERS)
     from_base = with_tokenizer and not has_tokenizer
@@ -171,7 +177,7 @@ def settle_adapter(folder: Path, place: Path, start: Path) -> None:
     """Let an adapter in `folder`, trained from `start`, find its base from its `place` to be.
 
     A base that `start` names by a relative path moves with the two. PEFT's model card goes: it
-    names folders of this machine. Nothing is done to a policy that is no adapter.
+    names folders of this machine. Nothing is done to a policy that is not an adapter.
     """
     file = folder / "adapter_config.json"
     if not file.is_file():
@@ -229,11 +235,17 @@ def _load_model(source: CheckpointSource, options: dict[str, Any]) -> Any:
     if source.gguf is not None and hasattr(transformers, "GgufConfig"):
         # Without it, recent versions keep the blocks packed, and packed weights do not train.
         options = {**options, "quantization_config": transformers.GgufConfig(dequantize=True)}
+    trusted = options["trust_remote_code"]
     try:
+        if (split := options.get("split")) is not None:
+            options = {key: value for key, value in options.items() if key != "split"}
+            options |= split.arguments(options["config"], trusted, source.name)
         # Mismatches are checked below, because transformers' error for them names no tensor.
         model, info = AutoModelForCausalLM.from_pretrained(
             source.location, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
+    except InputError:
+        raise
     except _LOAD_ERRORS as error:
         raise _unusable(source, "the weights", error) from error
     _require_all_weights(source.name, info)

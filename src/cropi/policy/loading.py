@@ -22,15 +22,13 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub.utils import logging as hub_logging
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cropi.errors import InputError
-from cropi.gradients.ranks import plain_name
 from cropi.policy.checkpoint_source import locate
 from cropi.policy.checkpoints import load_parts, revision_of
+from cropi.policy.splitting import Split, SplitKind
 from cropi.policy.tokenizer_loading import beyond, prepare_tokenizer, require_matching
 from cropi.schema import PolicyIdentity
 from cropi.text import shown
@@ -103,53 +101,40 @@ def as_model(policy: Any) -> Any:
 
 
 def load_model(
-    path: str | Path, *, dtype: str = "auto", device: str = "auto", shards: int = 1
+    path: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    shards: int = 1,
+    split: SplitKind = "fsdp",
 ) -> Any:
     """Load the model alone, in eval mode: scoring reads token ids and needs no tokenizer.
 
     `path`, `dtype` and `device` are those of `load_policy`, and so are the errors. All of `shards`
-    processes call this at the same time, and each reads and holds its part of the weights (FSDP2).
+    processes call this at the same time, and each reads and holds its part of the weights: `fsdp`
+    gathers a layer's weights where they are used, `tensor` divides the work of each layer.
     """
     target = resolve_device(device)
     source = locate(str(path), None, with_tokenizer=False)
-    options = {**_options(dtype), **_sharding(shards, device)}
+    options = _options(dtype)
+    over = Split(shards, split)
+    if shards > 1:
+        _require_own_device(shards, device)
+        options["split"] = over
     with quiet_libraries(stderr=True):
         model, _ = load_parts(source, options, with_tokenizer=False)
     _require_finite(model, source.name)
     if shards > 1:
-        _require_sharded_layers(model, source.name)
+        over.require(model, source.name)
         return model.eval()
     return model.to(target).eval()
 
 
-def _sharding(shards: int, device: str) -> dict[str, Any]:
-    """Arguments of from_pretrained for one of several processes."""
-    if shards == 1:
-        return {}
+def _require_own_device(size: int, device: str) -> None:
     if device != "auto":
         raise InputError(
-            f"device {device!r} has no effect on {shards} processes, each of which takes the GPU "
+            f"device {device!r} has no effect on {size} processes, each of which takes the GPU "
             "of its rank; leave it out"
-        )
-    try:
-        from transformers.distributed import DistributedConfig
-
-        return {"distributed_config": DistributedConfig(fsdp_size=shards)}
-    except (ImportError, TypeError) as error:
-        raise InputError(
-            f"transformers {transformers.__version__} cannot deal weights out over {shards} "
-            "processes; run `pip install -U transformers`, or start one process"
-        ) from error
-
-
-def _require_sharded_layers(model: Any, name: str) -> None:
-    """Raise InputError where transformers does not know the layers, and would gather them all."""
-    layers = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
-    if not all(isinstance(layer, FSDPModule) for layer in layers):
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        raise InputError(
-            f"model {name}: transformers has no plan to deal out the layers of {plain_name(base)}, "
-            "so that every process would need the memory of all weights; start one process"
         )
 
 
@@ -236,8 +221,8 @@ def eos_ids(
         ids.insert(0, tokenizer.eos_token_id)
     if not all(type(i) is int for i in ids):
         raise InputError(
-            f"model {name}: eos_token_id {shown(configured)} is no token id; correct config.json "
-            "and generation_config.json"
+            f"model {name}: eos_token_id {shown(configured)} is not a token id; correct "
+            "config.json and generation_config.json"
         )
     usable = tuple(i for i in ids if i >= 0 and not beyond(i, rows))
     if not usable:

@@ -110,7 +110,7 @@ class PolicyRef:
         return self._policy.tokenizer if self._policy is not None else self._facts[0]
 
     def require_same_tokens(self, texts: Sequence[str]) -> None:
-        """Raise InputError if the tokenizer reads a text otherwise than its `tokenizer.json`."""
+        """Raise InputError if the tokenizer reads a text differently from its `tokenizer.json`."""
         from cropi.policy.checkpoints import require_file_tokens
 
         if self.path is not None:

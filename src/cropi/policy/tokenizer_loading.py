@@ -47,7 +47,7 @@ PROBES = (
 def load_tokenizer(location: str, where: Mapping[str, Any]) -> Any:
     """Load the tokenizer of a folder or hub id; `where` are arguments of from_pretrained.
 
-    It is what `AutoTokenizer` makes, unless that reads text otherwise than `tokenizer.json`: then
+    It is what `AutoTokenizer` makes, unless that reads text differently from `tokenizer.json`: then
     it is the class that the folder names, or the plain one around the file.
 
     Raises InputError if none of them reads text as the file does, and whatever from_pretrained
@@ -103,7 +103,7 @@ def first_difference(tokenizer: Any, core: Tokenizer, texts: Iterable[str]) -> s
 def require_same_tokens(
     location: str, where: Mapping[str, Any], tokenizer: Any, texts: Sequence[str]
 ) -> None:
-    """Raise InputError if the tokenizer reads one of a pool's texts otherwise than its file does.
+    """Raise InputError if the tokenizer reads one of a pool's texts differently from its file.
 
     At most `MOST_TEXTS` are tried, spread over all.
     """
@@ -120,7 +120,7 @@ def disagreement(location: str, tokenizer: Any, text: str) -> str:
     """Say that a tokenizer is not what its folder's file says."""
     return (
         f"model {location}: transformers loads its tokenizer as {type(tokenizer).__name__}, which "
-        f"reads text otherwise than the folder's tokenizer.json does (e.g. {shown(text, 80)}), and "
+        f"reads text differently from the folder's tokenizer.json (e.g. {shown(text, 80)}), and "
         "no class reads it as the file does; save the tokenizer again with the transformers that "
         "trained the model, or name its class as tokenizer_class in tokenizer_config.json"
     )

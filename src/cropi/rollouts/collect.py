@@ -192,7 +192,7 @@ def tokens_without_text(groups: Sequence[RolloutGroup], tokenizer: Any) -> str |
     affected = sum(map(bool, counts))
     return (
         f"{sum(counts):,} sampled tokens in {affected:,} of {len(counts):,} responses have ids "
-        f"from {size} on, which the tokenizer does not have: they are no text, and count as tokens"
+        f"from {size} on, which the tokenizer does not have: they have no text, and count as tokens"
     )
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cropi.verifiers import Judge
 
 CHUNK = 64
-"""Groups that are judged in one call, after which progress is told."""
+"""Groups that are judged in one call, after which progress is reported."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,7 @@ def _loss_masks(columns: Columns, response_ids: Ragged) -> list[NDArray[np.uint8
 
 
 def _zero_masked_logprobs(logprobs: Ragged, masks: Sequence[NDArray[np.uint8] | None]) -> None:
-    """Set to 0 what is no log-prob at tokens that are not the policy's: nothing reads it."""
+    """Set to 0 what is not a log-prob at tokens that are not the policy's: nothing reads it."""
     for row, mask in enumerate(masks):
         if mask is not None:
             values = logprobs[row]

@@ -97,7 +97,7 @@ class Dare:
     SHARPNESS = 10.0
 
     def select(self, context: SelectionContext) -> Selection:
-        """Draw without replacement. Raises InputError for rewards that are no shares of a pass."""
+        """Draw without replacement. Raises InputError for rewards that are not shares of a pass."""
         rates_P = context.current
         assert rates_P is not None, "the strategy needs current pass rates and was given none"
         require_shares(rates_P, 1, "dare")

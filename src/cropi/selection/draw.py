@@ -1,7 +1,7 @@
 """A stage drawn from what influence is predicted to be, not the top of a noisy ranking.
 
 A prompt's cosine from a handful of responses is mostly noise, so that the top of the ranking is
-neither the most useful prompts nor different ones from stage to stage. Three steps mend that:
+neither the most useful prompts nor different ones from stage to stage. Three steps fix that:
 
 1. *Whitening*: what many of the pool's gradients share is taken off (`influence/whitening.py`).
 2. *Prediction*: a Bayesian ridge regression of the rest on the policy's hidden states at the
@@ -14,9 +14,9 @@ neither the most useful prompts nor different ones from stage to stage. Three st
        P(f_p > b / 2) = Phi((f_p - b / 2) / s_p)
 
    and the stage is drawn without replacement in proportion to the sum of the sets' weights, each
-   summing to one. Weights saturate: what surely helps is drawn alike, every stage anew, and
+   summing to one. Weights saturate: what surely helps is drawn alike, in every stage again, and
    prompts that were trained on before make room for those that were not. After the first stage a
-   share of it (`others`) is drawn from all prompts, which keeps what is no target.
+   share of it (`others`) is drawn from all prompts, which keeps untargeted skills.
 
 Where influence cannot tell prompts apart for any set, the stage has the whole pool.
 

@@ -221,7 +221,7 @@ def select_top(
     score: NDArray[np.float64],
     allowed: NDArray[np.bool_] | None = None,
 ) -> Selection:
-    """The prompts of highest score [P], of those allowed; equal ones in an order drawn anew."""
+    """The prompts of highest score [P], of those allowed; ties in random order."""
     draw = np.random.default_rng(context.seed).permutation(len(context.prompt_ids))
     order = top_by_score(score, draw)
     chosen = (order if allowed is None else order[allowed[order]])[: context.count]
@@ -230,7 +230,7 @@ def select_top(
 
 
 def history_of(context: SelectionContext, strategy: str) -> PassHistory:
-    """The pass rates of all rounds so far. Raises InputError if rewards are no passes."""
+    """The pass rates of all rounds so far. Raises InputError if rewards are not passes."""
     history = context.history
     assert history is not None, "the strategy needs a history and was given none"
     require_shares(history.passes, history.responses, strategy)

@@ -186,7 +186,7 @@ BOOLEANS = ("reward", "loss_mask")
 
 
 def _can_hold(given: pa.DataType, kind: pa.DataType, booleans: bool) -> bool:
-    """Whether values of a type can mean what is read as `kind`; dates, say, are no numbers."""
+    """Whether values of a type can mean what is read as `kind`; dates, say, are not numbers."""
     if pa.types.is_null(given):
         return True
     if pa.types.is_large_list(kind):

@@ -201,7 +201,7 @@ def write_rows(path: Path, rows: Iterable[AnyRow]) -> None:
 
 
 def append_row(path: Path, row: AnyRow) -> None:
-    """Append one row, as timings are written while a run goes on."""
+    """Append one row, as timings are written while a run works."""
     with path.open("a", encoding="utf-8") as handle:
         handle.write(json.dumps(to_json(row)) + "\n")
 

@@ -1,7 +1,7 @@
 """A run kept in an object store: a directory on this machine, and its finished outputs there.
 
 The run works in a local directory as any other does. Every output that its ledger lists is
-uploaded, and the ledger last, so that what the store's ledger lists is there. A run that goes on,
+uploaded, and the ledger last, so that what the store's ledger lists is there. A run that continues,
 here or on another machine, first takes over the store's ledger: the store has the run, the
 directory is a copy. Weights of policies that are not needed are fetched when they are.
 """
@@ -122,15 +122,15 @@ class Mirror:
     def push(self, listed: Mapping[str, str]) -> None:
         """Upload what the ledger lists and the store lacks, then the ledger, then delete the rest.
 
-        A store that cannot be written is told of and tried again with the next output: the run
-        goes on, and its directory has everything.
+        A store that cannot be written is reported and tried again with the next output: the run
+        continues, and its directory has everything.
         """
         try:
             self._push(listed)
         except InputError as error:
             self.lease.require_held()
             if self._failure is None:
-                warnings.warn(f"{error}; the run goes on in {self.root}", stacklevel=2)
+                warnings.warn(f"{error}; the run continues in {self.root}", stacklevel=2)
             self._failure = error
         else:
             self._failure = None
@@ -167,7 +167,7 @@ class Mirror:
                 self._beside[file.name] = state
 
     def _take_newer(self, name: str, file: StoredFile) -> None:
-        """Take a file that is no output, unless the one here goes on where it ends."""
+        """Take a file that is not an output, unless the one here continues it."""
         target, content = self.root / name, self.store.read(file.path) or b""
         if not (target.is_file() and target.read_bytes().startswith(content)):
             with atomic_write(target) as part:

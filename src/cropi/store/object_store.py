@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import tenacity
 
@@ -28,8 +30,10 @@ LONGEST_WAIT_S = 20.0
 """Between two attempts; the first waits are shorter."""
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 """The extra of cropi that brings the package for a kind of URL."""
+FSSPEC_EXTRAS = {"https": "http", "az": "abfs", "abfss": "abfs", "ssh": "sftp"}
+"""The extra of fsspec that brings it, where that is not called like the kind of URL."""
 WEB = ("http", "https")
-"""Kinds of URLs whose folders cannot be listed, and in which `?` is no wildcard."""
+"""Kinds of URLs whose folders cannot be listed, and in which `?` is not a wildcard."""
 _WILDCARD = re.compile(r"[*?\[]")
 _VERSION = (
     *("ETag", "etag", "generation", "blob_id", "md5Hash", "Digest", "LastModified"),
@@ -64,6 +68,7 @@ class ObjectStore:
         self.url = url
         self.protocol = url.partition(":")[0].lower()
         _be_quiet()
+        require_supported(url)
         with explained(url):
             import fsspec
 
@@ -154,7 +159,7 @@ class ObjectStore:
         return True
 
     def remove(self, paths: Sequence[str]) -> None:
-        """Delete files; those that are gone are no error."""
+        """Delete files; one that is already gone is not an error."""
         with self._writing(self.path):
             for path in paths:
                 with suppress(FileNotFoundError):
@@ -172,6 +177,21 @@ class ObjectStore:
         """What `action` returns, tried again where that may help."""
         with explained(self.url):
             return patiently(action)
+
+
+def require_supported(url: str, doing: str = "read") -> None:
+    """Raise InputError for a kind of URL whose package is missing, or that there is not, and for a
+    pattern on the web. The network is not asked."""
+    protocol = url.partition(":")[0].lower()
+    if protocol in WEB and "*" in urlsplit(url).path:
+        raise InputError(
+            f"cannot {doing} {url}: patterns do not work on {protocol}, where files cannot be "
+            "listed; give each file as a source of its own (a star in a name is %2A)"
+        )
+    with explained(url, doing):
+        from fsspec import get_filesystem_class
+
+        get_filesystem_class(protocol)
 
 
 def _be_quiet() -> None:
@@ -252,15 +272,23 @@ def _advice(url: str, error: Exception) -> str:
     if "FileNotFoundError" in names:
         return ": there is no such file; check the URL"
     if "ImportError" in names:
-        extra = EXTRAS.get(protocol)
-        install = f"pip install 'cropi[{extra}]'" if extra else "install that package"
-        return f": a package is missing ({error}); {install}"
+        return f": a package is missing ({error}); {_installing(protocol)}"
     if isinstance(error, ValueError) and "rotocol not known" in str(error):
         usual = "s3://, gs://, hf:// or https://"
-        return f": {protocol}:// is no kind of URL that fsspec knows; use {usual}"
+        return f": {protocol}:// is not a kind of URL that fsspec knows; use {usual}"
     if names & _NO_ACCESS or re.search(r"\b(401|403)\b|Forbidden|Unauthorized", str(error)):
         return f": no access ({reason}); give credentials that may, {_credentials(protocol)}"
     return f" ({reason}); check the URL and the network"
+
+
+def _installing(protocol: str) -> str:
+    """How the package for a kind of URL is installed: by an extra of cropi, or one of fsspec."""
+    if extra := EXTRAS.get(protocol):
+        return f"pip install 'cropi[{extra}]'"
+    name = FSSPEC_EXTRAS.get(protocol, protocol)
+    if name in (metadata("fsspec").get_all("Provides-Extra") or ()):
+        return f"pip install 'fsspec[{name}]'"
+    return "install what it names with pip"
 
 
 def _credentials(protocol: str) -> str:

@@ -29,7 +29,7 @@ TRAINING_STATE = (
     *("scheduler.pt", "rng_state*.pth", "pytorch_model_fsdp*", "latest", "zero_to_fp32.py"),
     *(pattern for patterns in OPTIMIZERS.values() for pattern in patterns),
 )
-"""Files that training goes on from, and nothing else reads; they may be deleted."""
+"""Files that training continues from, and nothing else reads; they may be deleted."""
 
 
 def write_policy_record(folder: Path, values: Mapping[str, Any]) -> None:

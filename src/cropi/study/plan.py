@@ -76,8 +76,9 @@ class StudyPlan:
         """
         if url := remote_url(config.out):
             raise InputError(
-                f"out = {url}: a study is kept on this machine alone; give a local folder "
-                "and upload it, or run its strategies one by one with `cropi run`"
+                f"out = {url}: a study is kept on this machine alone; give a local folder, such as "
+                f"out=runs, and copy runs/{config.name}-study when it has ended, or keep single "
+                "runs there: `cropi run CONFIG selection.strategy=NAME seed=N`"
             )
         wanted = list(labels or _labels(config.compare.strategies or config.strategies))
         seeds = list(config.compare.seeds if seeds is None else seeds)

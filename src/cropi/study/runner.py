@@ -197,7 +197,7 @@ def _units(
 
 def _reason(name: str, error: Exception) -> str:
     if isinstance(error, InputError):
-        return str(error).removeprefix(f"{name} ")  # which is said before
+        return str(error).removeprefix(f"{name} ")  # the name is printed before it
     return f"{type(error).__name__}: {error} (see its log.txt)"
 
 

@@ -137,7 +137,7 @@ def _problem(key: str, value: Any, keys: Mapping[str, GrpoKey]) -> str:
 
 
 def _types(key: GrpoKey) -> tuple[type, ...]:
-    """The types of a value: an integer is also a float, and true is no integer."""
+    """The types of a value: an integer is also a float, and true is not an integer."""
     kinds = {SCALARS[name] for name in key.types}
     return tuple(kinds | {int} if float in kinds else kinds)
 

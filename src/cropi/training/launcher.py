@@ -2,8 +2,8 @@
 
 The stage is written to a folder, `accelerate launch` starts `cropi.training.launched_stage` on it
 in every process, and the first of them reports steps in a file. No process waits while another
-evaluates: where an evaluation is due, the processes save all that training goes on from and end,
-this one evaluates with the GPUs to itself, and the stage goes on from there like any stage. What
+evaluates: where an evaluation is due, the processes save all that training continues from and end,
+this one evaluates with the GPUs to itself, and the stage continues from there like any stage. What
 makes a stage of one process repeatable makes this repeatable too.
 """
 
@@ -44,7 +44,7 @@ STARTED = ("MULTI_GPU", *SHARDING)
 
 @dataclass(frozen=True)
 class Job:
-    """What every process is told: the stage, how to judge, and the folder that gets the policy."""
+    """What every process is given: the stage, how to judge, and the folder that gets the policy."""
 
     plan: StagePlan
     grpo: Mapping[str, Any]

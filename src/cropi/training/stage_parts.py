@@ -1,7 +1,7 @@
 """A stage that other programs train, cut into parts where it is evaluated.
 
 No program waits while another evaluates: where an evaluation is due, it saves all that training
-goes on from and ends, this process evaluates with the GPUs to itself, and the next part goes on
+continues from and ends, this process evaluates with the GPUs to itself, and the next part continues
 from there like any stage.
 """
 

@@ -247,10 +247,10 @@ def _reraise_divergence(trainer: GRPOTrainer, plan: StagePlan) -> AbstractContex
 
 
 def require_training_state(checkpoint: Path, sharded_by: str = "") -> None:
-    """Raise InputError unless all that training goes on from is there and undamaged.
+    """Raise InputError unless all that training continues from is there and undamaged.
 
-    `sharded_by` is "FSDP" or "DEEPSPEED" where one of these trains. transformers goes on without a
-    word where schedule or random state are missing, or where the optimizer is saved otherwise.
+    `sharded_by` is "FSDP" or "DEEPSPEED" where one of these trains. transformers continues silently
+    where schedule or random state are missing, or where the optimizer is saved otherwise.
     """
     patterns = OPTIMIZERS[sharded_by]
     optimizer = next((each for each in patterns if any(checkpoint.glob(each))), patterns[0])
@@ -259,7 +259,7 @@ def require_training_state(checkpoint: Path, sharded_by: str = "") -> None:
         if not saved or not all(map(_is_whole, saved)):
             raise InputError(
                 f"{checkpoint / pattern} is {'damaged' if saved else 'missing'}, and training "
-                "cannot go on without it; give a whole checkpoint folder, or start with a fresh "
+                "cannot continue without it; give a whole checkpoint folder, or start with a fresh "
                 "optimizer"
             )
 

@@ -1,4 +1,4 @@
-"""What verl is told: the keys of its config for a stage, and as Hydra reads them.
+"""The keys of verl's config for a stage, and how Hydra reads them on a command line.
 
 Keys and their meaning were read in verl 0.9.1. Some of its defaults would end a stage in silence:
 it saves nothing, resumes what it finds, shuffles, and reports to a service.
@@ -84,7 +84,7 @@ def _data(plan: StagePlan, work: Path, longest_prompt: int, new_tokens: int) -> 
     }
     return {
         "data.train_files": rows,
-        "data.val_files": rows,  # verl needs some, and is told to look at them never
+        "data.val_files": rows,  # verl needs some; they are never evaluated
         "data.shuffle": False,
         "data.seed": _seed(plan),
         "data.train_batch_size": plan.training.prompts_per_step,

@@ -104,7 +104,7 @@ def read_verdicts(plan: StagePlan, work: Path) -> Iterator[tuple[str, Verdict]]:
 
 
 def _lost(plan: StagePlan, work: Path) -> Counter[str]:
-    """The prompts of planned responses that were not trained on: verl goes on without them."""
+    """The prompts of planned responses that were not trained on: verl continues without them."""
     size, lost = plan.training.prompts_per_step, Counter[str]()
     for done in range(plan.steps):
         ids = [p.prompt_id for p in plan.prompts[done * size : (done + 1) * size]]

@@ -164,7 +164,7 @@ def require_shards(state: Path, step: int, settings: VerlSettings) -> None:
             file = state / f"global_step_{step}" / "actor" / name
             if not file.is_file():
                 raise InputError(
-                    f"{file} is missing, and verl cannot go on without it; keep training.engine "
+                    f"{file} is missing, and verl cannot continue without it; keep training.engine "
                     f"and its GPUs as they were when step {step} was trained, or start with a "
                     "fresh optimizer"
                 )

@@ -16,13 +16,14 @@ PYTHON_VARIABLE = "CROPI_VERL_PYTHON"
 
 
 def _dotted(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Return overrides by their dotted keys. Raises ValueError for what is no key."""
+    """Return overrides by their dotted keys. Raises ValueError for what is not a key."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         key = f"{above}{name}"
         if not re.fullmatch(r"\+{0,2}[A-Za-z_]\w*(\.\w+)*", key):
             raise ValueError(
-                f"{shown(key)} is no key of verl's config; write keys such as trainer.project_name"
+                f"{shown(key)} is not a key of verl's config; write keys such as "
+                "trainer.project_name"
             )
         inner = _dotted(value, f"{key}.") if isinstance(value, Mapping) and value else {key: value}
         if twice := flat.keys() & inner.keys():

@@ -129,7 +129,7 @@ class VerlRun:
         return self.work / CHECKPOINTS / f"global_step_{self.plan.first_step + self.plan.steps}"
 
     def overrides(self) -> list[str]:
-        """What verl is told."""
+        """The keys of verl's config for this stage."""
         longest, model = max(self.lengths, default=1), model_of(self.plan)
         return arguments(overrides_of(self.plan, self.settings, self.work, model, longest))
 

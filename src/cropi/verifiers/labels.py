@@ -115,7 +115,7 @@ def _number(text: str, where: str) -> float:
     except ValueError:
         number = float("nan")
     if not abs(number) < float("inf"):
-        raise InputError(f"{where} {text!r} is no reward; write a number, yes or no, or nothing")
+        raise InputError(f"{where} {text!r} is not a reward; write a number, yes or no, or nothing")
     return number
 
 

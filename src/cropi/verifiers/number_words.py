@@ -24,7 +24,7 @@ _SCALED = re.compile(rf"(?i)(?<=\d)\s*\b({'|'.join(SCALES)})\b")
 
 
 def number_of(words: str) -> Fraction | None:
-    """Return the number that words are; None if they are no number."""
+    """Return the number that words are; None if they are not a number."""
     parts = re.split(r"[\s-]+", words.casefold().strip())
     parts = [p for p in parts if p not in ("and", "a", "an")]
     share = _PARTS.get(parts[-1]) or _PARTS.get(parts[-1].removesuffix("s")) if parts else None

@@ -88,7 +88,7 @@ class UserGroupVerifier(UserVerifier):
     def judge_group(self, job: Job) -> list[float | Exception]:
         """Return the function's rewards, or why a response has none.
 
-        Raises TypeError if the result is no list with one reward a response, and whatever the
+        Raises TypeError if the result is not a list with one reward per response, and whatever the
         function raises.
         """
         arguments = self._arguments(job)

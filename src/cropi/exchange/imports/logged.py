@@ -106,12 +106,27 @@ class LogFile:
         values = [cell_of(row, name) for name in self.rewards]
         absent = [n for n, v in zip(self.rewards, values, strict=True) if v is None]
         if absent and not any(name.split(".")[0] in row for name in absent):
-            raise InputError(
-                f"{where} has no column {', '.join(absent)} for the reward (it has "
-                f"{shown(', '.join(map(str, row)), 300)}); correct --reward"
-            )
+            raise absent_reward(absent, row, where)
         numbers = [reward_number(value, where) for value in values]
         return math.nan if all(map(math.isnan, numbers)) else float(np.nansum(numbers))
+
+
+def absent_reward(names: Sequence[str], row: Row, where: str) -> InputError:
+    """The error for columns that the user names as the reward, and that a row has not."""
+    return InputError(
+        f"{where} has no column {', '.join(names)} for the reward (it has "
+        f"{shown(', '.join(cell_names(row)), 300)}); correct --reward"
+    )
+
+
+def cell_names(row: Row) -> list[str]:
+    """The columns of a row, and `column.key` for those that hold values by name."""
+    inner = {name: opened(value) for name, value in row.items()}
+    return [
+        f"{name}.{key}" if key else str(name)
+        for name, value in inner.items()
+        for key in (value if isinstance(value, dict) and value else [""])
+    ]
 
 
 def reward_number(value: Any, where: str) -> float:

@@ -113,7 +113,7 @@ def _answer(row: Row) -> str:
 
 
 def _tokens(items: Sequence[Row], where: str) -> Tokens | None:
-    """Prompt and response of all calls, where each prompt goes on from what was before.
+    """Prompt and response of all calls, where each prompt continues what was before.
 
     What a later prompt adds, such as a tool's output, is masked.
     """

@@ -45,7 +45,7 @@ class OpenInstructTraces:
 def _response(row: Row, file: LogFile, where: str) -> LoggedResponse:
     reward = file.reward(row, row["reward"], where)
     if called := _called_a_tool(row):
-        file.notes.add("a call of a tool, whose output is not told apart: without gradient", where)
+        file.notes.add("a tool call, whose output is not marked: without gradient", where)
     answer, step = _only(row.get("ground_truth")), row.get("step")
     return LoggedResponse(
         prompt="",

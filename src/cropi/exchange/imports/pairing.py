@@ -163,16 +163,16 @@ class _RowFinder:
         return -1
 
     def notes(self) -> list[str]:
-        """What deserves doubt about the rows that were found."""
+        """Warnings about the rows that were found."""
         notes = []
         if self._ambiguous:
             notes.append(
-                f"{plural(len(self._ambiguous), 'prompt')} of the log stand in several rows of "
+                f"{plural(len(self._ambiguous), 'prompt')} of the log appear in several rows of "
                 f"--prompts and were left out, such as {shown(next(iter(self._ambiguous)), 60)}"
             )
         if len(self._finder.scaffolds) > 1:
             notes.append(
-                f"the log's prompts stand in {len(self._finder.scaffolds)} different templates or "
+                f"the log's prompts appear in {len(self._finder.scaffolds)} different templates or "
                 "system messages"
             )
         return notes

@@ -1,4 +1,4 @@
-"""Rows of anybody's own: a question, one response or several, and their rewards, by usual names."""
+"""Rows of your own: a question, one response or several, and their rewards, by usual names."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from cropi.exchange.imports.logged import (
     LogFile,
     LoggedResponse,
     Row,
+    absent_reward,
     asked,
     finish_of,
     reward_number,
@@ -128,7 +129,7 @@ def _whole(step: Any, file: LogFile, where: str) -> int | None:
     try:
         return int(step)
     except (TypeError, ValueError):
-        file.notes.add("a step that is no whole number, not used", where)
+        file.notes.add("a step that is not a whole number, not used", where)
         return file.step
 
 
@@ -141,6 +142,8 @@ def _texts_and_rewards(
         text = several if several is not None else _first(row, RESPONSE)
         return [text], [file.reward(row, _first(row, (*REWARD, *REWARDS)), where)]
     named = [cell_of(row, name) for name in file.rewards]
+    if absent := [n for n, value in zip(file.rewards, named, strict=True) if value is None]:
+        raise absent_reward(absent, row, where)
     columns = named or [_first(row, (*REWARDS, *REWARD))]
     for rewards in columns:
         if not isinstance(rewards, list) or len(rewards) != len(several):

@@ -8,6 +8,7 @@ What a path says is used: `step_40/`, `global_step_40/`, `40.jsonl` name a step,
 
 from __future__ import annotations
 
+import math
 import re
 import zipfile
 from collections import Counter
@@ -17,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 from cropi.errors import InputError
-from cropi.exchange.imports.logged import LogFile, LoggedResponse, Role
+from cropi.exchange.imports.logged import LogFile, LoggedResponse, Role, absent_reward, cell_names
 from cropi.exchange.imports.rollout_format import (
     RolloutFormat,
     all_formats,
@@ -71,6 +72,8 @@ def read_rollout_log(
     log = RolloutLog(with_urls(str(path)), name, [], notes)
     for file in _without_copies(files, path, log):
         log.responses += _read(file, path, formats[name], log.notes, (rewards, tokens))
+    if rewards and all(math.isnan(each.reward) for each in log.responses):
+        _require_column(files[0], rewards)
     _note_runs(log)
     log.responses = _without_repeats(log)
     log.notes = [with_urls(note) for note in log.notes]
@@ -93,7 +96,7 @@ def _recognised(
             notes.append(f"left out, as it cannot be read: {error}")
     other = by_format.pop(None, [])
     if not by_format:
-        raise _nothing(path, candidates, formats)
+        raise _nothing(path, candidates, formats, rewards)
     if len(by_format) > 1:
         counts = [f"{plural(len(files), 'file')} of {name}" for name, files in by_format.items()]
         raise InputError(
@@ -157,6 +160,15 @@ def _format_of(
     return recognised_format({"reward": named[0], **row} if named else row, formats)
 
 
+def _require_column(file: Path, rewards: Sequence[str]) -> None:
+    """Raise InputError if the first row of a file has none of the columns, at any depth."""
+    if file.suffix != ".pt" and (first := next(iter(open_rows(file, [])), None)):
+        number, row = first
+        cells = [f".{name}" for name in cell_names(row)]
+        if not any(cell.endswith(f".{name}") for name in rewards for cell in cells):
+            raise absent_reward(rewards, row, f"{file} row {number}")
+
+
 def _is_dump(file: Path) -> bool:
     """Whether a `.pt` file may be a dump of samples: a checkpoint's tensors are never loaded."""
     try:
@@ -168,11 +180,19 @@ def _is_dump(file: Path) -> bool:
         return False
 
 
-def _nothing(path: Path, files: Sequence[Path], formats: dict[str, RolloutFormat]) -> InputError:
+def _nothing(
+    path: Path,
+    files: Sequence[Path],
+    formats: dict[str, RolloutFormat],
+    rewards: Sequence[str] = (),
+) -> InputError:
     """The error for a place without rollouts: about its first row, if there is one."""
     for file in files[:1]:
         if file.suffix != ".pt" and (first := next(iter(open_rows(file, [])), None)):
-            return unrecognised(f"{file} row {first[0]}", first[1])
+            number, row = first
+            if rewards and recognised_format({"reward": 0.0, **row}, formats):
+                return absent_reward(rewards, row, f"{file} row {number}")
+            return unrecognised(f"{file} row {number}", row)
     return InputError(
         f"{path} holds no rollouts ({', '.join(ENDINGS)} or slime's .pt) in one of the formats "
         f"{', '.join(formats)}; give the folder that the trainer wrote them to"

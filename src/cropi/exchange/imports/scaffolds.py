@@ -1,4 +1,4 @@
-"""Where a prompt stands in the text that a chat template made of it.
+"""Where a prompt is in the text that a chat template made of it.
 
 Trainers log the rendered text, often without the template's marks: a system message, the word
 `user`, the question, the word `assistant`. What stands before and after the question is the same in

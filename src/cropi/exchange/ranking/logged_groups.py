@@ -1,7 +1,7 @@
 """Rollouts with token ids, made of what a trainer logged: its ids, or its texts tokenised again.
 
 Where the log has token ids, they are data. Texts alone are tokenised with the policy's tokenizer
-and chat template, which may split them otherwise than they were sampled: such groups are not
+and chat template, which may split them differently from how they were sampled: such groups are not
 `exact`. Only a prompt's newest group counts, which a policy closest to the current one sampled.
 """
 

@@ -5,7 +5,7 @@ selection.parquet   the prompts to train on next, in cropi's own format
 control.parquet     as many drawn at random: train on both to see what the ranking is worth
 prompts.parquet     the pool, with every column of its rows
 TRAINER/            selection and control as a trainer reads them, and how to start
-ranking.json        what it was made from, and what deserves doubt
+ranking.json        what it was made from, and warnings
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def passes_of(rewards: Sequence[float], pass_at: float | None, place: str) -> Pa
     """How rewards are to be read; `pass_at` is what the user says.
 
     Rewards from 0 to 1 are shares. Of two values the higher one passes. Raises InputError for any
-    others, because a mean of them is no pass rate.
+    others, because their mean is not a pass rate.
     """
     values = np.unique(np.asarray(rewards, dtype=np.float64))
     values = values[~np.isnan(values)]
@@ -55,7 +55,7 @@ def passes_of(rewards: Sequence[float], pass_at: float | None, place: str) -> Pa
         )
     raise InputError(
         f"the rewards of {place} go from {values[0]:g} to {values[-1]:g} "
-        f"({plural(len(values), 'value')}), and a mean of them is no pass rate; say at which "
+        f"({plural(len(values), 'value')}), and their mean is not a pass rate; say at which "
         "reward a response passes with --pass-at, or name the column that says right or wrong with "
         "--reward"
     )

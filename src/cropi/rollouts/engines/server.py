@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 def _require_url(url: str) -> str:
-    """Return an address without a trailing slash or `/v1`; ValueError if it is none."""
+    """Return an address without a trailing slash or `/v1`; ValueError if it is not one."""
     try:
         parts = urlsplit(url.strip())
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         usable = False
     if not usable:
-        raise ValueError(f"{shown(url)} is no address; give one such as http://localhost:8000")
+        raise ValueError(f"{shown(url)} is not an address; give one such as http://localhost:8000")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError(
             "the address holds a password or a query, and settings are stored; put the server's "

@@ -51,7 +51,9 @@ def _require_flags(options: dict[str, Any]) -> dict[str, Any]:
     named = {name.strip().lstrip("-").replace("_", "-"): v for name, v in options.items()}
     for name in named:
         if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
-            raise ValueError(f"{shown(name)} is no flag of `vllm serve`; see `vllm serve --help`")
+            raise ValueError(
+                f"{shown(name)} is not a flag of `vllm serve`; see `vllm serve --help`"
+            )
         if name in OURS:
             setting = OURS[name]
             raise ValueError(

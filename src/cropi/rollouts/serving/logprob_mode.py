@@ -26,7 +26,7 @@ UNEQUAL = 0.05
 def measured_mode(ask: Ask, prompts: Sequence[Sequence[int]], new_tokens: int) -> LogprobMode:
     """Find out the mode by greedy responses of a few tokens to the shortest prompts.
 
-    Raises InputError if the values are no log-probs.
+    Raises InputError if the values are not log-probs.
     """
     tokens = min(TOKENS, new_tokens)
     hot = cold = 0.0

@@ -1,6 +1,6 @@
 """The training engine `verl`: its PPO trainer with GRPO advantages, in an interpreter that has it.
 
-Its implementation is `cropi.training.verl_stage`, and `verl_config` there says what verl is told.
+Its implementation is `cropi.training.verl_stage`; `verl_config` there makes the keys of its config.
 """
 
 from __future__ import annotations
