@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
+from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cropi.config import ObjectiveConfig
@@ -26,6 +29,7 @@ from cropi.influence.preconditioner import Preconditioner
 from cropi.influence.scorer import Scorer
 from cropi.policy.loading import load_model
 from cropi.policy.optimizer_state import SecondMoments
+from cropi.policy.splitting import SplitKind
 from cropi.rollouts import write_rollouts
 from cropi.sketches import make_sketch
 from cropi.store.tables import read_scores
@@ -44,6 +48,7 @@ class Case:
     sketch: str | None = None
     per_response: bool = False
     loaded: bool = False
+    split: SplitKind = "fsdp"
     scorer: dict[str, Any] = field(default_factory=dict)
     extractor: dict[str, Any] = field(default_factory=dict)
 
@@ -69,6 +74,20 @@ SETTINGS = [
     Case("in-parts", per_response=True, extractor={"batch_tokens": 14}),
     Case("in-parts-of-factors", sketch="kronecker", extractor={"batch_tokens": 14}),
     Case("one-batch", extractor={"batch_tokens": 10_000}),
+]
+
+TENSOR = [
+    Case("tensor-qwen2", "qwen2-tied", loaded=True, split="tensor", per_response=True),
+    Case("tensor-qwen3", "qwen3", loaded=True, split="tensor", adam=True),
+    Case("tensor-llama", "llama-untied", loaded=True, split="tensor"),
+    Case(
+        "tensor-in-parts",
+        "llama-untied",
+        loaded=True,
+        split="tensor",
+        extractor={"batch_tokens": 14, "gradient_checkpointing": True},
+        scorer={"target": "unit_mean"},
+    ),
 ]
 
 FOUR = [case for case in SETTINGS if case.name in ("lora", "windowed-sketch", "loaded-tied")]
@@ -110,7 +129,7 @@ def score(case: Case, folder: Path | None = None) -> Influence:
     model = tiny_model(case.architecture)
     if folder is not None:
         model = (
-            load_model(folder / case.architecture, shards=Ranks.joined().size)
+            load_model(folder / case.architecture, shards=Ranks.joined().size, split=case.split)
             if case.loaded
             else sharded(model)
         )
@@ -119,8 +138,9 @@ def score(case: Case, folder: Path | None = None) -> Influence:
         model = adapted(model)
     settings = {"batch_tokens": 200, **case.extractor}
     extractor = GradientExtractor(model, ObjectiveConfig(), ranks=Ranks.of(model), **settings)
-    sketch = make_sketch(case.sketch, extractor.shapes, 0) if case.sketch else None
-    adam = Preconditioner(random_moments(extractor.shapes)) if case.adam else None
+    shapes = extractor.whole_shapes
+    sketch = make_sketch(case.sketch, shapes, 0) if case.sketch else None
+    adam = Preconditioner(random_moments(shapes)) if case.adam else None
     scorer = Scorer(extractor, sketch, preconditioner=adam, **case.scorer)
     targets = {"algebra": mixed_groups(4, seed=2), "words": mixed_groups(2, seed=3)}
     return scorer.score(mixed_groups(7, seed=1), targets, case.per_response)
@@ -134,7 +154,7 @@ def scores_of_rank(cases: list[Case], folder: Path) -> dict[str, Influence]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("models")
-    for case in SETTINGS:
+    for case in (*SETTINGS, *TENSOR):
         if case.loaded:
             tiny_model(case.architecture).save_pretrained(place / case.architecture)
     return place
@@ -142,7 +162,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(folder: Path) -> list[dict[str, Influence]]:
-    return run_ranks(2, scores_of_rank, [*ARCHITECTURES, *SETTINGS], folder)
+    return run_ranks(2, scores_of_rank, [*ARCHITECTURES, *SETTINGS, *TENSOR], folder)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +188,7 @@ def assert_same_scores(influence: Influence, expected: Influence) -> None:
         )
 
 
-@pytest.mark.parametrize("case", [*ARCHITECTURES, *SETTINGS], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*ARCHITECTURES, *SETTINGS, *TENSOR], ids=lambda case: case.name)
 def test_two_processes_score_as_one(two: list[dict[str, Influence]], case: Case) -> None:
     expected = score(case)
     for scores in two:
@@ -184,9 +204,16 @@ def test_four_processes_score_as_one(four: list[dict[str, Influence]], case: Cas
 
 def faults_of_rank(folder: Path) -> dict[str, str]:
     """What each fault is refused with, by its name."""
+    tensor = partial(load_model, shards=2, split="tensor")
+    case = Case("tensor", loaded=True, split="tensor")
     faults = {
         "lost": score_and_lose_a_layer,
         "split": score_split_layers,
+        "plan": partial(tensor, folder / "gpt2"),
+        "heads": partial(tensor, folder / "one-head"),
+        "sketch": partial(score, replace(case, sketch="windowed"), folder),
+        "whitened": partial(score, replace(case, scorer={"metric": "whitened"}), folder),
+        "experts": partial(score, replace(case, architecture="mixtral"), folder),
     }
     sentences = {}
     for name, fault in faults.items():
@@ -194,6 +221,15 @@ def faults_of_rank(folder: Path) -> dict[str, str]:
             fault()
         sentences[name] = str(refusal.value)
     return sentences
+
+
+def held_and_whole(folder: Path) -> tuple[int, int]:
+    """How many coordinates a tensor parallel rank answers for, and how many there are."""
+    model = load_model(folder, shards=2, split="tensor")
+    extractor = GradientExtractor(model, ObjectiveConfig())
+    shapes = extractor.shapes, extractor.whole_shapes
+    held, whole = (sum(math.prod(shape) for shape in each.values()) for each in shapes)
+    return held, whole
 
 
 def score_and_lose_a_layer() -> None:
@@ -216,11 +252,26 @@ def score_split_layers() -> None:
 
 
 def test_a_gradient_that_is_lost_or_cannot_be_taken_is_refused(tmp_path: Path) -> None:
-    tiny_model("gpt2").save_pretrained(tmp_path)
+    for name in ("gpt2", "qwen3", "mixtral"):
+        tiny_model(name).save_pretrained(tmp_path / name)
+    config = tiny_model("qwen3").config
+    config.num_key_value_heads = 1
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "one-head")
     for sentences in run_ranks(2, faults_of_rank, tmp_path):
         assert "model.layers.1." in sentences["lost"]
         assert "had no gradient in a batch" in sentences["lost"]
-        assert "DistributedConfig(fsdp_size=...) alone" in sentences["split"]
+        assert "split='tensor'" in sentences["split"]
+        assert "no tensor parallel plan for GPT2LMHeadModel" in sentences["plan"]
+        assert "num_key_value_heads 1" in sentences["heads"]
+        assert sentences["sketch"] == sentences["whitened"]
+        assert "a sketch needs whole parameters" in sentences["sketch"]
+        assert "split it with fsdp" in sentences["experts"]
+
+
+def test_ranks_of_a_tensor_parallel_model_divide_its_parameters(folder: Path) -> None:
+    (first, whole), (second, _) = run_ranks(2, held_and_whole, folder / "qwen3")
+    assert first + second == whole
+    assert max(first, second) < 0.6 * whole
 
 
 def command_of_rank(folder: str, out: str) -> None:

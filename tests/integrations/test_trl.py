@@ -170,7 +170,7 @@ def test_what_cannot_be_guided_is_refused(tmp_path: Path) -> None:
         Guidance(args(num_iterations=2), pool, targets, 3)
     with pytest.raises(InputError, match="set it to 0"):
         Guidance(args(dataloader_num_workers=2), pool, targets, 2)
-    with pytest.raises(InputError, match="no share of the pool"):
+    with pytest.raises(InputError, match="not a share of the pool"):
         Guidance(args(), pool, targets, 2, ratio=1.5)
     with pytest.raises(InputError, match="'pool' and 'pool'"):
         Guidance(args(), pool, {"pool": pool}, 2)

@@ -169,7 +169,7 @@ def test_a_text_of_the_pool_that_is_read_otherwise_is_shown(tmp_path: Path) -> N
     folder = folder_with(word_level(), tmp_path)
     wrong = AutoTokenizer.from_pretrained(folder)
     with pytest.raises(
-        InputError, match=r"as Qwen2Tokenizer, which reads text otherwise .*'is 14'"
+        InputError, match=r"as Qwen2Tokenizer, which reads text differently .*'is 14'"
     ):
         require_same_tokens(str(folder), {}, wrong, ["is 14"])
     require_same_tokens(str(folder), {}, load_policy(folder).tokenizer, CORPUS)

@@ -315,13 +315,13 @@ def test_a_key_is_needed_sent_and_shown_nowhere(
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("localhost:8000", "no address"),
-        ("ftp://host", "no address"),
-        ("http://", "no address"),
+        ("localhost:8000", "not an address"),
+        ("ftp://host", "not an address"),
+        ("http://", "not an address"),
         ("http://user:pw@host:1", "key_variable"),
         ("http://host/?key=1", "key_variable"),
-        ("http://[::1", "no address"),
-        ("http://host:99999", "no address"),
+        ("http://[::1", "not an address"),
+        ("http://host:99999", "not an address"),
     ],
 )
 def test_an_address_that_is_none_or_holds_a_secret_is_refused(url: str, message: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import Field
@@ -161,12 +161,20 @@ def policy_at(model: str, dtype: str | None, device: str | None) -> PolicyRef:
     return PolicyRef(model, dtype=config.dtype, device=config.device)
 
 
-def load_model(model: str, dtype: str | None, device: str | None, shards: int = 1) -> Any:
+def load_model(
+    model: str,
+    dtype: str | None,
+    device: str | None,
+    shards: int = 1,
+    split: Literal["fsdp", "tensor"] = "fsdp",
+) -> Any:
     """The model at a path, or one of its shards, for commands that need gradients."""
     import cropi
 
     config = model_config(model, dtype=dtype, device=device)
-    return cropi.load_model(model, dtype=config.dtype, device=config.device, shards=shards)
+    return cropi.load_model(
+        model, dtype=config.dtype, device=config.device, shards=shards, split=split
+    )
 
 
 def named_files(values: list[str], option: str) -> dict[str, Path]:

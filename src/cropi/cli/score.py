@@ -64,6 +64,13 @@ def score(
             "own standard error; scoring takes about twice as long",
         ),
     ] = False,
+    split: Annotated[
+        Literal["fsdp", "tensor"] | None,
+        typer.Option(
+            help="What several processes divide: the weights and the prompts (fsdp, the default), "
+            "or the work of each layer (tensor)"
+        ),
+    ] = None,
     seed: Seed = 0,
     dtype: Dtype = None,
     device: Device = None,
@@ -85,6 +92,7 @@ def score(
     A model that does not fit one GPU is dealt out over those of several processes:
 
         torchrun --nproc-per-node 8 -m cropi score --model DIR ...
+        torchrun --nproc-per-node 2 -m cropi score --split tensor --model DIR ...
     """
     from cropi.store.files import remove
     from cropi.store.lock import exclusive_output
@@ -104,7 +112,7 @@ def score(
             scale, rest = scale_and_rest(settings)
             config = section(InfluenceConfig, rest, sketch=sketch)
             influence = _from_rollouts(
-                model, rollouts, files, out, config, seed, dtype, device, per_response, scale
+                model, rollouts, files, out, config, seed, dtype, device, per_response, scale, split
             )
         if launch.is_first:
             write_scores(out, influence.estimate)
@@ -213,6 +221,7 @@ def _from_rollouts(
     device: str | None,
     per_response: bool,
     scale: ScaleConfig,
+    split: Literal["fsdp", "tensor"] | None,
 ) -> Influence:
     import cropi
     from cropi.execution import executor_for
@@ -228,7 +237,13 @@ def _from_rollouts(
             f"the model is dealt out over {processes} processes, and scale would have workers load "
             "it whole; remove scale, or call cropi without torchrun"
         )
-    loaded = load_model(model, dtype, device, processes) if executor is None else None
+    if split is not None and processes == 1:
+        raise InputError(
+            f"--split {split} has no effect on one process; start several with torchrun, or "
+            "leave it out"
+        )
+    over = (processes, split or "fsdp")
+    loaded = load_model(model, dtype, device, *over) if executor is None else None
     with make_reporter().phase("influence", len(groups)) as bar:
         influence = cropi.score(
             policy_at(model, dtype, device) if loaded is None else loaded,

@@ -74,7 +74,8 @@ class Directions:
     target in fp32. `memory` bf16 halves that (each coordinate is off by at most 1/256 of itself, a
     cosine by about 1e-4); `offload` holds fp32 outside the device's memory, in pinned host memory
     for a GPU and in a memory-mapped temporary file for a CPU, and brings rows in as they are used.
-    Of several `ranks` each holds some rows; all of them read and add at the same time.
+    Of several `ranks` each holds some rows; all of them read and add at the same time. Ranks that
+    share prompts hold the coordinates of their own parts, whose shapes these are.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -106,7 +107,7 @@ class Directions:
     def read(self, name: str, rows: slice | Tensor) -> Tensor:
         """Rows of one parameter of every direction, fp32 [V, R, I] on the gradients' device."""
         values = self.values[name]
-        if self.ranks.several:
+        if self.ranks.of_prompts.several:
             return self._gathered(values, rows)
         if isinstance(rows, Tensor):
             chosen = values.index_select(1, rows.to(values.device))
@@ -127,7 +128,7 @@ class Directions:
         """Add to rows of one parameter of every direction; several ranks add their sum."""
         values = self.values[name]
         where = rows.to(values.device) if isinstance(rows, Tensor) else rows
-        if self.ranks.several:
+        if self.ranks.of_prompts.several:
             mine_R, own_R = self.ranks.own(rows, self.device)
             values_VRI = self.ranks.add_up(values_VRI)[:, mine_R]
             where = own_R.to(values.device)

@@ -31,7 +31,7 @@ from cropi.gradients import Unsupported
 from cropi.gradients.batching import ROWS, BatchPlanner, ForwardMode, LongGroup, Turn
 from cropi.gradients.bounds import PassRecord, RatioSummary
 from cropi.gradients.collation import PreparedGroup, PromptBatch, prepare
-from cropi.gradients.consumers import GradientConsumer, SharedConsumer
+from cropi.gradients.consumers import FactorConsumer, GradientConsumer, SharedConsumer
 from cropi.gradients.forward import (
     PromptWeights,
     TokenWeights,
@@ -47,7 +47,15 @@ from cropi.gradients.forward import (
 from cropi.gradients.hooks import LayerHooks
 from cropi.gradients.long_groups import LongGroupPass
 from cropi.gradients.plain_pass import PlainPass
-from cropi.gradients.ranks import ALONE, Ranks, reshard, square_sum, tied_names
+from cropi.gradients.ranks import (
+    ALONE,
+    Ranks,
+    is_sharded,
+    plain_name,
+    reshard,
+    square_sum,
+    tied_names,
+)
 from cropi.gradients.response_gradients import ResponseGroups, ResponseWeights
 from cropi.gradients.self_check import (
     BF16_TOLERANCE,
@@ -59,7 +67,14 @@ from cropi.gradients.self_check import (
     require_covered,
 )
 from cropi.gradients.settings import ObjectiveConfig, TargetMemory
+from cropi.gradients.tensor_parts import parts_of
 from cropi.schema import RolloutGroup
+
+SKETCHES_OF_PARTS = (
+    "a sketch needs whole parameters, and each process of a tensor parallel model has parts of "
+    "them; use the sketch exact with the metric cosine, or split the model with fsdp"
+)
+"""Why sketches are refused where ranks share prompts."""
 
 
 class UnmatchedPatternError(InputError):
@@ -153,6 +168,9 @@ class GradientExtractor:
     def __post_init__(self) -> None:
         reshard(self.model)
         self.parameters = trainable_parameters(self.model, self.patterns)
+        if is_sharded(self.model) and (of := Ranks.of(self.model)).share_prompts:
+            self.ranks = of
+        self.parts = parts_of(self.model, self.parameters, self.ranks)
         self.planner = BatchPlanner(self.model, self.batch_tokens, self.share_prefix)
 
     @property
@@ -162,6 +180,14 @@ class GradientExtractor:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of what consumers get gradients of, by name, in the model's order.
+
+        Of ranks that share prompts: of the parts that this one counts.
+        """
+        return {name: part.shape for name, part in self.parts.items() if part.counted}
+
+    @property
+    def whole_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each parameter that has gradients, by name, in the model's order."""
         return {name: tuple(p.shape) for name, p in self.parameters.items()}
 
@@ -190,10 +216,10 @@ class GradientExtractor:
                 tokens = self._run_long(
                     long, lambda parts, group: parts.run(group, consumers, record), progress
                 )
-                turns = self.planner.turns(fitting, self.ranks)
+                turns = self.planner.turns(fitting, self.ranks.of_prompts)
                 weigh = PromptWeights(self.objective, record)
                 tokens += self._run_fast(turns, consumers, weigh, progress)
-        record.join(self.ranks)
+        record.join(self.ranks.of_prompts)
         rewards = record.current_rewards
         return ExtractionReport(tokens, self.path, record.statuses, record.ratios, rewards)
 
@@ -216,7 +242,7 @@ class GradientExtractor:
             tokens = self._run_long(
                 long, lambda parts, group: parts.run_by_response(group, consumers), progress
             )
-            turns = self.planner.turns(fitting, self.ranks, ROWS)
+            turns = self.planner.turns(fitting, self.ranks.of_prompts, ROWS)
             weigh = ResponseWeights(self.objective)
             return tokens + self._run_fast(turns, consumers, weigh, progress, by_response=True)
 
@@ -230,6 +256,8 @@ class GradientExtractor:
                 f"{others[0].__name__} cannot be filled by {self.ranks.size} processes together; "
                 "give it a method add_up, or compute in one process"
             )
+        if self.ranks.share_prompts and any(isinstance(each, FactorConsumer) for each in consumers):
+            raise InputError(SKETCHES_OF_PARTS)
         yield
         for consumer in shared:
             consumer.add_up(self.ranks)
@@ -264,7 +292,7 @@ class GradientExtractor:
             self.planner,
             self.objective,
             self.shapes,
-            self.ranks,
+            self.ranks.of_prompts,
             self.sum_memory,
             self._run_fast,
         )
@@ -281,9 +309,18 @@ class GradientExtractor:
         weigh: TokenWeights,
         progress: Callable[[int], None] | None = None,
         by_response: bool = False,
+        everywhere: bool = False,
     ) -> int:
         """The tokens that went through the model, of all ranks."""
-        hooks = LayerHooks(self.model, self.parameters, consumers, self._required, self.ranks)
+        hooks = LayerHooks(
+            self.model,
+            self.parameters,
+            consumers,
+            self._required,
+            self.ranks,
+            self.parts,
+            everywhere,
+        )
         tokens = 0
         with frozen(self.model), hooks:
             for turn in turns:
@@ -293,7 +330,8 @@ class GradientExtractor:
                 if progress:
                     progress(turn.prompts)
         self._emitted = frozenset(hooks.emitted)
-        return int(self.ranks.total(tokens)) if self.ranks.several else tokens
+        dealt = self.ranks.of_prompts
+        return int(dealt.total(tokens)) if dealt.several else tokens
 
     def _run_batch(self, batch: PromptBatch, hooks: LayerHooks, weigh: TokenWeights) -> None:
         """Forward, write the logits' gradient, backward; the hooks do the rest."""
@@ -321,6 +359,11 @@ class GradientExtractor:
             # Prompts that do not fit another mode take this one, so it must always agree.
             require_agreement(ROWS)
         except Unsupported as unsupported:
+            if self.ranks.share_prompts:
+                raise InputError(
+                    f"the gradients of {plain_name(self.model)} cannot be taken in parts (tensor "
+                    f"parallel): {unsupported}; split it with fsdp"
+                ) from unsupported
             warnings.warn(
                 "per-prompt gradients fall back to one prompt at a time, which is slow: "
                 f"{unsupported}",
@@ -339,11 +382,12 @@ class GradientExtractor:
         mode: ForwardMode,
     ) -> None:
         """Raise Unsupported unless the fast gradients of `group` equal the expected ones."""
-        comparison = GradientComparison(expected)
+        comparison = GradientComparison(expected, self.ranks)
         try:
             weigh = PromptWeights(self.objective)
             # All ranks compute the same prompt.
-            self._run_fast([Turn([replace(group, index=0)], mode, 1)], [comparison], weigh)
+            turn = Turn([replace(group, index=0)], mode, 1)
+            self._run_fast([turn], [comparison], weigh, everywhere=True)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:

@@ -11,7 +11,7 @@ Shape legend: P prompts, R rows of a parameter, I its width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -22,9 +22,16 @@ from cropi.errors import InputError
 from cropi.gradients import Unsupported
 from cropi.gradients.collation import PromptBatch
 from cropi.gradients.consumers import FactorConsumer, GradientConsumer
-from cropi.gradients.contributions import Contribution, Workspace, matrix_shape, touched_rows
+from cropi.gradients.contributions import (
+    Contribution,
+    DenseContribution,
+    Workspace,
+    matrix_shape,
+    touched_rows,
+)
 from cropi.gradients.layers import LayerRule, head_rule, linear_rule, rule_for
 from cropi.gradients.ranks import ALONE, Ranks, tied_names
+from cropi.gradients.tensor_parts import Part, parts_of
 
 TILE_BYTES = {"cpu": 1 << 23, "cuda": 1 << 28}
 """Bytes of dense fp32 gradients that exist at once, unless one row of every prompt needs more. On
@@ -80,7 +87,8 @@ class LayerHooks:
     Uses of a parameter are counted in forward and collected in backward; when the last use of a
     tied weight has arrived, the sum is made, some rows at a time, and consumed. `required` are the
     parameters of which every batch must bring gradients; `emitted` those that the last one brought.
-    Several `ranks` make the same rows at the same time.
+    Several `ranks` make the same rows at the same time, or, where they share prompts, each those of
+    its `parts`; with `everywhere` consumers get also parts that another rank counts.
     """
 
     def __init__(
@@ -90,12 +98,16 @@ class LayerHooks:
         consumers: Sequence[GradientConsumer],
         required: frozenset[str] = frozenset(),
         ranks: Ranks = ALONE,
+        parts: Mapping[str, Part] | None = None,
+        everywhere: bool = False,
     ) -> None:
         self.model = model
         self.parameters = parameters
         self.consumers = consumers
         self.required = required
         self.ranks = ranks
+        self.parts = parts_of(model, parameters, ranks) if parts is None else parts
+        self.everywhere = everywhere
         self.places = parameter_places(model, parameters)
         self.emitted: set[str] = set()
         self.batch: PromptBatch | None = None
@@ -134,7 +146,7 @@ class LayerHooks:
         """
         self.batch, self.counting, self.expected, self.pending = batch, True, {}, {}
         self.emitted = set()
-        self._slots = int(self.ranks.largest(batch.slots))
+        self._slots = int(self.ranks.of_prompts.largest(batch.slots))
         try:
             for consumer in self.consumers:
                 consumer.begin(batch.index_P)
@@ -191,7 +203,7 @@ class LayerHooks:
             name = self.places[module].get(local)
             if name is None:
                 continue
-            self.pending.setdefault(name, []).append(contribution)
+            self.pending.setdefault(name, []).append(self.parts[name].of(contribution))
             if len(self.pending[name]) == self.expected[name]:
                 self._emit(name)
 
@@ -199,6 +211,10 @@ class LayerHooks:
         """Give a parameter's gradient to each consumer, as factors if it takes them, or rows."""
         contributions = self.pending.pop(name)
         self.emitted.add(name)
+        if self.parts[name].partial:
+            contributions = [self._summed(each) for each in contributions]
+        if not (self.everywhere or self.parts[name].counted):
+            return
         dense: list[GradientConsumer] = []
         for consumer in self.consumers:
             if isinstance(consumer, FactorConsumer) and consumer.takes_factors(name):
@@ -208,6 +224,12 @@ class LayerHooks:
         if dense:
             self._emit_rows(name, contributions, dense)
 
+    def _summed(self, contribution: Contribution) -> Contribution:
+        """What all ranks' heads add to a parameter that each applies to its own."""
+        if not isinstance(contribution, DenseContribution):
+            raise Unsupported("a layer of which each rank has an addend of a large gradient")
+        return DenseContribution(self.ranks.add_up(contribution.values_POI.clone()))
+
     def _emit_rows(
         self,
         name: str,
@@ -216,10 +238,10 @@ class LayerHooks:
     ) -> None:
         """Sum the uses of a parameter and emit them, some rows of all prompts at a time."""
         assert self.batch is not None
-        height, width = matrix_shape(self.parameters[name].shape)
+        height, width = matrix_shape(self.parts[name].shape)
         touched = touched_rows(contributions)
         if touched is not None:
-            touched = self.ranks.union(touched)
+            touched = self.ranks.of_prompts.union(touched)
             contributions = [c.within(touched) for c in contributions]  # type: ignore[attr-defined]
             height = len(touched)
         prompts = self.batch.slots

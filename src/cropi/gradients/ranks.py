@@ -9,6 +9,9 @@ same parameter at a time.
 What is too large to be held whole, a vector over all parameters, is dealt out by rows: rank r has
 the rows r, r + W, r + 2W ... of each parameter seen as a matrix.
 
+Ranks of a tensor parallel model share the prompts instead, and each has parts of the parameters and
+of such vectors (`tensor_parts.py`): inner products and squared norms add up over them.
+
 Shape legend: R rows, I width, X anything.
 """
 
@@ -17,7 +20,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -34,10 +37,14 @@ LONGEST_WAIT = timedelta(hours=2)
 
 @dataclass(frozen=True)
 class Ranks:
-    """Process `rank` of `size` that work together; alone by default."""
+    """Process `rank` of `size` that work together; alone by default.
+
+    They divide the prompts, or `share_prompts` and divide the parameters.
+    """
 
     rank: int = 0
     size: int = 1
+    share_prompts: bool = False
 
     @classmethod
     def joined(cls) -> Ranks:
@@ -50,18 +57,36 @@ class Ranks:
     def of(cls, model: nn.Module) -> Ranks:
         """The processes that hold parts of a model's weights; this one alone of any other model.
 
-        Raises InputError where a layer's weights are not whole while it is used (tensor parallel).
+        Raises InputError where weights are split by FSDP2 and by layers, or by hand.
         """
         parts = [p.placements for p in model.parameters() if isinstance(p, DTensor)]
         if not parts:
             return ALONE
+        joined = cls.joined()
         by_fsdp = any(isinstance(module, FSDPModule) for module in model.modules())
-        if not by_fsdp or any(sum(each.is_shard() for each in part) > 1 for part in parts):
+        by_layers = not by_fsdp and getattr(model, "tp_size", None) == joined.size
+        if not (by_fsdp or by_layers):
             raise InputError(
-                "the model's layers are split over processes (tensor parallel), and gradients need "
-                "whole layers; load it with DistributedConfig(fsdp_size=...) alone"
+                "the model's layers are split over processes in a way that transformers does not "
+                f"tell; load it with cropi.load_model(..., shards={joined.size}, split='tensor')"
             )
-        return cls.joined()
+        if by_fsdp and any(sum(each.is_shard() for each in part) > 1 for part in parts):
+            raise InputError(
+                "the model is split by FSDP2 and by tensor parallelism; load it with "
+                "DistributedConfig(fsdp_size=...) or DistributedConfig(tp_size=...) alone"
+            )
+        return replace(joined, share_prompts=by_layers)
+
+    @property
+    def of_prompts(self) -> Ranks:
+        """The ranks that divide prompts, and rows of what is dealt out: alone if they share all."""
+        return ALONE if self.share_prompts else self
+
+    def as_used(self, values: Tensor) -> Tensor:
+        """A parameter's values, or their gradient, as far as this rank's layers use them."""
+        if not isinstance(values, DTensor):
+            return values
+        return values.to_local() if self.share_prompts else values.full_tensor()
 
     @property
     def several(self) -> bool:
@@ -108,7 +133,7 @@ class Ranks:
     @property
     def rows(self) -> slice:
         """The rows of a matrix that this rank holds."""
-        return slice(self.rank, None, self.size)
+        return slice(self.of_prompts.rank, None, self.of_prompts.size)
 
     def held(self, height: int) -> int:
         """How many rows of a matrix this rank holds."""
@@ -206,6 +231,18 @@ def plain_name(model: nn.Module) -> str:
 def whole(values: Tensor) -> Tensor:
     """A tensor that is dealt out over processes, on all of them; any other as it is."""
     return values.full_tensor() if isinstance(values, DTensor) else values
+
+
+def is_divided(values: Tensor) -> bool:
+    """Whether each process holds another part of a tensor."""
+    return isinstance(values, DTensor) and not all(p.is_replicate() for p in values.placements)
+
+
+def in_place_of(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """A gradient dealt out as its parameter is: backward may leave addends, or all of it."""
+    if not isinstance(gradient, DTensor) or not isinstance(parameter, DTensor):
+        return gradient
+    return gradient.redistribute(placements=parameter.placements)
 
 
 def square_sum(values: Tensor) -> float:

@@ -28,7 +28,16 @@ from cropi.gradients.contributions import matrix_shape
 from cropi.gradients.hooks import parameter_places
 from cropi.gradients.layers import rule_for
 from cropi.gradients.objective import sum_over_equals
-from cropi.gradients.ranks import is_sharded, reshard, square_sum, whole, without_gradients
+from cropi.gradients.ranks import (
+    ALONE,
+    Ranks,
+    in_place_of,
+    is_divided,
+    is_sharded,
+    reshard,
+    square_sum,
+    without_gradients,
+)
 from cropi.gradients.settings import ObjectiveConfig
 
 
@@ -147,7 +156,7 @@ def _sharded_gradient(
     """What backward leaves in `grad`: of weights that FSDP2 holds, each rank gets its part.
 
     It is the mean over the ranks, and all of them compute the same response here. A tied weight may
-    be held twice; its gradient is the sum.
+    be held twice; its gradient is the sum. Of a tensor parallel model it is the part's gradient.
     """
     gradients: dict[str, Tensor] = {}
     with without_gradients(model), torch.enable_grad():
@@ -157,9 +166,11 @@ def _sharded_gradient(
         seen = set()
         for module, attributes in parameter_places(model, parameters).items():
             for attribute, name in attributes.items():
-                gradient = getattr(module, attribute).grad
+                parameter = getattr(module, attribute)
+                gradient = parameter.grad
                 if gradient is not None and id(gradient) not in seen:
                     seen.add(id(gradient))
+                    gradient = in_place_of(parameter, gradient)
                     gradients[name] = gradients[name] + gradient if name in gradients else gradient
     return gradients
 
@@ -220,10 +231,12 @@ class GradientComparison:
     """A consumer that compares the fast gradients of one prompt with the expected ones.
 
     Rows are compared as they come, so that of expected gradients that are dealt out over processes
-    one parameter is whole at a time. Rows that never come count as zero.
+    one parameter is whole at a time. Rows that never come count as zero. Ranks that share prompts
+    compare their parts each, and agree on what they found.
     """
 
     expected: dict[str, Tensor]
+    ranks: Ranks = ALONE
     _name: str = field(default="", init=False)
     _rows_OI: Tensor = field(default_factory=lambda: torch.empty(0), init=False)
     _squares: dict[str, float] = field(default_factory=dict, init=False)
@@ -235,7 +248,7 @@ class GradientComparison:
     def consume(self, name: str, rows: slice | Tensor, gradient_PRI: Tensor) -> None:
         """Compare some rows of one parameter."""
         if name != self._name:
-            expected = whole(self.expected[name])
+            expected = self.ranks.as_used(self.expected[name])
             self._name, self._rows_OI = name, expected.reshape(matrix_shape(expected.shape))
             norms_O = torch.linalg.vector_norm(self._rows_OI, dim=1, dtype=torch.float64)
             self._missing[name] = norms_O.square()
@@ -247,11 +260,24 @@ class GradientComparison:
     def finish(self) -> None:
         """Nothing to do."""
 
-    def _difference(self, name: str) -> float:
-        """Norm of the difference."""
+    def _square(self, name: str) -> float:
+        """Squared norm of the difference, of this rank's part."""
         if name not in self._missing:
-            return math.sqrt(square_sum(self.expected[name]))
-        return math.sqrt(self._squares[name] + float(self._missing[name].sum()))
+            return square_sum(self.ranks.as_used(self.expected[name]))
+        return self._squares[name] + float(self._missing[name].sum())
+
+    def _differences(self) -> dict[str, float]:
+        """Norms of the differences, the same on all ranks that share prompts.
+
+        Parts add up; of what all of them hold whole it is the mean.
+        """
+        squares = {name: self._square(name) for name in self.expected}
+        if self.ranks.share_prompts:
+            held = [is_divided(gradient) for gradient in self.expected.values()]
+            share_N = torch.tensor([1 if each else 1 / self.ranks.size for each in held]).double()
+            squares_N = torch.tensor(list(squares.values()), dtype=torch.float64) * share_N
+            squares = dict(zip(squares, self.ranks.add_up(squares_N).tolist(), strict=True))
+        return {name: math.sqrt(square) for name, square in squares.items()}
 
     def raise_if_different(self, tolerance: Tolerance) -> None:
         """Raise Unsupported where gradients differ by more than the tolerance.
@@ -260,7 +286,7 @@ class GradientComparison:
         rounding.
         """
         norms = {name: math.sqrt(square_sum(g)) for name, g in self.expected.items()}
-        differences = {name: self._difference(name) for name in norms}
+        differences = self._differences()
         total = math.hypot(*norms.values())
         for name, norm in norms.items():
             # Written so that NaN is a disagreement.

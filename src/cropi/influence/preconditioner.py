@@ -25,7 +25,7 @@ Shape legend: V targets, P prompts, R rows and I columns of a parameter seen as 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -37,7 +37,8 @@ from cropi.gradients.contributions import matrix_shape
 from cropi.gradients.ranks import Ranks
 from cropi.policy.optimizer_state import SecondMoments
 
-EVERY = slice(None)
+Held = Callable[[str, Tensor], Tensor]
+"""What a rank holds of a parameter, by its name, from the matrix of all of its values."""
 
 
 @dataclass
@@ -95,15 +96,16 @@ class Preconditioner:
         beta2, steps = self.moments.beta2, self.moments.steps[name]
         return math.sqrt((1 - beta2) / (1 - beta2 ** (steps + 1)))
 
-    def apply(self, directions: Mapping[str, Tensor], rows: slice = EVERY) -> None:
-        """Multiply directions, by name [V, rows, columns] or flat, by these rows of Gamma in place.
+    def apply(self, directions: Mapping[str, Tensor], held: Held | None = None) -> None:
+        """Multiply directions, by name [V, rows, columns] or flat, by what is held of Gamma.
 
         Raises InputError for a parameter that the optimizer did not train.
         """
         self.require(directions)
         for name, values in directions.items():
             scale = self.scale(name, values.device)
-            values.mul_(scale.reshape(matrix_shape(scale.shape))[rows].reshape(values.shape[1:]))
+            matrix = scale.reshape(matrix_shape(scale.shape))
+            values.mul_((held(name, matrix) if held else matrix).reshape(values.shape[1:]))
 
     def require(self, names: Mapping[str, object]) -> None:
         """Raise InputError unless there are moments for all of these parameters."""

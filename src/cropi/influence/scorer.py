@@ -15,7 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from cropi.errors import InputError
 from cropi.gradients.consumers import (
     DirectionConsumer,
     Directions,
@@ -23,7 +25,7 @@ from cropi.gradients.consumers import (
     GradientConsumer,
     NormConsumer,
 )
-from cropi.gradients.extractor import ExtractionReport, GradientExtractor
+from cropi.gradients.extractor import SKETCHES_OF_PARTS, ExtractionReport, GradientExtractor
 from cropi.gradients.response_gradients import ResponseGroups
 from cropi.gradients.settings import ObjectiveConfig, TargetMemory
 from cropi.influence.growing_pool import TargetDirections
@@ -66,6 +68,8 @@ class Scorer(PoolScorer):
         self.sketch = sketch
         self.target_memory: TargetMemory = target_memory
         self.preconditioner = preconditioner
+        if extractor.ranks.share_prompts and (sketch is not None or metric != "cosine"):
+            raise InputError(SKETCHES_OF_PARTS)
 
     @property
     def objective(self) -> ObjectiveConfig:
@@ -76,7 +80,8 @@ class Scorer(PoolScorer):
     def identity(self) -> dict[str, str]:
         """What defines the scores beside policy and rollouts."""
         if self.sketch is None:
-            method = {"method": "exact", "parameters": parameters_identity(self.extractor.shapes)}
+            parameters = parameters_identity(self.extractor.whole_shapes)
+            method = {"method": "exact", "parameters": parameters}
         else:
             method = {"method": "sketch", **self.sketch.identity}
         adam = {} if self.preconditioner is None else self.preconditioner.identity
@@ -161,13 +166,23 @@ class Scorer(PoolScorer):
             report = self._stream(f"target {name}", groups, halves, norms)
             notes += usable_statuses(f"validation set {name}", groups, report, norms.norms)[1]
             if self.preconditioner is not None:
-                self.preconditioner.apply(halves.sums.values, ranks.rows)
+                self.preconditioner.apply(halves.sums.values, self._held)
             halves.rescale()
             halves.write_direction(row, directions)
             products = halves.half_products()
             reliability[name] = target_reliability(weights_2N, norms.norms, products)
             del halves  # freed before the next target's are made
         return TargetDirections(directions, directions.norms(), reliability, notes)
+
+    def _held(self, name: str, matrix: Tensor) -> Tensor:
+        """What this rank's directions hold of a parameter, from values of all of it."""
+        part = self.extractor.parts[name]
+        if tuple(matrix.shape) != part.whole:
+            raise InputError(
+                f"precondition adam is not supported for {name}, a packed layer that is split over "
+                "processes by tensor parallelism; split the model with fsdp"
+            )
+        return matrix[slice(*part.rows), slice(*part.columns)][self.extractor.ranks.rows]
 
     def _target_norms(self, name: str, groups: Groups) -> NDArray[np.float64]:
         """Norms [N] that must be known before gradients are summed: a pass of its own, or none."""

@@ -56,7 +56,7 @@ def make_scorer(
     """
     extractor = _extractor(model, config, constant_length)
     exact = config.sketch.is_exact
-    sketch = None if exact else make_sketch(config.sketch, extractor.shapes, seed)
+    sketch = None if exact else make_sketch(config.sketch, extractor.whole_shapes, seed)
     adam = None
     if config.precondition == "adam":
         adam = Preconditioner(second_moments(_required(checkpoint), extractor.model))

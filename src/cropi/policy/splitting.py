@@ -103,8 +103,8 @@ def _missing_layers(model: Any) -> dict[str, str] | None:
     """
     names = {module: name for name, module in model.named_modules()}
     layers = {_wildcard(name) for module, name in names.items() if _is_layer(module)}
-    known = getattr(model, "fsdp_plan", None) or {}
-    if layers <= known.keys():
+    covered = getattr(model, "fsdp_plan", None) or {}
+    if layers <= covered.keys():
         return None
     head = names.get(model.get_output_embeddings())
     embeddings = names.get(model.get_input_embeddings())
