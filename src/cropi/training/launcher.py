@@ -154,9 +154,9 @@ def launch_command(config: Path, processes: int, folder: Path) -> list[str]:
     options = ["--config_file", str(config), "--num_processes", str(processes)]
     port = ["--main_process_port", "0"]  # a free one
     # Else torch's launcher makes a folder among the temporary ones, and leaves it there.
-    own = ["--log_dir", str(folder / "processes")]
+    logs = ["--log_dir", str(folder / "processes")]
     launcher = [sys.executable, "-m", "accelerate.commands.launch"]
-    return [*launcher, *options, *port, *own, "--module", WORKER, str(folder)]
+    return [*launcher, *options, *port, *logs, "--module", WORKER, str(folder)]
 
 
 def accelerate_config(launch: LaunchSettings) -> dict[str, Any]:
