@@ -6,6 +6,9 @@ READY := $(VENV)/.ready
 CONFIG ?= pocket
 TORCH ?= $(shell grep -E '^torch==' constraints.txt)
 
+# In the order of their names: the files that xdist would leave for the end have few tests, long ones.
+WORKERS := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 OLDEST := .venv-oldest
 OLDEST_TESTS ?= tests/test_api.py tests/cli tests/curriculum/test_real_run.py tests/gradients \
 	tests/integrations tests/policy tests/rollouts tests/sketches tests/store tests/training
@@ -30,11 +33,11 @@ run: $(READY)  ## Run the whole curriculum on the embedded default (CONFIG=file.
 	$(BIN)/cropi run $(CONFIG)
 
 test: $(READY) check  ## Lint, type-check and run all tests
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --durations 10
+	$(BIN)/python -m pytest $(WORKERS) --durations 10
 
 # The oldest versions that pyproject.toml allows, in an environment of their own.
 test-oldest: $(OLDEST)/.ready  ## Run the tests of what touches dependencies with the oldest versions
-	$(OLDEST)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(OLDEST_TESTS)
+	$(OLDEST)/bin/python -m pytest $(WORKERS) $(OLDEST_TESTS)
 
 $(OLDEST)/.ready: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv $(OLDEST)

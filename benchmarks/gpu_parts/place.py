@@ -1,4 +1,7 @@
-"""Where a part runs, how much time it has, and the models that the parts share."""
+"""Where a part runs, how much time it has, and the models that the parts share.
+
+Libraries are imported where a model is made: a part that makes none begins at once.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gradient_costs.rollouts import Sizes
-from gradient_costs.scaling import tiny_model
-from gradient_costs.setting import load_setting, random_qwen, random_smollm2
+if TYPE_CHECKING:
+    from gradient_costs.rollouts import Sizes
 
 Figures = Iterator[tuple[str, Any]]
 """What a part measures: names and JSON values, as soon as they are there. A later one replaces an
 earlier one of the same name."""
-
-TINY_SIZES = Sizes(8, 3, 5)
 
 
 class NotHereError(Exception):
@@ -43,7 +43,9 @@ class Place:
     @property
     def sizes(self) -> Sizes:
         """Tokens and responses of a synthetic prompt."""
-        return TINY_SIZES if self.tiny else Sizes()
+        from gradient_costs.rollouts import Sizes
+
+        return Sizes(8, 3, 5) if self.tiny else Sizes()
 
     def prompts(self, count: int) -> int:
         """So many prompts, or two."""
@@ -51,10 +53,16 @@ class Place:
 
     def qwen(self) -> Any:
         """Qwen2.5-1.5B's shapes with random weights, bf16."""
+        from gradient_costs.scaling import tiny_model
+        from gradient_costs.setting import random_qwen
+
         return tiny_model(self.device) if self.tiny else random_qwen(self.device)
 
     def smollm2(self) -> tuple[str, Any]:
         """SmolLM2-135M in bf16, and what it is called: with random weights where it is missing."""
+        from gradient_costs.scaling import tiny_model
+        from gradient_costs.setting import load_setting, random_smollm2
+
         if self.tiny:
             return "tiny", tiny_model(self.device)
         if has_smollm2():

@@ -79,11 +79,16 @@ def results_of(folder: Path, *configs: Path) -> Results:
     return Results(gather(list(configs), str(folder / "runs")))
 
 
-@pytest.fixture
-def clean(tmp_path: Path) -> Results:
-    config = write_regime(tmp_path, "clean")
-    write_curves(tmp_path, config, STRATEGIES)
-    return results_of(tmp_path, config)
+@pytest.fixture(scope="module")
+def clean_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clean")
+    write_curves(folder, write_regime(folder, "clean"), STRATEGIES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clean(clean_folder: Path) -> Results:
+    return results_of(clean_folder, clean_folder / "configs" / "clean.yaml")
 
 
 def verdicts(results: Results, regime: str = "clean") -> dict[str, str]:
@@ -106,8 +111,8 @@ def page_for(results: Results) -> str:
 # The numbers
 
 
-def test_the_numbers_are_those_of_the_study(clean: Results, tmp_path: Path) -> None:
-    study = measure_study(tmp_path / "runs" / "clean-study")
+def test_the_numbers_are_those_of_the_study(clean: Results, clean_folder: Path) -> None:
+    study = measure_study(clean_folder / "runs" / "clean-study")
     regime = clean.regimes["clean"]
     for name in STRATEGIES:
         final, area = regime.estimate(name, "final"), regime.estimate(name, "area")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from io import StringIO
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from cropi.cli import app
 from cropi.config import load_config
 from cropi.curriculum.run_context import check_settings
 from cropi.pocket import model_dir, rows
@@ -45,20 +47,29 @@ def group(name: str, rewards: list[float], token: int = 2) -> RolloutGroup:
     )
 
 
-@pytest.fixture
-def pool(tmp_path: Path) -> Path:
-    path = tmp_path / "pool.parquet"
+def write_pool(path: Path) -> Path:
     write_rollouts(path, [group("a", [0, 1]), group("b", [1, 0, 0], 7), group("c", [1, 1], 9)])
     return path
 
 
 @pytest.fixture
-def scores(cropi: Command, tmp_path: Path, pool: Path) -> Path:
-    path = tmp_path / "scores.parquet"
-    cropi(
-        "score", "--model", "pocket", "--rollouts", pool, "--target", f"v={pool}", "--out", path
-    ).done()
+def pool(tmp_path: Path) -> Path:
+    return write_pool(tmp_path / "pool.parquet")
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scores of the pool, made once."""
+    folder = tmp_path_factory.mktemp("scored")
+    pool, path = write_pool(folder / "pool.parquet"), folder / "scores.parquet"
+    given = ["--rollouts", str(pool), "--target", f"v={pool}", "--out", str(path)]
+    app(["score", "--model", "pocket", *given], standalone_mode=False)
     return path
+
+
+@pytest.fixture
+def scores(scored: Path, tmp_path: Path) -> Path:
+    return shutil.copy(scored, tmp_path / "scores.parquet")
 
 
 def test_help_and_config_check_load_no_torch(tmp_path: Path) -> None:
@@ -369,6 +380,10 @@ def test_a_file_that_is_not_a_config_is_refused(
     path.write_bytes(text.encode("latin-1"))
     for command in (("run",), ("config", "check"), ("config", "show")):
         cropi(*command, path).refused(words)
+
+
+def test_a_config_that_is_not_there_is_refused(cropi: Command, tmp_path: Path) -> None:
+    for command in (("run",), ("config", "check"), ("config", "show")):
         cropi(*command, tmp_path).refused("neither a file")
         cropi(*command, tmp_path / "gone.yaml").refused("neither a file")
 

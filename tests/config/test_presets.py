@@ -13,7 +13,7 @@ import pytest
 from cropi.config import load_config, presets
 from cropi.curriculum.starting_point import warmup_prompts
 from cropi.errors import InputError
-from cropi.prompts import load_prompt_sets, load_source
+from cropi.prompts import PromptSets, load_prompt_sets, load_source
 from cropi.verifiers import Judge
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
@@ -64,10 +64,16 @@ def test_pockets_untargeted_prompts_are_of_no_targeted_skill() -> None:
     assert {p.source for p in sets.test["others"]} == skills - targeted
 
 
+@pytest.fixture(scope="module")
+def smollm2_sets() -> PromptSets:
+    return load_prompt_sets(load_config("smollm2").prompts, seed=0)
+
+
 @needs_gym
-def test_the_smollm2_prompts_load_and_every_verifier_reads_its_answers() -> None:
-    config = load_config("smollm2")
-    sets = load_prompt_sets(config.prompts, seed=0)
+def test_the_smollm2_prompts_load_and_every_verifier_reads_its_answers(
+    smollm2_sets: PromptSets,
+) -> None:
+    config, sets = load_config("smollm2"), smollm2_sets
     assert len(sets.pool) >= 3000
     skills = {p.source for p in sets.pool}
     assert len(skills) >= 6
@@ -83,11 +89,12 @@ def test_the_smollm2_prompts_load_and_every_verifier_reads_its_answers() -> None
 
 
 @needs_gym
-def test_no_warmup_prompt_of_the_smollm2_preset_stands_in_a_test() -> None:
+def test_no_warmup_prompt_of_the_smollm2_preset_stands_in_a_test(
+    smollm2_sets: PromptSets,
+) -> None:
     config = load_config("smollm2")
-    sets = load_prompt_sets(config.prompts, seed=0)
-    warmup = warmup_prompts(config.warmup, sets, seed=1)
-    judged = {p.content for found in sets.heldout_sets() for p in found}
+    warmup = warmup_prompts(config.warmup, smollm2_sets, seed=1)
+    judged = {p.content for found in smollm2_sets.heldout_sets() for p in found}
     assert not judged & {p.content for p in warmup}
     assert len(warmup) >= config.warmup.steps * config.warmup.batch_size
 

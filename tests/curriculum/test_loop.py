@@ -32,9 +32,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(folder: Path) -> Path:
-    """An uninterrupted run, with its full-data baseline."""
-    return run_in(folder, fake_config(folder, "baselines=[full]"))
+def recorded(folder: Path) -> tuple[Path, list[str]]:
+    """An uninterrupted run, with its full-data baseline, and the names of all that it renamed."""
+    renamed: dict[str, None] = {}
+    rename = os.replace
+
+    def noted(source: str | Path, target: str | Path) -> None:
+        renamed.setdefault(str(target))
+        rename(source, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", noted)
+        run = run_in(folder, fake_config(folder, "baselines=[full]"))
+    return run, list(renamed)
+
+
+@pytest.fixture(scope="module")
+def finished(recorded: tuple[Path, list[str]]) -> Path:
+    return recorded[0]
 
 
 class Killed(BaseException):
@@ -42,19 +57,19 @@ class Killed(BaseException):
 
 
 class Killer:
-    """Raises at the first rename of every file, once a file, and leaves a torn `.part` behind."""
+    """Raises at the first rename of each of these files, and leaves a torn `.part` behind."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.killed: list[str] = []
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, targets: list[str]) -> None:
+        self.left = set(targets)
         self.torn: tuple[Path, bytes | None] | None = None
         self.rename = os.replace
         monkeypatch.setattr(os, "replace", self)
 
     def __call__(self, source: str | Path, target: str | Path) -> None:
-        if str(target) in self.killed:
+        if str(target) not in self.left:
             self.rename(source, target)
             return
-        self.killed.append(str(target))
+        self.left.remove(str(target))
         part = Path(source)
         self.torn = part, None if part.is_dir() else part.read_bytes()[:-1]
         raise Killed
@@ -71,12 +86,14 @@ class Killer:
             part.write_bytes(content)
 
 
-def test_a_run_killed_at_the_rename_of_any_file_ends_with_the_same_bytes(
-    folder: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_killed_at_the_rename_of_a_file_ends_with_the_same_bytes(
+    recorded: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """At every third, the first and the last; other files of a stage are third in the next one."""
+    finished, renamed = recorded
     config = fake_config(tmp_path, "baselines=[full]")
-    killer = Killer(monkeypatch)
-    attempts = 0
+    targets = [*renamed[:-1:3], renamed[-1]]
+    killer, attempts = Killer(monkeypatch, targets), 0
     while True:
         attempts += 1
         try:
@@ -87,11 +104,16 @@ def test_a_run_killed_at_the_rename_of_any_file_ends_with_the_same_bytes(
             break
     expected = promised_bytes(finished)
     assert promised_bytes(resumed) == expected
-    assert attempts == len(killer.killed) + 1
-    # Every file was renamed, but the lock and those that come with the policy's folder.
-    renamed = {Path(name).relative_to("runs/tiny").as_posix() for name in killer.killed}
-    assert {n for n in expected if "/policy/" not in n and n != ".lock"} <= renamed
-    assert {f"arms/{arm}/stages/{i}/policy" for arm in ("cropi", "full") for i in (0, 1)} <= renamed
+    assert (attempts, killer.left) == (len(targets) + 1, set())
+
+
+def test_every_file_of_a_run_is_renamed(recorded: tuple[Path, list[str]]) -> None:
+    """But the lock and those that come with the policy's folder."""
+    finished, renamed = recorded
+    names = {Path(name).relative_to("runs/tiny").as_posix() for name in renamed}
+    promised = promised_bytes(finished)
+    assert {n for n in promised if "/policy/" not in n and n != ".lock"} <= names
+    assert {f"arms/{arm}/stages/{i}/policy" for arm in ("cropi", "full") for i in (0, 1)} <= names
 
 
 def test_no_half_written_file_outlives_a_finished_run(finished: Path) -> None:
@@ -169,7 +191,7 @@ def test_full_data_training_sees_every_prompt_before_any_twice(tmp_path: Path) -
 
 
 def test_every_phase_leaves_its_cost(finished: Path) -> None:
-    assert_every_phase_leaves_its_cost(finished)
+    assert_every_phase_leaves_its_cost(finished, "cropi", "full")
 
 
 def test_damaged_files_of_a_run_are_made_again(folder: Path, finished: Path) -> None:

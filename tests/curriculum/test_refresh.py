@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from cropi.config import RunConfig
 from cropi.curriculum.loop import run
 from cropi.curriculum.policy_reading import freshest_groups
 from cropi.curriculum.stage_rollouts import replace_groups
@@ -58,6 +59,25 @@ def costs(run_directory: Path, phase: str = "rollouts") -> list[dict[str, object
     return [r for r in rows if r["kind"] == "cost" and r["phase"] == phase and r["arm"]]
 
 
+@pytest.fixture(scope="module")
+def refreshed(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A finished run; a test that damages it lets it be made again, and wants the same bytes."""
+    config = fake_config(
+        tmp_path_factory.mktemp("refreshed"), *SHORT, "curriculum.refresh=validation"
+    )
+    run(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def without_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A finished run that has kept the last weights alone."""
+    folder = tmp_path_factory.mktemp("last")
+    config = fake_config(folder, *SHORT, "curriculum.keep_checkpoints=last")
+    run(config)
+    return config
+
+
 def test_newer_rollouts_replace_those_of_their_prompt_and_no_others() -> None:
     replaced = replace_groups(
         [group("a", 0), group("b", 0), group("c", 0)], [group("c", 1), group("a", 1)]
@@ -76,8 +96,8 @@ def test_the_papers_recipe_samples_once(tmp_path: Path) -> None:
     assert costs(done) == []
 
 
-def test_validation_alone_is_sampled_again_from_the_stages_policy(tmp_path: Path) -> None:
-    done = run(fake_config(tmp_path, *SHORT, "curriculum.refresh=validation"))
+def test_validation_alone_is_sampled_again_from_the_stages_policy(refreshed: RunConfig) -> None:
+    done = refreshed.directory
     assert sampled(done, 0) == ["training.parquet"]
     assert sampled(done, 1) == ["training.parquet", "validation/sort.parquet"]
     first = read_rollouts(done / "rollouts/validation/sort.parquet")
@@ -222,8 +242,12 @@ def test_dare_reads_the_freshest_rollouts_under_the_stages_policy_and_pays_for_i
 
 
 @pytest.mark.parametrize("refresh", ["validation", "stale"])
-def test_a_stage_that_is_repeated_samples_the_same(tmp_path: Path, refresh: str) -> None:
-    config = fake_config(tmp_path, *SHORT, f"curriculum.refresh={refresh}")
+def test_a_stage_that_is_repeated_samples_the_same(
+    refreshed: RunConfig, tmp_path: Path, refresh: str
+) -> None:
+    config = refreshed
+    if refresh != "validation":
+        config = fake_config(tmp_path, *SHORT, f"curriculum.refresh={refresh}")
     before = promised_bytes(run(config))
     last = stage(config.directory, 1)
     for file in (last / "rollouts.json", last / "scores.parquet", last / "selection.parquet"):
@@ -232,10 +256,9 @@ def test_a_stage_that_is_repeated_samples_the_same(tmp_path: Path, refresh: str)
 
 
 def test_a_retrained_stage_makes_the_next_one_sample_again_and_leftovers_are_not_read(
-    tmp_path: Path,
+    refreshed: RunConfig,
 ) -> None:
-    config = fake_config(tmp_path, *SHORT, "curriculum.refresh=validation")
-    done = run(config)
+    config, done = refreshed, refreshed.directory
     before = promised_bytes(done)
     last = stage(config.directory, 1)
     facts = json.loads((last / "rollouts.json").read_text())
@@ -250,23 +273,22 @@ def test_a_retrained_stage_makes_the_next_one_sample_again_and_leftovers_are_not
     assert promised_bytes(done) == before
 
 
-def test_removed_weights_that_are_needed_again_are_named(tmp_path: Path) -> None:
-    config = fake_config(tmp_path, *SHORT, "curriculum.keep_checkpoints=last")
-    scores = stage(run(config), 1) / "scores.parquet"
-    scores.write_bytes(b"PAR1 torn")
-    with pytest.raises(InputError, match=r"keep_checkpoints=last.*remove .*0/policy/cropi_stage"):
-        run(config)
-    (stage(config.directory, 0) / "policy" / "cropi_stage.json").unlink()
-    run(config)
-    assert read_scores(scores).is_scored.any()
-
-
-def test_checkpoints_that_nothing_needs_are_removed(tmp_path: Path) -> None:
-    config = fake_config(tmp_path, *SHORT, "curriculum.keep_checkpoints=last")
-    done = run(config)
+def test_checkpoints_that_nothing_needs_are_removed(without_checkpoints: RunConfig) -> None:
+    config, done = without_checkpoints, without_checkpoints.directory
     assert [f.name for f in (stage(done, 0) / "policy").iterdir()] == ["cropi_stage.json"]
     left = {f.name for f in (stage(done, 1) / "policy").iterdir()}
     assert "model.safetensors" in left
     assert "optimizer.pt" not in left
     before = promised_bytes(done)
     assert promised_bytes(run(config)) == before
+
+
+def test_removed_weights_that_are_needed_again_are_named(without_checkpoints: RunConfig) -> None:
+    config = without_checkpoints
+    scores = stage(config.directory, 1) / "scores.parquet"
+    scores.write_bytes(b"PAR1 torn")
+    with pytest.raises(InputError, match=r"keep_checkpoints=last.*remove .*0/policy/cropi_stage"):
+        run(config)
+    (stage(config.directory, 0) / "policy" / "cropi_stage.json").unlink()
+    run(config)
+    assert read_scores(scores).is_scored.any()

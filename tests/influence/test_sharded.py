@@ -5,10 +5,11 @@ The policy is the embedded model: workers load it themselves.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from cropi.execution import Executor, Inline
 from cropi.influence.cosines import Influence
 from cropi.influence.settings import InfluenceConfig
 from cropi.influence.setup import score
+from cropi.influence.sharded import shard_files
 from cropi.influence.sharded.shard_files import content_of, cut, is_made, read_arrays, write_arrays
 from cropi.policy.loading import load_policy
 from cropi.sketches.settings import SketchChoice
@@ -33,7 +35,7 @@ SETTINGS = {
 }
 
 
-POOL = pocket_groups(45, 1)
+POOL = pocket_groups(36, 1)
 TARGETS = {"sums": pocket_groups(9, 2), "words": pocket_groups(4, 3)}
 
 
@@ -70,6 +72,20 @@ def scored(
     )
 
 
+class Measured(NamedTuple):
+    """Scores made in shards, where these are, and the units in order."""
+
+    influence: Influence
+    folder: Path
+    ran: list[str]
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    folder, executor = tmp_path_factory.mktemp("exact"), Stopping()
+    return Measured(scored(SETTINGS["exact"], folder, executor), folder, executor.ran)
+
+
 def assert_close(one: Influence, other: Influence, tolerance: float = 1e-6) -> None:
     assert one.estimate.prompt_ids == other.estimate.prompt_ids
     assert one.estimate.status == other.estimate.status
@@ -86,12 +102,13 @@ def assert_close(one: Influence, other: Influence, tolerance: float = 1e-6) -> N
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_shards_give_the_scores_of_one_process(name: str, tmp_path: Path) -> None:
+def test_shards_give_the_scores_of_one_process(name: str, exact: Measured, tmp_path: Path) -> None:
     # A bf16 direction is rounded from sums that differ in their last bits. Of random tokens some
     # gradients nearly cancel, which makes more of rounding in a sketch than in all coordinates.
     tolerance = {"bf16": 1e-4, "sparse": 1e-5, "fitted": 1e-5}.get(name, 1e-6)
     settings = SETTINGS[name]
-    assert_close(scored(settings, tmp_path / "shards", Inline()), scored(settings), tolerance)
+    joined = exact.influence if name == "exact" else scored(settings, tmp_path, Inline())
+    assert_close(joined, scored(settings), tolerance)
 
 
 def test_shards_give_the_same_parts_of_responses(tmp_path: Path) -> None:
@@ -106,22 +123,23 @@ def test_shards_give_the_same_parts_of_responses(tmp_path: Path) -> None:
             np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-@pytest.mark.parametrize("after", [2, 9])
 def test_a_call_that_was_killed_goes_on_and_ends_with_the_same_bits(
-    after: int, tmp_path: Path
+    exact: Measured, tmp_path: Path
 ) -> None:
-    expected = scored(InfluenceConfig(), tmp_path / "whole", whole := Stopping())
-    with pytest.raises(KeyboardInterrupt):
-        scored(InfluenceConfig(), tmp_path / "shards", killed := Stopping(after))
-    again = scored(InfluenceConfig(), tmp_path / "shards", rest := Stopping())
-    for name in TARGETS:
-        np.testing.assert_array_equal(again.estimate.mean[name], expected.estimate.mean[name])
-    assert again.tokens == expected.tokens
-    assert [*killed.ran, *rest.ran] == whole.ran
+    ran: list[str] = []
+    for after in (2, 7, len(exact.ran) // 2):
+        with pytest.raises(KeyboardInterrupt):
+            scored(InfluenceConfig(), tmp_path, killed := Stopping(after))
+        ran += killed.ran
+    again = scored(InfluenceConfig(), tmp_path, rest := Stopping())
+    for name, expected in exact.influence.estimate.mean.items():
+        np.testing.assert_array_equal(again.estimate.mean[name], expected)
+    assert again.tokens == exact.influence.tokens
+    assert [*ran, *rest.ran] == exact.ran
 
 
-def test_a_damaged_shard_is_measured_again(tmp_path: Path) -> None:
-    expected = scored(InfluenceConfig(), tmp_path, Inline())
+def test_a_damaged_shard_is_measured_again(exact: Measured, tmp_path: Path) -> None:
+    shutil.copytree(exact.folder, tmp_path, dirs_exist_ok=True)
     for file in tmp_path.glob("*.npz"):
         arrays = np.load(file)
         if "dots" not in arrays.files:
@@ -130,7 +148,8 @@ def test_a_damaged_shard_is_measured_again(tmp_path: Path) -> None:
         content[-len(content) // 3] ^= 1
         file.write_bytes(content)
     again = scored(InfluenceConfig(), tmp_path, Inline())
-    np.testing.assert_array_equal(again.estimate.mean["sums"], expected.estimate.mean["sums"])
+    expected = exact.influence.estimate.mean["sums"]
+    np.testing.assert_array_equal(again.estimate.mean["sums"], expected)
 
 
 def test_weights_in_memory_and_a_missing_folder_are_refused(tmp_path: Path) -> None:
@@ -148,6 +167,16 @@ def test_shards_hold_every_prompt_once_and_about_as_many_tokens(count: int) -> N
     tokens = [sum(len(groups[n].prompt_ids) + groups[n].tokens for n in run) for run in runs]
     largest = max(len(group.prompt_ids) + group.tokens for group in groups)
     assert max(tokens) <= sum(tokens) / len(runs) + largest
+
+
+@pytest.mark.parametrize(("tokens", "shards"), [(64, 1), (512, 4), (4096, 32), (8192, 32)])
+def test_a_shard_is_worth_handing_out(
+    tokens: int, shards: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_files, "LEAST_TOKENS", 128)
+    (group,) = mixed_groups(1)
+    each = len(group.prompt_ids) + group.tokens
+    assert len(cut([group] * -(-tokens // each))) == shards
 
 
 def test_a_shard_is_known_by_all_that_gradients_depend_on() -> None:

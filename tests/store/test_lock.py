@@ -136,16 +136,12 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         pass
 
 
-def test_a_refused_comparison_draws_nothing(tmp_path: Path) -> None:
+def test_a_refused_comparison_draws_nothing(tmp_path: Path, cropi: Command) -> None:
     folder = StudyPlan.of(tiny_config(tmp_path), ["random"], [0]).root
     (folder / "cells").mkdir(parents=True)
-    command = [sys.executable, "-m", "cropi", "compare", str(write_config(tmp_path))]
     with held_by_another(folder):
-        told = subprocess.run(
-            [*command, "--seeds", "0"], capture_output=True, text=True, check=False
-        )
-    assert told.returncode == 2
-    assert "another process is working" in told.stderr
+        command = cropi("compare", write_config(tmp_path), "--seeds", "0")
+    command.refused("another process is working")
     assert sorted(path.name for path in folder.iterdir()) == [".lock", "cells"]
 
 

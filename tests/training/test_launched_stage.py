@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 
 from cropi.config import TrainerChoice
 from cropi.errors import InputError
-from cropi.training import StageOutcome, StagePlan, find_trainer
-from cropi.training.launcher import WORKER, accelerate_config, launch_command
+from cropi.training import StageOutcome, StagePlan, find_trainer, launcher
+from cropi.training.launcher import accelerate_config, launch_command
 from cropi.training.settings import LaunchSettings
 from cropi.training.stage_parts import parts_of
 from cropi.training.trl_stage import require_training_state
@@ -43,9 +43,10 @@ def workers() -> list[psutil.Process]:
 
 def _runs_a_stage(process: psutil.Process) -> bool:
     try:
-        return WORKER in process.cmdline() and "accelerate.commands.launch" not in process.cmdline()
+        command = process.cmdline()
     except psutil.Error:
         return False
+    return launcher.WORKER in command and "accelerate.commands.launch" not in command
 
 
 def eventually(condition: Callable[[], object]) -> None:
@@ -65,6 +66,7 @@ class Trained:
     outcome: StageOutcome = field(default_factory=StageOutcome)
     evaluated: list[int] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +76,18 @@ def trained(make_plan: MakePlan, judge: Judge, tmp_path_factory: pytest.TempPath
     before = sum(sum(each.values()) for each in judge.counts.values())
     trainer = find_trainer(plan.training.engine)
     assert trainer.check(plan) == []
-    trainer.train(
-        plan,
-        judge,
-        stage.folder,
-        lambda policy, step: stage.evaluated.append(step),
-        lambda done, row: stage.steps.append(done),
-        stage.outcome,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        temporary = tmp_path_factory.mktemp("temporary")
+        patch.setenv("TMPDIR", str(temporary))
+        trainer.train(
+            plan,
+            judge,
+            stage.folder,
+            lambda policy, step: stage.evaluated.append(step),
+            lambda done, row: stage.steps.append(done),
+            stage.outcome,
+        )
+        stage.left = [each.name for each in temporary.iterdir()]
     stage.counts["judged"] = sum(sum(c.values()) for c in judge.counts.values()) - before
     return stage
 
@@ -91,6 +97,10 @@ def test_two_processes_train_on_the_prompts_of_one_in_their_order(trained: Train
     assert [group.prompt_id for group in groups] == [p.prompt_id for p in trained.plan.prompts]
     assert [group.policy.step for group in groups] == [0, 0, 1, 1]
     assert all(len(group.responses) == 4 for group in groups)
+
+
+def test_nothing_stays_among_temporary_files(trained: Trained) -> None:
+    assert [name for name in trained.left if "torchelastic" in name or "cropi" in name] == []
 
 
 def test_every_response_is_judged_and_counted_once(trained: Trained) -> None:
@@ -122,6 +132,16 @@ def test_the_optimizer_is_carried_past_an_evaluation(trained: Trained) -> None:
     assert not [each for each in trained.folder.iterdir() if each.is_dir()]
 
 
+@pytest.fixture
+def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Workers that are where a stage's are after its first step, and wait there."""
+    (tmp_path / "waits.py").write_text(WAITS)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    monkeypatch.setattr(launcher, "WORKER", "waits")
+    return os.environ["PYTHONPATH"]
+
+
+@pytest.mark.usefixtures("waiting")
 def test_a_process_that_is_killed_ends_the_stage_and_the_others(
     make_plan: MakePlan, judge: Judge, tmp_path: Path
 ) -> None:
@@ -129,7 +149,7 @@ def test_a_process_that_is_killed_ends_the_stage_and_the_others(
     (out := tmp_path / "out").mkdir()
 
     def kill_the_last(done: int, row: dict[str, Any]) -> None:
-        assert len(workers()) == 2
+        eventually(lambda: len(workers()) == 2)
         workers()[-1].kill()
 
     with pytest.raises(InputError, match=r"2 training processes ended .*training\.log"):
@@ -148,23 +168,26 @@ WAITS = """
 import os, signal, sys, time
 from cropi.execution.program import end_with_parent
 end_with_parent(signal.SIGKILL)
-open(os.path.join(sys.argv[1], os.environ["RANK"] + ".pid"), "w").write(str(os.getpid()))
+def leave(name, text):
+    open(os.path.join(sys.argv[1], name), "w").write(text)
+leave(os.environ["RANK"] + ".pid", str(os.getpid()))
+if os.environ["RANK"] == "0":
+    leave("steps.jsonl", "[1, {}]\\n")
 time.sleep(600)
 """
 
 
 @pytest.mark.parametrize("killed", ["run", "launcher"])
-def test_no_process_outlives_the_run_or_the_launcher(tmp_path: Path, killed: str) -> None:
-    (tmp_path / "waits.py").write_text(WAITS)
+def test_no_process_outlives_the_run_or_the_launcher(
+    waiting: str, tmp_path: Path, killed: str
+) -> None:
     (config := tmp_path / "accelerate.yaml").write_text(
         yaml.safe_dump(accelerate_config(LaunchSettings(processes=2)))
     )
     command = launch_command(config, 2, tmp_path)
-    command[command.index(WORKER)] = "waits"
-    paths = os.pathsep.join([str(tmp_path), *sys.path])
     run = subprocess.Popen(
         [sys.executable, "-c", HOLDS, str(tmp_path / "log"), *command],
-        env={**os.environ, "PYTHONPATH": paths},
+        env={**os.environ, "PYTHONPATH": waiting},
     )
     eventually(lambda: len([f for f in tmp_path.glob("*.pid") if f.read_text()]) == 2)
     started = [psutil.Process(int(file.read_text())) for file in tmp_path.glob("*.pid")]

@@ -1,6 +1,9 @@
 """A table of verdicts survives a spreadsheet, and its corrections count as they should."""
 
 import csv
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,15 @@ from cropi.verifiers.labels import agreement, judged_again, read_labels, write_l
 from cropi.verifiers.settings import VerifiersConfig
 from cropi.verifiers.verdict import Decision, Verdict
 
+JudgeOf = Callable[[str], Judge]
 DANGEROUS = ["=1+1", "+1", "-1", "@cmd", "\tx", "\rx", "'quoted", "''=x", 'a,"b"\nc', "plain"]
+
+
+@pytest.fixture(scope="module")
+def judge_of() -> Iterator[JudgeOf]:
+    """A judge by the name of its verifier, started once."""
+    with ExitStack() as judges:
+        yield cache(lambda name: judges.enter_context(Judge(VerifiersConfig(default=name))))
 
 
 def explained(text: str, reward: float, answer: str = "1") -> ExplainedVerdict:
@@ -65,11 +76,13 @@ def test_corrections_are_false_positives_and_negatives(tmp_path: Path) -> None:
     assert result.unlabelled == 1
 
 
-def test_rows_judged_again_have_the_verifiers_reward_of_today(tmp_path: Path) -> None:
+def test_rows_judged_again_have_the_verifiers_reward_of_today(
+    judge_of: JudgeOf, tmp_path: Path
+) -> None:
     file = tmp_path / "labels.csv"
     write_labels(file, [explained("\\boxed{1}", 0.0), explained("2", 1.0)])
-    with Judge(VerifiersConfig(default="math")) as judge:
-        assert [r.reward for r in judged_again(read_labels(file), judge)] == [1.0, 0.0]
+    rows = judged_again(read_labels(file), judge_of("math"))
+    assert [row.reward for row in rows] == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("label", ["maybe", "nan", "inf"])
@@ -109,17 +122,21 @@ def test_a_table_without_its_columns_is_refused(tmp_path: Path) -> None:
         ("exact", "a b", "text 'a b'"),
     ],
 )
-def test_built_in_verifiers_say_what_they_read(verifier: str, answer: str, kind: str) -> None:
-    with Judge(VerifiersConfig(default=verifier)) as judge:
-        (reading,) = Explanations(judge).answers([Prompt("p", answer, "s", prompt="q")])
+def test_built_in_verifiers_say_what_they_read(
+    judge_of: JudgeOf, verifier: str, answer: str, kind: str
+) -> None:
+    prompt = Prompt("p", answer, "s", prompt="q")
+    (reading,) = Explanations(judge_of(verifier)).answers([prompt])
     assert reading.read_as == kind
 
 
-def test_a_decision_names_statement_and_stage_and_agrees_with_the_reward() -> None:
+def test_a_decision_names_statement_and_stage_and_agrees_with_the_reward(
+    judge_of: JudgeOf,
+) -> None:
     responses = ["<think>3</think>The answer is 1/2.", "\\boxed{0.5}", "<think>0.5", "0.7"]
     prompt = Prompt("p", "\\frac{1}{2}", "s", prompt="q")
-    with Judge(VerifiersConfig()) as judge:
-        verdicts = Explanations(judge).responses([(prompt, n, r) for n, r in enumerate(responses)])
+    items = [(prompt, n, response) for n, response in enumerate(responses)]
+    verdicts = Explanations(judge_of("math")).responses(items)
     decisions = [v.decision for v in verdicts if v.decision is not None]
     assert [d.statement for d in decisions] == ["1/2.", "0.5", "", "0.7"]
     assert [d.stage for d in decisions] == [

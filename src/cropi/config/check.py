@@ -96,8 +96,8 @@ def problems_of(config: RunConfig, base: Path | None = None) -> list[str]:
     `base` is where relative paths start, beside the current directory.
     """
     parts = Parts(*(getattr(config, part.name) for part in fields(Parts)))
-    kept = _url_problems([("out", config.out)], "write")
-    return [*_problems_of_parts(parts, base), *kept]
+    of_out = _url_problems([("out", config.out)], "write")
+    return [*_problems_of_parts(parts, base), *of_out]
 
 
 def _url_problems(places: Iterable[tuple[str, str | None]], doing: str = "read") -> list[str]:

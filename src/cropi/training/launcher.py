@@ -153,8 +153,10 @@ def launch_command(config: Path, processes: int, folder: Path) -> list[str]:
     """The command that starts the processes on a stage's folder."""
     options = ["--config_file", str(config), "--num_processes", str(processes)]
     port = ["--main_process_port", "0"]  # a free one
+    # Else torch's launcher makes a folder among the temporary ones, and leaves it there.
+    logs = ["--log_dir", str(folder / "processes")]
     launcher = [sys.executable, "-m", "accelerate.commands.launch"]
-    return [*launcher, *options, *port, "--module", WORKER, str(folder)]
+    return [*launcher, *options, *port, *logs, "--module", WORKER, str(folder)]
 
 
 def accelerate_config(launch: LaunchSettings) -> dict[str, Any]:

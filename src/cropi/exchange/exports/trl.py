@@ -38,12 +38,16 @@ import json
 import sys
 from pathlib import Path
 
+import torch
 from datasets import load_dataset
+from transformers.utils import is_torch_bf16_gpu_available
 from trl import GRPOConfig, GRPOTrainer
 
 from rewards import verifier
 
 HERE = Path(__file__).parent
+# TRL takes a GPU that knows bfloat16 for granted.
+MACHINE = {"use_cpu": not torch.accelerator.is_available(), "bf16": is_torch_bf16_gpu_available()}
 
 
 def value(text):
@@ -59,7 +63,9 @@ name = "control" if "control" in rest else "selection"
 trainer = GRPOTrainer(
     model=policy,
     reward_funcs=verifier,
-    args=GRPOConfig(**{"output_dir": f"trained-{name}", "temperature": 1.0, **settings}),
+    args=GRPOConfig(
+        **{"output_dir": f"trained-{name}", "temperature": 1.0, **MACHINE, **settings}
+    ),
     train_dataset=load_dataset(
         "parquet", data_files=str(HERE / f"{name}.parquet"), split="train"
     ),

@@ -21,7 +21,9 @@ from cropi.schema import RolloutGroup
 from cropi.store.files import atomic_write
 
 LEAST_SHARDS = 32
-"""Shards that a pool is cut into, if it has so many prompts: workers should end together."""
+"""Shards that a pool is cut into, if they are worth it: workers should end together."""
+LEAST_TOKENS = 4_096
+"""Tokens in a shard, about, unless the pool has fewer: handing one out has a price too."""
 MOST_TOKENS = 1_000_000
 """Tokens in a shard, about: what is lost when a worker dies."""
 FINGERPRINT = "fingerprint"
@@ -34,7 +36,9 @@ def cut(groups: Sequence[RolloutGroup], least: int = LEAST_SHARDS) -> list[range
         return []
     tokens_P = np.array([len(group.prompt_ids) + group.tokens for group in groups], np.int64)
     ends_P = np.cumsum(tokens_P)
-    count = min(len(groups), max(least, -(-int(ends_P[-1]) // MOST_TOKENS)))
+    total = int(ends_P[-1])
+    worth = max(1, min(least, total // LEAST_TOKENS))
+    count = min(len(groups), max(worth, -(-total // MOST_TOKENS)))
     # The shard in which the middle of a prompt lies.
     shard_P = ((ends_P - tokens_P / 2) * count // ends_P[-1]).astype(np.int64)
     edges = [0, *(np.flatnonzero(np.diff(shard_P)) + 1).tolist(), len(groups)]
