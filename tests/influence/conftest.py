@@ -1,13 +1,17 @@
-"""What the tests of influence share."""
+"""Small pools have as many shards as large ones here."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 
 from cropi.influence.sharded import shard_files
 
 
-@pytest.fixture(autouse=True)
-def _pools_in_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have pools of a few prompts cut into as many shards as large ones are."""
-    monkeypatch.setattr(shard_files, "LEAST_TOKENS", 1)
+@pytest.fixture(autouse=True, scope="package")
+def shards_of_any_size() -> Iterator[None]:
+    """Let the few tokens of a test's pool fill shards; also in fixtures that tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shard_files, "LEAST_TOKENS", 1)
+        yield
