@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -22,6 +23,8 @@ from cropi.execution.units import Finished, GivenUpError, WorkUnit, call
 
 THREADS = "OMP_NUM_THREADS"
 """Environment variable that a process's numerical libraries read when they are loaded."""
+DEATH_WAIT = 5.0
+"""Seconds in which the system has to say how a process ended."""
 
 
 class Processes:
@@ -118,8 +121,13 @@ class _Slot:
 
     def _death(self) -> str:
         """How the process ended."""
+        deadline = time.monotonic() + DEATH_WAIT
         for process in self._processes:
-            process.join(timeout=5.0)
+            process.join(timeout=DEATH_WAIT)
+            # The pool's own thread waits for it too: one of the two gets the exit code from the
+            # system, and the other a moment later from the first.
+            while process.exitcode is None and time.monotonic() < deadline:
+                time.sleep(0.01)
         codes = [process.exitcode for process in self._processes if process.exitcode]
         return death(codes[0] if codes else None)
 
