@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +23,7 @@ from cropi.store.tables import read_selection
 from cropi.study.cells import is_finished, link_shared_files
 from cropi.study.plan import StudyPlan
 from cropi.study.runner import run_study, run_threads
-from support.tiny_runs import fake_config, untrained
+from support.tiny_runs import FAKE, fake_config, untrained, write_config
 
 FAST = ("curriculum.steps_per_stage=2", "evaluation.every=2")
 VARIANT = (
@@ -199,6 +202,41 @@ def test_a_setting_that_one_cell_cannot_use_is_reported_before_rollouts(tmp_path
     with pytest.raises(InputError, match=r"2 of 2 runs are not finished.*nosuch"):
         run_study(study, executor=Inline())
     assert not (study.root / "shared" / "seed-0" / "rollouts").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads Linux's /proc")
+def test_workers_end_with_the_study_that_was_killed(tmp_path: Path) -> None:
+    """An orphan would go on in the very cells that the next start resumes."""
+    config = write_config(tmp_path)
+    command = [
+        sys.executable,
+        "-m",
+        "cropi",
+        "compare",
+        str(config),
+        "--seeds",
+        "0",
+        *FAST,
+        *FAKE,
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as process:
+        while not list(tmp_path.rglob("shared/seed-0/log.txt")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.kill()
+    assert children
+    while any(alive(int(pid)) for pid in children):
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    """Whether the process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_cell_with_rollouts_of_its_own_does_not_take_the_shared_ones_times(

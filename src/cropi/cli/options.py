@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import Field
@@ -19,7 +19,7 @@ from cropi.errors import InputError
 from cropi.execution.settings import ScaleConfig
 from cropi.influence.settings import InfluenceConfig
 from cropi.plugins import Choice
-from cropi.policy.settings import ModelConfig
+from cropi.policy.settings import ModelConfig, SplitKind
 from cropi.settings import Section, default_of
 from cropi.text import require_names
 from cropi.verifiers.settings import VerifiersConfig
@@ -166,7 +166,7 @@ def load_model(
     dtype: str | None,
     device: str | None,
     shards: int = 1,
-    split: Literal["fsdp", "tensor"] = "fsdp",
+    split: SplitKind = "fsdp",
 ) -> Any:
     """The model at a path, or one of its shards, for commands that need gradients."""
     import cropi

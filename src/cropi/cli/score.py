@@ -33,6 +33,7 @@ from cropi.cli.torchrun import launched
 from cropi.errors import InputError
 from cropi.execution.settings import ScaleConfig
 from cropi.influence.settings import FEATURE_SKETCH, InfluenceConfig
+from cropi.policy.settings import SplitKind
 from cropi.text import plural
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def score(
         ),
     ] = False,
     split: Annotated[
-        Literal["fsdp", "tensor"] | None,
+        SplitKind | None,
         typer.Option(
             help="What several processes divide: the weights and the prompts (fsdp, the default), "
             "or the work of each layer (tensor)"
@@ -221,7 +222,7 @@ def _from_rollouts(
     device: str | None,
     per_response: bool,
     scale: ScaleConfig,
-    split: Literal["fsdp", "tensor"] | None,
+    split: SplitKind | None,
 ) -> Influence:
     import cropi
     from cropi.execution import executor_for

@@ -30,8 +30,8 @@ from cropi.gradients.contributions import (
     touched_rows,
 )
 from cropi.gradients.layers import LayerRule, head_rule, linear_rule, rule_for
-from cropi.gradients.ranks import ALONE, Ranks, tied_names
-from cropi.gradients.tensor_parts import Part, parts_of
+from cropi.gradients.ranks import Ranks, tied_names
+from cropi.gradients.tensor_parts import Part
 
 TILE_BYTES = {"cpu": 1 << 23, "cuda": 1 << 28}
 """Bytes of dense fp32 gradients that exist at once, unless one row of every prompt needs more. On
@@ -96,9 +96,9 @@ class LayerHooks:
         model: nn.Module,
         parameters: dict[str, nn.Parameter],
         consumers: Sequence[GradientConsumer],
-        required: frozenset[str] = frozenset(),
-        ranks: Ranks = ALONE,
-        parts: Mapping[str, Part] | None = None,
+        required: frozenset[str],
+        ranks: Ranks,
+        parts: Mapping[str, Part],
         everywhere: bool = False,
     ) -> None:
         self.model = model
@@ -106,7 +106,7 @@ class LayerHooks:
         self.consumers = consumers
         self.required = required
         self.ranks = ranks
-        self.parts = parts_of(model, parameters, ranks) if parts is None else parts
+        self.parts = parts
         self.everywhere = everywhere
         self.places = parameter_places(model, parameters)
         self.emitted: set[str] = set()

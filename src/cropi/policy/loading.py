@@ -28,7 +28,8 @@ from transformers import GenerationConfig
 from cropi.errors import InputError
 from cropi.policy.checkpoint_source import locate
 from cropi.policy.checkpoints import load_parts, revision_of
-from cropi.policy.splitting import Split, SplitKind
+from cropi.policy.settings import SplitKind
+from cropi.policy.splitting import Split
 from cropi.policy.tokenizer_loading import beyond, prepare_tokenizer, require_matching
 from cropi.schema import PolicyIdentity
 from cropi.text import shown

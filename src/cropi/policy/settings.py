@@ -8,6 +8,9 @@ from pydantic import Field
 
 from cropi.settings import PathText, Section
 
+SplitKind = Literal["fsdp", "tensor"]
+"""What several processes divide: weights and prompts, or the work of each layer."""
+
 
 class ModelConfig(Section):
     """Which policy to start from."""

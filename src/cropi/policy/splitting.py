@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
@@ -20,9 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cropi.errors import InputError
 from cropi.gradients.ranks import plain_name
-
-SplitKind = Literal["fsdp", "tensor"]
-"""What processes divide: weights and prompts, or the work of each layer."""
+from cropi.policy.settings import SplitKind
 
 KEYS = ("k_proj", "qkv_proj", "query_key_value")
 """Projections whose output holds the attention's keys, alone or with others."""
