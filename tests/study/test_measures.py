@@ -185,6 +185,14 @@ def test_seeds_are_paired() -> None:
     assert (shared.mean, shared.low, shared.high) == pytest.approx((1, 1, 1), abs=1e-6)
 
 
+def test_a_share_of_an_advantage_that_may_be_none_has_no_value() -> None:
+    """An oracle that is ahead by .02 with one seed and behind by .018 with the other."""
+    shift = np.array([[0.02], [-0.018]])
+    slow, oracle = curves(SLOW, SLOW), curves(*map(tuple, np.array(SLOW) + shift))
+    assert np.isnan(measures.oracle_share(slow, curves(FAST, FAST), oracle).mean)
+    assert measures.oracle_share(curves(SLOW), curves(FAST), curves(FAST)).mean == pytest.approx(1)
+
+
 def test_the_interval_of_a_ratio_is_students_over_the_logs_of_the_seeds_ratios() -> None:
     """Seeds that are 2, 2 and 4 times faster: logs with standard deviation log(2) / sqrt(3)."""
     faster = (0.4, 0.8, 0.8, 0.8, 0.8)

@@ -33,13 +33,15 @@ the stage's first step: there the curve is flat (`cost_accuracy_curve`).
 accuracy during training.
 
 **Share of the oracle's advantage** = (area of the strategy - area of the baseline) / (area of
-`oracle` - area of the baseline), means over the seeds that all three share; Fieller's interval.
+`oracle` - area of the baseline), means over the seeds that all three share; Fieller's interval. It
+has no value where several seeds cannot tell the oracle's advantage from none.
 
 **Intervals** of means and differences over seeds are Student's. One seed has no interval.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -310,9 +312,14 @@ def _with_ratio(plain: Acceleration, baseline: _Reached, strategy: _Reached) -> 
 
 
 def oracle_share(baseline: Curves, strategy: Curves, oracle: Curves) -> Interval:
-    """Return the strategy's share of the oracle's advantage in area, over the same seeds."""
+    """Return the strategy's share of the oracle's advantage in area, over the same seeds.
+
+    NaN if several seeds cannot tell the advantage from none: a share of it would mean nothing.
+    """
     floor, area_of, best = (area(c.steps, c.targeted) for c in (baseline, strategy, oracle))
-    return ratio_of_means(area_of - floor, best - floor)
+    share = ratio_of_means(area_of - floor, best - floor)
+    no_advantage = share.count > 1 and share.low is None
+    return Interval(math.nan, None, None, share.count) if no_advantage else share
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,7 @@ def _differences(study: Study) -> list[Safe]:
     ]
     note = hint(
         "In points of accuracy, seed against the same seed of the baseline; the share is of the "
-        "oracle's advantage in area, without an interval where that advantage may be none."
+        "oracle's advantage in area, with a dash where that advantage may be none."
     )
     return [tag("h3", f"Difference to {study.baseline}"), table(header, rows), note]
 
