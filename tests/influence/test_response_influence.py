@@ -108,7 +108,7 @@ VARIANTS = {
     "checkpointed": {"gradient_checkpointing": True},
     "bf16 directions": {"target_memory": "bf16"},
     "offloaded directions": {"target_memory": "offload"},
-    "single prompts a batch": {"batch_tokens": 1},
+    "single prompts per batch": {"batch_tokens": 1},
     "some parameters": {"parameters": ["model.layers.1.*"]},
 }
 

@@ -1,11 +1,10 @@
-"""cropi score and cropi features: influence, at once or from stored sketches."""
+"""cropi score: influence of a pool's prompts, from rollouts or from stored sketches."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
@@ -15,9 +14,7 @@ from cropi.cli.options import (
     PLUGIN_HELP,
     Device,
     Dtype,
-    Model,
     OutFile,
-    RolloutsFile,
     SectionSettings,
     Seed,
     Targets,
@@ -28,11 +25,11 @@ from cropi.cli.options import (
     section,
     setting,
 )
-from cropi.cli.printing import make_reporter, print_table
+from cropi.cli.printing import make_reporter, print_outcome, print_table
 from cropi.cli.torchrun import launched
 from cropi.errors import InputError
 from cropi.execution.settings import ScaleConfig
-from cropi.influence.settings import FEATURE_SKETCH, InfluenceConfig
+from cropi.influence.settings import InfluenceConfig
 from cropi.policy.settings import SplitKind
 from cropi.text import plural
 
@@ -121,63 +118,6 @@ def score(
             print_scores(influence, out)
 
 
-def features(
-    rollouts: RolloutsFile,
-    model: Model,
-    out: Annotated[Path, typer.Option(help="The directory to write, or to continue")],
-    sketch: Annotated[str, typer.Option(help=PLUGIN_HELP)] = FEATURE_SKETCH,
-    like: Annotated[
-        Path | None,
-        typer.Option(help="For a target: the pool's features, with which it will be compared"),
-    ] = None,
-    stored: Annotated[
-        Literal["float16", "float32"], typer.Option(help="Data type of the stored sketches")
-    ] = "float16",
-    seed: Seed = 0,
-    dtype: Dtype = None,
-    device: Device = None,
-    settings: SectionSettings = None,
-) -> None:
-    """Sketch the gradient of each informative prompt, and keep it for `cropi score --features`.
-
-    A call that was stopped continues when it is given again. Settings are those of the config's
-    `influence` section, e.g. `sketch.dim=2048`.
-
-    Examples:
-
-        cropi features pool.parquet --model DIR --out pool.features
-
-        cropi features val.parquet --model DIR --out val.features --like pool.features
-    """
-    import cropi
-    from cropi.influence.features.feature_writer import require_store_place
-
-    config = section(InfluenceConfig, settings, sketch=sketch)
-    if launched().several:
-        raise InputError(
-            f"cropi features is one process, and torchrun has started {launched().size}; start it "
-            "without torchrun, or score at once with `torchrun ... -m cropi score`"
-        )
-    require_store_place(out)
-    with make_reporter().phase("features") as bar:
-        extraction = cropi.extract_features(
-            load_model(model, dtype, device),
-            rollouts,
-            out,
-            config,
-            seed=seed,
-            stored=stored,
-            like=like,
-            checkpoint=model,
-            progress=bar.update,
-        )
-        bar.note = f"{extraction.tokens:,} tokens"
-    identity = extraction.store.identity
-    total = plural(identity.pool_size, "prompt")
-    done = f"{len(extraction.store):,} of {total} sketched -> {out}"
-    _print_outcome(done, identity.skipped, extraction.notes)
-
-
 def print_scores(influence: Influence, out: Path) -> None:
     """What was scored against what, what was skipped and why, and warnings."""
     scored = influence.estimate.scored()
@@ -199,16 +139,7 @@ def print_scores(influence: Influence, out: Path) -> None:
     print_table(columns, [row[: len(columns)] for row in rows])
     total = plural(scored.pool_size, "prompt")
     done = f"{len(scored.prompt_ids):,} of {total} scored -> {out}"
-    _print_outcome(done, scored.skipped, influence.notes)
-
-
-def _print_outcome(done: str, skipped: Mapping[str, int], notes: Sequence[str]) -> None:
-    reporter = make_reporter()
-    reporter.say(f"  {done}")
-    for reason, count in skipped.items():
-        reporter.say(f"  {count:,} skipped: {reason}")
-    for note in notes:
-        reporter.warn(note)
+    print_outcome(done, scored.skipped, influence.notes)
 
 
 def _from_rollouts(

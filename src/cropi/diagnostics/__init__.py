@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cropi.errors import InputError
 from cropi.schema import InfluenceEstimate, RolloutGroup
+from cropi.settings import given_or_default
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,10 +79,9 @@ def diagnose_step(
         from cropi.store.tables import read_scores
 
         scores = read_scores(Path(scores))
+    settings = given_or_default(settings, StepSettings, "settings")
     sets = {name: _groups(groups) for name, groups in validation.items()}
-    return measure_steps(
-        _model(model), _groups(pool), sets, scores, settings or StepSettings(), progress
-    )
+    return measure_steps(_model(model), _groups(pool), sets, scores, settings, progress)
 
 
 def diagnose_fidelity(
@@ -101,9 +101,9 @@ def diagnose_fidelity(
 
     if not validation:
         raise InputError("diagnose fidelity needs at least one validation set: NAME and rollouts")
+    settings = given_or_default(settings, FidelitySettings, "settings")
     sets = {name: _groups(groups) for name, groups in validation.items()}
-    chosen = settings or FidelitySettings()
-    return measure_fidelity(_model(model), _groups(pool), sets, chosen, progress)
+    return measure_fidelity(_model(model), _groups(pool), sets, settings, progress)
 
 
 def diagnose_loo(
@@ -122,7 +122,8 @@ def diagnose_loo(
     from cropi.diagnostics.diagnosis_settings import LeaveOutSettings
     from cropi.diagnostics.leave_out_experiment import measure_leave_out
 
-    return measure_leave_out(config, settings or LeaveOutSettings(), base, reporter)
+    settings = given_or_default(settings, LeaveOutSettings, "settings")
+    return measure_leave_out(config, settings, base, reporter)
 
 
 def _groups(groups: Sequence[RolloutGroup] | AnyPath) -> Sequence[RolloutGroup]:

@@ -37,7 +37,7 @@ from cropi.store.metrics import FORWARD, FORWARD_BACKWARD
 ADAM_BYTES = 8
 """Of the two moments of one parameter."""
 EXCHANGED = 3 * 2
-"""Bytes a parameter that FSDP moves in a step: two gathers and one reduction, in bfloat16."""
+"""Bytes per parameter that FSDP moves in a step: two gathers and one reduction, in bfloat16."""
 CHUNK_PROMPTS = SamplingPlan.chunk_prompts
 
 
@@ -88,7 +88,7 @@ class AssumedSpeed:
     def _gradients(self, work: Work) -> float:
         """Every prompt's gradient is made, and read by what compares it with the directions.
 
-        Directions in the main memory are brought in once a batch.
+        Directions in the main memory are brought in once per batch.
         """
         if work.phase != "scoring" or not work.backward:
             return 0.0

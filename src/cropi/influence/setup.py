@@ -30,6 +30,7 @@ from cropi.policy.optimizer_state import OPTIMIZER_FILE, second_moments
 from cropi.policy.reference import PolicyRef
 from cropi.rollouts import as_groups, read_rollouts
 from cropi.schema import RolloutGroup, longest_allowed
+from cropi.settings import given_or_default
 from cropi.sketches import make_sketch
 from cropi.sketches.settings import SketchChoice
 from cropi.store.files import file_hash
@@ -131,7 +132,8 @@ def growing_pool(
     progress: PhaseProgress | None = None,
 ) -> GrowingPool:
     """A pool whose rollouts come in portions; the arguments are those of `score`."""
-    settings, state = settings or InfluenceConfig(), _checkpoint(policy, checkpoint)
+    settings = given_or_default(settings, InfluenceConfig, "settings")
+    state = _checkpoint(policy, checkpoint)
     if executor is None:
         model = policy.load().model if isinstance(policy, PolicyRef) else as_model(policy)
         scorer: PoolScorer = make_scorer(model, settings, seed, progress, constant_length, state)
@@ -215,7 +217,9 @@ def extract_features(
             compared with `like`.
     """
     require_store_place(Path(out))
-    if settings is not None and settings.metric != "cosine":
+    adaptive = InfluenceConfig(sketch=SketchChoice.of(FEATURE_SKETCH))
+    settings = given_or_default(settings or adaptive, InfluenceConfig, "settings")
+    if settings.metric != "cosine":
         raise InputError(
             f"influence.metric {settings.metric!r} has no effect on stored features, which are "
             "compared by their cosines; leave it out"
@@ -223,7 +227,7 @@ def extract_features(
     groups = read_rollouts(Path(rollouts))
     scorer = make_scorer(
         as_model(policy),
-        settings or InfluenceConfig(sketch=SketchChoice.of(FEATURE_SKETCH)),
+        settings,
         seed,
         constant_length=longest_allowed(groups),
         checkpoint=_checkpoint(policy, checkpoint),

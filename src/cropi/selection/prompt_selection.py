@@ -27,6 +27,7 @@ from cropi.selection.strategy import (
     require_not_empty,
     selection_size,
 )
+from cropi.settings import given_or_default
 from cropi.text import plural, shown
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def select(
     """
     from cropi.rollouts import as_groups  # loads pyarrow, which reading settings should not
 
-    settings = _settings(settings or SelectionConfig(), features)
+    settings = _settings(given_or_default(settings, SelectionConfig, "settings"), features)
     estimate = _estimate(scores)
     strategy = find_strategy(settings.strategy)
     needs = needs_of(strategy)

@@ -13,6 +13,7 @@ from cropi.errors import InputError
 from cropi.policy.settings import ModelConfig
 from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import Prompt, Selection
+from cropi.settings import given_or_default
 from cropi.store.cached import read_record
 from cropi.store.files import atomic_folder
 from cropi.store.lock import exclusive_output
@@ -129,7 +130,8 @@ def train(
     from cropi.policy.checkpoints import settle_adapter  # loads transformers
     from cropi.verifiers import open_judge
 
-    settings = settings or TrainingConfig()
+    settings = given_or_default(settings, TrainingConfig, "settings")
+    rollouts = given_or_default(rollouts, RolloutsConfig, "rollouts")
     _require_replaceable(Path(out))
     ids = selection.prompt_ids if isinstance(selection, Selection) else list(selection)
     if not ids:
@@ -141,7 +143,7 @@ def train(
         ids,
         training=settings,
         model=model or ModelConfig(path=str(policy)),
-        rollouts=rollouts or RolloutsConfig(),
+        rollouts=rollouts,
         steps=steps,
         first_step=first_step,
         horizon=_horizon(horizon, first_step + steps),

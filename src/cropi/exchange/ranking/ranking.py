@@ -42,7 +42,7 @@ NOTHING = "nothing to select: no prompt has both better and worse responses in i
 class LoggedPool:
     """A log's responses by the prompts of a pool [P], and what they say about each.
 
-    `history` and `suspicions` have an entry a prompt: None where there is nothing to say.
+    `history` and `suspicions` have an entry per prompt: None where there is nothing to say.
     """
 
     log: RolloutLog
