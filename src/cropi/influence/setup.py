@@ -34,6 +34,7 @@ from cropi.settings import given_or_default
 from cropi.sketches import make_sketch
 from cropi.sketches.settings import SketchChoice
 from cropi.store.files import file_hash
+from cropi.store.remote import local_place
 
 if TYPE_CHECKING:
     from torch import nn
@@ -224,7 +225,8 @@ def extract_features(
             f"influence.metric {settings.metric!r} has no effect on stored features, which are "
             "compared by their cosines; leave it out"
         )
-    groups = read_rollouts(Path(rollouts))
+    file = local_place(rollouts)
+    groups = read_rollouts(file)
     scorer = make_scorer(
         as_model(policy),
         settings,
@@ -237,7 +239,7 @@ def extract_features(
         scorer.sketch,
         groups,
         Path(out),
-        rollouts=file_hash(Path(rollouts)),
+        rollouts=file_hash(file),
         dtype=stored,
         like=None if like is None else as_store(like),
         preconditioner=scorer.preconditioner,
@@ -249,7 +251,7 @@ def _checkpoint(policy: Any, checkpoint: str | Path | None) -> Path | None:
     """The folder with the optimizer's state: the given one, or the policy's."""
     if checkpoint is None and isinstance(policy, str | Path):
         checkpoint = policy
-    return None if checkpoint is None else Path(checkpoint)
+    return None if checkpoint is None else local_place(checkpoint)
 
 
 def _extractor(model: Any, config: InfluenceConfig, constant_length: int) -> GradientExtractor:

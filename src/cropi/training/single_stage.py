@@ -18,7 +18,8 @@ from cropi.store.cached import read_record
 from cropi.store.files import atomic_folder
 from cropi.store.lock import exclusive_output
 from cropi.store.policy_record import OPTIMIZERS, require_intact, write_policy_record
-from cropi.text import plural, shown
+from cropi.store.remote import local_place
+from cropi.text import plural, remote_url, shown
 from cropi.training.settings import TrainingConfig
 from cropi.training.stage import (
     MAX_SAMPLING_ROUNDS,
@@ -132,6 +133,7 @@ def train(
 
     settings = given_or_default(settings, TrainingConfig, "settings")
     rollouts = given_or_default(rollouts, RolloutsConfig, "rollouts")
+    policy = local_place(policy) if remote_url(policy) else policy
     _require_replaceable(Path(out))
     ids = selection.prompt_ids if isinstance(selection, Selection) else list(selection)
     if not ids:
