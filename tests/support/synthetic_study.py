@@ -177,7 +177,7 @@ def write_sample(run: Path, prompts: int, arm: str = "cropi") -> None:
 
 
 def write_selection(path: Path, strategy: str, stage: int) -> None:
-    """A selecting strategy takes sort's prompts, and of shift's 2 more per stage; others take all."""
+    """A selecting strategy takes sort's prompts, and of shift's 2 more each; others take all."""
     chosen = range(40) if strategy not in SELECTING else range(10 + 2 * (stage + 1))
     ids = [f"p{i:02d}" for i in chosen]
     columns = {"prompt_id": ids, "rank": list(range(1, len(ids) + 1)), "score": [0.0] * len(ids)}

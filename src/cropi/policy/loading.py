@@ -63,13 +63,13 @@ def load_policy(
     attention: str | None = None,
     trust_remote_code: bool = False,
 ) -> Policy:
-    """Load a model with its tokenizer from a hub id, a directory, a `.gguf` file or a built-in name.
+    """Load a policy: a model with its tokenizer.
 
     Every function that takes a policy takes this one; `load_model` is for scoring alone.
 
     Args:
-        path: where the weights are; an adapter directory names its base model, and built-in names
-            are `pocket` and `smollm2`.
+        path: a hub id, a directory, a `.gguf` file, `pocket` or `smollm2`; an adapter directory
+            names its base model.
         revision: branch, tag or commit of a hub id.
         dtype: `auto` (the checkpoint's), `float32`, `bfloat16` or `float16`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
