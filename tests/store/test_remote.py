@@ -131,8 +131,9 @@ def test_errors_name_the_url_and_not_the_copy(bucket: str) -> None:
     with pytest.raises(InputError, match=r"^memory://bucket/mixed holds files of several kinds"):
         questions(f"{bucket}/mixed")
     table = store(f"{bucket}/bad.parquet", b"text")
+    refused = r"^memory://bucket/bad\.parquet is not a readable Parq"
     for read in (read_rollouts, read_scores, read_selection):
-        with pytest.raises(InputError, match=r"^memory://bucket/bad\.parquet is not a readable Parq"):
+        with pytest.raises(InputError, match=refused):
             read(table)
     assert with_urls(str(local_place(bad))) == bad
 
