@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -21,6 +22,7 @@ from cropi.cli.options import (
     load_model,
     named_files,
     policy_at,
+    read_sets,
     scale_and_rest,
     section,
     setting,
@@ -34,7 +36,9 @@ from cropi.policy.settings import SplitKind
 from cropi.text import plural
 
 if TYPE_CHECKING:
+    from cropi.execution import Executor
     from cropi.influence.cosines import Influence
+    from cropi.schema import RolloutGroup
 
 TAKEN_WITH_FEATURES = {"features", "target", "out", "settings"}
 """Options of `cropi score` that have an effect where features are given."""
@@ -92,7 +96,7 @@ def score(
         torchrun --nproc-per-node 8 -m cropi score --model DIR ...
         torchrun --nproc-per-node 2 -m cropi score --split tensor --model DIR ...
     """
-    from cropi.store.files import remove
+    from cropi.store.files import remove, require_writable
     from cropi.store.lock import exclusive_output
     from cropi.store.tables import write_scores
 
@@ -109,8 +113,18 @@ def score(
         else:
             scale, rest = scale_and_rest(settings)
             config = section(InfluenceConfig, rest, sketch=sketch)
-            influence = _from_rollouts(
-                model, rollouts, files, out, config, seed, dtype, device, per_response, scale, split
+            if launch.is_first:
+                require_writable(out)
+            groups, targets = read_sets(rollouts, files)
+            influence = _measured(
+                *_policy_and_executor(model, dtype, device, split, scale),
+                groups,
+                targets,
+                config,
+                shards=_shards(out),
+                checkpoint=model,
+                seed=seed,
+                per_response=per_response,
             )
         if launch.is_first:
             write_scores(out, influence.estimate)
@@ -142,27 +156,15 @@ def print_scores(influence: Influence, out: Path) -> None:
     print_outcome(done, scored.skipped, influence.notes)
 
 
-def _from_rollouts(
-    model: str,
-    pool: Path,
-    targets: dict[str, Path],
-    out: Path,
-    config: InfluenceConfig,
-    seed: int,
-    dtype: str | None,
-    device: str | None,
-    per_response: bool,
-    scale: ScaleConfig,
-    split: SplitKind | None,
-) -> Influence:
-    import cropi
-    from cropi.execution import executor_for
-    from cropi.store.files import require_writable
+def _policy_and_executor(
+    model: str, dtype: str | None, device: str | None, split: SplitKind | None, scale: ScaleConfig
+) -> tuple[Any, Executor | None]:
+    """The model of this process, or a reference to it and the workers that load it.
 
-    if launched().is_first:
-        require_writable(out)
-    groups = cropi.read_rollouts(pool)
-    target_groups = {name: cropi.read_rollouts(path) for name, path in targets.items()}
+    Raises InputError for workers beside processes of torchrun, or a split without those.
+    """
+    from cropi.execution import executor_for
+
     executor, processes = executor_for(scale), launched().size
     if executor is not None and processes > 1:
         raise InputError(
@@ -174,20 +176,34 @@ def _from_rollouts(
             f"--split {split} has no effect on one process; start several with torchrun, or "
             "leave it out"
         )
-    over = (processes, split or "fsdp")
-    loaded = load_model(model, dtype, device, *over) if executor is None else None
-    with make_reporter().phase("influence", len(groups)) as bar:
+    if executor is not None:
+        return policy_at(model, dtype, device), executor
+    return load_model(model, dtype, device, processes, split or "fsdp"), None
+
+
+def _measured(
+    policy: Any,
+    executor: Executor | None,
+    pool: Sequence[RolloutGroup],
+    targets: Mapping[str, Sequence[RolloutGroup]],
+    config: InfluenceConfig,
+    *,
+    shards: Path,
+    **options: Any,
+) -> Influence:
+    """The influence of a pool, with a bar; `options` are those of `cropi.score`."""
+    import cropi
+
+    with make_reporter().phase("influence", len(pool)) as bar:
         influence = cropi.score(
-            policy_at(model, dtype, device) if loaded is None else loaded,
-            groups,
-            target_groups,
+            policy,
+            pool,
+            targets,
             config,
-            seed=seed,
-            checkpoint=model,
-            per_response=per_response,
             executor=executor,
-            folder=_shards(out),
+            folder=shards,
             progress=lambda phase, done, total: bar.update(done, total, note=phase),
+            **options,
         )
         bar.note = f"{influence.tokens:,} tokens"
     return influence
