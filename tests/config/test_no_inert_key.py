@@ -39,7 +39,7 @@ from cropi.study.study_plan import StudyPlan
 from cropi.training.launcher import accelerate_config
 from cropi.training.settings import LaunchSettings
 from cropi.training.verl_config import overrides_of
-from cropi.training.verl_refusals import interpreter as interpreter_of_verl
+from cropi.training.verl_requirements import interpreter as interpreter_of_verl
 from cropi.training.verl_settings import VerlSettings
 from cropi.training.verl_stage import environment
 from cropi.verifiers import Judge

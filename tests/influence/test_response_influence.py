@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cropi.config import InfluenceConfig, ObjectiveConfig
 from cropi.errors import InputError
-from cropi.estimation.evidence import jackknife_error
+from cropi.estimation.noise import jackknife_error
 from cropi.gradients.extractor import GradientExtractor
 from cropi.influence.preconditioner import Preconditioner
 from cropi.influence.scorer import Scorer

@@ -40,7 +40,6 @@ from cropi.store.files import write_json
 from cropi.store.policy_record import OPTIMIZERS
 from cropi.training.divergence import require_converging, reraise_divergence
 from cropi.training.dynamic import DynamicSampler, sampling_of
-from cropi.training.grpo_settings import NORMALISATION, grpo_config
 from cropi.training.process_group import ProcessGroup
 from cropi.training.recorded_groups import GroupRecorder, LossLogprobs
 from cropi.training.rewards import JudgedRewards
@@ -53,6 +52,7 @@ from cropi.training.stage import (
     loss_warnings,
     reraise_disk_errors,
 )
+from cropi.training.trl_config import NORMALISATION, grpo_config
 from cropi.verifiers import Judge
 
 RATE_KEY = "training.learning_rate"

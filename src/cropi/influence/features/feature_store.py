@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cropi.errors import InputError
-from cropi.estimation.evidence import pooled_standard_error
+from cropi.estimation.noise import pooled_standard_error
 from cropi.influence.cosines import Influence, cosines
 from cropi.influence.features.feature_files import (
     REBUILD_HINT,
