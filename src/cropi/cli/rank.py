@@ -1,4 +1,4 @@
-"""cropi rank: the prompts to train on next, from the rollouts of anybody's run."""
+"""cropi rank: the prompts to train on next, from the rollouts of a run by any trainer."""
 
 from __future__ import annotations
 
@@ -316,7 +316,7 @@ class Targets:
 
 
 def print_ranking(ranking: Ranking, commands: Sequence[str], page: Path) -> None:
-    """What was ranked, what became of it, what deserves doubt, and how to go on."""
+    """What was ranked, what became of it, warnings, and the commands that train on it."""
     from cropi.report import rank_headline
 
     reporter = make_reporter()

@@ -91,7 +91,7 @@ def score(
 
         cropi score --features pool.features --target gsm8k=val.features --out s.parquet
 
-    A model that does not fit one GPU is dealt out over those of several processes:
+    A model that does not fit one GPU is sharded over those of several processes:
 
         torchrun --nproc-per-node 8 -m cropi score --model DIR ...
         torchrun --nproc-per-node 2 -m cropi score --split tensor --model DIR ...
@@ -168,7 +168,7 @@ def _policy_and_executor(
     executor, processes = executor_for(scale), launched().size
     if executor is not None and processes > 1:
         raise InputError(
-            f"the model is dealt out over {processes} processes, and scale would have workers load "
+            f"the model is sharded over {processes} processes, and scale would have workers load "
             "it whole; remove scale, or call cropi without torchrun"
         )
     if split is not None and processes == 1:

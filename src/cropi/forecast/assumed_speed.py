@@ -60,7 +60,7 @@ class AssumedSpeed:
         return starting + (products + self._generation(work, place)) / place.devices
 
     def _begins(self, work: Work, place: Place) -> int:
-        """How often weights are read: programs that train begin anew after every evaluation."""
+        """How often weights are read: programs that train start again after every evaluation."""
         return work.starts if work.phase == "training" and place.start else work.begins
 
     def place(self, work: Work) -> Place:
@@ -170,7 +170,7 @@ class AssumedSpeed:
 
 
 def _sampling_engine(config: RunConfig, devices: int) -> str:
-    """What samples in training: verl has vLLM, and TRL where it is told to."""
+    """What samples in training: verl has vLLM, and TRL where its settings say so."""
     engine = config.training.engine
     grpo = getattr(engine.settings, "grpo", {})
     by_itself = engine.name == "trl" and devices <= PER_MACHINE and not grpo.get("use_vllm")

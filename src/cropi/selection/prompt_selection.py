@@ -205,7 +205,7 @@ def _require_reading(
     features: NDArray[np.floating] | None,
     current: NDArray[np.float64] | None,
 ) -> None:
-    """Raise InputError for what a strategy needs to know of the policy and is not told."""
+    """Raise InputError for what a strategy needs to know of the policy and lacks."""
     if needs.features and features is None:
         raise InputError(
             f"strategy {strategy} needs the policy's hidden states at the prompts; a run makes "
