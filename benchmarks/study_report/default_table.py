@@ -33,15 +33,25 @@ COST = (
     "selection, of training's FLOPs",
     "prompts rolled out",
 )
+OTHERS = (
+    "regime",
+    "strategy",
+    "seeds",
+    "area",
+    "final",
+    "faster in steps",
+    "in compute",
+    "area of cropi, less its",
+)
 
 
 def default_tables(results: Results) -> str:
-    """Return both tables, and what is missing of them."""
+    """Return the default's two tables, that of other strategies if any ran, and what is missing."""
     compared = [r for r in results.regimes.values() if r.shared_seeds(r.method)]
     if not compared:
         return EMPTY
     worth, cost = table(WORTH, map(_worth, compared)), table(COST, map(_cost, compared))
-    return "\n\n".join([worth, cost, *_unfinished(results)])
+    return "\n\n".join([worth, cost, *_other_strategies(compared), *_unfinished(results)])
 
 
 def _worth(regime: Regime) -> list[str]:
@@ -96,6 +106,29 @@ def _rolled_out(regime: Regime) -> str:
         return DASH
     ends = dict.fromkeys((min(counts), max(counts)))
     return f"{' to '.join(f'{n:,}' for n in ends)} of {regime.values['setting']['pool']:,}"
+
+
+def _other_strategies(compared: Sequence[Regime]) -> list[str]:
+    """The table of strategies beside the default in the same studies; empty if there are none."""
+    rows = [
+        _other(regime, name)
+        for regime in compared
+        for name in regime.order
+        if name not in (regime.baseline, regime.method, ORACLE) and regime.shared_seeds(name)
+    ]
+    return ["Other strategies in the same studies:", table(OTHERS, rows)] if rows else []
+
+
+def _other(regime: Regime, name: str) -> list[str]:
+    seeds = regime.shared_seeds(name)
+    return [
+        regime.name,
+        name,
+        ", ".join(map(str, seeds)),
+        *(_mean(regime, name, measure, seeds) for measure in ("area", "final_targeted")),
+        *(acceleration(regime.acceleration(name, axis)) for axis in ("steps", "flops")),
+        points(regime.ahead(name, "area"), interval=True),
+    ]
 
 
 def _unfinished(results: Results) -> list[str]:

@@ -18,10 +18,12 @@ import yaml
 import study as script
 from cropi.config import load_config, to_yaml
 from cropi.errors import InputError
+from cropi.estimation.intervals import mean_interval
 from cropi.execution import Inline
 from cropi.report.data.study_summary import acceleration, oracle_share
 from cropi.report.kit.number_format import DASH, percent, points
 from cropi.study.comparison import measure_study
+from cropi.study.measures import area as areas
 from cropi.study.runner import run_study
 from cropi.study.study_plan import StudyPlan
 from study_report.bar import ORACLE, TARGETS, judged
@@ -384,11 +386,12 @@ def report_the_default(folder: Path) -> str:
     return block((folder / "docs" / "results.md").read_text(), "table: default")
 
 
-def cells(text: str, table: int, regime: str) -> dict[str, str]:
-    """A regime's row by heading; cropi's and the oracle's finals follow their areas."""
+def cells(text: str, table: int, *first: str) -> dict[str, str]:
+    """The row that begins with these cells, by heading; cropi's and the oracle's finals follow
+    their areas."""
     lines = text.strip().split("\n\n")[table].splitlines()
     heads, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
-    row = next(row for row in rows if row[0] == regime)
+    row = next(row for row in rows if row[: len(first)] == [*first])
     return {f"{heads[:i].count(head)} {head}": cell for i, (head, cell) in
             enumerate(zip(heads, row, strict=True))}  # fmt: skip
 
@@ -418,6 +421,19 @@ def test_the_defaults_table_holds_the_studies_own_measures(tmp_path: Path) -> No
     assert cost["0 selection, of training's FLOPs"] == f"{selection:.0%}"
     assert cost["0 prompts rolled out"] == "8 to 16 of 40"
     assert "chain_clean" in text.split("Not run yet: ")[1]
+    # Strategies that ran beside it are compared with it, seed by seed.
+    other, random = cells(text, 3, "clean", "random"), study.strategies["random"]
+    assert other["0 area"] == percent(random.area.mean)
+    assert other["0 final"] == percent(random.final.mean)
+    assert other["0 faster in steps"] == acceleration(
+        study.comparisons["random"].accelerations["steps", 0.95]
+    )
+    ahead = mean_interval(
+        areas(result.curves.steps, result.curves.targeted)
+        - areas(random.curves.steps, random.curves.targeted)
+    )
+    assert other["0 area of cropi, less its"].startswith(f"{points(ahead)} [")
+    assert "oracle" not in text.strip().split("\n\n")[3]
 
 
 def test_a_share_of_no_advantage_is_a_dash(tmp_path: Path) -> None:

@@ -158,12 +158,38 @@ def test_a_named_column_is_the_reward_whatever_it_is_called(tmp_path: Path) -> N
     single = {"input": "q", "output": "a", "quality": 0.5}
     dotted = {"prompt": "q", "response": "a", "reward": {"acc": 1, "len": 0.2}}
     for number, (row, name, rewards) in enumerate(
-        [(several, "checked", [1, 0]), (single, "quality", [0.5]), (dotted, "reward.acc", [1])]
+        [
+            (several, "checked", [1, 0]),
+            (single, "quality", [0.5]),
+            (dotted, "reward.acc", [1]),
+            ({"input": "q", "output": "a", "metadata": {"r": 0.2}}, "metadata.r", [0.2]),
+            ({"input": "q", "output": "a", "metadata": '{"r": {"x": 1}}'}, "metadata.r.x", [1]),
+        ]
     ):
         path = write_lines(tmp_path / f"{number}.jsonl", [row])
         assert [r.reward for r in read_rollout_log(path, None, [name]).responses] == rewards
         with pytest.raises(InputError, match="reward"):
             read_rollout_log(path)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "q", "answer": "1", "response": "1"},
+        {"prompt": "q", "outputs": [{"text": "1"}, {"text": "2"}]},
+        {"problem": "q", "generations": ["1", "2"], "finish_reason": "stop"},
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "1"}]},
+    ],
+)
+def test_responses_without_a_reward_are_read_where_a_verifier_will_judge(
+    row: dict[str, Any], tmp_path: Path
+) -> None:
+    path = write_lines(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(InputError, match=r"no reward.*--reward.*--verifier"):
+        read_rollout_log(path)
+    log = read_rollout_log(path, unjudged=True)
+    assert [each.status for each in log.responses] == ["error"] * len(log.responses)
+    assert [each.text for each in log.responses] in (["1"], ["1", "2"])
 
 
 @pytest.mark.parametrize(

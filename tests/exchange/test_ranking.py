@@ -130,6 +130,34 @@ def test_responses_without_a_reward_are_in_no_rate(tmp_path: Path) -> None:
     assert any("2 responses without a reward" in note for note in ranking.notes)
 
 
+def test_a_log_without_rewards_is_judged_by_the_rows_of_the_data(
+    tmp_path: Path, cropi: Command
+) -> None:
+    """As if the log had the verifier's rewards; a log that has rewards is never judged again."""
+    rows = [{"question": f"{n}+1=", "answer": f"{n + 1}"} for n in range(4)]
+    texts = [["1", "2"], ["2", "2"], ["9", "3"], ["4", "4"]]
+    logged = [{"prompt": r["question"], "outputs": t} for r, t in zip(rows, texts, strict=True)]
+    rewards = [[t == r["answer"] for t in ts] for r, ts in zip(rows, texts, strict=True)]
+    data = write_lines(tmp_path / "data.jsonl", rows)
+    bare = write_lines(tmp_path / "bare.jsonl", logged)
+    judged = write_lines(
+        tmp_path / "judged.jsonl",
+        [{**row, "rewards": r} for row, r in zip(logged, rewards, strict=True)],
+    )
+
+    def command(log: Path, out: str, *more: object) -> tuple[object, ...]:
+        return ("rank", "--rollouts", log, "--out", tmp_path / out, "--ratio", 0.5, *more)
+
+    cropi(*command(bare, "bare", "--prompts", data, "--verifier", "exact")).done()
+    cropi(*command(judged, "judged", "--prompts", data)).done()
+    tables = [pq.read_table(tmp_path / out / "ranked.parquet") for out in ("bare", "judged")]
+    assert tables[0].equals(tables[1])
+    assert sum(tables[0]["selected"].to_pylist()) == 2
+    cropi(*command(bare, "x", "--verifier", "exact")).refused("answers", "--prompts")
+    cropi(*command(judged, "x", "--verifier", "exact")).refused("--verifier has no effect")
+    cropi(*command(judged, "x", "--responses", 4)).refused("--responses has no effect")
+
+
 def test_several_reward_columns_of_trl_need_a_name(tmp_path: Path, cropi: Command) -> None:
     write_trl(tmp_path / "log", samples())
     for path in (tmp_path / "log").rglob("*.parquet"):
@@ -137,7 +165,7 @@ def test_several_reward_columns_of_trl_need_a_name(tmp_path: Path, cropi: Comman
         formats = np.arange(table.num_rows) % 2
         pq.write_table(table.add_column(4, "format_reward", [formats]), path)
     arguments = ("rank", "--rollouts", tmp_path / "log", "--out", tmp_path / "out")
-    cropi(*arguments).refused("go from 0 to 2", "--reward")
+    cropi(*arguments).refused("accuracy_reward, format_reward", "go from 0 to 2", "--reward")
     outcome = cropi(*arguments, "--reward", "accuracy_reward")
     outcome.done()
     cropi(*arguments, "--reward", "absent").refused("no column absent", "correct --reward")

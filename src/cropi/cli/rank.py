@@ -17,7 +17,6 @@ from cropi.cli.options import (
     Dtype,
     SectionSettings,
     Seed,
-    Verifier,
     named_files,
     policy_at,
     section,
@@ -31,8 +30,11 @@ from cropi.influence.settings import InfluenceConfig
 from cropi.rollouts.settings import RolloutsConfig
 from cropi.selection.settings import SelectionConfig
 from cropi.text import plural
+from cropi.verifiers.settings import VerifiersConfig
 
 if TYPE_CHECKING:
+    from cropi.exchange.imports.pairing import Pairing
+    from cropi.exchange.imports.rollout_folder import RolloutLog
     from cropi.exchange.ranking.logged_groups import LoggedGroups
     from cropi.exchange.ranking.policy_ranking import MeasuredPool
     from cropi.exchange.ranking.ranking import LoggedPool, Ranking
@@ -45,6 +47,16 @@ Temperature = Annotated[
     float | None,
     setting(
         RolloutsConfig, "temperature", text="temperature of the rollouts, where the log has none"
+    ),
+]
+JudgedBy = Annotated[
+    str | None,
+    setting(
+        VerifiersConfig,
+        "default",
+        "--verifier",
+        text="judges responses to --like, and a log without rewards: a built-in verifier such as "
+        "exact, file.py:function or package.module:function",
     ),
 ]
 
@@ -88,7 +100,7 @@ def rank(
         typer.Option(help="The checkpoint that sampled the log, which recomputes its log-probs"),
     ] = None,
     temperature: Temperature = None,
-    verifier: Verifier = None,
+    verifier: JudgedBy = None,
     responses: Annotated[
         int | None, setting(RolloutsConfig, "responses", text="responses to each prompt of --like")
     ] = None,
@@ -131,7 +143,8 @@ def rank(
 
     require_apart(out, rollouts)
     require_trainer(to)
-    _require_meant(policy, like, gradients, behaviour, pass_at)
+    sampled = {"responses": responses, "max-new-tokens": max_new_tokens, "temperature": temperature}
+    _require_meant(policy, like, gradients, behaviour, pass_at, sampled)
     measured_by = policy_at(policy, dtype, device) if policy is not None else None
     with_policy = gradients and measured_by is not None
     config = section(
@@ -146,7 +159,9 @@ def rank(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
     )
-    source = LogSource(format_, reward or [], pass_at, reading, seed, measured_by, with_policy)
+    source = LogSource(
+        format_, reward or [], pass_at, reading, seed, measured_by, with_policy, verifier
+    )
     with exclusive_output(out):
         logged = source.pool(rollouts, prompts)
         measured = None
@@ -169,12 +184,14 @@ def _require_meant(
     gradients: bool,
     behaviour: str | None,
     pass_at: float | None,
+    sampled: Mapping[str, float | None],
 ) -> None:
     """Raise InputError for options that would have no effect, or lack another one."""
     if pass_at is not None and not math.isfinite(pass_at):
         raise InputError(f"--pass-at {pass_at} is not a reward; give a finite number")
     if not gradients or policy is None:
-        inert = [n for n, given in (("--like", like), ("--behaviour", behaviour)) if given]
+        others = {"like": like or None, "behaviour": behaviour, **sampled}
+        inert = [f"--{name}" for name, given in others.items() if given is not None]
         if inert:
             why = "with --no-gradients" if not gradients else "without --policy"
             raise InputError(f"{' and '.join(inert)} has no effect {why}; change one of them")
@@ -223,6 +240,7 @@ class LogSource:
     seed: int
     policy: PolicyRef | None
     tokens: bool
+    verifier: str | None = None
 
     def pool(self, path: Path, prompts: Path | None) -> LoggedPool:
         """A log and the pool that its responses belong to."""
@@ -231,7 +249,8 @@ class LogSource:
         from cropi.exchange.ranking.ranking import gather
 
         with make_reporter().phase("reading") as bar:
-            log = read_rollout_log(path, self.format, self.rewards, self.tokens)
+            judged = bool(self.rewards) or self.verifier is None
+            log = read_rollout_log(path, self.format, self.rewards, self.tokens, not judged)
             if prompts is None:
                 pairing = pair_with_log(log)
             elif self.policy is None:
@@ -239,10 +258,29 @@ class LogSource:
             else:
                 rows = self.reading.prompts(prompts, self.seed, self.policy)
                 pairing = pair_with_prompts(log, rows, self.policy.tokenizer.decode)
+            self._judge(log, pairing)
             logged = gather(log, pairing, self.pass_at)
             count = plural(len(log.responses), "response")
             bar.note = f"{count} to {plural(len(logged.prompts), 'prompt')}, format {log.format}"
         return logged
+
+    def _judge(self, log: RolloutLog, pairing: Pairing) -> None:
+        """Judge a log without rewards. Raises InputError if a verifier has nothing to do."""
+        from cropi.exchange.ranking.ranking import judge_log
+        from cropi.verifiers import open_judge
+
+        if self.verifier is None:
+            return
+        with open_judge(self.verifier) as judge:
+            judged = judge_log(log, pairing, judge)
+            log.notes += [note] if (note := judge.unjudged()) else []
+        if judged:
+            log.notes.append(f"the log has no rewards: they are those of {self.verifier}")
+        elif not self.tokens:
+            raise InputError(
+                f"{log.place} has rewards of its own, which are used, so that --verifier has no "
+                "effect without --policy; leave it out"
+            )
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,8 @@ class LogFile:
 
     `rewards` are the columns whose sum is the reward, where the user names them; `tokens` says
     whether the tokens of responses that have a text are wanted too. `notes` collects what a reader
-    should know. `row` is the last row that was asked about.
+    should know. `row` is the last row that was asked about. A reader puts the columns whose sum it
+    took for the reward, where there are several, into `summed`.
     """
 
     path: Path
@@ -89,6 +90,7 @@ class LogFile:
     rewards: Sequence[str] = ()
     tokens: bool = True
     row: int = 0
+    summed: tuple[str, ...] = ()
 
     def where(self, number: int) -> str:
         """What messages call a row, counted from 1."""

@@ -145,6 +145,8 @@ def _texts_and_rewards(
     if absent := [n for n, value in zip(file.rewards, named, strict=True) if value is None]:
         raise absent_reward(absent, row, where)
     columns = named or [_first(row, (*REWARDS, *REWARD))]
+    if columns == [None]:
+        columns = [[None] * len(several)]
     for rewards in columns:
         if not isinstance(rewards, list) or len(rewards) != len(several):
             count = plural(len(rewards), "reward") if isinstance(rewards, list) else "one reward"

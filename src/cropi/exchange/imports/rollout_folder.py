@@ -25,8 +25,9 @@ from cropi.exchange.imports.rollout_format import (
     format_named,
     recognised_format,
     unrecognised,
+    with_reward,
 )
-from cropi.prompts.row_columns import RowNotes
+from cropi.prompts.row_columns import RowNotes, cell_of
 from cropi.prompts.row_files import COMPRESSED, ENDINGS, NumberedRow, open_rows
 from cropi.prompts.shards import in_natural_order
 from cropi.store.files import file_hash
@@ -48,30 +49,39 @@ TEXT_ENDINGS = tuple(e for e in ENDINGS if e != ".json")
 
 @dataclass
 class RolloutLog:
-    """The responses of a log, the format they were in, and what a reader should know."""
+    """The responses of a log, the format they were in, and what a reader should know.
+
+    `summed` are the columns whose sum is the reward, where there are several and none was picked.
+    """
 
     place: str
     format: str
     responses: list[LoggedResponse]
     notes: list[str] = field(default_factory=list)
+    summed: tuple[str, ...] = ()
 
 
 def read_rollout_log(
-    path: Path, format_name: str | None = None, rewards: Sequence[str] = (), tokens: bool = True
+    path: Path,
+    format_name: str | None = None,
+    rewards: Sequence[str] = (),
+    tokens: bool = True,
+    unjudged: bool = False,
 ) -> RolloutLog:
     """Read a file or a folder, or the URL of one.
 
     `rewards` names the columns whose sum is the reward. Without `tokens`, the tokens
-    of responses are passed over where texts are there too.
+    of responses are passed over where texts are there too. With `unjudged`, rows of one's own need
+    no reward.
 
     Raises InputError if there are no rollouts in it, or rollouts of several formats.
     """
     path = local_place(path)
     formats = dict([format_named(format_name)]) if format_name else all_formats()
-    name, files, notes = _recognised(path, formats, rewards)
+    name, files, notes = _recognised(path, formats, (rewards, unjudged))
     log = RolloutLog(with_urls(str(path)), name, [], notes)
     for file in _without_copies(files, path, log):
-        log.responses += _read(file, path, formats[name], log.notes, (rewards, tokens))
+        log.responses += _read(file, path, formats[name], log, (rewards, tokens))
     if rewards and all(math.isnan(each.reward) for each in log.responses):
         _require_column(files[0], rewards)
     _note_runs(log)
@@ -81,7 +91,7 @@ def read_rollout_log(
 
 
 def _recognised(
-    path: Path, formats: dict[str, RolloutFormat], rewards: Sequence[str]
+    path: Path, formats: dict[str, RolloutFormat], wanted: tuple[Sequence[str], bool]
 ) -> tuple[str, list[Path], list[str]]:
     """The one format in a place, its files, and notes about the others."""
     by_format: dict[str | None, list[Path]] = {}
@@ -89,14 +99,14 @@ def _recognised(
     candidates = _candidates(path)
     for file in candidates:
         try:
-            by_format.setdefault(_format_of(file, formats, rewards), []).append(file)
+            by_format.setdefault(_format_of(file, formats, *wanted), []).append(file)
         except InputError as error:
             if file == path:
                 raise
             notes.append(f"left out, as it cannot be read: {error}")
     other = by_format.pop(None, [])
     if not by_format:
-        raise _nothing(path, candidates, formats, rewards)
+        raise _nothing(path, candidates, formats, wanted[0])
     if len(by_format) > 1:
         counts = [f"{plural(len(files), 'file')} of {name}" for name, files in by_format.items()]
         raise InputError(
@@ -143,12 +153,15 @@ def _ending(file: Path) -> str:
 
 
 def _format_of(
-    file: Path, formats: dict[str, RolloutFormat], rewards: Sequence[str] = ()
+    file: Path,
+    formats: dict[str, RolloutFormat],
+    rewards: Sequence[str] = (),
+    unjudged: bool = False,
 ) -> str | None:
     """The format of a file's first row; None for a file without rollouts.
 
-    A column that the user names as the reward is one, whatever it is called. Raises InputError if
-    the file cannot be read.
+    A column, or a place in one, that the user names as the reward is one, whatever it is called.
+    With `unjudged`, none is needed. Raises InputError if the file cannot be read.
     """
     if file.suffix == ".pt":
         return ("slime" if "slime" in formats else next(iter(formats))) if _is_dump(file) else None
@@ -156,8 +169,8 @@ def _format_of(
     if first is None:
         return None
     row = first[1]
-    named = [row[name] for name in rewards if name in row]
-    return recognised_format({"reward": named[0], **row} if named else row, formats)
+    named = any(cell_of(row, name) is not None for name in rewards)
+    return recognised_format(with_reward(row) if named or unjudged else row, formats)
 
 
 def _require_column(file: Path, rewards: Sequence[str]) -> None:
@@ -190,7 +203,7 @@ def _nothing(
     for file in files[:1]:
         if file.suffix != ".pt" and (first := next(iter(open_rows(file, [])), None)):
             number, row = first
-            if rewards and recognised_format({"reward": 0.0, **row}, formats):
+            if rewards and recognised_format(with_reward(row), formats):
                 return absent_reward(rewards, row, f"{file} row {number}")
             return unrecognised(f"{file} row {number}", row)
     return InputError(
@@ -203,10 +216,10 @@ def _read(
     file: Path,
     folder: Path,
     reader: RolloutFormat,
-    notes: list[str],
+    log: RolloutLog,
     wanted: tuple[Sequence[str], bool],
 ) -> list[LoggedResponse]:
-    """The responses of one file; what was noted about its rows is added to `notes`."""
+    """The responses of one file; what was noted about its rows is added to the log."""
     row_notes, torn = RowNotes(str(file)), list[str]()
     inside = file.relative_to(folder) if file != folder else Path(file.name)
     log_file = LogFile(file, _run(inside), _step(inside), _role(inside), row_notes, *wanted)
@@ -215,7 +228,8 @@ def _read(
     for response in responses:
         response.run = response.run or log_file.run
         response.role = "eval" if log_file.role == "eval" else response.role
-    notes += [*torn, *row_notes.lines()]
+    log.notes += [*torn, *row_notes.lines()]
+    log.summed = tuple(dict.fromkeys((*log.summed, *log_file.summed)))
     return responses
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from cropi.errors import InputError
-from cropi.exchange.imports.logged import LogFile, LoggedResponse, Row
+from cropi.exchange.imports.logged import LogFile, LoggedResponse, Row, cell_names
 from cropi.plugins import find_plugin, plugin_names, resolve_name
 from cropi.prompts.row_files import NumberedRow
 from cropi.text import shown
@@ -43,9 +43,20 @@ def recognised_format(row: Row, formats: dict[str, RolloutFormat]) -> str | None
     return next((name for name, each in formats.items() if each.recognises(row)), None)
 
 
+def with_reward(row: Row) -> Row:
+    """The row with a reward, if it has none: would it then be a rollout?"""
+    return {"reward": 0.0, **row}
+
+
 def unrecognised(where: str, row: Row) -> InputError:
-    """The error for rows that no format recognises."""
-    columns = shown(", ".join(map(str, row)), 300)
+    """The error for rows that no format recognises, or that only lack a reward."""
+    columns = shown(", ".join(cell_names(row)), 300)
+    if recognised_format(with_reward(row), all_formats()):
+        return InputError(
+            f"{where} holds a response and no reward (its columns are {columns}); name the column "
+            "of the reward with --reward, or judge the responses by the answers of --prompts with "
+            "--verifier"
+        )
     return InputError(
         f"{where} is not a rollout in a format that is known (its columns are {columns}); give "
         f"one of {', '.join(all_formats())}, or rows with prompt, response and reward"

@@ -48,6 +48,7 @@ class TrlCompletions:
         columns = list(file.rewards) or reward_columns([row for _, row in new])
         logged = [_response(row, columns, file, file.where(number)) for number, row in new]
         if not file.rewards:
+            file.summed = tuple(columns) if len(columns) > 1 else ()
             _check_advantages(new, logged, columns, file)
         yield from logged
 

@@ -6,13 +6,16 @@ its influence. Both go through `cropi.selection.select`, as the stages of a run 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cropi.errors import InputError
 from cropi.exchange.exports import random_control
 from cropi.exchange.imports.pairing import Pairing
 from cropi.exchange.imports.rollout_folder import RolloutLog
@@ -31,6 +34,9 @@ from cropi.schema import LEFT_OUT, InfluenceEstimate, Prompt, Selection
 from cropi.selection import NothingSelectedError, select
 from cropi.selection.settings import SelectionConfig
 from cropi.text import plural
+
+if TYPE_CHECKING:
+    from cropi.verifiers import Judge
 
 CHOSEN = "selected"
 UNSEEN = "no response in the log"
@@ -59,6 +65,34 @@ class LoggedPool:
         return self.pairing.pool
 
 
+def judge_log(log: RolloutLog, pairing: Pairing, judge: Judge) -> bool:
+    """Judge a log that has no reward at all by the answers of its prompts; False if it has one.
+
+    Rewards of the log and of a verifier are never mixed: they may mean different things. Raises
+    InputError if the answers cannot be read.
+    """
+    if any(response.status == "ok" for response in log.responses):
+        return False
+    numbers = [n for n, place in enumerate(pairing.places) if place >= 0]
+    numbers.sort(key=lambda n: pairing.places[n])
+    asked = [pairing.pool[place] for place in sorted({pairing.places[n] for n in numbers})]
+    if any(not prompt.answer for prompt in asked):
+        raise InputError(
+            f"{log.place} has neither rewards nor all answers; give the rows of your data, with "
+            "their answers, by --prompts"
+        )
+    readable = {prompt.prompt_id for prompt in judge.readable(asked)}
+    numbers = [n for n in numbers if pairing.pool[pairing.places[n]].prompt_id in readable]
+    items = [(pairing.pool[pairing.places[n]], log.responses[n].text) for n in numbers]
+    for number, verdict in zip(numbers, judge.judge(items), strict=True):
+        response = log.responses[number]
+        response.status = verdict.status
+        response.reward = verdict.reward if verdict.status == "ok" else math.nan
+    if dropped := len(asked) - len(readable):
+        log.notes.append(f"{plural(dropped, 'prompt')} not judged, as the answer cannot be read")
+    return True
+
+
 def gather(log: RolloutLog, pairing: Pairing, pass_at: float | None) -> LoggedPool:
     """Put together what a log says about the prompts of a pool.
 
@@ -67,13 +101,15 @@ def gather(log: RolloutLog, pairing: Pairing, pass_at: float | None) -> LoggedPo
     """
     places, evaluated = _training_places(log, pairing.places)
     in_pool = [r for r, place in zip(log.responses, places, strict=True) if place >= 0]
-    passes = passes_of([response.reward for response in in_pool], pass_at, log.place)
+    passes = passes_of([response.reward for response in in_pool], pass_at, log.place, log.summed)
     history = histories(log.responses, places, len(pairing.pool), passes)
     suspicions = [
         suspect(prompt, seen, log.responses, passes) if seen else None
         for prompt, seen in zip(pairing.pool, history, strict=True)
     ]
     notes = [*log.notes, *pairing.notes, *([passes.note] if passes.note else [])]
+    if log.summed:
+        notes.append(f"rewards are the sum of {', '.join(log.summed)}; --reward picks one")
     if evaluated:
         notes.append(f"{plural(evaluated, 'response')} of evaluations, not of the pool, left out")
     notes += doubts(history, in_pool)

@@ -35,8 +35,10 @@ class Passes:
         return values if self.at is None else (values >= self.at).astype(np.float64)
 
 
-def passes_of(rewards: Sequence[float], pass_at: float | None, place: str) -> Passes:
-    """How rewards are to be read; `pass_at` is what the user says.
+def passes_of(
+    rewards: Sequence[float], pass_at: float | None, place: str, summed: Sequence[str] = ()
+) -> Passes:
+    """How rewards are to be read; `pass_at` is the user's, `summed` what they are the sum of.
 
     Rewards from 0 to 1 are shares. Of two values the higher one passes. Raises InputError for any
     others, because their mean is not a pass rate.
@@ -46,15 +48,19 @@ def passes_of(rewards: Sequence[float], pass_at: float | None, place: str) -> Pa
     if pass_at is not None:
         return Passes(pass_at)
     if not len(values):
-        raise InputError(f"{place} holds no response with a reward; give rollouts that were judged")
+        raise InputError(
+            f"{place} holds no response with a reward; give rollouts that were judged, or judge "
+            "them by the answers of --prompts with --verifier"
+        )
     if values[0] >= 0 and values[-1] <= 1:
         return Passes()
     if len(values) == 2:
         return Passes(
             float(values[1]), f"rewards are {values[0]:g} and {values[1]:g}: the higher passes"
         )
+    parts = f" (the sum of {', '.join(summed)})" if summed else ""
     raise InputError(
-        f"the rewards of {place} go from {values[0]:g} to {values[-1]:g} "
+        f"the rewards of {place}{parts} go from {values[0]:g} to {values[-1]:g} "
         f"({plural(len(values), 'value')}), and their mean is not a pass rate; say at which "
         "reward a response passes with --pass-at, or name the column that says right or wrong with "
         "--reward"
