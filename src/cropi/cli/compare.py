@@ -38,7 +38,7 @@ def compare(
     """
     loaded, base = load(config, settings)
     from cropi.config.check import require_usable
-    from cropi.study.plan import StudyPlan
+    from cropi.study.study_plan import StudyPlan
 
     names = [name.strip() for name in strategies.split(",") if name.strip()]
     plan = StudyPlan.of(loaded, names, parse_seeds(seeds))

@@ -24,12 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropi.curriculum.pool_sample import PoolEvidence, sampled_portions
-from cropi.curriculum.stage_choice import influence_settings, target_rollouts
 from cropi.curriculum.stage_rollouts import StageRollouts, replace_groups
+from cropi.curriculum.stage_selection import influence_settings, target_rollouts
 from cropi.curriculum.start_rollouts import unsampled
 from cropi.curriculum.trackers import selection_values
 from cropi.errors import InputError
-from cropi.estimation.evidence import with_pooled_errors
+from cropi.estimation.noise import with_pooled_errors
 from cropi.influence.settings import InfluenceConfig
 from cropi.influence.setup import growing_pool, score
 from cropi.policy.loading import Policy

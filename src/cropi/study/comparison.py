@@ -18,7 +18,7 @@ from cropi.study.measures import AXES, LEVELS, Acceleration, Axis, BreakEven, Cu
 from cropi.study.results import RunResult, StudyFiles, read_study
 
 ORACLE = "oracle"
-"""The strategy that is told where the targets are: a bound, not a method anyone could use."""
+"""The strategy that knows where the targets are: a bound, not a method anyone could use."""
 
 
 @dataclass(frozen=True)

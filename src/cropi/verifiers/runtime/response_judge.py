@@ -18,6 +18,7 @@ from typing import Any, Literal
 from cropi.errors import InputError
 from cropi.plugins import resolve_name
 from cropi.schema import Prompt
+from cropi.settings import given_or_default
 from cropi.text import shown
 from cropi.verifiers.runtime.groups import as_jobs, judge_jobs
 from cropi.verifiers.runtime.pool import WorkerPool
@@ -246,7 +247,7 @@ def open_judge(verifier: str | VerifiersConfig | Judge | None = None) -> Iterato
         yield verifier
         return
     settings = VerifiersConfig(default=verifier) if isinstance(verifier, str) else verifier
-    with Judge(settings or VerifiersConfig()) as judge:
+    with Judge(given_or_default(settings, VerifiersConfig, "verifier")) as judge:
         yield judge
 
 
