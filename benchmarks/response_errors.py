@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 import cropi
 from cropi.cli.printing import print_table
 from cropi.config import RolloutsConfig
-from cropi.estimation.evidence import noise_scale
+from cropi.estimation.noise import noise_scale
 from cropi.pocket.tasks import SKILLS, TARGETS
 from cropi.pocket.tasks import rows as pocket_rows
 from cropi.schema import InfluenceEstimate, Prompt, RolloutGroup

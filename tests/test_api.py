@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,6 +23,7 @@ from cropi.config import (
     TrainerChoice,
     TrainingConfig,
 )
+from cropi.diagnostics import diagnose_fidelity
 from cropi.errors import InputError
 from cropi.pocket import rows
 from cropi.policy.representations import prompt_features
@@ -273,6 +276,27 @@ def test_scores_are_needed_where_a_strategy_looks_at_them() -> None:
         cropi.select(None, SelectionConfig(strategy=StrategyChoice.of("random")))
     with pytest.raises(InputError, match="at least one target"):
         cropi.score("pocket", [], {})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s: cropi.select(None, s), "SelectionConfig(strategy='random')"),
+        (lambda s: cropi.score("pocket", [], {"t": []}, s), "InfluenceConfig(sketch='random')"),
+        (lambda s: cropi.extract_features("pocket", "r", "out", s), "InfluenceConfig(sketch="),
+        (lambda s: cropi.rollout("pocket", [], "out", s), "RolloutsConfig(engine='random')"),
+        (lambda s: cropi.evaluate("pocket", {}, s), "EvaluationConfig(engine='random')"),
+        (lambda s: cropi.train("pocket", [], [], "out", s, steps=1), "TrainingConfig(engine="),
+        (lambda s: cropi.train("pocket", [], [], "o", steps=1, rollouts=s), "RolloutsConfig("),
+        (lambda s: diagnose_fidelity([], {"t": []}, "pocket", settings=s), "FidelitySettings(...)"),
+    ],
+)
+def test_a_name_where_settings_are_wanted_is_refused(
+    call: Callable[[Any], Any], message: str
+) -> None:
+    with pytest.raises(InputError, match="='random' is no") as refusal:
+        call("random")
+    assert message in str(refusal.value)
 
 
 def test_the_package_offers_every_step_lazily() -> None:

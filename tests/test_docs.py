@@ -33,6 +33,8 @@ HISTORY = {"docs/log.md", "CHANGELOG.md"}
 CURRENT = sorted(PAGES.keys() - HISTORY)
 PLACES = (ROOT, ROOT / "src" / "cropi")
 """Where the paths in the text of a page may start."""
+LONGEST_LINE = 125
+"""Columns of prose; rows of tables and HTML cannot be wrapped."""
 
 LINK = re.compile(r"\]\((?!https?://)([^)\s]+)\)")
 FENCED = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.M | re.S)
@@ -105,6 +107,12 @@ def test_each_row_of_where_things_are_links_to_a_source_file() -> None:
         links = re.findall(r"\[([\w./]+)\]\((src/cropi/[\w./]+\.py)\)", row)
         assert links, row
         assert all(path == f"src/cropi/{title}" for title, path in links), row
+
+
+@pytest.mark.parametrize("page", sorted(set(CURRENT) - {"docs/results.md"}))
+def test_prose_is_wrapped(page: str) -> None:
+    lines = prose(page).splitlines()
+    assert [each for each in lines if len(each) > LONGEST_LINE and each[:1] not in "|<"] == []
 
 
 @pytest.mark.parametrize("page", CURRENT)

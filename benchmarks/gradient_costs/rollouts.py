@@ -24,7 +24,7 @@ from cropi.prompts.encoding import encode_all
 from cropi.rollouts import read_rollouts, write_rollouts
 from cropi.rollouts.transformers_engine import TransformersEngine
 from cropi.schema import Prompt, Response, RolloutGroup, Sampling, fingerprint
-from cropi.verifiers.runtime.judge import Judge
+from cropi.verifiers.runtime.response_judge import Judge
 from gradient_costs.floor import Rows, logprobs
 
 SAMPLING = Sampling(max_new_tokens=64)

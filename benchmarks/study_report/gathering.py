@@ -19,8 +19,8 @@ from cropi.study import measures
 from cropi.study.comparison import BaselineComparison, StrategyResult, Study, measure_study
 from cropi.study.measures import AXES, Curves
 from cropi.study.output import RULES, interval_values, seed_values
-from cropi.study.plan import STUDY_FILE, StudyPlan
 from cropi.study.results import RunResult, read_yaml_mapping
+from cropi.study.study_plan import STUDY_FILE, StudyPlan
 
 METHOD = "cropi"
 """The strategy that the bar is about: this package's method with its default options."""

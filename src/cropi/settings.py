@@ -6,7 +6,7 @@ plug-in that they belong to. `cropi.config` assembles them. Importing this modul
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -18,6 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from cropi.errors import InputError
 from cropi.schema import TEMPERATURES
 from cropi.text import require_path, shown
 
@@ -56,8 +57,33 @@ class Section(BaseModel):
         return value
 
 
+S = TypeVar("S")
+
+
 class NoSettings(Section):
     """The settings of a plug-in that has none."""
+
+
+def given_or_default(value: S | None, kind: type[S], argument: str) -> S:
+    """The settings that a caller gave, or the defaults of their class.
+
+    Raises InputError, naming the argument, for anything else, such as the name of a plug-in.
+    """
+    if value is None:
+        return kind()
+    if isinstance(value, kind):
+        return value
+    raise InputError(
+        f"{argument}={shown(value, 60)} is no {kind.__name__}; give {kind.__name__}"
+        f"({_example(value, kind)})"
+    )
+
+
+def _example(value: Any, kind: type) -> str:
+    """How a value that was given for settings may have been meant: as the name of a plug-in."""
+    fields = kind.model_fields if issubclass(kind, Section) and isinstance(value, str) else {}
+    choices = [key for key, f in fields.items() if hasattr(section_in(f.annotation), "kind")]
+    return f"{choices[0]}={shown(value, 60)}" if choices else "..."
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -24,8 +24,8 @@ from cropi.report.data.study_summary import acceleration, oracle_share
 from cropi.report.kit.number_format import DASH, percent, points
 from cropi.study.comparison import measure_study
 from cropi.study.measures import area as areas
-from cropi.study.plan import StudyPlan
 from cropi.study.runner import run_study
+from cropi.study.study_plan import StudyPlan
 from study_report.bar import ORACLE, TARGETS, judged
 from study_report.gathering import METHOD, gather
 from study_report.page import filled

@@ -1,4 +1,4 @@
-"""The config: every mistake is one sentence that names the key, the value and the mend."""
+"""The config: every mistake is one sentence that names the key, the value and the fix."""
 
 from __future__ import annotations
 

@@ -34,12 +34,12 @@ from cropi.selection import find_strategy
 from cropi.selection.settings import SelectionConfig, StrategyChoice
 from cropi.settings import Section, section_in
 from cropi.sketches import SketchChoice, make_sketch
-from cropi.study.plan import StudyPlan
 from cropi.study.runner import run_threads
+from cropi.study.study_plan import StudyPlan
 from cropi.training.launcher import accelerate_config
 from cropi.training.settings import LaunchSettings
 from cropi.training.verl_config import overrides_of
-from cropi.training.verl_refusals import interpreter as interpreter_of_verl
+from cropi.training.verl_requirements import interpreter as interpreter_of_verl
 from cropi.training.verl_settings import VerlSettings
 from cropi.training.verl_stage import environment
 from cropi.verifiers import Judge

@@ -121,7 +121,7 @@ def test_features_are_read_once_for_all_stages_and_again_only_if_their_file_is_d
         read.append(len(groups))
         return prompt_features(model, groups)
 
-    monkeypatch.setattr("cropi.curriculum.policy_reading.prompt_features", counting)
+    monkeypatch.setattr("cropi.curriculum.pool_features.prompt_features", counting)
     finished = run(fake_config(tmp_path, SMALL, LARGE_POOL))
     before = promised_bytes(finished)
     assert read == [40]

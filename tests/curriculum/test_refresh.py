@@ -12,7 +12,7 @@ import pytest
 
 from cropi.config import RunConfig
 from cropi.curriculum.loop import run
-from cropi.curriculum.policy_reading import freshest_groups
+from cropi.curriculum.pool_features import freshest_groups
 from cropi.curriculum.stage_rollouts import replace_groups
 from cropi.errors import InputError
 from cropi.rollouts import read_rollouts

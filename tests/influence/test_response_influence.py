@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cropi.config import InfluenceConfig, ObjectiveConfig
 from cropi.errors import InputError
-from cropi.estimation.evidence import jackknife_error
+from cropi.estimation.noise import jackknife_error
 from cropi.gradients.extractor import GradientExtractor
 from cropi.influence.preconditioner import Preconditioner
 from cropi.influence.scorer import Scorer
@@ -108,7 +108,7 @@ VARIANTS = {
     "checkpointed": {"gradient_checkpointing": True},
     "bf16 directions": {"target_memory": "bf16"},
     "offloaded directions": {"target_memory": "offload"},
-    "single prompts a batch": {"batch_tokens": 1},
+    "single prompts per batch": {"batch_tokens": 1},
     "some parameters": {"parameters": ["model.layers.1.*"]},
 }
 

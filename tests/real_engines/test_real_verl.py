@@ -26,7 +26,7 @@ from cropi.prompts import encode
 from cropi.schema import Prompt
 from cropi.training import StagePlan, verl_check
 from cropi.training.verl_files import read_verdicts, write_files
-from cropi.training.verl_refusals import require_merged, require_shards
+from cropi.training.verl_requirements import require_merged, require_shards
 from cropi.training.verl_settings import PYTHON_VARIABLE, VerlSettings
 from cropi.training.verl_stage import VerlRun
 from cropi.verifiers import Judge

@@ -18,8 +18,8 @@ import torch
 
 from cropi.config import affects_results
 from cropi.curriculum.loop import run
-from cropi.curriculum.stage_choice import StageScorer
 from cropi.curriculum.stage_rollouts import RolloutRefresh
+from cropi.curriculum.stage_selection import StageScorer
 from cropi.errors import InputError
 from cropi.execution.program import last_error
 from cropi.policy.loading import load_policy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cropi.estimation.evidence import exceeds_noise, noise_scale, with_pooled_errors
+from cropi.estimation.noise import exceeds_noise, noise_scale, with_pooled_errors
 from cropi.schema import InfluenceEstimate
 from cropi.selection import fuse
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cropi.estimation.evidence import running_mean
+from cropi.estimation.noise import running_mean
 from cropi.rollouts.statistics import RolloutStatistics
 from cropi.schema import InfluenceEstimate
 from cropi.selection import SelectionContext, find_strategy

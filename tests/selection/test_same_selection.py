@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cropi.estimation.evidence import pooled_standard_error, running_mean
+from cropi.estimation.noise import pooled_standard_error, running_mean
 from cropi.schema import EQUAL_REWARDS, SCORED, TOO_FEW_RESPONSES, InfluenceEstimate
 from cropi.selection import fuse
 from cropi.store.tables import read_scores, write_scores

@@ -19,8 +19,8 @@ from cropi.errors import InputError
 from cropi.store import lock
 from cropi.store.files import write_table
 from cropi.store.lock import exclusive_lock, exclusive_output
-from cropi.study.plan import StudyPlan
 from cropi.study.runner import run_study
+from cropi.study.study_plan import StudyPlan
 from support.command_line import Command
 from support.tiny_runs import tiny_config, write_config
 

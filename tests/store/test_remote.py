@@ -13,12 +13,13 @@ from cropi.errors import InputError
 from cropi.prompts import load_source
 from cropi.prompts.sources import source_hash
 from cropi.rollouts import read_rollouts, read_side_columns, write_rollouts
-from cropi.schema import Response, RolloutGroup
+from cropi.schema import InfluenceEstimate, Response, RolloutGroup, Selection
 from cropi.store import object_store
 from cropi.store.files import atomic_folder, atomic_write
 from cropi.store.lock import exclusive_lock, exclusive_output
 from cropi.store.object_store import ObjectStore
 from cropi.store.remote import local_copy, local_place, with_urls
+from cropi.store.tables import read_scores, read_selection, write_scores, write_selection
 from cropi.text import remote_url
 from support.object_stores import store
 
@@ -111,6 +112,16 @@ def test_rollouts_of_a_url_are_those_of_the_file(bucket: str, tmp_path: Path) ->
     assert read_side_columns(url) is None
 
 
+def test_scores_and_a_selection_of_a_url_are_those_of_the_file(bucket: str, tmp_path: Path) -> None:
+    scores, selection = tmp_path / "scores.parquet", tmp_path / "selection.parquet"
+    cosines = np.array([0.5, 0.25])
+    write_scores(scores, InfluenceEstimate.from_means(["b", "a"], {"val": cosines}))
+    write_selection(selection, Selection(["b", "a"], cosines))
+    for local, read in ((scores, read_scores), (selection, read_selection)):
+        url = store(f"{bucket}/{local.name}", local.read_bytes())
+        assert repr(read(url)) == repr(read(local))
+
+
 def test_errors_name_the_url_and_not_the_copy(bucket: str) -> None:
     bad = store(f"{bucket}/bad.jsonl", b'{"prompt": "1+1="')
     store(f"{bucket}/mixed/x.csv", b"prompt,answer\n1,1\n")
@@ -120,8 +131,10 @@ def test_errors_name_the_url_and_not_the_copy(bucket: str) -> None:
     with pytest.raises(InputError, match=r"^memory://bucket/mixed holds files of several kinds"):
         questions(f"{bucket}/mixed")
     table = store(f"{bucket}/bad.parquet", b"text")
-    with pytest.raises(InputError, match=r"^memory://bucket/bad\.parquet is not a readable Parq"):
-        read_rollouts(table)
+    refused = r"^memory://bucket/bad\.parquet is not a readable Parq"
+    for read in (read_rollouts, read_scores, read_selection):
+        with pytest.raises(InputError, match=refused):
+            read(table)
     assert with_urls(str(local_place(bad))) == bad
 
 

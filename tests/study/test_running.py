@@ -21,8 +21,8 @@ from cropi.store.files import file_hash, read_jsonl
 from cropi.store.run_directory import RunDirectory
 from cropi.store.tables import read_selection
 from cropi.study.cells import is_finished, link_shared_files
-from cropi.study.plan import StudyPlan
 from cropi.study.runner import run_study, run_threads
+from cropi.study.study_plan import StudyPlan
 from support.tiny_runs import FAKE, fake_config, untrained, write_config
 
 FAST = ("curriculum.steps_per_stage=2", "evaluation.every=2")

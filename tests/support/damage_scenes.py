@@ -102,8 +102,8 @@ def study(root: Path) -> Scene:
         from cropi.config import load_config
         from cropi.execution import Inline
         from cropi.report import write_run_report
-        from cropi.study.plan import StudyPlan
         from cropi.study.runner import run_study
+        from cropi.study.study_plan import StudyPlan
 
         plan = StudyPlan.of(load_config("tiny.yaml", []), ["cropi", "full"], [0])
         run_study(plan, executor=Inline(), draw=write_run_report)

@@ -153,7 +153,7 @@ def timings(arm: str, owing: list[str], count: int, stages: int) -> list[str]:
 
 
 def write_pool(path: Path) -> None:
-    """40 prompts, ten a source, and two rollouts each: sources in order of ease."""
+    """40 prompts, ten per source, and two rollouts each: sources in order of ease."""
     ids = [f"p{i:02d}" for i in range(40)]
     owners = [SOURCES[i // 10] for i in range(40)]
     write_table(path / "prompts" / "pool.parquet", {"prompt_id": ids, "source": owners})
@@ -169,7 +169,7 @@ def write_pool(path: Path) -> None:
 
 
 def write_sample(run: Path, prompts: int, arm: str = "cropi") -> None:
-    """Rollouts of a sample of the pool that the arm took for itself: two a prompt."""
+    """Rollouts of a sample of the pool that the arm took for itself: two per prompt."""
     shared = run.parents[2] / "shared" / run.name
     pool = pq.read_table(shared / "rollouts" / "pool.parquet").slice(0, 2 * prompts)
     path = run / "arms" / arm / "stages" / "0" / "rollouts" / "pool.parquet"
@@ -177,7 +177,7 @@ def write_sample(run: Path, prompts: int, arm: str = "cropi") -> None:
 
 
 def write_selection(path: Path, strategy: str, stage: int) -> None:
-    """A selecting strategy takes sort's prompts, and of shift's 2 more a stage; others take all."""
+    """A selecting strategy takes sort's prompts, and of shift's 2 more each; others take all."""
     chosen = range(40) if strategy not in SELECTING else range(10 + 2 * (stage + 1))
     ids = [f"p{i:02d}" for i in chosen]
     columns = {"prompt_id": ids, "rank": list(range(1, len(ids) + 1)), "score": [0.0] * len(ids)}

@@ -302,7 +302,7 @@ def write_verifiers(folder: Path, rows: Sequence[Sample]) -> None:
 
 
 def write_plain(folder: Path, rows: Sequence[Sample]) -> None:
-    """One line a group, with lists of responses and rewards."""
+    """One line per group, with lists of responses and rewards."""
     groups: dict[tuple[int, int], list[Sample]] = {}
     for row in rows:
         groups.setdefault((row.step, row.group), []).append(row)

@@ -19,7 +19,7 @@ from cropi.training.trl_stage import TrlTrainer
 from support.tiny_runs import tiny_config
 
 ARMS = ("dapo", "full")
-VISITS = 3 * 4  # steps and prompts a step of a tiny stage
+VISITS = 3 * 4  # steps and prompts per step of a tiny stage
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,9 @@ from cropi.schema import Prompt
 from cropi.training import StageOutcome, StagePlan, find_trainer
 from cropi.training.divergence import reraise_divergence
 from cropi.training.grpo_keys import check_grpo_settings
-from cropi.training.grpo_settings import grpo_config
 from cropi.training.rewards import JudgedRewards
 from cropi.training.stage import reraise_disk_errors
+from cropi.training.trl_config import grpo_config
 from cropi.training.trl_stage import require_training_state
 from cropi.verifiers import Judge
 

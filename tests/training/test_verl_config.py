@@ -16,7 +16,7 @@ from cropi.errors import InputError
 from cropi.schema import Prompt
 from cropi.training import StagePlan, find_trainer
 from cropi.training.verl_config import arguments, overrides_of
-from cropi.training.verl_refusals import require_settings, warnings_of
+from cropi.training.verl_requirements import require_settings, warnings_of
 from cropi.training.verl_settings import VerlSettings
 from support.stand_in_verl import interpreter
 

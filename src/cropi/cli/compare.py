@@ -38,7 +38,7 @@ def compare(
     """
     loaded, base = load(config, settings)
     from cropi.config.check import require_usable
-    from cropi.study.plan import StudyPlan
+    from cropi.study.study_plan import StudyPlan
 
     names = [name.strip() for name in strategies.split(",") if name.strip()]
     plan = StudyPlan.of(loaded, names, parse_seeds(seeds))
@@ -55,6 +55,8 @@ def compare(
     reporter = make_reporter()
     count = len(plan.labels) * len(plan.seeds)
     reporter.say(f"cropi compare {config}  ->  {plan.root}   ({count} runs)", style="bold")
+    if names and plan.baseline not in names:
+        reporter.say(f"  {plan.baseline} is trained too: the others are compared with it")
     for line in loaded.remarks:
         reporter.warn(line)
     with exclusive_lock(plan.root):  # also while the page is drawn

@@ -37,7 +37,7 @@ def check(config: Config, settings: Settings = None) -> None:
         cropi config check my.yaml
     """
     from cropi.config.check import require_usable
-    from cropi.study.plan import StudyPlan
+    from cropi.study.study_plan import StudyPlan
 
     loaded, base = load(config, settings)
     require_usable(loaded, base)

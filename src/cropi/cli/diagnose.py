@@ -24,6 +24,7 @@ from cropi.cli.options import (
     load,
     load_model,
     named_files,
+    read_sets,
     section,
 )
 from cropi.cli.printing import make_reporter, print_table
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from cropi.influence.pool_scorer import PhaseProgress
     from cropi.progress import Bar
     from cropi.report.pages.diagnosis_page import Diagnosis
-    from cropi.schema import RolloutGroup
 
 diagnose_app = typer.Typer(
     help="Test what influence rests on: fresh rollouts, true predictions, faithful sketches.",
@@ -160,7 +160,7 @@ def step(
     )
     files = named_files(target, "target")
     _require_folder(out, "step")
-    groups, targets = _read(rollouts, files)
+    groups, targets = read_sets(rollouts, files)
     loaded = load_model(model, dtype, device)
     with _phase("steps") as (bar, progress):
         report = diagnose_step(
@@ -228,7 +228,7 @@ def fidelity(
     )
     files = named_files(target, "target")
     _require_folder(out, "fidelity")
-    groups, targets = _read(rollouts, files)
+    groups, targets = read_sets(rollouts, files)
     loaded = load_model(model, dtype, device)
     with _phase("fidelity") as (bar, progress):
         report = diagnose_fidelity(groups, targets, loaded, settings=chosen, progress=progress)
@@ -284,17 +284,6 @@ def _phase(title: str) -> Iterator[tuple[Bar, PhaseProgress]]:
     """A bar for a phase, and the callback that moves it."""
     with make_reporter().phase(title) as bar:
         yield bar, lambda phase, done, total: bar.update(done, total, note=phase)
-
-
-def _read(
-    pool: Path, sets: Mapping[str, Path]
-) -> tuple[list[RolloutGroup], dict[str, list[RolloutGroup]]]:
-    """The rollouts of the pool and of each validation set."""
-    import cropi
-
-    return cropi.read_rollouts(pool), {
-        name: cropi.read_rollouts(path) for name, path in sets.items()
-    }
 
 
 def _require_folder(out: Path | None, name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +19,7 @@ from cropi.cli.options import (
     Verifier,
     engine_settings,
     named_files,
+    of_key,
     policy_at,
     section,
     setting,
@@ -28,6 +29,7 @@ from cropi.cli.prompt_options import PromptReading, reads_prompts
 from cropi.cli.rollout import BatchSize, NewTokens
 from cropi.evaluation.settings import EvaluationConfig
 from cropi.rollouts.settings import RolloutsConfig
+from cropi.schema import EvaluationResult
 
 PassAt = Annotated[
     list[int] | None, setting(EvaluationConfig, "k", text="the k of pass@k; repeatable")
@@ -42,9 +44,7 @@ def evaluate(
     verifier: Verifier = None,
     responses: Annotated[int | None, setting(EvaluationConfig, "responses")] = None,
     temperature: Annotated[float | None, setting(EvaluationConfig, "temperature")] = None,
-    k: Annotated[
-        list[int] | None, setting(EvaluationConfig, "k", text="the k of pass@k; repeatable")
-    ] = None,
+    k: PassAt = None,
     max_new_tokens: NewTokens = None,
     batch_size: BatchSize = None,
     seed: Seed = 0,
@@ -66,12 +66,10 @@ def evaluate(
     from cropi.store.lock import exclusive_output
     from cropi.verifiers import open_judge
 
-    of_engine = [
-        text for text in settings or [] if text.partition("=")[0].split(".")[0] == "engine"
-    ]
+    of_engine, rest = of_key("engine", settings)
     config = section(
         EvaluationConfig,
-        [text for text in settings or [] if text not in of_engine],
+        rest,
         inert=["every", "targeted"],
         responses=responses,
         temperature=temperature,
@@ -98,12 +96,17 @@ def evaluate(
         )
         if out is not None:
             write_json(out, [dataclasses.asdict(result) for result in results])
+    print_accuracies(results, config.k)
+    say_unjudged(make_reporter(), judge)
+
+
+def print_accuracies(results: Sequence[EvaluationResult], ks: Sequence[int]) -> None:
+    """A line per set: prompts, pass@k for each k, and responses without a verdict."""
     rows = [
         [r.set, f"{r.prompts:,}", *(f"{v:.1%}" for v in r.pass_at.values()), unjudged(r.statuses)]
         for r in results
     ]
-    print_table(["set", "prompts", *(f"pass@{n}" for n in config.k), "not judged"], rows)
-    say_unjudged(make_reporter(), judge)
+    print_table(["set", "prompts", *(f"pass@{k}" for k in ks), "not judged"], rows)
 
 
 def unjudged(statuses: Mapping[str, int]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +15,10 @@ from cropi.errors import InputError
 from cropi.selection.settings import SelectionConfig
 from cropi.text import plural
 from cropi.verifiers.settings import VerifiersConfig
+
+if TYPE_CHECKING:
+    from cropi.exchange.stored_selection import StoredSelection
+    from cropi.schema import Prompt
 
 
 @reads_prompts
@@ -63,41 +68,48 @@ def export(
         cropi export scores.parquet --ratio 0.1 --prompts pool.jsonl --to openrlhf --out ranked
     """
     from cropi.exchange.exports import export_selection
-    from cropi.exchange.selection_place import find_selection
+    from cropi.exchange.stored_selection import find_selection
     from cropi.store.remote import with_urls
 
     if ratio is not None:
         section(SelectionConfig, ratio=ratio)
-    chosen_at = find_selection(place, arm=arm, stage=stage, ratio=ratio)
-    pool = chosen_at.pool
-    if prompts is not None:
-        pool = reading.prompts_sampled(prompts, seed, chosen_at.selection.prompt_ids)
-    elif reading.columns or reading.template_kwargs:
-        raise InputError(
-            "options that say which columns of a prompt file to read need --prompts FILE; give it, "
-            "or leave them out"
-        )
-    if not pool:
-        raise InputError(
-            f"{chosen_at.path} does not say what it was selected from; give --prompts FILE"
-        )
-    judged_by = chosen_at.verifiers
-    if verifier is not None:
-        judged_by = VerifiersConfig(default=verifier)
+    stored = find_selection(place, arm=arm, stage=stage, ratio=ratio)
+    pool = _pool(stored, prompts, reading, seed)
     exported = export_selection(
-        chosen_at.selection,
+        stored.selection,
         pool,
         to,
         out,
         control=control,
         seed=seed,
-        verifiers=judged_by,
-        model=model or with_urls(chosen_at.policy),
+        verifiers=stored.verifiers if verifier is None else VerifiersConfig(default=verifier),
+        model=model or with_urls(stored.policy),
     )
     reporter = make_reporter()
-    chosen = plural(exported.selected, "prompt")
+    selected = plural(exported.selected, "prompt")
     drawn = f", and {exported.controls:,} drawn at random" if exported.controls else ""
-    reporter.say(f"  {chosen} of {len(pool):,}{drawn} -> {out}")
-    for note in [*chosen_at.selection.notes, *exported.notes]:
+    reporter.say(f"  {selected} of {len(pool):,}{drawn} -> {out}")
+    for note in [*stored.selection.notes, *exported.notes]:
         reporter.warn(note)
     reporter.say(exported.command)
+
+
+def _pool(
+    stored: StoredSelection, prompts: Path | None, reading: PromptReading, seed: int
+) -> Sequence[Prompt]:
+    """The prompts that were selected from: those of a file, or what the selection knows.
+
+    Raises InputError if there are none, or for options of a file that was not given.
+    """
+    if prompts is not None:
+        return reading.prompts_sampled(prompts, seed, stored.selection.prompt_ids)
+    if reading.columns or reading.template_kwargs:
+        raise InputError(
+            "options that say which columns of a prompt file to read need --prompts FILE; give it, "
+            "or leave them out"
+        )
+    if not stored.pool:
+        raise InputError(
+            f"{stored.path} does not say what it was selected from; give --prompts FILE"
+        )
+    return stored.pool

@@ -7,7 +7,7 @@ setting to its class.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +26,7 @@ from cropi.verifiers.settings import VerifiersConfig
 
 if TYPE_CHECKING:
     from cropi.policy.reference import PolicyRef
+    from cropi.schema import RolloutGroup
 
 
 def setting(section: type[Section], key: str, *names: str, text: str = "") -> Any:
@@ -133,10 +134,15 @@ def scale_and_rest(settings: Sequence[str] | None) -> tuple[ScaleConfig, list[st
     """The settings `scale...` among dotted settings, validated, and the other ones."""
     from cropi.config import build_section
 
+    of_scale, rest = of_key("scale", settings)
+    return build_section(_Scaled, {}, of_scale).scale, rest
+
+
+def of_key(key: str, settings: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """The dotted settings that begin with `key`, and the other ones."""
     texts = list(settings or [])
-    of_scale = [text for text in texts if text.partition("=")[0].split(".")[0] == "scale"]
-    scale = build_section(_Scaled, {}, of_scale).scale
-    return scale, [text for text in texts if text not in of_scale]
+    inside = [text for text in texts if text.partition("=")[0].split(".")[0] == key]
+    return inside, [text for text in texts if text not in inside]
 
 
 def engine_settings(settings: Sequence[str], batch_size: int | None) -> list[str]:
@@ -193,6 +199,17 @@ def named_files(values: list[str], option: str) -> dict[str, Path]:
         files[name] = Path(path)
     require_names(files, f"--{option}")
     return files
+
+
+def read_sets(
+    pool: Path, sets: Mapping[str, Path]
+) -> tuple[list[RolloutGroup], dict[str, list[RolloutGroup]]]:
+    """The rollouts of the pool and of each validation set."""
+    import cropi
+
+    return cropi.read_rollouts(pool), {
+        name: cropi.read_rollouts(path) for name, path in sets.items()
+    }
 
 
 def _preset_names() -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from cropi.text import printable
@@ -68,3 +68,13 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
         # As it is: names may contain what rich reads as markup.
         table.add_row(*(Text(printable(cell)) for cell in row))
     make_console().print(table)
+
+
+def print_outcome(done: str, skipped: Mapping[str, int], notes: Sequence[str]) -> None:
+    """What was done with how many prompts, what was skipped and why, and warnings."""
+    reporter = make_reporter()
+    reporter.say(f"  {done}")
+    for reason, count in skipped.items():
+        reporter.say(f"  {count:,} skipped: {reason}")
+    for note in notes:
+        reporter.warn(note)

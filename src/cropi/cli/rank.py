@@ -1,4 +1,4 @@
-"""cropi rank: the prompts to train on next, from the rollouts of anybody's run."""
+"""cropi rank: the prompts to train on next, from the rollouts of a run by any trainer."""
 
 from __future__ import annotations
 
@@ -137,7 +137,6 @@ def rank(
         require_trainer,
         write_folder,
     )
-    from cropi.exchange.ranking.ranking import rank as rank_pool
     from cropi.report import write_rank_report
     from cropi.store.lock import exclusive_output
     from cropi.store.remote import with_urls
@@ -163,7 +162,6 @@ def rank(
     source = LogSource(
         format_, reward or [], pass_at, reading, seed, measured_by, with_policy, verifier
     )
-    reporter = make_reporter()
     with exclusive_output(out):
         logged = source.pool(rollouts, prompts)
         measured = None
@@ -171,16 +169,7 @@ def rank(
             target = Targets(source, measured_by, sampling, verifier, out / TARGETS)
             other = policy_at(behaviour, dtype, device) if behaviour is not None else None
             measured = target.measure(logged, _named(like or []), config, other)
-        with reporter.phase("ranking") as bar:
-            ranking = rank_pool(
-                logged,
-                config,
-                seed,
-                measured.estimate if measured else None,
-                measured.features if measured else None,
-                measured.notes if measured else (),
-            )
-            bar.note = f"{len(ranking.selection.prompt_ids):,} selected"
+        ranking = _ranked(logged, config, seed, measured)
         commands = export_ranking(out, ranking, to, seed, policy or "")
         write_folder(
             out, ranking, {"rollouts": with_urls(str(rollouts)), "policy": policy, "seed": seed}
@@ -211,6 +200,23 @@ def _require_meant(
             "--policy measures influence on what you want to get better at; say what with "
             "--like FILE, or rank by rewards alone with --no-gradients"
         )
+
+
+def _ranked(
+    logged: LoggedPool, config: SelectionConfig, seed: int, measured: MeasuredPool | None
+) -> Ranking:
+    """A pool ranked by influence where it was measured, else by rewards alone."""
+    from cropi.exchange.ranking.ranking import rank as rank_pool
+
+    with make_reporter().phase("ranking") as bar:
+        if measured is None:
+            ranking = rank_pool(logged, config, seed)
+        else:
+            ranking = rank_pool(
+                logged, config, seed, measured.estimate, measured.features, measured.notes
+            )
+        bar.note = f"{len(ranking.selection.prompt_ids):,} selected"
+    return ranking
 
 
 def _named(values: Sequence[str]) -> dict[str, Path]:
@@ -348,7 +354,7 @@ class Targets:
 
 
 def print_ranking(ranking: Ranking, commands: Sequence[str], page: Path) -> None:
-    """What was ranked, what became of it, what deserves doubt, and how to go on."""
+    """What was ranked, what became of it, warnings, and the commands that train on it."""
     from cropi.report import rank_headline
 
     reporter = make_reporter()

@@ -1,11 +1,11 @@
-"""cropi score and cropi features: influence, at once or from stored sketches."""
+"""cropi score: influence of a pool's prompts, from rollouts or from stored sketches."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -15,29 +15,30 @@ from cropi.cli.options import (
     PLUGIN_HELP,
     Device,
     Dtype,
-    Model,
     OutFile,
-    RolloutsFile,
     SectionSettings,
     Seed,
     Targets,
     load_model,
     named_files,
     policy_at,
+    read_sets,
     scale_and_rest,
     section,
     setting,
 )
-from cropi.cli.printing import make_reporter, print_table
+from cropi.cli.printing import make_reporter, print_outcome, print_table
 from cropi.cli.torchrun import launched
 from cropi.errors import InputError
 from cropi.execution.settings import ScaleConfig
-from cropi.influence.settings import FEATURE_SKETCH, InfluenceConfig
+from cropi.influence.settings import InfluenceConfig
 from cropi.policy.settings import SplitKind
 from cropi.text import plural
 
 if TYPE_CHECKING:
+    from cropi.execution import Executor
     from cropi.influence.cosines import Influence
+    from cropi.schema import RolloutGroup
 
 TAKEN_WITH_FEATURES = {"features", "target", "out", "settings"}
 """Options of `cropi score` that have an effect where features are given."""
@@ -90,12 +91,12 @@ def score(
 
         cropi score --features pool.features --target gsm8k=val.features --out s.parquet
 
-    A model that does not fit one GPU is dealt out over those of several processes:
+    A model that does not fit one GPU is sharded over those of several processes:
 
         torchrun --nproc-per-node 8 -m cropi score --model DIR ...
         torchrun --nproc-per-node 2 -m cropi score --split tensor --model DIR ...
     """
-    from cropi.store.files import remove
+    from cropi.store.files import remove, require_writable
     from cropi.store.lock import exclusive_output
     from cropi.store.tables import write_scores
 
@@ -112,70 +113,23 @@ def score(
         else:
             scale, rest = scale_and_rest(settings)
             config = section(InfluenceConfig, rest, sketch=sketch)
-            influence = _from_rollouts(
-                model, rollouts, files, out, config, seed, dtype, device, per_response, scale, split
+            if launch.is_first:
+                require_writable(out)
+            groups, targets = read_sets(rollouts, files)
+            influence = _measured(
+                *_policy_and_executor(model, dtype, device, split, scale),
+                groups,
+                targets,
+                config,
+                shards=_shards(out),
+                checkpoint=model,
+                seed=seed,
+                per_response=per_response,
             )
         if launch.is_first:
             write_scores(out, influence.estimate)
             remove(_shards(out))
             print_scores(influence, out)
-
-
-def features(
-    rollouts: RolloutsFile,
-    model: Model,
-    out: Annotated[Path, typer.Option(help="The directory to write, or to continue")],
-    sketch: Annotated[str, typer.Option(help=PLUGIN_HELP)] = FEATURE_SKETCH,
-    like: Annotated[
-        Path | None,
-        typer.Option(help="For a target: the pool's features, with which it will be compared"),
-    ] = None,
-    stored: Annotated[
-        Literal["float16", "float32"], typer.Option(help="Data type of the stored sketches")
-    ] = "float16",
-    seed: Seed = 0,
-    dtype: Dtype = None,
-    device: Device = None,
-    settings: SectionSettings = None,
-) -> None:
-    """Sketch the gradient of each informative prompt, and keep it for `cropi score --features`.
-
-    A call that was stopped continues when it is given again. Settings are those of the config's
-    `influence` section, e.g. `sketch.dim=2048`.
-
-    Examples:
-
-        cropi features pool.parquet --model DIR --out pool.features
-
-        cropi features val.parquet --model DIR --out val.features --like pool.features
-    """
-    import cropi
-    from cropi.influence.features.feature_writer import require_store_place
-
-    config = section(InfluenceConfig, settings, sketch=sketch)
-    if launched().several:
-        raise InputError(
-            f"cropi features is one process, and torchrun has started {launched().size}; start it "
-            "without torchrun, or score at once with `torchrun ... -m cropi score`"
-        )
-    require_store_place(out)
-    with make_reporter().phase("features") as bar:
-        extraction = cropi.extract_features(
-            load_model(model, dtype, device),
-            rollouts,
-            out,
-            config,
-            seed=seed,
-            stored=stored,
-            like=like,
-            checkpoint=model,
-            progress=bar.update,
-        )
-        bar.note = f"{extraction.tokens:,} tokens"
-    identity = extraction.store.identity
-    total = plural(identity.pool_size, "prompt")
-    done = f"{len(extraction.store):,} of {total} sketched -> {out}"
-    _print_outcome(done, identity.skipped, extraction.notes)
 
 
 def print_scores(influence: Influence, out: Path) -> None:
@@ -199,43 +153,22 @@ def print_scores(influence: Influence, out: Path) -> None:
     print_table(columns, [row[: len(columns)] for row in rows])
     total = plural(scored.pool_size, "prompt")
     done = f"{len(scored.prompt_ids):,} of {total} scored -> {out}"
-    _print_outcome(done, scored.skipped, influence.notes)
+    print_outcome(done, scored.skipped, influence.notes)
 
 
-def _print_outcome(done: str, skipped: Mapping[str, int], notes: Sequence[str]) -> None:
-    reporter = make_reporter()
-    reporter.say(f"  {done}")
-    for reason, count in skipped.items():
-        reporter.say(f"  {count:,} skipped: {reason}")
-    for note in notes:
-        reporter.warn(note)
+def _policy_and_executor(
+    model: str, dtype: str | None, device: str | None, split: SplitKind | None, scale: ScaleConfig
+) -> tuple[Any, Executor | None]:
+    """The model of this process, or a reference to it and the workers that load it.
 
-
-def _from_rollouts(
-    model: str,
-    pool: Path,
-    targets: dict[str, Path],
-    out: Path,
-    config: InfluenceConfig,
-    seed: int,
-    dtype: str | None,
-    device: str | None,
-    per_response: bool,
-    scale: ScaleConfig,
-    split: SplitKind | None,
-) -> Influence:
-    import cropi
+    Raises InputError for workers beside processes of torchrun, or a split without those.
+    """
     from cropi.execution import executor_for
-    from cropi.store.files import require_writable
 
-    if launched().is_first:
-        require_writable(out)
-    groups = cropi.read_rollouts(pool)
-    target_groups = {name: cropi.read_rollouts(path) for name, path in targets.items()}
     executor, processes = executor_for(scale), launched().size
     if executor is not None and processes > 1:
         raise InputError(
-            f"the model is dealt out over {processes} processes, and scale would have workers load "
+            f"the model is sharded over {processes} processes, and scale would have workers load "
             "it whole; remove scale, or call cropi without torchrun"
         )
     if split is not None and processes == 1:
@@ -243,20 +176,34 @@ def _from_rollouts(
             f"--split {split} has no effect on one process; start several with torchrun, or "
             "leave it out"
         )
-    over = (processes, split or "fsdp")
-    loaded = load_model(model, dtype, device, *over) if executor is None else None
-    with make_reporter().phase("influence", len(groups)) as bar:
+    if executor is not None:
+        return policy_at(model, dtype, device), executor
+    return load_model(model, dtype, device, processes, split or "fsdp"), None
+
+
+def _measured(
+    policy: Any,
+    executor: Executor | None,
+    pool: Sequence[RolloutGroup],
+    targets: Mapping[str, Sequence[RolloutGroup]],
+    config: InfluenceConfig,
+    *,
+    shards: Path,
+    **options: Any,
+) -> Influence:
+    """The influence of a pool, with a bar; `options` are those of `cropi.score`."""
+    import cropi
+
+    with make_reporter().phase("influence", len(pool)) as bar:
         influence = cropi.score(
-            policy_at(model, dtype, device) if loaded is None else loaded,
-            groups,
-            target_groups,
+            policy,
+            pool,
+            targets,
             config,
-            seed=seed,
-            checkpoint=model,
-            per_response=per_response,
             executor=executor,
-            folder=_shards(out),
+            folder=shards,
             progress=lambda phase, done, total: bar.update(done, total, note=phase),
+            **options,
         )
         bar.note = f"{influence.tokens:,} tokens"
     return influence

@@ -91,7 +91,7 @@ def select(
 def _reading(model: str, config: SelectionConfig, files: Sequence[Path]) -> dict[str, Any]:
     """What the strategy looks at in the policy; `files` are rollouts of the pool, oldest first."""
     # These load torch, which a selection from scores alone does without.
-    from cropi.curriculum.policy_reading import read_current_rates
+    from cropi.curriculum.pool_features import read_current_rates
     from cropi.policy.loading import as_model
     from cropi.policy.representations import prompt_features
     from cropi.rollouts import read_rollouts

@@ -128,8 +128,8 @@ def to_yaml(config: RunConfig) -> str:
     return yaml_text.dump(config.model_dump(mode="json", exclude_none=True))
 
 
-def _with_bases(source: str, folder: Path, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Read a config and what it extends; paths start at `folder`, `heirs` led here."""
+def _with_bases(source: str, folder: Path, extending: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Read a config and what it extends; paths start at `folder`, `extending` led here."""
     values = _read_yaml(source, folder)
     base = values.pop("extends", None)
     if base is None:
@@ -140,7 +140,7 @@ def _with_bases(source: str, folder: Path, heirs: tuple[str, ...] = ()) -> dict[
             f"config {path}: extends = {shown(base)}: give one preset ({', '.join(presets())}) or "
             "the path of one YAML file"
         )
-    chain = (*heirs, str(path.resolve()))
+    chain = (*extending, str(path.resolve()))
     if str((path.parent / base).resolve()) in chain:
         raise InputError(f"config {path}: extends = {shown(base)} leads back to itself; remove it")
     try:

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropi.curriculum.policies import Policies
-from cropi.curriculum.stage_choice import Features, StageScorer, progress_of, target_rollouts
 from cropi.curriculum.stage_rollouts import StageRollouts, replace_groups, stage_rollouts
+from cropi.curriculum.stage_selection import Features, StageScorer, progress_of, target_rollouts
 from cropi.curriculum.start_rollouts import (
     RolloutRequest,
     Sampler,

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from cropi.config import RunConfig
 from cropi.curriculum.evaluator import Evaluator
 from cropi.curriculum.policies import Policies
-from cropi.curriculum.policy_reading import PoolFeatures
+from cropi.curriculum.pool_features import PoolFeatures
 from cropi.curriculum.pool_sample import PoolSample
 from cropi.curriculum.run_context import RunLog, Seeds, arms_needing
-from cropi.curriculum.stage_choice import PromptSelector, StageScorer
 from cropi.curriculum.stage_rollouts import RolloutRefresh
+from cropi.curriculum.stage_selection import PromptSelector, StageScorer
 from cropi.curriculum.stage_training import StageTrainer
 from cropi.curriculum.start_rollouts import RolloutRequest, Sampler, rollout_requests
 from cropi.execution import executor_for

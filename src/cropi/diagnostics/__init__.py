@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cropi.errors import InputError
 from cropi.schema import InfluenceEstimate, RolloutGroup
+from cropi.settings import given_or_default
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,10 +50,12 @@ def diagnose_staleness(
     Every usable response counts, those of uninformative prompts too. Raises InputError if there
     is none, or the model cannot have sampled them.
     """
+    from cropi.policy.loading import as_model
+    from cropi.rollouts import as_groups
     from cropi.rollouts.staleness import staleness_under
 
     advance = partial(progress, "log-probs") if progress else None
-    return staleness_under(_model(model), _groups(rollouts), batch_tokens, advance)
+    return staleness_under(as_model(model), as_groups(rollouts), batch_tokens, advance)
 
 
 def diagnose_step(
@@ -71,6 +74,8 @@ def diagnose_step(
     """
     from cropi.diagnostics.diagnosis_settings import StepSettings
     from cropi.diagnostics.step_experiment import measure_steps
+    from cropi.policy.loading import as_model
+    from cropi.rollouts import as_groups
 
     if not validation:
         raise InputError("diagnose step needs at least one validation set: give NAME and rollouts")
@@ -78,10 +83,9 @@ def diagnose_step(
         from cropi.store.tables import read_scores
 
         scores = read_scores(Path(scores))
-    sets = {name: _groups(groups) for name, groups in validation.items()}
-    return measure_steps(
-        _model(model), _groups(pool), sets, scores, settings or StepSettings(), progress
-    )
+    settings = given_or_default(settings, StepSettings, "settings")
+    sets = {name: as_groups(groups) for name, groups in validation.items()}
+    return measure_steps(as_model(model), as_groups(pool), sets, scores, settings, progress)
 
 
 def diagnose_fidelity(
@@ -98,12 +102,14 @@ def diagnose_fidelity(
     """
     from cropi.diagnostics.diagnosis_settings import FidelitySettings
     from cropi.diagnostics.fidelity_experiment import measure_fidelity
+    from cropi.policy.loading import as_model
+    from cropi.rollouts import as_groups
 
     if not validation:
         raise InputError("diagnose fidelity needs at least one validation set: NAME and rollouts")
-    sets = {name: _groups(groups) for name, groups in validation.items()}
-    chosen = settings or FidelitySettings()
-    return measure_fidelity(_model(model), _groups(pool), sets, chosen, progress)
+    settings = given_or_default(settings, FidelitySettings, "settings")
+    sets = {name: as_groups(groups) for name, groups in validation.items()}
+    return measure_fidelity(as_model(model), as_groups(pool), sets, settings, progress)
 
 
 def diagnose_loo(
@@ -122,19 +128,5 @@ def diagnose_loo(
     from cropi.diagnostics.diagnosis_settings import LeaveOutSettings
     from cropi.diagnostics.leave_out_experiment import measure_leave_out
 
-    return measure_leave_out(config, settings or LeaveOutSettings(), base, reporter)
-
-
-def _groups(groups: Sequence[RolloutGroup] | AnyPath) -> Sequence[RolloutGroup]:
-    from cropi.rollouts import read_rollouts
-
-    return read_rollouts(Path(groups)) if isinstance(groups, str | Path) else groups
-
-
-def _model(model: Any) -> Any:
-    """The model of a policy or a path."""
-    if isinstance(model, str | Path):
-        from cropi.policy.loading import load_model
-
-        return load_model(model)
-    return getattr(model, "model", model) if hasattr(model, "tokenizer") else model
+    settings = given_or_default(settings, LeaveOutSettings, "settings")
+    return measure_leave_out(config, settings, base, reporter)

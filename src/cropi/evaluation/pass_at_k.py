@@ -31,6 +31,7 @@ from cropi.rollouts.judged_groups import judge_completions
 from cropi.rollouts.settings import RolloutsConfig
 from cropi.rollouts.statistics import as_passes
 from cropi.schema import EvaluationResult, Prompt, Sampling
+from cropi.settings import given_or_default
 from cropi.verifiers.settings import VerifiersConfig
 from cropi.verifiers.verdict import Grader, Verdict
 
@@ -126,7 +127,8 @@ def evaluate(
     """
     from cropi.verifiers import Judge, open_judge
 
-    settings, rollouts = settings or EvaluationConfig(), rollouts or RolloutsConfig()
+    settings = given_or_default(settings, EvaluationConfig, "settings")
+    rollouts = given_or_default(rollouts, RolloutsConfig, "rollouts")
     reference = PolicyRef.of(policy)
     if not isinstance(sets, EvaluationSets):
         sets = EvaluationSets.prepare(reference.tokenizer, sets, template_kwargs)

@@ -60,7 +60,7 @@ class RayWorkers:
 
     Workers that find no room yet join when there is some. A unit whose worker dies, or that fails
     otherwise than by an InputError, is run again, preferably elsewhere; after ATTEMPTS failures it
-    is reported as failed with a GivenUpError, and the others go on. A unit that is late while
+    is reported as failed with a GivenUpError, and the others continue. A unit that is late while
     workers have nothing to do is run a second time, if it is `speculative`; the first to end
     counts. Raises InputError from `__enter__` if there is no such cluster, or no room in it.
 

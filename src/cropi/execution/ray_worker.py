@@ -65,7 +65,7 @@ class Worker:
         return replace(outcome, warnings=texts, node=platform.node())
 
     def forget(self) -> None:
-        """Let go of what units shared, a model perhaps."""
+        """Free what units shared, such as a model."""
         self._key, self._shared = "", None
         gc.collect()
 

@@ -19,7 +19,7 @@ NAMED = 3
 
 
 class GivenUpError(InputError):
-    """A unit that no worker could finish: it is left out, and the others go on."""
+    """A unit that no worker could finish: it is left out, and the others continue."""
 
 
 @dataclass(frozen=True)
@@ -180,12 +180,12 @@ def run_units(executor: Executor, units: Sequence[WorkUnit]) -> Iterator[Finishe
 
 
 def run_all(
-    executor: Executor, units: Sequence[WorkUnit], what: str, mend: str
+    executor: Executor, units: Sequence[WorkUnit], what: str, remedy: str
 ) -> Iterator[Finished]:
     """Run units as `run_units` does, and yield those that succeed.
 
     Raises InputError, after all others, that names the units which no worker could finish; `what`
-    a unit is called, and the `mend`, are for its sentence. Any other error is raised at once.
+    a unit is called, and the `remedy`, are for its sentence. Any other error is raised at once.
     """
     given_up = []
     for finished in run_units(executor, units):
@@ -198,7 +198,7 @@ def run_all(
         more = f" and {len(given_up) - NAMED} more" if len(given_up) > NAMED else ""
         raise InputError(
             f"{len(given_up)} of {plural(len(units), what)} could not be finished: "
-            f"{'; '.join(given_up[:NAMED])}{more}; {mend}"
+            f"{'; '.join(given_up[:NAMED])}{more}; {remedy}"
         )
 
 

@@ -221,8 +221,8 @@ def _of_disk(config: RunConfig, forecast: Forecast) -> Iterator[str]:
     if needed <= free:
         return
     everything = config.curriculum.keep_checkpoints == "all"
-    mend = "set curriculum.keep_checkpoints=last, or " if everything else ""
-    yield f"the run leaves {gib(needed)} where {gib(free)} are free: {mend}choose another `out`"
+    remedy = "set curriculum.keep_checkpoints=last, or " if everything else ""
+    yield f"the run leaves {gib(needed)} where {gib(free)} are free: {remedy}choose another `out`"
 
 
 def _free(place: Path) -> float:

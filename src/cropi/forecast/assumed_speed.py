@@ -37,7 +37,7 @@ from cropi.store.metrics import FORWARD, FORWARD_BACKWARD
 ADAM_BYTES = 8
 """Of the two moments of one parameter."""
 EXCHANGED = 3 * 2
-"""Bytes a parameter that FSDP moves in a step: two gathers and one reduction, in bfloat16."""
+"""Bytes per parameter that FSDP moves in a step: two gathers and one reduction, in bfloat16."""
 CHUNK_PROMPTS = SamplingPlan.chunk_prompts
 
 
@@ -60,7 +60,7 @@ class AssumedSpeed:
         return starting + (products + self._generation(work, place)) / place.devices
 
     def _begins(self, work: Work, place: Place) -> int:
-        """How often weights are read: programs that train begin anew after every evaluation."""
+        """How often weights are read: programs that train start again after every evaluation."""
         return work.starts if work.phase == "training" and place.start else work.begins
 
     def place(self, work: Work) -> Place:
@@ -88,7 +88,7 @@ class AssumedSpeed:
     def _gradients(self, work: Work) -> float:
         """Every prompt's gradient is made, and read by what compares it with the directions.
 
-        Directions in the main memory are brought in once a batch.
+        Directions in the main memory are brought in once per batch.
         """
         if work.phase != "scoring" or not work.backward:
             return 0.0
@@ -170,7 +170,7 @@ class AssumedSpeed:
 
 
 def _sampling_engine(config: RunConfig, devices: int) -> str:
-    """What samples in training: verl has vLLM, and TRL where it is told to."""
+    """What samples in training: verl has vLLM, and TRL where its settings say so."""
     engine = config.training.engine
     grpo = getattr(engine.settings, "grpo", {})
     by_itself = engine.name == "trl" and devices <= PER_MACHINE and not grpo.get("use_vllm")

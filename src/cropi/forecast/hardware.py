@@ -17,9 +17,9 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Hardware:
-    """One device: `peak` FLOPs a second, `bandwidth` bytes a second, `memory` bytes.
+    """One device: `peak` FLOPs per second, `bandwidth` bytes per second, `memory` bytes.
 
-    `links` are bytes a second between the devices of a machine, `network` between machines.
+    `links` are bytes per second between the devices of a machine, `network` between machines.
     """
 
     name: str
@@ -53,16 +53,16 @@ GPUS = {
 PER_MACHINE = 8
 """Devices that share links; more go over the network."""
 CORE_PEAK, CPU_BANDWIDTH = 60e9, 20e9
-"""FLOPs a second of one core, bytes a second of a machine: a guess."""
+"""FLOPs per second of one core, bytes per second of a machine: a guess."""
 
 TRAINING, SCORING, PREFILL, DECODING = 0.35, 0.30, 0.40, 0.60
 """Share of the peak that training, scoring and reading prompts reach, and of the bandwidth that
 decoding reaches."""
 SHARES = {"training": TRAINING, "scoring": SCORING, "warmup": TRAINING}
 HOST_LINK = 25e9
-"""Bytes a second between a GPU and the main memory (PCIe 4)."""
+"""Bytes per second between a GPU and the main memory (PCIe 4)."""
 DISK = 1e9
-"""Bytes a second that checkpoints are read and written with."""
+"""Bytes per second that checkpoints are read and written with."""
 STEP_OF_A_LAYER = {"transformers": 6e-4, "trl": 6e-4}
 """Seconds that a layer takes at least when one token is decoded, by engine; 1e-4 for others, which
 replay recorded graphs."""

@@ -34,7 +34,7 @@ Of Qwen2, autograd keeps 11.4 and 4.0; attention scores are kept by no fused att
 RESPONSE_BYTES = 8
 """On disk a token of a response takes its id, its log-prob and its text, compressed."""
 ROW_BYTES = 32
-"""On disk a row of scores takes its id, its norm and its status, besides 4 bytes a target."""
+"""On disk a row of scores takes its id, its norm and its status, besides 4 bytes per target."""
 
 
 @dataclass(frozen=True)

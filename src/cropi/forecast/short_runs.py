@@ -1,7 +1,7 @@
 """Measuring before a run: a probe of this machine's speed, and a pilot of the policy's responses.
 
 Both are ordinary runs of the same settings on few prompts, in the user's cache directory, so that
-they measure what will be done; one that was killed goes on. What they measured is kept in a small
+they measure what will be done; one that was killed continues. What they measured is kept in a small
 file, and the runs are deleted.
 """
 

@@ -6,7 +6,7 @@ and zero on all others, and adding it up over the ranks gives it to everyone. Ex
 the same order on every rank: all of them run equally many batches, and make the same rows of the
 same parameter at a time.
 
-What is too large to be held whole, a vector over all parameters, is dealt out by rows: rank r has
+What is too large to be held whole, a vector over all parameters, is sharded by rows: rank r has
 the rows r, r + W, r + 2W ... of each parameter seen as a matrix.
 
 Ranks of a tensor parallel model share the prompts instead, and each has parts of the parameters and
@@ -79,7 +79,7 @@ class Ranks:
 
     @property
     def of_prompts(self) -> Ranks:
-        """The ranks that divide prompts, and rows of what is dealt out: alone if they share all."""
+        """The ranks that divide prompts, and rows of what is sharded: alone if they share all."""
         return ALONE if self.share_prompts else self
 
     def as_used(self, values: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ def process_group() -> Iterator[None]:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether weights are dealt out over processes."""
+    """Whether weights are sharded over processes."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
@@ -229,7 +229,7 @@ def plain_name(model: nn.Module) -> str:
 
 
 def whole(values: Tensor) -> Tensor:
-    """A tensor that is dealt out over processes, on all of them; any other as it is."""
+    """The whole of a tensor that is sharded over processes; any other as it is."""
     return values.full_tensor() if isinstance(values, DTensor) else values
 
 
@@ -239,14 +239,14 @@ def is_divided(values: Tensor) -> bool:
 
 
 def in_place_of(parameter: Tensor, gradient: Tensor) -> Tensor:
-    """A gradient dealt out as its parameter is: backward may leave addends, or all of it."""
+    """A gradient sharded as its parameter is: backward may leave addends, or all of it."""
     if not isinstance(gradient, DTensor) or not isinstance(parameter, DTensor):
         return gradient
     return gradient.redistribute(placements=parameter.placements)
 
 
 def square_sum(values: Tensor) -> float:
-    """Squared norm of a tensor, dealt out or not, in float64."""
+    """Squared norm of a tensor, sharded or not, in float64."""
     norm = torch.linalg.vector_norm(values, dtype=torch.float64)
     return float(whole(norm)) ** 2
 

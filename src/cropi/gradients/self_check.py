@@ -230,7 +230,7 @@ def reference_gradient(
 class GradientComparison:
     """A consumer that compares the fast gradients of one prompt with the expected ones.
 
-    Rows are compared as they come, so that of expected gradients that are dealt out over processes
+    Rows are compared as they come, so that of expected gradients that are sharded over processes
     one parameter is whole at a time. Rows that never come count as zero. Ranks that share prompts
     compare their parts each, and agree on what they found.
     """

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropi.errors import InputError
-from cropi.estimation.evidence import pooled_standard_error
+from cropi.estimation.noise import pooled_standard_error
 from cropi.influence.targets import TargetReliability
 from cropi.schema import EQUAL_REWARDS, SCORED, InfluenceEstimate, RolloutGroup
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cropi.estimation.evidence import jackknife_error
+from cropi.estimation.noise import jackknife_error
 from cropi.gradients.consumers import Directions, DotConsumer
 from cropi.gradients.extractor import GradientExtractor
 from cropi.gradients.response_gradients import ResponseGroups, ResponseProducts

@@ -30,9 +30,11 @@ from cropi.policy.optimizer_state import OPTIMIZER_FILE, second_moments
 from cropi.policy.reference import PolicyRef
 from cropi.rollouts import as_groups, read_rollouts
 from cropi.schema import RolloutGroup, longest_allowed
+from cropi.settings import given_or_default
 from cropi.sketches import make_sketch
 from cropi.sketches.settings import SketchChoice
 from cropi.store.files import file_hash
+from cropi.store.remote import local_place
 
 if TYPE_CHECKING:
     from torch import nn
@@ -131,7 +133,8 @@ def growing_pool(
     progress: PhaseProgress | None = None,
 ) -> GrowingPool:
     """A pool whose rollouts come in portions; the arguments are those of `score`."""
-    settings, state = settings or InfluenceConfig(), _checkpoint(policy, checkpoint)
+    settings = given_or_default(settings, InfluenceConfig, "settings")
+    state = _checkpoint(policy, checkpoint)
     if executor is None:
         model = policy.load().model if isinstance(policy, PolicyRef) else as_model(policy)
         scorer: PoolScorer = make_scorer(model, settings, seed, progress, constant_length, state)
@@ -215,15 +218,18 @@ def extract_features(
             compared with `like`.
     """
     require_store_place(Path(out))
-    if settings is not None and settings.metric != "cosine":
+    adaptive = InfluenceConfig(sketch=SketchChoice.of(FEATURE_SKETCH))
+    settings = given_or_default(settings or adaptive, InfluenceConfig, "settings")
+    if settings.metric != "cosine":
         raise InputError(
             f"influence.metric {settings.metric!r} has no effect on stored features, which are "
             "compared by their cosines; leave it out"
         )
-    groups = read_rollouts(Path(rollouts))
+    file = local_place(rollouts)
+    groups = read_rollouts(file)
     scorer = make_scorer(
         as_model(policy),
-        settings or InfluenceConfig(sketch=SketchChoice.of(FEATURE_SKETCH)),
+        settings,
         seed,
         constant_length=longest_allowed(groups),
         checkpoint=_checkpoint(policy, checkpoint),
@@ -233,7 +239,7 @@ def extract_features(
         scorer.sketch,
         groups,
         Path(out),
-        rollouts=file_hash(Path(rollouts)),
+        rollouts=file_hash(file),
         dtype=stored,
         like=None if like is None else as_store(like),
         preconditioner=scorer.preconditioner,
@@ -245,7 +251,7 @@ def _checkpoint(policy: Any, checkpoint: str | Path | None) -> Path | None:
     """The folder with the optimizer's state: the given one, or the policy's."""
     if checkpoint is None and isinstance(policy, str | Path):
         checkpoint = policy
-    return None if checkpoint is None else Path(checkpoint)
+    return None if checkpoint is None else local_place(checkpoint)
 
 
 def _extractor(model: Any, config: InfluenceConfig, constant_length: int) -> GradientExtractor:

@@ -1,1 +1,1 @@
-"""cropi inside other trainers' own scripts: one file a trainer."""
+"""cropi inside other trainers' own scripts: one file per trainer."""

@@ -143,7 +143,7 @@ class RankedSampler(Iterator[Any]):
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was; with another selection, from its first prompt."""
+        """Continue where `state_dict` was; with another selection, from its first prompt."""
         self._counts = Counter(state_dict["counts"])
         if state_dict["selection"] == self._selection.identity:
             self._selection.place = int(state_dict["place"])

@@ -32,11 +32,13 @@ from cropi.integrations.guided_stages import GuidedStages, GuideSettings
 from cropi.integrations.trainer_rewards import TrainerRewards
 from cropi.policy.loading import Policy, context_of, eos_ids, neutral_generation_config
 from cropi.policy.tokenizer_loading import prepare_tokenizer
+from cropi.progress import log_reporter
 from cropi.prompts.chat_messages import chat_messages
 from cropi.prompts.json_values import json_value
 from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import PolicyIdentity, Prompt, Selection, fingerprint
 from cropi.selection.settings import SelectionConfig
+from cropi.settings import given_or_default
 from cropi.text import plural, require_names, shown
 from cropi.training import stage_order
 
@@ -138,9 +140,9 @@ class Guidance:
         target_rows = {name: rows_by_id(name, each, f"{name}/") for name, each in targets.items()}
         self.judged_rows = {**self.rows, **ChainMap(*target_rows.values())}
         settings = GuideSettings(
-            _with_ratio(selection or SelectionConfig(), ratio),
-            influence or _influence(args.loss_type),
-            rollouts or _sampling(args, responses),
+            _with_ratio(given_or_default(selection, SelectionConfig, "selection"), ratio),
+            given_or_default(influence or _influence(args.loss_type), InfluenceConfig, "influence"),
+            given_or_default(rollouts or _sampling(args, responses), RolloutsConfig, "rollouts"),
             dict(args.chat_template_kwargs or {}),
             args.seed,
         )
@@ -149,6 +151,7 @@ class Guidance:
             _prompts(self.rows),
             {name: _prompts(each) for name, each in target_rows.items()},
             settings,
+            None if args.disable_tqdm else log_reporter(),
         )
         self.trainer: Any = None
         self._log = StageLog()
@@ -156,7 +159,7 @@ class Guidance:
 
     @property
     def dataset(self) -> Dataset:
-        """The data set to train on, one row a position."""
+        """The data set to train on, one row per position."""
         positions = Dataset.from_dict({"position": list(range(self.positions.total))})
         return positions.with_transform(self._read)
 

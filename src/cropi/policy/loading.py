@@ -63,10 +63,13 @@ def load_policy(
     attention: str | None = None,
     trust_remote_code: bool = False,
 ) -> Policy:
-    """Load a policy from a hub id, a directory, a `.gguf` file, `pocket` or `smollm2`.
+    """Load a policy: a model with its tokenizer.
+
+    Every function that takes a policy takes this one; `load_model` is for scoring alone.
 
     Args:
-        path: where the weights are; an adapter directory names its base model.
+        path: a hub id, a directory, a `.gguf` file, `pocket` or `smollm2`; an adapter directory
+            names its base model.
         revision: branch, tag or commit of a hub id.
         dtype: `auto` (the checkpoint's), `float32`, `bfloat16` or `float16`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -109,11 +112,21 @@ def load_model(
     shards: int = 1,
     split: SplitKind = "fsdp",
 ) -> Any:
-    """Load the model alone, in eval mode: scoring reads token ids and needs no tokenizer.
+    """Load a policy without its tokenizer, for functions that read token ids: scoring, diagnoses.
 
-    `path`, `dtype` and `device` are those of `load_policy`, and so are the errors. All of `shards`
-    processes call this at the same time, and each reads and holds its part of the weights: `fsdp`
-    gathers a layer's weights where they are used, `tensor` divides the work of each layer.
+    So `path` needs no tokenizer, and the weights may be divided over processes; `load_policy` loads
+    what samples too, whole. `path`, `dtype`, `device` and the errors are the same.
+
+    Args:
+        path: as in `load_policy`.
+        dtype: as in `load_policy`.
+        device: as in `load_policy`; each of several processes has one of its own.
+        shards: processes that hold a part of the weights each; all call this at the same time.
+        split: `fsdp` gathers a layer's weights where they are used, `tensor` divides the work of
+            each layer.
+
+    Returns:
+        The transformers model, in eval mode.
     """
     target = resolve_device(device)
     source = locate(str(path), None, with_tokenizer=False)

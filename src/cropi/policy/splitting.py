@@ -85,7 +85,7 @@ class Split:
         if not split:
             base = model.get_base_model() if hasattr(model, "get_base_model") else model
             raise InputError(
-                f"model {name}: transformers has not dealt out the layers of {plain_name(base)}, "
+                f"model {name}: transformers has not split the layers of {plain_name(base)}, "
                 "so that every process would need the memory of all weights; start one process"
             )
 

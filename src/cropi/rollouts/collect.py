@@ -38,6 +38,7 @@ from cropi.schema import (
     fingerprint,
     unique,
 )
+from cropi.settings import given_or_default
 from cropi.store.cached import is_current, stamp
 from cropi.store.files import cannot_write, require_writable
 from cropi.store.lock import exclusive_output
@@ -156,7 +157,7 @@ def rollout(
     """
     from cropi.verifiers import Judge, open_judge
 
-    settings = settings or RolloutsConfig()
+    settings = given_or_default(settings, RolloutsConfig, "settings")
     require_writable(Path(out))
     reference = PolicyRef.of(policy)
     engine = load_engine(settings.engine, reference)

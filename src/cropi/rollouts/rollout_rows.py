@@ -44,19 +44,48 @@ def read_rows(columns: Columns) -> Rows:
     columns.require_no_row(
         "prompt_id", np.array(unnamed, dtype=bool), "is empty; give each prompt an id"
     )
+    prompt_ids, response_ids = _token_ids(columns)
+    masks = _loss_masks(columns, response_ids)
+    logprobs = _logprobs(columns, response_ids, masks, statuses)
+    return Rows(
+        prompt_ids,
+        response_ids,
+        logprobs,
+        rewards,
+        statuses,
+        columns.strings("text", missing="", nulls=""),
+        columns.strings("finish_reason", missing="stop", nulls="stop"),
+        _sampling_rows(columns),
+        masks,
+        _optional_lists(columns, "policy_versions", "one version", response_ids),
+        _logprob_modes(columns),
+    )
+
+
+def _token_ids(columns: Columns) -> tuple[Ragged, Ragged]:
+    """Return each row's token ids of the prompt, at least one, and of the response."""
     prompt_ids = columns.ragged("prompt_ids", pa.int32())
     response_ids = columns.ragged("response_ids", pa.int32())
-    logprobs = columns.ragged("logprobs", pa.float32(), null_is_nan=True)
     columns.require_no_row("prompt_ids", prompt_ids.lengths == 0, "is empty; give the prompt's ids")
     for name, ids in (("prompt_ids", prompt_ids), ("response_ids", response_ids)):
         columns.require_no_row(name, ids.any_of(ids.values < 0), "holds a negative token id")
+    return prompt_ids, response_ids
+
+
+def _logprobs(
+    columns: Columns,
+    response_ids: Ragged,
+    masks: Sequence[NDArray[np.uint8] | None],
+    statuses: Sequence[str],
+) -> Ragged:
+    """Return each row's log-probs, of which those of judged responses are none above 0."""
+    logprobs = columns.ragged("logprobs", pa.float32(), null_is_nan=True)
     columns.require_no_row(
         "logprobs",
         response_ids.lengths != logprobs.lengths,
         "differs in length from response_ids; give one log-prob per token (any, or null, where "
         "loss_mask is 0)",
     )
-    masks = _loss_masks(columns, response_ids)
     _zero_masked_logprobs(logprobs, masks)
     is_ok = np.array([status == "ok" for status in statuses], dtype=bool)
     # Minus infinity is a log-prob of 0, as servers write it: scoring counts such prompts by name.
@@ -71,19 +100,7 @@ def read_rows(columns: Columns) -> Rows:
         "holds a log-prob above 0, which no probability has; write the natural log of each "
         "token's probability",
     )
-    return Rows(
-        prompt_ids,
-        response_ids,
-        logprobs,
-        rewards,
-        statuses,
-        columns.strings("text", missing="", nulls=""),
-        columns.strings("finish_reason", missing="stop", nulls="stop"),
-        _sampling_rows(columns),
-        masks,
-        _optional_lists(columns, "policy_versions", "one version", response_ids),
-        _logprob_modes(columns),
-    )
+    return logprobs
 
 
 def _optional_lists(

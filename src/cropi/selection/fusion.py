@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cropi.errors import InputError
-from cropi.estimation.evidence import exceeds_noise, running_mean, with_pooled_errors
+from cropi.estimation.noise import exceeds_noise, running_mean, with_pooled_errors
 from cropi.plugins import plugin
 from cropi.schema import InfluenceEstimate, Selection
 from cropi.selection.strategy import (

@@ -27,6 +27,7 @@ from cropi.selection.strategy import (
     require_not_empty,
     selection_size,
 )
+from cropi.settings import given_or_default
 from cropi.text import plural, shown
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def select(
     """
     from cropi.rollouts import as_groups  # loads pyarrow, which reading settings should not
 
-    settings = _settings(settings or SelectionConfig(), features)
+    settings = _settings(given_or_default(settings, SelectionConfig, "settings"), features)
     estimate = _estimate(scores)
     strategy = find_strategy(settings.strategy)
     needs = needs_of(strategy)
@@ -204,7 +205,7 @@ def _require_reading(
     features: NDArray[np.floating] | None,
     current: NDArray[np.float64] | None,
 ) -> None:
-    """Raise InputError for what a strategy needs to know of the policy and is not told."""
+    """Raise InputError for what a strategy needs to know of the policy and lacks."""
     if needs.features and features is None:
         raise InputError(
             f"strategy {strategy} needs the policy's hidden states at the prompts; a run makes "

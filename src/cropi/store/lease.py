@@ -133,7 +133,7 @@ class Lease:
             self.store.remove([self._path(self._number)])
             raise InputError(
                 f"{self.store.url} cannot be locked: its server writes an object over another one "
-                "though told not to (If-None-Match); use a newer server or a local directory"
+                "though asked not to (If-None-Match); use a newer server or a local directory"
             )
 
     def _path(self, number: int) -> str:

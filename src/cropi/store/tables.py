@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from cropi.errors import InputError
 from cropi.schema import MAX_REWARD, SCORED, UNSCORED, InfluenceEstimate, Selection, unique
 from cropi.store.files import read_table, table_metadata, write_table
-from cropi.text import require_names, shown
+from cropi.store.remote import local_copy
+from cropi.text import remote_url, require_names, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -97,11 +98,12 @@ def write_scores(
 
 
 def read_scores(path: str | Path) -> InfluenceEstimate:
-    """Read a score file; see `scores_from`."""
-    return scores_from(read_table(Path(path)), Path(path))
+    """Read a score file, which may be a URL; see `scores_from`."""
+    with local_copy(path) as file:
+        return scores_from(read_table(file), remote_url(path) or file)
 
 
-def scores_from(table: pa.Table, path: Path) -> InfluenceEstimate:
+def scores_from(table: pa.Table, path: str | Path) -> InfluenceEstimate:
     """The estimate in a score file's table; every other column of floats is a validation set.
 
     Files that list scored prompts only, without `status`, are read too. Raises InputError, naming
@@ -247,7 +249,7 @@ def _counts(columns: Columns, name: str) -> NDArray[np.int64]:
     return values
 
 
-def _unlisted(about: Mapping[str, str], rows: int, path: Path) -> dict[str, int]:
+def _unlisted(about: Mapping[str, str], rows: int, path: str | Path) -> dict[str, int]:
     """Prompts of the pool without a row, by reason; older files call them skipped."""
     key = "cropi.unlisted" if "cropi.unlisted" in about else "cropi.skipped"
     by_reason: dict[str, Any] = _json(about, key, path, {})
@@ -273,7 +275,7 @@ def count_in(path: str | Path, key: str, value: Any) -> int:
     return value
 
 
-def _json(about: Mapping[str, str], key: str, path: Path, default: JSON) -> JSON:
+def _json(about: Mapping[str, str], key: str, path: str | Path, default: JSON) -> JSON:
     """JSON in a file's metadata, of the default's type. Raises InputError for any other text."""
     text = about.get(key)
     if text is None:
@@ -354,13 +356,19 @@ def read_features(path: Path) -> NDArray[np.float32]:
 
 
 def read_selection(path: str | Path) -> Selection:
-    """Read a selection file. Raises InputError if it is not one, or selects nothing."""
+    """Read a selection file, which may be a URL.
+
+    Raises InputError if it is not one, or selects nothing.
+    """
+    with local_copy(path) as file:
+        return _selection_from(read_table(file), remote_url(path) or file)
+
+
+def _selection_from(table: pa.Table, path: str | Path) -> Selection:
     import pyarrow as pa
 
     from cropi.store.columns import Columns
 
-    path = Path(path)
-    table = read_table(path)
     columns = Columns(table, str(path))
     if "prompt_id" not in columns or table.num_rows == 0:
         raise InputError(

@@ -18,7 +18,7 @@ from cropi.study.measures import AXES, LEVELS, Acceleration, Axis, BreakEven, Cu
 from cropi.study.results import RunResult, StudyFiles, read_study
 
 ORACLE = "oracle"
-"""The strategy that is told where the targets are: a bound, not a method anyone could use."""
+"""The strategy that knows where the targets are: a bound, not a method anyone could use."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +195,10 @@ def _note_small_gain(baseline: StrategyResult, notes: list[str]) -> None:
             f"the baseline {baseline.strategy} gained {100 * gain:.1f} points of targeted "
             f"accuracy, less than {100 * measures.LEAST_GAIN:.0f}: its levels mean nothing, so "
             "there are no accelerations"
+        )
+        notes.append(
+            "to have levels to compare at, train longer or faster (curriculum.steps_per_stage, "
+            "training.learning_rate), or name targets that training improves"
         )
 
 

@@ -36,8 +36,8 @@ from cropi.study.costs import (
     selection_costs,
     selection_totals,
 )
-from cropi.study.plan import STUDY_FILE
 from cropi.study.selected_prompts import PoolReader, RunSelections
+from cropi.study.study_plan import STUDY_FILE
 
 Array = NDArray[np.float64]
 

@@ -29,8 +29,8 @@ from cropi.store.ledger import Ledger
 from cropi.store.lock import exclusive_lock
 from cropi.store.metrics import METRICS, EvaluationRow, read_rows
 from cropi.study.cells import FINISHED, Draw, is_finished, prepare_shared, run_cell
-from cropi.study.plan import STUDY_FILE, StudyPlan, StudyRun
 from cropi.study.results import read_yaml_mapping
+from cropi.study.study_plan import STUDY_FILE, StudyPlan, StudyRun
 
 
 def run_study(

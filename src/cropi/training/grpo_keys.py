@@ -1,7 +1,7 @@
 """The keys of `training.engine.grpo`, checked by the source of TRL's GRPOConfig.
 
 The source is parsed and not imported, because importing it loads torch: a config is checked in a
-second. What only TRL itself can know, it says before anything is sampled (`grpo_settings`).
+second. What only TRL itself can know, it says before anything is sampled (`trl_config`).
 """
 
 from __future__ import annotations

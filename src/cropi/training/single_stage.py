@@ -13,11 +13,13 @@ from cropi.errors import InputError
 from cropi.policy.settings import ModelConfig
 from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import Prompt, Selection
+from cropi.settings import given_or_default
 from cropi.store.cached import read_record
 from cropi.store.files import atomic_folder
 from cropi.store.lock import exclusive_output
 from cropi.store.policy_record import OPTIMIZERS, require_intact, write_policy_record
-from cropi.text import plural, shown
+from cropi.store.remote import local_place
+from cropi.text import plural, remote_url, shown
 from cropi.training.settings import TrainingConfig
 from cropi.training.stage import (
     MAX_SAMPLING_ROUNDS,
@@ -129,7 +131,9 @@ def train(
     from cropi.policy.checkpoints import settle_adapter  # loads transformers
     from cropi.verifiers import open_judge
 
-    settings = settings or TrainingConfig()
+    settings = given_or_default(settings, TrainingConfig, "settings")
+    rollouts = given_or_default(rollouts, RolloutsConfig, "rollouts")
+    policy = local_place(policy) if remote_url(policy) else policy
     _require_replaceable(Path(out))
     ids = selection.prompt_ids if isinstance(selection, Selection) else list(selection)
     if not ids:
@@ -141,7 +145,7 @@ def train(
         ids,
         training=settings,
         model=model or ModelConfig(path=str(policy)),
-        rollouts=rollouts or RolloutsConfig(),
+        rollouts=rollouts,
         steps=steps,
         first_step=first_step,
         horizon=_horizon(horizon, first_step + steps),

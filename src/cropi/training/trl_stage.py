@@ -24,7 +24,7 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 
 from cropi.errors import InputError
 from cropi.policy.loading import (
@@ -40,7 +40,6 @@ from cropi.store.files import write_json
 from cropi.store.policy_record import OPTIMIZERS
 from cropi.training.divergence import require_converging, reraise_divergence
 from cropi.training.dynamic import DynamicSampler, sampling_of
-from cropi.training.grpo_settings import NORMALISATION, grpo_config
 from cropi.training.process_group import ProcessGroup
 from cropi.training.recorded_groups import GroupRecorder, LossLogprobs
 from cropi.training.rewards import JudgedRewards
@@ -53,6 +52,7 @@ from cropi.training.stage import (
     loss_warnings,
     reraise_disk_errors,
 )
+from cropi.training.trl_config import NORMALISATION, grpo_config
 from cropi.verifiers import Judge
 
 RATE_KEY = "training.learning_rate"
@@ -116,16 +116,8 @@ class TrlTrainer:
             config = grpo_config(plan, work, self.grpo, self.processes)
             group = ProcessGroup()
             shared = SharedRewards(rewards, group, [p.prompt_id for p in plan.prompts])
-            trainer = GRPOTrainer(
-                model=policy.model,
-                reward_funcs=[shared if group.count > 1 else rewards],
-                args=config,
-                train_dataset=Dataset.from_list([_row(p) for p in _dataset_rows(plan)]),
-                processing_class=policy.tokenizer,
-                rollout_func=sampler,
-            )
-            # The same token ids as in rollouts and gradients; TRL would make them from text again.
-            trainer._tokenize_prompts = lambda ids: ([encoded[i] for i in ids], None, {})
+            reward = shared if group.count > 1 else rewards
+            trainer = _grpo_trainer(plan, policy, config, reward, encoded, sampler)
             recorder = GroupRecorder(
                 encoded,
                 sampling_of(trainer.args),
@@ -135,7 +127,6 @@ class TrlTrainer:
                 LossLogprobs(trainer, group),
             )
             counts = StageCounts(plan, rewards, encoded, recorder, sampler)
-            trainer.remove_callback(PrinterCallback)
             trainer.add_callback(
                 StageCallback(plan, policy, counts, outcome, evaluate, progress, trainer, group)
             )
@@ -151,6 +142,29 @@ class TrlTrainer:
         group.together(lambda: None)  # nobody leaves before the policy is there
         outcome.statuses = dict(rewards.statuses)
         return outcome
+
+
+def _grpo_trainer(
+    plan: StagePlan,
+    policy: Policy,
+    config: GRPOConfig,
+    reward: JudgedRewards | SharedRewards,
+    encoded: Mapping[str, Sequence[int]],
+    sampler: DynamicSampler | None,
+) -> GRPOTrainer:
+    """TRL's trainer of a stage, which takes the prompts' token ids as they were encoded here."""
+    trainer = GRPOTrainer(
+        model=policy.model,
+        reward_funcs=[reward],
+        args=config,
+        train_dataset=Dataset.from_list([_row(p) for p in _dataset_rows(plan)]),
+        processing_class=policy.tokenizer,
+        rollout_func=sampler,
+    )
+    # The same token ids as in rollouts and gradients; TRL would make them from text again.
+    trainer._tokenize_prompts = lambda ids: ([encoded[i] for i in ids], None, {})
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 Rows hold our prompt ids as ground truth, which verl writes beside every response: so it can be
 seen afterwards what was trained on. Responses are judged in verl's processes, by the run's
-verifiers, and every verdict is written down: verl itself tells nobody that one was not judged.
+verifiers, and every verdict is written down: verl itself does not report one that was not judged.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from cropi.training.stage import Evaluator, Row, StageOutcome, StagePlan
 from cropi.training.stage_parts import Progress, part_folders, train_in_parts
 from cropi.training.verl_config import CHECKPOINTS, METRICS, STATE, arguments, overrides_of
 from cropi.training.verl_files import read_verdicts, write_files
-from cropi.training.verl_refusals import (
+from cropi.training.verl_requirements import (
     interpreter,
     model_of,
     require_merged,

@@ -143,7 +143,7 @@ def warm_up(
 
     from datasets import Dataset
     from transformers import PrinterCallback
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTTrainer
 
     from cropi.training.divergence import require_converging
 
@@ -152,25 +152,7 @@ def warm_up(
     with quiet_libraries():
         trainer = SFTTrainer(
             model=policy.model,
-            args=SFTConfig(
-                output_dir=str(work),
-                max_steps=config.steps,
-                per_device_train_batch_size=config.batch_size,
-                learning_rate=config.learning_rate,
-                lr_scheduler_type="cosine",
-                warmup_steps=math.ceil(0.1 * config.steps),
-                completion_only_loss=True,
-                max_length=None,
-                seed=seed,
-                use_cpu=not on_gpu,
-                bf16=on_gpu if bf16 is None else bf16,
-                gradient_checkpointing=on_gpu,
-                dataloader_pin_memory=on_gpu,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                include_num_input_tokens_seen="non_padding",
-            ),
+            args=_sft_config(config, work, seed, on_gpu, on_gpu if bf16 is None else bf16),
             train_dataset=Dataset.from_list(rows),
             processing_class=policy.tokenizer,
         )
@@ -181,6 +163,30 @@ def warm_up(
     require_converging(policy.model, config.steps, "warmup.learning_rate", config.learning_rate)
     shutil.rmtree(work, ignore_errors=True)
     return policy.model, int(trainer.state.num_input_tokens_seen)
+
+
+def _sft_config(config: WarmupConfig, work: Path, seed: int, on_gpu: bool, bf16: bool) -> Any:
+    from trl import SFTConfig
+
+    return SFTConfig(
+        output_dir=str(work),
+        max_steps=config.steps,
+        per_device_train_batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(0.1 * config.steps),
+        completion_only_loss=True,
+        max_length=None,
+        seed=seed,
+        use_cpu=not on_gpu,
+        bf16=bf16,
+        gradient_checkpointing=on_gpu,
+        dataloader_pin_memory=on_gpu,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        include_num_input_tokens_seen="non_padding",
+    )
 
 
 def supervised_row(prompt: Prompt, template: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cropi.verifiers.verdict import Verdict, Verifier
 
 if TYPE_CHECKING:
-    from cropi.verifiers.runtime.judge import Judge, open_judge
+    from cropi.verifiers.runtime.response_judge import Judge, open_judge
 
 __all__ = ["Judge", "Verdict", "Verifier", "open_judge"]
 
@@ -18,7 +18,7 @@ __all__ = ["Judge", "Verdict", "Verifier", "open_judge"]
 def __getattr__(name: str) -> Any:
     # The worker imports this package too, and starts twice as fast without the judge's config.
     if name in ("Judge", "open_judge"):
-        from cropi.verifiers.runtime import judge
+        from cropi.verifiers.runtime import response_judge
 
-        return getattr(judge, name)
+        return getattr(response_judge, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

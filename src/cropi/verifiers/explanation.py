@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cropi.plugins import is_built_in
 from cropi.schema import Prompt
-from cropi.verifiers.runtime.judge import Judge
+from cropi.verifiers.runtime.response_judge import Judge
 from cropi.verifiers.tags import Tags
 from cropi.verifiers.user import find_verifier
 from cropi.verifiers.verdict import Decision, Explainer, Verdict

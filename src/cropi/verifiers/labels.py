@@ -16,7 +16,7 @@ from cropi.prompts.csv_rows import read_csv
 from cropi.schema import Prompt
 from cropi.store.files import atomic_write, require_file
 from cropi.verifiers.explanation import ExplainedVerdict
-from cropi.verifiers.runtime.judge import Judge
+from cropi.verifiers.runtime.response_judge import Judge
 
 COLUMNS = ("prompt_id", "response_index", "source", "answer", "statement", "stage", "reward",
            "label", "response")  # fmt: skip

@@ -154,17 +154,7 @@ def _in_prose(text: str, form: str, gold: Reading) -> Iterator[Reading]:
         return
     line = first_sentence(text.strip().splitlines()[-1]) if text.strip() else ""
     if isinstance(gold, Listing):
-        line = line.replace("**", "")
-        tail = re.split(r"(?i)\b(?:is|are|be|equals?)\b|:", line)[-1]
-        if tail != line:
-            yield read(tail)
-        tuples = _TUPLE.findall(line)
-        if gold.brackets and len(tuples) == 1 and not _DENIAL.search(line):
-            yield read(tuples[0])
-        elif gold.brackets and (candidate := last_candidate(line)) is not None:
-            reading = read(candidate[0])
-            if isinstance(reading, Interval | Union | Assignment):
-                yield reading
+        yield from _listings_in(line.replace("**", ""), gold)
         return
     if (
         form == "phrase"
@@ -175,6 +165,22 @@ def _in_prose(text: str, form: str, gold: Reading) -> Iterator[Reading]:
     candidate = last_candidate(text)
     if candidate is not None:
         yield read_candidate(*candidate, getattr(gold, "unit", ""))
+
+
+def _listings_in(line: str, gold: Listing) -> Iterator[Reading]:
+    """Yield readings of the parts of a sentence that can hold a list, a tuple or an interval."""
+    tail = re.split(r"(?i)\b(?:is|are|be|equals?)\b|:", line)[-1]
+    if tail != line:
+        yield read(tail)
+    if not gold.brackets:
+        return
+    tuples = _TUPLE.findall(line)
+    if len(tuples) == 1 and not _DENIAL.search(line):
+        yield read(tuples[0])
+    elif (candidate := last_candidate(line)) is not None:
+        reading = read(candidate[0])
+        if isinstance(reading, Interval | Union | Assignment):
+            yield reading
 
 
 _APART = re.compile(r"\n\s*\n[^\n]*[\w*$][^\n]*\Z")

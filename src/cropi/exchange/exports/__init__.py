@@ -1,4 +1,4 @@
-"""Selections for other trainers: one file a trainer, all behind `export_selection`."""
+"""Selections for other trainers: one file per trainer, all behind `export_selection`."""
 
 from cropi.exchange.exports.folder import export_selection, random_control, trainers
 

@@ -1,4 +1,4 @@
-"""Plain JSONL: a row a prompt, for trainers that have no format of their own here."""
+"""Plain JSONL: a row per prompt, for trainers that have no format of their own here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cropi.schema import Prompt
 
 @plugin("export", "jsonl")
 class Jsonl:
-    """One JSON object a line."""
+    """One JSON object per line."""
 
     suffix = ".jsonl"
     read_in = "cropi's own prompt files"

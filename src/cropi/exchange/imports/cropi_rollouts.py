@@ -29,7 +29,7 @@ class CropiRollouts:
         return {"prompt_id", "prompt_ids", "response_ids", "logprobs", "reward"} <= row.keys()
 
     def responses(self, rows: Iterable[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
-        """One response a row."""
+        """One response per row."""
         for number, row in rows:
             where = file.where(number)
             judged = row.get("reward_status", "ok") == "ok"

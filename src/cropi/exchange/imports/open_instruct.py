@@ -37,7 +37,7 @@ class OpenInstructTraces:
         return {"prompt_tokens", "response_tokens", "reward"} <= row.keys()
 
     def responses(self, rows: Iterable[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
-        """One response a line."""
+        """One response per line."""
         for number, row in rows:
             yield _response(row, file, file.where(number))
 

@@ -26,7 +26,7 @@ class OpenRlhfLines:
         return {"input", "output", "reward"} <= row.keys() and "score" not in row
 
     def responses(self, rows: Iterable[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
-        """One response a line."""
+        """One response per line."""
         for number, row in rows:
             reward = file.reward(row, row.get("reward"), file.where(number))
             answer, step = row.get("label"), row.get("step")

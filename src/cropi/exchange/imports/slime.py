@@ -39,7 +39,7 @@ class SlimeSamples:
         return {"tokens", "response", "response_length", "reward"} <= row.keys()
 
     def responses(self, rows: Iterable[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
-        """One response a sample."""
+        """One response per sample."""
         for number, row in rows:
             yield _response(row, file, file.where(number))
 

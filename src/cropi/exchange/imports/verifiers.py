@@ -34,7 +34,7 @@ class VerifiersResults:
         return {"example_id", "prompt", "completion", "reward"} <= row.keys()
 
     def responses(self, rows: Iterable[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
-        """One response a line."""
+        """One response per line."""
         for number, row in rows:
             failed = row.get("error") is not None
             reward = file.reward(row, None if failed else row["reward"], file.where(number))

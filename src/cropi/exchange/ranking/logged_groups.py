@@ -33,7 +33,7 @@ COMPARED = 50
 
 @dataclass
 class LoggedGroups:
-    """One group a prompt that has responses [G], in the pool's order.
+    """One group per prompt that has responses [G], in the pool's order.
 
     `with_logprobs` says whether every response has the sampler's log-probs; without them those in
     the groups are 0, and no ratio may be formed.

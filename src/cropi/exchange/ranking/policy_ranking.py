@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cropi.curriculum.stage_choice import influence_settings, target_rollouts
 from cropi.curriculum.stage_rollouts import StageRollouts
+from cropi.curriculum.stage_selection import influence_settings, target_rollouts
 from cropi.exchange.ranking.logged_groups import LoggedGroups
 from cropi.exchange.ranking.ranking import LoggedPool
 from cropi.influence.settings import InfluenceConfig

@@ -26,7 +26,7 @@ def write_ranked(path: Path, ranking: Ranking, about: dict[str, Any]) -> None:
 
 
 def ranked_table(ranking: Ranking) -> pa.Table:
-    """One row a prompt: those that could be taken in their order, then the others by id."""
+    """One row per prompt: those that could be taken in their order, then the others by id."""
     import pyarrow as pa
 
     logged = ranking.logged

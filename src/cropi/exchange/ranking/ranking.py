@@ -48,7 +48,7 @@ NOTHING = "nothing to select: no prompt has both better and worse responses in i
 class LoggedPool:
     """A log's responses by the prompts of a pool [P], and what they say about each.
 
-    `history` and `suspicions` have an entry a prompt: None where there is nothing to say.
+    `history` and `suspicions` have an entry per prompt: None where there is nothing to say.
     """
 
     log: RolloutLog
@@ -99,16 +99,9 @@ def gather(log: RolloutLog, pairing: Pairing, pass_at: float | None) -> LoggedPo
     Responses of evaluations are left out and counted. Raises InputError if the rewards are no pass
     rates, or nothing is left.
     """
-    used = [r if r.role == "train" else None for r in log.responses]
-    evaluated = sum(response is None for response in used)
-    if evaluated == len(used):
-        evaluated = 0  # a log of evaluations alone is what the user means
-    places = [
-        place if response is not None or not evaluated else -1
-        for place, response in zip(pairing.places, used, strict=True)
-    ]
-    rewards = [r.reward for r, p in zip(log.responses, places, strict=True) if p >= 0]
-    passes = passes_of(rewards, pass_at, log.place, log.summed)
+    places, evaluated = _training_places(log, pairing.places)
+    in_pool = [r for r, place in zip(log.responses, places, strict=True) if place >= 0]
+    passes = passes_of([response.reward for response in in_pool], pass_at, log.place, log.summed)
     history = histories(log.responses, places, len(pairing.pool), passes)
     suspicions = [
         suspect(prompt, seen, log.responses, passes) if seen else None
@@ -119,11 +112,22 @@ def gather(log: RolloutLog, pairing: Pairing, pass_at: float | None) -> LoggedPo
         notes.append(f"rewards are the sum of {', '.join(log.summed)}; --reward picks one")
     if evaluated:
         notes.append(f"{plural(evaluated, 'response')} of evaluations, not of the pool, left out")
-    in_pool = [r for r, place in zip(log.responses, places, strict=True) if place >= 0]
     notes += doubts(history, in_pool)
     ids = [prompt.prompt_id for prompt in pairing.pool]
     statistics = statistics_of(ids, history, log.responses)
     return LoggedPool(log, pairing, passes, history, suspicions, statistics, notes)
+
+
+def _training_places(log: RolloutLog, places: Sequence[int]) -> tuple[list[int], int]:
+    """Each response's place in the pool, -1 for those of evaluations, and how many those are.
+
+    A log of evaluations alone is what the user means: none is left out.
+    """
+    is_training = [response.role == "train" for response in log.responses]
+    if not any(is_training):
+        return list(places), 0
+    in_training = [p if used else -1 for p, used in zip(places, is_training, strict=True)]
+    return in_training, is_training.count(False)
 
 
 @dataclass
@@ -201,20 +205,18 @@ def _reasons(
 ) -> list[str]:
     """Why each prompt of the pool [P] is selected or not."""
     status = dict(zip(estimate.prompt_ids, estimate.status, strict=True)) if estimate else {}
-    reasons = []
-    for prompt, seen in zip(logged.prompts, logged.history, strict=True):
-        name = prompt.prompt_id
-        if name in chosen:
-            reasons.append(CHOSEN)
-        elif seen is None:
-            reasons.append(UNSEEN)
-        elif status.get(name) in LEFT_OUT:
-            reasons.append(status[name])
-        elif name in rank_of:
-            reasons.append(LOWER)
-        else:
-            reasons.append(group_kind(seen, logged.passes))
-    return reasons
+
+    def reason(prompt_id: str, seen: PromptHistory | None) -> str:
+        if prompt_id in chosen:
+            return CHOSEN
+        if seen is None:
+            return UNSEEN
+        if status.get(prompt_id) in LEFT_OUT:
+            return status[prompt_id]
+        return LOWER if prompt_id in rank_of else group_kind(seen, logged.passes)
+
+    pool = zip(logged.prompts, logged.history, strict=True)
+    return [reason(prompt.prompt_id, seen) for prompt, seen in pool]
 
 
 def group_kind(seen: PromptHistory, passes: Passes) -> str:

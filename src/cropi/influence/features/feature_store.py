@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cropi.errors import InputError
-from cropi.estimation.evidence import pooled_standard_error
+from cropi.estimation.noise import pooled_standard_error
 from cropi.influence.cosines import Influence, cosines
 from cropi.influence.features.feature_files import (
     REBUILD_HINT,
@@ -43,6 +43,7 @@ from cropi.influence.targets import (
 )
 from cropi.schema import SCORED, InfluenceEstimate, fingerprint
 from cropi.store.files import file_hash
+from cropi.store.remote import local_place
 
 BLOCK_BYTES = 1 << 22
 """Bytes of a block in fp32: it should stay in the processor's cache between its two uses."""
@@ -187,7 +188,7 @@ class FeatureStore:
 
 def as_store(store: FeatureStore | str | Path) -> FeatureStore:
     """Return a store as it is, or open the one in a folder."""
-    return FeatureStore(store) if isinstance(store, str | Path) else store
+    return FeatureStore(local_place(store)) if isinstance(store, str | Path) else store
 
 
 def score_features(

@@ -1,7 +1,7 @@
 """Scoring in shards: the passes of a scorer, made by workers and joined here.
 
 Everything that is concluded from what was measured is the code of `PoolScorer`; here are only the
-passes. Each leaves a file per shard, so that a call which was killed goes on where it was, and a
+passes. Each leaves a file per shard, so that a call which was killed continues where it was, and a
 worker that died costs the shard it was at.
 """
 
@@ -249,11 +249,11 @@ class ShardedScorer(PoolScorer):
         done = total - sum(sizes)
         size_of = {unit.name: size for unit, size in zip(units, sizes, strict=True)}
         self.progress(phase, done, total)
-        mend = (
-            "if memory ran out, lower influence.batch_tokens; the same command goes on with what "
+        remedy = (
+            "if memory ran out, lower influence.batch_tokens; the same command continues with what "
             f"the others measured, which is in {self._folder}"
         )
-        for finished in run_all(self.executor, units, "shard", mend):
+        for finished in run_all(self.executor, units, "shard", remedy):
             done += size_of[finished.unit.name]
             self.progress(f"{phase}, {plural(self.executor.workers, 'worker')}", done, total)
 

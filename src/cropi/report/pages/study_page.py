@@ -62,7 +62,7 @@ def render(study: Study) -> str:
 
 
 def _top(study: Study) -> Safe:
-    missing = [*study.notes, *study.files.missing]
+    missing = [*summary.further_notes(study), *study.files.missing]
     parts = [
         masthead(study.name, _setup(study)),
         title_and_lead(summary.headline(study), "; "),
@@ -309,7 +309,7 @@ def _rules() -> Safe:
         "Area": "The area under the targeted curve over the number of steps: mean accuracy during "
         "training, which needs no level.",
         "Share of the oracle's advantage": "The strategy's area minus the baseline's, over "
-        "the same of oracle, which is told where the targets are; with Fieller's interval.",
+        "the same of oracle, which knows where the targets are; with Fieller's interval.",
         "Intervals": "95% by Student's t over seeds, of ratios by their logs; a seed's strategy "
         "and baseline are paired. They say nothing about other prompts or models. With several "
         "strategies the fastest is favoured by chance: its interval does not correct for that.",

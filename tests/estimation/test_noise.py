@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cropi.estimation.evidence import (
+from cropi.estimation.noise import (
     exceeds_noise,
     noise_scale,
     pooled_standard_error,

@@ -12,8 +12,8 @@ from cropi.errors import InputError
 from cropi.execution.on_ray import RayWorkers
 from cropi.execution.settings import ScaleConfig
 from cropi.selection.settings import StrategyChoice
-from cropi.study.plan import StudyPlan
 from cropi.study.runner import study_workers
+from cropi.study.study_plan import StudyPlan
 
 
 def plan(*overrides: str) -> StudyPlan:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropi.curriculum.policies import Policies
-from cropi.curriculum.policy_reading import CurrentRates, prompt_tokens, read_current_rates
+from cropi.curriculum.pool_features import CurrentRates, prompt_tokens, read_current_rates
 from cropi.curriculum.run_context import RunLog, Seeds
 from cropi.curriculum.stage_rollouts import StageRollouts, pool_files_so_far
 from cropi.execution import Executor

@@ -1,4 +1,4 @@
-"""What a stage of verl cannot keep, and what is wrong with what it left: each one a refusal."""
+"""What a stage with verl needs: of settings before it, and of the files that it leaves."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from cropi.verifiers.settings import VerifiersConfig
 
 
 @dataclass(frozen=True)
-class SelectionPlace:
+class StoredSelection:
     """A selection and what is around it.
 
     `pool` is what was selected from, `verifiers` who judged it and `policy` what it was selected
@@ -39,7 +39,7 @@ class SelectionPlace:
 
 def find_selection(
     place: Path, *, arm: str | None = None, stage: int | None = None, ratio: float | None = None
-) -> SelectionPlace:
+) -> StoredSelection:
     """Return the selection at a run, a stage's folder, a selection file or a score file.
 
     Args:
@@ -68,7 +68,7 @@ def find_selection(
             f"{file.parent} is an export, which holds a part of the pool; give the run, the "
             "selection or the scores that it was made from"
         )
-    return SelectionPlace(file, selection, read_prompts(prompts) if prompts.is_file() else ())
+    return StoredSelection(file, selection, read_prompts(prompts) if prompts.is_file() else ())
 
 
 def _is_run(folder: Path) -> bool:
@@ -151,9 +151,9 @@ def _read(file: Path, ratio: float | None) -> Selection:
     return read_selection(file)
 
 
-def _in_run(file: Path, selection: Selection, run: RunDirectory) -> SelectionPlace:
+def _in_run(file: Path, selection: Selection, run: RunDirectory) -> StoredSelection:
     config, pool = _config(run.root), run.prompts("pool")
-    return SelectionPlace(
+    return StoredSelection(
         file,
         selection,
         read_prompts(pool) if pool.is_file() else (),

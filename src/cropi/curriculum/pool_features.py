@@ -1,4 +1,4 @@
-"""What a strategy reads of a policy with forward passes: features, and current pass rates."""
+"""What forward passes say of the pool's prompts: hidden states, and current pass rates."""
 
 from __future__ import annotations
 
