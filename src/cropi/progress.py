@@ -81,6 +81,11 @@ class ProgressReporter:
         self.say(f"  {title:<26} {time.perf_counter() - start:6.1f} s   {bar.note}".rstrip())
 
 
+def log_reporter() -> ProgressReporter:
+    """A reporter that writes lines to the standard error, beside another program's bar."""
+    return ProgressReporter(Console(stderr=True, force_terminal=False))
+
+
 def _columns() -> tuple[ProgressColumn, ...]:
     """The columns of a live bar: title, bar, count, time, note."""
     return (

@@ -7,12 +7,14 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
+from cropi.errors import InputError
 from cropi.influence.setup import score
 from cropi.integrations.guided_stages import joined
 from cropi.policy.loading import load_model
 from cropi.rollouts import rollout
 from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import InfluenceEstimate, Prompt, RolloutGroup
+from cropi.training.process_group import ProcessGroup
 from support.guided_training import data
 from support.tiny_runs import untrained
 
@@ -39,6 +41,15 @@ def test_shares_of_a_pool_join_to_the_estimate_of_the_whole(groups: list[Rollout
     parts = joined([of(groups[::2]), of(groups[1::2])], whole.prompt_ids)
     for each in fields(whole):
         assert_alike(getattr(parts, each.name), getattr(whole, each.name))
+
+
+def test_an_error_of_a_users_function_keeps_its_cause() -> None:
+    def work() -> None:
+        raise InputError("it failed") from ZeroDivisionError("theirs")
+
+    with pytest.raises(InputError, match="it failed") as caught:
+        ProcessGroup().by_first(work)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
 def assert_alike(left: object, right: object) -> None:

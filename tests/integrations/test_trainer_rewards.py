@@ -65,5 +65,5 @@ def test_a_function_that_fails_is_named() -> None:
 
     with pytest.raises(InputError, match=r"reward function broken failed .*KeyError"):
         judged(broken)
-    with pytest.raises(InputError, match="short returned 1 rewards for 2 responses"):
+    with pytest.raises(InputError, match="short returned 1 reward for 2 responses"):
         judged(short)

@@ -207,3 +207,13 @@ def test_histogram_is_a_distribution() -> None:
     shares = histogram([0.0, 0.5, 0.5, 1.0, None, 1.2], 9)
     assert sum(shares) == pytest.approx(1.0)
     assert shares[4] == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    ("end", "doubted"), [(0.54, True), (0.46, True), (0.5, False), (0.6, False), (0.4, False)]
+)
+def test_without_a_baseline_a_change_within_the_tests_error_is_called_that(
+    end: float, doubted: bool
+) -> None:
+    rows = summarise(typed(*curve("cropi", 0.5, end)), ["cropi"], "cropi")
+    assert ("less than the test's standard error" in headline(rows, None)) == doubted

@@ -166,6 +166,20 @@ def test_a_ratio_below_one_is_inverted_with_its_interval(
     assert words in summary.compared(slower, "fewer")
 
 
+def test_where_the_baseline_gained_nothing_the_headline_says_where_the_others_ended(
+    tmp_path: Path,
+) -> None:
+    still, fast = [0.4, 0.4, 0.4, 0.41, 0.41], [0.4, 0.6, 0.8, 0.8, 0.8]
+    accuracies = {"cropi": {0: fast}, "random": {0: still}, "full": {0: still}}
+    study = measure_study(write_study(tmp_path / "study", accuracies))
+    headline = summary.headline(study)
+    assert headline.startswith("No acceleration can be measured: the baseline full gained 1.0")
+    assert headline.endswith("cropi ended +39.0 points from full.")
+    (advice,) = [note for note in summary.further_notes(study) if "train longer" in note]
+    assert advice in text_of(render(study))
+    assert study.notes[0] not in summary.further_notes(study)
+
+
 def test_a_study_without_finished_runs_still_has_a_page(tmp_path: Path) -> None:
     root = write_study(tmp_path / "s", {"cropi": {0: [0.4]}, "full": {}}, seeds=[0, 1])
     study = write_study_report(root)

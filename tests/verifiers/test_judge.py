@@ -221,6 +221,31 @@ def test_the_check_names_source_function_and_error(hostile: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("answer", "advice"),
+    [
+        ("2 + 2 = 4\n#### 4", r"give it '4' alone with `answer_regex: '#### \(\.\+\)'`"),
+        (r"so \boxed{4}", "give it '4' alone with `answer_regex`"),
+        ("four", "division.*; fix it or the answer"),
+    ],
+)
+def test_a_function_that_cannot_take_a_worked_solution_is_to_be_given_its_result(
+    answer: str, advice: str, tmp_path: Path
+) -> None:
+    code = """
+def f(completions, answer, **columns):
+    if answer[0] != "4":
+        raise ValueError("division")
+    return [1.0]
+"""
+    (tmp_path / "f.py").write_text(code)
+    with (
+        Judge(VerifiersConfig(default=f"{tmp_path}/f.py:f")) as judge,
+        pytest.raises(InputError, match=advice),
+    ):
+        judge.check([prompt(answer)])
+
+
+@pytest.mark.parametrize(
     ("code", "name", "message"),
     [
         ("import nowhere_to_be_found", "f", "nowhere_to_be_found"),

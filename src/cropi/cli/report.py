@@ -45,12 +45,12 @@ def print_run(directory: Path) -> None:
 
 def report_study(root: Path) -> None:
     """Draw the page of a study, and print its headline and table."""
-    from cropi.report import study_headline, study_table, write_study_report
+    from cropi.report import study_headline, study_notes, study_table, write_study_report
 
     study = write_study_report(root)
     reporter = make_reporter()
     reporter.say(f"\n{study_headline(study)}", style="bold")
     print_table(*study_table(study))
-    for note in study.notes:
+    for note in study_notes(study):
         reporter.warn(note)
     reporter.say(f"report: {root / 'report.html'}")

@@ -35,6 +35,7 @@ from cropi.influence.setup import growing_pool, score
 from cropi.policy.loading import Policy
 from cropi.policy.reference import PolicyRef
 from cropi.policy.representations import prompt_features
+from cropi.progress import ProgressReporter
 from cropi.rollouts import load_engine, read_rollouts, write_rollouts
 from cropi.rollouts.collect import collect
 from cropi.rollouts.judged_groups import SamplingPlan
@@ -58,6 +59,7 @@ from cropi.store.tables import (
     write_scores,
     write_selection,
 )
+from cropi.text import plural
 from cropi.training.process_group import ProcessGroup
 from cropi.verifiers.verdict import Grader
 
@@ -85,6 +87,7 @@ class GuidedStages:
         pool: what is selected from.
         targets: prompts to get better at, by the target's name.
         settings: how.
+        reporter: what says how far the sampling and the scoring are, in the first process.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class GuidedStages:
         pool: Sequence[Prompt],
         targets: Mapping[str, Sequence[Prompt]],
         settings: GuideSettings,
+        reporter: ProgressReporter | None = None,
     ) -> None:
         self.folder = folder
         self.sets = {POOL: pool, **targets}
@@ -100,6 +104,8 @@ class GuidedStages:
         self.strategy = find_strategy(settings.selection.strategy)
         self.needs = needs_of(self.strategy)
         self.processes = ProcessGroup()
+        first = self.processes.index == 0
+        self.reporter = (reporter if first else None) or ProgressReporter()
 
     def selection(self, index: int, step: int, policy: Policy, grader: Grader) -> Selection:
         """Return a stage's selection: the one made before this step, or a new one.
@@ -161,8 +167,10 @@ class GuidedStages:
         sampled: list[RolloutGroup] = []
 
         def enough_with(portion: Sequence[RolloutGroup], groups: Sequence[RolloutGroup]) -> bool:
-            evidence().add(portion, groups)
-            return evidence().enough(groups)
+            with self.reporter.phase("cropi: influence") as bar:
+                evidence().add(portion, groups)
+                bar.note = plural(len(portion), "prompt")
+                return evidence().enough(groups)
 
         grown = pool
         for name, portion_prompts in sampled_portions(prompts, self.needs, seed):
@@ -238,8 +246,10 @@ class GuidedStages:
         def sample() -> None:
             if share := self.processes.share(prompts):
                 engine = load_engine(settings.engine, policy)
-                reference = PolicyRef.of(policy)
-                collect(engine, reference, share, grader, plan, parts[place], made_from)
+                reference, part = PolicyRef.of(policy), parts[place]
+                with self.reporter.phase(f"cropi: rollouts of {name}", len(share)) as bar:
+                    collect(engine, reference, share, grader, plan, part, made_from, bar.update)
+                    bar.note = plural(len(share), "prompt")
 
         def join() -> list[RolloutGroup]:
             by_id = {
@@ -279,7 +289,9 @@ class GuidedStages:
             if self.processes.index >= busy:
                 return None
             share = shared[self.processes.index :: busy]
-            influence = score(policy, share, targets, settings, seed=self.settings.seed)
+            with self.reporter.phase("cropi: influence") as bar:
+                influence = score(policy, share, targets, settings, seed=self.settings.seed)
+                bar.note = plural(len(share), "prompt")
             for note in influence.notes if self.processes.index == 0 else []:
                 warnings.warn(note, stacklevel=2)
             return influence.estimate

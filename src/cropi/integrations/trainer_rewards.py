@@ -14,7 +14,7 @@ from typing import Any
 
 from cropi.errors import InputError
 from cropi.schema import Prompt
-from cropi.text import shown
+from cropi.text import plural, shown
 from cropi.verifiers.verdict import Verdict
 
 NOT_COLUMNS = ("prompt", "completion", "completion_ids")
@@ -76,8 +76,8 @@ class TrainerRewards:
             ) from error
         if len(values) != count:
             raise InputError(
-                f"reward function {name} returned {len(values)} rewards for {count} responses; "
-                "return one each"
+                f"reward function {name} returned {plural(len(values), 'reward')} for "
+                f"{plural(count, 'response')}; return one each"
             )
         return values
 

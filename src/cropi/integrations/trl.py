@@ -32,6 +32,7 @@ from cropi.integrations.guided_stages import GuidedStages, GuideSettings
 from cropi.integrations.trainer_rewards import TrainerRewards
 from cropi.policy.loading import Policy, context_of, eos_ids, neutral_generation_config
 from cropi.policy.tokenizer_loading import prepare_tokenizer
+from cropi.progress import log_reporter
 from cropi.prompts.chat_messages import chat_messages
 from cropi.prompts.json_values import json_value
 from cropi.rollouts.settings import RolloutsConfig
@@ -150,6 +151,7 @@ class Guidance:
             _prompts(self.rows),
             {name: _prompts(each) for name, each in target_rows.items()},
             settings,
+            None if args.disable_tqdm else log_reporter(),
         )
         self.trainer: Any = None
         self._log = StageLog()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cropi.study.comparison import Study
 
 __all__ = ["rank_headline", "run_headline", "run_notes", "run_table", "study_headline",
-           "study_table", "write_rank_report", "write_run_report",
+           "study_notes", "study_table", "write_rank_report", "write_run_report",
            "write_study_report"]  # fmt: skip
 
 Table = tuple[list[str], list[list[str]]]
@@ -95,6 +95,13 @@ def study_headline(study: Study) -> str:
     from cropi.report.data.study_summary import headline
 
     return headline(study)
+
+
+def study_notes(study: Study) -> list[str]:
+    """Return what a reader of a study should know beside its headline, as its page lists it."""
+    from cropi.report.data.study_summary import further_notes
+
+    return further_notes(study)
 
 
 def write_rank_report(folder: Path, ranking: Ranking, commands: Sequence[str] = ()) -> Path:

@@ -196,6 +196,10 @@ def _note_small_gain(baseline: StrategyResult, notes: list[str]) -> None:
             f"accuracy, less than {100 * measures.LEAST_GAIN:.0f}: its levels mean nothing, so "
             "there are no accelerations"
         )
+        notes.append(
+            "to have levels to compare at, train longer or faster (curriculum.steps_per_stage, "
+            "training.learning_rate), or name targets that training improves"
+        )
 
 
 def _comparison(

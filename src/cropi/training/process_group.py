@@ -37,18 +37,19 @@ class ProcessGroup:
     def together(self, work: Callable[[], Result]) -> list[Result]:
         """Do the work in every process; return all results, by process.
 
-        Raises InputError in all of them if it is raised in one: the others would wait for ever.
+        Raises InputError in all of them if it is raised in one: the others would wait for ever. In
+        that one it keeps its cause, such as what the user's function raised.
         """
-        result, refused = None, ""
+        result, refused, cause = None, "", None
         try:
             result = work()
         except InputError as error:
-            refused = str(error)
+            refused, cause = str(error), error.__cause__
         outcomes: list[tuple[Any, str]] = [(result, refused)]
         if self.count > 1:
             outcomes = gather_object(outcomes)
         if refusals := [text for _, text in outcomes if text]:
-            raise InputError(refusals[0])
+            raise InputError(refusals[0]) from cause
         return [each for each, _ in outcomes]
 
     def by_first(self, work: Callable[[], Result]) -> Result:

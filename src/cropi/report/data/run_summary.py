@@ -198,7 +198,16 @@ def _without_baseline(main: ArmSummary, baseline: str | None, planned: int | Non
         else "there is no baseline to compare with"
     )
     span = f"from {percent(main.targeted_start)} to {percent(main.targeted_end)}"
-    return f"{main.arm} took targeted accuracy {span} in {main.steps}{of} steps; {why}."
+    doubt = _within_error(main)
+    return f"{main.arm} took targeted accuracy {span} in {main.steps}{of} steps{doubt}; {why}."
+
+
+def _within_error(main: ArmSummary) -> str:
+    """Say it where an arm's change is smaller than the standard error of its last accuracy."""
+    start, end, error = main.targeted_start, main.targeted_end, main.targeted_error
+    if start is None or end is None or error is None or not 0 < abs(end - start) < error:
+        return ""
+    return f", less than the test's standard error of {100 * error:.1f} points"
 
 
 def _progress(row: ArmSummary, planned: int | None) -> str:

@@ -141,5 +141,25 @@ def _in_compute(study: Study, name: str) -> str:
 def _nothing_compared(study: Study) -> str:
     if not any(run.finished for run in study.files.runs):
         return "No run of this study is finished yet."
-    why = study.notes[0] if study.notes else "only the baseline has finished seeds"
-    return f"There is nothing to compare yet: {why}."
+    if not study.notes:
+        return "There is nothing to compare yet: only the baseline has finished seeds."
+    return f"No acceleration can be measured: {study.notes[0]}.{_ended(study)}"
+
+
+def _ended(study: Study) -> str:
+    """Where the strategy of highest final accuracy ended, against the baseline."""
+    finals = {name: each.final for name, each in study.comparisons.items() if name != ORACLE}
+    if not finals:
+        return ""
+    name = max(finals, key=lambda each: finals[each].mean)
+    final = finals[name]
+    if final.mean <= 0:
+        return f" No strategy ended above {study.baseline}."
+    interval = f" (95% interval ± {100 * final.half:.1f})" if final.half else ""
+    return f" {name} ended {100 * final.mean:+.1f} points from {study.baseline}{interval}."
+
+
+def further_notes(study: Study) -> list[str]:
+    """What a reader should know beside the headline."""
+    sentence = headline(study)
+    return [note for note in study.notes if note not in sentence]

@@ -19,9 +19,11 @@ from cropi.errors import InputError
 from cropi.plugins import resolve_name
 from cropi.schema import Prompt
 from cropi.settings import given_or_default
+from cropi.text import shown
 from cropi.verifiers.runtime.groups import as_jobs, judge_jobs
 from cropi.verifiers.runtime.pool import WorkerPool
 from cropi.verifiers.settings import RewardTerm, VerifiersConfig
+from cropi.verifiers.statement import gold_statement
 from cropi.verifiers.tags import Tags
 from cropi.verifiers.verdict import Job, Tally, Verdict, WeightedReward
 
@@ -287,6 +289,9 @@ def _cannot_judge(job: Job, verdict: Verdict) -> InputError:
     fix = "fix it or the answer, or name another verifier with verifiers.sources"
     if "reasoning_gym" in prompt.extra and names != "reasoning_gym":
         fix = f"name reasoning_gym for the source {prompt.source} with verifiers.sources"
+    elif (gold := gold_statement(prompt.answer)) != prompt.answer.strip():
+        pick = ": '#### (.+)'" if "####" in prompt.answer else ""
+        fix = f"give it {shown(gold, 40)} alone with `answer_regex{pick}`, or {fix}"
     return InputError(
         f"source {prompt.source!r}: verifier {names!r} cannot judge prompt {prompt.prompt_id!r} "
         f"(answer {prompt.answer[:60]!r}): {verdict.detail}; {fix}"
