@@ -594,3 +594,52 @@ def test_two_system_messages_are_both_learned(tmp_path: Path, data: Path) -> Non
     assert statistics(pool) == STATISTICS
     assert any("2 different templates" in note for note in pool.notes)
     assert "Answer briefly." not in rendered(samples()[0])
+
+
+def numbered(steps: list[list[str]]) -> list[dict[str, Any]]:
+    """Rows whose ids begin again at every step, with a right and a wrong response each."""
+    return [
+        {"id": place, "step": step, "prompt": text, "response": str(r), "reward": r}
+        for step, texts in enumerate(steps)
+        for place, text in enumerate(texts)
+        for r in (0, 1)
+    ]
+
+
+def test_an_id_does_not_join_questions_that_differ(tmp_path: Path) -> None:
+    rows = numbered([["Why?", "Where to?"], ["Who?", "Where  to?"]])
+    rows += [{"prompt": None, "response": "x", "reward": 1, "step": 0}] * 3
+    log = read_rollout_log(write_lines(tmp_path / "log.jsonl", rows))
+    alone = pair_with_log(log)
+    assert alone.places == [0, 0, 1, 1, 2, 2, 1, 1, -1, -1, -1]
+    assert any("1 id with several questions" in note for note in alone.notes)
+    assert any("3 responses without a question or an id" in note for note in alone.notes)
+
+
+@pytest.mark.parametrize(
+    "around", ["{}", "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"]
+)
+def test_a_question_counts_more_than_the_id_of_another_row(around: str, tmp_path: Path) -> None:
+    questions = ["How many ducks swim?", "How far is Rome?", "Is it late?"]
+    rows = [{"id": str(n), "question": q, "answer": "1"} for n, q in enumerate(questions)]
+    logged = numbered([[around.format(q) for q in reversed(questions)]])
+    pairing = pair_with_prompts(
+        read_rollout_log(write_lines(tmp_path / "log.jsonl", logged)),
+        load_prompts(write_lines(tmp_path / "d.jsonl", rows)),
+    )
+    assert pairing.places == [2, 2, 1, 1, 0, 0]
+    assert any("2 prompts with the id of one row" in note for note in pairing.notes)
+
+
+def test_ids_alone_find_rows_whose_text_the_log_does_not_have(tmp_path: Path) -> None:
+    rows = [{"id": n, "question": f"Q{n}?", "answer": "1"} for n in range(2)]
+    logged = [{"id": n, "response": "x", "reward": r} for n in (1, 0) for r in (0, 1)]
+    log = read_rollout_log(write_lines(tmp_path / "log.jsonl", logged))
+    data = load_prompts(write_lines(tmp_path / "d.jsonl", rows))
+    assert pair_with_prompts(log, data).places == [1, 1, 0, 0]
+
+
+def test_half_a_step_is_no_step(tmp_path: Path) -> None:
+    rows = [{"prompt": "A", "response": "x", "reward": 1, "step": s} for s in (2.0, 2.5, 1e400)]
+    log = read_rollout_log(write_lines(tmp_path / "log.jsonl", rows))
+    assert [response.step for response in log.responses] == [2, None, None]

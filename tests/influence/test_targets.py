@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 
+from cropi.gradients.bounds import RatioSummary
+from cropi.influence.left_out_prompts import distance_notes
 from cropi.influence.targets import (
     Target,
     half_products,
@@ -54,3 +56,40 @@ def test_reliability_by_hand() -> None:
     assert reliability.effective == pytest.approx(36 / 12)
     assert reliability.largest_share == pytest.approx(0.5)
     assert reliability.informative == 4
+
+
+def summary(policy: np.ndarray, sampler: np.ndarray) -> RatioSummary:
+    log_ratios = policy - sampler
+    ratios = np.exp(log_ratios)
+    share = ratios.sum() ** 2 / (ratios**2).sum() / len(ratios)
+    return RatioSummary(
+        len(ratios), float(-log_ratios.mean()), share, mean_ratio=float(ratios.mean())
+    )
+
+
+MISSTORED = {
+    "base 2": lambda logprobs: logprobs / math.log(2),
+    "base 10": lambda logprobs: logprobs / math.log(10),
+    "of the next token": lambda logprobs: np.roll(logprobs, -1),
+    "backwards": lambda logprobs: logprobs[::-1],
+    "their mean": lambda logprobs: np.full_like(logprobs, logprobs.mean()),
+    "zero": np.zeros_like,
+}
+
+
+@pytest.mark.parametrize("moved", [0.0, 0.1, 0.3], ids="nats {}".format)
+@pytest.mark.parametrize("tokens", [60, 3000], ids="{} tokens".format)
+def test_log_probs_that_nobody_sampled_with_are_reported_and_a_moved_policy_is_not(
+    moved: float, tokens: int
+) -> None:
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        logits = rng.normal(0, 2, (tokens, 50))
+        tables = [logits, logits + moved * rng.normal(size=logits.shape)]
+        sampler, policy = (t - np.log(np.exp(t).sum(1, keepdims=True)) for t in tables)
+        drawn = (sampler + rng.gumbel(size=sampler.shape)).argmax(1)
+        beta, pi = (table[np.arange(tokens), drawn] for table in (sampler, policy))
+        assert not distance_notes("the pool", summary(pi, beta), averages_one=True)
+        for name, store in MISSTORED.items():
+            if tokens > 1000:
+                assert distance_notes("the pool", summary(pi, store(beta)), True), name

@@ -180,6 +180,24 @@ class RatioSummary:
         """Sum of rho^2."""
         return self.mean_ratio**2 * self.tokens / self.effective_share
 
+    @property
+    def k3(self) -> float:
+        """Mean of rho - 1 - log rho, the estimate of the same KL that is never negative.
+
+        Log-probs in another order leave the mean of log rho as it is, but not this.
+        """
+        return self.mean_ratio - 1 + self.kl
+
+    @property
+    def deviation(self) -> float:
+        """How many standard errors the mean of rho is from 1.
+
+        Whatever the policy, a sampler's own log-probs make rho 1 in expectation at every token
+        given those before it, so that tokens' deviations are uncorrelated and their squares add up.
+        """
+        squares = self.ratio_squares - 2 * self.tokens * self.mean_ratio + self.tokens
+        return self.tokens * (self.mean_ratio - 1) / math.sqrt(max(squares, 1e-12))
+
 
 def joined_ratios(parts: Sequence[tuple[int, RatioSummary | None]]) -> RatioSummary | None:
     """The summary of passes over neighbouring prompts, each with the place of its first one."""

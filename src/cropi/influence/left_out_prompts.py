@@ -35,6 +35,7 @@ from cropi.schema import (
 from cropi.text import plural, shortened
 
 if TYPE_CHECKING:
+    from cropi.gradients.bounds import RatioSummary
     from cropi.gradients.settings import ObjectiveConfig
 
 SMALLEST_NORM = 1e-13
@@ -43,6 +44,12 @@ SMALLEST_NORM = 1e-13
 FAR_POLICY = 0.5
 """Nats per token between sampler and policy from which on a warning says so. On pocket it is .01
 after one stage of training and .04 after four."""
+
+MEAN_RATIOS = (0.9, 1.1)
+MOST_DEVIATION = 5.0
+"""A mean ratio outside of these, by more than so many standard errors, is no sampler's."""
+LOWEST_KL, FEWEST_TOKENS = -0.1, 100
+"""Nats per token; an estimate of what cannot be negative has noise, but of so many tokens less."""
 
 SHOWN = 5
 """Prompts that a sentence names; the statuses name them all."""
@@ -159,16 +166,29 @@ def wild_notes(what: str, prompt_ids: Sequence[str]) -> list[str]:
     ]
 
 
-def distance_notes(what: str, kl: float, effective_share: float) -> list[str]:
+def distance_notes(what: str, ratios: RatioSummary, averages_one: bool) -> list[str]:
     """A warning if the policy is far from the sampler of the rollouts of `what`.
 
-    `kl` in nats per token; `effective_share` of the tokens, in (0, 1].
+    Or if nobody can have sampled them with these log-probs: `averages_one` says whether ratios
+    have to, which they have not where the sampler left out the tail or the objective has none.
     """
-    if kl < FAR_POLICY:
+    distance = max(ratios.kl, ratios.k3)
+    if distance >= FAR_POLICY:
+        return [
+            f"{what}: the policy is far from the one that sampled the rollouts ({distance:.2g} "
+            "nats per token, effective share of the tokens "
+            f"{ratios.effective_share:.1%}), so their influence says little about it; check that "
+            "model, tokenizer, temperature and log-probs are the sampler's, or sample again with "
+            "this policy"
+        ]
+    low, high = MEAN_RATIOS
+    surely_negative = ratios.kl < LOWEST_KL and ratios.tokens >= FEWEST_TOKENS
+    off = not low <= ratios.mean_ratio <= high and abs(ratios.deviation) > MOST_DEVIATION
+    if not averages_one or not (off or surely_negative):
         return []
     return [
-        f"{what}: the policy is far from the one that sampled the rollouts ({kl:.2g} nats per "
-        f"token, effective share of the tokens {effective_share:.1%}), so their influence says "
-        "little about it; check that model, tokenizer and temperature are the sampler's, or "
-        "sample again with this policy"
+        f"{what}: the log-probs cannot be those that the tokens were sampled with (ratios of "
+        f"policy to sampler average {ratios.mean_ratio:.2f}, and 1 is expected of any policy), so "
+        "influence is wrong; store natural logs, one for each token in its place, at the "
+        "temperature of sampling, or score without ratios (objective.ratio=none)"
     ]

@@ -122,4 +122,6 @@ def ratio_notes(what: str, groups: Groups, report: ExtractionReport) -> list[str
     if ratios is None or any(group.logprobs_at_another_temperature for group in groups):
         return []
     wild = wild_notes(what, [groups[place].prompt_id for place in ratios.wild])
-    return [*wild, *distance_notes(what, ratios.kl, ratios.effective_share)]
+    uses_ratios = not np.isnan(report.current_rewards).all()
+    sampled_whole = not any(group.tail_is_cut for group in groups)
+    return [*wild, *distance_notes(what, ratios, uses_ratios and sampled_whole)]

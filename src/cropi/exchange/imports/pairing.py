@@ -7,7 +7,7 @@ the pool is all rows. Without them the pool is the prompts that the log names.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -39,7 +39,10 @@ def pair_with_log(log: RolloutLog) -> Pairing:
     """Make a pool of the prompts that a log names."""
     members: dict[tuple[Any, ...], list[int]] = {}
     for number, response in enumerate(log.responses):
-        members.setdefault(_key(response), []).append(number)
+        if _is_named(response):
+            members.setdefault(_key(response), []).append(number)
+    if not members:
+        raise InputError(f"{log.place} says of no response what was asked; {_NAME_THEM}")
     pool, places, taken = list[Prompt](), [-1] * len(log.responses), set[str]()
     for place, numbers in enumerate(members.values()):
         for number in numbers:
@@ -47,7 +50,7 @@ def pair_with_log(log: RolloutLog) -> Pairing:
         pool.append(_prompt([log.responses[number] for number in numbers], taken))
     whole = all(prompt.content.strip() for prompt in pool)
     rendered = any(response.rendered for response in log.responses)
-    notes = []
+    notes = [*_reused_ids(members), *_nameless(log)]
     if not whole or rendered:
         kind = "as a chat template made them" if whole else "as token ids or names alone"
         notes.append(
@@ -57,10 +60,46 @@ def pair_with_log(log: RolloutLog) -> Pairing:
     return Pairing(pool, places, whole and not rendered, notes)
 
 
+_NAME_THEM = "give rows with the question or a prompt_id"
+
+
+def _is_named(response: LoggedResponse) -> bool:
+    """Whether a response says whose it is: by an id, a question or its tokens."""
+    return bool(response.prompt_id or _text(response).strip() or response.tokens is not None)
+
+
+def _nameless(log: RolloutLog) -> list[str]:
+    """A note on responses that could be of any prompt, which would make one group of them all."""
+    lost = sum(not _is_named(response) for response in log.responses)
+    if not lost:
+        return []
+    return [f"{plural(lost, 'response')} without a question or an id, left out; {_NAME_THEM}"]
+
+
+def _reused_ids(members: Iterable[tuple[Any, ...]]) -> list[str]:
+    """A note on ids that name several questions, such as row numbers that begin again."""
+    asked = Counter(key[:2] for key in members if len(key) == ID_AND_TEXT)
+    reused = [key[1] for key, texts in asked.items() if texts > 1]
+    if not reused:
+        return []
+    return [
+        f"{plural(len(reused), 'id')} with several questions each (the first: "
+        f"{shown(reused[0], 40)}), taken as prompts of their own by what was asked"
+    ]
+
+
+ID_AND_TEXT = 4
+
+
 def _key(response: LoggedResponse) -> tuple[Any, ...]:
-    """What two responses of one prompt share: its own id, or all of its content."""
+    """What two responses of one prompt share: its own id and question, or all of its content.
+
+    Ids of some logs are numbers of rows, and begin again in the next file. Where the trainer says
+    which responses it compared, the id alone counts: environments may ask differently each time.
+    """
     if response.prompt_id:
-        return (response.source, response.prompt_id)
+        text = "" if response.group else folded(_text(response))
+        return (response.source, response.prompt_id, text, "id")
     if response.prompt or response.tokens is None:
         return (response.source, _text(response), response.answer)
     return (response.source, response.tokens.prompt_ids.tobytes(), response.answer)
@@ -140,16 +179,20 @@ class _RowFinder:
             for text in _texts(prompt.content, prompt.messages):
                 self._by_text.setdefault(text, []).append(place)
         self._ambiguous: Counter[str] = Counter()
+        self._contradicted: list[str] = []
         self._finder = QuestionFinder(self._by_text)
 
     def find(self, response: LoggedResponse, decode: Any) -> int:
         """The place of a response's row; -1 if there is none, or more than one."""
-        if response.prompt_id in self._by_id:
-            return self._by_id[response.prompt_id]
         texts = _logged_texts(response, decode)
         text = next((text for text in texts if text in self._by_text), None)
         if text is None and response.rendered:
             text = next(filter(None, map(self._finder.find, texts)), None)
+        named = self._by_id.get(response.prompt_id)
+        if named is not None and (text is None or named in self._by_text[text]):
+            return named
+        if named is not None:
+            self._contradicted.append(response.prompt_id)
         return -1 if text is None else self._row(text, response.answer)
 
     def _row(self, text: str, answer: str) -> int:
@@ -169,6 +212,12 @@ class _RowFinder:
             notes.append(
                 f"{plural(len(self._ambiguous), 'prompt')} of the log appear in several rows of "
                 f"--prompts and were left out, such as {shown(next(iter(self._ambiguous)), 60)}"
+            )
+        if self._contradicted:
+            notes.append(
+                f"{plural(len(self._contradicted), 'prompt')} with the id of one row and the "
+                f"question of another (the first id: {shown(self._contradicted[0], 40)}), taken "
+                "as the row with the question"
             )
         if len(self._finder.scaffolds) > 1:
             notes.append(

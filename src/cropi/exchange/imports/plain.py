@@ -127,10 +127,13 @@ def _whole(step: Any, file: LogFile, where: str) -> int | None:
     if step is None:
         return file.step
     try:
-        return int(step)
-    except (TypeError, ValueError):
+        whole = int(step)
+    except (TypeError, ValueError, OverflowError):
+        whole = None
+    if whole is None or (isinstance(step, float) and step != whole):
         file.notes.add("a step that is not a whole number, not used", where)
         return file.step
+    return whole
 
 
 def _texts_and_rewards(
