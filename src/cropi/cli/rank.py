@@ -249,8 +249,8 @@ class LogSource:
         from cropi.exchange.ranking.ranking import gather
 
         with make_reporter().phase("reading") as bar:
-            judged = bool(self.rewards) or self.verifier is None
-            log = read_rollout_log(path, self.format, self.rewards, self.tokens, not judged)
+            unjudged = self.verifier is not None and not self.rewards
+            log = read_rollout_log(path, self.format, self.rewards, self.tokens, unjudged)
             if prompts is None:
                 pairing = pair_with_log(log)
             elif self.policy is None:

@@ -7,7 +7,7 @@ the pool is all rows. Without them the pool is the prompts that the log names.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -50,7 +50,8 @@ def pair_with_log(log: RolloutLog) -> Pairing:
         pool.append(_prompt([log.responses[number] for number in numbers], taken))
     whole = all(prompt.content.strip() for prompt in pool)
     rendered = any(response.rendered for response in log.responses)
-    notes = [*_reused_ids(members), *_nameless(log)]
+    firsts = [log.responses[numbers[0]] for numbers in members.values()]
+    notes = [*_reused_ids(firsts), *_nameless(places.count(-1))]
     if not whole or rendered:
         kind = "as a chat template made them" if whole else "as token ids or names alone"
         notes.append(
@@ -68,27 +69,26 @@ def _is_named(response: LoggedResponse) -> bool:
     return bool(response.prompt_id or _text(response).strip() or response.tokens is not None)
 
 
-def _nameless(log: RolloutLog) -> list[str]:
+def _nameless(lost: int) -> list[str]:
     """A note on responses that could be of any prompt, which would make one group of them all."""
-    lost = sum(not _is_named(response) for response in log.responses)
     if not lost:
         return []
     return [f"{plural(lost, 'response')} without a question or an id, left out; {_NAME_THEM}"]
 
 
-def _reused_ids(members: Iterable[tuple[Any, ...]]) -> list[str]:
-    """A note on ids that name several questions, such as row numbers that begin again."""
-    asked = Counter(key[:2] for key in members if len(key) == ID_AND_TEXT)
-    reused = [key[1] for key, texts in asked.items() if texts > 1]
+def _reused_ids(firsts: Sequence[LoggedResponse]) -> list[str]:
+    """A note on ids that name several questions, such as row numbers that begin again.
+
+    `firsts` are the first response to each prompt.
+    """
+    prompts = Counter((each.source, each.prompt_id) for each in firsts if each.prompt_id)
+    reused = [prompt_id for (_, prompt_id), count in prompts.items() if count > 1]
     if not reused:
         return []
     return [
         f"{plural(len(reused), 'id')} with several questions each (the first: "
         f"{shown(reused[0], 40)}), taken as prompts of their own by what was asked"
     ]
-
-
-ID_AND_TEXT = 4
 
 
 def _key(response: LoggedResponse) -> tuple[Any, ...]:

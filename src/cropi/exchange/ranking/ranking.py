@@ -81,15 +81,12 @@ def judge_log(log: RolloutLog, pairing: Pairing, judge: Judge) -> bool:
             f"{log.place} has neither rewards nor all answers; give the rows of your data, with "
             "their answers, by --prompts"
         )
-    readable = {prompt.prompt_id for prompt in judge.readable(asked)}
-    numbers = [n for n in numbers if pairing.pool[pairing.places[n]].prompt_id in readable]
+    judge.readable(asked)  # raises the error for those that cannot be read
     items = [(pairing.pool[pairing.places[n]], log.responses[n].text) for n in numbers]
     for number, verdict in zip(numbers, judge.judge(items), strict=True):
         response = log.responses[number]
         response.status = verdict.status
         response.reward = verdict.reward if verdict.status == "ok" else math.nan
-    if dropped := len(asked) - len(readable):
-        log.notes.append(f"{plural(dropped, 'prompt')} not judged, as the answer cannot be read")
     return True
 
 
