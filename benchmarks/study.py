@@ -5,15 +5,17 @@
     python benchmarks/study.py run --only smollm2           # days: a language model on a CPU
     python benchmarks/study.py report                       # also while studies are unfinished
     python benchmarks/study.py report --of smollm2
-    python benchmarks/study.py report --of default          # the default strategy, in both suites
+    python benchmarks/study.py report --of default          # the default strategy, in every suite
+    python benchmarks/study.py report --of baselines        # beside baselines without gradients
     python benchmarks/study.py redraw                       # from the committed numbers alone
 
 `run` is `cropi compare` on one file after another, with the strategies and seeds of the file's own
-`compare` section; smollm2 only where it is named. `report` reads what is finished into
-benchmarks/results/study.json (regimes of pocket), smollm2.json or default.json, and redraws. The
-studies of default.json are of the configs here and in benchmarks/chain/, made by `cropi compare`
-with any strategies and seeds. `redraw` makes docs/figures/ and the tables of docs/results.md from
-these numbers alone.
+`compare` section; language models only where they are named. `report` reads what is finished into
+benchmarks/results/study.json (regimes of pocket), smollm2.json, default.json or baselines.json, and
+redraws; a regime without a study in --out keeps the numbers that it had. The studies of
+default.json and baselines.json are of the configs here and in benchmarks/chain/, made by
+`cropi compare` with any strategies and seeds. `redraw` makes docs/figures/ and the tables of
+docs/results.md from these numbers alone.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from cropi.store.files import atomic_write
 from study_report.bar import rows_of
 from study_report.gathering import gather, gather_as_asked
 from study_report.page import fill
-from study_report.results import APART, DEFAULT, Results
+from study_report.results import APART, BASELINES, DEFAULT, Results
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE / "study"
@@ -62,7 +64,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     running.set_defaults(work=run)
     reporting = commands.add_parser("report", help="write numbers, figures and tables")
     reporting.add_argument(
-        "--of", choices=("pocket", APART, DEFAULT), default="pocket", help="whose numbers"
+        "--of",
+        choices=("pocket", APART, DEFAULT, BASELINES),
+        default="pocket",
+        help="whose numbers",
     )
     reporting.set_defaults(work=report)
     redrawing = commands.add_parser("redraw", help="write figures and tables from the numbers")
@@ -77,7 +82,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def regimes(folder: Path, only: str = "") -> list[Path]:
-    """Return the regimes' configs, the first one before the others; smollm2 if it is named.
+    """Return the regimes' configs, the first one before the others; language models if named.
 
     Raises InputError for a name that is no regime, or a folder without any.
     """
@@ -85,7 +90,7 @@ def regimes(folder: Path, only: str = "") -> list[Path]:
     if not known:
         raise InputError(f"{folder} holds no regime (*.yaml); give a folder that does")
     wanted = [name.strip() for name in only.split(",") if name.strip()]
-    wanted = wanted or [name for name in known if name != APART]
+    wanted = wanted or [name for name in known if not name.startswith(APART)]
     for name in wanted:
         if name not in known:
             raise InputError(f"--only {name!r} is no regime; allowed: {', '.join(known)}")
@@ -112,15 +117,16 @@ def report(options: argparse.Namespace) -> None:
     Raises InputError if no regime has a finished cell: what was reported before is kept.
     """
     numbers = numbers_of(options.of, options.configs, options.out)
-    results = Results(numbers)
-    if not any(regime.strategies for regime in results.regimes.values()):
+    if not any(regime["strategies"] for regime in numbers["regimes"].values()):
         raise InputError(
             f"no study in {options.out!r} has a finished cell; start with "
             "`python benchmarks/study.py run`, or name the folder of the studies with --out"
         )
     pocket = options.of == "pocket"
     path = options.results if pocket else beside(options.results, options.of)
+    keep_unmeasured(numbers, path)
     write_numbers(path, numbers)
+    results = Results(numbers)
     redraw(options)
     for row in rows_of(results) if pocket else []:
         print(f"{row.verdict:<12} {row.regime:<16} {row.asked}: {row.measured}")
@@ -132,9 +138,18 @@ def report(options: argparse.Namespace) -> None:
 
 def numbers_of(suite: str, configs: Path, out: str) -> dict[str, Any]:
     """Read the numbers of a suite from its studies in `out`."""
-    if suite == DEFAULT:
+    if suite in (DEFAULT, BASELINES):
         return gather_as_asked([*regimes(configs), *regimes(CHAIN)], out)
-    return gather(regimes(configs, APART if suite == APART else ""), out)
+    named = sorted(path.stem for path in configs.glob(f"{APART}*.yaml"))
+    return gather(regimes(configs, ",".join(named) if suite == APART else ""), out)
+
+
+def keep_unmeasured(numbers: dict[str, Any], path: Path) -> None:
+    """Let regimes without a finished run have what the file says of them: studies are not kept."""
+    before = read_numbers(path)["regimes"] if path.exists() else {}
+    for name, values in numbers["regimes"].items():
+        if not values["strategies"] and name in before:
+            numbers["regimes"][name] = before[name]
 
 
 def beside(results: Path, suite: str) -> Path:
@@ -147,16 +162,16 @@ def redraw(options: argparse.Namespace) -> None:
 
     Raises InputError if a file cannot be read. Those beside pocket's may be absent.
     """
-    files = {name: beside(options.results, name) for name in (APART, DEFAULT)}
-    others = {name: read_results(file) for name, file in files.items() if file.exists()}
-    publish(read_results(options.results), others, options.page)
+    files = {name: beside(options.results, name) for name in (APART, DEFAULT, BASELINES)}
+    others = {n: Results(read_numbers(file)) for n, file in files.items() if file.exists()}
+    publish(Results(read_numbers(options.results)), others, options.page)
     print(f"written to {options.page} and {options.page.parent / 'figures'}")
 
 
-def read_results(path: Path) -> Results:
+def read_numbers(path: Path) -> dict[str, Any]:
     """Read a file of numbers. Raises InputError if it cannot be read."""
     try:
-        return Results(json.loads(path.read_text(encoding="utf-8")))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
 

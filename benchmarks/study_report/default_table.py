@@ -1,4 +1,4 @@
-"""The default strategy in both suites, a row a regime: what it is worth, and what it costs."""
+"""The default strategy in every suite, a row a regime: what it is worth, and what it costs."""
 
 from __future__ import annotations
 
@@ -52,6 +52,12 @@ def default_tables(results: Results) -> str:
         return EMPTY
     worth, cost = table(WORTH, map(_worth, compared)), table(COST, map(_cost, compared))
     return "\n\n".join([worth, cost, *_other_strategies(compared), *_unfinished(results)])
+
+
+def baselines_table(results: Results) -> str:
+    """Return a row for every strategy of every study, full data first."""
+    begun = [regime for regime in results.regimes.values() if regime.strategies]
+    return table(OTHERS, [_other(r, name) for r in begun for name in r.order]) if begun else EMPTY
 
 
 def _worth(regime: Regime) -> list[str]:
@@ -120,7 +126,7 @@ def _other_strategies(compared: Sequence[Regime]) -> list[str]:
 
 
 def _other(regime: Regime, name: str) -> list[str]:
-    seeds = regime.shared_seeds(name)
+    seeds = regime.seeds(name)
     return [
         regime.name,
         name,

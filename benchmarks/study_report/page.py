@@ -8,8 +8,8 @@ from pathlib import Path
 
 from cropi.errors import InputError
 from cropi.store.files import atomic_write
-from study_report.default_table import default_tables
-from study_report.results import APART, DEFAULT, Results
+from study_report.default_table import baselines_table, default_tables
+from study_report.results import APART, BASELINES, DEFAULT, Results
 from study_report.tables import EMPTY, bar_table, costs_table, regime_tables, setting_table
 
 BLOCK = re.compile(r"<!-- (?P<kind>table|figure): (?P<name>[\w.-]+) -->\n.*?<!-- end -->", re.S)
@@ -19,6 +19,7 @@ NOT_YET = {
     f"table: {APART}": EMPTY,
     "table: costs": EMPTY,
     f"table: {DEFAULT}": EMPTY,
+    f"table: {BASELINES}": EMPTY,
 }
 """What stands in the blocks of a suite of which no cell is finished."""
 
@@ -73,13 +74,18 @@ def blocks(results: Results) -> dict[str, str]:
 
 
 def language_model_blocks(results: Results) -> dict[str, str]:
-    """Return the blocks of the study on a language model."""
+    """Return the blocks of the studies on a language model."""
     return regime_blocks(results) | {"table: costs": costs_table(results)}
 
 
 def default_blocks(results: Results) -> dict[str, str]:
     """Return the block of the default strategy."""
     return {f"table: {DEFAULT}": default_tables(results)}
+
+
+def baselines_blocks(results: Results) -> dict[str, str]:
+    """Return the block of baselines that need no gradient."""
+    return {f"table: {BASELINES}": baselines_table(results)}
 
 
 def regime_blocks(results: Results) -> dict[str, str]:
@@ -94,4 +100,8 @@ def regime_blocks(results: Results) -> dict[str, str]:
     return contents
 
 
-BLOCKS_OF = {APART: language_model_blocks, DEFAULT: default_blocks}
+BLOCKS_OF = {
+    APART: language_model_blocks,
+    DEFAULT: default_blocks,
+    BASELINES: baselines_blocks,
+}

@@ -12,9 +12,11 @@ from cropi.estimation.intervals import Interval
 from cropi.study.measures import MAIN_LEVEL, Acceleration, Axis
 
 DEFAULT = "default"
-"""The studies of the default strategy in both suites: a file of their own, and a table."""
+"""The studies of the default strategy in every suite: a file of their own, and a table."""
+BASELINES = "baselines"
+"""The default beside baselines that need no gradient: a file of their own, and a table."""
 APART = "smollm2"
-"""The study on a language model: its numbers have a file of their own beside the regimes'."""
+"""What the studies on a language model begin with: a file of their own beside the regimes'."""
 
 
 class Regime:
@@ -72,6 +74,10 @@ class Regime:
     def shared_seeds(self, strategy: str) -> list[int]:
         """The finished seeds of a strategy that the baseline has finished too."""
         return list(self._compared(strategy).get("seeds", ()))
+
+    def seeds(self, strategy: str) -> list[int]:
+        """A strategy's finished seeds: those that the baseline has finished too, if any."""
+        return self.shared_seeds(strategy) or list(self.strategies[strategy]["seeds"])
 
     def seed_values(self, strategy: str, measure: str, seeds: Sequence[int]) -> list[float]:
         """What was measured of these of a strategy's seeds; seeds without it are left out."""

@@ -373,17 +373,17 @@ def test_a_language_models_numbers_have_a_file_of_their_own(tmp_path: Path) -> N
     report(tmp_path, tmp_path / "again")  # the file of the language model is not there
 
 
-def report_the_default(folder: Path) -> str:
-    """Report pocket's numbers, then the default's; return the lines of the default's block."""
+def report_table(folder: Path, name: str = "default") -> str:
+    """Report pocket's numbers, then a table's of its own; return that table's block."""
     (folder / "configs").mkdir(exist_ok=True)
     report(folder, folder / "docs")
     places = ["--out", folder / "runs", "--configs", folder / "configs"]
     places += ["--page", folder / "docs" / "results.md"]
     places += ["--results", folder / "docs" / "study.json"]
     with (folder / "docs" / "results.md").open("a") as page:
-        page.write("<!-- table: default -->\n<!-- end -->\n")
-    script.main(["report", "--of", "default", *map(str, places)])
-    return block((folder / "docs" / "results.md").read_text(), "table: default")
+        page.write(f"<!-- table: {name} -->\n<!-- end -->\n")
+    script.main(["report", "--of", name, *map(str, places)])
+    return block((folder / "docs" / "results.md").read_text(), f"table: {name}")
 
 
 def cells(text: str, table: int, *first: str) -> dict[str, str]:
@@ -402,7 +402,7 @@ def test_the_defaults_table_holds_the_studies_own_measures(tmp_path: Path) -> No
     root = tmp_path / "runs" / "clean-study"
     for seed, count in zip(SEEDS, (16, 8, 8), strict=True):
         write_sample(root / "cells" / "cropi" / f"seed-{seed}", count)
-    text = report_the_default(tmp_path)
+    text = report_table(tmp_path)
     study = measure_study(root)
     result, compared = study.strategies["cropi"], study.comparisons["cropi"]
     worth, cost = (cells(text, i, "clean") for i in (0, 1))
@@ -440,7 +440,7 @@ def test_a_share_of_no_advantage_is_a_dash(tmp_path: Path) -> None:
     config = write_regime(tmp_path, "clean")
     write_curves(tmp_path, config, {**STRATEGIES, "oracle": SLOW})
     assert (
-        cells(report_the_default(tmp_path), 0, "clean")["0 share of the oracle's advantage"] == DASH
+        cells(report_table(tmp_path), 0, "clean")["0 share of the oracle's advantage"] == DASH
     )
 
 
@@ -453,15 +453,42 @@ def test_a_study_of_the_default_says_itself_which_seeds_were_asked_for(tmp_path:
     asked["compare"] |= {"strategies": ["cropi", "full", "oracle"], "seeds": [0, 1, 2]}
     (root / "study.yaml").write_text(yaml.safe_dump(asked))
     config.write_text(config.read_text().replace("- 2\n", "- 2\n  - 3\n"))
-    text = report_the_default(tmp_path)
+    text = report_table(tmp_path)
     assert "Unfinished" not in text
     assert "Note" not in text
     # A run that is gone was asked for all the same, and means over other seeds say so.
     shutil.rmtree(root / "cells" / "oracle" / "seed-1")
     shutil.rmtree(tmp_path / "docs")
-    text = report_the_default(tmp_path)
+    text = report_table(tmp_path)
     assert "*Unfinished: clean (oracle 2 of 3 seeds).*" in text
     assert cells(text, 0, "clean")["0 oracle"].endswith("% (2 of 3 seeds)")
+
+
+def test_baselines_are_compared_whether_or_not_full_data_ran(tmp_path: Path) -> None:
+    config = write_regime(tmp_path, "clean")
+    write_curves(tmp_path, config, {name: STRATEGIES[name] for name in ("full", "random", "cropi")})
+    text = report_table(tmp_path, "baselines")
+    study = measure_study(tmp_path / "runs" / "clean-study")
+    for name in ("full", "random", "cropi"):
+        row = cells(text, 0, "clean", name)
+        assert row["0 seeds"] == "0, 1, 2"
+        assert row["0 area"] == percent(study.strategies[name].area.mean)
+
+
+def test_numbers_outlive_their_study(tmp_path: Path) -> None:
+    for name in ("clean", "shifted"):
+        write_curves(tmp_path, write_regime(tmp_path, name), STRATEGIES)
+    report(tmp_path, tmp_path / "docs")
+    numbers = tmp_path / "docs" / "study.json"
+    before = json.loads(numbers.read_text())["regimes"]
+    shutil.rmtree(tmp_path / "runs" / "shifted-study")
+    (tmp_path / "runs" / "clean-study" / "cells" / "random").rename(tmp_path / "random")
+    places = ["--out", tmp_path / "runs", "--configs", tmp_path / "configs"]
+    places += ["--page", tmp_path / "docs" / "results.md", "--results", numbers]
+    script.main(["report", *map(str, places)])
+    after = json.loads(numbers.read_text())["regimes"]
+    assert after["shifted"] == before["shifted"]
+    assert set(after["clean"]["strategies"]) == {"full", "cropi", "oracle"}
 
 
 def test_a_missing_file_of_numbers_is_named(tmp_path: Path) -> None:
