@@ -439,9 +439,7 @@ def test_the_defaults_table_holds_the_studies_own_measures(tmp_path: Path) -> No
 def test_a_share_of_no_advantage_is_a_dash(tmp_path: Path) -> None:
     config = write_regime(tmp_path, "clean")
     write_curves(tmp_path, config, {**STRATEGIES, "oracle": SLOW})
-    assert (
-        cells(report_table(tmp_path), 0, "clean")["0 share of the oracle's advantage"] == DASH
-    )
+    assert cells(report_table(tmp_path), 0, "clean")["0 share of the oracle's advantage"] == DASH
 
 
 def test_a_study_of_the_default_says_itself_which_seeds_were_asked_for(tmp_path: Path) -> None:
