@@ -33,6 +33,11 @@ def test_a_plan_is_a_table_and_writes_nothing(cropi: Command, tmp_path: Path, ca
     assert not cache.exists()
 
 
+def test_a_run_without_room_for_a_prompt_is_refused(cropi: Command, tmp_path: Path) -> None:
+    setting = "rollouts.max_new_tokens=64"
+    cropi("plan", write_config(tmp_path), setting).refused(f"{setting} leaves no room", "of 64")
+
+
 def test_json_says_what_the_table_says(cropi: Command, tmp_path: Path) -> None:
     outcome = cropi("plan", write_config(tmp_path), "--gpu", "a100", "--gpus", 4, "--json")
     outcome.done()

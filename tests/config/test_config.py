@@ -75,7 +75,24 @@ def test_an_unknown_key_in_a_list_of_sources_is_named(file: Path) -> None:
         ("influence.sketch={name: sparse, dim: 0}", ["influence.sketch.dim = 0"]),
         ("influence.sketch=sparce", ["influence.sketch", "'sparce'", "did you mean 'sparse'"]),
         ("seed=-1", ["seed = -1"]),
-        ("name=a/b", ["name = 'a/b'"]),
+        ("seed=1e99", ["seed = 1e+99: give a whole number below 2^63"]),
+        ("seed=.nan", ["seed = nan: give a finite number"]),
+        ("name=a/b", ["name = 'a/b': give the run's name: letters, digits"]),
+        ("model.device=gpu", ["model.device = 'gpu': give auto, cpu, cuda or cuda:N"]),
+        (
+            "prompts.validation={2024: []}",
+            ["prompts.validation has the key 2024: give text, in qu"],
+        ),
+        ("rollouts={1: 2}", ["unknown key rollouts.1", "allowed: engine, max_new_tokens"]),
+        ("evaluation.k=[]", ["evaluation.k = []: give at least one"]),
+        ("verifiers.memory_gb=1e99", ["verifiers.memory_gb = 1e+99", "1000000"]),
+        ("verifiers.default=3", ["verifiers.default = 3: give text, or a list"]),
+        ("verifiers.default=[exact]", ["verifiers.default.0 = 'exact': give a section with"]),
+        (
+            "verifiers.sources={str: [{function: 1}]}",
+            ["verifiers.sources.str.0.function = 1: give"],
+        ),
+        ("training.lora={target_modules: [3]}", ["training.lora.target_modules.0 = 3: give text"]),
         ("evaluation.k=[8]", ["evaluation", "pass@8 needs responses >= 8"]),
         ("evaluation.responses=4", ["4 greedy responses are all", "evaluation.temperature"]),
         ("prompts.pool=[]", ["prompts.pool"]),
@@ -92,6 +109,7 @@ def test_an_impossible_value_is_named_with_its_key(
 ) -> None:
     message = failure(file, override)
     assert all(part in message for part in parts), message
+    assert "problems" not in message
 
 
 @pytest.mark.parametrize(

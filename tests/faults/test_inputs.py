@@ -20,7 +20,7 @@ from cropi.config.check import problems_of
 from cropi.errors import InputError
 from cropi.policy.checkpoint_source import locate
 from cropi.policy.checkpoints import load_tokenizer_and_configs
-from cropi.prompts import drop_overlong, load_prompt_sets, read_prompts
+from cropi.prompts import Room, drop_overlong, load_prompt_sets, read_prompts
 from cropi.prompts.overlap import normalised
 from cropi.prompts.settings import PromptsConfig, PromptSource
 from cropi.prompts.sources import load_source
@@ -257,7 +257,7 @@ def test_a_prompt_that_is_far_too_long_is_not_tokenised(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"prompt": "x" * 3_000_000, "answer": "1"}))
     sets = load_prompt_sets(PromptsConfig(pool=[PromptSource(path=str(path))]), 0)
-    assert "over 4096 tokens" in refusal(drop_overlong, NoTokenizer(), sets, 4096)
+    assert "over 4096 tokens" in refusal(drop_overlong, NoTokenizer(), sets, Room(4096))
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,19 @@ def test_selection_that_no_saving_can_pay_for_is_told(tmp_path: Path) -> None:
     assert arm.acceleration == pytest.approx(arm.steps / (arm.steps - arm.break_even))
 
 
+def test_a_prompt_at_which_the_run_would_stop_is_told(tmp_path: Path) -> None:
+    long = replace(COUNTS, pool=replace(COUNTS.pool, longest=4_000))
+    settings = ["evaluation.max_new_tokens=30000"]
+    told = planned(*settings, counts=long, folder=tmp_path).advice[0]
+    assert told.startswith(
+        "a prompt has 4,000 tokens, and the run stops at those of more than 2,768"
+    )
+    assert "or lower evaluation.max_new_tokens (now 30000, of a context of 32768)" in told
+    for harmless in ("prompts.overlong=drop", "prompts.max_tokens=4000"):
+        result = planned(*settings, harmless, counts=long, folder=tmp_path)
+        assert not any("the run stops" in line for line in result.advice)
+
+
 def test_full_data_pays_for_no_selection(tmp_path: Path) -> None:
     result = planned("selection.strategy=full", folder=tmp_path)
     assert [(arm.selection, arm.break_even) for arm in result.arms] == [(0.0, 0.0)]

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from cropi.errors import InputError
-from cropi.prompts import PromptSets, drop_overlong, encode, encode_all
+from cropi.prompts import PromptSets, Room, drop_overlong, encode, encode_all
 from cropi.schema import Prompt
 
 TEMPLATE = (
@@ -85,15 +85,27 @@ def sets() -> PromptSets:
 
 def test_overlong_prompts_stop_the_run_or_are_dropped_and_counted(tokenizer: Any) -> None:
     with pytest.raises(InputError, match=r"2 of 3 .* set pool .* 10 tokens.*'b' with 16"):
-        drop_overlong(tokenizer, sets(), 10)
-    fitting = drop_overlong(tokenizer, sets(), 10, "drop")
+        drop_overlong(tokenizer, sets(), Room(10))
+    fitting = drop_overlong(tokenizer, sets(), Room(10), "drop")
     assert [p.prompt_id for p in fitting.pool] == ["a"]
     assert fitting.notes.overlong == {"pool": 2}
     assert fitting.notes.sizes["pool"] == 1
     assert fitting.notes.lines() == ["2 prompts of the pool too long for the model: dropped"]
-    assert drop_overlong(tokenizer, sets(), 100).notes.overlong == {}
+    assert drop_overlong(tokenizer, sets(), Room(100)).notes.overlong == {}
+
+
+def test_a_response_leaves_room_for_a_prompt_or_its_setting_is_named(tokenizer: Any) -> None:
+    longest = ("evaluation.max_new_tokens", 54)
+    assert Room.of(None, 64, longest).tokens == 10
+    with pytest.raises(InputError, match=r"or lower evaluation\.max_new_tokens \(now 54, of a "):
+        drop_overlong(tokenizer, sets(), Room.of(None, 64, longest))
+    with pytest.raises(InputError, match=r"'b' with 16\); set .*=drop, or raise prompts.max_tok"):
+        drop_overlong(tokenizer, sets(), Room.of(10, 64, longest))
+    for limit in (None, 10):
+        with pytest.raises(InputError, match=r"^rollouts\.max_new_tokens=64 leaves no room for a"):
+            Room.of(limit, 64, ("rollouts.max_new_tokens", 64))
 
 
 def test_dropping_never_empties_a_set(tokenizer: Any) -> None:
     with pytest.raises(InputError, match=r"3 of 3 .* set pool"):
-        drop_overlong(tokenizer, sets(), 3, "drop")
+        drop_overlong(tokenizer, sets(), Room(3), "drop")

@@ -142,8 +142,7 @@ class _Stage:
     def _sample(self, prompts: Sequence[Prompt], step: int) -> list[float]:
         plan, policy = self.plan, self.policy
         encoded = encode_all(policy.tokenizer, prompts, plan.template_kwargs)
-        tokens = plan.training.max_new_tokens or plan.rollouts.max_new_tokens
-        sampling, seed = Sampling(max_new_tokens=tokens), derive_seed(plan.seed, step)
+        sampling, seed = Sampling(max_new_tokens=plan.new_tokens), derive_seed(plan.seed, step)
         completions = FakeEngine(policy).generate(encoded, sampling, plan.training.responses, seed)
         judged = judge_completions(self.judge, policy.tokenizer, prompts, completions)
         identity = replace(named_anywhere(policy.identity), step=step - 1)

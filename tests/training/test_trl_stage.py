@@ -91,6 +91,16 @@ def test_training_that_diverges_ends_with_the_step_and_what_to_lower(
         train(plan, judge, tmp_path / "out")
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_response_that_the_context_has_no_room_for_is_refused(
+    make_plan: MakePlan, judge: Judge, tmp_path: Path, dynamic: bool
+) -> None:
+    plan = replace(make_plan("pocket", 1), dynamic_sampling=dynamic)
+    longer = replace(plan, rollouts=plan.rollouts.model_copy(update={"max_new_tokens": 64}))
+    with pytest.raises(InputError, match=r"max_new_tokens 64 it exceeds the model's context of 64"):
+        train(longer, judge, tmp_path / "out")
+
+
 def test_a_policy_that_cannot_be_sampled_from_is_a_divergence() -> None:
     probabilities = torch.tensor([math.nan, 1.0])
     with (

@@ -65,6 +65,7 @@ def test_one_hanging_response_is_a_timeout_and_its_neighbours_are_judged(hostile
         assert statuses == ["ok", "ok", "timeout", "ok", "timeout", "ok", "ok"]
         assert [v.reward for v in verdicts if v.status == "ok"] == [1, 0, 1, 0, 1]
         assert math.isnan(verdicts[2].reward)
+        assert verdicts[2].detail == "no reward within 0.4 s (more with verifiers.timeout)"
         assert judge.counts == {"s": {"ok": 3, "wrong": 2, "timeout": 2}}
 
 

@@ -90,17 +90,24 @@ RENAMED_IN_SECTION = {
 """The same, for keys that several sections have."""
 
 
+TEXT_OR_LIST = "text_or_list"
+"""Our name for a value that is neither, where a setting takes both."""
+
 KINDS = {
     "dict_type": "give a section of names and values, {name: value}",
     "list_type": "give a list, [...]",
     "float_parsing": "give a number",
     "float_type": "give a number",
+    "finite_number": "give a finite number",
     "int_parsing": "give a whole number",
+    "int_parsing_size": "give a whole number below 2^63",
     "int_from_float": "give a whole number",
     "int_type": "give a whole number",
     "bool_parsing": "give true or false",
     "bool_type": "give true or false",
     "string_type": "give text, in quotes if it looks like a number",
+    "too_short": "give at least one",
+    TEXT_OR_LIST: "give text, or a list, [...]",
 }
 """What a value of the wrong kind should be, by pydantic's name of the problem."""
 
@@ -110,7 +117,7 @@ MOST_PROBLEMS = 20
 
 def explain(error: ValidationError, origin: str, kind: type[Section] = RunConfig) -> str:
     """Sum up what pydantic reports, every problem numbered where there are several."""
-    problems = [line for e in error.errors() for line in _explain_one(e, kind)]
+    problems = [line for e in _without_branches(error.errors()) for line in _explain_one(e, kind)]
     subject = f"config {origin}" if kind is RunConfig else origin
     if len(problems) == 1:
         return shortened(f"{subject}: {problems[0]}")
@@ -118,6 +125,26 @@ def explain(error: ValidationError, origin: str, kind: type[Section] = RunConfig
     more = len(problems) - MOST_PROBLEMS
     rest = f" and {more} more" if more > 0 else ""
     return shortened(f"{subject} has {len(problems)} problems: {listed.rstrip(';')}{rest}", 4_000)
+
+
+def _without_branches(problems: Sequence[Any]) -> list[Any]:
+    """The problems, those of a setting that takes text or something else once for each.
+
+    Pydantic reports such a setting for text and for the other kind, with the kinds' names after
+    the key. A value that is no text was meant as the other.
+    """
+    keys = [p["loc"][:-1] for p in problems if p["type"] == "string_type" and p["loc"][-1] == "str"]
+    merged = []
+    for problem in problems:
+        place = problem["loc"]
+        key = next((key for key in keys if place[: len(key)] == key), None)
+        if key is None:
+            merged.append(problem)
+        elif place[len(key) :] != ("str",):
+            inside = place[len(key) + 1 :]
+            other = TEXT_OR_LIST if problem["type"] == "list_type" and not inside else None
+            merged.append({**problem, "loc": (*key, *inside), "type": other or problem["type"]})
+    return merged
 
 
 def _explain_one(problem: Any, kind: type[Section], parents: tuple[str, ...] = ()) -> list[str]:
@@ -128,7 +155,10 @@ def _explain_one(problem: Any, kind: type[Section], parents: tuple[str, ...] = (
     if problem["type"] == "plugin_settings":
         nested = problem["ctx"]
         return [line for e in nested["errors"] for line in _of_plugin(e, nested, location)]
-    if problem["type"] == "extra_forbidden":
+    if inner[-1:] == ("[key]",):  # of a mapping
+        key = ".".join(location[:-2])
+        return [f"{key} has the key {shown(problem['input'])}: give text, in quotes"]
+    if problem["type"] in ("extra_forbidden", "invalid_key"):
         allowed = _keys_at(inner[:-1], kind)
         return [f"unknown key {key} (value {shown(problem['input'])}); {_hint(location, allowed)}"]
     if problem["type"] == "missing":
@@ -137,6 +167,9 @@ def _explain_one(problem: Any, kind: type[Section], parents: tuple[str, ...] = (
     if problem["type"] in ("model_type", "model_attributes_type"):
         keys = ", ".join(_keys_at(inner, kind))
         return [f"{key} = {shown(problem['input'])}: give a section with its keys ({keys})"]
+    if problem["type"] == "string_pattern_mismatch":
+        described = str(_section_at(inner[:-1], kind).model_fields[inner[-1]].description)
+        return [f"{key} = {shown(problem['input'])}: give {described.partition('; default')[0]}"]
     if fix := KINDS.get(problem["type"]):
         return [f"{key} = {shown(problem['input'])}: {fix}"]
     if problem["type"] == "value_error":
@@ -178,10 +211,15 @@ def _hint(location: tuple[str, ...], allowed: Sequence[str]) -> str:
 
 def _keys_at(location: Sequence[str], kind: type[Section]) -> list[str]:
     """Return the keys allowed in the section at `location` below `kind`."""
+    return sorted(getattr(_section_at(location, kind), "model_fields", {}))
+
+
+def _section_at(location: Sequence[str], kind: type[Section]) -> Any:
+    """Return the section at `location` below `kind`; None where a plug-in decides what it is."""
     model: Any = kind
     for name in location:
         fields = getattr(model, "model_fields", {})
         if name in fields:
             model = section_in(fields[name].annotation)
             model = None if model and issubclass(model, Choice) else model
-    return sorted(getattr(model, "model_fields", {}))
+    return model

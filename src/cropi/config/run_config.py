@@ -67,7 +67,11 @@ def _execution_of(kind: str) -> frozenset[str]:
 class RunConfig(Section):
     """Everything a run needs."""
 
-    name: str = Field("run", pattern=r"^\w[\w.-]*$", description="the run's name")
+    name: str = Field(
+        "run",
+        pattern=r"^\w[\w.-]*$",
+        description="the run's name: letters, digits, _, and after the first also . and -",
+    )
     out: PathText = Field(
         "runs", description="the run directory is out/name; may be a URL, s3://bucket/runs"
     )
@@ -118,10 +122,14 @@ class RunConfig(Section):
         return {key: value for key, value in settings.items() if affects_results(key)}
 
     @property
-    def max_response_tokens(self) -> int:
-        """The longest response that rollouts, training or evaluation may sample."""
-        wanted = (self.training.max_new_tokens, self.evaluation.max_new_tokens)
-        return max(self.rollouts.max_new_tokens, *(n or 0 for n in wanted))
+    def longest_response(self) -> tuple[str, int]:
+        """The setting of the longest response that may be sampled, and that many tokens."""
+        wanted = {
+            "rollouts.max_new_tokens": self.rollouts.max_new_tokens,
+            "training.max_new_tokens": self.training.max_new_tokens or 0,
+            "evaluation.max_new_tokens": self.evaluation.max_new_tokens or 0,
+        }
+        return max(wanted.items(), key=lambda item: item[1])
 
     @property
     def targeted(self) -> list[str]:

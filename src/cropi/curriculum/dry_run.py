@@ -46,7 +46,7 @@ def _pool(config: RunConfig, base: Path | None) -> Sequence[Prompt]:
     """The pool, as a run would have it."""
     policies = Policies(config.model, config.result_settings("model"))
     policy, seed = policies.reference(config.model.path), Seeds(config.seed, config.data_seed)
-    longest = config.max_response_tokens
+    longest = config.longest_response
     return fitting_prompts(config.prompts, policy, seed.of("prompts"), longest, base).pool
 
 

@@ -144,7 +144,7 @@ def _prepare(
 ) -> Curriculum:
     directory, seeds = log.directory, Seeds(config.seed, config.data_seed)
     policies = Policies(config.model, config.result_settings("model"))
-    longest, seed = config.max_response_tokens, seeds.of("prompts")
+    longest, seed = config.longest_response, seeds.of("prompts")
     sets = load_prompts(config.prompts, policies, judge, seed, longest, base, log)
     find_trainer(config.training.engine).check(first_stage(config, sets.pool))
     record_inputs(directory, sets, policies, seeds.by_name(config))

@@ -14,6 +14,7 @@ from cropi.policy.loading import Policy
 from cropi.policy.reference import PolicyRef
 from cropi.prompts import (
     PromptSets,
+    Room,
     drop_overlong,
     has_chat_template,
     load_prompt_sets,
@@ -38,13 +39,14 @@ def load_prompts(
     policies: Policies,
     judge: Judge,
     seed: int,
-    longest_response: int,
+    longest_response: tuple[str, int],
     base: Path | None,
     log: RunLog,
 ) -> PromptSets:
     """Load all prompt sets, handle duplicates and overlong prompts, and try the verifiers.
 
-    `longest_response` tokens must fit after every prompt where `settings` give no limit.
+    The longest response, under its setting, must fit after every prompt where `settings` give no
+    limit.
     """
     with log.phase("prompts", "prompts") as bar:
         sets = fitting_prompts(settings, policies.load_model(), seed, longest_response, base)
@@ -59,7 +61,7 @@ def fitting_prompts(
     settings: PromptsConfig,
     policy: Policy | PolicyRef,
     seed: int,
-    longest_response: int,
+    longest_response: tuple[str, int],
     base: Path | None,
 ) -> PromptSets:
     """The prompt sets without those that leave no room for a response, as `settings` say."""
@@ -67,7 +69,7 @@ def fitting_prompts(
     return drop_overlong(
         tokenizer,
         load_prompt_sets(settings, seed, base, templated=has_chat_template(tokenizer)),
-        settings.max_tokens or policy.context - longest_response,
+        Room.of(settings.max_tokens, policy.context, longest_response),
         settings.overlong,
         settings.chat_template_kwargs,
     )

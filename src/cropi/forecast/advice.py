@@ -20,6 +20,7 @@ from cropi.forecast.workload import (
     Behaviour,
     sampled_prompts,
 )
+from cropi.prompts import Room
 
 if TYPE_CHECKING:
     from cropi.forecast.run_forecast import Forecast
@@ -109,6 +110,7 @@ def advice(config: RunConfig, forecast: Forecast, unmet: Sequence[str] = ()) -> 
     over = [part for part in forecast.memory if part.total > limit]
     return [
         *config.remarks,
+        *_of_room(config, forecast),
         *(line for part in over for line in _ADVISERS[part.phase](config, forecast, part, limit)),
         *_of_host(forecast),
         *_of_disk(config, forecast),
@@ -117,6 +119,17 @@ def advice(config: RunConfig, forecast: Forecast, unmet: Sequence[str] = ()) -> 
         *_of_selection(forecast),
         *_of_dead_groups(forecast),
     ]
+
+
+def _of_room(config: RunConfig, forecast: Forecast) -> Iterator[str]:
+    """Prompts at which the run will stop."""
+    room = Room.of(config.prompts.max_tokens, forecast.shape.context, config.longest_response)
+    longest = forecast.counts.longest
+    if config.prompts.overlong == "error" and longest > room.tokens:
+        yield (
+            f"a prompt has {longest:,} tokens, and the run stops at those of more than "
+            f"{room.tokens:,}: set prompts.overlong=drop, or {room.fix}"
+        )
 
 
 def _of_scoring(

@@ -29,6 +29,7 @@ from cropi.forecast.workload import (
     workload,
 )
 from cropi.progress import ProgressReporter
+from cropi.prompts import Room
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ def plan_run(
     config, the prompts or the model cannot be used.
     """
     shape, tokenizer = read_shape(config)
+    Room.of(config.prompts.max_tokens, shape.context, config.longest_response)
     counts = count_prompts(config, tokenizer, base)
     behaviour, measured = guessed_behaviour(config, counts), None
     runs = ShortRuns(config, counts, hardware, base, reporter)

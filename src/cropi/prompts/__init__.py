@@ -4,7 +4,7 @@
 token ids. Importing this package loads neither torch nor pyarrow nor datasets.
 """
 
-from cropi.prompts.encoding import drop_overlong, encode, encode_all, has_chat_template
+from cropi.prompts.encoding import Room, drop_overlong, encode, encode_all, has_chat_template
 from cropi.prompts.prompt_file import read_prompts, write_prompts
 from cropi.prompts.sets import PromptNotes, PromptSets, deduplicate, load_prompt_sets, load_prompts
 from cropi.prompts.sources import load_source
@@ -12,6 +12,7 @@ from cropi.prompts.sources import load_source
 __all__ = [
     "PromptNotes",
     "PromptSets",
+    "Room",
     "deduplicate",
     "drop_overlong",
     "encode",

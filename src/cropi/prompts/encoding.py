@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from cropi.errors import InputError
@@ -105,25 +105,48 @@ def encode_all(
     return [encode(tokenizer, prompt, template_kwargs) for prompt in prompts]
 
 
+@dataclass(frozen=True)
+class Room:
+    """The tokens that a prompt may have, and what gives it more."""
+
+    tokens: int
+    fix: str = "raise prompts.max_tokens"
+
+    @classmethod
+    def of(cls, max_tokens: int | None, context: int, longest: tuple[str, int]) -> Room:
+        """The given limit, or what the longest response, under its setting, leaves of the context.
+
+        Raises InputError if a response leaves nothing for a prompt.
+        """
+        key, tokens = longest
+        if tokens >= context:
+            raise InputError(
+                f"{key}={tokens} leaves no room for a prompt in the model's context of {context} "
+                "tokens; lower it"
+            )
+        fix = f"lower {key} (now {tokens}, of a context of {context})"
+        return cls(max_tokens) if max_tokens else cls(context - tokens, fix)
+
+
 def drop_overlong(
     tokenizer: Any,
     sets: PromptSets,
-    max_tokens: int,
+    room: Room,
     overlong: Literal["error", "drop"] = "error",
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> PromptSets:
-    """Return the sets without prompts of more than `max_tokens` tokens, counted in the notes.
+    """Return the sets without prompts of more tokens than there is room for, counted in the notes.
 
     Raises InputError if there is such a prompt and `overlong` is "error", or a set becomes empty.
     """
     notes = replace(sets.notes, overlong={}, sizes=dict(sets.notes.sizes))
     fitting: dict[str, list[Prompt]] = {}
     for name, prompts in sets.named().items():
-        lengths = [_length(tokenizer, p, max_tokens, template_kwargs) for p in prompts]
-        fits = [p for p, n in zip(prompts, lengths, strict=True) if n <= max_tokens]
+        lengths = [_length(tokenizer, p, room.tokens, template_kwargs) for p in prompts]
+        fits = [p for p, n in zip(prompts, lengths, strict=True) if n <= room.tokens]
         if len(fits) < len(prompts):
             if overlong == "error" or not fits:
-                raise _overlong_error(name, prompts, lengths, max_tokens, overlong)
+                raise _overlong_error(name, prompts, lengths, room, overlong)
             notes.overlong[name] = len(prompts) - len(fits)
         fitting[name] = fits
         notes.sizes[name] = len(fits)
@@ -148,16 +171,14 @@ def _overlong_error(
     name: str,
     prompts: Sequence[Prompt],
     lengths: Sequence[int],
-    max_tokens: int,
+    room: Room,
     overlong: Literal["error", "drop"],
 ) -> InputError:
     """Return the error for overlong prompts that may not be dropped, or are all there is."""
-    place = next(i for i, n in enumerate(lengths) if n > max_tokens)
-    over = sum(n > max_tokens for n in lengths)
-    fix = "raise prompts.max_tokens or lower rollouts.max_new_tokens"
-    if overlong == "error":
-        fix = f"set prompts.overlong=drop, or {fix}"
+    place = next(i for i, n in enumerate(lengths) if n > room.tokens)
+    over = sum(n > room.tokens for n in lengths)
+    drop = "set prompts.overlong=drop, or " if overlong == "error" and over < len(prompts) else ""
     return InputError(
-        f"{over} of {len(prompts)} prompts of the set {name} are over {max_tokens} tokens (the "
-        f"first is {prompts[place].prompt_id!r} with {lengths[place]}); {fix}"
+        f"{over} of {len(prompts)} prompts of the set {name} are over {room.tokens} tokens (the "
+        f"first is {prompts[place].prompt_id!r} with {lengths[place]}); {drop}{room.fix}"
     )

@@ -23,7 +23,7 @@ from typing import Any
 from cropi.errors import InputError
 from cropi.policy.loading import Policy
 from cropi.rollouts import load_engine
-from cropi.rollouts.engines.engine import Completion, require_context
+from cropi.rollouts.engines.engine import Completion
 from cropi.schema import Prompt, Sampling, derive_seed
 from cropi.training.rewards import JudgedRewards, SampledGroup, informative
 from cropi.training.stage import MAX_SAMPLING_ROUNDS, StagePlan
@@ -73,8 +73,6 @@ class DynamicSampler:
         self.candidates_used = 0
         self.prompts_trained: list[str] = []
         self.uninformative_trained = 0
-        new_tokens = plan.training.max_new_tokens or plan.rollouts.max_new_tokens
-        require_context(list(encoded.items()), new_tokens, policy.context)
 
     def __call__(self, prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
         """Return a step's groups as TRL wants them, one entry per response.

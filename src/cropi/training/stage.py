@@ -71,6 +71,11 @@ class StagePlan:
     dynamic_sampling: bool = False
     log: Path | None = None
 
+    @property
+    def new_tokens(self) -> int:
+        """The longest response that it may sample, in tokens."""
+        return self.training.max_new_tokens or self.rollouts.max_new_tokens
+
 
 @dataclass
 class StageOutcome:

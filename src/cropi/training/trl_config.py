@@ -41,7 +41,7 @@ def grpo_config(
         "learning_rate": training.learning_rate,
         "per_device_train_batch_size": max(1, batch // processes),
         "num_generations": training.responses,
-        "max_completion_length": training.max_new_tokens or rollouts.max_new_tokens,
+        "max_completion_length": plan.new_tokens,
         "temperature": training.temperature or rollouts.temperature,
         "top_p": rollouts.top_p,
         "top_k": rollouts.top_k,

@@ -35,6 +35,7 @@ from cropi.policy.loading import (
 )
 from cropi.policy.reference import named_anywhere
 from cropi.prompts.encoding import encode_all
+from cropi.rollouts.engines.engine import require_context
 from cropi.schema import Prompt
 from cropi.store.files import write_json
 from cropi.store.policy_record import OPTIMIZERS
@@ -306,8 +307,10 @@ def load_start(plan: StagePlan, device: str | None = None) -> Policy:
 
 def _encoded(plan: StagePlan, policy: Policy) -> dict[str, list[int]]:
     prompts = list({p.prompt_id: p for p in plan.prompts}.values())
-    encoded = encode_all(policy.tokenizer, prompts, plan.template_kwargs)
-    return {p.prompt_id: ids for p, ids in zip(prompts, encoded, strict=True)}
+    ids = encode_all(policy.tokenizer, prompts, plan.template_kwargs)
+    encoded = {p.prompt_id: each for p, each in zip(prompts, ids, strict=True)}
+    require_context(list(encoded.items()), plan.new_tokens, policy.context)
+    return encoded
 
 
 def _dataset_rows(plan: StagePlan) -> Sequence[Prompt]:

@@ -55,9 +55,8 @@ def overrides_of(
     `work` holds the stage's files, `model` is where its weights are, and no prompt has more than
     `longest_prompt` tokens. Raises InputError for a key of the user's that the stage decides.
     """
-    new_tokens = plan.training.max_new_tokens or plan.rollouts.max_new_tokens
     decided = {
-        **_data(plan, work, longest_prompt, new_tokens),
+        **_data(plan, work, longest_prompt),
         **_policy(plan, model),
         **_sampling(plan),
         **_course(plan, work),
@@ -68,7 +67,7 @@ def overrides_of(
         LOSS: DEFAULT_LOSS,
         f"{ACTOR}.optim.weight_decay": 0.0,
         f"{ACTOR}.use_dynamic_bsz": True,
-        f"{ACTOR}.ppo_max_token_len_per_gpu": max(TOKENS_A_PASS, longest_prompt + new_tokens),
+        f"{ACTOR}.ppo_max_token_len_per_gpu": max(TOKENS_A_PASS, longest_prompt + plan.new_tokens),
         f"{ROLLOUT}.name": "vllm",
         f"{ROLLOUT}.tensor_model_parallel_size": 1,
     }
@@ -76,7 +75,7 @@ def overrides_of(
     return decided | free | settings.overrides
 
 
-def _data(plan: StagePlan, work: Path, longest_prompt: int, new_tokens: int) -> dict[str, Any]:
+def _data(plan: StagePlan, work: Path, longest_prompt: int) -> dict[str, Any]:
     """The rows in their order, and who judges."""
     rows = str(work / ROWS)
     template = {
@@ -93,7 +92,7 @@ def _data(plan: StagePlan, work: Path, longest_prompt: int, new_tokens: int) -> 
         "data.custom_cls.path": None,
         "data.dataloader_num_workers": 0,
         "data.max_prompt_length": longest_prompt,
-        "data.max_response_length": new_tokens,
+        "data.max_response_length": plan.new_tokens,
         "data.filter_overlong_prompts": False,
         "data.trust_remote_code": plan.model.trust_remote_code,
         **template,

@@ -24,6 +24,7 @@ from cropi.execution import Program
 from cropi.execution.program import environment_for, last_error
 from cropi.policy.reference import PolicyRef
 from cropi.prompts.encoding import encode_all
+from cropi.rollouts.engines.engine import require_context
 from cropi.store.files import write_json
 from cropi.training.stage import Evaluator, Row, StageOutcome, StagePlan
 from cropi.training.stage_parts import Progress, part_folders, train_in_parts
@@ -107,6 +108,8 @@ def _lengths(plan: StagePlan) -> list[int]:
         model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
     )
     encoded = encode_all(reference.tokenizer, plan.prompts, plan.template_kwargs)
+    named = [(p.prompt_id, ids) for p, ids in zip(plan.prompts, encoded, strict=True)]
+    require_context(named, plan.new_tokens, reference.context)
     return [len(ids) for ids in encoded]
 
 

@@ -36,7 +36,7 @@ class VerifiersConfig(Section):
     timeout: Annotated[float, Field(ge=0.001, le=86_400)] = Field(
         10.0, description="seconds that judging one response may take"
     )
-    memory_gb: Annotated[float, Field(ge=1)] | None = Field(
+    memory_gb: Annotated[float, Field(ge=1, le=1_000_000)] | None = Field(
         16.0,
         description="GiB of address space for each process that judges; a response that needs more "
         "counts as not judged; null: no limit, for a verifier with a model on a GPU",

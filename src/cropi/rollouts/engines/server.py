@@ -73,7 +73,8 @@ class ServerSettings(RequestSettings):
         "again and marked as not exact",
     )
     key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")] = Field(
-        "CROPI_SERVER_KEY", description="environment variable with the server's key, if it has one"
+        "CROPI_SERVER_KEY",
+        description="the environment variable with the server's key, if it has one",
     )
 
 

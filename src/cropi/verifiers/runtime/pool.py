@@ -125,7 +125,7 @@ class WorkerPool:
         for worker in busy:
             # Ask `ready` again: its reply may have arrived while others were served.
             if not worker.idle and time.monotonic() >= worker.deadline and not worker.ready():
-                detail = f"no reward within {worker.limit:g} s"
+                detail = f"no reward within {worker.limit:g} s (more with verifiers.timeout)"
                 self._restart(worker, Verdict(math.nan, "timeout", detail), waiting, verdicts)
 
     def _read_replies(
