@@ -8,6 +8,9 @@ the middle of a sentence, or after "The answer is:", asserts no answer by its la
 from __future__ import annotations
 
 import re
+from itertools import islice
+
+from cropi.verifiers.polarity import denied_answers
 
 # Marks of chat templates: special tokens that a tokenizer decoded, or a model wrote as text.
 _OWN_TURN = re.compile(
@@ -19,47 +22,10 @@ _END_OF_TURN = re.compile(
     r"|<(?:end_of_turn|start_of_turn|eos|pad)>|</s>|<｜(?:end▁of▁sentence|User)｜>|<\|end\|>\s*\Z"
 )
 
-_ANSWER = (
-    r"(?:\s+(?:that|how|why|whether|if))?\s+(?:(?:the|my|your|our|an?)\s+)?(?:\w+\s+)?"
-    r"(?:answer|result|solution|option|choice)\b"
-)
-_VALUE = r"\s+(?:is|was|were|equals|=)\s+[*_$(\\]*(?:-?\d|[A-Z]\b|[a-z]+\{)"
-_OPINION = (
-    r"(?:thinks?|thought|believes?d?|say|says|said|claims?|claimed|mean|agree|guess(?:ed)?|assumed?"
-    r"|expect|suspect|argued?|supposed?)"
-)
-_WRONG = (
-    r"(?:\s+\w+ly|\s+all|\s+both|\s+therefore|\s+thus)*\s+(?:wrong|incorrect|false|impossible|absurd"
-    r"|invalid|implausible|out\b|too\s+\w+|a\s+(?:mistake|contradiction)"
-    r"|not\s+(?:\w+ly\s+)?(?:right|correct|possible|true|valid|the\s+(?:right|correct|answer)))\b"
-)
-_SUPPOSED = re.compile(
-    r"(?i)(?:\b(?:if|suppose|supposing|assume|assuming|imagine|pretend|whether|unless)"
-    r"|\blet(?:['’]s|\s+us)\s+say)"
-    rf"(?:,?\s+(?:for\s+(?:now|example|instance)|we|you|then)\b,?)*{_ANSWER}{_VALUE}"
-    r"|\banswers?\s+(?:would|could|might)\s+(?:have\s+)?(?:be|been)\b[^.\n]*?\b(?:if|had|were)\b"
-)
 _DOUBTED = re.compile(
-    r"(?i)(?:(?<!no )(?<!not )(?<!without )(?<!without a )(?<!beyond )"
-    r"\b(?:doubt|deny|dispute|reject)\w*"
-    r"(?:\s+(?:very\s+much|strongly|the\s+claim))?"
-    r"|\b(?:false|untrue|wrong|incorrect|unlikely|impossible|unclear|unsure|(?:not|never|n['’]t)\s+(?:\w+ly\s+)?"
-    r"(?:true|sure|certain|clear|likely|possible|plausible|convinced|persuaded|confident|the\s+case))(?:\s+to\s+\w+)?"
-    rf"|(?:\b(?:not|never|cannot|nobody|no\s*one|none|hardly)|n['’]t)(?:\s+\w+)?\s+(?:{_OPINION}|see|show|prove|conclude)"
-    r"|\bno\s+(?:way|reason|chance|evidence|proof)|\b\w+\s+(?:claims?|claimed|alleges?)"
-    r"|\b(?:one|you|some|many|people|others|students|they|he|she)\s+(?:(?:might|may|could|would|can)\s+)?"
-    rf"(?:\w+ly\s+|often\s+)?{_OPINION}|\b(?:might|may|could)\s+(?:\w+ly\s+)?{_OPINION}"
-    r"|\b(?:(?:guess|idea|claim|attempt|intuition)\s+was|(?:I|we)\s+(?:first\s+|originally\s+)?thought))"
-    rf"(?:{_ANSWER}|(?:\s+that)?\s+it(?:['’]s|\s+is|\s+was)\b)"
+    r"(?i)\b(?:doubt|deny|dispute|reject|unlikely|unclear|unsure)\w*(?:\s+(?:that|to|whether))*\s+it(?:['’]s|\s+is|\s+was)\b"
     r"|\banswers?\s+(?:could|might|may)\s+(?:\w+ly\s+|well\s+)?be\b(?!\s+[a-z]+(?:ed|en|und|own)\b)"
     r"|\banswers?\s+(?:used\s+to\s+be|(?:would|could|should|might)\s+have\s+been)\b"
-    r"|\b(?:nothing|nobody|hardly|scarcely|few|mistake|error|wrong|premature|tempting|foolish|myth"
-    rf"|misconception|trap)\b[^.,;:\n]{{0,50}}?\sthat{_ANSWER}"
-)
-_REFUTED = re.compile(
-    rf"(?i)\d[*_$)]*,\s+(?:which|but\s+(?:that|this|it))(?:['’]s|\s+(?:is|was)){_WRONG}"
-    r"|\b(?:answer|result|solution)\s+(?:is|was)\s+(?:[^.\n]|\.\d){1,40}?[.,;]\s+(?:(?:but|however|and),?\s+)?"
-    rf"(?:which|that|this|it)(?:['’]s|\s+(?:is|was|would\s+be|seems)){_WRONG}"
 )
 _SENTENCE_START = re.compile(r"(?:[.!?;]\s|\n|,\s*but\b|[。！？])")
 _SENTENCE_END = re.compile(r"[.!?;](?=\s|\Z)|\n|,\s*(?=but\b)|[。！？]|\Z")
@@ -79,16 +45,16 @@ _CUT_OFF = re.compile(
     r"|\n[#*_ \t]{0,12}(?:(?:final|the)[ \t]+){0,2}"
     r"(?:answer|conclusion|result|solution|summary)[*_\s]*\Z"
 )
-
-
-_LETTER = r"[*_(]{0,3}\b[A-Z]\b[*_)]{0,3}"
-_REFUSED_LETTER = re.compile(
-    rf"(?:{_LETTER}(?:,\s?(?:and\s|or\s)?|\s(?:and|or|through|to)\s|\s?[-–]\s?)){{0,8}}"
-    rf"{_LETTER.replace('A-Z', 'A-HJ-Z')}\s+(?i:(?:is|are|was|were|would\s+be|seems?){_WRONG}"
-    r"|(?:fails?|cannot\b|can['’]t\b|does(?:\s+not|n['’]t)\s+(?:work|fit|hold|match)"
-    r"|(?:can|may|must|should)\s+be\s+(?:eliminated|excluded|rejected|ruled\s+out|discarded)))"
+_NEW_CLAUSE = re.compile(
+    r"\d[*_$)}]*(?:\s[^\W\d]+){0,2}(?:,\s+(?!which\s+(?:is|are))|\s+(?:and|but|so|then|which|because|where|while)\s)"
+    r"\s*(?:[^\W\d]+\s+){2,40}[^\W\d]+\s*\Z"
 )
-"""`I` is rather the pronoun."""
+"""After the last number another clause begins, and the text ends in it without a full stop."""
+_OTHER_TURN = re.compile(
+    r"(?im)^[ \t]*(?:#{1,6}\s*|\*\*)?(?:(?P<role>human|user|instruction)|question|q|problem"
+    r"|exercise)(?:\*\*)?:"
+)
+_MOST_TURNS = 16
 
 
 def own_turn(response: str) -> str:
@@ -102,14 +68,14 @@ def own_turn(response: str) -> str:
 def asserted(text: str) -> str:
     """Return a text without the clauses that suppose, doubt or deny an answer."""
     asserting, place = [], 0
-    clauses = (m for pattern in (_SUPPOSED, _DOUBTED, _REFUTED) for m in pattern.finditer(text))
-    for match in sorted(clauses, key=lambda m: m.start()):
-        if match.start() < place:
+    doubted = [match.span() for match in _DOUBTED.finditer(text)]
+    for first, last in sorted(doubted + denied_answers(text)):
+        if first < place:
             continue
-        starts = [m.end() for m in _SENTENCE_START.finditer(text, place, match.start())]
+        starts = [m.end() for m in _SENTENCE_START.finditer(text, place, first)]
         asserting.append(text[place : starts[-1] if starts else place])
-        place = _end_of_sentence(text, match.end())
-        if match.re is _SUPPOSED and _CONSEQUENCE.match(text, place):
+        place = _end_of_sentence(text, last)
+        if _CONSEQUENCE.match(text, place):
             place = _end_of_sentence(text, place)
     return "".join((*asserting, text[place:]))
 
@@ -127,9 +93,13 @@ def without_questions(text: str) -> str:
 
 def is_cut_off(text: str) -> bool:
     """Whether a text in prose breaks off before its answer."""
-    return _CUT_OFF.search(text) is not None
+    return _CUT_OFF.search(text) is not None or _NEW_CLAUSE.search(text) is not None
 
 
-def without_refused_letters(text: str) -> str:
-    """Return a text without the letters that it calls wrong: `C is too small`."""
-    return _REFUSED_LETTER.sub(" ", text)
+def other_turns(text: str) -> list[tuple[int, bool]]:
+    """Return where a text may start another turn by itself, and whether in a chat's role.
+
+    A line `User:` is a role's; a line `Question:` is one that it asks by itself.
+    """
+    turns = islice(_OTHER_TURN.finditer(text), _MOST_TURNS)
+    return [(m.start(), m["role"] is not None) for m in turns]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import islice
 
 from cropi.verifiers.forms import Reading, Words
+from cropi.verifiers.polarity import NEAR, is_denied, is_doubted
 from cropi.verifiers.quantity import Quantity
 from cropi.verifiers.reading import read
 from cropi.verifiers.unit_names import canonical_unit, same_unit
@@ -20,10 +24,7 @@ _MATH_TOKEN = re.compile(
 )
 
 
-_DENIED = re.compile(
-    r"(?i)(?:\b(?:not|than|never|nor|exceeds?|(?:anything|everything|all|nothing)\s+(?:but|except))"
-    r"|n['’]t(?:\s+be)?|\bnot\s+be|\b(?:cannot|can['’]t|couldn['’]t)\s+\w+|不是|ではなく|가\s*아니라)[\s*_$\\(]*$"
-)
+_DENIED = re.compile(r"(?:不是|ではなく|가\s*아니라)[\s*_$\\(]*$")
 _SHARE = re.compile(r"(?i)(?<![\d.])(\d+)\s+(?:in|out\s+of)\s+$")
 _LABEL = re.compile(
     r"(?i)\b(?:step|equation|eq\.|problem|question|case|example|figure|table|section|page|part|line"
@@ -44,10 +45,6 @@ _ADJUNCT = re.compile(
     r"|only|first|last|next)\s+){0,2}[*$\\(]*$"
 )
 _STRONG = re.compile(r"(?i)(?:\b(?:is|are|was|were|be|equals?|makes?|total\s+of)|[=:*])[\s*$\\(]*$")
-_REFUSED = re.compile(
-    r"(?i)[\s*$)\\]*(?:is|are|was|would\s+be|cannot\s+be)(?:\s+not|n['’]t)?\s+(?:the\s+)?(?:answer|correct"
-    r"|right|wrong|incorrect|impossible|too\s+\w+)\b"
-)
 _REMARK = re.compile(r"\([^()$\\]*[A-Za-z]{2,}\s+[^()$\\]*\)")
 
 
@@ -58,40 +55,41 @@ def last_candidate(text: str) -> tuple[str, str] | None:
     Numbers of a remark in parentheses, or of a phrase such as "in 3 days", do not count.
     """
     text = _REMARK.sub(" ", _GLUED.sub(" ", text))
-    places = _candidates(text)
+    places = list(islice(_candidates(text), 2))
     if not places:
         return None
-    start, end, content = places[-1]
+    start, end, content = places[0]
+    if is_doubted(text, start):
+        return None
     share = _SHARE.search(_before(text, start))
     if share is not None:
         return f"{share[1]}/{content}", ""
     if _ENUMERATED.search(_before(text, start)):
         return None
     if len(places) > 1 and _ADJUNCT.search(_before(text, start)):
-        before, stop, other = places[-2]
+        before, stop, other = places[1]
         if not re.search(r"[.!?]\s|\n", text[stop:start]):
             strong = "=" in other or _STRONG.search(_before(text, before))
             return (other, text[stop:].partition("\n")[0]) if strong else None
     return content, text[end:].partition("\n")[0]
 
 
-def _candidates(text: str) -> list[tuple[int, int, str]]:
-    """Return start, end and content of formulas and runs that are not denied, in order."""
+def _candidates(text: str) -> Iterator[tuple[int, int, str]]:
+    """Yield start, end and content of formulas and runs that are not denied, the last first."""
     spans = [
         (m.start(), m.end(), _inside(m))
         for m in _SPAN.finditer(text)
         if not _PROSE_WORD.search(_inside(m)) or "\\" in _inside(m)
     ]
-    runs = [
-        (start, end, text[start:end])
-        for start, end in _runs(text)
-        if not any(a <= start < b for a, b, _ in spans)
-    ]
-    return [place for place in sorted(spans + runs) if not _is_denied(text, place[0], place[1])]
-
-
-NEAR = 100
-"""Characters before a candidate that say what it is; all of a long response would take too long."""
+    starts = [start for start, _, _ in spans]
+    runs = []
+    for start, end in _runs(text):
+        place = bisect_right(starts, start) - 1
+        if place < 0 or start >= spans[place][1]:
+            runs.append((start, end, text[start:end]))
+    for start, end, content in sorted(spans + runs, reverse=True):
+        if not _is_denied(text, start, end):
+            yield start, end, content
 
 
 def _before(text: str, place: int) -> str:
@@ -99,12 +97,11 @@ def _before(text: str, place: int) -> str:
 
 
 def _is_denied(text: str, start: int, end: int) -> bool:
-    before, after = _before(text, start), text[end : end + NEAR]
-    refused = _REFUSED.match(after)
-    wrong = refused is not None and re.search(
-        r"(?i)\bnot\b|n['’]t\b|wrong|incorrect|impossible|too", refused[0]
-    )
-    return bool(wrong or _DENIED.search(before) or _LABEL.search(before))
+    before = _before(text, start)
+    if _DENIED.search(before) or _LABEL.search(before):
+        return True
+    computed = re.search(r"\d.*=", text[start:end]) is not None
+    return not computed and is_denied(text, start, end)
 
 
 def _inside(match: re.Match[str]) -> str:
@@ -153,6 +150,12 @@ def _add(runs: list[tuple[int, int]], text: str, start: int, end: int) -> None:
         start += 1
     if _NUMBER.search(text[start:end]):
         runs.append((start, end))
+
+
+def names_only_denied(text: str) -> bool:
+    """Whether a text names candidates, but none that it does not deny or doubt."""
+    last = next(_candidates(text), None)
+    return number_of_runs(text) > 0 if last is None else is_doubted(text, last[0])
 
 
 def number_of_runs(text: str) -> int:

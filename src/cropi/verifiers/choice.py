@@ -8,7 +8,7 @@ import unicodedata
 from cropi.plugins import plugin
 from cropi.schema import Prompt
 from cropi.verifiers.alternatives import alternatives
-from cropi.verifiers.asserted import without_refused_letters
+from cropi.verifiers.polarity import NEAR, is_denied, is_doubted
 from cropi.verifiers.statement import Statement, gold_statement, take_statement
 from cropi.verifiers.tags import DEFAULT_TAGS, Tags
 from cropi.verifiers.verdict import Decision
@@ -25,11 +25,20 @@ _LEADING_LETTER = re.compile(
     r"(?![^\W_]|['’])",
     re.IGNORECASE,
 )
-_NEGATED = re.compile(
-    r"(?i)\b(?:not|n't|cannot\s+be|can't\s+be|isn't|never|neither|nor|rather\s+than|instead\s+of"
-    r"|why\s+not|rules?\s+out|eliminate|exclude|except|but\s+not|other\s+than)\b[\s(*_]*(?:be\s+|option\s+|choice\s+)?"
-    r"\(?([A-Z])\b(?:\s*(?:or|nor|,)\s*\(?[A-Z]\b)*\)?"
+_JOINED = r"[*_)\]]*\s?(?:,\s?(?:(?:and|or)\s)?|(?:and|or|nor|through|to|&|[-–])\s?)[*_(\[]*"
+_LISTED_BEFORE = re.compile(rf"(?:\b[A-Z]{_JOINED}){{1,8}}\Z")
+_LISTED_AFTER = rf"(?:{_JOINED}[A-Z]\b){{0,8}}"
+_ABOUT_IT = re.compile(
+    rf"""(?x) {_LISTED_AFTER} [*_)\]]* (?: \?(?!\s*[Yy]es) | \s+(?:\w+ly\s+|all\s+|both\s+)*
+    (?: (?:is|are|was|were)\b (?!\s+(?:\w+ly\s+|therefore\s+|thus\s+|also\s+|both\s+|all\s+)*
+            (?:the|our|my|what|correct|right|true|best|better|valid|accurate|supported|consistent|left|it)\b)
+      | (?:is|was|are|were|does|do|did|has|have|ca)n['’]t\b
+      | (?:would|could|might|may|can|cannot|does|did|has|had|lacks|seems|looks|fails?)\b
+      | (?!(?:works|fits|matches|satisfies|holds|follows|gives|says|states|agrees|remains
+            |wins|corresponds|always|this|as|is|was|describes|completes|expresses)\b)
+        [a-z]+s\b ) )"""
 )
+"""What is said about a letter, and does not choose it: `C ignores the sign`, `D is small`."""
 _MORE = re.compile(r"\s+(?!because|since|as\b|and\b|rather|not\b|for\b|is\b)[^\W\d_]")
 _UNDECIDED = re.compile(
     r"(?i)\b(?:can(?:not|['’]t)\s+(?:decide|tell|choose)|not\s+sure|do(?:\s+not|n['’]t)\s+know)\b"
@@ -140,26 +149,34 @@ def _chosen(statement: Statement) -> frozenset[str] | None:
             return letters
     elif (letters := _alone(text)) is not None and (len(text.strip()) < 80 or "\n" not in text):
         return letters
-    text = without_refused_letters(_NEGATED.sub(" ", text))
     text = re.sub(r"\(([a-z])\)", lambda m: m[0].upper(), text)
     if _UNDECIDED.search(text):
         return None
     if several := _SEVERAL.findall(text):
         return _letters(several[-1])
     for pattern in _IN_PROSE:
-        matches = pattern.findall(text)
-        if matches:
-            return frozenset((matches[-1].upper(),))
+        chosen = [m[1] for m in pattern.finditer(text) if not _is_refused(text, *m.span(1))]
+        if chosen:
+            return frozenset((chosen[-1].upper(),))
     return None
+
+
+def _is_refused(text: str, start: int, end: int) -> bool:
+    """Whether what stands around a letter denies it, or only says something about it."""
+    listed = _LISTED_BEFORE.search(text, max(0, start - NEAR), start)
+    first = start if listed is None else listed.start()
+    return (
+        is_denied(text, first, first)
+        or is_doubted(text, first)
+        or _ABOUT_IT.match(text, end) is not None
+    )
 
 
 def _leading(text: str) -> frozenset[str] | None:
     """Return the letters at the start of a statement: `B because ...`, `(B), not (C)`."""
     text = text.replace("*", "").strip()
-    if _NEGATED.match(text):
-        return None
     match = _LEADING_LETTER.match(text)
-    if match is None:
+    if match is None or _ABOUT_IT.match(text, match.end(1)):
         return None
     rest = text[match.end() :]
     single = match[1].strip("()")

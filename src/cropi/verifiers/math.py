@@ -14,7 +14,12 @@ from functools import lru_cache
 from cropi.plugins import plugin
 from cropi.schema import Prompt
 from cropi.verifiers.alternatives import alternatives
-from cropi.verifiers.candidates import last_candidate, number_of_runs, read_candidate
+from cropi.verifiers.candidates import (
+    last_candidate,
+    names_only_denied,
+    number_of_runs,
+    read_candidate,
+)
 from cropi.verifiers.dates_and_times import canonical_moment
 from cropi.verifiers.description import described
 from cropi.verifiers.equality import equal, is_readable
@@ -120,9 +125,9 @@ def readings(statement: Statement, gold: Reading) -> Iterator[Reading]:
     last_line = text.strip().rpartition("\n")[2].strip()
     if _APART.search(text) and "\\begin" not in text and not _is_prose(last_line):
         text = last_line
-    reading = read(text)
-    if canonical_moment(text) is not None:
+    if canonical_moment(text) is not None or (statement.form == "text" and names_only_denied(text)):
         return
+    reading = read(text)
     if not isinstance(reading, Words) and not isinstance(reading, Listing):
         yield reading
         return

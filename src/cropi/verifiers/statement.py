@@ -12,7 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from cropi.verifiers.asserted import asserted, is_cut_off, own_turn, without_questions
+from cropi.verifiers.asserted import (
+    asserted,
+    is_cut_off,
+    other_turns,
+    own_turn,
+    without_questions,
+)
+from cropi.verifiers.retraction import taken_back
 from cropi.verifiers.tags import DEFAULT_TAGS, Tags
 
 Form = Literal["tag", "box", "phrase", "####", "text"]
@@ -28,14 +35,6 @@ _PHRASE = re.compile(
     r"(?:(?:(?!\bis\b)[^.\n:=!?]){0,60}?(?:\b(?:is|are|was|would\s+be|should\s+be|must\s+be|es|est|"
     rf"ist|é|è|lautet)\b(?:{_MARKS}*[:：])?|{_MARKS}*[:：=]))|\bответ{_MARKS}*(?:[:：—–-]|равен)"
     rf"|(?:答案|答){_MARKS}*(?:应该是|应为|就是|是|为|為|[:：])+|(?:答え|正解|정답|답){_MARKS}*(?:は|은|[:：])|الإجابة(?:\s+\w+)?{_MARKS}*(?:هي|[:：])))"
-)
-_CORRECTION = re.compile(
-    r"(?i)\b(?:wait|hmm|oops|sorry|actually|correction|mistake|wrong|incorrect|no)\b[^\n]{0,120}?"
-    r"\b(?:should|must|has\s+to)\s+(?:actually\s+|really\s+)?be\b(?:\s*:)?\s+"
-    r"(?!noted|clear|careful|able|possible|checked|verified|simplified|written|a\b|in\b)"
-    r"|\bcorrection\s*[:：]\s*|\b(?:no|wait|sorry|actually|rather|I\s+mean)\b"
-    r"(?:[\s,.]{1,3}(?:no|wait|actually|sorry)\b){0,3}(?:\s*,\s*|\s+(?=(?:it|that|the\s+answer)\b))"
-    r"(?:(?:it|that|the\s+answer)(?:['’]s|\s+is)\s+)?(?=[*$(]*(?:-?\d|\\|[A-Z][.)*]*\s*$))"
 )
 _HASHES = re.compile(r"(?m)^.*?####[ \t]*([^\n]*)$")
 _HEADING = re.compile(r"\d+[.):]\s+[^\W\d]|(?:step|part|case)\b", re.IGNORECASE)
@@ -77,13 +76,17 @@ class Statement:
 
 def take_statement(response: str, tags: Tags = DEFAULT_TAGS) -> Statement | None:
     """Return the statement of a response; None if it ends in its thoughts, box or sentence."""
-    text = tags.after_thoughts(own_turn(response))
+    exchange = _first_exchange(own_turn(response), tags)
+    text = None if exchange is None else tags.after_thoughts(exchange)
     if text is None:
         return None
     tagged = tags.tagged(text)
     text = asserted(_FENCE.sub("", text if tagged is None else tagged)).strip()
     for form, take in _TAKERS:
         if (stated := take(text)) is not None:
+            rest = _taken_back_phrase(text) if form == "phrase" else None
+            if rest is not None:
+                return Statement(rest, "text")
             return Statement(_EQUALS.sub("", stated), form)
         if form == "box" and _BOX.search(text):
             return None  # it was cut off within its box
@@ -91,7 +94,20 @@ def take_statement(response: str, tags: Tags = DEFAULT_TAGS) -> Statement | None
         return Statement(_EQUALS.sub("", text), "tag")
     if is_cut_off(text):
         return None
-    return Statement(_EQUALS.sub("", without_questions(text).strip()), "text")
+    text = without_questions(taken_back(text, 0) or text)
+    return Statement(_EQUALS.sub("", text.strip()), "text")
+
+
+def _first_exchange(text: str, tags: Tags) -> str | None:
+    """Return a text up to where it goes on in another's role after an answer.
+
+    None if it goes on to ask and answer a question by itself: what it states is then not clear.
+    """
+    for end, is_role in other_turns(text):
+        before = tags.after_thoughts(text[:end])
+        if before is not None and any(take(before) is not None for _, take in _TAKERS):
+            return text[:end] if is_role else None
+    return text
 
 
 def gold_statement(answer: str) -> str:
@@ -148,11 +164,22 @@ def phrased(text: str) -> str | None:
 
     None without such words, or if nothing follows them.
     """
-    for match in sorted(
-        (*_PHRASE.finditer(text), *_CORRECTION.finditer(text)), key=lambda m: -m.end()
-    ):
+    last = _last_phrase(text)
+    return last and last[0]
+
+
+def _taken_back_phrase(text: str) -> str | None:
+    last = _last_phrase(text)
+    assert last is not None
+    return taken_back(text, last[1])
+
+
+def _last_phrase(text: str) -> tuple[str, int] | None:
+    """Return what the last phrase states, and where that starts."""
+    for match in sorted(_PHRASE.finditer(text), key=lambda m: -m.end()):
         rest = text[match.end() :]
         rest = re.sub(r"^[*_`:：\s]+", "", rest)
+        start = len(text) - len(rest)
         display = re.match(
             r"(\$\$.+?\$\$|\\\[.+?\\\]|\\begin\{(\w+\*?)\}.+?\\end\{\2\})", rest, re.DOTALL
         )
@@ -164,7 +191,7 @@ def phrased(text: str) -> str | None:
         if re.match(r"(?i)(?:\w+ly\s+)?not\b", line):
             continue  # what it is comes after what it is not
         if line.strip("*_.$ "):
-            return line
+            return line, start + 1
     return None
 
 
