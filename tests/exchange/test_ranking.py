@@ -106,8 +106,21 @@ def test_rewards_are_shares_or_of_two_values_or_the_user_says_what_passes() -> N
     for rewards in ([-1, 0, 1], [0, 1, 2.5], [3.0]):
         with pytest.raises(InputError, match="--pass-at"):
             passes_of(rewards, None, "x")
-    with pytest.raises(InputError, match="no response with a reward"):
-        passes_of([float("nan")], None, "x")
+    for pass_at in (None, 0.5):
+        with pytest.raises(InputError, match="no response with a reward"):
+            passes_of([float("nan")], pass_at, "x")
+
+
+@pytest.mark.parametrize(
+    ("pass_at", "told"),
+    [(5, "the largest reward is 2,"), (-1, "the smallest reward is -1,"), (0.2, ""), (2, "")],
+)
+def test_a_reward_to_pass_at_that_tells_no_responses_apart_is_told(
+    pass_at: float, told: str
+) -> None:
+    note = passes_of([-1, 0.2, 2, float("nan")], pass_at, "x").note
+    assert told in note
+    assert bool(told) == bool(note)
 
 
 def test_rewards_shifted_and_scaled_give_the_same_ranking(tmp_path: Path) -> None:

@@ -45,13 +45,13 @@ def passes_of(
     """
     values = np.unique(np.asarray(rewards, dtype=np.float64))
     values = values[~np.isnan(values)]
-    if pass_at is not None:
-        return Passes(pass_at)
     if not len(values):
         raise InputError(
             f"{place} holds no response with a reward; give rollouts that were judged, or judge "
             "them by the answers of --prompts with --verifier"
         )
+    if pass_at is not None:
+        return Passes(pass_at, _idle_threshold(pass_at, float(values[0]), float(values[-1])))
     if values[0] >= 0 and values[-1] <= 1:
         return Passes()
     if len(values) == 2:
@@ -65,6 +65,15 @@ def passes_of(
         "reward a response passes with --pass-at, or name the column that says right or wrong with "
         "--reward"
     )
+
+
+def _idle_threshold(pass_at: float, lowest: float, highest: float) -> str:
+    """A note on a reward to pass at that tells no responses apart; empty for one that does."""
+    if lowest < pass_at <= highest:
+        return ""
+    if pass_at > highest:
+        return f"no response passes: the largest reward is {highest:g}, below --pass-at {pass_at:g}"
+    return f"every response passes: the smallest reward is {lowest:g}, and --pass-at {pass_at:g}"
 
 
 @dataclass
