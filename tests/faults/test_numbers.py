@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,10 @@ from cropi.schema import (
     SCORED,
     ZERO_GRADIENT,
     InfluenceEstimate,
+    PolicyIdentity,
     Response,
     RolloutGroup,
+    Sampling,
 )
 from cropi.selection import fuse
 from cropi.sketches import make_sketch
@@ -455,6 +458,59 @@ def test_features_say_that_the_policy_is_not_the_samplers(
     sampled[2].responses[0].logprobs[0] -= 12
     done = write_features(extractor, sketch, sampled, tmp_path / "wild", rollouts="b")
     assert any("1 prompt with a token" in note for note in done.notes)
+
+
+SAMPLER = PolicyIdentity("tiny", "the weights")
+
+
+def sampled_itself(model: nn.Module, groups: list[RolloutGroup]) -> list[RolloutGroup]:
+    """The groups as this model sampled them, with the rounding of an engine."""
+    rng = np.random.default_rng(0)
+    own = on_policy(model, [dataclasses.replace(group, policy=SAMPLER) for group in groups])
+    for response in (response for group in own for response in group.responses):
+        response.logprobs += rng.normal(scale=0.03, size=len(response.ids)).astype(np.float32)
+    return own
+
+
+def at_another_temperature(group: RolloutGroup) -> RolloutGroup:
+    return dataclasses.replace(group, sampling=Sampling(temperature=0.7))
+
+
+def rearranged(groups: list[RolloutGroup], order: Sequence[int]) -> list[RolloutGroup]:
+    """The groups, each with the responses of the one at its place in `order`."""
+    return [
+        dataclasses.replace(group, responses=groups[place].responses)
+        for group, place in zip(groups, order, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (lambda groups: groups, ""),
+        (lambda groups: [at_another_temperature(group) for group in groups], "temperature (0.7)"),
+        (lambda groups: rearranged(groups, [0, 4, 2, 3, 1, *range(5, 14)]), "2 of them (p1, p4)"),
+        (lambda groups: rearranged(groups, [*range(1, 14), 0]), "correct the rollouts"),
+    ],
+    ids=["rounding", "temperature", "two prompts exchanged", "all prompts shifted"],
+)
+@pytest.mark.parametrize("revision", [SAMPLER.revision, "other weights", ""])
+def test_a_policy_that_sampled_the_rollouts_gives_them_their_log_probs(
+    model: nn.Module,
+    target: list[RolloutGroup],
+    fault: Callable[[list[RolloutGroup]], list[RolloutGroup]],
+    told: str,
+    revision: str,
+) -> None:
+    sharp = copy.deepcopy(model)  # as sure of its tokens as a trained model is
+    with torch.no_grad():
+        sharp.get_input_embeddings().weight.mul_(4)
+    faulty = fault(sampled_itself(sharp, mixed_groups(14, seed=1)))
+    extractor = GradientExtractor(sharp, ObjectiveConfig(), 100, revision=revision)
+    notes = Scorer(extractor).score(faulty, {"v": sampled_itself(sharp, target)}).notes
+    about_itself = [note for note in notes if "this policy is said to have sampled" in note]
+    assert len(about_itself) == bool(told and revision == SAMPLER.revision)
+    assert all(note.startswith("the pool") and told in note for note in about_itself)
 
 
 def on_policy(model: nn.Module, groups: list[RolloutGroup]) -> list[RolloutGroup]:

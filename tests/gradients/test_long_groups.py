@@ -17,7 +17,8 @@ from cropi.gradients import long_groups
 from cropi.gradients.batching import BatchLimits, parts_of, size_of
 from cropi.gradients.collation import prepare
 from cropi.gradients.consumers import Directions, DotConsumer, NormConsumer
-from cropi.gradients.extractor import ExtractionReport, GradientExtractor
+from cropi.gradients.extractor import GradientExtractor
+from cropi.gradients.pass_record import ExtractionReport
 from cropi.schema import RolloutGroup
 from cropi.sketches import SketchBuffer, SketchConsumer, make_sketch
 from support.oracle import oracle_gradient

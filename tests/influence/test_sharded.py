@@ -22,6 +22,7 @@ from cropi.influence.setup import score
 from cropi.influence.sharded import shard_files
 from cropi.influence.sharded.shard_files import content_of, cut, is_made, read_arrays, write_arrays
 from cropi.policy.loading import load_policy
+from cropi.policy.reference import PolicyRef
 from cropi.sketches.settings import SketchChoice
 from support.pocket_groups import pocket_groups
 from support.tiny_models import changed, mixed_groups
@@ -35,7 +36,8 @@ SETTINGS = {
 }
 
 
-POOL = pocket_groups(36, 1)
+POOL = [replace(group, policy=PolicyRef("pocket").identity) for group in pocket_groups(36, 1)]
+"""Said to be what the policy itself sampled, which is told, as their log-probs are random."""
 TARGETS = {"sums": pocket_groups(9, 2), "words": pocket_groups(4, 3)}
 
 
@@ -91,6 +93,7 @@ def assert_close(one: Influence, other: Influence, tolerance: float = 1e-6) -> N
     assert one.estimate.status == other.estimate.status
     assert one.estimate.identity == other.estimate.identity
     assert (one.tokens, one.notes) == (other.tokens, other.notes)
+    assert any("this policy is said to have sampled" in note for note in one.notes)
     for name in TARGETS:
         np.testing.assert_allclose(
             one.estimate.mean[name], other.estimate.mean[name], rtol=0, atol=tolerance

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from cropi.gradients.bounds import RatioSummary
+from cropi.gradients.pass_record import RatioSummary
 from cropi.influence.left_out_prompts import distance_notes
 from cropi.influence.targets import (
     Target,

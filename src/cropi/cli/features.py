@@ -63,6 +63,8 @@ def features(
             "without torchrun, or score at once with `torchrun ... -m cropi score`"
         )
     require_store_place(out)
+    from cropi.policy.loading import weights_revision
+
     with make_reporter().phase("features") as bar:
         extraction = cropi.extract_features(
             load_model(model, dtype, device),
@@ -73,6 +75,7 @@ def features(
             stored=stored,
             like=like,
             checkpoint=model,
+            revision=weights_revision(model),
             progress=bar.update,
         )
         bar.note = f"{extraction.tokens:,} tokens"

@@ -111,6 +111,8 @@ def score(
                 "what `cropi features` wrote"
             )
         else:
+            from cropi.policy.loading import weights_revision
+
             scale, rest = scale_and_rest(settings)
             config = section(InfluenceConfig, rest, sketch=sketch)
             if launch.is_first:
@@ -123,6 +125,7 @@ def score(
                 config,
                 shards=_shards(out),
                 checkpoint=model,
+                revision=weights_revision(model),
                 seed=seed,
                 per_response=per_response,
             )

@@ -1,24 +1,19 @@
-"""The range in which a prompt's gradient can be computed, and what a pass saw of the ratios.
+"""The range in which a prompt's gradient can be computed, and the weights of its tokens.
 
 A sampler that writes -9999 for a log-prob of minus infinity makes a ratio of infinity, and rewards
 of 1e300 an advantage that float32 cannot hold. Such a prompt is measured in log space before
 anything is exponentiated, its weights are set to exactly zero, so that it adds nothing to any sum,
 and its status says why. Prompts share no responses, so this changes no other prompt's number.
 
-Shape legend: R responses of all groups together, T policy tokens (padded), G groups, n all prompts
-of a pass.
+Shape legend: R responses of all groups together, T policy tokens (padded), G groups.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
-from itertools import chain
+from dataclasses import dataclass, fields
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cropi.gradients.objective import (
@@ -27,7 +22,6 @@ from cropi.gradients.objective import (
     response_advantages,
     token_weights,
 )
-from cropi.gradients.ranks import Ranks
 from cropi.gradients.settings import ObjectiveConfig
 from cropi.schema import RATIO_OUT_OF_RANGE, REWARDS_OUT_OF_RANGE, SCORED
 
@@ -158,126 +152,3 @@ def current_rewards(logp_RT: Tensor, responses: ResponseTensors) -> Tensor:
 def _unknown(responses: ResponseTensors) -> Tensor:
     """No rewards under the policy: without ratios, log-probs may not be a sampler's at all."""
     return responses.behaviour_RT.new_full((responses.groups, 2), math.nan)
-
-
-@dataclass(frozen=True)
-class RatioSummary:
-    """How far a policy is from the sampler of some prompts' responses.
-
-    `kl` is the mean of -log rho over the `tokens`, an estimate of KL(sampler || policy) per token
-    in nats; `effective_share` is (sum rho)^2 / (tokens sum rho^2), 1 where all ratios are equal.
-    """
-
-    tokens: int
-    kl: float
-    effective_share: float
-    wild: tuple[int, ...] = ()
-    """Places of prompts in range of which one ratio is above e^WILD_LOG_RATIO."""
-    mean_ratio: float = 1.0
-
-    @property
-    def ratio_squares(self) -> float:
-        """Sum of rho^2."""
-        return self.mean_ratio**2 * self.tokens / self.effective_share
-
-    @property
-    def k3(self) -> float:
-        """Mean of rho - 1 - log rho, the estimate of the same KL that is never negative.
-
-        Log-probs in another order leave the mean of log rho as it is, but not this.
-        """
-        return self.mean_ratio - 1 + self.kl
-
-    @property
-    def deviation(self) -> float:
-        """How many standard errors the mean of rho is from 1.
-
-        Whatever the policy, a sampler's own log-probs make rho 1 in expectation at every token
-        given those before it, so that tokens' deviations are uncorrelated and their squares add up.
-        """
-        squares = self.ratio_squares - 2 * self.tokens * self.mean_ratio + self.tokens
-        return self.tokens * (self.mean_ratio - 1) / math.sqrt(max(squares, 1e-12))
-
-
-def joined_ratios(parts: Sequence[tuple[int, RatioSummary | None]]) -> RatioSummary | None:
-    """The summary of passes over neighbouring prompts, each with the place of its first one."""
-    counted = [(first, each) for first, each in parts if each is not None]
-    tokens = sum(each.tokens for _, each in counted)
-    if not tokens:
-        return None
-    mean = sum(each.mean_ratio * each.tokens for _, each in counted) / tokens
-    squares = sum(each.ratio_squares for _, each in counted)
-    return RatioSummary(
-        tokens,
-        sum(each.kl * each.tokens for _, each in counted) / tokens,
-        mean**2 * tokens / squares,
-        tuple(first + place for first, each in counted for place in each.wild),
-        mean,
-    )
-
-
-@dataclass
-class PassRecord:
-    """What a pass saw of each prompt's numbers; filled batch by batch, read once at the end.
-
-    Nothing is copied from the device meanwhile, which would wait for it.
-    """
-
-    prompts: int
-    _batches: list[tuple[Tensor, GroupWeights]] = field(default_factory=list)
-
-    def add(self, index_P: Tensor, weights: GroupWeights) -> None:
-        """Note a batch of prompts, given by their places."""
-        no_weights = weights.weights_RT.new_zeros(0)
-        self._batches.append((index_P, replace(weights, weights_RT=no_weights)))
-
-    def join(self, ranks: Ranks) -> None:
-        """Add what the other ranks noted of their prompts."""
-        if ranks.several:
-            noted = [(index_P.cpu(), weights.cpu()) for index_P, weights in self._batches]
-            self._batches = list(chain.from_iterable(ranks.gather(noted)))
-
-    @property
-    def statuses(self) -> list[str]:
-        """The status of each prompt [n]."""
-        statuses = [SCORED] * self.prompts
-        for index_P, weights in self._batches:
-            for place, code in zip(index_P.tolist(), weights.code_G.tolist(), strict=True):
-                statuses[place] = STATUSES[code]
-        return statuses
-
-    @property
-    def current_rewards(self) -> NDArray[np.float64]:
-        """Mean reward under the policy and effective share of each prompt [n, 2].
-
-        NaN where ratios or rewards are out of range, or the objective has no ratios.
-        """
-        rewards = np.full((self.prompts, 2), np.nan)
-        for index_P, weights in self._batches:
-            in_range_G = (weights.code_G == 0).cpu().numpy()
-            places_P = index_P.cpu().numpy()[in_range_G]
-            rewards[places_P] = weights.rewards_G2.cpu().numpy()[in_range_G]
-        return rewards
-
-    @property
-    def ratios(self) -> RatioSummary | None:
-        """The ratios of all prompts in range; None where there are none."""
-        parts = [
-            weights.ratios_G4[weights.code_G == 0].sum(0).cpu().numpy()
-            for _, weights in self._batches
-        ]
-        tokens, kl, total, squares = np.sum(parts, axis=0) if parts else np.zeros(4)
-        if not tokens:
-            return None
-        share = float(total**2 / squares / tokens)
-        return RatioSummary(
-            int(tokens), float(kl / tokens), share, self._wild, float(total / tokens)
-        )
-
-    @property
-    def _wild(self) -> tuple[int, ...]:
-        places: list[int] = []
-        for index_P, weights in self._batches:
-            is_wild = (weights.code_G == 0) & (weights.wild_G > WILD_LOG_RATIO)
-            places += index_P[is_wild.to(index_P.device)].tolist()
-        return tuple(sorted(places))

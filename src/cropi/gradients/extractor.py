@@ -23,13 +23,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cropi.errors import InputError
 from cropi.gradients import Unsupported
 from cropi.gradients.batching import ROWS, BatchPlanner, ForwardMode, LongGroup, Turn
-from cropi.gradients.bounds import PassRecord, RatioSummary
 from cropi.gradients.collation import PreparedGroup, PromptBatch, prepare
 from cropi.gradients.consumers import FactorConsumer, GradientConsumer, SharedConsumer
 from cropi.gradients.forward import (
@@ -46,6 +44,7 @@ from cropi.gradients.forward import (
 )
 from cropi.gradients.hooks import LayerHooks
 from cropi.gradients.long_groups import LongGroupPass
+from cropi.gradients.pass_record import ExtractionReport, PassRecord, sampled_by
 from cropi.gradients.plain_pass import PlainPass
 from cropi.gradients.ranks import (
     ALONE,
@@ -79,37 +78,6 @@ SKETCHES_OF_PARTS = (
 
 class UnmatchedPatternError(InputError):
     """A pattern of parameter names that matches none of the trainable parameters."""
-
-
-@dataclass(frozen=True)
-class ExtractionReport:
-    """What an extraction did: tokens through the model, and which path it took.
-
-    `statuses` say of each prompt whether it has a gradient ("scored") or why it was left out with
-    an exactly zero one; `ratios` compare the policy with the sampler over the other prompts, and
-    `current_rewards` float64 [n, 2] are their mean rewards under the policy, each with the
-    effective share of its responses (`bounds.current_rewards`).
-    """
-
-    tokens: int
-    path: str
-    statuses: list[str] = field(default_factory=list)
-    ratios: RatioSummary | None = None
-    current_rewards: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 2)))
-
-    @property
-    def prompts(self) -> int:
-        """How many prompts there were."""
-        return len(self.statuses)
-
-    def reordered(self, order: Sequence[int] | NDArray[np.int64]) -> ExtractionReport:
-        """The report on the same prompts in another order: `order[n]` is the n-th's place here."""
-        ratios, rewards = self.ratios, self.current_rewards
-        if ratios is not None:
-            place_of = {int(old): new for new, old in enumerate(order)}
-            ratios = replace(ratios, wild=tuple(sorted(place_of[old] for old in ratios.wild)))
-        statuses = [self.statuses[old] for old in order]
-        return replace(self, statuses=statuses, ratios=ratios, current_rewards=rewards[order])
 
 
 def trainable_parameters(
@@ -147,8 +115,9 @@ class GradientExtractor:
     prompt once for all its responses where the model supports it; `gradient_checkpointing`
     recomputes activations in backward; `patterns` select parameters by name. Several `ranks` share
     the prompts, and all call the same methods with the same arguments. The gradient of a prompt
-    whose responses exceed a batch is summed over parts, as `sum_memory` says. After a run, `path`
-    is "shared" (prefixes shared), "rows" (one row per response) or "autograd" (the slow path).
+    whose responses exceed a batch is summed over parts, as `sum_memory` says. `revision` names
+    the weights, as rollouts that they sampled do. After a run, `path` is "shared" (prefixes
+    shared), "rows" (one row per response) or "autograd" (the slow path).
     """
 
     model: nn.Module
@@ -159,6 +128,7 @@ class GradientExtractor:
     patterns: Sequence[str] | None = None
     ranks: Ranks = ALONE
     sum_memory: TargetMemory = "fp32"
+    revision: str = ""
     path: str = field(default="", init=False)
     planner: BatchPlanner = field(init=False, repr=False)
     _verified: bool = field(default=False, init=False)
@@ -220,8 +190,8 @@ class GradientExtractor:
                 weigh = PromptWeights(self.objective, record)
                 tokens += self._run_fast(turns, consumers, weigh, progress)
         record.join(self.ranks.of_prompts)
-        rewards = record.current_rewards
-        return ExtractionReport(tokens, self.path, record.statuses, record.ratios, rewards)
+        is_sampler = [sampled_by(group, self.revision) for group in groups]
+        return record.report(tokens, self.path, np.array(is_sampler))
 
     def run_by_response(
         self,

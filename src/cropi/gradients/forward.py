@@ -21,9 +21,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from cropi.errors import InputError
 from cropi.gradients import Unsupported
 from cropi.gradients.attention import additive_mask, supports_block_masks, text_config
-from cropi.gradients.bounds import PassRecord, group_weights
+from cropi.gradients.bounds import group_weights
 from cropi.gradients.collation import PromptBatch
 from cropi.gradients.objective import sum_over_equals
+from cropi.gradients.pass_record import PassRecord
 from cropi.gradients.ranks import is_sharded, reshard
 from cropi.gradients.settings import ObjectiveConfig
 from cropi.schema import RolloutGroup

@@ -25,13 +25,14 @@ from torch.nn.functional import pad
 
 from cropi.errors import InputError
 from cropi.gradients.batching import BatchPlanner, LongGroup, Turn, dealt_turns
-from cropi.gradients.bounds import GroupWeights, PassRecord, group_weights
+from cropi.gradients.bounds import GroupWeights, group_weights
 from cropi.gradients.collation import PreparedGroup, PromptBatch, response_tensors
 from cropi.gradients.consumers import Directions, FactorConsumer, GradientConsumer
 from cropi.gradients.contributions import DenseContribution, matrix_shape
 from cropi.gradients.forward import TokenWeights, forward_logits, log_probs
 from cropi.gradients.hooks import TILE_BYTES
 from cropi.gradients.objective import sum_over_equals
+from cropi.gradients.pass_record import PassRecord
 from cropi.gradients.ranks import ALONE, Ranks
 from cropi.gradients.settings import ObjectiveConfig, TargetMemory
 

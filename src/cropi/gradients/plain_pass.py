@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cropi.gradients.bounds import PassRecord
 from cropi.gradients.collation import PreparedGroup
 from cropi.gradients.consumers import GradientConsumer
 from cropi.gradients.contributions import matrix_shape
+from cropi.gradients.pass_record import PassRecord
 from cropi.gradients.ranks import Ranks, whole
 from cropi.gradients.self_check import prompt_gradient, prompt_weights, response_gradients
 from cropi.gradients.settings import ObjectiveConfig

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cropi.gradients.bounds import joined_ratios
-from cropi.gradients.extractor import ExtractionReport
+from cropi.gradients.pass_record import ExtractionReport, joined_ratios
 from cropi.gradients.response_gradients import ResponseGroups
 from cropi.influence.cosines import cosines
 from cropi.influence.growing_pool import PoolScores
@@ -20,6 +19,7 @@ from cropi.influence.left_out_prompts import (
     distance_notes,
     gradient_statuses,
     left_out_notes,
+    own_sampler_notes,
     require_finite_norms,
     require_some_in_range,
     wild_notes,
@@ -74,6 +74,7 @@ def joined_reports(parts: Sequence[ExtractionReport]) -> ExtractionReport:
         [status for each in parts for status in each.statuses],
         joined_ratios(ratios),
         np.concatenate([each.current_rewards for each in parts]),
+        np.concatenate([each.own_distances for each in parts]),
     )
 
 
@@ -124,4 +125,5 @@ def ratio_notes(what: str, groups: Groups, report: ExtractionReport) -> list[str
     wild = wild_notes(what, [groups[place].prompt_id for place in ratios.wild])
     uses_ratios = not np.isnan(report.current_rewards).all()
     sampled_whole = not any(group.tail_is_cut for group in groups)
-    return [*wild, *distance_notes(what, ratios, uses_ratios and sampled_whole)]
+    of_itself = own_sampler_notes(what, groups, report.own_distances)
+    return [*wild, *(of_itself or distance_notes(what, ratios, uses_ratios and sampled_whole))]

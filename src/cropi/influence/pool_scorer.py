@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropi.errors import InputError
-from cropi.gradients.extractor import ExtractionReport
+from cropi.gradients.pass_record import ExtractionReport
 from cropi.gradients.settings import ObjectiveConfig
 from cropi.influence.cosines import Influence, require_direction
 from cropi.influence.growing_pool import GrowingPool, PoolScores, TargetDirections

@@ -25,7 +25,8 @@ from cropi.gradients.consumers import (
     GradientConsumer,
     NormConsumer,
 )
-from cropi.gradients.extractor import SKETCHES_OF_PARTS, ExtractionReport, GradientExtractor
+from cropi.gradients.extractor import SKETCHES_OF_PARTS, GradientExtractor
+from cropi.gradients.pass_record import ExtractionReport
 from cropi.gradients.response_gradients import ResponseGroups
 from cropi.gradients.settings import ObjectiveConfig, TargetMemory
 from cropi.influence.growing_pool import TargetDirections

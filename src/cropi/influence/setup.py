@@ -25,11 +25,11 @@ from cropi.influence.preconditioner import Preconditioner
 from cropi.influence.scorer import Scorer
 from cropi.influence.settings import FEATURE_SKETCH, InfluenceConfig
 from cropi.influence.sharded.sharded_scorer import ShardedScorer
-from cropi.policy.loading import as_model
+from cropi.policy.loading import as_model, weights_revision
 from cropi.policy.optimizer_state import OPTIMIZER_FILE, second_moments
 from cropi.policy.reference import PolicyRef
 from cropi.rollouts import as_groups, read_rollouts
-from cropi.schema import RolloutGroup, longest_allowed
+from cropi.schema import PolicyIdentity, RolloutGroup, longest_allowed
 from cropi.settings import given_or_default
 from cropi.sketches import make_sketch
 from cropi.sketches.settings import SketchChoice
@@ -49,14 +49,16 @@ def make_scorer(
     progress: PhaseProgress | None = None,
     constant_length: int = 512,
     checkpoint: Path | None = None,
+    revision: str = "",
 ) -> Scorer:
     """Return a scorer of `model` as the config says.
 
     `seed` defines the sketch; `constant_length` is Dr.GRPO's divisor where the config has none;
     `checkpoint` is the folder whose Adam state preconditions the directions, where the config asks
-    for that. Raises InputError if it has none.
+    for that. `revision` names the weights, as `policy_revision` of rollouts does. Raises InputError
+    if the checkpoint has no such state.
     """
-    extractor = _extractor(model, config, constant_length)
+    extractor = _extractor(model, config, constant_length, revision)
     exact = config.sketch.is_exact
     sketch = None if exact else make_sketch(config.sketch, extractor.whole_shapes, seed)
     adam = None
@@ -76,6 +78,7 @@ def score(
     seed: int = 0,
     constant_length: int | None = None,
     checkpoint: str | Path | None = None,
+    revision: str = "",
     per_response: bool = False,
     executor: Executor | None = None,
     folder: str | Path | None = None,
@@ -92,6 +95,8 @@ def score(
         constant_length: the divisor of `normalisation="constant"`; default: the longest response
             that the pool's rollouts allowed, in tokens.
         checkpoint: the folder whose Adam state `settings.precondition` reads; default: `policy`.
+        revision: of a model's weights, as `policy_revision` of rollouts has it; default: that of
+            `policy`, unless it is a model. Rollouts that it sampled must have its log-probs.
         per_response: measure what each response brings too, and each prompt's standard error.
         executor: has shards of the work done, by workers that load the policy themselves; default:
             everything is done here.
@@ -112,6 +117,7 @@ def score(
         seed=seed,
         constant_length=constant_length or longest_allowed(groups),
         checkpoint=checkpoint,
+        revision=revision,
         executor=executor,
         folder=folder,
         progress=progress,
@@ -128,6 +134,7 @@ def growing_pool(
     seed: int = 0,
     constant_length: int,
     checkpoint: str | Path | None = None,
+    revision: str = "",
     executor: Executor | None = None,
     folder: str | Path | None = None,
     progress: PhaseProgress | None = None,
@@ -137,7 +144,9 @@ def growing_pool(
     state = _checkpoint(policy, checkpoint)
     if executor is None:
         model = policy.load().model if isinstance(policy, PolicyRef) else as_model(policy)
-        scorer: PoolScorer = make_scorer(model, settings, seed, progress, constant_length, state)
+        scorer: PoolScorer = make_scorer(
+            model, settings, seed, progress, constant_length, state, revision or _revision(policy)
+        )
     else:
         reference, moments = _sendable(policy), _state_hash(settings, state)
         scorer = ShardedScorer(
@@ -156,7 +165,16 @@ def _scorer_of(
     policy: PolicyRef, settings: InfluenceConfig, seed: int, length: int, state: Path | None
 ) -> Scorer:
     """The scorer of a policy, which is loaded where this is called: in a worker."""
-    return make_scorer(policy.load().model, settings, seed, None, length, state)
+    model, revision = policy.load().model, policy.identity.revision
+    return make_scorer(model, settings, seed, None, length, state, revision)
+
+
+def _revision(policy: Any) -> str:
+    """What names a policy's weights in the rollouts that it sampled; empty for a model."""
+    if isinstance(policy, str | Path):
+        return weights_revision(policy)
+    identity = getattr(policy, "identity", None)
+    return identity.revision if isinstance(identity, PolicyIdentity) else ""
 
 
 def _sendable(policy: Any) -> PolicyRef:
@@ -195,6 +213,7 @@ def extract_features(
     stored: Dtype = "float16",
     like: FeatureStore | str | Path | None = None,
     checkpoint: str | Path | None = None,
+    revision: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> Extraction:
     """Sketch the gradients of a rollout file's informative prompts into the store `out`.
@@ -211,6 +230,7 @@ def extract_features(
         like: for a target's rollouts, the pool's store: a sketch that is fitted to data takes from
             it what it was fitted to.
         checkpoint: the folder whose Adam state `settings.precondition` reads; default: `policy`.
+        revision: as in `score`.
         progress: called with (prompts done, prompts in all).
 
     Raises:
@@ -233,6 +253,7 @@ def extract_features(
         seed,
         constant_length=longest_allowed(groups),
         checkpoint=_checkpoint(policy, checkpoint),
+        revision=revision or _revision(policy),
     )
     return write_features(
         scorer.extractor,
@@ -254,7 +275,9 @@ def _checkpoint(policy: Any, checkpoint: str | Path | None) -> Path | None:
     return None if checkpoint is None else local_place(checkpoint)
 
 
-def _extractor(model: Any, config: InfluenceConfig, constant_length: int) -> GradientExtractor:
+def _extractor(
+    model: Any, config: InfluenceConfig, constant_length: int, revision: str
+) -> GradientExtractor:
     try:
         return GradientExtractor(
             _without_underflow(model),
@@ -265,6 +288,7 @@ def _extractor(model: Any, config: InfluenceConfig, constant_length: int) -> Gra
             config.parameters,
             Ranks.of(model),
             config.target_memory,
+            revision,
         )
     except UnmatchedPatternError as error:
         raise InputError(f"influence.parameters: {error}") from error

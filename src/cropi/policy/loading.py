@@ -144,6 +144,11 @@ def load_model(
     return model.to(target).eval()
 
 
+def weights_revision(path: str | Path) -> str:
+    """What names the weights at a path, as `load_model` reads it, in rollouts that they sampled."""
+    return revision_of(locate(str(path), None, with_tokenizer=False))
+
+
 def _require_own_device(size: int, device: str) -> None:
     if device != "auto":
         raise InputError(

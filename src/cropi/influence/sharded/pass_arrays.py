@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from cropi.gradients.bounds import RatioSummary
-from cropi.gradients.extractor import ExtractionReport
+from cropi.gradients.pass_record import ExtractionReport, RatioSummary
 from cropi.influence.pool_pass import PoolPass
 from cropi.influence.response_influence import ResponseMeasures
 
@@ -26,6 +25,7 @@ def report_arrays(report: ExtractionReport) -> dict[str, np.ndarray]:
         "ratios": np.array(numbers, np.float64),
         "wild": np.array(() if ratios is None else ratios.wild, np.int64),
         "rewards": report.current_rewards,
+        "own_distances": report.own_distances,
     }
 
 
@@ -37,7 +37,12 @@ def report_of(arrays: Mapping[str, np.ndarray]) -> ExtractionReport:
         kl, share, mean = arrays["ratios"].tolist()
         ratios = RatioSummary(counted, kl, share, tuple(arrays["wild"].tolist()), mean)
     return ExtractionReport(
-        tokens, str(arrays["path"]), arrays["statuses"].tolist(), ratios, arrays["rewards"]
+        tokens,
+        str(arrays["path"]),
+        arrays["statuses"].tolist(),
+        ratios,
+        arrays["rewards"],
+        arrays["own_distances"],
     )
 
 

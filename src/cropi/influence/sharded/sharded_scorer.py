@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropi.execution import Executor, WorkUnit, run_all
-from cropi.gradients.extractor import ExtractionReport
+from cropi.gradients.pass_record import ExtractionReport
 from cropi.gradients.settings import ObjectiveConfig
 from cropi.influence.growing_pool import GrowingPool, TargetDirections
 from cropi.influence.pool_pass import PoolPass, joined_passes, joined_reports, usable_statuses
