@@ -451,17 +451,27 @@ def test_a_disk_that_fills_up_is_one_clear_line(
     cropi("run", write_config(tmp_path)).refused("No space left on device", "timings.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("saving", "settings"),
+    [
+        ("transformers.Trainer._save_checkpoint", ()),
+        ("support.fakes._Stage.save", FAKE),  # as in a trainer of the user's own
+    ],
+)
 def test_a_disk_that_fills_up_while_a_checkpoint_is_saved_loses_nothing_before(
-    cropi: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cropi: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    saving: str,
+    settings: tuple[str, ...],
 ) -> None:
     from safetensors import SafetensorError
-    from transformers import Trainer
 
     def full(*_: object, **__: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: full (os error 28)")
 
-    monkeypatch.setattr(Trainer, "_save_checkpoint", full)
-    cropi("run", write_config(tmp_path)).refused("No space left on device", "policy")
+    monkeypatch.setattr(saving, full)
+    cropi("run", write_config(tmp_path), *settings).refused("No space left on device", "policy")
     stage = tmp_path / "runs/tiny/arms/cropi/stages/0"
     made = ["features.parquet", "influence.json", "rollouts", "rollouts.json"]
     made += ["scores.parquet", "selection.parquet"]

@@ -154,6 +154,25 @@ def test_batches_hold_every_response_once_and_never_too_many(n: int, batch_size:
     assert seen == sorted(seen, reverse=True)
 
 
+@pytest.mark.parametrize(
+    ("responses", "message"),
+    [
+        (3, r"sampling 6 responses of up to 8 tokens .* memory; lower .* batch_size \(now 6\)"),
+        (1, r"sampling 1 response of up to 8 tokens .* memory; lower max_new_tokens"),
+    ],
+)
+def test_a_batch_that_does_not_fit_in_memory_names_what_to_lower(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, responses: int, message: str
+) -> None:
+    def no_memory(**_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(policy.model, "generate", no_memory)
+    prompts = PROMPTS if responses > 1 else PROMPTS[:1]
+    with pytest.raises(InputError, match=message):
+        TransformersEngine(policy, 6).generate(prompts, Sampling(max_new_tokens=8), responses, 0)
+
+
 def test_an_engine_is_found_by_name_or_dotted_path(policy: Policy) -> None:
     assert load_engine("transformers", policy).context == 48
     dotted = "cropi.rollouts.engines.transformers:transformers"

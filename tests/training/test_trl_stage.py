@@ -101,6 +101,17 @@ def test_a_response_that_the_context_has_no_room_for_is_refused(
         train(longer, judge, tmp_path / "out")
 
 
+def test_training_that_does_not_fit_in_memory_names_what_to_lower(
+    make_plan: MakePlan, judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("trl.GRPOTrainer.training_step", no_memory)
+    with pytest.raises(InputError, match=r"lower .*per_device_train_batch_size \(now 8\).*lora"):
+        train(make_plan("pocket", 1), judge, tmp_path / "out")
+
+
 def test_a_policy_that_cannot_be_sampled_from_is_a_divergence() -> None:
     probabilities = torch.tensor([math.nan, 1.0])
     with (

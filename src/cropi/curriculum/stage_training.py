@@ -38,7 +38,7 @@ from cropi.store.run_directory import Row, Stage
 from cropi.store.tables import read_scores, read_selection
 from cropi.training import StageOutcome, StagePlan, find_trainer, one_group_per_prompt, plan_stage
 from cropi.training.settings import TrainingConfig
-from cropi.training.stage import ascii_place
+from cropi.training.stage import place_to_save
 
 TOKENS = ("generated_tokens", "prefill_tokens", "trained_tokens")
 """Counts of a StageOutcome that evaluations and records add up over the stages of an arm."""
@@ -152,7 +152,7 @@ class StageRun:
         with (
             self.log.phase(f"{stage.title} GRPO", "training", stage, self.plan.steps) as bar,
             atomic_folder(stage.policy) as part,
-            ascii_place(part) as place,
+            place_to_save(part) as place,
         ):
             find_trainer(self.plan.training.engine).train(
                 self.plan,

@@ -275,6 +275,15 @@ def context_of(config: Any) -> int:
 
 
 @contextmanager
+def reraise_out_of_memory(work: str, fix: str) -> Iterator[None]:
+    """Convert torch's refusal to allocate for `work` into an InputError with the fix."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(f"{work} does not fit in the device's memory; {fix}") from error
+
+
+@contextmanager
 def quiet_libraries(*, stderr: bool = False) -> Iterator[None]:
     """Keep the libraries' prints, progress bars and advice off the terminal; errors still raise.
 

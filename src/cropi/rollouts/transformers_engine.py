@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,10 +29,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from cropi.policy.loading import Policy, neutral_generation_config
+from cropi.policy.loading import Policy, neutral_generation_config, reraise_out_of_memory
 from cropi.policy.reference import PolicyRef
 from cropi.rollouts.engines.engine import Completion
 from cropi.schema import Sampling, derive_seed
+from cropi.text import plural
 
 
 class TransformersEngine:
@@ -81,8 +82,9 @@ class TransformersEngine:
         model, device = _base_model(self.policy.model), self.policy.model.device
         ids_BP, mask_BP = _left_pad(rows, self.policy.tokenizer.pad_token_id, device)
         recorder = LogprobRecorder()
-        prefix_cache = _prefix_cache(model, ids_BP, mask_BP, n)
-        with _seeded(seed, device):
+        memory = self._reraise_out_of_memory(len(rows) * n, sampling.max_new_tokens)
+        with _seeded(seed, device), memory:
+            prefix_cache = _prefix_cache(model, ids_BP, mask_BP, n)
             sequences = model.generate(
                 input_ids=ids_BP.repeat_interleave(n, dim=0),
                 attention_mask=mask_BP.repeat_interleave(n, dim=0),
@@ -93,6 +95,14 @@ class TransformersEngine:
         tokens = sequences[:, ids_BP.shape[1] :]
         logprobs = recorder.finish(tokens[:, -1])
         return _trim(tokens.cpu().numpy(), logprobs.cpu().numpy(), self.policy.eos_token_ids)
+
+    def _reraise_out_of_memory(self, responses: int, tokens: int) -> AbstractContextManager[None]:
+        smaller = f"lower the engine's batch_size (now {self.batch_size})"
+        shorter = "lower max_new_tokens, or use a smaller dtype or model"
+        return reraise_out_of_memory(
+            f"sampling {plural(responses, 'response')} of up to {tokens} tokens at once",
+            smaller if responses > 1 else shorter,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,8 @@ from cropi.training.stage import (
     Row,
     StageOutcome,
     StagePlan,
-    ascii_place,
     find_trainer,
+    place_to_save,
     stage_order,
 )
 from cropi.verifiers.settings import VerifiersConfig
@@ -163,7 +163,7 @@ def train(
         if settings.lora is not None and not (Path(policy) / "adapter_config.json").is_file():
             plan = replace(plan, start=stack.enter_context(TemporaryDirectory()))
             _write_adapters(str(policy), plan)
-        place = stack.enter_context(ascii_place(part))
+        place = stack.enter_context(place_to_save(part))
         outcome = trainer.train(plan, judge, place, None, progress)
         settle_adapter(part, Path(out), Path(plan.start))
         write_policy_record(part, {"steps": first_step + steps})

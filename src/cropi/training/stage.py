@@ -174,19 +174,21 @@ def loss_warnings(loss: str, wanted: str, normalisation: str, kl: str = "") -> l
 
 
 @contextmanager
-def ascii_place(folder: Path) -> Iterator[Path]:
-    """Yield `folder`, by a link to it if its path is not ASCII.
+def place_to_save(folder: Path) -> Iterator[Path]:
+    """Yield `folder` for libraries to save a policy in, by a link to it if its path is not ASCII.
 
     torch names the archives that it saves after the file, but only where the path is ASCII: the
-    bytes of an optimizer's state would depend on where a run is.
+    bytes of an optimizer's state would depend on where a run is. Raises OSError where a library
+    cannot write, whatever it raises.
     """
-    if str(folder).isascii():
-        yield folder
-        return
-    with TemporaryDirectory() as links:
-        link = Path(links) / "out"
-        link.symlink_to(folder.absolute(), target_is_directory=True)
-        yield link
+    with reraise_disk_errors():
+        if str(folder).isascii():
+            yield folder
+            return
+        with TemporaryDirectory() as links:
+            link = Path(links) / "out"
+            link.symlink_to(folder.absolute(), target_is_directory=True)
+            yield link
 
 
 @contextmanager

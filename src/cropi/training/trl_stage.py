@@ -32,6 +32,7 @@ from cropi.policy.loading import (
     load_policy,
     quiet_libraries,
     require_one_gpu,
+    reraise_out_of_memory,
 )
 from cropi.policy.reference import named_anywhere
 from cropi.prompts.encoding import encode_all
@@ -51,7 +52,6 @@ from cropi.training.stage import (
     StageOutcome,
     StagePlan,
     loss_warnings,
-    reraise_disk_errors,
 )
 from cropi.training.trl_config import NORMALISATION, grpo_config
 from cropi.verifiers import Judge
@@ -131,7 +131,7 @@ class TrlTrainer:
             trainer.add_callback(
                 StageCallback(plan, policy, counts, outcome, evaluate, progress, trainer, group)
             )
-            with reraise_disk_errors(), _reraise_divergence(trainer, plan):
+            with _reraise_divergence(trainer, plan), _reraise_out_of_memory(config):
                 trainer.train(resume_from_checkpoint=plan.start if plan.first_step else None)
         judge.step = 0
         checkpoint = work / f"checkpoint-{plan.first_step + plan.steps}"
@@ -259,6 +259,13 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
 def _reraise_divergence(trainer: GRPOTrainer, plan: StagePlan) -> AbstractContextManager[None]:
     rate = plan.training.learning_rate
     return reraise_divergence(lambda: int(trainer.state.global_step), RATE_KEY, rate)
+
+
+def _reraise_out_of_memory(config: GRPOConfig) -> AbstractContextManager[None]:
+    rows = config.per_device_train_batch_size
+    key = "training.engine.grpo.per_device_train_batch_size"
+    fewer = f"lower {key} (now {rows}), or shorten responses" if rows > 1 else "shorten responses"
+    return reraise_out_of_memory("training", f"{fewer}, or train adapters (training.lora)")
 
 
 def require_training_state(checkpoint: Path, sharded_by: str = "") -> None:

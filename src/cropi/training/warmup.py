@@ -14,7 +14,13 @@ from typing import Any
 
 from cropi.errors import InputError
 from cropi.policy.checkpoints import settle_adapter
-from cropi.policy.loading import Policy, load_policy, quiet_libraries, resolve_device
+from cropi.policy.loading import (
+    Policy,
+    load_policy,
+    quiet_libraries,
+    reraise_out_of_memory,
+    resolve_device,
+)
 from cropi.policy.settings import ModelConfig
 from cropi.schema import Prompt
 from cropi.store.cached import FINGERPRINT
@@ -159,7 +165,10 @@ def warm_up(
         trainer.remove_callback(PrinterCallback)
         if progress:
             trainer.add_callback(_progress_callback(progress, config.steps))
-        trainer.train()
+        with reraise_out_of_memory(
+            "the warm-up", f"lower warmup.batch_size (now {config.batch_size})"
+        ):
+            trainer.train()
     require_converging(policy.model, config.steps, "warmup.learning_rate", config.learning_rate)
     shutil.rmtree(work, ignore_errors=True)
     return policy.model, int(trainer.state.num_input_tokens_seen)
