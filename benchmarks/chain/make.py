@@ -9,47 +9,26 @@ for a seed on one machine and number of threads.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from chain.corpus import examples
-from chain.tasks import SKILLS, rows
-from cropi.pocket.model import EOS, PAD, build_tokenizer
-from cropi.pocket.pretrain import Examples, fit, labelled
-from cropi.pocket.tasks import SPLIT_SHARES
+from chain.corpus import CORPUS
+from cropi.pocket.model import EOS, PAD
+from suite.making import Recipe
 
 if TYPE_CHECKING:
     from transformers import Qwen2ForCausalLM
 
-FOLDER = Path(__file__).resolve().parent / "made"
-CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyz+-*=<>,:;Ġ"
-"""Every character of prompts and chains; byte-level tokenizers write a space as the last one."""
-STEPS = 900
 
-
-def vocabulary() -> dict[str, int]:
-    """Token ids: padding, end of sequence, then one for each character."""
-    return {token: place for place, token in enumerate((PAD, EOS, *CHARACTERS))}
-
-
-def token_ids(text: str) -> list[int]:
-    """Token ids of a prompt or a chain."""
-    ids = vocabulary()
-    return [ids[character] for character in text.replace(" ", "Ġ")]
-
-
-def build_model() -> Qwen2ForCausalLM:
+def build_model(vocabulary: dict[str, int]) -> Qwen2ForCausalLM:
     """A freshly initialised model in fp32; seed torch first."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    ids = vocabulary()
     config = Qwen2Config(
-        vocab_size=len(ids),
+        vocab_size=len(vocabulary),
         hidden_size=128,
         intermediate_size=352,
         num_hidden_layers=3,
@@ -58,63 +37,20 @@ def build_model() -> Qwen2ForCausalLM:
         max_position_embeddings=64,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=ids[EOS],
-        pad_token_id=ids[PAD],
+        eos_token_id=vocabulary[EOS],
+        pad_token_id=vocabulary[PAD],
         dtype="float32",
     )
     return Qwen2ForCausalLM(config)
 
 
-def load_examples(seed: int) -> Examples:
-    """The whole corpus as tensors."""
-    import torch
-
-    prompts, chains, weights = zip(*examples(seed), strict=True)
-    width = max(len(p) + len(c) for p, c in zip(prompts, chains, strict=True)) + 1
-    end = [vocabulary()[EOS]]
-    pairs = [
-        labelled(token_ids(prompt), token_ids(chain) + end, width)
-        for prompt, chain in zip(prompts, chains, strict=True)
-    ]
-    inputs, labels = (torch.tensor(column) for column in zip(*pairs, strict=True))
-    return Examples(inputs, labels, torch.tensor(weights, dtype=torch.float64))
-
-
-def make_model(out: Path, steps: int, seed: int) -> None:
-    """Train the model and write it for `from_pretrained`."""
-    import torch
-
-    torch.manual_seed(seed)
-    model = build_model()
-    fit(model, load_examples(seed), steps)
-    model.eval().save_pretrained(out)
-    build_tokenizer(vocabulary()).save_pretrained(out)
-
-
-def make_prompts(out: Path) -> None:
-    """Write `SPLIT/SKILL.jsonl` for the splits that runs use."""
-    for split in SPLIT_SHARES:
-        for skill in SKILLS if split != "pretrain" else ():
-            path = out / split / f"{skill}.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(map(_line, rows(split, skill))), encoding="utf-8")
-
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, separators=(",", ":")) + "\n"
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Command line entry point."""
-    parser = argparse.ArgumentParser(prog="make.py", description=__doc__)
-    parser.add_argument("--out", type=Path, default=FOLDER, help="the folder to write")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of training; 0: no model")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    make_prompts(options.out)
-    if options.steps:
-        make_model(options.out / "model", options.steps, options.seed)
-
+RECIPE = Recipe(
+    corpus=CORPUS,
+    characters="0123456789abcdefghijklmnopqrstuvwxyz+-*=<>,:;Ġ",
+    build_model=build_model,
+    steps=900,
+    folder=Path(__file__).resolve().parent / "made",
+)
 
 if __name__ == "__main__":
-    main()
+    RECIPE.make(__doc__)

@@ -2,36 +2,22 @@
 
     sum 4*9+7*2:  ->  36+14;50
 
-Every skill is a finite space of prompts. Its chain is made of facts (a product, a sum's last digit,
-a carry, the closing semicolon), each written by a `Write` function: the right one here, one that
-slips in `corpus.py`. So one skill fails in several ways, and skills that use the same facts help
-each other whatever they look like:
+Chains are made of facts (`suite/skills.py`), here products, sums' last digits, carries and the
+closing semicolon. Skills that use the same ones help each other:
 
 - `sum`, `dif` and `buy` share products, though `buy` is in words (`six k four:`);
 - `sup` looks just like `sum`, and asks for the largest digit;
 - `hop` and `day` share sums modulo ten, though `day` is in words;
 - `hip` looks just like `hop`, and counts smaller digits;
 - `rot`, `srt` and `cnt` share nothing with the others.
-
-Which split a prompt belongs to is decided by pocket's hash of its text: the same for every seed.
-Needs nothing but the standard library and `cropi.pocket.tasks`.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
-from cropi.pocket.tasks import SPLIT_SHARES, split_of
-
-MOST_PROMPTS = 8_000
-"""Prompts that are drawn, once and for all, from a skill's space if it is larger."""
-
-Write = Callable[[str, str, str], str]
-"""Write one fact of a chain: from its kind, its name and its right text to the text written."""
+from suite.skills import Skill, Suite, Write
 
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 FACTORS = "23456789"
@@ -39,29 +25,6 @@ DIGITS = "0123456789"
 LETTERS = "abcdefgh"
 UNITS = "abcdefghijklmnopqrstuvwx"
 """Letters in prompts of words that mean nothing."""
-
-
-@dataclass(frozen=True)
-class Skill:
-    """Prompts of one kind, and how a chain is written for one of them."""
-
-    name: str
-    spell: Callable[[], Iterator[str]]
-    chain: Callable[[str, Write], str]
-
-    def prompts(self) -> list[str]:
-        """All distinct prompts, at most `MOST_PROMPTS`, in a fixed random order."""
-        every = list(dict.fromkeys(self.spell()))
-        return random.Random(self.name).sample(every, min(len(every), MOST_PROMPTS))
-
-    def solution(self, prompt: str) -> str:
-        """The right chain."""
-        return self.chain(prompt, write_right)
-
-
-def write_right(kind: str, fact: str, right: str) -> str:
-    """Write every fact as it is."""
-    return right
 
 
 def _times(a: str, b: str, write: Write) -> str:
@@ -198,24 +161,5 @@ _ALL = (
     Skill("srt", _digits, _srt),
     Skill("cnt", _keyed("cnt", "abc", "abc", 6), _cnt),
 )
-SKILLS: dict[str, Skill] = {skill.name: skill for skill in _ALL}
-"""The ten skills by name."""
-
-
-def rows(split: str, skill: str) -> list[dict[str, Any]]:
-    """All prompts of a skill in a split of `SPLIT_SHARES`, as rows of a prompt file.
-
-    The answer is what follows the semicolon of the right chain.
-    """
-    assert split in SPLIT_SHARES, split
-    prompts = [p for p in SKILLS[skill].prompts() if split_of(p) == split]
-    return [
-        {
-            "prompt_id": f"{skill}-{prompt[:-1].replace(' ', '_')}",
-            "prompt": prompt,
-            "answer": SKILLS[skill].solution(prompt).rpartition(";")[2],
-            "source": f"chain/{skill}",
-            "extra": {"skill": skill},
-        }
-        for prompt in prompts
-    ]
+CHAIN = Suite("chain", ";", _ALL)
+"""The ten skills by name, and their prompts."""

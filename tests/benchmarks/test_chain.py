@@ -1,23 +1,21 @@
-"""The suite `chain`: worked chains, shared facts, disjoint splits, a user's grader."""
+"""The suite `chain`: worked chains, shared facts, a user's grader; see `test_suites.py` too."""
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from chain.corpus import EASY_RATE, HARD_SHARE, slip, slip_rate, slipping
+from chain.corpus import slip
 from chain.grader import FLIP_SHARE, flipped, last_part
-from chain.make import CHARACTERS, token_ids
-from chain.tasks import SKILLS, rows
+from chain.tasks import CHAIN
 from cropi.config import RunConfig, load_config
-from cropi.pocket.tasks import SPLIT_SHARES
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "chain"
 REGIMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-SAMPLE = {name: rows("pool", name)[:200] for name in SKILLS}
+SKILLS = CHAIN.skills
+SAMPLE = {name: CHAIN.rows("pool", name)[:200] for name in SKILLS}
 
 
 def facts_of(skill: str) -> set[str]:
@@ -55,24 +53,6 @@ def test_chains_by_hand(prompt: str, chain: str) -> None:
     assert SKILLS[skill].solution(prompt) == chain
 
 
-def test_prompts_are_distinct_and_splits_disjoint() -> None:
-    prompts = [r["prompt"] for split in SPLIT_SHARES for name in SKILLS for r in rows(split, name)]
-    assert len(set(prompts)) == len(prompts)
-    for name in SKILLS:
-        assert len(rows("pool", name)) >= 300
-        assert len(rows("validation", name)) >= 48
-
-
-def test_every_prompt_and_chain_can_be_written_with_the_vocabulary() -> None:
-    write = slipping(random.Random(0))
-    for name, sample in SAMPLE.items():
-        for row in sample:
-            chain = SKILLS[name].chain(row["prompt"], write)
-            assert set(row["prompt"].replace(" ", "Ġ") + chain) <= set(CHARACTERS)
-            assert len(token_ids(row["prompt"])) == len(row["prompt"])
-            assert 3 <= len(chain) <= 11, "room for the end within max_new_tokens: 12"
-
-
 def test_skills_that_help_share_facts_and_skills_that_look_alike_do_not() -> None:
     for other, shares in [("buy", True), ("dif", True), ("sup", False), ("hop", False)]:
         assert bool(facts_of("sum") & facts_of(other)) is shares, other
@@ -90,14 +70,6 @@ def test_a_skill_fails_in_several_ways() -> None:
     assert slip("carry", "50") == "40"
     assert slip("semicolon", ";") == ","
     assert slip("order", "<") == ">"
-
-
-@pytest.mark.parametrize("kind", HARD_SHARE)
-def test_the_share_of_hard_facts_is_the_tables(kind: str) -> None:
-    rates = [slip_rate(kind, str(fact)) for fact in range(2_000)]
-    hard = [rate for rate in rates if rate != EASY_RATE]
-    assert len(hard) / len(rates) == pytest.approx(HARD_SHARE[kind], abs=0.03)
-    assert all(0.5 < rate < 0.8 for rate in hard)
 
 
 def test_a_slip_is_carried_on_so_that_the_chain_is_consistent() -> None:
@@ -119,7 +91,7 @@ def test_verdicts_are_flipped_on_the_pool_alone_and_always_the_same() -> None:
     rewards = flipped(prompts, right, answers)
     assert rewards == flipped(prompts, right, answers)
     assert 1 - sum(rewards) / len(rewards) == pytest.approx(FLIP_SHARE, abs=0.04)
-    tests = [row for name in SKILLS for row in rows("test", name)[:50]]
+    tests = [row for name in SKILLS for row in CHAIN.rows("test", name)[:50]]
     judged = flipped([r["prompt"] for r in tests], [f";{r['answer']}" for r in tests],
                      [r["answer"] for r in tests])  # fmt: skip
     assert set(judged) == {1.0}
@@ -135,16 +107,6 @@ def config_of(regime: str) -> RunConfig:
 def pool_of(config: RunConfig) -> Counter[str]:
     """How many prompts of each skill the pool takes."""
     return Counter({Path(str(s.path)).stem: s.limit or 0 for s in config.prompts.pool})
-
-
-@pytest.mark.parametrize("regime", REGIMES)
-def test_every_file_that_a_regime_reads_is_made_and_holds_what_it_takes(regime: str) -> None:
-    prompts = config_of(regime).prompts
-    sets = [prompts.pool, *prompts.validation.values(), *prompts.test.values()]
-    for source in (each for sources in sets for each in sources):
-        made, split, file = Path(str(source.path)).parts
-        assert made == "made"
-        assert 0 < (source.limit or 0) <= len(rows(split, Path(file).stem)), source
 
 
 @pytest.mark.parametrize("regime", REGIMES)

@@ -1,0 +1,1 @@
+"""A third suite, which no default was chosen on: puzzles on strings, digits, logic and tables."""
