@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cropi.errors import InputError
@@ -221,6 +225,49 @@ def test_a_copy_of_a_file_counts_once(tmp_path: Path, data: Path) -> None:
     assert any("is a copy of" in note for note in log.notes)
 
 
+def spread(rows: list[dict[str, Any]]) -> bytes:
+    """One row after the other, each over several lines, as `jq .` writes them."""
+    return "\n".join(json.dumps(row, indent=2) for row in rows).encode()
+
+
+def parquet(rows: list[dict[str, Any]]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("b.jsonl", lambda rows: json.dumps(rows, indent=1, sort_keys=True).encode()),
+        ("b.jsonl", spread),
+        ("b.parquet", parquet),
+        ("b.jsonl", lambda rows: "\n".join(map(json.dumps, reversed(rows))).encode()),
+    ],
+    ids=["one list, keys sorted", "spread over lines", "parquet", "rows reversed"],
+)
+def test_a_log_that_is_there_twice_counts_once_however_it_is_written(
+    name: str, write: Callable[[list[dict[str, Any]]], bytes], tmp_path: Path
+) -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": f"q{n}", "response": f"r{n}", "reward": n % 2, "extra": {"z": n, "a": None}}
+        for n in range(6)
+    ]
+    write_lines(tmp_path / "a.jsonl", rows)
+    (tmp_path / name).write_bytes(write(rows))
+    log = read_rollout_log(tmp_path)
+    assert len(log.responses) == 6
+    assert any(f"{name} is a copy of a.jsonl" in note for note in log.notes)
+    (tmp_path / name).write_bytes(write([*rows[:-1], {**rows[-1], "reward": 0}]))
+    assert len(read_rollout_log(tmp_path).responses) == 12
+
+
+def test_a_file_without_a_whole_row_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "q", \n"response": ')
+    with pytest.raises(InputError, match=r"no rollouts .*a\.jsonl: 2 rows half written"):
+        read_rollout_log(tmp_path)
+
+
 @pytest.mark.parametrize(
     "row",
     [
@@ -391,8 +438,6 @@ def test_a_profile_beside_its_rollouts_counts_nothing_twice(tmp_path: Path) -> N
 
 
 def test_files_may_be_compressed_and_lines_half_written(tmp_path: Path, data: Path) -> None:
-    import pyarrow as pa
-
     folder = tmp_path / "log"
     write_verl(folder, samples())
     first, second = folder / "1.jsonl", folder / "2.jsonl"

@@ -91,12 +91,16 @@ def test_every_kind_of_file_gives_the_same_prompts_and_ids(tmp_path: Path, name:
     assert load(tmp_path / name) == load(expected)
 
 
-def test_json_lines_called_json_and_compressed_files_called_otherwise_are_read(
+def test_json_spread_over_lines_and_files_called_otherwise_are_read(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "a.json").write_bytes(json_lines())
     (tmp_path / "b.jsonl").write_bytes(gzip.compress(json_lines()))
     (tmp_path / "c.jsonl.gz").write_bytes(json_lines())
+    rows = [json.loads(line) for line in json_lines().splitlines()]
+    (tmp_path / "d.jsonl").write_text(json.dumps(rows, indent=2))
+    for name in ("e.jsonl", "f.json"):
+        (tmp_path / name).write_text("\n".join(json.dumps(row, indent=2) for row in rows))
     answers = {tuple(p.answer for p in load(path)) for path in sorted(tmp_path.iterdir())}
     assert answers == {("2", "1.50", "NA")}
 

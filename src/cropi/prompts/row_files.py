@@ -36,6 +36,7 @@ _SAME_KIND = {".ndjson": ".jsonl", ".feather": ".arrow", ".ipc": ".arrow", ".pq"
 _BINARY = (".parquet", ".arrow")
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\xfd7zXZ": "xz"}
 _ARROW_FILE = b"ARROW1"
+_BLANKS = re.compile(r"\s*")
 
 
 def kind_of(path: Path) -> str:
@@ -120,6 +121,9 @@ def _decompressed(path: Path, packed: str | None) -> IO[bytes]:
 
 
 def _read_jsonl(path: Path) -> Iterator[NumberedRow]:
+    if (spread := _rows_over_lines(path)) is not None:
+        yield from spread
+        return
     # Iterating the file splits at newlines only; str.splitlines would also cut inside strings.
     with _open_text(path) as lines:
         for number, line in enumerate(lines, 1):
@@ -129,6 +133,9 @@ def _read_jsonl(path: Path) -> Iterator[NumberedRow]:
 
 def _read_torn_jsonl(path: Path, torn: list[str]) -> Iterator[NumberedRow]:
     """JSON lines but those that are not whole, such as the last of a program that was killed."""
+    if (spread := _rows_over_lines(path)) is not None:
+        yield from spread
+        return
     broken: list[int] = []
     number = 0
     with _open_text(path) as lines:
@@ -151,14 +158,35 @@ def _read_torn_jsonl(path: Path, torn: list[str]) -> Iterator[NumberedRow]:
         )
 
 
+def _rows_over_lines(path: Path) -> list[NumberedRow] | None:
+    """The rows of a file called .jsonl whose JSON is not one object a line; None for JSON lines.
+
+    It is a list of rows, or row after row, each over several lines, as `jq` and editors write it.
+    """
+    try:
+        with _open_text(path) as lines:
+            first = next((line for line in lines if line.strip()), "").strip()
+        if not first.startswith(("{", "[")) or (first.endswith("}") and _is_object(first)):
+            return None
+        with _open_text(path) as file:
+            values = _json_values(file.read())
+    except (ValueError, RecursionError, OSError, EOFError, zlib.error, lzma.LZMAError):
+        return None  # half written lines, say, of which the reader of lines knows more
+    if len(values) == 1 and isinstance(values[0], list):
+        (values,) = values
+    is_rows = values and all(isinstance(value, dict) for value in values)
+    return list(enumerate(values, 1)) if is_rows else None
+
+
 def _read_json(path: Path) -> Iterator[NumberedRow]:
-    """A list of rows, an object with one, or JSON lines, which many call .json too."""
+    """A list of rows, an object with one, or row after row, as of JSON lines called .json."""
     with _open_text(path) as file:
         text = file.read()
     if _is_json_lines(text):
         yield from _read_jsonl(path)
         return
-    rows = _row_list(_json(text, str(path)), path)
+    values = _json(text, str(path), _json_values)
+    rows = values if len(values) > 1 else _row_list(values[0], path)
     for number, row in enumerate(rows, 1):
         yield number, _object(row, f"{path} row {number}")
 
@@ -166,10 +194,12 @@ def _read_json(path: Path) -> Iterator[NumberedRow]:
 def _is_json_lines(text: str) -> bool:
     """Whether the first line with something on it is an object, and another line follows."""
     first, _, rest = text.lstrip().partition("\n")
-    if not first.startswith("{") or not rest.strip():
-        return False
+    return first.startswith("{") and bool(rest.strip()) and _is_object(first)
+
+
+def _is_object(text: str) -> bool:
     try:
-        return isinstance(json.loads(first), dict)
+        return isinstance(json.loads(text), dict)
     except (ValueError, RecursionError):
         return False
 
@@ -218,9 +248,29 @@ def _read_csv(path: Path) -> Iterator[NumberedRow]:
         yield from read_csv(lines, str(path), "\t" if kind_of(path) == ".tsv" else None)
 
 
-def _json(text: str, where: str) -> Any:
+def _json_value(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_single_keys)
+
+
+def _json_values(text: str) -> list[Any]:
+    """All values of a text, one after the other. Raises ValueError if it is anything else."""
+    decoder = json.JSONDecoder(object_pairs_hook=_single_keys)
+    values, place = list[Any](), _after_blanks(text, 0)
+    while place < len(text) or not values:
+        value, end = decoder.raw_decode(text, place)
+        values.append(value)
+        place = _after_blanks(text, end)
+    return values
+
+
+def _after_blanks(text: str, place: int) -> int:
+    blanks = _BLANKS.match(text, place)
+    return place if blanks is None else blanks.end()
+
+
+def _json(text: str, where: str, read: Callable[[str], Any] = _json_value) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_single_keys)
+        return read(text)
     except RecursionError:
         raise InputError(f"{where} is nested too deep; flatten it") from None
     except ValueError as error:  # JSON that is none, a key twice, an integer of thousands of digits

@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 from cropi.errors import InputError
+from cropi.exchange.imports.copies import Copies
 from cropi.exchange.imports.logged import LogFile, LoggedResponse, Role, absent_reward, cell_names
 from cropi.exchange.imports.rollout_format import (
     RolloutFormat,
@@ -30,7 +31,6 @@ from cropi.exchange.imports.rollout_format import (
 from cropi.prompts.row_columns import RowNotes, cell_of
 from cropi.prompts.row_files import COMPRESSED, ENDINGS, NumberedRow, open_rows
 from cropi.prompts.shards import in_natural_order
-from cropi.store.files import file_hash
 from cropi.store.remote import local_place, with_urls
 from cropi.text import plural, shown
 
@@ -80,8 +80,14 @@ def read_rollout_log(
     formats = dict([format_named(format_name)]) if format_name else all_formats()
     name, files, notes = _recognised(path, formats, (rewards, unjudged))
     log = RolloutLog(with_urls(str(path)), name, [], notes)
-    for file in _without_copies(files, path, log):
-        log.responses += _read(file, path, formats[name], log, (rewards, tokens))
+    copies = Copies()
+    for file in files:
+        responses = _read(file, path, formats[name], log, (rewards, tokens))
+        if original := copies.original(file, responses):
+            inside = file.relative_to(path)
+            log.notes.append(f"{inside} is a copy of {original.name}, counted once")
+        else:
+            log.responses += responses
     if rewards and all(math.isnan(each.reward) for each in log.responses):
         _require_column(files[0], rewards)
     _note_runs(log)
@@ -200,15 +206,17 @@ def _nothing(
     rewards: Sequence[str] = (),
 ) -> InputError:
     """The error for a place without rollouts: about its first row, if there is one."""
+    torn = list[str]()
     for file in files[:1]:
-        if file.suffix != ".pt" and (first := next(iter(open_rows(file, [])), None)):
+        if file.suffix != ".pt" and (first := next(iter(open_rows(file, torn)), None)):
             number, row = first
             if rewards and recognised_format(with_reward(row), formats):
                 return absent_reward(rewards, row, f"{file} row {number}")
             return unrecognised(f"{file} row {number}", row)
     return InputError(
         f"{path} holds no rollouts ({', '.join(ENDINGS)} or slime's .pt) in one of the formats "
-        f"{', '.join(formats)}; give the folder that the trainer wrote them to"
+        f"{', '.join(formats)}{''.join(f' ({note})' for note in torn)}; give the folder that the "
+        "trainer wrote them to"
     )
 
 
@@ -290,19 +298,6 @@ def _run(inside: Path) -> str:
         and not _PLACE.fullmatch(part.lower())
     ]
     return "/".join(parts)
-
-
-def _without_copies(files: Sequence[Path], folder: Path, log: RolloutLog) -> list[Path]:
-    """The files whose content was not in another one of the same step."""
-    sizes = Counter(file.stat().st_size for file in files)
-    unique: dict[tuple[object, ...], Path] = {}
-    for file in files:
-        alone = sizes[file.stat().st_size] == 1
-        inside = file.relative_to(folder) if file != folder else Path(file.name)
-        key = (file,) if alone else (file_hash(file), _step(inside), _role(inside))
-        if unique.setdefault(key, file) != file:
-            log.notes.append(f"{inside} is a copy of {unique[key].name}, counted once")
-    return list(unique.values())
 
 
 def _note_runs(log: RolloutLog) -> None:

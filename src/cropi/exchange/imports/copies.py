@@ -1,0 +1,64 @@
+"""One log given twice: files of other kinds, or written otherwise, that say the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cropi.exchange.imports.logged import LoggedResponse
+from cropi.prompts.json_values import opened
+
+
+class Copies:
+    """Tells files whose responses were all in another one of the same step, however written."""
+
+    def __init__(self) -> None:
+        self._like: dict[tuple[object, ...], list[tuple[Path, list[LoggedResponse]]]] = {}
+
+    def original(self, file: Path, responses: list[LoggedResponse]) -> Path | None:
+        """The file that holds the same responses as this one; None for the first of them."""
+        if not responses:
+            return None
+        outline = (len(responses), hash(tuple(sorted(each.text for each in responses))))
+        alike = self._like.setdefault(outline, [])
+        content = _content(responses) if alike else []
+        for other, others in alike:
+            if _content(others) == content:
+                return other
+        alike.append((file, responses))
+        return None
+
+
+def _content(responses: Sequence[LoggedResponse]) -> list[str]:
+    """What responses say, whatever the file that they are in, in an order of its own."""
+    return sorted(
+        repr(
+            (
+                each.step,
+                each.role,
+                each.group,
+                each.record_id,
+                each.prompt,
+                each.text,
+                each.reward,
+                None if each.tokens is None else each.tokens.ids.tolist(),
+                _plain(each.about),
+            )
+        )
+        for each in responses
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A cell without what differs between kinds of files: empty cells, the order of keys, 1.0."""
+    value = opened(value)
+    if isinstance(value, Mapping):
+        filled = {str(key): _plain(inner) for key, inner in value.items()}
+        return sorted((key, inner) for key, inner in filled.items() if inner is not None)
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) else int(value) if value.is_integer() else value
+    return value
