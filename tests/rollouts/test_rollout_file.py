@@ -21,6 +21,7 @@ from cropi.rollouts.rollout_file import (
     write_rollouts,
 )
 from cropi.schema import PolicyIdentity, Response, RolloutGroup, Sampling
+from cropi.store.tables import read_scores
 
 SAMPLING = Sampling(temperature=0.7, top_p=0.9, top_k=20, max_new_tokens=12)
 FULL = {"temperature": [1.0] * 3, "top_p": [1.0] * 3, "top_k": [0] * 3}
@@ -334,6 +335,17 @@ def test_an_empty_table_and_files_that_are_not_parquet_are_refused(tmp_path: Pat
         read_rollouts(text)
     with pytest.raises(InputError, match="does not exist"):
         read_rollouts(tmp_path / "nowhere.parquet")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.ndjson", "a.jsonl.zst"])
+def test_rollouts_that_are_no_table_are_told_what_reads_them(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text('{"prompt": "q", "response": "a"}\n')
+    with pytest.raises(InputError, match=r"is not a readable Parquet.*cropi rank"):
+        read_rollouts(path)
+    with pytest.raises(InputError, match=r"is not a readable Parquet") as caught:
+        read_scores(path)
+    assert "cropi rank" not in str(caught.value)
 
 
 def test_reading_rollouts_loads_neither_torch_nor_transformers() -> None:

@@ -60,6 +60,11 @@ def _endings(path: Path) -> tuple[str, str]:
     return _SAME_KIND.get(inner, inner), packed
 
 
+def holds_text_rows(path: Path) -> bool:
+    """Whether a file's name says that it holds rows as text, compressed or not."""
+    return _endings(path)[0] in ENDINGS and _endings(path)[0] not in _BINARY
+
+
 def base_name(path: Path) -> str:
     """A file's name without endings and shard numbers; the default `source` of its rows."""
     name = path.stem

@@ -18,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cropi.errors import InputError
+from cropi.prompts.row_files import holds_text_rows
 from cropi.rollouts.number_checks import require_sound_numbers
 from cropi.rollouts.rollout_rows import Rows, read_rows
 from cropi.schema import (
@@ -91,10 +92,20 @@ def _open(path: str | Path) -> tuple[pa.Table, Columns]:
     """Read a rollout file, which may be a URL; raises InputError without the required columns."""
     with local_copy(path) as file:
         _require_there(Path(file))
-        table = read_table(file)
+        table = _read(Path(file))
     columns = Columns(table, remote_url(path) or str(path))
     columns.require(REQUIRED)
     return table, columns
+
+
+def _read(file: Path) -> pa.Table:
+    """The table in a file; the error says what reads rollouts that are written otherwise."""
+    try:
+        return read_table(file)
+    except InputError as error:
+        if not file.is_file() or not holds_text_rows(file):
+            raise
+        raise InputError(f"{error}; only `cropi rank` reads rollouts in other formats") from error
 
 
 def _require_there(file: Path) -> None:

@@ -324,9 +324,7 @@ def read_table(path: Path) -> pa.Table:
         return pq.read_table(path, partitioning=None)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        text = path.suffix.lower() in (".jsonl", ".json", ".csv", ".gz")
-        hint = "; only `cropi rank` reads rollouts in other formats" if text else ""
-        raise InputError(f"{path} is not a readable Parquet file: {reason}{hint}") from error
+        raise InputError(f"{path} is not a readable Parquet file: {reason}") from error
 
 
 def require_intact_table(path: Path) -> None:
