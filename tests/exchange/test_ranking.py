@@ -106,6 +106,7 @@ def test_rewards_are_shares_or_of_two_values_or_the_user_says_what_passes() -> N
     for rewards in ([-1, 0, 1], [0, 1, 2.5], [3.0]):
         with pytest.raises(InputError, match="--pass-at"):
             passes_of(rewards, None, "x")
+    assert passes_of([-1, -0.0], None, "x").note == "rewards are -1 and 0: the higher passes"
     for pass_at in (None, 0.5):
         with pytest.raises(InputError, match="no response with a reward"):
             passes_of([float("nan")], pass_at, "x")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from cropi.estimation.intervals import Interval
 from cropi.report.kit.number_format import (
     DASH,
     amount,
     duration,
+    fixed,
     number,
     percent,
+    percent_interval,
+    points,
     ratio,
 )
 
@@ -20,6 +24,20 @@ from cropi.report.kit.number_format import (
 )
 def test_amounts_are_short(value: float | None, words: str) -> None:
     assert amount(value) == words
+
+
+@pytest.mark.parametrize("value", [-0.0, -1e-9])
+def test_what_rounds_to_zero_has_no_minus(value: float) -> None:
+    around = Interval(value, -2e-9, 2e-9, 2)
+    written = [
+        amount(value),
+        fixed(value, 2),
+        percent(value),
+        percent_interval(around),
+        points(around, interval=True),
+        number(-0.0),
+    ]
+    assert not [text for text in written if "-0" in text]
 
 
 def test_durations_use_two_units() -> None:

@@ -94,7 +94,7 @@ def _print_changes(changed: list[ChangedVerdict], examples: int) -> None:
 
 
 def _verdict(response: Response) -> str:
-    return f"{response.reward:g}" if response.reward_status == "ok" else response.reward_status
+    return f"{response.reward:zg}" if response.reward_status == "ok" else response.reward_status
 
 
 def _end(change: ChangedVerdict) -> str:

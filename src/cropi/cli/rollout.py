@@ -113,7 +113,7 @@ def _say_rewards(reporter: ProgressReporter, responses: Sequence[Response]) -> N
     """Say the mean reward, and how many responses were cut off: they are rarely right."""
     rewards = [r.reward for r in responses if r.reward_status == "ok"]
     if rewards:
-        reporter.say(f"  mean reward {sum(rewards) / len(rewards):.3g}")
+        reporter.say(f"  mean reward {sum(rewards) / len(rewards):z.3g}")
     cut = sum(r.finish_reason == "length" for r in responses)
     if cut > MANY_CUT * len(responses):
         reporter.warn(

@@ -146,9 +146,9 @@ def print_scores(influence: Influence, out: Path) -> None:
             name,
             f"{reliability.informative:,}",
             f"{reliability.effective:.1f}",
-            f"{reliability.split_half:.2f}",
-            f"{float(scored.mean[name].max()):.3f}",
-            f"{float(scored.mean[name].mean()):.3f}",
+            f"{reliability.split_half:z.2f}",
+            f"{float(scored.mean[name].max()):z.3f}",
+            f"{float(scored.mean[name].mean()):z.3f}",
             f"{float(np.median(scored.standard_error[name])):.3f}",
         ]
         for name, reliability in influence.reliability.items()

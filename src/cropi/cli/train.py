@@ -94,7 +94,7 @@ def train(
             carry_optimizer=carry_optimizer,
             horizon=horizon,
             seed=seed,
-            progress=lambda done, row: bar.update(done, note=f"reward {row.get('reward', 0):.2f}"),
+            progress=lambda done, row: bar.update(done, note=f"reward {row.get('reward', 0):z.2f}"),
         )
         bar.note = f"{outcome.trained_tokens:,} tokens -> {out}"
     say_unjudged(reporter, judge)

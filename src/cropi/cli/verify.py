@@ -179,7 +179,7 @@ def _print_verdicts(verdicts: Sequence[ExplainedVerdict]) -> None:
     rows = []
     for explained in verdicts:
         verdict, decision = explained.verdict, explained.decision
-        reward = f"{verdict.reward:g}" if verdict.status == "ok" else verdict.status
+        reward = f"{verdict.reward:zg}" if verdict.status == "ok" else verdict.status
         statement = decision.statement if decision else explained.response
         stage = decision.stage if decision else verdict.detail or explained.verifier
         answer = _both_ends(explained.prompt.answer)

@@ -200,7 +200,7 @@ class StageRun:
         self.accuracy = accuracy_note(rows)
 
     def _note(self, row: Row) -> str:
-        reward = f"reward {row['reward']:.2f}" if "reward" in row else ""
+        reward = f"reward {row['reward']:z.2f}" if "reward" in row else ""
         return f"{reward}  {self.accuracy}"
 
     def _tokens(self) -> dict[str, int]:

@@ -107,16 +107,16 @@ class LeaveOutReport:
         correlation = target.correlation
         size = "no correlation of predicted and actual change is defined"
         if math.isfinite(correlation.mean):
-            size = f"predicted and actual change correlate at {correlation.mean:.2f}"
+            size = f"predicted and actual change correlate at {correlation.mean:z.2f}"
         if correlation.low is not None and correlation.high is not None:
-            size += f" [{correlation.low:.2f}, {correlation.high:.2f}]"
+            size += f" [{correlation.low:z.2f}, {correlation.high:z.2f}]"
         names = {
             "top": "the most influential",
             "bottom": "the least influential",
             "random": "random ones",
         }
         changes = [
-            f"{name} {100 * change:+.1f}"
+            f"{name} {100 * change:+z.1f}"
             for band in LEFT_OUT
             if (name := names[band]) and (change := target.change(band)) is not None
         ]

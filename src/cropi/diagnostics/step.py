@@ -159,10 +159,10 @@ class StepReport:
         rows = {row.band: row for row in target.summary(self.main)}
         top = rows["top"]
         first = f"on {target.name} a step on the {self.prompts} most influential prompts changed J "
-        first += f"by {top.actual.mean:+.2g} ({top.predicted.mean:+.2g} predicted)"
+        first += f"by {top.actual.mean:+z.2g} ({top.predicted.mean:+z.2g} predicted)"
         names = {"random": "as many random ones", "bottom": "the least influential"}
         others = [
-            f"{name} by {rows[band].actual.mean:+.2g}"
+            f"{name} by {rows[band].actual.mean:+z.2g}"
             for band, name in names.items()
             if band in rows
         ]

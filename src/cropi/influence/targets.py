@@ -51,7 +51,7 @@ class TargetReliability:
         if self.informative >= 8 and self.split_half < WEAK_SPLIT_HALF:
             sentences.append(
                 f"validation set {name}: its two halves barely agree (cosine "
-                f"{self.split_half:.2f}); more validation prompts or responses would help"
+                f"{self.split_half:z.2f}); more validation prompts or responses would help"
             )
         return sentences
 

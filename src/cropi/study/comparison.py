@@ -192,7 +192,7 @@ def _note_small_gain(baseline: StrategyResult, notes: list[str]) -> None:
     gain = float(measures.gain(curves.steps, curves.targeted.mean(axis=0)))
     if gain < measures.LEAST_GAIN:
         notes.append(
-            f"the baseline {baseline.strategy} gained {100 * gain:.1f} points of targeted "
+            f"the baseline {baseline.strategy} gained {100 * gain:z.1f} points of targeted "
             f"accuracy, less than {100 * measures.LEAST_GAIN:.0f}: its levels mean nothing, so "
             "there are no accelerations"
         )

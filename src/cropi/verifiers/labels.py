@@ -60,7 +60,7 @@ def write_labels(path: Path, verdicts: Sequence[ExplainedVerdict]) -> None:
 
 def _cells(explained: ExplainedVerdict) -> list[str]:
     prompt, decision, verdict = explained.prompt, explained.decision, explained.verdict
-    reward = f"{verdict.reward:g}" if verdict.status == "ok" else verdict.status
+    reward = f"{verdict.reward:zg}" if verdict.status == "ok" else verdict.status
     return [
         prompt.prompt_id,
         str(explained.response_index),

@@ -56,11 +56,11 @@ def passes_of(
         return Passes()
     if len(values) == 2:
         return Passes(
-            float(values[1]), f"rewards are {values[0]:g} and {values[1]:g}: the higher passes"
+            float(values[1]), f"rewards are {values[0]:zg} and {values[1]:zg}: the higher passes"
         )
     parts = f" (the sum of {', '.join(summed)})" if summed else ""
     raise InputError(
-        f"the rewards of {place}{parts} go from {values[0]:g} to {values[-1]:g} "
+        f"the rewards of {place}{parts} go from {values[0]:zg} to {values[-1]:zg} "
         f"({plural(len(values), 'value')}), and their mean is not a pass rate; say at which "
         "reward a response passes with --pass-at, or name the column that says right or wrong with "
         "--reward"
@@ -72,8 +72,10 @@ def _idle_threshold(pass_at: float, lowest: float, highest: float) -> str:
     if lowest < pass_at <= highest:
         return ""
     if pass_at > highest:
-        return f"no response passes: the largest reward is {highest:g}, below --pass-at {pass_at:g}"
-    return f"every response passes: the smallest reward is {lowest:g}, and --pass-at {pass_at:g}"
+        return (
+            f"no response passes: the largest reward is {highest:zg}, below --pass-at {pass_at:g}"
+        )
+    return f"every response passes: the smallest reward is {lowest:zg}, and --pass-at {pass_at:g}"
 
 
 @dataclass

@@ -220,7 +220,7 @@ def _compared(main: ArmSummary, other: ArmSummary) -> str:
     if main.steps_to_level is None:
         return (
             f"{main.arm} did not reach {level}: it ended at {percent(main.targeted_end)} after "
-            f"{main.steps} steps, {gap:.1f} points short."
+            f"{main.steps} steps, {gap:z.1f} points short."
         )
     if main.steps_to_level == 0:
         span = f"from {percent(main.targeted_start)} to {percent(main.targeted_end)}"

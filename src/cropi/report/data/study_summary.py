@@ -85,8 +85,8 @@ def oracle_share(share: Interval | None) -> str:
     if share is None or share.mean != share.mean:
         return DASH
     if share.low is None or share.high is None:
-        return f"{share.mean:.2f}"
-    return f"{share.mean:.2f} [{share.low:.2f}, {share.high:.2f}]"
+        return f"{share.mean:z.2f}"
+    return f"{share.mean:z.2f} [{share.low:z.2f}, {share.high:z.2f}]"
 
 
 def fastest(study: Study) -> tuple[str, Acceleration] | None:
@@ -156,7 +156,7 @@ def _ended(study: Study) -> str:
     if final.mean <= 0:
         return f" No strategy ended above {study.baseline}."
     interval = f" (95% interval ± {100 * final.half:.1f})" if final.half else ""
-    return f" {name} ended {100 * final.mean:+.1f} points from {study.baseline}{interval}."
+    return f" {name} ended {100 * final.mean:+z.1f} points from {study.baseline}{interval}."
 
 
 def further_notes(study: Study) -> list[str]:

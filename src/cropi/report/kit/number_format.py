@@ -1,7 +1,7 @@
 """How numbers are written on every page and in the terminal: one format for each kind.
 
-A number that was not measured is a dash. Intervals follow in brackets, or after ± where they are
-symmetric.
+A number that was not measured is a dash, and one that rounds to 0 has no minus (`z`). Intervals
+follow in brackets, or after ± where they are symmetric.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def percent(value: float | None, digits: int = 1) -> str:
         return DASH
     if 0 < value < 0.001:
         return f"{100 * value:.2g}%"
-    return f"{100 * value:.{digits}f}%"
+    return f"{100 * value:z.{digits}f}%"
 
 
 def percent_interval(share: Interval | None) -> str:
@@ -29,17 +29,17 @@ def percent_interval(share: Interval | None) -> str:
         return DASH
     if share.low is None or share.high is None:
         return percent(share.mean)
-    return f"{percent(share.mean)} [{100 * share.low:.1f}, {100 * share.high:.1f}]"
+    return f"{percent(share.mean)} [{100 * share.low:z.1f}, {100 * share.high:z.1f}]"
 
 
 def points(change: Interval | None, interval: bool = False) -> str:
     """Format a difference of accuracies in points, with its interval if asked: +1.2 [0.4, 2.0]."""
     if change is None:
         return DASH
-    value = f"{100 * change.mean:+.1f}"
+    value = f"{100 * change.mean:+z.1f}"
     if not interval or change.low is None or change.high is None:
         return value
-    return f"{value} [{100 * change.low:.1f}, {100 * change.high:.1f}]"
+    return f"{value} [{100 * change.low:z.1f}, {100 * change.high:z.1f}]"
 
 
 def change(start: float | None, end: float | None) -> str:
@@ -75,7 +75,7 @@ def amount(value: float | None) -> str:
         # From 999,500 on, three digits round up to the next unit.
         if abs(value) >= 0.9995 * size:
             return f"{value / size:.3g}{unit}"
-    return f"{value:.0f}"
+    return f"{value:z.0f}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -86,12 +86,12 @@ def number(value: float | None, digits: int = 3) -> str:
         return f"{value:.{digits - 1}e}".replace("e-0", "e-").replace("e+0", "e")
     if abs(value) >= 10**digits:
         return f"{value:,.0f}"
-    return f"{value:#.{digits}g}".removesuffix(".")
+    return f"{value:z#.{digits}g}".removesuffix(".")
 
 
 def fixed(value: float | None, digits: int) -> str:
     """Format a number with that many decimals."""
-    return DASH if value is None or value != value else f"{value:.{digits}f}"
+    return DASH if value is None or value != value else f"{value:z.{digits}f}"
 
 
 def with_interval(value: Interval, scale: float = 1.0, unit: str = "", digits: int = 3) -> str:

@@ -50,7 +50,7 @@ def _name(block: BlockOutcome) -> str:
 
 
 def _points(block: BlockOutcome) -> str:
-    return f"{100 * block.actual:+.1f} points"
+    return f"{100 * block.actual:+z.1f} points"
 
 
 def _cards(report: LeaveOutReport) -> list[Card]:

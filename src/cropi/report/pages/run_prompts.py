@@ -190,7 +190,7 @@ def _cosines(prompt_id: str, scores: InfluenceEstimate | None) -> list[str]:
     if scores is None or prompt_id not in scores.prompt_ids:
         return []
     place = scores.prompt_ids.index(prompt_id)
-    return [f"{name} {values[place]:+.3f}" for name, values in scores.mean.items()]
+    return [f"{name} {values[place]:+z.3f}" for name, values in scores.mean.items()]
 
 
 def _content(row: Row) -> str:
@@ -223,7 +223,7 @@ def _judged(row: Row) -> bool:
 
 def _reward(row: Row) -> str:
     status = row.get("reward_status") or "ok"
-    return f"reward {row['reward']:.2f}" if _judged(row) else f"no reward: {status}"
+    return f"reward {row['reward']:z.2f}" if _judged(row) else f"no reward: {status}"
 
 
 def _short(words: str) -> str:
