@@ -215,6 +215,33 @@ def test_a_reward_that_is_not_there_is_named_beside_those_that_are(
         read_rollout_log(path, rewards=[name])
 
 
+@pytest.mark.parametrize("listed", [False, True], ids=["single rows", "lists"])
+@pytest.mark.parametrize(
+    ("correct", "form", "reward"),
+    [(1, 0.5, 1.5), (1, None, 1), (None, 0.5, 0.5), (None, None, float("nan"))],
+)
+def test_of_several_rewards_those_that_a_response_has_are_added(
+    correct: float | None, form: float | None, reward: float, listed: bool, tmp_path: Path
+) -> None:
+    rewards: dict[str, Any] = {"correct": correct, "form": form}
+    if listed:
+        rewards = {name: [value, 1] for name, value in rewards.items()}
+    row = {"prompt": "q", "responses" if listed else "response": ["a", "b"] if listed else "a"}
+    path = write_lines(tmp_path / "rows.jsonl", [{**row, **rewards}])
+    log = read_rollout_log(path, rewards=["correct", "form"])
+    assert log.responses[0].reward == pytest.approx(reward, nan_ok=True)
+    assert log.responses[0].status == ("error" if np.isnan(reward) else "ok")
+
+
+def test_a_column_of_rewards_that_one_row_leaves_empty_counts_in_the_others(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": "q", "responses": ["a", "b"], "correct": [1, 0], "form": [0.5, 0.5]},
+        {"prompt": "p", "responses": ["a", "b"], "correct": [1, 0], "form": None},
+    ]
+    log = read_rollout_log(write_lines(tmp_path / "r.jsonl", rows), rewards=["correct", "form"])
+    assert [response.reward for response in log.responses] == [1.5, 0.5, 1, 0]
+
+
 def test_a_copy_of_a_file_counts_once(tmp_path: Path, data: Path) -> None:
     write_verl(tmp_path / "log", samples())
     copy = tmp_path / "log" / "backup" / "1.jsonl"

@@ -105,12 +105,23 @@ class LogFile:
         if not self.rewards:
             return reward_number(default, where)
         row = {**row, **default} if isinstance(default, Mapping) else row
+        return summed_reward([reward_number(value, where) for value in self.cells(row, where)])
+
+    def cells(self, row: Row, where: str) -> list[Any]:
+        """What a row has in the columns that the user names; None for an empty one.
+
+        Raises InputError if a row has none of those that are empty.
+        """
         values = [cell_of(row, name) for name in self.rewards]
         absent = [n for n, v in zip(self.rewards, values, strict=True) if v is None]
         if absent and not any(name.split(".")[0] in row for name in absent):
             raise absent_reward(absent, row, where)
-        numbers = [reward_number(value, where) for value in values]
-        return math.nan if all(map(math.isnan, numbers)) else float(np.nansum(numbers))
+        return values
+
+
+def summed_reward(numbers: Sequence[float]) -> float:
+    """The sum of several rewards of a response but those it has not, as in TRL; NaN of none."""
+    return math.nan if all(map(math.isnan, numbers)) else float(np.nansum(numbers))
 
 
 def absent_reward(names: Sequence[str], row: Row, where: str) -> InputError:

@@ -10,18 +10,18 @@ from cropi.exchange.imports.logged import (
     LogFile,
     LoggedResponse,
     Row,
-    absent_reward,
     asked,
     finish_of,
     reward_number,
     reward_status,
     spoken,
+    summed_reward,
     without,
 )
 from cropi.plugins import plugin
 from cropi.prompts.formats import ID_COLUMNS, TEMPLATE_MARKS
 from cropi.prompts.json_values import as_text
-from cropi.prompts.row_columns import ANSWER_COLUMNS, QUESTION_COLUMNS, cell_of, recognised
+from cropi.prompts.row_columns import ANSWER_COLUMNS, QUESTION_COLUMNS, recognised
 from cropi.prompts.row_files import NumberedRow
 from cropi.text import plural
 
@@ -144,12 +144,8 @@ def _texts_and_rewards(
     if not isinstance(several, list) or _is_chat(several):
         text = several if several is not None else _first(row, RESPONSE)
         return [text], [file.reward(row, _first(row, (*REWARD, *REWARDS)), where)]
-    named = [cell_of(row, name) for name in file.rewards]
-    if absent := [n for n, value in zip(file.rewards, named, strict=True) if value is None]:
-        raise absent_reward(absent, row, where)
-    columns = named or [_first(row, (*REWARDS, *REWARD))]
-    if columns == [None]:
-        columns = [[None] * len(several)]
+    columns = file.cells(row, where) or [_first(row, (*REWARDS, *REWARD))]
+    columns = [[None] * len(several) if rewards is None else rewards for rewards in columns]
     for rewards in columns:
         if not isinstance(rewards, list) or len(rewards) != len(several):
             count = plural(len(rewards), "reward") if isinstance(rewards, list) else "one reward"
@@ -158,7 +154,7 @@ def _texts_and_rewards(
                 "one reward for each response"
             )
     numbers = [[reward_number(value, where) for value in rewards] for rewards in columns]
-    return several, [sum(each) for each in zip(*numbers, strict=True)]
+    return several, [summed_reward(each) for each in zip(*numbers, strict=True)]
 
 
 def _is_chat(values: list[Any]) -> bool:
