@@ -388,6 +388,22 @@ def test_a_config_that_is_not_there_is_refused(cropi: Command, tmp_path: Path) -
         cropi(*command, tmp_path / "gone.yaml").refused("neither a file")
 
 
+def test_what_a_trainer_of_ones_own_refuses_is_refused_by_the_check_too(
+    cropi: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from cropi.errors import InputError\n"
+        "class Careful:\n"
+        "    def check(self, plan):\n"
+        "        raise InputError(f'no steps of {plan.training.prompts_per_step} prompts')\n"
+        "    def train(self, plan, judge, out, evaluate, progress, outcome): ...\n"
+    )
+    config = write_config(tmp_path)
+    for command in (("run",), ("config", "check")):
+        given = (f"training.engine={tmp_path / 'mine.py'}:Careful", f"out={tmp_path}")
+        cropi(*command, config, *given, "training.prompts_per_step=3").refused("no steps of 3")
+
+
 def test_sets_that_measure_no_target_are_told_before_anything_is_spent(
     cropi: Command, tmp_path: Path
 ) -> None:

@@ -123,6 +123,26 @@ def test_an_option_without_effect_is_an_error(file: Path, overrides: list[str], 
     assert part in failure(file, *(f"influence.objective.{o}" for o in overrides))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["training.engine={name: verl, gpus: 3}"], "3 GPUs, which do not divide a step"),
+        (["training.engine=verl", "training.lora.r=4"], "leave training.lora out"),
+        (["training.engine=verl", "training.dynamic_sampling=true"], "leave dynamic sampling out"),
+        (["training.engine.launch.processes=3"], "processes = 3 does not divide a step"),
+        (
+            ["training.engine.launch.processes=2", "training.dynamic_sampling=true"],
+            "does not go with dynamic sampling",
+        ),
+    ],
+)
+def test_a_trainer_that_does_not_go_with_the_rest_is_refused(
+    file: Path, overrides: list[str], part: str
+) -> None:
+    with pytest.raises(InputError, match=part):
+        load_config(str(file), overrides)
+
+
 @pytest.mark.parametrize("key", ["model", "prompts"])
 def test_a_missing_section_is_named(key: str) -> None:
     values = minimal()

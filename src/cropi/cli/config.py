@@ -37,12 +37,18 @@ def check(config: Config, settings: Settings = None) -> None:
         cropi config check my.yaml
     """
     from cropi.config.check import require_usable
+    from cropi.plugins import is_built_in
     from cropi.study.study_plan import StudyPlan
 
     loaded, base = load(config, settings)
     require_usable(loaded, base)
+    remarks = list(loaded.remarks)
+    if not is_built_in("trainer", loaded.training.engine.name):
+        from cropi.curriculum.run_context import check_trainer
+
+        remarks += check_trainer(loaded)
     StudyPlan.of(loaded.model_copy(update={"out": "."}))  # a bucket can have runs, but no study
-    for line in loaded.remarks:
+    for line in remarks:
         make_reporter().warn(line)
     typer.echo(f"{printable(config)} is valid")
 

@@ -23,7 +23,7 @@ from cropi.settings import PathText, Section, flat, is_default
 from cropi.store.mirror import working_directory
 from cropi.study.settings import CompareConfig
 from cropi.text import remote_url, require_name, shown
-from cropi.training.settings import TrainingConfig, WarmupConfig
+from cropi.training.settings import TrainerSettings, TrainingConfig, WarmupConfig
 from cropi.verifiers.settings import VerifiersConfig
 
 EXECUTION_ONLY = frozenset(
@@ -211,7 +211,7 @@ def _require_validation_sets(config: RunConfig) -> None:
 
 
 def _require_engines(config: RunConfig) -> None:
-    """Raise ValueError where a run asks an engine for a policy that it cannot sample from."""
+    """Raise ValueError for an engine that cannot do what the rest of the config asks of it."""
     engine = config.rollouts.engine
     needs = [needs_of(find_strategy(strategy)) for strategy in config.strategies]
     dynamic = config.training.dynamic_sampling or any(each.dynamic_sampling for each in needs)
@@ -221,6 +221,10 @@ def _require_engines(config: RunConfig) -> None:
             "asks for the one that is being trained, at every step; use rollouts.engine "
             "transformers, or another strategy"
         )
+    trainer = config.training.engine.settings
+    if isinstance(trainer, TrainerSettings):
+        for problem in trainer.refusals(config.training, config.model, dynamic):
+            raise ValueError(problem)
     if engine.policies == "served":
         _require_served(config, needs)
     of_evaluation = config.evaluation.engine or engine

@@ -109,10 +109,18 @@ def check_settings(config: RunConfig, base: Path | None, reporter: ProgressRepor
         require_trackers(config.report_to)
         require_set_names(config.prompts.validation)
         needs = [needs_of_arm(config, strategy) for strategy in config.strategies]
-        warnings = find_trainer(config.training.engine).check(first_stage(config))
+        warnings = check_trainer(config)
     scored = any(each.scoring != "never" for each in needs)
     for line in [*config.remarks, *(warnings if scored else ())]:
         reporter.warn(line)
+
+
+def check_trainer(config: RunConfig) -> list[str]:
+    """Try the trainer's settings on the first stage; return its warnings.
+
+    Raises InputError if it refuses them, or is not a trainer.
+    """
+    return find_trainer(config.training.engine).check(first_stage(config))
 
 
 def first_stage(config: RunConfig, pool: Sequence[Prompt] = ()) -> StagePlan:

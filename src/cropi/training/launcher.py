@@ -27,8 +27,8 @@ from cropi.execution import Program
 from cropi.execution.program import last_error
 from cropi.policy.loading import resolve_device
 from cropi.text import shown
-from cropi.training.settings import LaunchSettings
-from cropi.training.stage import Evaluator, Row, StageOutcome, StagePlan
+from cropi.training.settings import LaunchSettings, TrainerSettings
+from cropi.training.stage import Evaluator, Row, StageOutcome, StagePlan, require_agreeing
 from cropi.training.stage_parts import Progress, train_in_parts
 from cropi.training.trl_stage import TrlTrainer, require_training_state
 from cropi.verifiers import Judge
@@ -72,11 +72,8 @@ class LaunchedTrainer:
 
     def check(self, plan: StagePlan) -> list[str]:
         """Raise InputError for settings, processes or a config that cannot be launched."""
-        if plan.dynamic_sampling:
-            raise InputError(
-                "training.engine.launch does not go with dynamic sampling, which samples in one "
-                "process; leave one of them out"
-            )
+        if isinstance(settings := plan.training.engine.settings, TrainerSettings):
+            require_agreeing(settings, plan)
         require_gpus(plan.model.device, self.launch)
         return TrlTrainer(self.grpo, self.launch.processes).check(plan)
 

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from cropi.plugins import Choice
+from cropi.policy.settings import ModelConfig
 from cropi.prompts.settings import PromptSource
 from cropi.settings import Count, PathText, Section, Temperature, is_default
 
@@ -34,6 +35,13 @@ class TrainerSettings(Section):
     def devices(self) -> int:
         """How many devices train together."""
         return 1
+
+    def refusals(
+        self, training: TrainingConfig, model: ModelConfig, dynamic_sampling: bool
+    ) -> list[str]:
+        """Why they do not go with the other settings, whatever machine trains: a sentence each."""
+        del training, model, dynamic_sampling
+        return []
 
 
 class LaunchSettings(Section):

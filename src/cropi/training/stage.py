@@ -20,7 +20,7 @@ from cropi.plugins import find_plugin
 from cropi.policy.settings import ModelConfig
 from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import Prompt, RolloutGroup, derive_seed
-from cropi.training.settings import TrainerChoice, TrainingConfig
+from cropi.training.settings import TrainerChoice, TrainerSettings, TrainingConfig
 
 if TYPE_CHECKING:
     from cropi.policy.loading import Policy
@@ -148,6 +148,12 @@ def find_trainer(choice: TrainerChoice | str) -> Trainer:
 
 def _is_factory(target: Any) -> bool:
     return isinstance(target, type) or hasattr(target, "Settings")
+
+
+def require_agreeing(settings: TrainerSettings, plan: StagePlan) -> None:
+    """Raise InputError for an engine's settings that do not go with the others of a stage."""
+    if problems := settings.refusals(plan.training, plan.model, plan.dynamic_sampling):
+        raise InputError("; ".join(problems))
 
 
 def loss_warnings(loss: str, wanted: str, normalisation: str, kl: str = "") -> list[str]:

@@ -95,11 +95,6 @@ def _require_usable(config: GRPOConfig) -> None:
 
 def _accumulation(settings: dict[str, Any], batch: int, processes: int) -> dict[str, int]:
     """A smaller per-device batch means more accumulation: a step stays a step."""
-    if batch % processes:
-        raise InputError(
-            f"training.engine.launch.processes = {processes} does not divide a step of {batch} "
-            "completions (prompts_per_step x responses); choose a divisor"
-        )
     device_batch = settings["per_device_train_batch_size"]
     share = batch // processes
     if not isinstance(device_batch, int) or device_batch < 1 or share % device_batch:

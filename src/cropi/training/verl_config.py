@@ -15,7 +15,7 @@ from typing import Any
 from cropi.errors import InputError
 from cropi.text import shown
 from cropi.training.stage import StagePlan
-from cropi.training.verl_settings import VerlSettings
+from cropi.training.verl_settings import DTYPES, VerlSettings
 
 ROWS, REWARDS, METRICS, RESPONSES, CHECKPOINTS = (
     *("rows.parquet", "rewards.py", "metrics.jsonl"),
@@ -37,7 +37,6 @@ NORMALISATION = {
     "seq-mean-token-sum-norm": "constant",
 }
 """The objective's normalisation (docs/method.md) that matches each of verl's ways to add a loss."""
-DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 TOKENS_A_PASS = 16_384
 SPANS_STAGES = (f"{ACTOR}.optim.lr_scheduler_type", f"{ACTOR}.optim.lr_warmup_steps_ratio")
 """What needs to know where the last of several stages ends, and verl has one number for both."""

@@ -22,8 +22,8 @@ from cropi.policy.reference import PolicyRef
 from cropi.schema import Prompt
 from cropi.text import shown
 from cropi.training import verl_check
-from cropi.training.stage import StagePlan, loss_warnings
-from cropi.training.verl_config import DTYPES, LOSS, NORMALISATION, loss_of
+from cropi.training.stage import StagePlan, loss_warnings, require_agreeing
+from cropi.training.verl_config import LOSS, NORMALISATION, loss_of
 from cropi.training.verl_settings import PYTHON_VARIABLE, VerlSettings
 
 PLAIN = {"role", "content"}
@@ -44,8 +44,12 @@ def interpreter(settings: VerlSettings) -> str:
 
 def require_settings(plan: StagePlan, settings: VerlSettings) -> None:
     """Raise InputError for settings that verl cannot keep, and prompts that it would change."""
-    for problem in _problems(plan, settings):
-        raise InputError(f"training.engine verl {problem}")
+    require_agreeing(settings, plan)
+    if settings.nodes > 1 and not has_cluster(settings):
+        raise InputError(
+            "training.engine verl has several nodes only where training.engine.address or "
+            "RAY_ADDRESS names the Ray cluster that they are in"
+        )
     for prompt in plan.prompts:
         if prompt.messages is None or prompt.tools or prompt.continued is not None:
             raise InputError(
@@ -78,28 +82,6 @@ def _kind(prompt: Prompt) -> str:
     if prompt.messages is None:
         return "text"
     return "one with tools" if prompt.tools else "an answer that is begun"
-
-
-def _problems(plan: StagePlan, settings: VerlSettings) -> list[str]:
-    """Why these settings cannot be kept."""
-    training, model = plan.training, plan.model
-    rows = training.prompts_per_step * training.responses
-    allowed = {
-        "cannot replace dead groups and keep a stage's order; leave dynamic sampling out": (
-            not plan.dynamic_sampling
-        ),
-        "trains all weights; leave training.lora out": training.lora is None,
-        "needs training.dtype float32 or bfloat16": training.dtype in DTYPES,
-        f"has {settings.devices} GPUs, which do not divide a step of {rows} responses "
-        "(prompts_per_step x responses); choose a divisor": rows % settings.devices == 0,
-        f"trains on GPUs, and model.device = {model.device}; leave it at auto, and choose GPUs by "
-        "CUDA_VISIBLE_DEVICES": model.device in ("auto", "cuda"),
-        f"takes no revision, and model.revision = {model.revision}; download it, and give its "
-        "folder as model.path": model.revision is None,
-        "has several nodes only where training.engine.address or RAY_ADDRESS names the Ray cluster "
-        "that they are in": settings.nodes == 1 or has_cluster(settings),
-    }
-    return [problem for problem, is_allowed in allowed.items() if not is_allowed]
 
 
 def has_cluster(settings: VerlSettings) -> bool:

@@ -8,10 +8,13 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field
 
+from cropi.policy.settings import ModelConfig
 from cropi.settings import Count, PathText
 from cropi.text import shown
-from cropi.training.settings import TrainerSettings
+from cropi.training.settings import TrainerSettings, TrainingConfig
 
+DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
+"""What verl calls a dtype of training."""
 PYTHON_VARIABLE = "CROPI_VERL_PYTHON"
 
 
@@ -59,3 +62,24 @@ class VerlSettings(TrainerSettings):
     def devices(self) -> int:
         """The GPUs of all nodes."""
         return self.gpus * self.nodes
+
+    def refusals(
+        self, training: TrainingConfig, model: ModelConfig, dynamic_sampling: bool
+    ) -> list[str]:
+        """What verl cannot keep of the other settings."""
+        rows = training.prompts_per_step * training.responses
+        allowed = {
+            "cannot replace dead groups and keep a stage's order; leave dynamic sampling out": (
+                not dynamic_sampling
+            ),
+            "trains all weights; leave training.lora out": training.lora is None,
+            "needs training.dtype float32 or bfloat16": training.dtype in DTYPES,
+            f"has {self.devices} GPUs, which do not divide a step of {rows} responses "
+            "(prompts_per_step x responses); choose a divisor": rows % self.devices == 0,
+            f"trains on GPUs, and model.device = {model.device}; leave it at auto, and choose GPUs "
+            "by CUDA_VISIBLE_DEVICES": model.device in ("auto", "cuda"),
+            f"takes no revision, and model.revision = {model.revision}; download it, and give its "
+            "folder as model.path": model.revision is None,
+        }
+        problems = [problem for problem, is_allowed in allowed.items() if not is_allowed]
+        return [f"training.engine verl {problem}" for problem in problems]

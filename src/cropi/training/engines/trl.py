@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from cropi.plugins import plugin
-from cropi.training.settings import LaunchSettings, TrainerSettings
+from cropi.policy.settings import ModelConfig
+from cropi.training.settings import LaunchSettings, TrainerSettings, TrainingConfig
 
 if TYPE_CHECKING:
     from cropi.training.stage import Trainer
@@ -31,6 +32,25 @@ class TrlSettings(TrainerSettings):
     def devices(self) -> int:
         """Every process has its own."""
         return 1 if self.launch is None else self.launch.processes
+
+    def refusals(
+        self, training: TrainingConfig, model: ModelConfig, dynamic_sampling: bool
+    ) -> list[str]:
+        """What a stage in several processes cannot do."""
+        del model
+        batch = training.prompts_per_step * training.responses
+        problems = []
+        if self.launch is not None and dynamic_sampling:
+            problems.append(
+                "training.engine.launch does not go with dynamic sampling, which samples in one "
+                "process; leave one of them out"
+            )
+        if batch % self.devices:
+            problems.append(
+                f"training.engine.launch.processes = {self.devices} does not divide a step of "
+                f"{batch} completions (prompts_per_step x responses); choose a divisor"
+            )
+        return problems
 
 
 @plugin("trainer", "trl", TrlSettings)
