@@ -9,16 +9,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import typer
 import yaml
 
 from cropi.cli import app
-from cropi.config import load_config, presets
+from cropi.config import PromptSource, TrainerChoice, TrainingConfig, load_config, presets
 from cropi.config.settings_page import markdown
+from cropi.policy.loading import load_policy
+from cropi.policy.optimizer_state import second_moments
+from cropi.prompts import load_source
 from cropi.rollouts.statistics import rollout_statistics
 from cropi.schema import Prompt
 from cropi.selection import SelectionContext, find_strategy
 from cropi.sketches import make_sketch
+from cropi.training import train
 from cropi.verifiers.user import find_verifier
 from support.rollout_files import group
 from support.sketching import SHAPES, assert_close, flat, inner_products, project, vectors
@@ -180,6 +185,23 @@ def test_the_verifier_of_the_guide_judges(example: Any) -> None:
     prompt = Prompt("p", "-12.5", "math", prompt="?")
     texts = ["so it is -12.50", "12.5", "first -12.5, then 3", "no number"]
     assert [verifier(prompt, text) for text in texts] == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_the_trainer_of_the_guide_trains_stage_after_stage(example: Any, tmp_path: Path) -> None:
+    engine = TrainerChoice.of(example("my_trainer.py", "Imitation"))
+    settings = TrainingConfig(engine=engine, prompts_per_step=8, learning_rate=1e-4)
+    prompts = load_source(PromptSource(pocket=["sort"], split="pool", size=8), 0)
+    ids = [prompt.prompt_id for prompt in prompts]
+    losses = []
+    for number, start in enumerate(["pocket", tmp_path / "0"]):
+        out = tmp_path / str(number)
+        done = train(start, prompts, ids, out, settings, steps=2, carry_optimizer=number > 0)
+        assert [row["step"] for row in done.log] == [2 * number + 1, 2 * number + 2]
+        moments = torch.load(out / "optimizer.pt", weights_only=True)["state"]
+        assert {float(row["step"]) for row in moments.values()} == {2.0 * number + 2}
+        assert second_moments(out, load_policy(out).model)
+        losses += [row["loss"] for row in done.log]
+    assert losses[-1] < losses[0]
 
 
 def test_the_sketch_of_the_guide_is_unbiased_and_does_not_depend_on_tiles(example: Any) -> None:
