@@ -16,6 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cropi.text import composed
+
 RewardStatus = Literal["ok", "timeout", "error"]
 FinishReason = Literal["stop", "length"]
 LogprobMode = Literal["processed", "raw", "before_top_p", "recomputed"]
@@ -117,7 +119,7 @@ def _message_line(message: Message) -> str:
 
 def content_id(content: str, answer: str, source: str) -> str:
     """Return the stable id of a prompt that has none of its own: a hash of its content."""
-    text = json.dumps([content, answer, source], ensure_ascii=False)
+    text = json.dumps([composed(content), composed(answer), source], ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

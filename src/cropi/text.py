@@ -82,6 +82,14 @@ def shortened(text: str, limit: int = 2_000) -> str:
     return f"{text[: limit * 3 // 4]} [...] {text[-limit // 4 :]}"
 
 
+def composed(text: str) -> str:
+    """The text as it is compared: one of the ways in which Unicode writes it (NFC).
+
+    What a model reads is never changed.
+    """
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
 def plural(number: int, noun: str) -> str:
     """A number and what it counts: "1 prompt", "2,000 prompts"."""
     if number == 1:

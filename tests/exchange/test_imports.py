@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import pickle
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -601,6 +602,19 @@ def test_responses_without_a_row_are_counted(tmp_path: Path, data: Path) -> None
     pool = paired(read_rollout_log(tmp_path / "log"), data)
     assert statistics(pool) == STATISTICS
     assert any("1 response of 1 prompt that --prompts does not" in note for note in pool.notes)
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_row_is_found_however_unicode_writes_it(forms: tuple[str, str], tmp_path: Path) -> None:
+    of_log, of_data = (unicodedata.normalize(form, "Wie groß ist Ö?") for form in forms)
+    rows = [{"prompt": of_log, "response": "a", "reward": 1}]
+    both = [*rows, {"prompt": of_data, "response": "b", "reward": 0}]
+    log = read_rollout_log(write_lines(tmp_path / "log.jsonl", both))
+    data = write_lines(tmp_path / "data.jsonl", [{"prompt": of_data, "answer": "1"}])
+    pairing = pair_with_prompts(log, load_prompts(data))
+    assert pairing.places == [0, 0]
+    assert [prompt.prompt for prompt in pairing.pool] == [of_data]
+    assert pair_with_log(log).places == [0, 0]
 
 
 def test_rows_of_other_data_are_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Ids are stable and unique, and what sets share is handled and reported."""
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,16 @@ def test_duplicates_by_content_are_kept_once_and_counted(tmp_path: Path) -> None
     assert [p.prompt for p in sets.pool] == ["a", "b"]
     assert sets.notes.duplicates == {"pool": 3}
     assert "3 duplicates of the pool left out" in sets.notes.lines()
+
+
+def test_a_question_is_one_however_unicode_writes_it(tmp_path: Path) -> None:
+    composed, decomposed = "Où est Zoë ?", unicodedata.normalize("NFD", "Où est Zoë ?")
+    pools = [
+        load([source(tmp_path, str(n), asked(*texts), source="one")]).pool
+        for n, texts in enumerate([(composed, decomposed), (decomposed,)])
+    ]
+    assert [[p.prompt for p in pool] for pool in pools] == [[composed], [decomposed]]
+    assert pools[0][0].prompt_id == pools[1][0].prompt_id
 
 
 def test_one_question_with_two_answers_keeps_both_and_says_so(tmp_path: Path) -> None:

@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 
+from cropi.text import composed
+
 MOST_SEARCHES = 64
 """Rows without a known question that are searched for all of them before giving up."""
 
 
 def folded(text: str) -> str:
-    """A text with single spaces for white space."""
-    return " ".join(text.split())
+    """A text with single spaces for white space, in one form of Unicode."""
+    return " ".join(composed(text).split())
 
 
 class QuestionFinder:
