@@ -107,6 +107,19 @@ def test_ten_times_the_pool_costs_ten_times_its_selection(tmp_path: Path) -> Non
     assert seconds(many, "training") == seconds(few, "training")
 
 
+@pytest.mark.parametrize(
+    ("stages", "steps", "every"), [(4, 6, 4), (3, 5, 100), (2, 8, 1), (1, 7, 7)]
+)
+def test_evaluations_are_those_of_the_steps_that_are_due_and_of_each_stages_last(
+    tmp_path: Path, stages: int, steps: int, every: int
+) -> None:
+    course = f"curriculum={{stages: {stages}, steps_per_stage: {steps}}}"
+    result = planned(course, f"evaluation.every={every}", folder=tmp_path)
+    evaluated = [p.prompts for p in result.phases if (p.arm, p.phase) == ("cropi", "evaluation")]
+    due = [n for n in range(1, stages * steps + 1) if n % every == 0 or n % steps == 0]
+    assert evaluated == [500 * len(due)]
+
+
 def test_a_sample_of_the_pool_costs_the_same_whatever_its_size(tmp_path: Path) -> None:
     larger = replace(COUNTS, pool=replace(COUNTS.pool, prompts=100_000))
     few, many = (planned(counts=each, folder=tmp_path) for each in (COUNTS, larger))

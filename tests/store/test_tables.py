@@ -188,6 +188,7 @@ def test_a_selection_is_read_in_the_order_of_its_ranks(tmp_path: Path) -> None:
         ({"prompt_id": pa.array([], pa.string())}, "selects nothing"),
         ({"id": ["a"]}, "selects nothing"),
         ({"prompt_id": ["a", "a"]}, "more than one row"),
+        ({"prompt_id": ["a"], "norm": [1.0], "status": ["ok"]}, "holds scores.*cropi select"),
     ],
 )
 def test_a_bad_selection_file_is_one_sentence(tmp_path: Path, columns: dict, message: str) -> None:

@@ -15,9 +15,9 @@ from cropi.prompts import read_prompts
 from cropi.schema import Prompt, Selection
 from cropi.selection import select
 from cropi.selection.settings import SCORES_ALONE, SelectionConfig, StrategyChoice
-from cropi.store.files import read_table, require_file, table_metadata
+from cropi.store.files import read_table, require_file
 from cropi.store.run_directory import RunDirectory, Stage
-from cropi.store.tables import POOL_SIZE, read_selection, scores_from
+from cropi.store.tables import holds_scores, read_selection, scores_from
 from cropi.text import shown
 from cropi.verifiers.settings import VerifiersConfig
 
@@ -139,7 +139,7 @@ def _read(file: Path, ratio: float | None) -> Selection:
     """The selection in a file, or made from the scores in it."""
     require_file(file)
     table = read_table(file)
-    if POOL_SIZE in table_metadata(table) or {"norm", "status"} <= set(table.column_names):
+    if holds_scores(table):
         settings = SelectionConfig(strategy=StrategyChoice.of(SCORES_ALONE))
         if ratio is not None:
             settings = settings.model_copy(update={"ratio": ratio})

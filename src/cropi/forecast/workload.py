@@ -299,8 +299,8 @@ class RunWork:
     def _evaluations_due(self) -> int:
         """Evaluations of an arm: at every step that is due, and at the last one of a stage."""
         curriculum, every = self.config.curriculum, self.config.evaluation.every
-        due = set(range(every, curriculum.steps + 1, every))
-        return len(due | set(range(0, curriculum.steps + 1, curriculum.steps_per_stage)) - {0})
+        both = math.lcm(every, curriculum.steps_per_stage)
+        return curriculum.steps // every + curriculum.stages - curriculum.steps // both
 
 
 def _sampling(

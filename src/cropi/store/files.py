@@ -119,6 +119,14 @@ def cannot_write(path: Path, error: OSError) -> InputError:
             f"cannot write {url}: only a run's `out` and the command line's --out may be URLs; "
             "write to a directory and upload it"
         )
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        file = next(
+            (place for place in path.parents if place.exists() and not place.is_dir()), None
+        )
+        if file is not None:
+            return InputError(
+                f"cannot write {path}: {file} is no directory; give a path in one that exists"
+            )
     reason = error.strerror or str(error)
     return InputError(
         f"cannot write {path}: {reason}; choose a directory that exists and that you may write to, "
@@ -323,7 +331,7 @@ def read_table(path: Path) -> pa.Table:
             raise InputError(f"{path} has the column {shown(twice, 60)} twice; rename one")
         return pq.read_table(path, partitioning=None)
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].removesuffix(".")
         raise InputError(f"{path} is not a readable Parquet file: {reason}") from error
 
 

@@ -364,11 +364,18 @@ def read_selection(path: str | Path) -> Selection:
         return _selection_from(read_table(file), remote_url(path) or file)
 
 
+def holds_scores(table: pa.Table) -> bool:
+    """Whether a table is one of scores, of which nothing has been selected."""
+    return POOL_SIZE in table_metadata(table) or {"norm", "status"} <= set(table.column_names)
+
+
 def _selection_from(table: pa.Table, path: str | Path) -> Selection:
     import pyarrow as pa
 
     from cropi.store.columns import Columns
 
+    if holds_scores(table):
+        raise InputError(f"{path} holds scores, not a selection; make one of them: `cropi select`")
     columns = Columns(table, str(path))
     if "prompt_id" not in columns or table.num_rows == 0:
         raise InputError(
