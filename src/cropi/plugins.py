@@ -12,6 +12,7 @@ attribute has no settings and is called without them.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -137,6 +138,16 @@ def resolve_name(kind: str, name: str, folders: Iterable[Path] = ()) -> str:
             f"{KINDS[kind].title} {name!r}: {looked} is not a file; give the path of a Python file"
         )
     return f"{path}:{attribute}"
+
+
+def code_of(kind: str, name: str) -> str:
+    """The hash of the file that defines a user's plug-in of that resolved name; else ""."""
+    place, _, _ = name.rpartition(":")
+    try:
+        code = Path(place).read_bytes() if place.endswith(".py") else _source(place).encode()
+    except (ImportError, ValueError):  # a built-in one, or what only a verifier's process finds
+        code = b""
+    return hashlib.sha256(code).hexdigest()[:16] if code and not is_built_in(kind, name) else ""
 
 
 def unknown_name(title: str, name: str, names: Iterable[str], more: str = "") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,57 @@ def test_changed_inputs_are_refused_in_the_same_directory(tmp_path: Path) -> Non
     with pytest.raises(InputError, match=r"prompts\.pool differ"):
         run(config)
     assert promised_bytes(directory) == before
+
+
+@pytest.mark.parametrize("setting", ["verifiers.default", "selection.strategy"])
+def test_changed_code_of_the_users_own_is_refused_in_the_same_directory(
+    tmp_path: Path, setting: str
+) -> None:
+    file = tmp_path / "own.py"
+    code = """
+    from cropi.selection.baselines import Random
+
+    class Mine(Random):
+        pass
+
+    def grade(solution_str, ground_truth):
+        return float(solution_str == ground_truth)
+    """
+    file.write_text(textwrap.dedent(code))
+    name = "grade" if setting == "verifiers.default" else "Mine"
+    once = "curriculum={stages: 1, steps_per_stage: 1}"
+    config = fake_config(tmp_path, "selection.strategy=random", once, f"{setting}={file}:{name}")
+    directory = run(config)
+    before = promised_bytes(directory)
+    assert run(config) == directory
+    file.write_text(file.read_text().replace("==", "!="))
+    with pytest.raises(InputError, match=rf"code\.{setting.removesuffix('.default')} differ"):
+        run(config)
+    assert promised_bytes(directory) == before
+
+
+def test_a_folder_that_is_moved_away_from_a_run_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = fake_config(tmp_path)
+
+    def move(*_: object) -> None:
+        config.directory.rename(tmp_path / "elsewhere")
+
+    monkeypatch.setattr("cropi.curriculum.starting_point._sizes", move)
+    with pytest.raises(InputError, match=r"tiny was moved or removed while a run was working"):
+        run(config)
+
+
+@pytest.mark.parametrize("place", ["config.yaml", "prompts", "arms"])
+def test_what_no_run_has_made_is_never_replaced(tmp_path: Path, place: str) -> None:
+    config = fake_config(tmp_path)
+    config.directory.mkdir(parents=True)
+    (config.directory / "log.txt").write_text("of this run, as tee writes it")
+    (config.directory / place).write_text("mine: 1")
+    with pytest.raises(InputError, match=rf"tiny holds {place}, which no run has made"):
+        run(config)
+    assert (config.directory / place).read_text() == "mine: 1"
 
 
 def test_a_config_that_failed_before_any_work_may_be_corrected(tmp_path: Path) -> None:

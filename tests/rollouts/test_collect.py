@@ -236,6 +236,16 @@ class ServedEngine:
         return [[Completion(ids, logprobs, "stop")] * n for _ in prompt_ids]
 
 
+def test_a_changed_verifier_of_the_users_own_judges_again(policy: Policy, tmp_path: Path) -> None:
+    file, settings = tmp_path / "own.py", RolloutsConfig(responses=2, max_new_tokens=4)
+    for reward in (0.0, 1.0):
+        code = f"def grade(solution_str, ground_truth):\n    return {reward}\n"
+        file.write_text(code)
+        place, verifier = tmp_path / "r.parquet", f"{file}:grade"
+        groups = rollout(policy, prompts(), place, settings, verifier=verifier)
+        assert {float(r) for group in groups for r in group.rewards} == {reward}
+
+
 def test_an_engine_without_weights_in_this_process_loads_none(
     checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +13,7 @@ from cropi.curriculum.settings import CurriculumConfig
 from cropi.evaluation.settings import EvaluationConfig
 from cropi.execution.settings import ScaleConfig
 from cropi.influence.settings import InfluenceConfig
-from cropi.plugins import find_plugin, plugin_names, settings_of
+from cropi.plugins import Choice, code_of, find_plugin, plugin_names, settings_of
 from cropi.policy.settings import ModelConfig
 from cropi.prompts.settings import PromptsConfig, PromptSource
 from cropi.rollouts.settings import RolloutsConfig
@@ -62,6 +62,19 @@ def _execution_of(kind: str) -> frozenset[str]:
     """The settings of all built-in engines of a kind that say where and how fast."""
     settings = [settings_of(find_plugin(kind, name)) for name in plugin_names(kind)]
     return frozenset[str]().union(*(getattr(each, "execution", ()) for each in settings))
+
+
+def _code_in(values: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """The hash of what defines each plug-in in some settings, by its dotted key."""
+    if isinstance(values, Choice):
+        yield key, code_of(values.kind, values.name)
+    elif isinstance(values, Section):
+        values = {name: getattr(values, name) for name in type(values).model_fields}
+    elif isinstance(values, list):
+        values = dict(enumerate(values))
+    if isinstance(values, dict):
+        for name, value in values.items():
+            yield from _code_in(value, f"{key}.{name}" if key else str(name))
 
 
 class RunConfig(Section):
@@ -120,6 +133,13 @@ class RunConfig(Section):
         """The settings of a section that decide results, as dotted keys."""
         settings = flat(getattr(self, section).model_dump(), section)
         return {key: value for key, value in settings.items() if affects_results(key)}
+
+    @property
+    def code(self) -> dict[str, str]:
+        """Hashes of the files that define plug-ins of the user's, by setting, but verifiers."""
+        sections = {name: getattr(self, name) for name in type(self).model_fields}
+        found = _code_in({key: value for key, value in sections.items() if key != "compare"})
+        return {key: code for key, code in found if code}
 
     @property
     def longest_response(self) -> tuple[str, int]:

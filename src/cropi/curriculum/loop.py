@@ -38,6 +38,7 @@ from cropi.curriculum.starting_point import (
     warmup_costs,
 )
 from cropi.progress import ProgressReporter
+from cropi.schema import fingerprint
 from cropi.selection.settings import StrategyChoice
 from cropi.store.metrics import write_rows
 from cropi.store.mirror import exclusive_run
@@ -147,7 +148,8 @@ def _prepare(
     longest, seed = config.longest_response, seeds.of("prompts")
     sets = load_prompts(config.prompts, policies, judge, seed, longest, base, log)
     find_trainer(config.training.engine).check(first_stage(config, sets.pool))
-    record_inputs(directory, sets, policies, seeds.by_name(config))
+    graders = {"verifiers": fingerprint(judge.code)} if judge.code else {}
+    record_inputs(directory, sets, policies, seeds.by_name(config), config.code | graders)
     start = make_start_policy(
         directory.start, sets, policies, config.warmup, config.training, seeds, base, log
     )

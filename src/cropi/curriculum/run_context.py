@@ -172,11 +172,25 @@ def open_directory(config: RunConfig) -> RunDirectory:
     """
     directory = RunDirectory(config.directory)
     directory.ledger.repair()
-    settings = require_continuable(config)
+    settings, text = require_continuable(config), to_yaml(config)
+    _require_free(directory, text)
     with atomic_write(directory.config) as part:
-        part.write_text(to_yaml(config), encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
     directory.ledger.record(directory.config, settings, [directory.config])
     return directory
+
+
+def _require_free(directory: RunDirectory, config: str) -> None:
+    """Raise InputError if the folder of a new run with this config holds what is not a run's."""
+    foreign = directory.foreign
+    # A run may have been killed right after this file.
+    if directory.config.name in foreign and directory.config.read_bytes() == config.encode():
+        foreign.remove(directory.config.name)
+    if foreign:
+        raise InputError(
+            f"{directory.root} holds {', '.join(foreign)}, which no run has made; choose another "
+            "name, e.g. name=my-run, or another out"
+        )
 
 
 def require_continuable(config: RunConfig) -> str:

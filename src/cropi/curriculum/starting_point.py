@@ -76,10 +76,19 @@ def fitting_prompts(
 
 
 def record_inputs(
-    directory: RunDirectory, sets: PromptSets, policies: Policies, seeds: Mapping[str, int]
+    directory: RunDirectory,
+    sets: PromptSets,
+    policies: Policies,
+    seeds: Mapping[str, int],
+    code: Mapping[str, str],
 ) -> None:
-    """Write prompts and manifest. Raises InputError if the run was begun with other inputs."""
+    """Write prompts and manifest. Raises InputError if the run was begun with other inputs.
+
+    `code` identifies what the user's own files do.
+    """
     inputs = _inputs(sets, policies.identity, policies.parameters)
+    if code:
+        inputs["code"] = dict(code)
     require_same_inputs(directory, **inputs)
     write_prompts(directory.prompts("pool"), sets.pool)
     for kind, named in (("validation", sets.validation), ("test", sets.test)):

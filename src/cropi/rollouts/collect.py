@@ -173,6 +173,7 @@ def rollout(
             seed,
             template_kwargs,
             [(p.prompt_id, p.content, p.answer) for p in prompts],
+            *judge.code,
         )
         place = Path(out).absolute() if executor else Path(out)
         collect(

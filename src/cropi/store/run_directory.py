@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from cropi import __version__
+from cropi.errors import InputError
 from cropi.store.cached import read_record
 from cropi.store.files import POLICY_RECORD, atomic_write, write_json
 from cropi.store.ledger import Ledger
@@ -136,6 +137,17 @@ class RunDirectory:
         """Versions, machine, seeds and identities."""
         return self.root / "manifest.json"
 
+    @property
+    def foreign(self) -> list[str]:
+        """What is here under the names that a run gives, and was made by none."""
+        if self.manifest.is_file() or self.config in self.ledger or not self.root.is_dir():
+            return []
+        files = (self.config, self.start, self.root / METRICS, self.shared_costs)
+        names = {"arms", "prompts", "rollouts", *(file.name for file in files)}
+        names -= {output.partition("/")[0] for output in self.ledger.entries}
+        here = {place.name for place in self.root.iterdir()}
+        return sorted(here & names)
+
     def prompts(self, kind: str, name: str = "") -> Path:
         """File of the pool, or of a validation or test set."""
         return _set_file(self.root / "prompts", kind, name)
@@ -180,8 +192,14 @@ class RunDirectory:
         return [Stage(arm, index, folder / str(index)) for index in range(count)]
 
     def add_timing(self, row: AnyRow) -> None:
-        """Append one wall-time row."""
-        append_row(self.timings, row)
+        """Append one wall-time row. Raises InputError if the folder is not there any more."""
+        try:
+            append_row(self.timings, row)
+        except FileNotFoundError:
+            raise InputError(
+                f"{self.root} was moved or removed while a run was working in it; put it back, and "
+                "the same command continues"
+            ) from None
 
     def clock(self, arm: str) -> list[ClockRow]:
         """Rows of an arm's training clock; a line that a kill or a full disk cut is left out."""

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from cropi.errors import InputError
-from cropi.plugins import resolve_name
+from cropi.plugins import code_of, resolve_name
 from cropi.schema import Prompt
 from cropi.settings import given_or_default
 from cropi.text import shown
@@ -79,6 +79,12 @@ class Judge:
     def folders(self) -> tuple[Path, ...]:
         """Where it looks for verifiers' files, beside the current directory."""
         return self._folders
+
+    @property
+    def code(self) -> list[str]:
+        """Hashes of the files that define functions of the user's."""
+        rewards = [*self._default, *(each for some in self._patterns.values() for each in some)]
+        return sorted({code for name, _ in rewards if (code := code_of("verifier", name))})
 
     def add(self, counts: Mapping[str, Mapping[Outcome, int]], reasons: Mapping[str, int]) -> None:
         """Count what a judge in another process has judged."""
