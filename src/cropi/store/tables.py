@@ -356,10 +356,7 @@ def read_features(path: Path) -> NDArray[np.float32]:
 
 
 def read_selection(path: str | Path) -> Selection:
-    """Read a selection file, which may be a URL.
-
-    Raises InputError if it is not one, or selects nothing.
-    """
+    """Read a selection's file or URL. Raises InputError if it is none, or selects nothing."""
     with local_copy(path) as file:
         return _selection_from(read_table(file), remote_url(path) or file)
 
