@@ -138,8 +138,8 @@ class RunConfig(Section):
     def code(self) -> dict[str, str]:
         """Hashes of the files that define plug-ins of the user's, by setting, but verifiers."""
         sections = {name: getattr(self, name) for name in type(self).model_fields}
-        found = _code_in({key: value for key, value in sections.items() if key != "compare"})
-        return {key: code for key, code in found if code}
+        hashes = _code_in({key: value for key, value in sections.items() if key != "compare"})
+        return {key: code for key, code in hashes if code}
 
     @property
     def longest_response(self) -> tuple[str, int]:
