@@ -13,9 +13,9 @@
 `compare` section; language models only where they are named. `report` reads what is finished into
 benchmarks/results/study.json (regimes of pocket), smollm2.json, default.json or baselines.json, and
 redraws; a regime without a study in --out keeps the numbers that it had. The studies of
-default.json and baselines.json are of the configs here and in benchmarks/chain/, made by
-`cropi compare` with any strategies and seeds. `redraw` makes docs/figures/ and the tables of
-docs/results.md from these numbers alone.
+default.json and baselines.json are of the configs here, in benchmarks/chain/ and in
+benchmarks/puzzles/, made by `cropi compare` with any strategies and seeds. `redraw` makes
+docs/figures/ and the tables of docs/results.md from these numbers alone.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ HERE = Path(__file__).resolve().parent
 CONFIGS = HERE / "study"
 RESULTS = HERE / "results" / "study.json"
 PAGE = HERE.parent / "docs" / "results.md"
-CHAIN = HERE / "chain"
+OTHER_SUITES = (HERE / "chain", HERE / "puzzles")
 FIRST = "clean"
 """The regime that the others differ from."""
 
@@ -139,7 +139,8 @@ def report(options: argparse.Namespace) -> None:
 def numbers_of(suite: str, configs: Path, out: str) -> dict[str, Any]:
     """Read the numbers of a suite from its studies in `out`."""
     if suite in (DEFAULT, BASELINES):
-        return gather_as_asked([*regimes(configs), *regimes(CHAIN)], out)
+        others = [path for folder in OTHER_SUITES for path in regimes(folder)]
+        return gather_as_asked([*regimes(configs), *others], out)
     named = sorted(path.stem for path in configs.glob(f"{APART}*.yaml"))
     return gather(regimes(configs, ",".join(named) if suite == APART else ""), out)
 
