@@ -368,7 +368,7 @@ def test_a_run_directory_that_cannot_be_written_is_refused(
         ("- 1", "no settings"),
         ("", "no settings"),
         ("\xff\xfe", "text"),
-        ("1: 2\nmodel: {path: pocket}\nprompts: {pool: [{path: x}]}", "1 = 1"),
+        ("1: 2\nmodel: {path: pocket}\nprompts: {pool: [{path: x}]}", "unknown key 1; allowed: "),
         ("model: {path: pocket}\nprompts: {pool: []}", "prompts.pool"),
         ("model: pocket\nprompts: {pool: [{path: x}]}", "model"),
     ],

@@ -160,7 +160,9 @@ def _explain_one(problem: Any, kind: type[Section], parents: tuple[str, ...] = (
         return [f"{key} has the key {shown(problem['input'])}: give text, in quotes"]
     if problem["type"] in ("extra_forbidden", "invalid_key"):
         allowed = _keys_at(inner[:-1], kind)
-        return [f"unknown key {key} (value {shown(problem['input'])}); {_hint(location, allowed)}"]
+        is_text = problem["type"] == "extra_forbidden"  # of any other key pydantic gives no value
+        value = f" (value {shown(problem['input'])})" if is_text else ""
+        return [f"unknown key {key}{value}; {_hint(location, allowed)}"]
     if problem["type"] == "missing":
         return [f"{key} is missing; add it"]
     message = problem["msg"].removeprefix("Value error, ")
