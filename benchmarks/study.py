@@ -34,7 +34,7 @@ from cropi.store.files import atomic_write
 from study_report.bar import rows_of
 from study_report.gathering import gather, gather_as_asked
 from study_report.page import fill
-from study_report.results import APART, BASELINES, DEFAULT, Results
+from study_report.results import APART, BASELINES, DEFAULT, LANGUAGE_MODELS, Results
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE / "study"
@@ -90,7 +90,7 @@ def regimes(folder: Path, only: str = "") -> list[Path]:
     if not known:
         raise InputError(f"{folder} holds no regime (*.yaml); give a folder that does")
     wanted = [name.strip() for name in only.split(",") if name.strip()]
-    wanted = wanted or [name for name in known if not name.startswith(APART)]
+    wanted = wanted or [name for name in known if name not in LANGUAGE_MODELS]
     for name in wanted:
         if name not in known:
             raise InputError(f"--only {name!r} is no regime; allowed: {', '.join(known)}")
@@ -141,7 +141,7 @@ def numbers_of(suite: str, configs: Path, out: str) -> dict[str, Any]:
     if suite in (DEFAULT, BASELINES):
         others = [path for folder in OTHER_SUITES for path in regimes(folder)]
         return gather_as_asked([*regimes(configs), *others], out)
-    named = sorted(path.stem for path in configs.glob(f"{APART}*.yaml"))
+    named = [name for name in LANGUAGE_MODELS if (configs / f"{name}.yaml").exists()]
     return gather(regimes(configs, ",".join(named) if suite == APART else ""), out)
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from cropi.errors import InputError
 from cropi.store.files import atomic_write
 from study_report.default_table import baselines_table, default_tables
-from study_report.results import APART, BASELINES, DEFAULT, Results
+from study_report.results import APART, BASELINES, DEFAULT, LANGUAGE_MODELS, Results
 from study_report.tables import EMPTY, bar_table, costs_table, regime_tables, setting_table
 
 BLOCK = re.compile(r"<!-- (?P<kind>table|figure): (?P<name>[\w.-]+) -->\n.*?<!-- end -->", re.S)
 
 NOT_YET = {
-    f"figure: {APART}": "",
-    f"table: {APART}": EMPTY,
+    **{f"figure: {study}": "" for study in LANGUAGE_MODELS},
+    **{f"table: {study}": EMPTY for study in LANGUAGE_MODELS},
     "table: costs": EMPTY,
     f"table: {DEFAULT}": EMPTY,
     f"table: {BASELINES}": EMPTY,

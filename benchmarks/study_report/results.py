@@ -16,7 +16,9 @@ DEFAULT = "default"
 BASELINES = "baselines"
 """The default beside baselines that need no gradient: a file of their own, and a table."""
 APART = "smollm2"
-"""What the studies on a language model begin with: a file of their own beside the regimes'."""
+"""The studies on a language model: a file of their own beside the regimes'."""
+LANGUAGE_MODELS = (APART, f"{APART}_second")
+"""Their names."""
 
 
 class Regime:

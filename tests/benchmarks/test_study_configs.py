@@ -19,7 +19,7 @@ from cropi.pocket.tasks import SKILLS, TARGETS, split_of
 from cropi.prompts import PromptSets, load_prompt_sets
 from cropi.schema import Prompt, derive_seed
 from cropi.verifiers import Judge
-from study_report.results import APART
+from study_report.results import APART, LANGUAGE_MODELS
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "study"
 REGIMES = ("clean", "imbalanced", "noisy_answers", "noisy_verdicts", "low_utility", "shifted")
@@ -46,7 +46,7 @@ def right_answer(prompt: Prompt) -> str:
 
 
 def test_every_regime_has_its_config() -> None:
-    assert {*REGIMES, APART, f"{APART}_second"} == {path.stem for path in FOLDER.glob("*.yaml")}
+    assert {*REGIMES, *LANGUAGE_MODELS} == {path.stem for path in FOLDER.glob("*.yaml")}
 
 
 @pytest.mark.parametrize("regime", REGIMES)
