@@ -12,6 +12,18 @@ from cropi.verifiers.settings import VerifiersConfig
 from cropi.verifiers.verdict import Verifier
 from support.judgements import CHOICE, EXACT, MATH, NUMERIC
 
+LONG = 20_000
+PIECES = (
+    "1 ", "it is ", "(a b ", "f(x)=", "|a", "0.12", "2 hours ", "wait, no, ", "\\text{", "$$ ",
+    "$1$ 2 ", "\\( ", "\\boxed{", "\\boxed{1} ", "(", "{", "−", "1,000", "_", "not ", "C ", "*",
+    "a", ". ", "1 and ", "\n", "the answer is not ", "Question:\n", "But this fails. ", "\x00",
+    "答案是",
+)  # fmt: skip
+ENORMOUS = (
+    "9^{9^{9^9}}", "10^{10^{10}}", "1e999999999", "1000000!", "2^{1000000}", "\\tan(10^{50})",
+    "\\binom{1000000000}{500000000}", "1/0", "\\frac{0}{0}", "\\infty - \\infty", "((10!)!)!",
+    "\\sum_{k=1}^{1000000000} k", "\\prod_{k=1}^{1000000000} k", "x^{" * 40 + "x" + "}" * 40,
+)  # fmt: skip
 VERIFIERS: dict[str, tuple[Verifier, dict[str, list[tuple[str, str, int]]]]] = {
     "math": (MathVerifier(), MATH),
     "numeric": (numeric.NumericVerifier(), NUMERIC),
@@ -69,8 +81,23 @@ def test_every_gold_judged_by_hand_reads_as_itself() -> None:
 
 @pytest.mark.parametrize("name", ["math", "numeric", "choice"])
 def test_long_and_repetitive_responses_are_judged_within_the_usual_time_limit(name: str) -> None:
-    pieces = ["1 ", "it is ", "(a b ", "f(x)=", "|a", "0.12", "2 hours ", "wait, no, ", "\\text{"]
-    gold = "B" if name == "choice" else "12"
-    items = [(Prompt("p", gold, "s", prompt="q"), piece * 500) for piece in pieces]
+    gold = Prompt("p", "B" if name == "choice" else "12", "s", prompt="q")
+    texts = [piece * (LONG // len(piece)) + ending for piece in PIECES for ending in ("", " 7.")]
     with Judge(VerifiersConfig(default=name)) as judge:
-        assert {verdict.status for verdict in judge.judge(items)} == {"ok"}
+        verdicts = judge.judge([(gold, text) for text in texts])
+    assert {(text[:10], v.status, v.reward) for text, v in zip(texts, verdicts, strict=True)} == {
+        (text[:10], "ok", 0.0) for text in texts
+    }
+
+
+@pytest.mark.parametrize("name", ["math", "numeric"])
+def test_numbers_and_formulas_that_no_machine_can_evaluate_are_no_answers(name: str) -> None:
+    boxed = [*ENORMOUS, "{" * 5000 + "12" + "}" * 5000, "(" * 3000 + "12" + ")" * 3000]
+    texts = [f"\\boxed{{{each}}}" for each in boxed] + ["9" * 10**6, "\\boxed{" * 20_000]
+    items = [(Prompt("p", "12", "s", prompt="q"), text) for text in texts]
+    with Judge(VerifiersConfig(default=name)) as judge:
+        verdicts = judge.judge(items)
+    outcomes = {
+        (text[:30], v.status, v.reward) for (_, text), v in zip(items, verdicts, strict=True)
+    }
+    assert outcomes == {(text[:30], "ok", 0.0) for text in texts}

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from cropi.verifiers.forms import Reading, Words
+from cropi.verifiers.number_words import unscaled
 from cropi.verifiers.polarity import NEAR, is_denied, is_doubted
 from cropi.verifiers.quantity import Quantity
 from cropi.verifiers.reading import read
@@ -32,7 +33,9 @@ _LABEL = re.compile(
     r"|september|october|november|december)\s*[(#]*$"
 )
 _CASELESS = "\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af\u0e00-\u0e7f"
-_GLUED = re.compile(rf"(?<=[{_CASELESS}])(?=[-\d$\\])|(?<=[\d$])(?=[{_CASELESS}])")
+_GLUED = re.compile(
+    rf"(?<=[A-Za-z]:)(?=[-\d$(])|(?<=[{_CASELESS}])(?=[-\d$\\])|(?<=[\d$])(?=[{_CASELESS}])"
+)
 _ENUMERATED = re.compile(
     r"(?i)\d[*$]*(?:\s*,\s*(?:and|or)?|\s+(?:[^\W\d]+\s+){0,2}?(?:and|or|to)|\s*[&–])\s*[*$\\]*$"
 )
@@ -44,6 +47,12 @@ _ADJUNCT = re.compile(
     r"(?i)\b(?:in|after|during|within|over|for|of\s+(?:those|these))\s+(?:(?:the|those|these|all|just"
     r"|only|first|last|next)\s+){0,2}[*$\\(]*$"
 )
+_AFTER_RESULT = re.compile(
+    r"(?i)\s*(?:(?!(?:and|but|so|or|then|plus|minus|times|gives|gets?|is|are|was|were|leaves?|leaving"
+    r"|makes?|making|that|which|now|equals?)\b)[^\s.,;:!?=]+\s+)*[*$\\(]*"
+)
+"""Between a computation and a number that says what for: "= 5 hours to read 120 pages"."""
+_MOST_AFTER = 4
 _STRONG = re.compile(r"(?i)(?:\b(?:is|are|was|were|be|equals?|makes?|total\s+of)|[=:*])[\s*$\\(]*$")
 _REMARK = re.compile(r"\([^()$\\]*[A-Za-z]{2,}\s+[^()$\\]*\)")
 
@@ -54,24 +63,39 @@ def last_candidate(text: str) -> tuple[str, str] | None:
     A formula between `$` or `\\(` counts as a whole, and so does a run of numbers and operators.
     Numbers of a remark in parentheses, or of a phrase such as "in 3 days", do not count.
     """
-    text = _REMARK.sub(" ", _GLUED.sub(" ", text))
+    text = unscaled(_REMARK.sub(" ", _GLUED.sub(" ", text)))
     places = list(islice(_candidates(text), 2))
     if not places:
         return None
     start, end, content = places[0]
     if is_doubted(text, start):
         return None
+    for computed, stop, result in islice(_candidates(text), 1, _MOST_AFTER):
+        if "=" in result and "=" not in content and _AFTER_RESULT.fullmatch(text, stop, start):
+            start, end, content = computed, stop, result
+            break
+    if "=" in content and re.search(r"\d.*=", content):
+        content = _computation(content, _before(text, start))
     share = _SHARE.search(_before(text, start))
     if share is not None:
         return f"{share[1]}/{content}", ""
     if _ENUMERATED.search(_before(text, start)):
         return None
-    if len(places) > 1 and _ADJUNCT.search(_before(text, start)):
+    if len(places) > 1 and "=" not in content and _ADJUNCT.search(_before(text, start)):
         before, stop, other = places[1]
         if not re.search(r"[.!?]\s|\n", text[stop:start]):
             strong = "=" in other or _STRONG.search(_before(text, before))
             return (other, text[stop:].partition("\n")[0]) if strong else None
     return content, text[end:].partition("\n")[0]
+
+
+def _computation(content: str, before: str) -> str:
+    """Return a computation without currencies, or its result where words are on its left side."""
+    content = re.sub(r"[$€£](?=[\d.])", "", content)
+    partial = re.search(r"\w\s[-+*/×÷x]\s[$€£]?$", before)
+    if partial or re.match(r"[-+*/×÷]\s", content):
+        return content.rpartition("=")[2].strip()
+    return content
 
 
 def _candidates(text: str) -> Iterator[tuple[int, int, str]]:
@@ -118,19 +142,30 @@ def _runs(text: str) -> list[tuple[int, int]]:
             bare = token[0].rstrip(".,;:!?*_`)") if token[0][-1:] in ".,;:!?*_`)" else token[0]
             mathy = bool(_MATH_TOKEN.fullmatch(token[0])) and token[0] not in ("a", "A", "I")
             place = line.start() + token.start()
+            if (result := _RESULT_WITH_UNIT.match(token[0])) is not None:
+                _add(runs, text, place if start is None else start, place + result.end())
+                start = end = None
+                continue
             if mathy:
                 start = place if start is None else start
                 end = line.start() + token.end()
                 if token[0][-1:] not in ",.;:!?" or _is_factorial(token[0], text[end:]):
                     continue
+            number = _NUMBER_WITH_UNIT.match(bare)
             if start is not None and end is not None:
-                _add(runs, text, start, end)
-            elif number := re.match(r"[*_(\"'$€£\\-]*(\d[\d,.]*)(?=[^\W\d_]{2,}|[-–°])", bare):
+                unfinished = number is not None and text[end - 1] == "="
+                _add(runs, text, start, place + number.end() if number and unfinished else end)
+            elif number is not None:
                 _add(runs, text, place, place + number.end())
             start = end = None
         if start is not None and end is not None:
             _add(runs, text, start, end)
     return runs
+
+
+_NUMBER_WITH_UNIT = re.compile(r"[*_(\"'$€£\\-]*(\d[\d,.]*)(?=[^\W\d_]{2,}|[-–°])")
+_RESULT_WITH_UNIT = re.compile(r"[-+*/×÷().,\d$€£x]*=[-$€£]?\d[\d,.]*(?=[A-Za-z]{1,8}[.,;:!?]*\Z)")
+"""`240-40=200cm`"""
 
 
 def _is_factorial(token: str, following: str) -> bool:

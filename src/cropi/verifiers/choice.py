@@ -83,7 +83,7 @@ class ChoiceVerifier:
         """Return whether the response is right, and why. Raises ValueError as a call does."""
         golds = [read_gold(answer) for answer in alternatives(prompt)]
         statement = take_statement(_plain(completion), self._tags)
-        if statement is None:
+        if statement is None or statement.is_long:
             return Decision(False, "no statement", "")
         letters = _chosen(statement)
         stage = "no letter" if letters is None else f"letter {_listed(letters)}"
@@ -155,9 +155,9 @@ def _chosen(statement: Statement) -> frozenset[str] | None:
     if several := _SEVERAL.findall(text):
         return _letters(several[-1])
     for pattern in _IN_PROSE:
-        chosen = [m[1] for m in pattern.finditer(text) if not _is_refused(text, *m.span(1))]
-        if chosen:
-            return frozenset((chosen[-1].upper(),))
+        for match in reversed(list(pattern.finditer(text))):
+            if not _is_refused(text, *match.span(1)):
+                return frozenset((match[1].upper(),))
     return None
 
 

@@ -13,6 +13,8 @@ from functools import lru_cache
 from itertools import count
 from typing import Any
 
+from cropi.verifiers.quantity import read_quantity
+
 _DIGITS = 30
 LONGEST = 600
 """Characters of a formula; the parser's time grows with their square."""
@@ -81,7 +83,7 @@ def _difference(equation: str) -> Any:
 @lru_cache(maxsize=8192)
 def _parsed(latex: str) -> Any:
     """Return sympy's expression of a formula; None if math-verify cannot parse it in time."""
-    if len(latex) > LONGEST:
+    if len(latex) > LONGEST or _is_enormous(latex):
         return None
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse
@@ -101,6 +103,45 @@ def _parsed(latex: str) -> Any:
     return (
         _with_imaginary_unit(readings[0]) if readings and isinstance(readings[0], Basic) else None
     )
+
+
+_EXPONENT = re.compile(r"\^\s*(?:(\d)|\{)")
+_FACTORIAL = re.compile(r"(\d+)\s*!|!\s*\)\s*!|!!")
+_LARGEST_EXPONENT, _LARGEST_FACTORIAL, _LARGEST_CHOICE, _TALLEST = 10**5, 10**4, 10**6, 4
+
+
+def _is_enormous(latex: str) -> bool:
+    """Whether a formula holds a power, factorial or sum that would take minutes to evaluate."""
+    if any(
+        int(n or _LARGEST_FACTORIAL + 1) > _LARGEST_FACTORIAL for n in _FACTORIAL.findall(latex)
+    ):
+        return True
+    if re.search(r"binom\s*\{[^{}]*\^", latex):
+        return True
+    if "binom" in latex and any(len(n) > 6 for n in re.findall(r"\d+", latex.replace(",", ""))):
+        return True
+    return any(_is_enormous_exponent(each) for each in _exponents(latex))
+
+
+def _exponents(latex: str) -> Iterator[str]:
+    """Yield what stands in braces after each ^, also of a sum, whose upper limit that is."""
+    for match in _EXPONENT.finditer(latex):
+        depth, end = 1, match.end()
+        while match[1] is None and end < len(latex) and depth:
+            depth += {"{": 1, "}": -1}.get(latex[end], 0)
+            end += 1
+        yield latex[match.start(1) if match[1] else match.end() : end].removesuffix("}")
+
+
+def _is_enormous_exponent(exponent: str) -> bool:
+    if exponent.count("^") >= _TALLEST:
+        return True
+    if re.search(r"[a-zA-Z]", exponent):
+        return False
+    quantity = read_quantity(exponent)
+    if quantity is None:
+        return "^" in exponent
+    return abs(quantity.value) > _LARGEST_EXPONENT
 
 
 def _with_imaginary_unit(expression: Any) -> Any:

@@ -38,8 +38,9 @@ from cropi.verifiers.words import before_reason, is_said_to_be, is_wordy, says
 
 @dataclass(frozen=True, slots=True)
 class Gold:
-    """A gold answer, in its canonical text and as it is read."""
+    """A gold answer as it is written, in its canonical text and as it is read."""
 
+    written: str
     text: str
     reading: Reading
 
@@ -91,11 +92,13 @@ def read_gold(answer: str) -> Gold:
         raise ValueError(
             f"math cannot read the answer {answer!r}: it has no number, word or symbol"
         )
-    return Gold(canonical_text(text), read(text))
+    return Gold(text, canonical_text(text), read(text))
 
 
 def _stage(gold: Gold, statement: Statement) -> str | None:
     """Return the stage that finds the statement right; None if none does."""
+    if statement.is_long:
+        return "text" if statement.text.split() == gold.written.split() else None
     if canonical_text(statement.text) == gold.text:
         return "text"
     if isinstance(gold.reading, Words):
@@ -128,7 +131,8 @@ def readings(statement: Statement, gold: Reading) -> Iterator[Reading]:
     if canonical_moment(text) is not None or (statement.form == "text" and names_only_denied(text)):
         return
     reading = read(text)
-    if not isinstance(reading, Words) and not isinstance(reading, Listing):
+    of_lines = statement.form == "text" and "\n" in text.strip() and "\\" not in text
+    if not isinstance(reading, Words | Listing) and not of_lines:
         yield reading
         return
     if statement.form == "box":

@@ -70,7 +70,7 @@ _SPELLINGS = (
     (re.compile(r"\\lg(?![a-zA-Z])"), r"\\log_{10}"),
     (re.compile(r"\\pmod\s*(?:\{\s*(\w+)\s*\}|(\w))|\(\\?mod\s*(\w+)\)"),
      lambda m: rf"\pmod{{{m[1] or m[2] or m[3]}}}"),
-    (re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)|(?<=\d)\s+x\s+(?=\d)"), r" \\times "),
+    (re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)|(?<=\d)\s+x\s+(?=[\d.])"), r" \\times "),
     (re.compile(r"\\gt(?![a-zA-Z])"), ">"),
     (re.compile(r"\\neq?(?![a-zA-Z])|!="), r"\\neq "),
     (re.compile(r"\\(?:varnothing|empty)(?![a-zA-Z])|\\\{\s*\\\}|^\{\s*\}$"), r"\\emptyset "),

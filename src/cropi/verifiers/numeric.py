@@ -39,7 +39,7 @@ class NumericVerifier:
         """Return whether the response is right, and why. Raises ValueError as a call does."""
         statement = take_statement(completion, self._tags)
         golds = [(answer, read_gold(answer)) for answer in alternatives(prompt)]
-        if statement is None or statement.is_bound:
+        if statement is None or statement.is_bound or statement.is_long:
             return Decision(False, "no statement", "")
         stages = [_stage(answer, gold, statement) for answer, gold in golds]
         stage = next((s for s in stages if s), None)
@@ -105,7 +105,7 @@ def _several(text: str) -> bool:
 
 
 def _last_number(text: str, unit: str) -> Quantity | None:
-    text = re.sub(r"(?<=\d)-(?=\d)", "; ", text)
+    text = re.sub(r"(?<=\d)-(?=\d)(?!\S*\s?=)", "; ", text)
     candidate = last_candidate(text)
     return None if candidate is None else _number(read_candidate(*candidate, unit))
 

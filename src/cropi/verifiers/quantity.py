@@ -135,7 +135,7 @@ def _read_number(text: str) -> tuple[Fraction, int | None, int] | None:
         return None
     try:
         value = _Evaluator(tokens).value()
-    except (ValueError, ZeroDivisionError, IndexError, OverflowError):
+    except (ValueError, ZeroDivisionError, IndexError, OverflowError, RecursionError):
         return None
     lone = re.fullmatch(r"\s*[-+]?([\d, '_]*\.\d*)\s*", text)
     if lone is None:

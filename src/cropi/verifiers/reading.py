@@ -72,7 +72,7 @@ _EXCLUSION = re.compile(
     r"|(?:\w\s*\\in\s*)?\\mathbb\s*\{?R\}?\s*(?:\\setminus|\\backslash|-)\s*\\\{(?P<set>.+)\\\}"
 )
 _SIZE = re.compile(r"\|\s*([a-z])\s*\|")
-_SIGNS = re.compile(r"(.*?)\\pm(?![a-zA-Z])(.+)")
+_SIGNS = re.compile(r"\\(pm|mp)(?![a-zA-Z])\s*")
 
 
 @lru_cache(maxsize=65536)
@@ -184,7 +184,8 @@ def _bracketed(text: str, depth: int) -> Reading | None:
     brackets = opening[-1] + closing[-1]
     if "{" in brackets and brackets != "{}":
         return None
-    return Listing(tuple(read(i, depth) for i in items), brackets)
+    readings = [read(i, depth) for i in items]
+    return Listing(_flat(readings) if brackets == "{}" else tuple(readings), brackets)
 
 
 def _encloses(text: str) -> bool:
@@ -231,7 +232,7 @@ def _list(text: str, depth: int) -> Reading | None:
     items = _split(text, _AND)
     if items is None or len(items) < 2:
         return None
-    return Listing(tuple(read(i, depth) for i in items))
+    return Listing(_flat([read(i, depth) for i in items]))
 
 
 def _inequality(text: str, depth: int) -> Reading | None:
@@ -298,12 +299,28 @@ def _are_equal_constants(sides: list[str], values: list[Reading]) -> bool:
     return all(equal_constants(one, other) for one, other in pairwise(sides))
 
 
+def _signed_tuple(text: str, depth: int) -> Reading | None:
+    """Read (\\pm 3, 2) as two points."""
+    return _plus_minus(text, depth) if text[0] in "([" and _encloses(text) else None
+
+
 def _plus_minus(text: str, depth: int) -> Reading | None:
-    match = _SIGNS.fullmatch(text)
-    if match is None or "\\pm" in match[2] or not _balanced(match[1]):
+    """Read a \\pm b as two values, wherever its only \\pm stands; \\mp is its opposite."""
+    if len(re.findall(r"\\pm(?![a-zA-Z])", text)) != 1 or not _balanced(text):
         return None
-    plus = f"{match[1].strip()}+{match[2].strip()}" if match[1].strip() else match[2]
-    return Listing((read(plus, depth), read(f"{match[1]}-{match[2].strip()}", depth)))
+    return Listing((read(_signed(text, "+-"), depth), read(_signed(text, "-+"), depth)))
+
+
+def _signed(text: str, signs: str) -> str:
+    """Return a text with the first sign for \\pm and the second for \\mp."""
+    text = _SIGNS.sub(lambda m: signs[m[1] == "mp"], text)
+    return re.sub(r"(^|[{(\[,])\s*\+", r"\1", text)
+
+
+def _flat(items: list[Reading]) -> tuple[Reading, ...]:
+    """Return items with those that are several, as \\pm 3 is, one by one."""
+    several = [i.items if isinstance(i, Listing) and not i.brackets else (i,) for i in items]
+    return tuple(item for each in several for item in each)
 
 
 def _words(text: str, _: int) -> Reading | None:
@@ -328,6 +345,7 @@ _READERS = (
     _exclusion,
     _union,
     _membership,
+    _signed_tuple,
     _bracketed,
     _named_point,
     _list,

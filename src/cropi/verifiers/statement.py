@@ -8,9 +8,10 @@ In this order: what follows the thoughts, the answer tag in it, the last box, a 
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from cropi.verifiers.asserted import (
     asserted,
@@ -25,7 +26,14 @@ from cropi.verifiers.tags import DEFAULT_TAGS, Tags
 Form = Literal["tag", "box", "phrase", "####", "text"]
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?=[\w\\]))")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?P<bare>\\?\w{1,40}))|\\.|[{}]", re.DOTALL)
+LONGEST_BARE = 40
+"""Characters between `\\boxed 12`, which has no braces, and the end of the text."""
+LONGEST = 4000
+"""Characters of a statement that is read: what the answer is stands in the last part of a text."""
+_WORD_CHARACTERS = string.ascii_letters + string.digits + "\\{}$.,"
+_DEEPEST = 3
+"""Boxes within boxes."""
 _BETWEEN_BOXES = re.compile(
     r"(?:[\s$,;]|\\[,;()\[\] ]|\\text\s*\{\s*(?:and|or)\s*\}|\band\b|\bor\b)*"
 )
@@ -69,6 +77,11 @@ class Statement:
     form: Form
 
     @property
+    def is_long(self) -> bool:
+        """Whether it is too long to be read; it can still be the answer's text."""
+        return len(self.text) > LONGEST + LONGEST // 2
+
+    @property
     def is_bound(self) -> bool:
         """Whether it states a bound or a difference (`at least 9`, `9 more than x`), no value."""
         return self.form != "text" and _BOUND.match(self.text) is not None
@@ -92,10 +105,19 @@ def take_statement(response: str, tags: Tags = DEFAULT_TAGS) -> Statement | None
             return None  # it was cut off within its box
     if tagged is not None:
         return Statement(_EQUALS.sub("", text), "tag")
+    text = _last_part(text)
     if is_cut_off(text):
         return None
     text = without_questions(taken_back(text, 0) or text)
     return Statement(_EQUALS.sub("", text.strip()), "text")
+
+
+def _last_part(text: str) -> str:
+    """Return a text in prose, without the middle of a long one: `Yes` may be its first line."""
+    if len(text) <= LONGEST:
+        return text
+    first, tail = text[: LONGEST // 4].partition("\n")[0], text[-LONGEST:]
+    return f"{first}\n{tail.lstrip(_WORD_CHARACTERS).lstrip()}"
 
 
 def _first_exchange(text: str, tags: Tags) -> str | None:
@@ -123,40 +145,48 @@ def gold_statement(answer: str) -> str:
     return (leading and phrased(text)) or text
 
 
-def last_boxed(text: str) -> str | None:
+def last_boxed(text: str, depth: int = 0) -> str | None:
     """Return what the last complete \\boxed{...} holds, inner boxes opened; None without one.
 
     Boxes that only "and" or a comma separates are one statement.
     """
-    boxes: list[tuple[int, str, int]] = []
-    for match in _BOX.finditer(text):
-        inside = _braced(text, match.end()) if match.group().endswith("{") else None
-        if inside is not None:
-            boxes.append((match.start(), inside, match.end() + len(inside) + 1))
-        elif not match.group().endswith("{"):
-            word = re.match(r"\\?\w+", text[match.end() :])
-            if word is not None and len(text) < match.end() + 40:
-                boxes.append((match.start(), word.group(), match.end() + word.end()))
-    outer = [b for b in boxes if not any(a[0] < b[0] < a[2] for a in boxes)]
-    if not outer:
+    boxes = _outer_boxes(text)
+    if not boxes:
         return None
-    statements = [outer[-1][1]]
-    for before, after in zip(outer[-2::-1], outer[:0:-1], strict=False):
-        between = text[before[2] : after[0]]
-        if not _BETWEEN_BOXES.fullmatch(between) or not between.strip(" $\n"):
+    statements = [text[slice(*boxes[-1].inside)]]
+    for before, after in zip(boxes[-2::-1], boxes[:0:-1], strict=False):
+        between = text[before.end : after.start]
+        if not between.strip(" $\n") or not _BETWEEN_BOXES.fullmatch(between):
             break
-        statements.insert(0, before[1])
-    return ", ".join(last_boxed(s) or s for s in statements).strip()
+        statements.append(text[slice(*before.inside)])
+    if depth < _DEEPEST:
+        statements = [last_boxed(s, depth + 1) or s for s in statements]
+    return ", ".join(reversed(statements)).strip()
 
 
-def _braced(text: str, start: int) -> str | None:
-    """Return the text from `start` to the brace that closes it; None if none does."""
-    depth = 1
-    for match in _BRACE.finditer(text, start):
-        depth += {"{": 1, "}": -1}.get(match.group(), 0)
-        if depth == 0:
-            return text[start : match.start()]
-    return None
+class _Box(NamedTuple):
+    """Where a box starts and ends, and where what it holds does."""
+
+    start: int
+    inside: tuple[int, int]
+    end: int
+
+
+def _outer_boxes(text: str) -> list[_Box]:
+    """Return the complete boxes that are within no other, in order."""
+    boxes: list[_Box] = []
+    opened: list[re.Match[str]] = []
+    for match in _BOX_OR_BRACE.finditer(text):
+        if match["bare"]:
+            if len(text) < match.end() + LONGEST_BARE:
+                boxes.append(_Box(match.start(), match.span("bare"), match.end()))
+        elif match[0].endswith("{") and match[0] != "\\{":
+            opened.append(match)
+        elif match[0] == "}" and opened and (opening := opened.pop())[0] != "{":
+            while boxes and boxes[-1].start > opening.start():
+                boxes.pop()
+            boxes.append(_Box(opening.start(), (opening.end(), match.start()), match.end()))
+    return boxes
 
 
 def phrased(text: str) -> str | None:
@@ -177,9 +207,9 @@ def _taken_back_phrase(text: str) -> str | None:
 def _last_phrase(text: str) -> tuple[str, int] | None:
     """Return what the last phrase states, and where that starts."""
     for match in sorted(_PHRASE.finditer(text), key=lambda m: -m.end()):
-        rest = text[match.end() :]
+        rest = text[match.end() : match.end() + LONGEST]
         rest = re.sub(r"^[*_`:：\s]+", "", rest)
-        start = len(text) - len(rest)
+        start = text.find(rest[:1], match.end()) if rest else match.end()
         display = re.match(
             r"(\$\$.+?\$\$|\\\[.+?\\\]|\\begin\{(\w+\*?)\}.+?\\end\{\2\})", rest, re.DOTALL
         )

@@ -44,13 +44,16 @@ def scale_of(unit: str) -> tuple[str, Fraction] | None:
     return f"{number}^{power or 1}", scale ** int(power or 1)
 
 
+_LONGEST = 200
+
+
 def compound(text: str) -> tuple[Fraction, str] | None:
     """Return the value and unit of `2 hours 30 minutes` or `5 ft 3 in`; None for another text.
 
     The value is in the last unit, each of which is smaller than the one before.
     """
     text = re.sub(r"^(\d+)\s*'\s*(\d+)\s*\"$", r"\1 ft \2 in", text)
-    if not _COMPOUND.fullmatch(text):
+    if len(text) > _LONGEST or not _COMPOUND.fullmatch(text):
         return None
     total, last, smallest = Fraction(0), None, ""
     for number, name in _PART.findall(text):

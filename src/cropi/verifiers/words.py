@@ -20,7 +20,7 @@ _TEXT = re.compile(r"\\text\w*\s*\{([^{}]*)\}")
 _WORD = re.compile(r"[^\W\d_]+")
 _CLOSED = {"yes", "no", "true", "false", "even", "odd", "always", "never", "sometimes"}
 _REASON = re.compile(
-    r"\s(?:because|since|as|for)\s|,\s*(?:which|who|because|since|so|as|not)\b|\s[-—–]\s|\s\(|;|:\s"
+    r"\s(?:because|since|as|for)\s|,\s*(?:which|who|because|since|so|as|not)\b|\s[-—–]\s(?![\d$\\])|\s\(|;|:\s"
     r"|,?\s(?:rather\s+than|instead\s+of)\s"
 )
 _SENTENCES = re.compile(r"(?<!\b[ap]\.m)(?<=[.!?])\s+(?=[A-Z])")
