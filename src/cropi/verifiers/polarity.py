@@ -11,11 +11,16 @@ import re
 
 NEAR = 160
 """Characters before a candidate that say what it is; all of a long response would take too long."""
-_NOBODY = r"\b(?:nobody|none|nothing|neither|no\s+one|hardly\s+any\w*)\b"
+_NOBODY = (
+    r"\b(?:nobody|none|nothing|nowhere|neither|no\s+one|hardly\s+any\w*|(?:by|under|in)\s+no)\b"
+)
+_REFUSING = (
+    r"\b(?:(?:rul(?:e|es|ed|ing)\s+out)|(?:eliminat|exclud|refut|disprov)(?:e|es|ed|ing)"
+    r"|(?:discard|reject|dismiss)(?:s|es|ed|ing)?)\b"
+)
 NEGATION = re.compile(
     rf"""(?ix) \b(?:not|never|cannot|nor|hardly|scarcely)\b | n['’]t\b | {_NOBODY}
-    | \bno\s+(?:way|reason|chance|evidence|proof)\b | \b(?:by|under)\s+no\b
-    | \b(?:rul(?:e|es|ed|ing)\s+out|eliminat|exclud|discard|reject|dismiss|refut|disprov)\w*"""
+    | \bno\s+(?:way|reason|chance|evidence|proof)\b | {_REFUSING}"""
 )
 _OPINION = (
     r"\b(?:think|believe|say|claim|guess|suspect|argue|suggest|assert|answer|allege|insist|assume"
@@ -28,13 +33,14 @@ _OTHERS = (
 _OTHERS_OPINION = re.compile(rf"(?i){_OTHERS}[^.,;:]*?(?:{_OPINION})[^.,;:\d]*$")
 _CROWD = re.compile(r"(?i)\b(?:most|many|some|few|several|people|students|others)\b")
 _UNREAL = re.compile(
-    r"""(?ix) \b(?:whether|perhaps|maybe|possibly)\b
+    r"""(?ix) \b(?:whether|perhaps|maybe|possibly|suppose|assume|imagine|pretend)\b
+    | \bto\s+(?:say|answer|guess|think|claim|conclude)\b
     | \b(?:might|may|could)\s+(?:\w+\s+)?be\b[\s*_$(\\]*$
     | \bif\s+(?:\w+\s+){1,3}(?:were|was|is|equals|be)\b[\s*_$(\\]*$"""
 )
 _LIMIT = re.compile(
     r"(?i)(?:\bthan|\bexceed(?:s|ing)?|\bat\s+(?:least|most)|(?<!\brounds\s)(?<!\brounded\s)\bup\s+to|(?<!\d\s)\b(?:over|under)|\bbelow|\babove"
-    r"|\b(?:anything|everything|all)\s+(?:but|except)|\bexcept|\binstead\s+of)[\s*_$\\(]*$"
+    r"|\b(?:anything|everything|all)\s+(?:but|except)|\bexcept|\binstead\s+of|\bbound\s+(?:is|of))[\s*_$\\(]*$"
 )
 _COPULA = re.compile(r"(?i)\b(?:is|are|was|were|equals?|has|have|had|leaves?)\b(?!\s*n[o'’]t)|=")
 _ADVERBS = re.compile(r"(?i)(?:\s*(?:\w+ly|even|ever|yet|quite))*\s*")
@@ -81,10 +87,11 @@ _CONDITION = re.compile(
     r"(?i)\b(?:if|assum\w+|suppos\w+|were|had|unless|otherwise|ignoring|without|only)\b"
 )
 _ABOUT_IT = re.compile(
-    r"""(?ix) [\s*_$)\\]*
+    rf"""(?ix) [\s*_$)\\]*
     (?: (?:is|was|would\s+be|cannot\s+be)\b (?!\s+(?:\w+ly\s+)?
             (?:the|our|my|his|her|its|their|your|what|how|therefore|thus|also|indeed|correct|right|true|left|needed
             |required|obtained|necessary|reached|spent|paid|gone|\d|\$|\\))
+      | (?:can|may|must|could|should)\s+(?:\w+\s+)?be\s+{_REFUSING} | fails?\b
       | (?:are|were)\s+ (?:not|too|wrong|incorrect|impossible)\b | (?:is|are|was|were)n['’]t\b
       | (?:\w+\s+)? (?!(?:is|as|was|equals|gives|satisfies|matches)\b) [a-z]+s\s+(?:the|both)\b )"""
 )

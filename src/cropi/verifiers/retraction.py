@@ -22,6 +22,7 @@ _CUE = re.compile(
         | I\s+(?:\w+\s+)?(?:made|misread|miscount\w*|miscalculated|forgot|overlooked|missed)
         | let\s+me\s+(?:re\w+|correct|fix|double)
         | that(?:['’]s|\s+is|\s+was)\s+(?:not\s+(?:quite\s+)?(?:right|correct|it)|wrong|incorrect)
+        | that\s+can(?:not|['’]t)\s+be\s+(?:right|correct|true|it)
       )\b
     | (?P<objection> (?:but|however|yet|unfortunately),?\s+(?:this|that|it)
         (?: \s(?!(?:is|was)\s|can\b|may\b|does\s+not\s+(?:matter|depend))
