@@ -168,14 +168,7 @@ def _parts(reading: Reading) -> Sequence[Reading]:
 def _equal_formulas(gold: Formula | Quantity, stated: Formula | Quantity) -> bool:
     if not same_unit(gold.unit, stated.unit):
         return False
-    one, other = _latex(gold), _latex(stated)
-    if "\\pi" in one + other and "°" in (gold.unit, stated.unit):
-        one, other = _in_radians(gold, one), _in_radians(stated, other)
-    return equal_formulas(one, other)
-
-
-def _in_radians(reading: Formula | Quantity, latex: str) -> str:
-    return f"\\frac{{\\pi}}{{180}} \\cdot ({latex})" if reading.unit == "°" else latex
+    return equal_formulas(_latex(gold), _latex(stated))
 
 
 def _latex(reading: Formula | Quantity) -> str:
