@@ -101,4 +101,6 @@ def swapped(value: int, generator: random.Random) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
     main(Path(sys.argv[1]))
