@@ -363,7 +363,10 @@ def read_selection(path: str | Path) -> Selection:
 
 def holds_scores(table: pa.Table) -> bool:
     """Whether a table is one of scores, of which nothing has been selected."""
-    return POOL_SIZE in table_metadata(table) or {"norm", "status"} <= set(table.column_names)
+    columns = set(table.column_names)
+    return "rank" not in columns and (
+        POOL_SIZE in table_metadata(table) or {"norm", "status"} <= columns
+    )
 
 
 def _selection_from(table: pa.Table, path: str | Path) -> Selection:
