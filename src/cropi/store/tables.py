@@ -61,9 +61,8 @@ def write_scores(
 
     prompt_id, norm, per validation set one float32 cosine under its name (null: not measured) and
     one float64 <set>_standard_error, tokens, group_size and status; where known, float32
-    current_reward and effective_share (null: not measured). Where responses were measured, also a
-    list <set>_responses of the parts that they bring (null: not usable). Raises InputError if a
-    validation set is called like one of the other columns.
+    current_reward and effective_share (null: not measured); where measured, a list <set>_responses
+    of responses' parts (null: not usable). Raises InputError if a set is called like a column.
     """
     import pyarrow as pa
 
@@ -363,10 +362,8 @@ def read_selection(path: str | Path) -> Selection:
 
 def holds_scores(table: pa.Table) -> bool:
     """Whether a table is one of scores, of which nothing has been selected."""
-    columns = set(table.column_names)
-    return "rank" not in columns and (
-        POOL_SIZE in table_metadata(table) or {"norm", "status"} <= columns
-    )
+    names = table.column_names
+    return "rank" not in names and ("norm" in names or POOL_SIZE in table_metadata(table))
 
 
 def _selection_from(table: pa.Table, path: str | Path) -> Selection:
