@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cropi.errors import InputError
+from cropi.exchange.imports.logged import LoggedResponse
 from cropi.exchange.imports.pairing import pair_with_log, pair_with_prompts
 from cropi.exchange.imports.rollout_folder import RolloutLog, read_rollout_log
 from cropi.exchange.imports.rollout_format import all_formats
@@ -36,6 +37,7 @@ from support.trainer_logs import (
     slime_sample,
     write_data,
     write_lines,
+    write_openai_batch,
     write_trl,
     write_verl,
 )
@@ -113,6 +115,76 @@ def test_token_ids_and_logprobs_are_kept_as_they_are(name: str, tmp_path: Path) 
         assert tokens.logprobs is not None
         np.testing.assert_allclose(tokens.logprobs, sample.logprobs, atol=1e-4)
         assert tokens.loss_mask is None
+
+
+@pytest.mark.parametrize("requests", ["asked", "will_be_read_last"])
+@pytest.mark.parametrize("kind", ["chat", "completions", "responses"])
+def test_a_batch_is_read_with_its_requests_whichever_file_comes_first(
+    kind: str, requests: str, tmp_path: Path, data: Path
+) -> None:
+    write_openai_batch(tmp_path / "log", samples(), kind, requests)
+    log = read_rollout_log(tmp_path / "log", rewards=["reward"])
+    assert log.format == "openai-batch"
+    assert statistics(paired(log, data)) == STATISTICS
+    assert len(pair_with_log(log).pool) == len(TASKS)
+    for response in log.responses if kind != "responses" else []:
+        assert response.tokens is not None
+        assert response.tokens.prompt_ids.tolist() == [ord(c) for c in _question_of(response)]
+        assert response.tokens.ids.tolist() == [ord(c) for c in response.text]
+        assert response.tokens.logprobs is None
+
+
+def _question_of(response: LoggedResponse) -> str:
+    prompt = response.prompt
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+
+
+def _batch(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The requests and the results of the first step's batch."""
+    write_openai_batch(folder, samples())
+    names = ("requests.jsonl", "results.jsonl")
+    texts = [(folder / "step_1" / name).read_text().splitlines() for name in names]
+    return [json.loads(x) for x in texts[0]], [json.loads(x) for x in texts[1]]
+
+
+def test_a_request_that_failed_is_no_wrong_answer(tmp_path: Path) -> None:
+    requests, results = _batch(tmp_path / "made")
+    refused = {"status_code": 429, "body": {"error": {"message": "busy"}}}
+    failed = [
+        {**results[0], "response": refused},
+        {**results[1], "response": None, "error": {"code": "batch_expired"}},
+    ]
+    write_lines(tmp_path / "log" / "errors.jsonl", failed)
+    write_lines(tmp_path / "log" / "requests.jsonl", requests)
+    write_lines(tmp_path / "log" / "results.jsonl", results[2:])
+    log = read_rollout_log(tmp_path / "log")
+    assert len(log.responses) == len(results) - 2
+    assert "request that failed, left out: 2 rows" in log.notes[0]
+
+
+def test_results_without_their_requests_name_rows_by_id(tmp_path: Path, data: Path) -> None:
+    _, results = _batch(tmp_path / "made")
+    names = [row["custom_id"] for row in results]
+    rows = [{"id": name, "prompt": f"{name}?", "answer": "5"} for name in names]
+    by_id = write_lines(tmp_path / "rows.jsonl", rows)
+    log = read_rollout_log(write_lines(tmp_path / "results.jsonl", results))
+    pairing = pair_with_prompts(log, load_prompts(by_id))
+    assert pairing.places == list(range(len(results)))
+    with pytest.raises(InputError, match=r"ids alone.*the file of a batch's requests"):
+        pair_with_prompts(log, load_prompts(data))
+
+
+def test_two_batches_of_one_folder_are_not_mixed_up(tmp_path: Path) -> None:
+    requests, _ = _batch(tmp_path / "made")
+    write_lines(tmp_path / "log" / "first.jsonl", requests)
+    write_lines(tmp_path / "log" / "second.jsonl", requests)
+    with pytest.raises(InputError, match="is of the format openai-batch and holds no response"):
+        read_rollout_log(tmp_path / "log")
+    write_lines(tmp_path / "log" / "second.jsonl", [{**requests[0], "body": requests[-1]["body"]}])
+    with pytest.raises(
+        InputError, match=r"second.jsonl row 1 has the custom_id 'request-0' .* own"
+    ):
+        read_rollout_log(tmp_path / "log")
 
 
 def conversation() -> dict[str, Any]:

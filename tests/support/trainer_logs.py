@@ -320,6 +320,38 @@ def write_plain(folder: Path, rows: Sequence[Sample]) -> None:
     write_lines(folder / "rows.jsonl", lines)
 
 
+def _batch_body(row: Sample, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a batch asks of one of OpenAI's endpoints, and what that answers."""
+    if kind == "responses":
+        content = [{"type": "output_text", "text": row.text}]
+        return {"input": row.question}, {"output": [{"type": "message", "content": content}]}
+    tokens = {"token_ids": row.ids, "finish_reason": "stop"}
+    if kind == "completions":
+        choice = {"text": row.text, "prompt_token_ids": row.prompt_ids, **tokens}
+        return {"prompt": row.question}, {"choices": [choice]}
+    message = {"role": "assistant", "content": row.text, "refusal": None}
+    answer = {"choices": [{"message": message, **tokens}], "prompt_token_ids": row.prompt_ids}
+    return {"messages": row.messages, "temperature": 0.7}, answer
+
+
+def write_openai_batch(
+    folder: Path, rows: Sequence[Sample], kind: str = "chat", requests: str = "requests"
+) -> None:
+    """One batch for each step, whose custom_ids begin again; somebody has added rewards."""
+    for step, members in _by_step(rows).items():
+        asking, results = [], []
+        for number, row in enumerate(members):
+            request, answer = _batch_body(row, kind)
+            name = f"request-{number}"
+            asking.append({"custom_id": name, "method": "POST", "url": "/v1", "body": request})
+            body = {"id": f"{kind}-{step}-{number}", **answer}
+            response = {"status_code": 200, "request_id": "r", "body": body}
+            line = {"id": "b", "custom_id": name, "response": response, "error": None}
+            results.append({**line, "reward": row.reward})
+        write_lines(folder / f"step_{step}" / f"{requests}.jsonl", asking)
+        write_lines(folder / f"step_{step}" / "results.jsonl", results[::-1])
+
+
 WRITERS: dict[str, Callable[[Path, Sequence[Sample]], None]] = {
     "trl": write_trl,
     "verl": write_verl,

@@ -20,12 +20,11 @@ from cropi.exchange.imports.logged import (
     Row,
     Tokens,
     aligned_floats,
-    asked,
-    plain_text,
     reward_status,
     token_array,
     without,
 )
+from cropi.exchange.imports.responses_api import asked_of, output_items, last_message
 from cropi.plugins import plugin
 from cropi.prompts.json_values import as_text
 from cropi.prompts.row_columns import ANSWER_COLUMNS, recognised
@@ -59,23 +58,22 @@ class NemoGymRollouts:
 
 def _response(row: Row, file: LogFile, where: str) -> LoggedResponse:
     params, response = row["responses_create_params"], row.get("response")
-    items = _items(response)
+    items = output_items(response)
+    message = last_message(response, items)
     reward = file.reward(row, None if "_ng_failure_class" in row else row.get("reward"), where)
     agent = row.get("agent_ref")
-    cut = response.get("incomplete_details") if isinstance(response, Mapping) else None
-    turns = [item for item in items if item.get("type", "message") == "message"]
     temperature = params.get("temperature")
     return LoggedResponse(
-        prompt=_asked(params),
-        text=plain_text(turns[-1].get("content")) if turns else "",
+        prompt=asked_of(params),
+        text=message.text,
         reward=reward,
         status=reward_status(reward),
         answer=_answer(row),
         source=str(agent.get("name") or "") if isinstance(agent, Mapping) else "",
         record_id=_record_id(row, response),
         step=file.step,
-        finish="length" if isinstance(cut, Mapping) else ("stop" if turns else ""),
-        whole_text=len(items) == 1 and len(turns) == 1,
+        finish=message.finish,
+        whole_text=message.whole_text,
         tokens=_tokens(items, where) if file.tokens else None,
         temperature=float(temperature) if isinstance(temperature, int | float) else None,
         about=without(row, *ITS_OWN) | {"responses_create_params": params},
@@ -87,19 +85,6 @@ def _record_id(row: Row, response: Any) -> str:
     task, rollout = row.get("_ng_task_index"), row.get("_ng_rollout_index")
     name = response.get("id") if isinstance(response, Mapping) else None
     return "" if rollout is None or not name else f"{task}:{rollout}:{name}"
-
-
-def _items(response: Any) -> list[Row]:
-    output = response.get("output") if isinstance(response, Mapping) else None
-    return [item for item in output or [] if isinstance(item, Mapping)]
-
-
-def _asked(params: Row) -> Any:
-    """The input of a request to the Responses API: text, or messages; instructions come first."""
-    given, instructions = params.get("input"), params.get("instructions")
-    messages = given if isinstance(given, list) else [{"role": "user", "content": given or ""}]
-    before = [{"role": "system", "content": instructions}] if instructions else []
-    return asked([*before, *messages])
 
 
 def _answer(row: Row) -> str:

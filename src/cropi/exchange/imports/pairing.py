@@ -159,13 +159,25 @@ def pair_with_prompts(log: RolloutLog, pool: list[Prompt], decode: Any = None) -
         places.append(place_of[key])
     notes = [*finder.notes(), *_without_row(log, places), *_other_answers(log, pool, places)]
     if all(place < 0 for place in places):
-        example = shown(_text(log.responses[0]), 80)
-        raise InputError(
-            f"no response of {log.place} belongs to a row of --prompts (the log's first prompt: "
-            f"{example}; the first row: {shown(pool[0].content, 80)}); give the rows that the run "
-            "was trained on"
-        )
+        raise _no_row_at_all(log, pool)
     return Pairing(pool, places, complete=True, notes=notes)
+
+
+def _no_row_at_all(log: RolloutLog, pool: Sequence[Prompt]) -> InputError:
+    """The error for rows of which the log has none; its first prompt may be an id alone."""
+    first = log.responses[0]
+    if not _text(first) and first.prompt_id:
+        return InputError(
+            f"{log.place} names what was asked by ids alone (the first: "
+            f"{shown(first.prompt_id, 80)}), and no row of --prompts has one of them (the first: "
+            f"{shown(pool[0].prompt_id, 80)}); give the questions beside the responses (the file "
+            "of a batch's requests in one folder with its results), or rows with these ids"
+        )
+    return InputError(
+        f"no response of {log.place} belongs to a row of --prompts (the log's first prompt: "
+        f"{shown(_text(first), 80)}; the first row: {shown(pool[0].content, 80)}); give the rows "
+        "that the run was trained on"
+    )
 
 
 class _RowFinder:

@@ -92,6 +92,12 @@ def read_rollout_log(
         _require_column(files[0], rewards)
     _note_runs(log)
     log.responses = _without_repeats(log)
+    if not log.responses:
+        noted = f" ({'; '.join(log.notes)})" if log.notes else ""
+        raise InputError(
+            f"{log.place} is of the format {name} and holds no response{with_urls(noted)}; give "
+            "the folder with the results too"
+        )
     log.notes = [with_urls(note) for note in log.notes]
     return log
 

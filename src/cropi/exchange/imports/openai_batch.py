@@ -1,0 +1,142 @@
+"""Results of OpenAI's batches, which vLLM's `run-batch` and other servers write in the same way.
+
+A line has custom_id and response (status_code, body: of chat completions, completions or the
+Responses API), or an error. What was asked is in the file of the requests (custom_id, method, url,
+body), which is read from the folder of the results, before or after them. Without it the custom_id
+is taken for the id of a row. vLLM adds token_ids and prompt_token_ids where `return_token_ids` asks
+for them. Log-probs are not used: servers return those of the model itself, whatever they sampled
+with. There are no rewards, unless somebody has added them to the lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cropi.errors import InputError
+from cropi.exchange.imports.logged import (
+    LogFile,
+    LoggedResponse,
+    Row,
+    Tokens,
+    asked,
+    finish_of,
+    reward_status,
+    spoken,
+    token_array,
+    without,
+)
+from cropi.exchange.imports.responses_api import asked_of, output_items, last_message
+from cropi.plugins import plugin
+from cropi.prompts.formats import TEMPLATE_MARKS
+from cropi.prompts.json_values import opened
+from cropi.prompts.row_files import NumberedRow
+from cropi.text import shown
+
+ITS_OWN = ("id", "custom_id", "response", "error")
+Name = tuple[Path, str]
+"""A folder and a custom_id: the next batch may begin to count again."""
+
+
+@plugin("rollout_format", "openai-batch")
+class OpenAIBatch:
+    """Lines of results, and of the requests that they answer."""
+
+    def __init__(self) -> None:
+        self._requests: dict[Name, Row] = {}
+        self._unasked: dict[Name, list[LoggedResponse]] = {}
+
+    def recognises(self, row: Row) -> bool:
+        """Whether a row is a result, or a request."""
+        result = opened(row.get("response"))
+        failed = result is None and {"response", "error"} <= row.keys()
+        answered = isinstance(result, Mapping) and "body" in result
+        return "custom_id" in row and (failed or answered or _is_request(row))
+
+    def responses(self, rows: Iterable[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
+        """One response per choice of a result; requests say what was asked."""
+        for number, row in rows:
+            where, name = file.where(number), (file.path.parent, str(row["custom_id"]))
+            if _is_request(row):
+                self._ask(name, opened(row["body"]), where)
+                continue
+            for response in _answers(row, file, where):
+                if name in self._requests:
+                    _name_prompt(response, self._requests[name])
+                else:
+                    self._unasked.setdefault(name, []).append(response)
+                yield response
+
+    def _ask(self, name: Name, request: Row, where: str) -> None:
+        if _asked_in(self._requests.setdefault(name, request)) != _asked_in(request):
+            raise InputError(
+                f"{where} has the custom_id {shown(name[1], 40)} of an earlier request that asks "
+                "for something else; give each batch, requests and results, a folder of its own"
+            )
+        for response in self._unasked.pop(name, []):
+            _name_prompt(response, request)
+
+
+def _is_request(row: Row) -> bool:
+    return isinstance(opened(row.get("body")), Mapping)
+
+
+def _asked_in(request: Row) -> Any:
+    given = request.get("messages", request.get("prompt"))
+    return asked_of(request) if given is None else asked(given)
+
+
+def _name_prompt(response: LoggedResponse, request: Row) -> None:
+    """Say what was asked; it names the prompt, as each sample may have a custom_id of its own."""
+    response.prompt, response.prompt_id = _asked_in(request), ""
+    if isinstance(response.prompt, str):
+        response.rendered = bool(TEMPLATE_MARKS.search(response.prompt))
+    temperature = request.get("temperature")
+    response.temperature = float(temperature) if isinstance(temperature, int | float) else None
+
+
+def _answers(row: Row, file: LogFile, where: str) -> Iterator[LoggedResponse]:
+    """The responses in a result, without what its request says."""
+    result = opened(row.get("response"))
+    if not isinstance(result, Mapping) or result.get("status_code", 200) != 200:
+        file.notes.add("a request that failed, left out", where)
+        return
+    reward = file.reward(row, None, where)
+    body = opened(result["body"])
+    for place, response in enumerate(_of_body(body, file.tokens, where)):
+        response.reward, response.status = reward, reward_status(reward)
+        response.prompt_id, response.step = str(row["custom_id"]), file.step
+        response.record_id = f"{body['id']}:{place}" if body.get("id") else ""
+        response.about = without(row, *ITS_OWN)
+        yield response
+
+
+def _of_body(body: Row, tokens: bool, where: str) -> Iterator[LoggedResponse]:
+    """What a body says: one response, or one for each of its choices."""
+    if "choices" not in body:
+        items = output_items(body)
+        message = last_message(body, items)
+        yield LoggedResponse(
+            "", message.text, float("nan"), finish=message.finish, whole_text=message.whole_text
+        )
+        return
+    for choice in body["choices"]:
+        message = choice.get("message")
+        text, whole_text = spoken(choice.get("text") if message is None else [message])
+        yield LoggedResponse(
+            "",
+            text,
+            float("nan"),
+            finish=finish_of(choice.get("finish_reason")),
+            whole_text=whole_text,
+            tokens=_tokens(body, choice, where) if tokens else None,
+        )
+
+
+def _tokens(body: Row, choice: Row, where: str) -> Tokens | None:
+    prompt_ids = choice.get("prompt_token_ids") or body.get("prompt_token_ids")
+    if not prompt_ids or not choice.get("token_ids"):
+        return None
+    prompt = token_array(prompt_ids, where, "prompt_token_ids")
+    return Tokens(prompt, token_array(choice["token_ids"], where, "token_ids"))
