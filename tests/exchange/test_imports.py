@@ -660,7 +660,7 @@ def test_a_dump_that_would_run_code_is_refused(
 
     monkeypatch.chdir(tmp_path)
     torch.save({"samples": [Runs()]}, "0.pt", pickle_module=pickle)
-    with pytest.raises(InputError, match="as data alone"):
+    with pytest.raises(InputError, match="as plain data"):
         read_rollout_log(Path("0.pt"))
     assert not Path("ran").exists()
 

@@ -46,9 +46,9 @@ def refusal(action: Any, *arguments: Any) -> str:
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("seed: 1\nseed: 2\n", "the key 'seed' is there twice (line 2"),
-        ("a: {b: {c: 1, c: 1}}", "the key 'c' is there twice"),
-        ("{<<: {a: 1}, <<: {b: 1}}", "the key '<<' is there twice"),
+        ("seed: 1\nseed: 2\n", "the key 'seed' appears twice (line 2"),
+        ("a: {b: {c: 1, c: 1}}", "the key 'c' appears twice"),
+        ("{<<: {a: 1}, <<: {b: 1}}", "the key '<<' appears twice"),
         (BOMB, "aliases make more than"),
         ("a: &a [*a]", "leads back"),
         ("a: &a {b: *a}", "leads back"),

@@ -508,7 +508,7 @@ def test_a_policy_that_sampled_the_rollouts_gives_them_their_log_probs(
     faulty = fault(sampled_itself(sharp, mixed_groups(14, seed=1)))
     extractor = GradientExtractor(sharp, ObjectiveConfig(), 100, revision=revision)
     notes = Scorer(extractor).score(faulty, {"v": sampled_itself(sharp, target)}).notes
-    about_itself = [note for note in notes if "this policy is said to have sampled" in note]
+    about_itself = [note for note in notes if "by policy_revision this policy sampled" in note]
     assert len(about_itself) == bool(told and revision == SAMPLER.revision)
     assert all(note.startswith("the pool") and told in note for note in about_itself)
 

@@ -93,7 +93,7 @@ def assert_close(one: Influence, other: Influence, tolerance: float = 1e-6) -> N
     assert one.estimate.status == other.estimate.status
     assert one.estimate.identity == other.estimate.identity
     assert (one.tokens, one.notes) == (other.tokens, other.notes)
-    assert any("this policy is said to have sampled" in note for note in one.notes)
+    assert any("by policy_revision this policy sampled" in note for note in one.notes)
     for name in TARGETS:
         np.testing.assert_allclose(
             one.estimate.mean[name], other.estimate.mean[name], rtol=0, atol=tolerance

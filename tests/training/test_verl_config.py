@@ -112,7 +112,7 @@ def test_overrides_are_keys_of_verl_however_they_are_nested(plan: StagePlan) -> 
     ("overrides", "message"),
     [
         ({"a b": 1}, "'a b' is not a key of verl's config"),
-        ({"trainer.seed": 1, "trainer": {"seed": 2}}, "trainer.seed is there twice"),
+        ({"trainer.seed": 1, "trainer": {"seed": 2}}, "trainer.seed appears twice"),
     ],
 )
 def test_what_is_no_key_is_refused(overrides: dict[str, Any], message: str) -> None:

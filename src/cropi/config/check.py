@@ -161,13 +161,13 @@ def _require_model(model: ModelConfig | None, base: Path | None) -> None:
 
 
 def _require_trainer(training: TrainingConfig | None) -> None:
-    """Raise InputError for settings that TRL has not."""
+    """Raise InputError for settings that TRL does not have."""
     if training is not None and isinstance(training.engine.settings, TrlSettings):
         check_grpo_settings(training.engine.settings.grpo)
 
 
 def _sources(parts: Parts) -> Iterator[tuple[str, PromptSource]]:
-    """Every source of prompts with its dotted key; one that is there twice comes once."""
+    """Every source of prompts with its dotted key; one that appears twice comes once."""
     lists: dict[str, list[PromptSource]] = {}
     if (sets := parts.prompts) is not None:
         lists["prompts.pool"] = sets.pool

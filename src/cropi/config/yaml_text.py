@@ -106,7 +106,7 @@ class _Loader(yaml.SafeLoader):
         return sizes[id(node)]
 
     def _require_single_keys(self, node: yaml.MappingNode) -> None:
-        """Raise YAMLError for a key that is there twice; merged ones are not yet."""
+        """Raise YAMLError for a key that appears twice; merged ones are not yet."""
         keys: set[Any] = set()
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
@@ -114,7 +114,7 @@ class _Loader(yaml.SafeLoader):
             merge = key_node.tag == f"{_PREFIX}merge"
             key = ("<<",) if merge else self.construct_object(key_node)
             if key in keys:
-                raise _refused(key_node, f"the key {shown(key_node.value, 60)} is there twice")
+                raise _refused(key_node, f"the key {shown(key_node.value, 60)} appears twice")
             keys.add(key)
 
 

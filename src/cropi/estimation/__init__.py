@@ -1,5 +1,5 @@
 """How sure an estimate is.
 
-`evidence` has standard errors, the noise floor and memory over stages; `ridge` predicts with an
+`noise` has standard errors, the noise floor and memory over stages; `ridge` predicts with an
 error; `intervals` has confidence intervals. Arrays and numbers only.
 """

@@ -162,7 +162,7 @@ class RayWorkers:
         elif time.monotonic() - self._last_work > STUCK:
             self._last_work = time.monotonic()
             warnings.warn(
-                f"no worker of Ray has begun for {STUCK:.0f} s; the cluster may be busy: each asks "
+                f"no Ray worker has started for {STUCK:.0f} s; the cluster may be busy: each asks "
                 f"for {self.cpus} CPUs and {self.gpus:g} GPUs",
                 stacklevel=2,
             )
@@ -177,7 +177,7 @@ class RayWorkers:
             if self._failed_starts < ATTEMPTS:
                 return
             raise InputError(
-                f"no worker of Ray can be started: {_brief(error)}; install the same cropi "
+                f"no Ray worker can be started: {_brief(error)}; install the same cropi "
                 f"({__version__}) on every node, and start the run in a folder that all share"
             ) from None
         if version != __version__:
@@ -257,7 +257,7 @@ class RayWorkers:
             return f"its worker was ended because its node ran out of memory{amounts}"
         if isinstance(error, errors.RayActorError):
             return (
-                "its worker died (killed by someone, or by the system for its memory; or crashed)"
+                "its worker died (killed by you, or by the system when memory ran out; or crashed)"
             )
         return _brief(error)
 

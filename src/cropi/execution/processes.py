@@ -145,7 +145,7 @@ class _Slot:
 def death(code: int | None) -> str:
     """How a process ended that no one has asked to, for a sentence; `code` is negative signals."""
     if code == -signal.SIGKILL:
-        return "was killed (SIGKILL: by you, or by the system where memory ran out)"
+        return "was killed (SIGKILL: by you, or by the system when memory ran out)"
     if code is not None and code < 0:
         return f"died of {signal.Signals(-code).name}"
     return "died" if code is None else f"ended by itself (exit code {code})"

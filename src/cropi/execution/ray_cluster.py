@@ -105,5 +105,5 @@ def require_room(ray: Any, cpus: int, gpus: float) -> None:
         if wanted > most:
             raise InputError(
                 f"scale.ray.{key.lower()}s {wanted:g}: no node of the cluster has so many, the "
-                f"largest has {most:g} {key}s; ask for less a worker, or add a node"
+                f"largest has {most:g} {key}s; ask for less per worker, or add a node"
             )

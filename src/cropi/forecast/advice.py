@@ -140,8 +140,8 @@ def _of_scoring(
     start = f"scoring needs {gib(part.total)} on a device of {gib(forecast.hardware.memory)}"
     if rest > limit:
         yield (
-            f"{start} without any direction {gib(rest)}: lower influence.batch_tokens, or set "
-            "influence.gradient_checkpointing=true"
+            f"{start}, {gib(rest)} of it without any target direction: lower "
+            "influence.batch_tokens, or set influence.gradient_checkpointing=true"
             if part.parts["weights"] < limit
             else f"{start}, {gib(part.parts['weights'])} of it weights: set model.dtype=bfloat16, "
             "or use devices with more memory"
@@ -263,7 +263,7 @@ def _of_places(config: RunConfig, forecast: Forecast, unmet: Sequence[str]) -> I
     ray = config.scale.ray
     if unmet:
         yield (
-            f"this is planned for a run on {forecast.gpus} devices, and the config is of another: "
+            f"this plan is for a run on {forecast.gpus} devices, and the config for another number: "
             f"set {' '.join(unmet)}"
         )
     elif trained > scored and _scores(forecast):

@@ -189,8 +189,8 @@ def device_of(model: nn.Module) -> torch.device:
         names = ["no device (offloaded)" if d.type == "meta" else str(d) for d in devices]
         raise InputError(
             f"the model's weights are on {' and '.join(sorted(names))}, as device_map leaves them, "
-            "and gradients need them on one device; load the model without device_map, or deal it "
-            "out over the processes of torchrun (docs/scaling.md)"
+            "and gradients need them on one device; load the model without device_map, or "
+            "shard it over the processes of torchrun (docs/scaling.md)"
         )
     return device
 

@@ -68,7 +68,7 @@ class Ranks:
         if not (by_fsdp or by_layers):
             raise InputError(
                 "the model's layers are split over processes in a way that transformers does not "
-                f"tell; load it with cropi.load_model(..., shards={joined.size}, split='tensor')"
+                f"report; load it with cropi.load_model(..., shards={joined.size}, split='tensor')"
             )
         if by_fsdp and any(sum(each.is_shard() for each in part) > 1 for part in parts):
             raise InputError(

@@ -181,7 +181,7 @@ def own_sampler_notes(
     own_P = ~np.isnan(distances_P)
     far_P = own_P & (distances_P >= OWN_PROMPT_DISTANCE)
     tokens_P = np.array([sum(r.tokens for r in group.usable) for group in groups])
-    start = f"{what}: this policy is said to have sampled "
+    start = f"{what}: by policy_revision this policy sampled "
     others_differ = _mean(distances_P, tokens_P, own_P & ~far_P) >= OWN_DISTANCE
     if far_P.any() and not others_differ and not (far_P == own_P).all():
         ids = [groups[place].prompt_id for place in np.flatnonzero(far_P).tolist()]

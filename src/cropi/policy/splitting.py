@@ -52,7 +52,7 @@ class Split:
             return {"distributed_config": DistributedConfig(**sizes)}
         except (ImportError, TypeError) as error:
             raise InputError(
-                f"transformers {transformers.__version__} cannot deal weights out over {self.size} "
+                f"transformers {transformers.__version__} cannot shard weights over {self.size} "
                 "processes; run `pip install -U transformers`, or start one process"
             ) from error
 

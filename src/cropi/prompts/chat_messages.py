@@ -21,7 +21,7 @@ _MEDIA_COLUMN = re.compile(
 )
 _PLACEHOLDER = re.compile(r"<(?:image|video|audio)(?:_\d+)?>|<\|(?:image|vision|audio)\w*\|>")
 _WRITTEN_CHAT = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content)['"]\s*:""")
-_ONLY_TEXT = "the models here read text alone: leave such rows out"
+_ONLY_TEXT = "the models here read text only: leave such rows out"
 
 
 def chat_messages(value: Any, where: str) -> list[Message]:

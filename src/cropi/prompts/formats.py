@@ -184,8 +184,8 @@ def _answer(cells: Cells, source: PromptSource, where: str, notes: RowNotes) -> 
     column, value = _raw_answer(cells, source)
     if isinstance(value, float) and math.isinf(value):
         raise InputError(
-            f"{where}, column {shown(column, 60)} holds a number beyond all that a computer writes "
-            f"({value}); write the answer as text"
+            f"{where}, column {shown(column, 60)} holds a number that is too large ({value}); "
+            "write the answer as text"
         )
     text = as_text(value).strip() if value is not None else ""
     if not text:
@@ -310,7 +310,7 @@ def _given_id(cells: Cells, where: str) -> str | None:
     value = cells[column]
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise InputError(
-            f"{where}: column {shown(column, 60)} holds {shown(value, 80)}; give a text or a whole "
+            f"{where}: column {shown(column, 60)} holds {shown(value, 80)}; give text or a whole "
             "number"
         )
     return str(value)

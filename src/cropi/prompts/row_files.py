@@ -285,11 +285,11 @@ def _json(text: str, where: str, read: Callable[[str], Any] = _json_value) -> An
 
 
 def _single_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these pairs. Raises ValueError for a key that is there twice."""
+    """The object of these pairs. Raises ValueError for a key that appears twice."""
     values = dict(pairs)
     if len(values) < len(pairs):
         (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"the key {shown(twice, 60)} is there twice")
+        raise ValueError(f"the key {shown(twice, 60)} appears twice")
     return values
 
 

@@ -54,7 +54,7 @@ def find_shards(path: str, base: Path | None = None, split: str | None = None) -
     if place is not None:
         shards = Shards(str(place), base_name(place), [place])
     else:
-        shards = _matching(path, places)
+        shards = _matching(places)
     if split is not None:
         raise InputError(
             f"split {shown(split, 60)} has no effect on {shards.place}, which is not a folder of "
@@ -63,7 +63,7 @@ def find_shards(path: str, base: Path | None = None, split: str | None = None) -
     return shards
 
 
-def _matching(path: str, places: list[Path]) -> Shards:
+def _matching(places: list[Path]) -> Shards:
     """The files that match a pattern; its name is what stands before the first wildcard."""
     for place in places:
         if not _WILDCARD.search(str(place)):

@@ -162,7 +162,7 @@ def _read_hub(source: PromptSource) -> Iterable[Mapping[str, Any]]:
     except (OSError, ValueError, RuntimeError, LookupError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"the hub's dataset {source.hub!r} (subset {source.subset!r}, split {split!r}) "
+            f"the hub dataset {source.hub!r} (subset {source.subset!r}, split {split!r}) "
             f"cannot be loaded: {reason}; check names and network, or give a file with `path`"
         ) from error
     _require_text_features(rows, f"{source.hub} ({split})")
@@ -175,7 +175,7 @@ def _require_text_features(rows: Any, origin: str) -> None:
         if media := re.search(r"\b(Image|Audio|Video)\(", repr(feature)):
             raise InputError(
                 f"{origin} row 1: column {shown(column, 60)} is of the type {media[1]}, and the "
-                "models here read text alone; save the dataset without the column if the questions "
+                "models here read text only; save the dataset without the column if the questions "
                 "stand without it, and give it with `path`"
             )
 

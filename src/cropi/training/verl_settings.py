@@ -30,7 +30,7 @@ def _dotted(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
             )
         inner = _dotted(value, f"{key}.") if isinstance(value, Mapping) and value else {key: value}
         if twice := flat.keys() & inner.keys():
-            raise ValueError(f"{min(twice)} is there twice; leave one of them out")
+            raise ValueError(f"{min(twice)} appears twice; leave one of them out")
         flat |= inner
     return flat
 

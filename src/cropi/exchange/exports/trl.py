@@ -46,7 +46,7 @@ from trl import GRPOConfig, GRPOTrainer
 from rewards import verifier
 
 HERE = Path(__file__).parent
-# TRL takes a GPU that knows bfloat16 for granted.
+# TRL assumes a GPU with bfloat16.
 MACHINE = {"use_cpu": not torch.accelerator.is_available(), "bf16": is_torch_bf16_gpu_available()}
 
 

@@ -1,1 +1,1 @@
-"""Rollouts of other trainers: a reader a format, and how their responses find their prompts."""
+"""Rollouts of other trainers: one reader per format, and how responses find their prompts."""

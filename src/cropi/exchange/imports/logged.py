@@ -120,12 +120,12 @@ class LogFile:
 
 
 def summed_reward(numbers: Sequence[float]) -> float:
-    """The sum of several rewards of a response but those it has not, as in TRL; NaN of none."""
+    """The sum of a response's rewards, missing ones left out, as in TRL; NaN of none."""
     return math.nan if all(map(math.isnan, numbers)) else float(np.nansum(numbers))
 
 
 def absent_reward(names: Sequence[str], row: Row, where: str) -> InputError:
-    """The error for columns that the user names as the reward, and that a row has not."""
+    """The error for columns that the user names as the reward, and that a row lacks."""
     return InputError(
         f"{where} has no column {', '.join(names)} for the reward (it has "
         f"{shown(', '.join(cell_names(row)), 300)}); correct --reward"

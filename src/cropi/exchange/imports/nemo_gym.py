@@ -44,7 +44,7 @@ class NemoGymRollouts:
         return rollout or failed or {"sample", "rollout_infos"} <= row.keys()
 
     def responses(self, rows: Iterable[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
-        """One response a rollout, or a reward of a profile."""
+        """One response per rollout, or a reward of a profile."""
         for number, row in rows:
             where = file.where(number)
             if "rollout_infos" in row:

@@ -42,7 +42,7 @@ def pair_with_log(log: RolloutLog) -> Pairing:
         if _is_named(response):
             members.setdefault(_key(response), []).append(number)
     if not members:
-        raise InputError(f"{log.place} says of no response what was asked; {_NAME_THEM}")
+        raise InputError(f"{log.place} has no question for any response; {_NAME_THEM}")
     pool, places, taken = list[Prompt](), [-1] * len(log.responses), set[str]()
     for place, numbers in enumerate(members.values()):
         for number in numbers:

@@ -258,7 +258,7 @@ def _responses(
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         reason = shown(f"{type(error).__name__}: {error}", 120)
         raise InputError(
-            f"{file.where(file.row)} is not as its format has it ({reason}); correct or remove it"
+            f"{file.where(file.row)} does not follow its format ({reason}); correct or remove it"
         ) from error
 
 
@@ -274,7 +274,7 @@ def _dump_rows(file: Path) -> list[NumberedRow]:
     except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError) as error:
         reason = shown(" ".join(str(error).split()), 160)
         raise InputError(
-            f"{file} cannot be read as data alone ({reason}); write the samples as JSON lines "
+            f"{file} cannot be read as plain data ({reason}); write the samples as JSON lines "
             "with prompt, response and reward"
         ) from None
     return list(enumerate(samples, 1))

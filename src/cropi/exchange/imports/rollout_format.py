@@ -58,6 +58,6 @@ def unrecognised(where: str, row: Row) -> InputError:
             "--verifier"
         )
     return InputError(
-        f"{where} is not a rollout in a format that is known (its columns are {columns}); give "
+        f"{where} is not a rollout in a known format (its columns are {columns}); give "
         f"one of {', '.join(all_formats())}, or rows with prompt, response and reward"
     )

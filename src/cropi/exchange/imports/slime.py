@@ -2,7 +2,8 @@
 
 Fields of a sample (August 2026): group_index, index, prompt, tokens (of prompt and response),
 response, response_length, label, reward (a number or several by name), loss_mask, weight_versions,
-rollout_log_probs, status, metadata. The file is a pickle, which is read as data alone.
+rollout_log_probs, status, metadata. The file is a pickle, which is read as plain data, without
+running code.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`results.jsonl` of verifiers before its version 0.4: one line a rollout.
+"""`results.jsonl` of verifiers before its version 0.4: one line per rollout.
 
 Fields (verifiers 0.1 to 0.3): example_id, prompt, completion, answer, reward, task, info, and one
 for each metric. Later versions write episodes, which the format prime-rl reads.
@@ -27,7 +27,7 @@ MEASURED = ("metrics", "timing", "token_usage", "error", "stop_condition", "is_c
 
 @plugin("rollout_format", "verifiers")
 class VerifiersResults:
-    """Results of `vf-eval`, one line a rollout."""
+    """Results of `vf-eval`, one line per rollout."""
 
     def recognises(self, row: Row) -> bool:
         """Whether a row has the fields of such a result."""

@@ -190,9 +190,9 @@ def _require_same_tokenizer(responses: Sequence[LoggedResponse], tokenizer: Any)
     wrong = [r for r in compared if not _reads(tokenizer, r)]
     if compared and len(wrong) > LEAST_AGREEING * len(compared):
         raise InputError(
-            f"the token ids of the log are not of the policy's tokenizer: of {len(compared)} "
-            f"responses {len(wrong)} read otherwise, such as {shown(wrong[0].text, 60)}; give the "
-            "policy that the run trained"
+            f"the token ids of the log are not of the policy's tokenizer: {len(wrong)} of "
+            f"{len(compared)} responses decode to another text, such as "
+            f"{shown(wrong[0].text, 60)}; give the policy that the run trained"
         )
 
 

@@ -78,8 +78,8 @@ def judge_log(log: RolloutLog, pairing: Pairing, judge: Judge) -> bool:
     asked = [pairing.pool[place] for place in sorted({pairing.places[n] for n in numbers})]
     if any(not prompt.answer for prompt in asked):
         raise InputError(
-            f"{log.place} has neither rewards nor all answers; give the rows of your data, with "
-            "their answers, by --prompts"
+            f"{log.place} has no rewards, and some of its prompts have no answer to judge by; give "
+            "the rows of your data, with their answers, as --prompts"
         )
     judge.readable(asked)  # raises the error for those that cannot be read
     items = [(pairing.pool[pairing.places[n]], log.responses[n].text) for n in numbers]

@@ -130,7 +130,7 @@ def _checked(identity: StoreIdentity) -> StoreIdentity:
             raise ValueError(f"{name} is {value!r}, not a positive whole number")
     for name in texts:
         if not isinstance(getattr(identity, name), str):
-            raise TypeError(f"{name} is not a text")
+            raise TypeError(f"{name} is not text")
     for name in ("sketch", "settings", "skipped", "preconditioner"):
         if not isinstance(getattr(identity, name), dict):
             raise TypeError(f"{name} is not an object")

@@ -58,7 +58,7 @@ def _by_source(run: RunData, charts: Charts, selections: Mapping[str, Selection]
     rows = {name: fold_sources(c, names) for name, c in {"pool": pool, **counts}.items() if c}
     drawn = composition(rows, names)
     chart = charts.add(drawn, drawn["layout"]["height"], "selected prompts by source")
-    note = "Names inside the bars are sources; a bar too thin for its name shows it when touched."
+    note = "Names inside the bars are sources; hover over a bar that is too thin for its name."
     return joined([figure(f"What {run.main} selected, by source", chart), hint(note)])
 
 
