@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -162,6 +163,19 @@ def test_no_file_is_too_long() -> None:
         for path in MODULES.values()
     }
     assert {name for name, length in lengths.items() if length > LONGEST_FILE} == set()
+
+
+@pytest.mark.parametrize(
+    "module", [name for name, path in MODULES.items() if path.name == "__init__.py" and name]
+)
+def test_what_a_package_says_it_holds_is_there(module: str) -> None:
+    docstring = ast.get_docstring(parsed(MODULES[module])) or ""
+    files = {name: path for name, path in MODULES.items() if f"{name}.".startswith(f"{module}.")}
+    there = {part for name in files for part in name.split(".")} | {"cropi"}
+    for path in files.values():
+        nodes = ast.walk(parsed(path))
+        there |= {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    assert set(re.findall(r"`([a-z_]+)`", docstring)) - there == set()
 
 
 def test_a_local_is_named_after_what_it_holds() -> None:

@@ -16,6 +16,7 @@ import yaml
 from cropi.cli import app
 from cropi.config import PromptSource, TrainerChoice, TrainingConfig, load_config, presets
 from cropi.config.settings_page import markdown
+from cropi.plugins import KINDS
 from cropi.policy.loading import load_policy
 from cropi.policy.optimizer_state import second_moments
 from cropi.prompts import load_source
@@ -112,6 +113,13 @@ def test_each_row_of_where_things_are_links_to_a_source_file() -> None:
         links = re.findall(r"\[([\w./]+)\]\((src/cropi/[\w./]+\.py)\)", row)
         assert links, row
         assert all(path == f"src/cropi/{title}" for title, path in links), row
+
+
+def test_the_guide_lists_every_kind_of_plug_in() -> None:
+    table = PAGES["CONTRIBUTING.md"].split("\n## Adding a plug-in\n")[1]
+    listed = re.findall(r"^\| `(\w+)`.*? \| `([\w/]+)/` \|", table, re.M)
+    folders = {kind: folder.replace("/", ".") for kind, folder in listed}
+    assert folders == {name: k.package.removeprefix("cropi.") for name, k in KINDS.items()}
 
 
 @pytest.mark.parametrize("page", sorted(set(CURRENT) - {"docs/results.md"}))

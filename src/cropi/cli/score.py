@@ -62,8 +62,8 @@ def score(
         bool,
         typer.Option(
             "--per-response",
-            help="Also what each response adds to its prompt's cosine (a list per target), and each "
-            "prompt's own standard error; scoring takes about twice as long",
+            help="Also what each response adds to its prompt's cosine (a list per target), and "
+            "each prompt's own standard error; scoring takes about twice as long",
         ),
     ] = False,
     split: Annotated[

@@ -263,8 +263,8 @@ def _of_places(config: RunConfig, forecast: Forecast, unmet: Sequence[str]) -> I
     ray = config.scale.ray
     if unmet:
         yield (
-            f"this plan is for a run on {forecast.gpus} devices, and the config for another number: "
-            f"set {' '.join(unmet)}"
+            f"this plan is for a run on {forecast.gpus} devices, and the config for another "
+            f"number: set {' '.join(unmet)}"
         )
     elif trained > scored and _scores(forecast):
         yield (

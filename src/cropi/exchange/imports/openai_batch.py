@@ -27,7 +27,7 @@ from cropi.exchange.imports.logged import (
     token_array,
     without,
 )
-from cropi.exchange.imports.responses_api import asked_of, output_items, last_message
+from cropi.exchange.imports.responses_api import asked_of, last_message, output_items
 from cropi.plugins import plugin
 from cropi.prompts.formats import TEMPLATE_MARKS
 from cropi.prompts.json_values import opened

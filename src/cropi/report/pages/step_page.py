@@ -183,8 +183,8 @@ def _points(band: Band, steps: list[StepOutcome]) -> Figure:
 def _rates(report: StepReport, charts: Charts) -> Safe:
     if len(report.learning_rates) < 2:
         return hint(
-            "One learning rate was tried. Give several, with commas between, to see where the linear "
-            "prediction of influence breaks down."
+            "One learning rate was tried. Give several, separated by commas, to see where the "
+            "linear prediction of influence breaks down."
         )
     variants = {t.name: _reach(t, report.learning_rates) for t in report.targets}
     chart = charts.add_variants(["set"], variants, 320, "actual over predicted by learning rate")
