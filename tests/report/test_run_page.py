@@ -206,6 +206,22 @@ def test_a_run_without_baseline_or_test_sets_says_so(run: Path) -> None:
     assert "No evaluation in this run" in write_run_report(run).read_text(encoding="utf-8")
 
 
+def test_a_folder_that_no_setting_and_no_row_names_is_no_arm(run: Path) -> None:
+    before = run_table(run)
+    (run / "arms" / "notes").mkdir()
+    shutil.copytree(run / "arms" / "cropi", run / "arms" / "cropi copy")
+    assert run_table(run) == before
+
+
+def test_a_part_of_a_run_and_a_folder_of_runs_are_no_run(run: Path) -> None:
+    stage = run / "arms" / "cropi" / "stages" / "1"
+    (stage / "metrics.jsonl").touch()
+    with pytest.raises(InputError, match=rf"give {run}$"):
+        write_run_report(stage)
+    with pytest.raises(InputError, match=rf"not a run directory.*holds {run.name}\)"):
+        write_run_report(run.parent)
+
+
 @pytest.mark.parametrize("name", ["nothing_here", "empty"])
 def test_a_directory_that_is_not_a_run_is_the_users_error(name: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()

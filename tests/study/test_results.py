@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from cropi.errors import InputError
+from cropi.report.data.study_summary import further_notes
 from cropi.study.comparison import measure_study
 from cropi.study.output import RESULTS, results_table
 from cropi.study.results import RunResult, read_study
@@ -180,6 +181,27 @@ def test_runs_that_never_began_are_named(tmp_path: Path) -> None:
     assert study.files.missing == ["cropi: seeds 0, 1, 2 not begun", "full: seeds 1, 2 not begun"]
     assert list(study.strategies) == ["full"]
     assert study.comparisons == {}
+
+
+def test_a_run_that_is_copied_or_moved_counts_for_no_other(root: Path) -> None:
+    cells = root / "cells"
+    shutil.copytree(cells / "cropi", cells / "cropi copy")
+    shutil.copytree(cells / "full" / "seed-0", cells / "full" / "seed-9")
+    for name in ("full", "cropi"):
+        (cells / name / "seed-1").rename(root / name)
+    (root / "full").rename(cells / "cropi" / "seed-1")
+    (root / "cropi").rename(cells / "full" / "seed-1")
+    study = measure_study(root)
+    assert [(run.strategy, run.seed) for run in study.files.runs] == [("cropi", 0), ("full", 0)]
+    assert list(study.strategies) == ["cropi", "full"]
+    assert {note.partition(":")[0] for note in further_notes(study) if "left out" in note} == {
+        *("cropi copy seed 0", "cropi copy seed 1", "full seed 9", "cropi seed 1", "full seed 1"),
+    }
+
+
+def test_a_study_may_be_moved(root: Path, tmp_path: Path) -> None:
+    before = len(read_study(root).runs)
+    assert len(read_study(root.rename(tmp_path / "elsewhere")).runs) == before
 
 
 def test_a_study_without_its_baseline_says_why_there_are_no_accelerations(root: Path) -> None:

@@ -72,6 +72,8 @@ def write_cell(
     path.mkdir(parents=True)
     arm = strategy.split("-")[0]
     config = {
+        "name": path.name,
+        "out": str(path.parent),
         "selection": {"strategy": arm},
         "curriculum": {"stages": stages, "steps_per_stage": STAGE},
     }

@@ -16,7 +16,7 @@ from cropi.schema import Prompt, Selection
 from cropi.selection import select
 from cropi.selection.settings import SCORES_ALONE, SelectionConfig, StrategyChoice
 from cropi.store.files import read_table, require_file
-from cropi.store.run_directory import RunDirectory, Stage
+from cropi.store.run_directory import RunDirectory, Stage, is_run
 from cropi.store.tables import holds_scores, read_selection, scores_from
 from cropi.text import shown
 from cropi.verifiers.settings import VerifiersConfig
@@ -58,7 +58,7 @@ def find_selection(
         name = "arm" if arm is not None else "stage"
         raise InputError(f"{place} is not a run, so that --{name} has no effect; leave it out")
     selection = _read(file, ratio)
-    run = next((f for f in file.absolute().parents if _is_run(f)), None)
+    run = next((f for f in file.absolute().parents if is_run(f)), None)
     if run is not None:
         return _in_run(file, selection, RunDirectory(run))
     prompts = file.with_name("prompts.parquet")
@@ -71,17 +71,13 @@ def find_selection(
     return StoredSelection(file, selection, read_prompts(prompts) if prompts.is_file() else ())
 
 
-def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file() and (folder / "arms").is_dir()
-
-
 def _stage_of(place: Path, arm: str | None, stage: int | None) -> Stage:
     """A stage of a run that has selected. Raises InputError if there is none."""
     if (place / "cells").is_dir():
         raise InputError(
             f"{place} is a study of many runs; give one of them, such as {place}/cells/ARM/seed-0"
         )
-    if not _is_run(place):
+    if not is_run(place):
         raise InputError(
             f"{place} is neither a run nor a stage's folder (it has no selection.parquet); give "
             "one, or a file of `cropi select` or `cropi score`"

@@ -242,6 +242,11 @@ class RunDirectory:
         )
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, by what no stage's or checkpoint's folder has."""
+    return (folder / "config.yaml").is_file() and (folder / "arms").is_dir()
+
+
 def pool_rollouts(root: Path) -> Path | None:
     """The start policy's rollouts of a run's pool: all prompts', or those that an arm sampled."""
     of_arms = sorted(root.glob("arms/*/stages/0/rollouts/pool.parquet"))

@@ -16,6 +16,7 @@ from cropi.estimation.intervals import Interval, mean_interval
 from cropi.study import measures
 from cropi.study.measures import AXES, LEVELS, Acceleration, Axis, BreakEven, Curves
 from cropi.study.results import RunResult, StudyFiles, read_study
+from cropi.text import plural
 
 ORACLE = "oracle"
 """The strategy that knows where the targets are: a bound, not a method anyone could use."""
@@ -214,7 +215,8 @@ def _comparison(
         notes.append(f"{name} shares no finished seed with the baseline {other}")
         return None
     if len(shared) < len(result.curves.seeds):
-        notes.append(f"{name} is compared over {len(shared)} seeds, those of the baseline")
+        count = plural(len(shared), "seed")
+        notes.append(f"{name} is compared over {count}, those of the baseline")
     if result.curves.steps[-1] != baseline.curves.steps[-1]:
         notes.append(
             f"{name} took {result.curves.steps[-1]:.0f} steps, {other} "

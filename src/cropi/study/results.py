@@ -112,10 +112,10 @@ def read_study(root: Path) -> StudyFiles:
     begun = set()
     for name, seed, path in _run_folders(study):
         begun.add((name, seed))
-        if name not in study.strategies:
-            study.strategies.append(name)
         if (run := _read_run(study, pools, name, seed, path)) is not None:
             study.runs.append(run)
+            if name not in study.strategies:
+                study.strategies.append(name)
     order = {name: i for i, name in enumerate(study.strategies)}
     study.runs.sort(key=lambda run: (order[run.strategy], run.seed))
     _note_absent(study, begun)
@@ -190,6 +190,12 @@ def _read_run(
     if not config:
         study.missing.append(f"{name} seed {seed}: no readable config.yaml yet")
         return None
+    if (place := _made_in(config)) not in ("", f"{path.parent.name}/{path.name}"):
+        study.missing.append(
+            f"{name} seed {seed}: left out, as its folder holds the run of {place}; move it back, "
+            "or remove it"
+        )
+        return None
     arm = slug(str(name_in((config.get("selection") or {}).get("strategy")) or "cropi"))
     rows = read_run_rows(path, study.root, study.missing, damaged)
     if any(_user_unknown(row) for row in rows.of(CostRow)):
@@ -215,6 +221,15 @@ def _read_run(
         selected=pools.selections(path, seed, arm),
         split_half=_split_halves(rows, arm),
     )
+
+
+def _made_in(config: Mapping[str, Any]) -> str:
+    """The last two folders of the place that a run was made in; empty where it does not say.
+
+    A study may be moved. A run that is copied or moved inside of one would count as another's.
+    """
+    out, name = config.get("out"), config.get("name")
+    return f"{Path(str(out)).name}/{name}" if out and name else ""
 
 
 def _split_halves(rows: RunRows, arm: str) -> dict[int, dict[str, float]]:

@@ -25,10 +25,11 @@ from cropi.schema import InfluenceEstimate, Selection
 from cropi.store.files import require_intact_table
 from cropi.store.ledger import Ledger
 from cropi.store.metrics import METRICS, TIMINGS
-from cropi.store.run_directory import pool_rollouts
+from cropi.store.run_directory import is_run, pool_rollouts
 from cropi.store.tables import read_scores, read_selection
 from cropi.study.accuracy import RunRows, read_run_rows
 from cropi.study.selected_prompts import unreadable
+from cropi.study.study_plan import STUDY_FILE
 
 RUN_FILES = ("config.yaml", "manifest.json", METRICS)
 """A directory with one of these is a run."""
@@ -120,11 +121,7 @@ def read_run(path: Path) -> RunData:
         raise InputError(
             f"{path} is not a directory; give the directory of a run (out/name of its config)"
         )
-    if not any((path / name).is_file() for name in RUN_FILES):
-        raise InputError(
-            f"{path} is not a run directory: it has none of {', '.join(RUN_FILES)}; "
-            "give the directory out/name of a run's config"
-        )
+    _require_run(path)
     ledger = Ledger(path)
     run = RunData(path, damaged=frozenset(ledger.changed()), missing=ledger.notes())
     _read_settings(run)
@@ -134,6 +131,27 @@ def read_run(path: Path) -> RunData:
     run.stages = {arm: _stages(run, arm) for arm in run.arms}
     _read_pool(run)
     return run
+
+
+def _require_run(path: Path) -> None:
+    """Raise InputError for a folder of something else, and name the runs around it."""
+    present = [name for name in RUN_FILES if (path / name).is_file()]
+    if not present:
+        runs = sorted(each.name for each in path.iterdir() if _is_drawn(each))
+        inside = f" (it holds {', '.join(runs[:3])})" if runs else ""
+        raise InputError(
+            f"{path} is not a run directory: it has none of {', '.join(RUN_FILES)}; "
+            f"give the directory out/name of a run's config{inside}"
+        )
+    # A stage has metrics too, and a page of them would look like that of a short run.
+    parents = path.absolute().parents if present == [METRICS] else []
+    if run := next(filter(_is_drawn, parents), None):
+        raise InputError(f"{path} is a part of {run}; give {run}")
+
+
+def _is_drawn(folder: Path) -> bool:
+    """Whether a folder is that of a run or of a study."""
+    return is_run(folder) or (folder / STUDY_FILE).is_file()
 
 
 def _read_settings(run: RunData) -> None:
@@ -175,9 +193,10 @@ def _mapping(
 def _arms(run: RunData) -> list[str]:
     choices = [run.setting("selection", "strategy"), *(run.setting("baselines") or [])]
     configured = [slug(name) for name in map(name_in, choices) if name]
-    folders = sorted(p.name for p in run.path.glob("arms/*") if p.is_dir() and p.suffix != ".part")
     in_rows = [arm for row in run.rows.rows if (arm := getattr(row, "arm", ""))]
-    return list(dict.fromkeys([*configured, *folders, *in_rows]))
+    # Beside these, folders may be copies, or of another setting's arms: they say nothing new.
+    folders = sorted(p.parent.name for p in run.path.glob("arms/*/stages") if p.is_dir())
+    return list(dict.fromkeys([*(configured or folders), *in_rows]))
 
 
 def _stages(run: RunData, arm: str) -> list[StageFiles]:

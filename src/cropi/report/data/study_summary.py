@@ -160,6 +160,6 @@ def _ended(study: Study) -> str:
 
 
 def further_notes(study: Study) -> list[str]:
-    """What a reader should know beside the headline."""
+    """What a reader should know beside the headline, and which runs are missing."""
     sentence = headline(study)
-    return [note for note in study.notes if note not in sentence]
+    return [*(note for note in study.notes if note not in sentence), *study.files.missing]

@@ -62,7 +62,7 @@ def render(study: Study) -> str:
 
 
 def _top(study: Study) -> Safe:
-    missing = [*summary.further_notes(study), *study.files.missing]
+    missing = summary.further_notes(study)
     parts = [
         masthead(study.name, _setup(study)),
         title_and_lead(summary.headline(study), "; "),
