@@ -17,7 +17,7 @@ from cropi.gradients.consumers import DirectionConsumer, Directions
 from cropi.influence.targets import half_weights
 from cropi.policy.loading import load_policy
 from cropi.training.settings import LoraConfig
-from cropi.training.warmup import with_adapters
+from cropi.training.start_policy import with_adapters
 from support.tiny_runs import tiny_config
 
 

@@ -231,7 +231,7 @@ def warm_up() -> None:
     import cropi.curriculum.loop
     import cropi.report.pages.run_page
     import cropi.study.runner
-    import cropi.training.warmup  # noqa: F401
+    import cropi.training.start_policy  # noqa: F401
     from cropi.prompts import load_source
     from cropi.prompts.settings import PromptSource
 

@@ -56,7 +56,7 @@ def plan(
         cropi plan my.yaml --gpu h100 --gpus 8 --pilot
     """
     loaded, base = load(config, settings)
-    devices: int = getattr(loaded.training.engine.settings, "devices", 1)
+    devices = loaded.training.engine.devices
     if probe and (gpu is not None or (gpus or devices) > 1):
         raise InputError(
             "--probe measures one device of this machine, and --gpu, --gpus or a launch of "

@@ -29,7 +29,7 @@ from cropi.store.cached import cached, read_record
 from cropi.store.files import POLICY_RECORD, write_json
 from cropi.store.metrics import CostRow, cost_row
 from cropi.store.run_directory import RunDirectory
-from cropi.training import warmup
+from cropi.training import start_policy
 from cropi.training.settings import TrainingConfig, WarmupConfig
 from cropi.verifiers import Judge
 
@@ -138,10 +138,8 @@ def make_start_policy(
     tokenizer = policies.reference(model.path).tokenizer if settings.prompts else None
     templated = has_chat_template(tokenizer)
     prompts = warmup_prompts(settings, sets, seeds.of("warmup", "prompts"), base, templated)
-    # The warm-up computes as GRPO will.
-    bf16 = getattr(training.engine.settings, "grpo", {}).get("bf16")
     inputs = (
-        bf16,
+        training.engine.grpo.get("bf16"),  # the warm-up computes as GRPO will
         policies.result_settings,
         settings.model_dump(),
         training.lora.model_dump() if training.lora else None,
@@ -152,7 +150,7 @@ def make_start_policy(
         cached(
             out,
             inputs,
-            lambda inputs_fingerprint: warmup.write_start_policy(
+            lambda inputs_fingerprint: start_policy.write_start_policy(
                 out,
                 prompts,
                 model=model,
@@ -164,7 +162,7 @@ def make_start_policy(
             ),
             log.directory.ledger,
         )
-        bar.note = warmup.describe(settings, training.lora)
+        bar.note = start_policy.describe(settings, training.lora)
     return str(out)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cropi.config import RunConfig
 from cropi.curriculum.run_context import needs_of_arm
 from cropi.forecast.hardware import DECODING, GIB, PREFILL, SCORING, TRAINING, Hardware
-from cropi.forecast.memory import FP32, MemoryPart
+from cropi.forecast.memory import FP32, MemoryPart, device_batch
 from cropi.forecast.placement import IMPORTS, SERVER, SPREAD, Placement
 from cropi.forecast.prompt_counts import PromptCounts
 from cropi.forecast.workload import (
@@ -185,19 +185,20 @@ def _of_sampling(
 def _of_training(
     config: RunConfig, forecast: Forecast, part: MemoryPart, limit: float
 ) -> Iterator[str]:
+    responses = config.training.step_responses
     states = part.parts["weights"] + part.parts["optimizer"]
     start = f"training needs {gib(part.total)} on a device of {gib(forecast.hardware.memory)}"
     if states > 0.8 * limit:
-        needed = -(-int(states * min(trained_on(forecast), _responses(config))) // int(0.6 * limit))
+        needed = -(-int(states * min(trained_on(forecast), responses)) // int(0.6 * limit))
         yield (
             f"{start}, {gib(states)} of it weights, gradients and Adam's moments: train adapters "
             f"(training.lora={{r: 16}}), or share them among {needed} or more devices"
         )
         return
     rows = (part.parts["activations"] + part.parts["logits"]) / (limit - states)
-    device_batch = _device_batch(config, trained_on(forecast))
-    fitting = [n for n in range(1, device_batch + 1) if _responses(config) % n == 0]
-    usable = [n for n in fitting if n * rows <= device_batch] or [1]
+    most = device_batch(config.training, trained_on(forecast))
+    fitting = [n for n in range(1, most + 1) if responses % n == 0]
+    usable = [n for n in fitting if n * rows <= most] or [1]
     yield (
         f"{start}, {gib(part.parts['logits'])} of it logits: set "
         f"training.engine.grpo.per_device_train_batch_size={usable[-1]}"
@@ -205,18 +206,6 @@ def _of_training(
 
 
 _ADVISERS = {"scoring": _of_scoring, "rollouts": _of_sampling, "training": _of_training}
-
-
-def _responses(config: RunConfig) -> int:
-    """Responses of a training step."""
-    return config.training.prompts_per_step * config.training.responses
-
-
-def _device_batch(config: RunConfig, gpus: int) -> int:
-    grpo = getattr(config.training.engine.settings, "grpo", {})
-    asked = grpo.get("per_device_train_batch_size")
-    batch = max(1, _responses(config) // min(gpus, _responses(config)))
-    return min(asked, batch) if isinstance(asked, int) else batch
 
 
 def _of_host(forecast: Forecast) -> Iterator[str]:
@@ -245,9 +234,10 @@ def _free(place: Path) -> float:
 
 
 def _of_devices(config: RunConfig, forecast: Forecast) -> Iterator[str]:
-    if (devices := trained_on(forecast)) > _responses(config):
+    responses = config.training.step_responses
+    if (devices := trained_on(forecast)) > responses:
         yield (
-            f"a step of {_responses(config)} responses occupies at most as many of the {devices} "
+            f"a step of {responses} responses occupies at most as many of the {devices} "
             "devices: raise training.prompts_per_step, or train on fewer"
         )
 

@@ -145,13 +145,11 @@ class AssumedSpeed:
     def _training(self, work: Work, devices: int) -> float:
         """All optimizer steps: sampling, and a pass forward and backward."""
         training = self.config.training
-        parts = min(devices, training.prompts_per_step * training.responses)
+        parts = min(devices, training.step_responses)
         products = self._products(work, FORWARD_BACKWARD * work.backward) / parts
-        at_once = max(1, training.prompts_per_step * training.responses // parts)
+        at_once = max(1, training.step_responses // parts)
         mean = work.generated / max(1.0, work.responses)
-        rounds = work.responses / max(
-            1, work.steps * training.prompts_per_step * training.responses
-        )
+        rounds = work.responses / max(1, work.steps * training.step_responses)
         allowed = training.max_new_tokens or self.config.rollouts.max_new_tokens
         longest = min(allowed, 2 * mean)
         steps = work.steps * rounds * max(mean, longest)
@@ -172,6 +170,5 @@ class AssumedSpeed:
 def _sampling_engine(config: RunConfig, devices: int) -> str:
     """What samples in training: verl has vLLM, and TRL where its settings say so."""
     engine = config.training.engine
-    grpo = getattr(engine.settings, "grpo", {})
-    by_itself = engine.name == "trl" and devices <= PER_MACHINE and not grpo.get("use_vllm")
+    by_itself = engine.name == "trl" and devices <= PER_MACHINE and not engine.grpo.get("use_vllm")
     return "trl" if by_itself else "vllm"

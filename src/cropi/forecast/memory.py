@@ -19,6 +19,7 @@ from cropi.influence.whitening import DIMENSIONS
 from cropi.policy.representations import LAYERS, MOST_FEATURES
 from cropi.selection import Needs
 from cropi.study.costs import SHARED
+from cropi.training.settings import TrainingConfig
 
 FP32, BF16 = 4, 2
 PARTS = ("directions", "sum", "weights", "optimizer", "activations", "cache", "logits")
@@ -155,16 +156,11 @@ def _training(
 ) -> MemoryPart:
     """Weights, gradients and Adam's moments; the logits of the responses of one pass."""
     training = config.training
-    batch = training.prompts_per_step * training.responses
-    grpo = getattr(training.engine.settings, "grpo", {})
-    asked = grpo.get("per_device_train_batch_size")
-    rows = min(int(asked), batch) if isinstance(asked, int) else batch
-    parts = min(gpus, batch)
-    rows = max(1, min(rows, batch // parts))
+    rows = device_batch(training, gpus)
     new = training.max_new_tokens or config.rollouts.max_new_tokens
     length = min(shape.context, counts.longest + new)
-    checkpointing = bool(grpo.get("gradient_checkpointing", on_gpu))
-    sharing = parts if _shares_states(config) else 1
+    checkpointing = bool(training.engine.grpo.get("gradient_checkpointing", on_gpu))
+    sharing = min(gpus, training.step_responses) if _shares_states(config) else 1
     return MemoryPart(
         "training",
         {
@@ -174,6 +170,13 @@ def _training(
             "logits": float(2 * rows * new * shape.vocabulary * FP32),
         },
     )
+
+
+def device_batch(training: TrainingConfig, gpus: int) -> int:
+    """Responses in one pass of a device: as many as are asked for, of its part of a step."""
+    part = training.step_responses // min(gpus, training.step_responses)
+    asked = training.engine.grpo.get("per_device_train_batch_size")
+    return max(1, min(asked, part)) if isinstance(asked, int) else part
 
 
 def _shares_states(config: RunConfig) -> bool:

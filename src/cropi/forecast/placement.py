@@ -78,7 +78,7 @@ class Placement:
 
     def _training(self) -> Place:
         engine = self.config.training.engine
-        devices = self.asked or int(getattr(engine.settings, "devices", 1))
+        devices = self.asked or engine.devices
         over_machines = engine.name == "verl" or devices > PER_MACHINE
         start = SERVER if over_machines else IMPORTS if devices > 1 else 0.0
         devices = devices if self.on_gpu else 1  # processes that share a machine's cores

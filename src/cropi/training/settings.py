@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -87,6 +88,16 @@ class TrainerChoice(Choice):
     kind: ClassVar[str] = "trainer"
     default: ClassVar[str] = "trl"
 
+    @property
+    def grpo(self) -> Mapping[str, Any]:
+        """What is passed to TRL's GRPOConfig; empty for an engine that is not TRL's."""
+        return getattr(self.settings, "grpo", {})
+
+    @property
+    def devices(self) -> int:
+        """How many devices train together; 1 for an engine that does not say."""
+        return int(getattr(self.settings, "devices", 1))
+
 
 class TrainingConfig(Section):
     """GRPO, one stage at a time."""
@@ -112,3 +123,8 @@ class TrainingConfig(Section):
     lora: LoraConfig | None = Field(
         None, description="train low-rank adapters; default: all weights"
     )
+
+    @property
+    def step_responses(self) -> int:
+        """Responses that a step trains on."""
+        return self.prompts_per_step * self.responses

@@ -189,7 +189,7 @@ def _horizon(horizon: int | None, last_step: int) -> int:
 
 
 def _write_adapters(policy: str, plan: StagePlan) -> None:
-    from cropi.training.warmup import write_adapters
+    from cropi.training.start_policy import write_adapters
 
     write_adapters(policy, plan.model, plan.training, Path(plan.start), plan.seed)
 

@@ -16,7 +16,7 @@ import torch
 
 from cropi.policy.checkpoints import settle_adapter
 from cropi.training.stage import Evaluator, Row, StageOutcome, StagePlan
-from cropi.training.trl_stage import load_start
+from cropi.training.start_policy import load_start
 
 Progress = Callable[[int, Row], None]
 TrainPart = Callable[[StagePlan, Path, Progress], StageOutcome]

@@ -34,7 +34,7 @@ def grpo_config(
     if plan.dynamic_sampling:
         check_dynamic(grpo)
     on_gpu = resolve_device(plan.model.device).type == "cuda"
-    batch = training.prompts_per_step * training.responses
+    batch = training.step_responses
     settings: dict[str, Any] = {
         "output_dir": str(work),
         "max_steps": plan.horizon,

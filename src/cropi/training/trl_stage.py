@@ -29,7 +29,6 @@ from trl import GRPOConfig, GRPOTrainer
 from cropi.errors import InputError
 from cropi.policy.loading import (
     Policy,
-    load_policy,
     quiet_libraries,
     require_one_gpu,
     reraise_out_of_memory,
@@ -53,6 +52,7 @@ from cropi.training.stage import (
     StagePlan,
     loss_warnings,
 )
+from cropi.training.start_policy import load_start
 from cropi.training.trl_config import NORMALISATION, grpo_config
 from cropi.verifiers import Judge
 
@@ -298,18 +298,6 @@ def _is_whole(saved: Path) -> bool:
             return archive.testzip() is None
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, zlib.error):
         return False
-
-
-def load_start(plan: StagePlan, device: str | None = None) -> Policy:
-    """Load the policy that a stage starts from, as it is trained."""
-    return load_policy(
-        plan.start,
-        revision=plan.model.revision,
-        dtype=plan.training.dtype,
-        device=device or plan.model.device,
-        attention=plan.model.attention,
-        trust_remote_code=plan.model.trust_remote_code,
-    )
 
 
 def _encoded(plan: StagePlan, policy: Policy) -> dict[str, list[int]]:

@@ -67,7 +67,7 @@ class VerlSettings(TrainerSettings):
         self, training: TrainingConfig, model: ModelConfig, dynamic_sampling: bool
     ) -> list[str]:
         """What verl cannot keep of the other settings."""
-        rows = training.prompts_per_step * training.responses
+        rows = training.step_responses
         allowed = {
             "cannot replace dead groups and keep a stage's order; leave dynamic sampling out": (
                 not dynamic_sampling

@@ -38,7 +38,7 @@ class TrlSettings(TrainerSettings):
     ) -> list[str]:
         """What a stage in several processes cannot do."""
         del model
-        batch = training.prompts_per_step * training.responses
+        batch = training.step_responses
         problems = []
         if self.launch is not None and dynamic_sampling:
             problems.append(
