@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def sampled(run_directory: Path, index: int) -> list[str]:
     return sorted(f.relative_to(folder).as_posix() for f in folder.rglob("*.parquet"))
 
 
-def costs(run_directory: Path, phase: str = "rollouts") -> list[dict[str, object]]:
+def costs(run_directory: Path, phase: str = "rollouts") -> list[dict[str, Any]]:
     rows = read_jsonl(run_directory / "metrics.jsonl")
     return [r for r in rows if r["kind"] == "cost" and r["phase"] == phase and r["arm"]]
 
@@ -177,12 +177,10 @@ def test_the_default_measures_whitened_influence_once_and_pays_for_reading_promp
     assert scores["cropi"].identity["metric"] == "whitened"
     assert "metric" not in scores["ranking"].identity
     assert [(stage(done, 1, arm) / "scores.parquet").exists() for arm in arms] == [False, True]
-    tokens = {
-        arm: json.loads((stage(done, 0, arm) / "influence.json").read_text())["tokens"]
-        for arm in arms
-    }
+    paid = {c["arm"]: c for c in costs(done, "scoring") if c["stage"] == 0}
     read = sum(len(g.prompt_ids) for g in read_rollouts(done / "rollouts/pool.parquet"))
-    assert tokens["cropi"] == tokens["ranking"] + read // 3
+    assert paid["cropi"]["tokens_backward"] == paid["ranking"]["tokens_backward"]
+    assert paid["cropi"]["tokens_forward"] == paid["ranking"]["tokens_forward"] + read
 
 
 class Remembering(Information):
@@ -222,8 +220,8 @@ def test_a_history_is_every_rollout_of_the_pool_training_included_in_order(tmp_p
 def test_a_bandit_over_clusters_pays_for_reading_the_prompts(tmp_path: Path) -> None:
     done = run(fake_config(tmp_path, *SHORT, "selection.strategy={name: bandit, clusters: 3}"))
     read = sum(len(g.prompt_ids) for g in read_rollouts(done / "rollouts/pool.parquet"))
-    paid = costs(done, "scoring")
-    assert [row["tokens_forward"] for row in paid] == [read // 3]  # before the first stage
+    paid = [(c["tokens_forward"], c["tokens_backward"]) for c in costs(done, "scoring")]
+    assert paid == [(read, 0)]  # before the first stage
 
 
 def test_dare_reads_the_freshest_rollouts_under_the_stages_policy_and_pays_for_it(
@@ -235,10 +233,8 @@ def test_dare_reads_the_freshest_rollouts_under_the_stages_policy_and_pays_for_i
     freshest = freshest_groups(pool, [trained])
     newer = {g.prompt_id: g.tokens for g in read_rollouts(trained)}
     assert [g.tokens for g in freshest] == [newer.get(g.prompt_id, g.tokens) for g in pool]
-    paid = costs(done, "scoring")
-    assert [row["tokens_forward"] for row in paid] == [
-        tokens_read(g) // 3 for g in (pool, freshest)
-    ]
+    paid = [(c["tokens_forward"], c["tokens_backward"]) for c in costs(done, "scoring")]
+    assert paid == [(tokens_read(groups), 0) for groups in (pool, freshest)]
 
 
 @pytest.mark.parametrize("refresh", ["validation", "stale"])

@@ -82,9 +82,8 @@ class StageScorer:
         def compute(inputs_fingerprint: str) -> None:
             influence = measure()
             self.log.warn(_notes(influence, needs))
-            write_json(
-                stage.influence_facts, _facts(influence, needs, _read(stage, needs, rollouts))
-            )
+            read = _feature_tokens(stage, needs, rollouts)
+            write_json(stage.influence_facts, _facts(influence, needs, read))
             write_scores(stage.scores, influence.estimate, stamp(inputs_fingerprint))
             remove(_shards(stage))
 
@@ -188,18 +187,19 @@ def _notes(influence: Influence, needs: Needs) -> list[str]:
     return influence.notes if needs.validation else influence.number_notes
 
 
-def _read(stage: Stage, needs: Needs, rollouts: StageRollouts) -> int:
-    """Tokens that are read for features before a stage."""
+def _feature_tokens(stage: Stage, needs: Needs, rollouts: StageRollouts) -> int:
+    """Tokens of the forward pass that reads features before a stage."""
     return prompt_tokens(rollouts.pool) if needs.features and stage.index == 0 else 0
 
 
-def _facts(influence: Influence, needs: Needs, prompt_tokens: int) -> dict[str, object]:
-    """A stage's influence.json; `prompt_tokens` are those that were read for features.
+def _facts(influence: Influence, needs: Needs, feature_tokens: int) -> dict[str, object]:
+    """A stage's influence.json.
 
-    `tokens` went forward and backward through the model, which a forward pass alone is a third of.
+    `tokens` went forward and backward through the model, `forward_tokens` forward alone.
     """
     return {
-        "tokens": influence.tokens + prompt_tokens // 3,
+        "tokens": influence.tokens,
+        "forward_tokens": feature_tokens,
         "targets": {name: dataclasses.asdict(t) for name, t in influence.reliability.items()},
         "notes": _notes(influence, needs),
     }
@@ -254,8 +254,9 @@ class PromptSelector:
         def choose(inputs_fingerprint: str) -> None:
             current = self._current(policy, rollouts, history) if needs.current else None
             if reads_unscored:
-                read = _read(stage, needs, rollouts) + (current.tokens if current else 0)
-                write_json(stage.influence_facts, {"tokens": read // 3})
+                read = _feature_tokens(stage, needs, rollouts)
+                read += current.tokens if current else 0
+                write_json(stage.influence_facts, {"forward_tokens": read})
             selection = self._select(
                 stage,
                 strategy,

@@ -239,10 +239,12 @@ class StageRun:
             prompts_sampled=self.outcome.prompts_sampled,
             uninformative_trained=self.outcome.uninformative_trained,
         )
-        costs = self._costs(parameters, facts.get("tokens", 0))
+        scored, read = (facts.get(each, 0) for each in ("tokens", "forward_tokens"))
+        costs = self._costs(parameters, scored, read)
         return [*log, stage_row, *refresh_costs(self.stage), *costs]
 
-    def _costs(self, parameters: int, scoring: int) -> list[CostRow]:
+    def _costs(self, parameters: int, scored: int, read: int) -> list[CostRow]:
+        """The stage's costs; of scoring, `scored` tokens had a backward pass and `read` none."""
         place, trained = (self.stage.arm, self.stage.index), self.outcome.trained_tokens
         rows = [
             cost_row(
@@ -254,8 +256,9 @@ class StageRun:
                 backward=trained,
             )
         ]
-        if scoring:
-            rows.append(cost_row("scoring", parameters, *place, forward=scoring, backward=scoring))
+        if scored + read:
+            forward = scored + read
+            rows.append(cost_row("scoring", parameters, *place, forward=forward, backward=scored))
         if self.evaluated:
             rows.append(evaluation_cost(self.evaluated, parameters, *place))
         return rows
