@@ -106,8 +106,8 @@ def _damaged(scene: Scene, work: Path, arguments: argparse.Namespace) -> Iterato
     reference, draw = Reference(), random.Random(arguments.seed)
     for use in scene.uses:
         cases = possible(scene, use)
-        for file, way in draw.sample(cases, min(arguments.tries, len(cases))):
-            done = attempt(scene, use, file, way, work, reference)
+        for file, damage in draw.sample(cases, min(arguments.tries, len(cases))):
+            done = attempt(scene, use, file, damage, work, reference)
             if done is not None:
                 yield _shown(done)
 

@@ -88,7 +88,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--hard", action="store_true", help="every skill a target of its own")
     parser.add_argument("--prompts", type=int, default=800, help="informative prompts to score")
-    parser.add_argument("--responses", type=int, default=8, help="rollouts a prompt")
+    parser.add_argument("--responses", type=int, default=8, help="rollouts per prompt")
     parser.add_argument("--seeds", type=int, default=5, help="sketches of each kind")
     parser.add_argument("--sketches", nargs="+", default=DEFAULTS.sketches)
     parser.add_argument("--dims", type=int, nargs="+", default=DEFAULTS.dims)

@@ -89,7 +89,7 @@ def group(count: int, length: int) -> RolloutGroup:
 
 
 def forget_peak() -> None:
-    """Let the largest resident size begin anew."""
+    """Let the largest resident size begin again."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 

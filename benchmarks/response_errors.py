@@ -6,7 +6,7 @@ those that differ. Also measured: what the errors cost, and whether prompts that
 are better, by the other draw, than prompts that look as good with a large error. Writes
 benchmarks/results/response_errors.json, one entry for each `--name`.
 
-    python benchmarks/response_errors.py                       # pocket, 40 prompts a skill
+    python benchmarks/response_errors.py                       # pocket, 40 prompts per skill
     python benchmarks/response_errors.py --name chain --model DIR --draws A.parquet B.parquet \
         --target sum=sum.parquet --target hop=hop.parquet
 """
@@ -55,17 +55,17 @@ def main() -> None:
     model, draws, targets = pocket(arguments.prompts) if not arguments.draws else given(arguments)
     draws = both_informative(draws, arguments.most)
     one, other = (cropi.score(model, d, targets, per_response=True).estimate for d in draws)
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "prompts": len(draws[0]),
         "responses": RESPONSES,
         "targets": {name: calibration(one, other, name) for name in targets},
         "cost": costs(model, draws[0], targets),
     }
-    rows = [[n, *(f"{v:.3f}" for v in each.values())] for n, each in found["targets"].items()]
-    print_table(["target", *next(iter(found["targets"].values()))], rows)
-    print(found["cost"])
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    write_json(RESULTS, known | {arguments.name: found})
+    rows = [[n, *(f"{v:.3f}" for v in each.values())] for n, each in figures["targets"].items()]
+    print_table(["target", *next(iter(figures["targets"].values()))], rows)
+    print(figures["cost"])
+    earlier = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    write_json(RESULTS, earlier | {arguments.name: figures})
 
 
 def pocket(prompts: int) -> tuple[Any, list[Groups], dict[str, Groups]]:

@@ -1,6 +1,6 @@
 """The study: every strategy in every regime of benchmarks/study/, and the page that reports it.
 
-    python benchmarks/study.py run --jobs 2                 # hours on 2 cores; goes on if stopped
+    python benchmarks/study.py run --jobs 2                 # hours on 2 cores; continues if stopped
     python benchmarks/study.py run --only clean,shifted
     python benchmarks/study.py run --only smollm2           # days: a language model on a CPU
     python benchmarks/study.py report                       # also while studies are unfinished
@@ -86,15 +86,15 @@ def regimes(folder: Path, only: str = "") -> list[Path]:
 
     Raises InputError for a name that is no regime, or a folder without any.
     """
-    known = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    if not known:
+    configs = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    if not configs:
         raise InputError(f"{folder} holds no regime (*.yaml); give a folder that does")
     wanted = [name.strip() for name in only.split(",") if name.strip()]
-    wanted = wanted or [name for name in known if name not in LANGUAGE_MODELS]
+    wanted = wanted or [name for name in configs if name not in LANGUAGE_MODELS]
     for name in wanted:
-        if name not in known:
-            raise InputError(f"--only {name!r} is no regime; allowed: {', '.join(known)}")
-    return [known[name] for name in sorted(set(wanted), key=lambda name: (name != FIRST, name))]
+        if name not in configs:
+            raise InputError(f"--only {name!r} is no regime; allowed: {', '.join(configs)}")
+    return [configs[name] for name in sorted(set(wanted), key=lambda name: (name != FIRST, name))]
 
 
 def run(options: argparse.Namespace) -> None:
@@ -108,7 +108,7 @@ def run(options: argparse.Namespace) -> None:
         if subprocess.run([*command, "--jobs", str(options.jobs)], check=False).returncode:
             failed.append(config.stem)
     if failed:
-        raise InputError(f"{', '.join(failed)} did not finish (see above); run again to go on")
+        raise InputError(f"{', '.join(failed)} did not finish (see above); run again to continue")
 
 
 def report(options: argparse.Namespace) -> None:

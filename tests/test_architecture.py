@@ -15,6 +15,7 @@ import pytest
 import cropi
 
 ROOT = Path(cropi.__file__).parent
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 FACADE = ""
 """The name of `cropi` itself, whose functions are those of the packages."""
 FLOORS = (
@@ -179,9 +180,10 @@ def test_what_a_package_says_it_holds_is_there(module: str) -> None:
 
 
 def test_a_local_is_named_after_what_it_holds() -> None:
+    files = [*MODULES.values(), *BENCHMARKS.rglob("*.py")]
     named = {
-        f"{module}:{node.lineno}"
-        for module, path in MODULES.items()
+        f"{path}:{node.lineno}"
+        for path in files
         for node in ast.walk(parsed(path))
         if (isinstance(node, ast.Name) and node.id in FORBIDDEN_NAMES)
         or (isinstance(node, ast.arg) and node.arg in FORBIDDEN_NAMES)

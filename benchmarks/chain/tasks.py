@@ -119,8 +119,8 @@ def _srt(prompt: str, write: Write) -> str:
 
 def _cnt(prompt: str, write: Write) -> str:
     key, word = prompt[4:-1].split(":")
-    kept = key * word.count(key)
-    return _end("cnt", f"{key}:{kept}", write("count", f"{key}{len(kept)}", str(len(kept))), write)
+    count = word.count(key)
+    return _end("cnt", f"{key}:{key * count}", write("count", f"{key}{count}", str(count)), write)
 
 
 def _products(name: str) -> Callable[[], Iterator[str]]:

@@ -49,9 +49,9 @@ ASKED = (
 
 def verdicts(parts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Everything that is asked: the number, the bar, and whether it is met (None: not measured)."""
-    found = {}
+    by_name = {}
     for asked in ASKED:
         value = asked.value(parts)
         met = None if value is None else asked.met(value)
-        found[asked.name] = {"value": value, "asked": f"{asked.sense} {asked.bar:g}", "met": met}
-    return found
+        by_name[asked.name] = {"value": value, "asked": f"{asked.sense} {asked.bar:g}", "met": met}
+    return by_name

@@ -32,7 +32,7 @@ VARIANTS = {
 
 
 def hashing(place: Place) -> Figures:
-    """Errors of every variant, then bytes a second of every variant and number of prompts."""
+    """Errors of every variant, then bytes per second of every variant and number of prompts."""
     if find_spec("triton") is None:
         raise NotHereError("triton is not installed")
     if place.device == "cpu":
@@ -67,13 +67,13 @@ def by_torch(gradient_PRI: Tensor, rows: slice, ratio: float, dim: int) -> Tenso
     prompts, _, width = gradient_PRI.shape
     numbers = torch.arange(rows.start, rows.stop)
     places = (FAR + numbers[:, None] * width + torch.arange(width)).flatten()
-    kept, bucket, sign = SparseSketch({"w": (1,)}, SEED, ratio, dim).coordinates(places)
-    values_PC = gradient_PRI.double().flatten(1) * (sign * kept).double()
+    sampled, bucket, sign = SparseSketch({"w": (1,)}, SEED, ratio, dim).coordinates(places)
+    values_PC = gradient_PRI.double().flatten(1) * (sign * sampled).double()
     return torch.zeros(prompts, dim, dtype=torch.float64).index_add_(1, bucket, values_PC)
 
 
 def bandwidth(place: Place, prompts: int, *variant: Any) -> float:
-    """Bytes of gradients a second."""
+    """Bytes of gradients per second."""
     from cropi.sketches.triton_hash import add_hashed
 
     dtype, ratio, reproducible = variant

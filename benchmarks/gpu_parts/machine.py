@@ -20,7 +20,7 @@ PACKAGES = (
 
 
 def machine(place: Place) -> Figures:
-    """Names and versions, a large matmul's FLOP/s, and the memory's bytes a second."""
+    """Names and versions, a large matmul's FLOP/s, and the memory's bytes per second."""
     yield "python", platform.python_version()
     yield "versions", {name: version(name) for name in PACKAGES}
     yield "cores", os.cpu_count()

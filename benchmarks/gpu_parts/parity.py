@@ -55,14 +55,14 @@ def cases(place: Place) -> list[tuple[str, Any, Groups, Groups]]:
     """Tiny models of several architectures on mixed rollouts, and pocket with its own log-probs."""
     few = ARCHITECTURES[:1] if place.tiny else ARCHITECTURES
     pool, target = mixed_groups(2 if place.tiny else 8), mixed_groups(2, seed=9)
-    found: list[tuple[str, Any, Groups, Groups]] = [
+    listed: list[tuple[str, Any, Groups, Groups]] = [
         (name, tiny_model(name), pool, target) for name in few
     ]
     if not place.tiny:
         pocket, sizes = load_model("pocket", device="cpu"), Sizes(12, 4, 8)
         groups = synthetic(pocket, 10, sizes, seed=0)
-        found.append(("pocket", pocket, groups[:8], groups[8:]))
-    return found
+        listed.append(("pocket", pocket, groups[:8], groups[8:]))
+    return listed
 
 
 def compared(model: Any, device: str, pool: Groups, target: Groups) -> dict[str, Any]:

@@ -69,12 +69,12 @@ def run_part(
 ) -> None:
     """Run one part and keep its figures."""
     start = time.time()
-    ours, theirs = make_pipe(False)
-    process = make_process(target=work, args=(part, where, theirs))
+    receiving, sending = make_pipe(False)
+    process = make_process(target=work, args=(part, where, sending))
     record.begin(part.name)
     process.start()
-    theirs.close()
-    status, why = receive(part, record, ours, where.end)
+    sending.close()
+    status, why = receive(part, record, receiving, where.end)
     stop(process, grace=0.0 if status == CUT_OFF else OVERHEAD)
     if status == "failed" and not why:
         why = f"its process ended with {process.exitcode}"

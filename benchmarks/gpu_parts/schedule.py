@@ -26,8 +26,8 @@ class Part:
     def loaded(self) -> Callable[[Place], Figures]:
         """The function; its figures come as soon as they are there."""
         module, _, name = self.function.partition(":")
-        found: Callable[[Place], Figures] = getattr(importlib.import_module(module), name)
-        return found
+        function: Callable[[Place], Figures] = getattr(importlib.import_module(module), name)
+        return function
 
 
 PARTS = (
@@ -50,8 +50,8 @@ def chosen(names: str) -> list[Part]:
     Raises ValueError for a name that is no part.
     """
     wanted = [name.strip() for name in names.split(",") if name.strip()]
-    known = [part.name for part in PARTS]
+    names_of_parts = [part.name for part in PARTS]
     for name in wanted:
-        if name not in known:
-            raise ValueError(f"--only {name!r} is no part; allowed: {', '.join(known)}")
+        if name not in names_of_parts:
+            raise ValueError(f"--only {name!r} is no part; allowed: {', '.join(names_of_parts)}")
     return [part for part in PARTS if not wanted or part.name in wanted]

@@ -1,6 +1,6 @@
 """Whole steps of a curriculum: rollouts and a stage of TRL on pocket, and a study on SmolLM2.
 
-The study goes on where an earlier call was cut off: its folder is beside the file of results.
+The study continues where an earlier call was cut off: its folder is beside the file of results.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def stage(place: Place) -> Figures:
 
 def seconds_by_phase(folder: Path) -> dict[str, float]:
     """Seconds of each phase of a run."""
-    found: defaultdict[str, float] = defaultdict(float)
+    seconds: defaultdict[str, float] = defaultdict(float)
     for row in json_lines(folder / "timings.jsonl"):
-        found[row["phase"]] += row["seconds"]
-    return dict(found)
+        seconds[row["phase"]] += row["seconds"]
+    return dict(seconds)
 
 
 def accuracies(folder: Path) -> dict[str, float]:

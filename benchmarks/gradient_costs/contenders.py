@@ -58,14 +58,14 @@ def costs(this: Run) -> dict[str, Any]:
 def our_contenders(this: Run, groups: list[RolloutGroup]) -> Contenders:
     """Exact influence on the floor's rows and with shared prompts, the targets' pass, sketches."""
     targets = {f"target {n}": synthetic(this.model, 1, SMALL, seed=1 + n) for n in range(2)}
-    found = {}
+    contenders = {}
     dim, sketches = this.options.dim, this.plan.sketches
     for name, call in ours.passes(this.scorers, targets, groups, dim, sketches).items():
         exact = name.startswith("exact")
         compared = name in (f"sketch_{ours.DEFAULT_SKETCH}", f"sketch_{ours.FACTORED_SKETCH}")
         rounds = this.plan.rounds if exact else this.plan.others if compared else this.plan.asides
-        found[name] = Contender(name, call, rounds, len(groups), may_miss=not exact)
-    return found
+        contenders[name] = Contender(name, call, rounds, len(groups), may_miss=not exact)
+    return contenders
 
 
 def naive_contenders(this: Run, group: RolloutGroup, micro: int) -> Contenders:

@@ -75,15 +75,15 @@ class Rows:
         for start in range(0, len(self.ids_NL), size):
             rows = slice(start, start + size)
             longest = int(self.length_N[rows].max())
-            mine = (self.row_S >= start) & (self.row_S < start + size)
+            in_part_S = (self.row_S >= start) & (self.row_S < start + size)
             yield Rows(
                 self.ids_NL[rows, :longest],
                 self.length_N[rows],
-                self.row_S[mine] - start,
-                self.position_S[mine],
-                self.target_S[mine],
-                self.behaviour_S[mine],
-                self.weight_S[mine],
+                self.row_S[in_part_S] - start,
+                self.position_S[in_part_S],
+                self.target_S[in_part_S],
+                self.behaviour_S[in_part_S],
+                self.weight_S[in_part_S],
             )
 
 

@@ -70,14 +70,14 @@ def measured(setting: Setting, what: str, prompts: int, sizes: Sizes) -> dict[st
     run, held = prepared(setting.model, what, groups, small)
     before = settled()
     run()
-    found = {
+    held_bytes = {
         "model": setting.bytes,
         "peak": peak() - before + held,
         "targets": held,
         "gradients": setting.bytes if what == "floor" else 0,
         "largest_layer": setting.largest,
     }
-    return {name: float(value) for name, value in found.items()}
+    return {name: float(value) for name, value in held_bytes.items()}
 
 
 def prepared(
@@ -130,12 +130,12 @@ def measure_all(this: Run) -> dict[str, Any]:
     """Measure each contender in a process of its own; what is derived stands beside it."""
     options, prompts = this.options, this.plan.memory_prompts
     rest = (options.model, options.pocket, this.setting.device.type, prompts, options.threads)
-    found = {what: in_own_process(Request(what, *rest)) for what in this.plan.memory_of}
+    runs = {what: in_own_process(Request(what, *rest)) for what in this.plan.memory_of}
     return {
-        "runs": found,
+        "runs": runs,
         "prompts_in_flight": prompts,
-        **beyond_forecast(found["floor"], found["exact"], prompts),
-        "peaks_over_model": {name: run["peak"] / run["model"] for name, run in found.items()},
+        **beyond_forecast(runs["floor"], runs["exact"], prompts),
+        "peaks_over_model": {name: run["peak"] / run["model"] for name, run in runs.items()},
     }
 
 

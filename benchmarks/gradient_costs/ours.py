@@ -78,8 +78,8 @@ def timed_sketch(extractor: GradientExtractor, method: str, dim: int) -> Callabl
         sketch.fit(torch.randn(sketch.sample, sketch.width, device=extractor.device))
 
     def sketch_pass(groups: Groups) -> None:
-        kept = SketchBuffer(len(groups), sketch.dim)
-        extractor.run(groups, [SketchConsumer(sketch, kept, extractor.device)])
+        buffer = SketchBuffer(len(groups), sketch.dim)
+        extractor.run(groups, [SketchConsumer(sketch, buffer, extractor.device)])
 
     return sketch_pass
 
@@ -88,7 +88,7 @@ def timed_sketch(extractor: GradientExtractor, method: str, dim: int) -> Callabl
 class Scorers:
     """Exact influence from rows of prompt and one response each, and with the prompt shared.
 
-    Made once a model: each checks itself against plain autograd on its first prompt.
+    Made once per model: each checks itself against plain autograd on its first prompt.
     """
 
     rows: Scorer
@@ -113,7 +113,7 @@ def passes(
     small = next(iter(targets.values()))
     directions = target_directions(shared, targets)
     exact_pass(rows, directions, small)
-    found: dict[str, Callable[[], object]] = {
+    calls: dict[str, Callable[[], object]] = {
         "exact": lambda: exact_pass(rows, directions, groups),
         "exact_shared": lambda: exact_pass(shared, directions, groups),
         "targets": lambda: target_directions(shared, {"pass": groups}),
@@ -121,5 +121,5 @@ def passes(
     for method in sketches:
         sketch_pass = timed_sketch(shared.extractor, method, dim)
         sketch_pass(small)
-        found[f"sketch_{method}"] = partial(sketch_pass, groups)
-    return found
+        calls[f"sketch_{method}"] = partial(sketch_pass, groups)
+    return calls

@@ -53,17 +53,17 @@ def ours_precision(
     seeds: int,
 ) -> dict[str, dict[str, float]]:
     """Precision of each sketch and dimension: mean and deviation over the seeds."""
-    found = {}
+    precision = {}
     for method, dims in methods.items():
         for dim in dims:
             scorers = [ours.sketch_scorer(model, method, dim, seed) for seed in range(seeds)]
             values = [overlap(truth, cosines(s, pool, targets)) for s in scorers]
-            found[f"{method}@{dim}"] = {
+            precision[f"{method}@{dim}"] = {
                 "mean": float(np.mean(values)),
                 "std": float(np.std(values, ddof=1)) if seeds > 1 else 0.0,
                 "seeds": seeds,
             }
-    return found
+    return precision
 
 
 def peer_cosines(
@@ -73,13 +73,13 @@ def peer_cosines(
     groups = [*pool, *(g for members in targets.values() for g in members)]
     ends = np.cumsum([len(g.responses) for g in groups])[:-1]
     sums = np.stack([part.sum(0) for part in np.split(rows.astype(np.float64), ends)])
-    mine, start, found = sums[: len(pool)], len(pool), {}
+    pool_sums, start, by_target = sums[: len(pool)], len(pool), {}
     for name, members in targets.items():
         mean = sums[start : start + len(members)].mean(0)
-        lengths = np.linalg.norm(mine, axis=1) * np.linalg.norm(mean)
-        found[name] = mine @ mean / np.where(lengths > 0, lengths, 1.0)
+        lengths = np.linalg.norm(pool_sums, axis=1) * np.linalg.norm(mean)
+        by_target[name] = pool_sums @ mean / np.where(lengths > 0, lengths, 1.0)
         start += len(members)
-    return found
+    return by_target
 
 
 def precisions(this: Run) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def peer_precisions(
     )
     linear = ours.exact_scorer(pocket.model, True, parameters=linear_layers(pocket.model))
     narrow = cosines(linear, pool, targets)
-    found: dict[str, Any] = {}
+    by_peer: dict[str, Any] = {}
     for name in this.plan.peers:
         indexes = [
             peer_index(this, name, {**request, "batches": [], "seed": seed})
@@ -127,13 +127,13 @@ def peer_precisions(
         ]
         there = [rows for rows in indexes if rows is not None]
         estimates = [peer_cosines(rows, pool, targets) for rows in there]
-        found[name] = estimates and {
+        by_peer[name] = estimates and {
             "dim": int(there[0].shape[1]),
             "against_all_parameters": mean_overlap(truth, estimates),
             "against_its_own_layers": mean_overlap(narrow, estimates),
             "seeds": len(estimates),
         }
-    return {name: value or None for name, value in found.items()}
+    return {name: value or None for name, value in by_peer.items()}
 
 
 def peer_index(this: Run, name: str, request: dict[str, Any]) -> np.ndarray | None:

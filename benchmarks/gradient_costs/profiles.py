@@ -15,10 +15,10 @@ def profiled(run: Callable[[], object]) -> list[dict[str, Any]]:
     """The operators that took most of one call, by their own time, in seconds."""
     cuda = torch.cuda.is_available()
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
-    with profile(activities=activities) as found:
+    with profile(activities=activities) as profiler:
         run()
     field = "self_device_time_total" if cuda else "self_cpu_time_total"
-    rows = sorted(found.key_averages(), key=lambda row: -getattr(row, field))
+    rows = sorted(profiler.key_averages(), key=lambda row: -getattr(row, field))
     total = sum(getattr(row, field) for row in rows)
     return [
         {

@@ -87,12 +87,12 @@ def equivalent(results: Results, peer: str) -> str:
     return f"sketch_{DEFAULT_SKETCH}"
 
 
-def peer_over(results: Results, peer: str, mine: str) -> float | None:
+def peer_over(results: Results, peer: str, contender: str) -> float | None:
     """A peer's seconds per unpacked prompt+response token over ours; None without the peer."""
     times = results["times"]
     if peer not in times:
         return None
-    return float(times[peer]["median"] * results["tokens"]["unpacked"] / times[mine]["median"])
+    return float(times[peer]["median"] * results["tokens"]["unpacked"] / times[contender]["median"])
 
 
 def efficiency(results: Results) -> float:
@@ -102,17 +102,17 @@ def efficiency(results: Results) -> float:
 
 
 def tokens_per_second(results: Results) -> dict[str, float]:
-    """Unpacked prompt+response tokens a second of everybody who handles whole prompts."""
-    tokens, found = results["tokens"]["unpacked"], {}
+    """Unpacked prompt+response tokens per second of all contenders that handle whole prompts."""
+    tokens, rates = results["tokens"]["unpacked"], {}
     for name, time in results["times"].items():
         if name not in ("matmul", "naive_projection"):
             units = 1.0 if name in results["peers"] else tokens
-            found[name] = units / time["median"]
-    return found
+            rates[name] = units / time["median"]
+    return rates
 
 
 def print_times(results: Results) -> None:
-    """One line a contender: seconds a prompt, spread, ratio to the floor, tokens a second."""
+    """One line per contender: seconds per prompt, spread, ratio to the floor, tokens per second."""
     floor, tokens = results["times"]["floor"]["median"], results["tokens"]["unpacked"]
     speed = tokens_per_second(results)
     print(f"\n{'':<18}{'s/prompt':>9}{'min':>9}{'max':>9}{'reps':>5}{'/floor':>8}{'tokens/s':>10}")

@@ -81,12 +81,12 @@ def draw_rewards(group: RolloutGroup, random: np.random.Generator, informative: 
 
 
 def with_own_logprobs(model: Any, groups: list[RolloutGroup]) -> list[RolloutGroup]:
-    """Let the model be its own behaviour policy: one forward pass a group."""
+    """Let the model be its own behaviour policy: one forward pass per group."""
     for group in groups:
         parts = Rows.of([group], next(iter(model.parameters())).device, with_weights=False)
-        found = logprobs(model, parts).cpu().numpy()
+        logprobs_S = logprobs(model, parts).cpu().numpy()
         ends = np.cumsum([len(r.ids) for r in group.responses])[:-1]
-        for response, values in zip(group.responses, np.split(found, ends), strict=True):
+        for response, values in zip(group.responses, np.split(logprobs_S, ends), strict=True):
             response.logprobs = values.astype(np.float32)
     return groups
 
@@ -111,7 +111,7 @@ def real_pool(
 def gsm8k_prompts(path: Path, count: int) -> list[Prompt]:
     """The first questions of a GSM8K file of JSON lines, as chats."""
     with path.open(encoding="utf-8") as lines:
-        found = [json.loads(line) for _, line in zip(range(count), lines, strict=False)]
+        rows = [json.loads(line) for _, line in zip(range(count), lines, strict=False)]
     return [
         Prompt(
             f"gsm8k-{n}",
@@ -119,7 +119,7 @@ def gsm8k_prompts(path: Path, count: int) -> list[Prompt]:
             "gsm8k",
             messages=({"role": "user", "content": row["question"]},),
         )
-        for n, row in enumerate(found)
+        for n, row in enumerate(rows)
     ]
 
 
@@ -169,7 +169,7 @@ def judged(
     policy: Policy, judge: Judge, source: list[dict[str, Any]], seed: int, most: int
 ) -> list[RolloutGroup]:
     """The first `most` informative groups of pocket rows."""
-    kept: list[RolloutGroup] = []
+    groups: list[RolloutGroup] = []
     for start in range(0, len(source), 512):
         part = source[start : start + 512]
         prompts = [
@@ -181,10 +181,10 @@ def judged(
             verdicts = judge.judge([(prompt, r.text) for r in group.responses])
             for response, verdict in zip(group.responses, verdicts, strict=True):
                 response.reward, response.reward_status = verdict.reward, verdict.status
-            kept += [group] if group.informative else []
-        if len(kept) >= most:
+            groups += [group] if group.informative else []
+        if len(groups) >= most:
             break
-    return kept[:most]
+    return groups[:most]
 
 
 def unpacked_tokens(groups: Sequence[RolloutGroup]) -> int:

@@ -41,7 +41,7 @@ def tiny_model(device: str) -> Any:
 
 
 def scaling(device: str, say: Callable[[str], None]) -> dict[str, dict[str, float]]:
-    """Seconds a prompt by the pool's size, and seconds a token by the responses' length."""
+    """Seconds per prompt by the pool's size, and seconds per token by the responses' length."""
     model = tiny_model(device)
     scorer = ours.exact_scorer(model, share_prefix=True)
     target = {"target": synthetic(model, 8, Sizes(12, 4, 8), seed=1)}

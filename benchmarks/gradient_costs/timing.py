@@ -55,9 +55,9 @@ def timed(run: Callable[[], object]) -> float:
     """Seconds of one call, finished on the device; what the call itself measured where it did."""
     synchronise()
     start = time.perf_counter()
-    found = run()
+    measured = run()
     synchronise()
-    return found if isinstance(found, float) else time.perf_counter() - start
+    return measured if isinstance(measured, float) else time.perf_counter() - start
 
 
 def synchronise() -> None:

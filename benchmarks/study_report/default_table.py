@@ -1,4 +1,4 @@
-"""The default strategy in every suite, a row a regime: what it is worth, and what it costs."""
+"""The default strategy in every suite, one row per regime: what it is worth, and what it costs."""
 
 from __future__ import annotations
 

@@ -84,8 +84,8 @@ class Regime:
     def seed_values(self, strategy: str, measure: str, seeds: Sequence[int]) -> list[float]:
         """What was measured of these of a strategy's seeds; seeds without it are left out."""
         rows = self.strategies.get(strategy, {}).get("per_seed", ())
-        found = (row.get(measure) for row in rows if row["seed"] in seeds)
-        return [value for value in found if value is not None]
+        values = (row.get(measure) for row in rows if row["seed"] in seeds)
+        return [value for value in values if value is not None]
 
     def oracle_share(self, strategy: str) -> Interval | None:
         """A strategy's share of the oracle's advantage in area."""

@@ -35,7 +35,7 @@ SETTING = (
     "targeted test prompts",
     "untargeted",
     "steps",
-    "prompts x responses a step",
+    "prompts x responses per step",
     "share selected",
     "seeds",
 )
@@ -116,9 +116,9 @@ def _shares(regime: Regime, name: str) -> list[str]:
 
 def _reliability(regime: Regime, name: str) -> str:
     """The split-half cosine of each target's direction, stage by stage; means over seeds."""
-    found = regime.strategies[name].get("reliability", {})
+    cosines = regime.strategies[name].get("reliability", {})
     parts = [
-        f"{target} {', '.join(f'{v:.2f}' for v in values)}" for target, values in found.items()
+        f"{target} {', '.join(f'{v:.2f}' for v in values)}" for target, values in cosines.items()
     ]
     return "; ".join(parts) or DASH
 

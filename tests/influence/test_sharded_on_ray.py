@@ -65,7 +65,7 @@ def test_killed_workers_and_drivers_change_no_bit(tmp_path: Path, expected: Infl
         scored(tmp_path / "b", RayWorkers(1), stop)
     seen: list[int] = []
     second = scored(tmp_path / "b", RayWorkers(1), lambda phase, done: seen.append(done))
-    assert any(done > 12 for done in seen[:2]), "it began anew"
+    assert any(done > 12 for done in seen[:2]), "it began again"
     one, other = first.estimate.mean["sums"], second.estimate.mean["sums"]
     np.testing.assert_array_equal(one, other)
     np.testing.assert_allclose(one, expected.estimate.mean["sums"], rtol=0, atol=1e-6)

@@ -102,21 +102,21 @@ def last_line(log: Path) -> str:
 
 def documents(groups: Sequence[RolloutGroup]) -> list[dict[str, Any]]:
     """Prompt+response documents: labels on the response alone, the advantage over K beside it."""
-    found = []
+    rows = []
     for group in groups:
         rewards = np.array([r.reward for r in group.responses])
         advantages = (rewards - rewards.mean()) / (rewards.std(ddof=1) + ADVANTAGE_EPSILON)
         prompt = group.prompt_ids.tolist()
         for response, advantage in zip(group.responses, advantages, strict=True):
             ids = response.ids.tolist()
-            found.append(
+            rows.append(
                 {
                     "input_ids": prompt + ids,
                     "labels": [-100] * len(prompt) + ids,
                     "advantage": float(advantage) / len(rewards),
                 }
             )
-    return found
+    return rows
 
 
 def request(

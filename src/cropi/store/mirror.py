@@ -227,7 +227,7 @@ def _is_kept(file: Path) -> bool:
 
 
 def _can_wait(name: str, entries: Collection[str]) -> bool:
-    """Whether a file is of the weights after a stage that the arm has gone on from."""
+    """Whether a file is of the weights after a stage whose next stage is trained."""
     folder, _, inside = name.partition("/policy/")
     if not inside or Path(inside).suffix in REPORTED:
         return False
