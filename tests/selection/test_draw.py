@@ -12,7 +12,15 @@ from cropi.errors import InputError
 from cropi.rollouts.statistics import PassHistory, RolloutStatistics
 from cropi.schema import SCORED, InfluenceEstimate
 from cropi.selection import SelectionContext, find_strategy, select
-from cropi.selection.draw import chance_of_a_gradient, expected_use, normal_cdf, own_evidence
+from cropi.selection.draw import (
+    LEAST_OF_RATIO,
+    OFTEN_ENOUGH,
+    OWN_SHARE,
+    TRAINED_GROUP,
+    chance_of_a_gradient,
+    normal_cdf,
+    own_evidence,
+)
 from cropi.selection.settings import SelectionConfig, StrategyChoice
 
 SKILLS, EACH, RESPONSES = 5, 80, 6
@@ -132,33 +140,71 @@ def test_a_set_that_tells_nothing_is_named_and_the_other_still_draws() -> None:
     assert selection.notes == ["influence on w hardly tells prompts apart"]
 
 
-def test_prompts_that_were_trained_on_make_room_for_others() -> None:
-    context = replace(world(1), count=20)
-    trained = np.isin(np.arange(POOL_SIZE), drawn(context)).astype(np.int64)
-    history = rounds(context.statistics.informative, trained)
-    again = drawn(replace(context, history=history, seed=7))
-    assert trained[again].mean() < 0.7 * trained[drawn(replace(context, seed=7))].mean()
-    assert (SKILL_OF[again] == 0).mean() > 0.7
+@pytest.mark.parametrize(
+    ("count", "visits", "size"), [(40, None, 40), (300, None, 80), (40, 60, 40)]
+)
+def test_a_stage_has_the_prompts_that_are_expected_to_help_up_to_the_ratio(
+    count: int, visits: int | None, size: int
+) -> None:
+    context = replace(world(1, helps=(0.3, 0, 0, 0, 0)), count=count, visits=visits)
+    assert len(drawn(context)) == pytest.approx(size, rel=0.1)
 
 
-@pytest.mark.parametrize(("rate", "rarer"), [(1.0, True), (0.0, True), (0.5, False)])
-def test_what_training_found_all_right_or_all_wrong_is_drawn_less(rate: float, rarer: bool) -> None:
+def test_where_steps_would_repeat_prompts_more_of_those_that_help_are_drawn() -> None:
+    context = world(1, helps=(0.3, 0, 0, 0, 0))
+    assert len(drawn(replace(context, visits=OFTEN_ENOUGH * 55))) == 55
+    many = replace(context, visits=4 * POOL_SIZE)
+    assert len(drawn(many)) == pytest.approx(POOL_SIZE // SKILLS, rel=0.1)
+    assert share_of(0, many) > 0.8
+
+
+def test_a_stage_is_never_smaller_than_a_part_of_the_ratio() -> None:
+    context = replace(world(1, helps=(0.3, 0, 0, 0, 0)), count=POOL_SIZE)
+    rare = SKILL_OF < 0
+    rare[:20] = SKILL_OF[:20] == 0
+    cosines = np.where(rare, 1.0, 0.0) + world(1, helps=(0, 0, 0, 0, 0)).estimate.mean["v"] * 0.01
+    features = context.features + 3 * rare[:, None]
+    estimate = InfluenceEstimate.from_means(context.prompt_ids, {"v": cosines.astype(np.float32)})
+    chosen = drawn(replace(context, estimate=estimate, features=features))
+    assert len(chosen) == LEAST_OF_RATIO * POOL_SIZE
+    assert rare[chosen].sum() == rare.sum()
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_what_training_has_made_all_right_or_all_wrong_is_drawn_less_and_so_is_what_is_alike(
+    rate: float,
+) -> None:
+    """Training had every other prompt of skill 1, which the rest of it is judged by."""
     context = world(1)
-    informative = context.statistics.informative
-    trained = (np.arange(POOL_SIZE) % 2).astype(np.int64)
-    use = expected_use(replace(context, history=rounds(informative, trained, rate=rate)))
-    once = expected_use(replace(context, history=rounds(informative, trained)))
-    mixed = informative & (trained == 1)
-    assert bool((use[mixed] < once[mixed]).all()) == rarer
-    unseen = informative & (trained == 0)
-    assert (use[unseen] == 1).all()
-    assert (once[unseen] == 1).all()
+    informative = np.ones(POOL_SIZE, bool)
+    trained = ((np.arange(POOL_SIZE) % 2 == 0) & (SKILL_OF == 1)).astype(np.int64)
+    before = chance_of_a_gradient(replace(context, history=rounds(informative)))
+    after = chance_of_a_gradient(replace(context, history=rounds(informative, trained, rate=rate)))
+    assert after[trained == 1].max() < 0.35 * before[trained == 1].min()
+    alike = (SKILL_OF == 1) & (trained == 0)
+    assert OWN_SHARE < after[alike].mean() < 0.6 * before[alike].mean()
+    assert after[SKILL_OF != 1].mean() > 0.85 * before[SKILL_OF != 1].mean()
+
+
+def test_training_that_changed_nothing_changes_no_chance() -> None:
+    context = world(1)
+    informative = np.ones(POOL_SIZE, bool)
+    history = rounds(informative, np.ones(POOL_SIZE, np.int64))
+    chances = chance_of_a_gradient(replace(context, history=history))
+    assert chances == pytest.approx(1 - 2 * 0.5**TRAINED_GROUP)
+
+
+def test_a_pool_without_any_response_has_every_chance() -> None:
+    nothing = PassHistory(np.zeros((2, POOL_SIZE)), np.zeros((2, POOL_SIZE), np.int64))
+    assert (chance_of_a_gradient(replace(world(1), history=nothing)) == 1).all()
 
 
 def test_rewards_that_are_no_passes_are_no_reason_to_refuse() -> None:
     context = world(1)
     history = rounds(context.statistics.informative)
     signed = PassHistory(history.passes * 4 - 12, history.responses)
+    chances = chance_of_a_gradient(replace(context, history=signed))
+    assert ((chances > 0) & (chances <= 1)).all()
     assert len(drawn(replace(context, history=signed))) == context.count
 
 
@@ -223,7 +269,7 @@ def test_a_sample_is_enough_where_predictions_spread_twice_their_error() -> None
     assert not strategy.enough(sampled(world(0), np.arange(POOL_SIZE) < 8))
 
 
-def test_the_use_of_prompts_that_were_never_sampled_is_that_of_alike_ones() -> None:
+def test_the_chance_of_prompts_that_were_never_sampled_is_that_of_alike_ones() -> None:
     """One skill is always solved, and so are its prompts without responses, it is expected."""
     context = world(0)
     solved = SKILL_OF == 1
@@ -232,17 +278,18 @@ def test_the_use_of_prompts_that_were_never_sampled_is_that_of_alike_ones() -> N
     history = PassHistory(passes[None], np.full((1, POOL_SIZE), RESPONSES))
     part = np.random.default_rng(1).random(POOL_SIZE) < 0.5
     seen = sampled(replace(context, statistics=statistics, history=history), part)
-    use = expected_use(seen)
-    assert use[~part & solved].mean() < 0.1 < 0.9 < use[~part & ~solved].mean()
+    chances = chance_of_a_gradient(seen)
+    assert chances[~part & solved].mean() < 0.1 < 0.9 < chances[~part & ~solved].mean()
 
 
-def test_where_all_that_are_alike_are_solved_a_prompt_is_hardly_drawn() -> None:
-    """Equal rewards among mixed prompts may be chance; among solved ones they are the rule."""
+def test_equal_rewards_among_mixed_prompts_may_be_chance_and_among_solved_ones_are_the_rule() -> (
+    None
+):
     context = world(0)
     solved, unlucky = SKILL_OF == 1, np.arange(POOL_SIZE) % 10 == 0
-    statistics = replace(context.statistics, informative=~(solved | unlucky))
-    use = expected_use(replace(context, statistics=statistics))
-    assert use[unlucky & ~solved].mean() > 5 * use[solved].mean()
+    history = rounds(~(solved | unlucky))
+    chances = chance_of_a_gradient(replace(context, history=history))
+    assert chances[unlucky & ~solved].mean() > 5 * chances[solved].mean()
 
 
 def test_strong_evidence_of_an_earlier_stage_is_not_lost_in_a_later_ones_noise() -> None:
@@ -284,16 +331,6 @@ def test_without_features_it_says_what_is_missing() -> None:
     settings = SelectionConfig.model_validate({"strategy": "cropi"})
     with pytest.raises(InputError, match="needs the policy's hidden states at the prompts"):
         select(world().estimate, settings, rollouts=[])
-
-
-def test_the_chance_of_a_gradient_is_that_of_jeffreys_prior() -> None:
-    """Against draws of the pass rate from its posterior after n equal rewards."""
-    counts = np.array([0, 2, 6, 16])
-    chances = chance_of_a_gradient(counts)
-    draw = np.random.default_rng(0)
-    for count, chance in zip(counts, chances, strict=True):
-        rate = draw.beta(count + 0.5, 0.5, 200_000)
-        assert chance == pytest.approx(1 - (rate**8).mean(), abs=0.005)
 
 
 def test_the_normal_distribution_by_known_values() -> None:

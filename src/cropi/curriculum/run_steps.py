@@ -92,6 +92,7 @@ class Steps:
             influence=scorer,
             selector=PromptSelector(
                 settings=config.selection,
+                visits=config.curriculum.steps_per_stage * config.training.prompts_per_step,
                 sets=sets,
                 threshold=config.verifiers.threshold,
                 batch_tokens=config.influence.batch_tokens,

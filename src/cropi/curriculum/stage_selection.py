@@ -209,11 +209,12 @@ def _facts(influence: Influence, needs: Needs, feature_tokens: int) -> dict[str,
 class PromptSelector:
     """Chooses the prompts of a stage.
 
-    `threshold` turns rewards into passes; `batch_tokens` bounds the forward passes of strategies
-    that read the policy without scoring.
+    `visits` is how many prompts a stage's steps read; `threshold` turns rewards into passes;
+    `batch_tokens` bounds the forward passes of strategies that read the policy without scoring.
     """
 
     settings: SelectionConfig
+    visits: int
     sets: PromptSets
     threshold: float | None
     batch_tokens: int | None
@@ -241,6 +242,7 @@ class PromptSelector:
             [file_hash(path) for path in (stage.scores, stage.sibling(0).scores) if path.exists()],
             strategy.model_dump(),
             self.settings.ratio,
+            self.visits,
             self.threshold,
             stage.arm,
             stage.index,
@@ -301,6 +303,7 @@ class PromptSelector:
             target_sources={p.source for prompts in validation for p in prompts},
             threshold=self.threshold,
             stage=stage.index,
+            visits=self.visits,
             seed=self.seeds.of("selection", stage.arm, stage.index),
             title=stage.title,
             **evidence,

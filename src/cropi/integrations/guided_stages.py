@@ -70,13 +70,14 @@ STEP = "cropi.step"
 
 @dataclass(frozen=True)
 class GuideSettings:
-    """How stages are chosen: the sections of a run's config, and the seed of all that is drawn."""
+    """How stages that read `visits` prompts are chosen: sections of a run's config and a seed."""
 
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     influence: InfluenceConfig = field(default_factory=InfluenceConfig)
     rollouts: RolloutsConfig = field(default_factory=RolloutsConfig)
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+    visits: int | None = None
 
 
 class GuidedStages:
@@ -317,6 +318,7 @@ class GuidedStages:
             sources={prompt.prompt_id: prompt.source for prompt in self.sets[POOL]},
             features=features,
             stage=index,
+            visits=self.settings.visits,
             seed=derive_seed(self.settings.seed, "selection", index),
             title=f"stage {index}",
         )

@@ -145,6 +145,7 @@ class Guidance:
             given_or_default(rollouts or _sampling(args, responses), RolloutsConfig, "rollouts"),
             dict(args.chat_template_kwargs or {}),
             args.seed,
+            self.positions.of_stage,
         )
         self.stages = GuidedStages(
             Path(folder or Path(args.output_dir) / "cropi"),

@@ -1,22 +1,24 @@
 """A stage drawn from what influence is predicted to be, not the top of a noisy ranking.
 
 A prompt's cosine from a handful of responses is mostly noise, so that the top of the ranking is
-neither the most useful prompts nor different ones from stage to stage. Three steps fix that:
+neither the most useful prompts nor different ones from stage to stage. Four steps fix that:
 
 1. *Whitening*: what many of the pool's gradients share is taken off (`influence/whitening.py`).
 2. *Prediction*: a Bayesian ridge regression of the rest on the policy's hidden states at the
    prompts pools what alike prompts say, and says how sure it is. It needs no labels, and speaks
    for prompts without a gradient of their own. What several stages say is combined by precision:
    the first one's strong evidence is not halved by the noise of a later one.
-3. *Draw*: with f_p and s_p the prediction and its error, and b the mean of the highest
-   predictions, a set gives a prompt the weight
+3. *Size*: with f_p and s_p the prediction and its error, and b the mean of the highest
+   predictions, a prompt helps a set with the chance
 
        P(f_p > b / 2) = Phi((f_p - b / 2) / s_p)
 
-   and the stage is drawn without replacement in proportion to the sum of the sets' weights, each
-   summing to one. Weights saturate: what surely helps is drawn alike, in every stage again, and
-   prompts that were trained on before make room for those that were not. After the first stage a
-   share of it (`others`) is drawn from all prompts, which keeps untargeted skills.
+   and the stage has as many prompts as are expected to help: fewer than the ratio asks for where
+   little does, and more where much does and the stage's steps would otherwise repeat prompts often.
+4. *Draw*: without replacement, in proportion to the sum of the sets' chances, each summing to one,
+   times the chance that the prompt's next group has a gradient (`chance_of_a_gradient`). Chances
+   saturate: what surely helps is drawn alike, in every stage again. After the first stage a share
+   of it (`others`) is drawn from all prompts, which keeps untargeted skills.
 
 Where influence cannot tell prompts apart for any set, the stage has the whole pool.
 
@@ -24,7 +26,7 @@ What can be predicted need not be rolled out: a random part of the pool is, and 
 predictions are sure (`Cropi.enough`). How many prompts that takes depends on the noise of their
 influence, and not on the size of the pool.
 
-Shape legend: P prompts of the pool, N scored ones, L layers, F features.
+Shape legend: P prompts of the pool, N scored ones, R rounds of sampling, L layers, F features.
 """
 
 from __future__ import annotations
@@ -59,12 +61,16 @@ LEAST_SCORED = 10
 """Scored prompts below which nothing can be predicted."""
 CERTAIN = 2.0
 """Predictions that spread so many times their error find nine tenths of what helps (chain)."""
-REPEATED = 0.2
-"""What is left of a prompt's weight for every earlier round of training on it."""
-LEAST_SHARE = 0.02
-"""What a prompt weighs at least whose alike ones were all solved, or all failed."""
+LEAST_OF_RATIO = 0.2
+"""Of what the ratio asks for: the least of a stage, as fewer prompts are overfitted."""
+OFTEN_ENOUGH = 2
+"""Visits of a prompt in a stage, beyond which other prompts that help are worth more."""
 TRAINED_GROUP = 8
 """Responses of a prompt in training, which have to differ in reward to teach anything."""
+OWN_SHARE = 0.3
+"""What a prompt's own last group says of its next one; the rest is what alike prompts say."""
+LEAST_CHANCE = 0.02
+"""That a prompt has a gradient, whatever alike ones say."""
 
 
 class DrawSettings(Section):
@@ -130,15 +136,15 @@ class Cropi:
         blind = [n for n, (mean, error) in predictions.items() if mean.std() < error.mean()]
         if len(blind) == len(predictions):
             return whole_pool(context, "influence cannot tell prompts apart here")
-        weights = [
-            _shares(_weights(*each, context.count) * own_evidence(context, name))
-            for name, each in predictions.items()
-        ]
-        use_P = expected_use(context)
+        helps = {name: _helps(*each, context.count) for name, each in predictions.items()}
+        drawn = [_shares(helps_P * own_evidence(context, n)) for n, helps_P in helps.items()]
+        gradient_P = chance_of_a_gradient(context)
         others = self.others if context.stage > 0 else 0.0
-        helpful_P, any_P = _shares(np.mean(weights, axis=0) * use_P), _shares(use_P)
+        helpful_P, any_P = _shares(np.mean(drawn, axis=0) * gradient_P), _shares(gradient_P)
         weights_P = (1 - others) * helpful_P + others * any_P
-        chosen = _drawn(weights_P, context.count, context.seed)
+        expected = float(np.max([*helps.values()], axis=0).sum()) / (1 - others)
+        count = stage_size(expected, context)
+        chosen = _drawn(weights_P, count, context.seed)
         chosen = chosen[top_by_score(weights_P[chosen], [context.prompt_ids[i] for i in chosen])]
         best_P = np.max([mean for mean, _ in predictions.values()], axis=0)
         notes = [f"influence on {name} hardly tells prompts apart" for name in blind]
@@ -146,7 +152,7 @@ class Cropi:
             prompt_ids=[context.prompt_ids[i] for i in chosen],
             scores=weights_P[chosen],
             negative=int((best_P[chosen] < 0).sum()),
-            notes=[*shortfall(len(chosen), context.count, "prompts can be drawn"), *notes],
+            notes=[*shortfall(len(chosen), count, "prompts can be drawn"), *notes],
         )
 
 
@@ -187,8 +193,18 @@ def _predicted(
     return ridge.predict(features_LPF[layer])
 
 
-def _weights(mean_P: Array, error_P: Array, count: int) -> Array:
-    """P(f > b / 2) of every prompt; equal weights where nothing was learnt."""
+def stage_size(expected: float, context: SelectionContext) -> int:
+    """How many prompts a stage has: those expected to help, within bounds.
+
+    At least LEAST_OF_RATIO of what the ratio asks for. At most that number or, if that is more, so
+    many that the stage's steps visit each OFTEN_ENOUGH.
+    """
+    most = max(context.count, (context.visits or 0) // OFTEN_ENOUGH)
+    return round(min(max(expected, LEAST_OF_RATIO * context.count, 1), most))
+
+
+def _helps(mean_P: Array, error_P: Array, count: int) -> Array:
+    """P(f > b / 2) of every prompt [P]; equal chances where nothing was learnt."""
     best = np.sort(mean_P)[::-1][: max(1, int(BEST_SHARE * count))].mean()
     scale_P = np.where(error_P > 0, error_P, math.inf)
     return normal_cdf((mean_P - LEVEL * best) / scale_P)
@@ -215,61 +231,52 @@ def own_evidence(context: SelectionContext, name: str) -> Array:
     return normal_cdf(np.array([sizes.get(i, 0.0) for i in context.prompt_ids]))
 
 
-def expected_use(context: SelectionContext) -> Array:
-    """What training on each prompt [P] is worth besides influence: 1 for an unseen, mixed one.
+def chance_of_a_gradient(context: SelectionContext) -> Array:
+    """How likely each prompt's [P] next group in training has better and worse responses.
 
-    The chance that it has both better and worse responses, and REPEATED for every round of training
-    that has had it. That chance is 1 if it had both in the last round that sampled it; if it had
-    not, the share of alike prompts that had, times `chance_of_a_gradient`; and this share alone if
-    no round has sampled it.
+    A pass rate p makes it 1 - p^g - (1 - p)^g, g = TRAINED_GROUP. A prompt's own last rate, of few
+    responses and an older policy, has the weight OWN_SHARE. The rest is predicted from hidden
+    states: what alike prompts had under the start policy, and how that has changed in the prompts
+    of the last round, towards no change for prompts unlike any of it.
     """
     rounds = context.history
     assert rounds is not None, "the strategy needs a history and was given none"
-    mixed_P = context.statistics.informative
-    counts_P = context.statistics.statuses["ok"]
-    for rates_P, responses_P in zip(rounds.rates[1:], rounds.responses[1:], strict=True):
-        seen_P = responses_P > 0
-        mixed_P = np.where(seen_P, (rates_P != 0) & (rates_P != 1), mixed_P)
-        counts_P = np.where(seen_P, responses_P, counts_P)
-    repeats_P = (rounds.responses[1:] > 0).sum(0)
-    alike_P = _share_of_mixed(context, mixed_P, counts_P > 0)
-    chance_P = np.where(counts_P > 0, chance_of_a_gradient(counts_P), 1.0)
-    use_P = np.where(mixed_P, 1.0, alike_P * chance_P)
-    return np.asarray(use_P * REPEATED**repeats_P)
+    start_P, *later = _mixed(_as_shares(rounds.rates))
+    alike_P = np.ones(len(start_P))
+    if (~np.isnan(start_P)).any():
+        mean = float(np.nanmean(start_P))
+        alike_P = _bounded(mean + _like(context, start_P - mean))
+    own_P = start_P
+    for chances_P in later:
+        own_P = np.where(np.isnan(chances_P), own_P, chances_P)
+    if later and (~np.isnan(later[-1])).any():
+        alike_P = _bounded(alike_P + _like(context, later[-1] - alike_P))
+    both_P = OWN_SHARE * own_P + (1 - OWN_SHARE) * alike_P
+    return np.where(np.isnan(own_P), alike_P, both_P)
 
 
-def _share_of_mixed(
-    context: SelectionContext, mixed_P: NDArray[np.bool_], sampled_P: NDArray[np.bool_]
-) -> Array:
-    """The share [P] of the sampled prompts like each that had better and worse responses."""
+def _as_shares(rates_RP: Array) -> Array:
+    """Mean rewards as shares of a pass; those beyond [0, 1] by the range of all."""
+    low, high = np.nanmin(rates_RP, initial=0.0), np.nanmax(rates_RP, initial=1.0)
+    return np.asarray((rates_RP - low) / (high - low))
+
+
+def _mixed(rates_RP: Array) -> Array:
+    """The chance [R, P] that a group of TRAINED_GROUP has both passes and failures."""
+    return np.asarray(1 - rates_RP**TRAINED_GROUP - (1 - rates_RP) ** TRAINED_GROUP)
+
+
+def _like(context: SelectionContext, values_P: Array) -> Array:
+    """Values [P] predicted for every prompt from those that are not NaN; 0 for unlike prompts."""
     features_LPF = context.features
     assert features_LPF is not None, "the strategy needs features and was given none"
-    if not sampled_P.any():
-        return np.ones(len(mixed_P))
-    mixed_N = mixed_P[sampled_P].astype(np.float64)
-    mean = mixed_N.mean()
-    layer, ridge = fit_best([*features_LPF[:, sampled_P]], mixed_N - mean)
-    share_P = mean + ridge.predict(features_LPF[layer]).mean_P
-    return np.asarray(share_P.clip(LEAST_SHARE, 1.0))
+    measured_P = ~np.isnan(values_P)
+    layer, ridge = fit_best([*features_LPF[:, measured_P]], values_P[measured_P])
+    return ridge.predict(features_LPF[layer]).mean_P
 
 
-def chance_of_a_gradient(counts_P: NDArray[np.integer]) -> Array:
-    """How likely a prompt [P] has unequal rewards in training, after n equal ones.
-
-    With Jeffreys' prior on the pass rate,
-
-        1 - B(n + 1/2 + g, 1/2) / B(n + 1/2, 1/2),    g = TRAINED_GROUP:
-
-    a third for six responses. Without a response it is the prior's.
-    """
-    counts, places = np.unique(counts_P, return_inverse=True)
-    unequal = [1 - math.exp(_log_beta(n + TRAINED_GROUP) - _log_beta(n)) for n in counts.tolist()]
-    return np.array(unequal)[places]
-
-
-def _log_beta(count: int) -> float:
-    """log B(count + 1/2, 1/2)."""
-    return math.lgamma(count + 0.5) + math.lgamma(0.5) - math.lgamma(count + 1)
+def _bounded(chances_P: Array) -> Array:
+    return np.asarray(chances_P.clip(LEAST_CHANCE, 1.0))
 
 
 def _drawn(weights_P: Array, count: int, seed: int) -> NDArray[np.int64]:

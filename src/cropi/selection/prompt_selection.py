@@ -47,6 +47,7 @@ def select(
     current: NDArray[np.float64] | None = None,
     threshold: float | None = None,
     stage: int | None = None,
+    visits: int | None = None,
     seed: int = 0,
     title: str = "",
 ) -> Selection:
@@ -69,6 +70,8 @@ def select(
             that look at them (`cropi.rollouts.current_rates.current_pass_rates`).
         threshold: the reward at which a response passes; default: rewards are graded.
         stage: the stage's index; default: how many there are before it.
+        visits: steps of the stage times prompts a step. Without it `cropi` selects no more than the
+            share that the settings name.
         seed: of the stage, for strategies that draw.
         title: names the stage in errors; default: the strategy.
 
@@ -97,6 +100,7 @@ def select(
             statistics=statistics,
             count=selection_size(settings.ratio, pool_size),
             stage=len(earlier) if stage is None else stage,
+            visits=visits,
             seed=seed,
             estimate=estimate,
             earlier=earlier,

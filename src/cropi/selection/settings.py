@@ -26,4 +26,8 @@ class SelectionConfig(Section):
     strategy: StrategyChoice = Field(
         default_factory=StrategyChoice.of, description="how prompts are chosen"
     )
-    ratio: Fraction = Field(0.1, description="share of the whole pool")
+    ratio: Fraction = Field(
+        0.1,
+        description="share of the whole pool; cropi selects fewer where fewer help, and more where "
+        "more help and a stage would visit each more than twice",
+    )

@@ -33,13 +33,15 @@ class SelectionContext:
     names each pool prompt's source, `target_sources` those of the validation prompts. `features`
     [L, P, F] are what the policy's layers make of the pool's prompts, and `history` is how often
     they passed in every round of sampling so far, training's included, if the strategy asked.
-    `current` [P] are pass rates under the stage's own policy, if it asked for those.
+    `current` [P] are pass rates under the stage's own policy, if it asked for those. `visits` is
+    how many prompts the stage's steps read, each visit counted; None: unknown.
     """
 
     statistics: RolloutStatistics
     count: int
     stage: int = 0
     seed: int = 0
+    visits: int | None = None
     estimate: InfluenceEstimate | None = None
     earlier: Sequence[InfluenceEstimate] = ()
     sources: Sequence[str] = ()
