@@ -30,8 +30,8 @@ def one_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def outcomes(*units: WorkUnit, workers: int = 2, patience: float = 30.0) -> dict[str, Finished]:
-    with RayWorkers(workers, patience=patience) as executor:
+def outcomes(*units: WorkUnit, workers: int = 2, late_after: float = 30.0) -> dict[str, Finished]:
+    with RayWorkers(workers, late_after=late_after) as executor:
         finished = list(run_units(executor, units))
     assert len(finished) == len(units)
     return {each.unit.name: each for each in finished}
@@ -151,7 +151,7 @@ def test_a_unit_that_is_late_is_run_a_second_time_and_counts_once(tmp_path: Path
     finished = outcomes(
         WorkUnit("quick", divmod, (7, 3)),
         WorkUnit("late", dawdle_at_first, (tmp_path,), speculative=True),
-        patience=1.0,
+        late_after=1.0,
     )
     assert finished["late"].result() == "in time"
 

@@ -244,13 +244,13 @@ def test_a_lease_is_refused_while_its_holder_lives(machines: Machines) -> None:
 def test_the_lease_of_a_dead_holder_runs_out_and_is_lost_to_it(machines: Machines) -> None:
     store = ObjectStore("memory://bucket/run")
     dead = Lease(store, "dead").__enter__()
-    dead.die()
+    dead.stop_renewing()
     with pytest.warns(UserWarning, match="waiting"):
         third = Lease(store, "third").__enter__()
     third.require_held()
     with pytest.raises(InputError, match="another process has taken over"):
         dead.require_held()
-    third.die()
+    third.stop_renewing()
     with Lease(store, "third") as again:  # left by a process that had this place before: no wait
         again.require_held()
 

@@ -134,7 +134,7 @@ def _as_typed(message: str) -> str:
 
 def _fail(message: str) -> NoReturn:
     """Print in one line what is wrong with the input, and exit."""
-    launched().give_way()
+    launched().let_first_fail()
     typer.echo(f"error: {_line(message)}", err=True)
     sys.exit(2)
 

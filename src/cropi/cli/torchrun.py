@@ -10,7 +10,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-GIVE_WAY_S = 30.0
+FIRST_FAILS_WITHIN_S = 30.0
 """Seconds within which torchrun ends the other processes when one has failed."""
 
 
@@ -31,13 +31,13 @@ class Launch:
         """Whether this is the process that speaks."""
         return self.rank == 0
 
-    def give_way(self) -> None:
+    def let_first_fail(self) -> None:
         """Before an error is printed: the first process usually has the same, and prints it.
 
         torchrun ends the others then. If it does not, the error is this process's own.
         """
         if not self.is_first:
-            time.sleep(GIVE_WAY_S)
+            time.sleep(FIRST_FAILS_WITHIN_S)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -48,11 +48,11 @@ class Launch:
         from cropi.gradients.ranks import process_group
 
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
-        with self._voice(), process_group():
+        with self._only_first_prints(), process_group():
             yield
 
     @contextmanager
-    def _voice(self) -> Iterator[None]:
+    def _only_first_prints(self) -> Iterator[None]:
         if self.is_first:
             yield
             return

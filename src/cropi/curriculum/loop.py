@@ -84,7 +84,7 @@ class Curriculum:
             )
         for stage in self.directory.stages(strategy.slug, settings.stages):
             rollouts = steps.refresh.rollouts(stage, needs, policy, start_rollouts)
-            scores = steps.influence.scores(stage, needs, policy, rollouts)
+            scores = steps.scorer.scores(stage, needs, policy, rollouts)
             selection = steps.selector.selection(
                 stage, strategy, scores, rollouts, policy, features
             )

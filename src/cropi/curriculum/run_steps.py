@@ -30,7 +30,7 @@ class Steps:
     refresh: RolloutRefresh
     features: PoolFeatures
     sample: PoolSample
-    influence: StageScorer
+    scorer: StageScorer
     selector: PromptSelector
     trainer: StageTrainer
 
@@ -89,7 +89,7 @@ class Steps:
                 threshold=config.verifiers.threshold,
                 policies=policies,
             ),
-            influence=scorer,
+            scorer=scorer,
             selector=PromptSelector(
                 settings=config.selection,
                 visits=config.curriculum.steps_per_stage * config.training.prompts_per_step,

@@ -90,7 +90,7 @@ class _LeaveOut:
         needs = needs_of_arm(curriculum.config, curriculum.config.selection.strategy)
         stage, policy = self._stage("scores"), curriculum.start
         rollouts = self.steps.refresh.rollouts(stage, needs, policy, curriculum.start_rollouts)
-        scores = self.steps.influence.scores(stage, needs, policy, rollouts)
+        scores = self.steps.scorer.scores(stage, needs, policy, rollouts)
         assert scores is not None, "the strategy scores"
         return scores
 

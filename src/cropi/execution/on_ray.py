@@ -32,14 +32,14 @@ from cropi.execution.units import Finished, GivenUpError, WorkUnit
 
 ATTEMPTS = 3
 """How often a unit is tried before it is given up: its worker may have died for another reason."""
-PATIENCE = 30.0
-"""Seconds for which a unit is never thought of as late."""
-LATE = 3.0
+LATE_AFTER_S = 30.0
+"""Seconds for which a unit is never late."""
+LATE_FACTOR = 3.0
 """A unit is late after so many times the median of those that have finished."""
-POLL = 1.0
+POLL_S = 1.0
 """Seconds after which late units are looked for, though nothing has ended."""
 
-STUCK = 60.0
+STUCK_S = 60.0
 """Seconds without a worker after which a warning says so."""
 
 
@@ -56,7 +56,7 @@ class RayWorkers:
     """Runs units in up to `workers` actors, each with `cpus` cores and threads, and `gpus` GPUs.
 
     `address` is that of a cluster (`ray_cluster.connect`); late units are looked for after
-    `patience` seconds.
+    `late_after` seconds.
 
     Workers that find no room yet join when there is some. A unit whose worker dies, or that fails
     otherwise than by an InputError, is run again, preferably elsewhere; after ATTEMPTS failures it
@@ -74,11 +74,11 @@ class RayWorkers:
         cpus: int = 1,
         gpus: float = 0.0,
         address: str | None = None,
-        patience: float = PATIENCE,
+        late_after: float = LATE_AFTER_S,
     ) -> None:
         self.most, self.cpus, self.gpus, self.address = workers, cpus, gpus, address
         self.threads: int | None = cpus
-        self._patience = patience
+        self._late_after = late_after
         self._idle: list[Any] = []
         self._driver = ""
 
@@ -112,14 +112,14 @@ class RayWorkers:
     def completed(self) -> Iterator[Finished]:
         """Yield units as they end. Raises InputError if no worker can be started."""
         while self._unfinished:
-            self._hire()
+            self._start_workers()
             self._assign()
             waiting = [*self._starting, *self._running]
-            ended, _ = self._ray.wait(waiting, num_returns=1, timeout=POLL)
-            self._say_if_stuck()
+            ended, _ = self._ray.wait(waiting, num_returns=1, timeout=POLL_S)
+            self._warn_if_stuck()
             for reference in ended:
                 if reference in self._starting:
-                    self._welcome(reference)
+                    self._add_worker(reference)
                 else:
                     yield from self._take(reference)
 
@@ -140,7 +140,7 @@ class RayWorkers:
         self._queue.clear()
         self._unfinished.clear()
 
-    def _hire(self) -> None:
+    def _start_workers(self) -> None:
         """Start workers in the place of those that are missing, as far as there is work."""
         present = len(self._starting) + self.workers
         for _ in range(min(self.most, len(self._unfinished)) - present):
@@ -155,19 +155,19 @@ class RayWorkers:
             worker = kind.remote(os.getcwd(), sys.path)
             self._starting[worker.version.options(name="cropi: start a worker").remote()] = worker
 
-    def _say_if_stuck(self) -> None:
+    def _warn_if_stuck(self) -> None:
         """Warn, once in a while without any worker, that the cluster has no room for one."""
         if self.workers:
             self._last_work = time.monotonic()
-        elif time.monotonic() - self._last_work > STUCK:
+        elif time.monotonic() - self._last_work > STUCK_S:
             self._last_work = time.monotonic()
             warnings.warn(
-                f"no Ray worker has started for {STUCK:.0f} s; the cluster may be busy: each asks "
-                f"for {self.cpus} CPUs and {self.gpus:g} GPUs",
+                f"no Ray worker has started for {STUCK_S:.0f} s; the cluster may be busy: each "
+                f"asks for {self.cpus} CPUs and {self.gpus:g} GPUs",
                 stacklevel=2,
             )
 
-    def _welcome(self, reference: Any) -> None:
+    def _add_worker(self, reference: Any) -> None:
         """Give a worker that has started its place. Raises InputError if none can start."""
         worker = self._starting.pop(reference)
         try:
@@ -210,7 +210,7 @@ class RayWorkers:
         unit = attempt.unit
         if not (unit.speculative and self._durations and unit.name in self._unfinished):
             return False
-        limit = max(self._patience, LATE * median(self._durations))
+        limit = max(self._late_after, LATE_FACTOR * median(self._durations))
         return time.monotonic() - attempt.began > limit
 
     def _placed_shared(self, unit: WorkUnit) -> list[Any]:

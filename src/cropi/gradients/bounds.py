@@ -30,7 +30,7 @@ MAX_LOG_RATIO = 30.0
 far from float32's largest number, 3e38. Where even a prompt's largest ratio is below e^-30, the
 policy produces none of its responses any more."""
 
-WILD_LOG_RATIO = 10.0
+EXTREME_LOG_RATIO = 10.0
 """Nats from which on one token outweighs all others of its prompt, and the prompt is named."""
 
 ADVANTAGES = (2.0**-40, 2.0**40)
@@ -53,14 +53,15 @@ class GroupWeights:
 
     `weights_RT` float64 is dJ/dlogp, exactly zero for a group that is out of range; `code_G` int64
     is a place in STATUSES. `ratios_G4` float64 holds sums over a group's policy tokens: 1,
-    -log rho, rho and rho^2, each log rho within MAX_LOG_RATIO. `wild_G` float64 is the largest log
-    of a ratio in the objective, 0 where it has none. `rewards_G2` are those of `current_rewards`.
+    -log rho, rho and rho^2, each log rho within MAX_LOG_RATIO. `extreme_G` float64 is the largest
+    log of a ratio in the objective, 0 where it has none. `rewards_G2` are those of
+    `current_rewards`.
     """
 
     weights_RT: Tensor
     code_G: Tensor
     ratios_G4: Tensor
-    wild_G: Tensor
+    extreme_G: Tensor
     rewards_G2: Tensor
 
     def cpu(self) -> GroupWeights:

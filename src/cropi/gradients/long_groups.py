@@ -140,7 +140,7 @@ class LongGroupPass:
         for consumer in consumers:
             consumer.begin(index_P)
         if total is not None:
-            self._give(total, consumers)
+            self._emit(total, consumers)
         for consumer in consumers:
             consumer.finish()
 
@@ -201,7 +201,7 @@ class LongGroupPass:
                 "gradient_checkpointing on, use LoRA, or set target_memory to offload"
             ) from error
 
-    def _give(self, total: Directions, consumers: Sequence[GradientConsumer]) -> None:
+    def _emit(self, total: Directions, consumers: Sequence[GradientConsumer]) -> None:
         for name, shape in self.shapes.items():
             height, width = matrix_shape(shape)
             dense: list[GradientConsumer] = []

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cropi.gradients.bounds import STATUSES, WILD_LOG_RATIO, GroupWeights
+from cropi.gradients.bounds import EXTREME_LOG_RATIO, STATUSES, GroupWeights
 from cropi.gradients.ranks import Ranks
 from cropi.schema import SCORED, RolloutGroup
 
@@ -32,8 +32,8 @@ class RatioSummary:
     tokens: int
     kl: float
     effective_share: float
-    wild: tuple[int, ...] = ()
-    """Places of prompts in range of which one ratio is above e^WILD_LOG_RATIO."""
+    extreme: tuple[int, ...] = ()
+    """Places of prompts in range of which one ratio is above e^EXTREME_LOG_RATIO."""
     mean_ratio: float = 1.0
 
     @property
@@ -72,7 +72,7 @@ def joined_ratios(parts: Sequence[tuple[int, RatioSummary | None]]) -> RatioSumm
         tokens,
         sum(each.kl * each.tokens for _, each in counted) / tokens,
         mean**2 * tokens / squares,
-        tuple(first + place for first, each in counted for place in each.wild),
+        tuple(first + place for first, each in counted for place in each.extreme),
         mean,
     )
 
@@ -106,7 +106,7 @@ class ExtractionReport:
         ratios = self.ratios
         if ratios is not None:
             place_of = {int(old): new for new, old in enumerate(order)}
-            ratios = replace(ratios, wild=tuple(sorted(place_of[old] for old in ratios.wild)))
+            ratios = replace(ratios, extreme=tuple(sorted(place_of[old] for old in ratios.extreme)))
         statuses = [self.statuses[old] for old in order]
         return replace(
             self,
@@ -202,13 +202,13 @@ class PassRecord:
             return None
         share = float(total**2 / squares / tokens)
         return RatioSummary(
-            int(tokens), float(kl / tokens), share, self._wild, float(total / tokens)
+            int(tokens), float(kl / tokens), share, self._extreme, float(total / tokens)
         )
 
     @property
-    def _wild(self) -> tuple[int, ...]:
+    def _extreme(self) -> tuple[int, ...]:
         places: list[int] = []
         for index_P, weights in self._batches:
-            is_wild = (weights.code_G == 0) & (weights.wild_G > WILD_LOG_RATIO)
-            places += index_P[is_wild.to(index_P.device)].tolist()
+            is_extreme = (weights.code_G == 0) & (weights.extreme_G > EXTREME_LOG_RATIO)
+            places += index_P[is_extreme.to(index_P.device)].tolist()
         return tuple(sorted(places))

@@ -47,7 +47,7 @@ class PlainPass:
             if self.ranks.rank == 0:
                 record.add(index_P, weights)
             gradients = prompt_gradient(self.model, self.parameters, group, self.objective, weights)
-            self._give(consumers, index_P, {n: g.unsqueeze(0) for n, g in gradients.items()})
+            self._emit(consumers, index_P, {n: g.unsqueeze(0) for n, g in gradients.items()})
             advance(1)
         return sum(sum(g.row_lengths[n] for n in g.unique_index) for g in prepared)
 
@@ -63,7 +63,7 @@ class PlainPass:
             firsts = [group.unique_index.index(n) for n in range(len(group.unique_ids))]
             gradients = response_gradients(self.model, self.parameters, group, weights_RT[firsts])
             index_P = group.index + torch.arange(len(firsts), device=self._device)
-            self._give(consumers, index_P, gradients)
+            self._emit(consumers, index_P, gradients)
             advance(1)
         return sum(sum(group.row_lengths) for group in prepared)
 
@@ -71,7 +71,7 @@ class PlainPass:
     def _device(self) -> torch.device:
         return next(iter(self.parameters.values())).device
 
-    def _give(
+    def _emit(
         self,
         consumers: Sequence[GradientConsumer],
         index_P: Tensor,
@@ -84,10 +84,10 @@ class PlainPass:
             height, width = matrix_shape(gradient.shape[1:])
             values = whole(gradient).float().reshape(-1, height, width)
             for consumer in consumers:
-                consumer.consume(name, slice(0, height), self._once(values))
+                consumer.consume(name, slice(0, height), self._on_first_rank(values))
         for consumer in consumers:
             consumer.finish()
 
-    def _once(self, values: Tensor) -> Tensor:
+    def _on_first_rank(self, values: Tensor) -> Tensor:
         """The values on the first rank, and zeros on all others."""
         return values if self.ranks.rank == 0 else torch.zeros_like(values)

@@ -159,7 +159,7 @@ def require_finite_norms(
         )
 
 
-def wild_notes(what: str, prompt_ids: Sequence[str]) -> list[str]:
+def extreme_ratio_notes(what: str, prompt_ids: Sequence[str]) -> list[str]:
     """A warning about prompts that have one ratio above e^10, but none out of range."""
     if not prompt_ids:
         return []

@@ -17,12 +17,12 @@ from cropi.influence.cosines import cosines
 from cropi.influence.growing_pool import PoolScores
 from cropi.influence.left_out_prompts import (
     distance_notes,
+    extreme_ratio_notes,
     gradient_statuses,
     left_out_notes,
     own_sampler_notes,
     require_finite_norms,
     require_some_in_range,
-    wild_notes,
 )
 from cropi.influence.response_influence import (
     ResponseMeasures,
@@ -122,8 +122,8 @@ def ratio_notes(what: str, groups: Groups, report: ExtractionReport) -> list[str
     ratios = report.ratios
     if ratios is None or any(group.logprobs_at_another_temperature for group in groups):
         return []
-    wild = wild_notes(what, [groups[place].prompt_id for place in ratios.wild])
+    extreme = extreme_ratio_notes(what, [groups[place].prompt_id for place in ratios.extreme])
     uses_ratios = not np.isnan(report.current_rewards).all()
     sampled_whole = not any(group.tail_is_cut for group in groups)
     of_itself = own_sampler_notes(what, groups, report.own_distances)
-    return [*wild, *(of_itself or distance_notes(what, ratios, uses_ratios and sampled_whole))]
+    return [*extreme, *(of_itself or distance_notes(what, ratios, uses_ratios and sampled_whole))]

@@ -123,11 +123,11 @@ class GuidedStages:
             for name, prompts in self.sets.items()
             if name != POOL and self.needs.validation
         }
-        of_pool = _Known([])
+        of_pool = _PoolRollouts([])
         if self.needs.sample:
             of_pool = self._grown(sampling, validation, first=index == 0)
         elif self.needs.rollouts:
-            of_pool = _Known(self._rollouts(POOL, self.sets[POOL], sampling))
+            of_pool = _PoolRollouts(self._rollouts(POOL, self.sets[POOL], sampling))
         pool, estimate = of_pool.pool, of_pool.estimate
         if estimate is None:
             estimate = self._estimate(index, policy, pool, validation)
@@ -155,7 +155,7 @@ class GuidedStages:
 
     def _grown(
         self, sampling: _Sampling, validation: dict[str, list[RolloutGroup]], first: bool
-    ) -> _Known:
+    ) -> _PoolRollouts:
         """The pool, with responses of as many prompts as the strategy needs (`PoolSample`).
 
         They are sampled and scored before the `first` stage; later on they are those that are
@@ -183,7 +183,7 @@ class GuidedStages:
             if first and self.processes.by_first(partial(enough_with, portion, grown)):
                 break
         if not first:
-            return _Known(grown)
+            return _PoolRollouts(grown)
 
         def estimate() -> InfluenceEstimate:
             influence = evidence().result("the pool", sampled)
@@ -191,7 +191,7 @@ class GuidedStages:
                 warnings.warn(note, stacklevel=2)
             return influence.estimate
 
-        return _Known(grown, self.processes.by_first(estimate))
+        return _PoolRollouts(grown, self.processes.by_first(estimate))
 
     def _evidence(
         self,
@@ -342,7 +342,7 @@ class _Sampling:
 
 
 @dataclass(frozen=True)
-class _Known:
+class _PoolRollouts:
     """A pool's rollouts, and what was measured of them, if that was now."""
 
     pool: list[RolloutGroup]

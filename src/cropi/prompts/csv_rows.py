@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 from cropi.errors import InputError
-from cropi.prompts.json_values import NESTED_COLUMNS, opened
+from cropi.prompts.json_values import NESTED_COLUMNS, parsed_json
 from cropi.text import shown
 
 LONGEST_CELL = 16_000_000
@@ -82,7 +82,7 @@ def _value(name: str, cell: str, where: str) -> Any:
     """The cell's text; JSON lists of objects, and objects, in columns that hold such."""
     if name not in NESTED_COLUMNS or not cell.lstrip().startswith(("[{", "{")):
         return cell
-    value = opened(cell)
+    value = parsed_json(cell)
     if value is not cell:
         return value
     raise InputError(

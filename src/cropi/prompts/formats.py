@@ -29,7 +29,7 @@ from cropi.prompts.json_values import (
     NESTED_COLUMNS,
     as_text,
     json_value,
-    opened,
+    parsed_json,
     require_writable_text,
 )
 from cropi.prompts.row_columns import (
@@ -154,7 +154,7 @@ def _cells(row: Mapping[str, Any], where: str) -> Cells:
                 "remove it"
             ) from None
         if cell is not None:
-            cells[str(column)] = opened(cell) if column in NESTED_COLUMNS else cell
+            cells[str(column)] = parsed_json(cell) if column in NESTED_COLUMNS else cell
     return cells
 
 

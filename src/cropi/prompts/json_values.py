@@ -19,7 +19,7 @@ MOST_BITS = 4_096
 """Bits of an integer; Python refuses to print much longer ones."""
 
 
-def opened(value: Any) -> Any:
+def parsed_json(value: Any) -> Any:
     """The object, or list of objects, that a text is the JSON of; anything else as it is."""
     if not isinstance(value, str) or not value.lstrip().startswith(("[{", "{")):
         return value

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from cropi.prompts.json_values import opened
+from cropi.prompts.json_values import parsed_json
 from cropi.text import plural, shown
 
 Cells = dict[str, Any]
@@ -82,7 +82,7 @@ def cell_of(cells: Mapping[str, Any], name: str) -> Any:
     if name in cells:
         return cells[name]
     column, dot, rest = name.partition(".")
-    inner = opened(cells.get(column)) if dot else None
+    inner = parsed_json(cells.get(column)) if dot else None
     return cell_of(inner, rest) if isinstance(inner, dict) else None
 
 
@@ -133,7 +133,7 @@ def _agree(first: Any, second: Any) -> bool:
     """Whether two cells say the same, or one holds the other as a solution holds its result."""
     texts = [" ".join(str(value).split()).casefold() for value in (first, second)]
     short, long = sorted(texts, key=len)
-    if short == long or _stands_in(short, long):
+    if short == long or _is_word_of(short, long):
         return True
     try:
         return float(short) == float(long)
@@ -141,8 +141,8 @@ def _agree(first: Any, second: Any) -> bool:
         return False
 
 
-def _stands_in(part: str, text: str) -> bool:
-    """Whether a text has the part as words of its own: `4` stands in `is 4.`, not in `4.5`."""
+def _is_word_of(part: str, text: str) -> bool:
+    """Whether a text has the part as whole words: `4` is one of `is 4.`, not of `4.5`."""
     start = text.find(part)
     while start >= 0:
         end = start + len(part)

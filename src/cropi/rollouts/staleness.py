@@ -282,9 +282,9 @@ def _notes(
 ) -> list[str]:
     """Return what makes the figures less reliable."""
     notes = []
-    if wild := [p.prompt_id for p in prompts if p.out_of_range]:
+    if ids := [p.prompt_id for p in prompts if p.out_of_range]:
         notes.append(
-            f"{plural(len(wild), 'prompt')} (first {wild[0]}) with a token whose ratio is beyond "
+            f"{plural(len(ids), 'prompt')} (first {ids[0]}) with a token whose ratio is beyond "
             f"e^{MOST_NATS:.0f} (a log-prob of minus infinity, say), counted as that: check their "
             "log-probs, or sample them again"
         )

@@ -64,15 +64,15 @@ class Lease:
         trace: TracebackType | None,
     ) -> None:
         """Give the lease back; a store that does not answer lets it run out."""
-        self.die()
+        self.stop_renewing()
         try:
             if not self._is_lost():
                 self.store.write(self._path(self._number), self._content(released=True))
         except InputError as failure:
             warnings.warn(f"{failure}; the lock runs out by itself", stacklevel=2)
 
-    def die(self) -> None:
-        """Renew it no more."""
+    def stop_renewing(self) -> None:
+        """Leave the lease to run out."""
         self._stop.set()
         self._renewing.join()
 

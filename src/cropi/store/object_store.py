@@ -67,7 +67,7 @@ class ObjectStore:
     def __init__(self, url: str) -> None:
         self.url = url
         self.protocol = url.partition(":")[0].lower()
-        _be_quiet()
+        _silence_loggers()
         require_supported(url)
         with explained(url):
             import fsspec
@@ -103,7 +103,7 @@ class ObjectStore:
         """The file that the URL names; None if it names a folder, a pattern, or nothing."""
         with explained(self.url):
             try:
-                info = patiently(lambda: self.files.info(self.path))
+                info = with_retries(lambda: self.files.info(self.path))
             except FileNotFoundError:
                 if self.protocol in WEB:
                     raise
@@ -146,13 +146,13 @@ class ObjectStore:
     def write(self, path: str, content: bytes) -> None:
         """Write a file, which appears whole or not at all."""
         with self._writing(path):
-            patiently(lambda: self.files.pipe_file(path, content))
+            with_retries(lambda: self.files.pipe_file(path, content))
 
     def create(self, path: str, content: bytes) -> bool:
         """Write a file unless there is one; whether it was written. One of several wins."""
         with self._writing(path):
             try:
-                patiently(lambda: self.files.pipe_file(path, content, mode="create"))
+                with_retries(lambda: self.files.pipe_file(path, content, mode="create"))
             except FileExistsError:
                 # An attempt whose answer was lost may have been the one that wrote it.
                 return bool(self.files.cat_file(path) == content)
@@ -163,7 +163,7 @@ class ObjectStore:
         with self._writing(self.path):
             for path in paths:
                 with suppress(FileNotFoundError):
-                    patiently(partial(self.files.rm_file, path))
+                    with_retries(partial(self.files.rm_file, path))
 
     def _writing(self, path: str) -> AbstractContextManager[None]:
         return explained(f"{self.protocol}://{path.lstrip('/')}", "write")
@@ -171,12 +171,12 @@ class ObjectStore:
     def upload(self, source: Path, path: str) -> None:
         """Copy a local file to `path` in the store, where it appears whole or not at all."""
         with self._writing(path):
-            patiently(lambda: self.files.put_file(str(source), path))
+            with_retries(lambda: self.files.put_file(str(source), path))
 
     def _call(self, action: Callable[[], T]) -> T:
         """What `action` returns, tried again where that may help."""
         with explained(self.url):
-            return patiently(action)
+            return with_retries(action)
 
 
 def require_supported(url: str, doing: str = "read") -> None:
@@ -194,7 +194,7 @@ def require_supported(url: str, doing: str = "read") -> None:
         get_filesystem_class(protocol)
 
 
-def _be_quiet() -> None:
+def _silence_loggers() -> None:
     """Keep packages from logging what is tried again, or becomes an error of ours anyway."""
     for name in ("s3fs", "gcsfs", "fsspec"):
         logger = logging.getLogger(name)
@@ -202,7 +202,7 @@ def _be_quiet() -> None:
             logger.setLevel(logging.CRITICAL)
 
 
-def patiently(action: Callable[[], T]) -> T:
+def with_retries(action: Callable[[], T]) -> T:
     """Call until it succeeds, at most `ATTEMPTS` times; a final error is raised at once."""
     again = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(ATTEMPTS),

@@ -58,7 +58,7 @@ def overrides_of(
         **_data(plan, work, longest_prompt),
         **_policy(plan, model),
         **_sampling(plan),
-        **_course(plan, work),
+        **_trainer_keys(plan, work),
         "trainer.n_gpus_per_node": settings.gpus,
         "trainer.nnodes": settings.nodes,
     }
@@ -140,7 +140,7 @@ def _sampling(plan: StagePlan) -> dict[str, Any]:
     }
 
 
-def _course(plan: StagePlan, work: Path) -> dict[str, Any]:
+def _trainer_keys(plan: StagePlan, work: Path) -> dict[str, Any]:
     """From which step to which, from what state, and what is written where."""
     last = plan.first_step + plan.steps
     resumed = {"trainer.resume_mode": "disable"}

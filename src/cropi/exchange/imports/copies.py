@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cropi.exchange.imports.logged import LoggedResponse
-from cropi.prompts.json_values import opened
+from cropi.prompts.json_values import parsed_json
 
 
 class Copies:
@@ -53,7 +53,7 @@ def _content(responses: Sequence[LoggedResponse]) -> list[str]:
 
 def _plain(value: Any) -> Any:
     """A cell without what differs between kinds of files: empty cells, the order of keys, 1.0."""
-    value = opened(value)
+    value = parsed_json(value)
     if isinstance(value, Mapping):
         filled = {str(key): _plain(inner) for key, inner in value.items()}
         return sorted((key, inner) for key, inner in filled.items() if inner is not None)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cropi.errors import InputError
 from cropi.prompts.chat_messages import written_chat
-from cropi.prompts.json_values import opened
+from cropi.prompts.json_values import parsed_json
 from cropi.prompts.row_columns import RowNotes, cell_of
 from cropi.schema import MAX_REWARD, Message, RewardStatus
 from cropi.text import shown
@@ -134,7 +134,7 @@ def absent_reward(names: Sequence[str], row: Row, where: str) -> InputError:
 
 def cell_names(row: Row) -> list[str]:
     """The columns of a row, and `column.key` for those that hold values by name."""
-    inner = {name: opened(value) for name, value in row.items()}
+    inner = {name: parsed_json(value) for name, value in row.items()}
     return [
         f"{name}.{key}" if key else str(name)
         for name, value in inner.items()
@@ -210,7 +210,7 @@ def spoken(completion: Any) -> tuple[str, bool]:
 
     A text that is messages written as JSON is those messages.
     """
-    written = opened(completion)
+    written = parsed_json(completion)
     if isinstance(written, list) and all(isinstance(m, Mapping) and "role" in m for m in written):
         completion = written
     if isinstance(completion, str):

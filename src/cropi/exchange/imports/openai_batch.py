@@ -30,7 +30,7 @@ from cropi.exchange.imports.logged import (
 from cropi.exchange.imports.responses_api import asked_of, last_message, output_items
 from cropi.plugins import plugin
 from cropi.prompts.formats import TEMPLATE_MARKS
-from cropi.prompts.json_values import opened
+from cropi.prompts.json_values import parsed_json
 from cropi.prompts.row_files import NumberedRow
 from cropi.text import shown
 
@@ -49,7 +49,7 @@ class OpenAIBatch:
 
     def recognises(self, row: Row) -> bool:
         """Whether a row is a result, or a request."""
-        result = opened(row.get("response"))
+        result = parsed_json(row.get("response"))
         failed = result is None and {"response", "error"} <= row.keys()
         answered = isinstance(result, Mapping) and "body" in result
         return "custom_id" in row and (failed or answered or _is_request(row))
@@ -59,7 +59,7 @@ class OpenAIBatch:
         for number, row in rows:
             where, name = file.where(number), (file.path.parent, str(row["custom_id"]))
             if _is_request(row):
-                self._ask(name, opened(row["body"]), where)
+                self._ask(name, parsed_json(row["body"]), where)
                 continue
             for response in _answers(row, file, where):
                 if name in self._requests:
@@ -79,7 +79,7 @@ class OpenAIBatch:
 
 
 def _is_request(row: Row) -> bool:
-    return isinstance(opened(row.get("body")), Mapping)
+    return isinstance(parsed_json(row.get("body")), Mapping)
 
 
 def _asked_in(request: Row) -> Any:
@@ -98,12 +98,12 @@ def _name_prompt(response: LoggedResponse, request: Row) -> None:
 
 def _answers(row: Row, file: LogFile, where: str) -> Iterator[LoggedResponse]:
     """The responses in a result, without what its request says."""
-    result = opened(row.get("response"))
+    result = parsed_json(row.get("response"))
     if not isinstance(result, Mapping) or result.get("status_code", 200) != 200:
         file.notes.add("a request that failed, left out", where)
         return
     reward = file.reward(row, None, where)
-    body = opened(result["body"])
+    body = parsed_json(result["body"])
     for place, response in enumerate(_of_body(body, file.tokens, where)):
         response.reward, response.status = reward, reward_status(reward)
         response.prompt_id, response.step = str(row["custom_id"]), file.step

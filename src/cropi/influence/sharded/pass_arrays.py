@@ -23,7 +23,7 @@ def report_arrays(report: ExtractionReport) -> dict[str, np.ndarray]:
         "path": np.array(report.path),
         "statuses": np.array(report.statuses),
         "ratios": np.array(numbers, np.float64),
-        "wild": np.array(() if ratios is None else ratios.wild, np.int64),
+        "wild": np.array(() if ratios is None else ratios.extreme, np.int64),
         "rewards": report.current_rewards,
         "own_distances": report.own_distances,
     }

@@ -86,7 +86,7 @@ class Connection:
             reraise=True,
         )
         try:
-            return attempts(self._once, method, path, body)
+            return attempts(self._attempt, method, path, body)
         except PassingError as error:
             self._still_there()
             times = f" {self.tries} times" if self.tries > 1 else ""
@@ -102,7 +102,7 @@ class Connection:
         asked = error.pause if isinstance(error, PassingError) and error.pause else 0.0
         return min(asked, LONGEST_PAUSE) + longest * random.uniform(0.5, 1.0)
 
-    def _once(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+    def _attempt(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
         try:
             answer = self._pool.request(method, self.url + path, json=body, redirect=False)
         except urllib3.exceptions.HTTPError as error:
