@@ -727,5 +727,5 @@ def test_trainer_settings_out_of_range_are_refused_without_torch(key: str, value
 def test_an_infinite_answer_is_refused_with_its_row(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "1+1=", "answer": 1e999}\n')
-    with pytest.raises(InputError, match="row 1, column 'answer' holds a number beyond"):
+    with pytest.raises(InputError, match="row 1, column 'answer' holds a number that is too large"):
         cropi.load_prompts(path)
