@@ -36,6 +36,7 @@ from cropi.store.metrics import (
 from cropi.store.policy_record import write_policy_record
 from cropi.store.run_directory import Row, Stage
 from cropi.store.tables import read_scores, read_selection
+from cropi.text import plural
 from cropi.training import StageOutcome, StagePlan, find_trainer, one_group_per_prompt, plan_stage
 from cropi.training.settings import TrainingConfig
 from cropi.training.stage import place_to_save
@@ -162,7 +163,8 @@ class StageRun:
                 lambda done, row: self._advance(bar, done, row),
                 self.outcome,
             )
-            bar.note = self.accuracy
+            chosen = plural(len(self.selection.prompt_ids), "prompt")
+            bar.note = f"{chosen}  {self.accuracy}".strip()
             record = {
                 FINGERPRINT: inputs_fingerprint,
                 "arm": stage.arm,
