@@ -194,6 +194,17 @@ def test_training_that_changed_nothing_changes_no_chance() -> None:
     assert chances == pytest.approx(1 - 2 * 0.5**TRAINED_GROUP)
 
 
+def test_a_mean_reward_between_0_and_1_is_no_gradient_where_all_are_equal() -> None:
+    """As where each response has its reward for the format, and none is right."""
+    context = world(1)
+    rounds_RP = np.full((1, POOL_SIZE), RESPONSES)
+    equal = SKILL_OF == 2
+    history = PassHistory(0.1 * rounds_RP, rounds_RP, unequal=~equal[None])
+    chances = chance_of_a_gradient(replace(context, history=history))
+    assert chances[equal].max() < 0.4 < 0.6 < chances[~equal].min()
+    assert chances[~equal].mean() == pytest.approx(1 - (5 / 6) ** TRAINED_GROUP, abs=0.1)
+
+
 def test_a_pool_without_any_response_has_every_chance() -> None:
     nothing = PassHistory(np.zeros((2, POOL_SIZE)), np.zeros((2, POOL_SIZE), np.int64))
     assert (chance_of_a_gradient(replace(world(1), history=nothing)) == 1).all()

@@ -95,17 +95,26 @@ class PassHistory:
     A round is a set of rollouts: the start policy's, what a later stage sampled again, the groups
     that a stage's training sampled. `passes` float64 [R, P] are sums of rewards, or of passes where
     there is a threshold, over `responses` int64 [R, P], the usable ones: 0 where a round did not
-    sample the prompt.
+    sample the prompt. `unequal` [R, P]: whether their rewards differ; None: they are 0 and 1, so
+    that the sums tell.
     """
 
     passes: NDArray[np.float64]
     responses: NDArray[np.int64]
+    unequal: NDArray[np.bool_] | None = None
 
     @property
     def rates(self) -> NDArray[np.float64]:
         """Pass rates [R, P]; NaN where a round has no usable response to the prompt."""
         sampled = np.where(self.responses > 0, self.responses, np.nan)
         return np.asarray(self.passes / sampled)
+
+    @property
+    def mixed(self) -> NDArray[np.bool_]:
+        """Whether a round has better and worse responses [R, P] to a prompt."""
+        if self.unequal is not None:
+            return self.unequal
+        return np.asarray((self.passes > 0) & (self.passes < self.responses))
 
 
 def pass_history(
@@ -119,8 +128,8 @@ def pass_history(
     """
     place_of = {prompt_id: place for place, prompt_id in enumerate(prompt_ids)}
     counted = [_counted(place_of, groups, threshold, r) for r, groups in enumerate(rounds)]
-    passes, responses = zip(*counted, strict=True)
-    return PassHistory(np.array(passes), np.array(responses))
+    passes, responses, unequal = map(np.array, zip(*counted, strict=True))
+    return PassHistory(passes, responses, unequal)
 
 
 def _counted(
@@ -128,9 +137,10 @@ def _counted(
     groups: Sequence[RolloutGroup],
     threshold: float | None,
     round_index: int,
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Passes and usable responses [P] in one round."""
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Passes, usable responses, and whether their rewards differ [P], in one round."""
     passes, responses = np.zeros(len(place_of)), np.zeros(len(place_of), np.int64)
+    unequal = np.zeros(len(place_of), bool)
     of_pool = [group for group in groups if group.prompt_id in place_of]
     if not of_pool:
         raise InputError(
@@ -141,7 +151,8 @@ def _counted(
         rewards, place = as_passes(group.rewards, threshold), place_of[group.prompt_id]
         passes[place] += rewards.sum()
         responses[place] += len(rewards)
-    return passes, responses
+        unequal[place] |= group.informative
+    return passes, responses, unequal
 
 
 @dataclass(slots=True)

@@ -41,6 +41,7 @@ from pydantic import Field, model_validator
 from cropi.estimation.ridge import Prediction, combined, fit_best
 from cropi.influence.settings import Metric
 from cropi.plugins import plugin
+from cropi.rollouts.statistics import PassHistory
 from cropi.schema import InfluenceEstimate, Selection
 from cropi.selection.strategy import (
     Scoring,
@@ -234,14 +235,15 @@ def own_evidence(context: SelectionContext, name: str) -> Array:
 def chance_of_a_gradient(context: SelectionContext) -> Array:
     """How likely each prompt's [P] next group in training has better and worse responses.
 
-    A pass rate p makes it 1 - p^g - (1 - p)^g, g = TRAINED_GROUP. A prompt's own last rate, of few
-    responses and an older policy, has the weight OWN_SHARE. The rest is predicted from hidden
-    states: what alike prompts had under the start policy, and how that has changed in the prompts
-    of the last round, towards no change for prompts unlike any of it.
+    A pass rate p makes it 1 - p^g - (1 - p)^g, g = TRAINED_GROUP, where the rewards of a round
+    differ. A prompt's own last rate, of few responses and an older policy, has the weight
+    OWN_SHARE. The rest is predicted from hidden states: what alike prompts had under the start
+    policy, and how that has changed in the prompts of the last round, towards no change for prompts
+    unlike any of it.
     """
     rounds = context.history
     assert rounds is not None, "the strategy needs a history and was given none"
-    start_P, *later = _mixed(_as_shares(rounds.rates))
+    start_P, *later = _chances(rounds)
     alike_P = np.ones(len(start_P))
     if (~np.isnan(start_P)).any():
         mean = float(np.nanmean(start_P))
@@ -255,15 +257,18 @@ def chance_of_a_gradient(context: SelectionContext) -> Array:
     return np.where(np.isnan(own_P), alike_P, both_P)
 
 
-def _as_shares(rates_RP: Array) -> Array:
-    """Mean rewards as shares of a pass; those beyond [0, 1] by the range of all."""
+def _chances(rounds: PassHistory) -> Array:
+    """The chance [R, P] of unequal rewards that each round says; NaN where it has no response.
+
+    Mean rewards beyond [0, 1] are shares of the range of all. Of n responses with unequal rewards
+    at least one is better, and one worse: graded ones are taken to pass 1/n to 1 - 1/n of the time.
+    """
+    rates_RP = rounds.rates
     low, high = np.nanmin(rates_RP, initial=0.0), np.nanmax(rates_RP, initial=1.0)
-    return np.asarray((rates_RP - low) / (high - low))
-
-
-def _mixed(rates_RP: Array) -> Array:
-    """The chance [R, P] that a group of TRAINED_GROUP has both passes and failures."""
-    return np.asarray(1 - rates_RP**TRAINED_GROUP - (1 - rates_RP) ** TRAINED_GROUP)
+    least_RP = 1 / np.maximum(rounds.responses, 2)
+    shares_RP = np.clip((rates_RP - low) / (high - low), least_RP, 1 - least_RP)
+    chances_RP = 1 - shares_RP**TRAINED_GROUP - (1 - shares_RP) ** TRAINED_GROUP
+    return np.where(rounds.mixed | np.isnan(rates_RP), chances_RP, 0.0)
 
 
 def _like(context: SelectionContext, values_P: Array) -> Array:

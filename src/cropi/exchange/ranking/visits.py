@@ -184,11 +184,13 @@ def visit_history(history: Sequence[PromptHistory | None], passes: Passes) -> Pa
     rounds = max((len(each.visits) for each in history if each), default=0)
     total = np.zeros((rounds, len(history)))
     counts = np.zeros((rounds, len(history)), dtype=np.int64)
+    unequal = np.zeros((rounds, len(history)), dtype=bool)
     for place, each in enumerate(history):
         for number, visit in enumerate(each.visits if each else []):
             total[number, place] = passes.of(visit.judged).sum()
             counts[number, place] = len(visit.judged)
-    return PassHistory(total, counts)
+            unequal[number, place] = visit.informative
+    return PassHistory(total, counts, unequal)
 
 
 def _length(response: LoggedResponse) -> int:
