@@ -93,7 +93,7 @@ def regimes(folder: Path, only: str = "") -> list[Path]:
     wanted = wanted or [name for name in configs if name not in LANGUAGE_MODELS]
     for name in wanted:
         if name not in configs:
-            raise InputError(f"--only {name!r} is no regime; allowed: {', '.join(configs)}")
+            raise InputError(f"--only {name!r} is not a regime; allowed: {', '.join(configs)}")
     return [configs[name] for name in sorted(set(wanted), key=lambda name: (name != FIRST, name))]
 
 

@@ -53,5 +53,5 @@ def chosen(names: str) -> list[Part]:
     names_of_parts = [part.name for part in PARTS]
     for name in wanted:
         if name not in names_of_parts:
-            raise ValueError(f"--only {name!r} is no part; allowed: {', '.join(names_of_parts)}")
+            raise ValueError(f"--only {name!r} is not a part; allowed: {', '.join(names_of_parts)}")
     return [part for part in PARTS if not wanted or part.name in wanted]

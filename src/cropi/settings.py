@@ -74,7 +74,7 @@ def given_or_default(value: S | None, kind: type[S], argument: str) -> S:
     if isinstance(value, kind):
         return value
     raise InputError(
-        f"{argument}={shown(value, 60)} is no {kind.__name__}; give {kind.__name__}"
+        f"{argument}={shown(value, 60)} is not a {kind.__name__}; give {kind.__name__}"
         f"({_example(value, kind)})"
     )
 

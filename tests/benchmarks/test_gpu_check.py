@@ -123,7 +123,7 @@ def test_a_file_that_is_no_record_is_refused_and_kept(tmp_path: Path, content: s
 
 
 def test_an_unknown_part_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="'tripe' is no part; allowed: machine, parity"):
+    with pytest.raises(ValueError, match="'tripe' is not a part; allowed: machine, parity"):
         chosen("parity, tripe")
     assert [part.name for part in chosen("hashing,parity")] == ["parity", "hashing"]
 

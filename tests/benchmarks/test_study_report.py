@@ -502,7 +502,7 @@ def test_nothing_finished_keeps_what_was_reported(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_no_regime_is_refused() -> None:
-    with pytest.raises(SystemExit, match=r"--only 'cleen' is no regime; allowed: clean, "):
+    with pytest.raises(SystemExit, match=r"--only 'cleen' is not a regime; allowed: clean, "):
         script.main(["run", "--only", "clean,cleen"])
 
 

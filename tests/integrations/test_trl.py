@@ -172,7 +172,10 @@ def test_what_cannot_be_guided_is_refused(tmp_path: Path) -> None:
         Guidance(args(dataloader_num_workers=2), pool, targets, 2)
     with pytest.raises(InputError, match="not a share of the pool"):
         Guidance(args(), pool, targets, 2, ratio=1.5)
-    refused = r"selection='random' is no SelectionConfig; give SelectionConfig\(strategy='random'\)"
+    refused = (
+        r"selection='random' is not a SelectionConfig; "
+        r"give SelectionConfig\(strategy='random'\)"
+    )
     with pytest.raises(InputError, match=refused):
         Guidance(args(), pool, targets, 2, selection=cast("Any", "random"))
     with pytest.raises(InputError, match="'pool' and 'pool'"):

@@ -108,10 +108,10 @@ def test_what_a_killed_run_left_aside_is_not_taken_for_a_part_of_the_next(tmp_pa
 @pytest.mark.parametrize("write", [write_json, write_jsonl])
 def test_a_place_under_a_file_is_an_input_error(tmp_path: Path, write) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match=r"cannot write .*file/a\.json: .*file is no dir"):
+    with pytest.raises(InputError, match=r"cannot write .*file/a\.json: .*file is not a dir"):
         write(tmp_path / "file" / "a.json", [])
     with (
-        pytest.raises(InputError, match=r"cannot write .*/sub: .*file is no directory"),
+        pytest.raises(InputError, match=r"cannot write .*/sub: .*file is not a directory"),
         atomic_folder(tmp_path / "file" / "sub"),
     ):
         pass

@@ -26,6 +26,8 @@ from cropi.text import remote_url, shown
 if TYPE_CHECKING:
     import pyarrow as pa
 
+PART, OLD = ".part", ".old"
+"""What is appended to the name of an output while it is written, and while it is replaced."""
 POLICY_RECORD = "cropi_stage.json"
 """In a policy's folder: what it was made from."""
 SEAL = "cropi.content"
@@ -80,7 +82,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     Raises InputError if `path` cannot be written.
     """
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(path.name + PART)
     require_local(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +127,7 @@ def cannot_write(path: Path, error: OSError) -> InputError:
         )
         if file is not None:
             return InputError(
-                f"cannot write {path}: {file} is no directory; give a path in one that exists"
+                f"cannot write {path}: {file} is not a directory; give a path in one that exists"
             )
     reason = error.strerror or str(error)
     return InputError(
@@ -153,7 +155,7 @@ def require_writable(path: Path) -> None:
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a directory; give the path of a file")
     require_local(path)
-    probe = path.with_name(path.name + ".part")
+    probe = path.with_name(path.name + PART)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
@@ -171,7 +173,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"cannot write {folder}: it is a file; give the path of a directory")
     require_local(folder)
-    part = folder.with_name(folder.name + ".part")
+    part = folder.with_name(folder.name + PART)
     try:
         _restore_folder(folder)
         remove(part)
@@ -198,14 +200,14 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 def _restore_folder(folder: Path) -> None:
     """Give a folder its name again if a kill came between the two renames of `_replace_folder`."""
-    old = folder.with_name(folder.name + ".old")
+    old = folder.with_name(folder.name + OLD)
     if old.is_dir() and not folder.exists():
         os.replace(old, folder)
 
 
 def _replace_folder(part: Path, folder: Path) -> None:
     """Rename `part` to `folder`; the old folder is deleted only after that."""
-    old = folder.with_name(folder.name + ".old")
+    old = folder.with_name(folder.name + OLD)
     remove(old)
     if folder.exists():
         os.replace(folder, old)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from cropi.errors import InputError
 from cropi.schema import fingerprint
-from cropi.store.cached import read_record
-from cropi.store.files import atomic_write, content_hash, remove, write_json
+from cropi.store.cached import ASIDE, read_record
+from cropi.store.files import OLD, PART, atomic_write, content_hash, remove, write_json
 from cropi.store.lease import Lease
 from cropi.store.ledger import LEDGER, REPORTED, Entry, Ledger, listed_files, parse_ledger
 from cropi.store.lock import LOCK, exclusive_lock
@@ -222,8 +222,8 @@ def _identity(root: Path) -> str:
 
 
 def _is_kept(file: Path) -> bool:
-    hidden = file.name.startswith(".") or file.suffix in (".part", ".old", ".unusable", LOCK)
-    return file.is_file() and not hidden
+    in_between = file.suffix in (PART, OLD, ASIDE, LOCK)
+    return file.is_file() and not (in_between or file.name.startswith("."))
 
 
 def _can_wait(name: str, entries: Collection[str]) -> bool:

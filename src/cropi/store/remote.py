@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 from cropi.errors import InputError
 from cropi.schema import fingerprint
-from cropi.store.files import cannot_write, remove
+from cropi.store.files import PART, cannot_write, remove
 from cropi.store.ledger import LEDGER
 from cropi.store.object_store import WEB, ObjectStore, StoredFile
 from cropi.text import remote_url
@@ -170,7 +170,7 @@ def _is_there(file: StoredFile, place: Path) -> bool:
 
 
 def _fetch(store: ObjectStore, file: StoredFile, place: Path) -> None:
-    handle, part = tempfile.mkstemp(prefix=f"{place.name}.", suffix=".part", dir=place.parent)
+    handle, part = tempfile.mkstemp(prefix=f"{place.name}.", suffix=PART, dir=place.parent)
     os.close(handle)
     try:
         store.download(file, Path(part))

@@ -25,4 +25,4 @@ class Jsonl:
     def command(self, start: Start) -> str:
         """cropi reads these rows as prompts."""
         prompts = start.path("selection.jsonl")
-        return f"cropi rollout --policy {start.policy} --prompts {prompts} --out rollouts.parquet"
+        return f"cropi rollout --model {start.policy} --prompts {prompts} --out rollouts.parquet"
