@@ -6,6 +6,7 @@ defect and keeps its traceback.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -97,6 +98,7 @@ LONGEST_MESSAGE = 8_000
 def main() -> None:
     """Run the command line."""
     _bound_spinning()
+    _print_anything()
     warnings.showwarning = _show_warning
     try:
         require_supported_system()
@@ -122,6 +124,13 @@ def _bound_spinning() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
+def _print_anything() -> None:
+    """Let what a stream's encoding lacks be printed as escapes, rather than end hours of work."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _as_typed(message: str) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from cropi.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from cropi.progress import ProgressReporter
     from cropi.verifiers import Judge
@@ -57,17 +58,67 @@ def say_unjudged(
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:
-    """A table without lines, its first column to the left."""
+    """A table without lines, its first column to the left.
+
+    On a narrow terminal headings take several lines; columns that do not fit follow below, beside
+    the first one again. No cell is cut.
+    """
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for n, name in enumerate(header):
-        table.add_column(Text(printable(name)), justify="left" if n == 0 else "right")
-    for row in rows:
-        # As it is: names may contain what rich reads as markup.
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    make_console().print(table)
+    # As it is: names may contain what rich reads as markup.
+    cells = [[Text(printable(cell)) for cell in row] for row in [header, *rows]]
+    columns = list(zip(*cells, strict=True))
+    console = make_console()
+    for band in _bands([_least_width(column) for column in columns], console.width):
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        widths = _widths([columns[n] for n in band], console.width)
+        for n, width in zip(band, widths, strict=True):
+            justify: Literal["left", "right"] = "right" if n else "left"
+            table.add_column(columns[n][0], justify=justify, width=width, overflow="fold")
+        for row in cells[1:]:
+            table.add_row(*(row[n] for n in band))
+        console.print(table)
+
+
+FOLDED = 24
+"""Characters of a cell above which it may be folded: it is text, and no number."""
+GAP = 2
+"""Characters between two columns."""
+
+
+def _least_width(column: Sequence[Text]) -> int:
+    """The characters that a column needs: for the longest word of its heading, and its numbers."""
+    from rich.text import Text
+
+    heading, *cells = column
+    words = (Text(word).cell_len for word in heading.plain.split())
+    return max([*words, *(min(cell.cell_len, FOLDED) for cell in cells)], default=0)
+
+
+def _bands(least: Sequence[int], space: int) -> list[list[int]]:
+    """Columns that fit beside each other, by number; each band begins with the first column."""
+    bands = [[0]]
+    for n in range(1, len(least)):
+        band = [*bands[-1], n]
+        fits = sum(least[each] for each in band) + GAP * (len(band) - 1) <= space
+        if fits or len(band) == 2:
+            bands[-1] = band
+        else:
+            bands.append([0, n])
+    return bands
+
+
+def _widths(columns: Sequence[Sequence[Text]], space: int) -> list[int]:
+    """The width of each column: the least, and from the left what it lacks of the spare room."""
+    widths = [_least_width(column) for column in columns]
+    spare = space - sum(widths) - GAP * (len(widths) - 1)
+    for n, column in enumerate(columns):
+        wanted = max(cell.cell_len for cell in column) - widths[n]
+        more = max(0, min(spare, wanted))
+        widths[n] += more
+        spare -= more
+    return widths
 
 
 def print_outcome(done: str, skipped: Mapping[str, int], notes: Sequence[str]) -> None:
