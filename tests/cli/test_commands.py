@@ -336,7 +336,7 @@ def test_a_path_that_cannot_be_written_is_refused_before_any_work(
     (tmp_path / "full" / "thesis.txt").write_text("a thesis")
     out = place.replace("{file}", str(prompts)).replace("{tmp}", str(tmp_path / "full"))
     monkeypatch.setattr("cropi.policy.loading.load_policy", forbidden)
-    monkeypatch.setattr("cropi.training.trl_stage.load_policy", forbidden)
+    monkeypatch.setattr("cropi.training.start_policy.load_policy", forbidden)
     common = ("--model", "pocket", "--verifier", "exact")
     cropi("rollout", *common, "--prompts", prompts, "--out", out).refused(out)
     cropi(
@@ -509,6 +509,18 @@ def test_an_interrupt_says_how_to_continue(
 def test_a_report_of_a_folder_that_is_not_a_run_is_refused(cropi: Command, tmp_path: Path) -> None:
     cropi("report", tmp_path).refused("not a run directory")
     cropi("report", tmp_path / "gone").refused("gone")
+
+
+def test_what_may_not_be_read_is_named(
+    cropi: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = pocket_jsonl(tmp_path / "prompts.jsonl")
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
+
+    monkeypatch.setattr("cropi.prompts.sources.open_rows", refused)
+    cropi("verify", file, "--verifier", "exact").refused(f"{file}: Permission denied", "read")
 
 
 def test_names_are_shown_as_they_are(cropi: Command, pool: Path, tmp_path: Path) -> None:

@@ -108,11 +108,19 @@ def main() -> None:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        _fail(str(cannot_write(Path(error.filename or "a file"), error)))
+        _fail(_of_disk(error))
     except SystemExit as stop:
         if stop.code == INTERRUPTED:  # typer has caught the KeyboardInterrupt
             typer.echo("interrupted; the same command continues from what is finished", err=True)
         raise
+
+
+def _of_disk(error: OSError) -> str:
+    """The message for a file that the system refuses, which may be an input or an output."""
+    if isinstance(error, PermissionError):
+        place = error.filename or "a file"
+        return f"{place}: {error.strerror}; give your user the right to read it (or to write there)"
+    return str(cannot_write(Path(error.filename or "a file"), error))
 
 
 def _bound_spinning() -> None:
