@@ -12,7 +12,8 @@
 `run` is `cropi compare` on one file after another, with the strategies and seeds of the file's own
 `compare` section; language models only where they are named. `report` reads what is finished into
 benchmarks/results/study.json (regimes of pocket), smollm2.json, default.json or baselines.json, and
-redraws; a regime without a study in --out keeps the numbers that it had. The studies of
+redraws; a regime without a study in --out keeps the numbers that it had, and so does a strategy
+that the study of an unchanged regime has not run. The studies of
 default.json and baselines.json are of the configs here, in benchmarks/chain/ and in
 benchmarks/puzzles/, made by `cropi compare` with any strategies and seeds. `redraw` makes
 docs/figures/ and the tables of docs/results.md from these numbers alone.
@@ -32,6 +33,7 @@ from typing import Any
 from cropi.errors import InputError
 from cropi.store.files import atomic_write
 from study_report.bar import rows_of
+from study_report.earlier import keep_unmeasured
 from study_report.gathering import gather, gather_as_asked
 from study_report.page import fill
 from study_report.results import APART, BASELINES, DEFAULT, LANGUAGE_MODELS, Results
@@ -124,7 +126,7 @@ def report(options: argparse.Namespace) -> None:
         )
     pocket = options.of == "pocket"
     path = options.results if pocket else beside(options.results, options.of)
-    keep_unmeasured(numbers, path)
+    keep_unmeasured(numbers, read_numbers(path)["regimes"] if path.exists() else {})
     write_numbers(path, numbers)
     results = Results(numbers)
     redraw(options)
@@ -143,14 +145,6 @@ def numbers_of(suite: str, configs: Path, out: str) -> dict[str, Any]:
         return gather_as_asked([*regimes(configs), *others], out)
     named = [name for name in LANGUAGE_MODELS if (configs / f"{name}.yaml").exists()]
     return gather(regimes(configs, ",".join(named) if suite == APART else ""), out)
-
-
-def keep_unmeasured(numbers: dict[str, Any], path: Path) -> None:
-    """Let regimes without a finished run have what the file says of them: studies are not kept."""
-    before = read_numbers(path)["regimes"] if path.exists() else {}
-    for name, values in numbers["regimes"].items():
-        if not values["strategies"] and name in before:
-            numbers["regimes"][name] = before[name]
 
 
 def beside(results: Path, suite: str) -> Path:

@@ -38,7 +38,7 @@ def gather(configs: list[Path], out: str) -> Values:
         "cropi": __version__,
         "method": METHOD,
         "rules": {**RULES, "asked_ratio": measures.REPORTED_COST_RATIO},
-        "regimes": {path.stem: _rounded(regime(path, out)) for path in configs},
+        "regimes": {path.stem: rounded(regime(path, out)) for path in configs},
     }
 
 
@@ -52,7 +52,7 @@ def gather_as_asked(configs: list[Path], out: str) -> Values:
     for path in configs:
         root = StudyPlan.of(load_config(str(path), [f"out={out}"])).root
         name = root.name.removesuffix("-study")
-        numbers["regimes"][name] = _rounded(regime(path, out, asked_of(root)))
+        numbers["regimes"][name] = rounded(regime(path, out, asked_of(root)))
     return numbers
 
 
@@ -299,12 +299,12 @@ def _final_gap(method: Curves, other: Curves) -> Interval:
     return mean_interval(method.targeted[:, -1] - other.targeted[:, -1])
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """The same values with six significant digits; what is not a number is null."""
     if isinstance(value, Mapping):
-        return {str(key): _rounded(v) for key, v in value.items()}
+        return {str(key): rounded(v) for key, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(v) for v in value]
+        return [rounded(v) for v in value]
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value

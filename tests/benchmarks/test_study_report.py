@@ -486,7 +486,15 @@ def test_numbers_outlive_their_study(tmp_path: Path) -> None:
     script.main(["report", *map(str, places)])
     after = json.loads(numbers.read_text())["regimes"]
     assert after["shifted"] == before["shifted"]
-    assert set(after["clean"]["strategies"]) == {"full", "cropi", "oracle"}
+    assert after["clean"]["strategies"] == before["clean"]["strategies"]
+    for measure, values in before["clean"]["method_minus"]["random"].items():
+        assert after["clean"]["method_minus"]["random"][measure] == pytest.approx(values, abs=1e-5)
+    # Under other settings a strategy would be compared with runs that are not its own.
+    study = tmp_path / "runs" / "clean-study" / "study.yaml"
+    study.write_text(re.sub(r"(learning_rate:) \S+", r"\1 0.5", study.read_text()))
+    script.main(["report", *map(str, places)])
+    changed = json.loads(numbers.read_text())["regimes"]["clean"]
+    assert set(changed["strategies"]) == {"full", "cropi", "oracle"}
 
 
 def test_a_missing_file_of_numbers_is_named(tmp_path: Path) -> None:
