@@ -11,7 +11,7 @@ import pytest
 from cropi.report import write_study_report
 from cropi.report.data import study_summary as summary
 from cropi.report.kit.number_format import DASH
-from cropi.report.pages.study_charts import trace_styles
+from cropi.report.pages.study_charts import accuracy, trace_styles
 from cropi.report.pages.study_page import render
 from cropi.study.comparison import measure_study
 from cropi.study.measures import Acceleration
@@ -226,3 +226,14 @@ def test_twelve_strategies_look_different_and_the_baseline_has_the_colour_of_the
     assert len({(v.colour, v.dash) for v in styles.values()}) == 12
     assert styles["s3"].colour == "var(--text)"
     assert [v.colour for v in styles.values()].count("var(--text)") == 1
+
+
+def test_no_band_of_an_accuracy_leaves_0_to_1(tmp_path: Path) -> None:
+    slow, other = [0.4, 0.5, 0.6, 0.7, 0.8], [0.4, 0.6, 0.8, 0.8, 0.8]
+    study = measure_study(write_study(tmp_path, {"full": {0: slow, 1: other}}))
+    curves = {"full": study.strategies["full"].curves}
+    drawn = accuracy(curves, trace_styles(["full"], "full"), "steps")
+    assert drawn is not None
+    area = drawn["data"][0]["y"]
+    assert min(area) == 0
+    assert max(area) == 1

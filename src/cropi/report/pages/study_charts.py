@@ -84,7 +84,9 @@ def accuracy(
         line = style.line(name, x.tolist(), y.tolist(), marker=marker, hovertemplate="%{y:.1%}")
         lines.append(line | {"mode": "lines+markers"})
         if (edges := band(values)) is not None:
-            low, high = (_along(axis, paid, edge)[1].tolist() for edge in edges)
+            # An interval of two seeds may leave what an accuracy can be, and flatten the rest.
+            inside = (np.clip(edge, 0, 1) for edge in edges)
+            low, high = (_along(axis, paid, edge)[1].tolist() for edge in inside)
             area = draw.band(x.tolist(), low, high, style.colour, 0.1, showlegend=False)
             bands.append(area | {"legendgroup": chart_label(name, 200)})
     if not lines:
