@@ -17,7 +17,8 @@ PIECES = (
     "1 ", "it is ", "(a b ", "f(x)=", "|a", "0.12", "2 hours ", "wait, no, ", "\\text{", "$$ ",
     "$1$ 2 ", "\\( ", "\\boxed{", "\\boxed{1} ", "(", "{", "−", "1,000", "_", "not ", "C ", "*",
     "a", ". ", "1 and ", "\n", "the answer is not ", "Question:\n", "But this fails. ", "\x00",
-    "答案是",
+    "答案是", '{"answer": ', '{"a": [', "\n\nNote: ", "😊", "a😊", "1 and a half ", "1 base ",
+    "1 \\in ", "k, \\in \\mathbb{Z}", "\\dot3", "|x - ",
 )  # fmt: skip
 ENORMOUS = (
     "9^{9^{9^9}}", "10^{10^{10}}", "1e999999999", "1000000!", "2^{1000000}", "\\tan(10^{50})",

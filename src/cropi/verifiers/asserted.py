@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from itertools import islice
 
-from cropi.verifiers.polarity import denied_answers
+from cropi.verifiers.polarity import NEGATION, denied_answers
 
 # Marks of chat templates: special tokens that a tokenizer decoded, or a model wrote as text.
 _OWN_TURN = re.compile(
@@ -55,6 +55,16 @@ _OTHER_TURN = re.compile(
     r"|exercise)(?:\*\*)?:"
 )
 _MOST_TURNS = 16
+_AFTERWORD = re.compile(
+    r"(?i)[\s*_#>-]{0,8}"
+    r"(?:(?:a\s+)?(?:quick\s+)?(?:note|remark|check\w*|verif\w+|tip|p\.?\s?s)\b[\s*_]{0,8}[:.]"
+    r"|(?:let\s+me\s+know|i\s+hope|hope\s+(?:this|that)|feel\s+free|please|would\s+you\s+like"
+    r"|if\s+you\s+(?:have|need|want)|do\s+you)\b)"
+)
+_MORE_THAN_A_CHECK = re.compile(
+    r"(?i)\b(?:wrong|incorrect|mistake|error|contradict\w*|instead|should|so|thus|therefore|hence"
+    r"|answer)\b|≠|\\ne"
+)
 
 
 def own_turn(response: str) -> str:
@@ -89,6 +99,14 @@ def _end_of_sentence(text: str, place: int) -> int:
 def without_questions(text: str) -> str:
     """Return a text in prose without the sentences that ask."""
     return _QUESTION.sub("", text)
+
+
+def without_afterword(text: str) -> str:
+    """Return a text in prose without a last paragraph that only checks, or turns to the reader."""
+    before, _, last = text.rstrip().rpartition("\n\n")
+    if not before or _AFTERWORD.match(last) is None:
+        return text
+    return text if _MORE_THAN_A_CHECK.search(last) or NEGATION.search(last) else before
 
 
 def is_cut_off(text: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 
 from cropi.verifiers.forms import Reading, Words
@@ -19,6 +20,7 @@ _SPAN = re.compile(
     re.DOTALL,
 )
 _PROSE_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}\s+[A-Za-z]{2,}")
+_MEMBERSHIP = re.compile(r"[a-zA-Z](?:\s*,\s*[a-zA-Z])*\s*\\in\s*\\mathbb.{1,5}")
 _NUMBER = re.compile(r"\d|\\(?:frac|sqrt|pi|infty)")
 _MATH_TOKEN = re.compile(
     r"[*_]*(?:[-+(\[{$€£¥₹]|\\[$({\[])*(?:\d[\d,.:/'%]*|\\[A-Za-z]+|[A-Za-z](?![A-Za-z])|[-+*/^_=<>(){}\[\]|!,.%$]|\\[%$,!;{}])+[*_]*"
@@ -54,6 +56,7 @@ _AFTER_RESULT = re.compile(
 """Between a computation and a number that says what for: "= 5 hours to read 120 pages"."""
 _MOST_AFTER = 4
 _STRONG = re.compile(r"(?i)(?:\b(?:is|are|was|were|be|equals?|makes?|total\s+of)|[=:*])[\s*$\\(]*$")
+_BOLD = re.compile(r"(?<![\w)}])\*\*|\*\*(?![\w({-])")
 _REMARK = re.compile(r"\([^()$\\]*[A-Za-z]{2,}\s+[^()$\\]*\)")
 
 
@@ -68,6 +71,7 @@ def last_candidate(text: str) -> tuple[str, str] | None:
     if not places:
         return None
     start, end, content = places[0]
+    content = _BOLD.sub("", content)
     if is_doubted(text, start):
         return None
     for computed, stop, result in islice(_candidates(text), 1, _MOST_AFTER):
@@ -93,7 +97,7 @@ def _computation(content: str, before: str) -> str:
     """Return a computation without currencies, or its result where words are on its left side."""
     content = re.sub(r"[$€£](?=[\d.])", "", content)
     partial = re.search(r"\w\s[-+*/×÷x]\s[$€£]?$", before)
-    if partial or re.match(r"[-+*/×÷]\s", content):
+    if partial or re.match(r"(?:[-+*/]|\\(?:times|cdot|div)(?![a-zA-Z]))\s", content):
         return content.rpartition("=")[2].strip()
     return content
 
@@ -103,7 +107,8 @@ def _candidates(text: str) -> Iterator[tuple[int, int, str]]:
     spans = [
         (m.start(), m.end(), _inside(m))
         for m in _SPAN.finditer(text)
-        if not _PROSE_WORD.search(_inside(m)) or "\\" in _inside(m)
+        if (not _PROSE_WORD.search(_inside(m)) or "\\" in _inside(m))
+        and not _MEMBERSHIP.fullmatch(_inside(m))
     ]
     starts = [start for start, _, _ in spans]
     runs = []
@@ -163,7 +168,7 @@ def _runs(text: str) -> list[tuple[int, int]]:
     return runs
 
 
-_NUMBER_WITH_UNIT = re.compile(r"[*_(\"'$€£\\-]*(\d[\d,.]*)(?=[^\W\d_]{2,}|[-–°])")
+_NUMBER_WITH_UNIT = re.compile(r"[*_(\"'$€£\\-]*(\d[\d,.]*)(?=/?[^\W\d_]{2,}|[-–°])")
 _RESULT_WITH_UNIT = re.compile(r"[-+*/×÷().,\d$€£x]*=[-$€£]?\d[\d,.]*(?=[A-Za-z]{1,8}[.,;:!?]*\Z)")
 """`240-40=200cm`"""
 
@@ -205,10 +210,12 @@ _UNIT = re.compile(
 
 
 def read_candidate(candidate: str, following: str, gold_unit: str) -> Reading:
-    """Return the reading of a candidate; only words if the unit after it contradicts the gold's."""
+    """Return the reading of a candidate, with the unit after it if that is not the gold's."""
     reading = read(candidate)
     unit = _UNIT.match(following)
     if not gold_unit or unit is None or not isinstance(reading, Quantity) or reading.unit:
         return reading
     name = canonical_unit(f"\\text{{{unit[1]}}}")
-    return Words(candidate) if name is None or not same_unit(name, gold_unit) else reading
+    if name is None:
+        return Words(candidate)
+    return reading if same_unit(name, gold_unit) else replace(reading, unit=name)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from cropi.verifiers.expressions import equal_equations, equal_formulas
+from cropi.verifiers.families import CONSTANT, INTEGER, counted_otherwise, named_alike
 from cropi.verifiers.forms import (
     Assignment,
     Conditioned,
@@ -60,11 +61,24 @@ def equal(gold: Reading, stated: Reading) -> bool:
 
 def _equal_conditioned(gold: Reading, stated: Reading) -> bool:
     """Compare the mains, and the conditions if both sides state one."""
-    if isinstance(gold, Conditioned) and isinstance(stated, Conditioned):
-        return gold.condition == stated.condition and equal(gold.main, stated.main)
+    conditions = [r.condition for r in (gold, stated) if isinstance(r, Conditioned)]
+    if len(set(conditions)) > 1:
+        return False
     one = gold.main if isinstance(gold, Conditioned) else gold
     other = stated.main if isinstance(stated, Conditioned) else stated
-    return equal(one, other)
+    if conditions[0] not in (INTEGER, CONSTANT):
+        return equal(one, other)
+    if not isinstance(gold, Conditioned):
+        one = named_alike(other, one, conditions[0])
+    elif not isinstance(stated, Conditioned):
+        other = named_alike(one, other, conditions[0])
+    return _equal_families(one, other)
+
+
+def _equal_families(gold: Reading, stated: Reading) -> bool:
+    if isinstance(gold, Listing) and isinstance(stated, Listing) and not gold.brackets:
+        return _equal_sets(gold.items, stated.items, _equal_families)
+    return any(equal(gold, each) for each in counted_otherwise(stated))
 
 
 def _equal_equations(gold: Reading, stated: Reading) -> bool:
@@ -89,7 +103,7 @@ def _equal_equations(gold: Reading, stated: Reading) -> bool:
 
 def _function(name: str) -> str:
     """Return one name for what is plotted against x: y, f(x) or g(x)."""
-    return "y" if re.fullmatch(r"[fgh]\(x\)", name) else name
+    return "y" if re.fullmatch(r"[fghy]\(x\)", name) else name
 
 
 def _equal_matrices(gold: Matrix, stated: Matrix) -> bool:
@@ -123,18 +137,23 @@ def _equal_listings(gold: Listing, stated: Listing) -> bool:
     """Compare in order if either is bracketed like a tuple, otherwise in any order."""
     if len(gold.items) != len(stated.items):
         return False
-    if gold.brackets != stated.brackets and gold.brackets and stated.brackets:
+    if gold.brackets != stated.brackets and gold.brackets.strip() and stated.brackets.strip():
         return False
-    if "".join((gold.brackets, stated.brackets)).strip("{}"):
+    # Spaces alone are a sequence's in an answer, and in a response another way to write commas.
+    if gold.brackets == " " or "".join((gold.brackets, stated.brackets)).strip("{} "):
         return all(equal(g, s) for g, s in zip(gold.items, stated.items, strict=True))
     return _equal_sets(gold.items, stated.items)
 
 
-def _equal_sets(gold: Sequence[Reading], stated: Sequence[Reading]) -> bool:
+def _equal_sets(
+    gold: Sequence[Reading],
+    stated: Sequence[Reading],
+    same: Callable[[Reading, Reading], bool] = equal,
+) -> bool:
     """Whether each of the one can be paired with one of the other."""
     left = list(stated)
     for item in gold:
-        partner = next((s for s in left if equal(item, s)), None)
+        partner = next((s for s in left if same(item, s)), None)
         if partner is None:
             return False
         left.remove(partner)
@@ -152,11 +171,7 @@ def _equal_intervals(gold: Interval, stated: Interval) -> bool:
 
 
 def _as_interval(reading: Reading) -> Interval | None:
-    if (
-        isinstance(reading, Listing)
-        and len(reading.items) == 2
-        and reading.brackets not in ("", "{}")
-    ):
+    if isinstance(reading, Listing) and len(reading.items) == 2 and reading.brackets.strip("{} "):
         return Interval(*reading.items, reading.brackets)
     return reading if isinstance(reading, Interval) else None
 

@@ -24,7 +24,7 @@ class Formula:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Several answers; `brackets` is "", "()", "[]", "(]", "[)" or "{}"; ordered in brackets."""
+    """Several answers; `brackets` is "", " " for spaces alone, "()", "[]", "(]", "[)" or "{}"."""
 
     items: tuple[Reading, ...]
     brackets: str = ""

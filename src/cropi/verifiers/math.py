@@ -28,7 +28,7 @@ from cropi.verifiers.forms import Assignment, Interval, Listing, Reading, Union,
 from cropi.verifiers.notation import ascii_notation, canonical_text, normalise
 from cropi.verifiers.number_words import lone_number
 from cropi.verifiers.quantity import Quantity
-from cropi.verifiers.reading import read, with_decimal_comma
+from cropi.verifiers.reading import as_fraction, read
 from cropi.verifiers.statement import Statement, first_sentence, gold_statement, take_statement
 from cropi.verifiers.tags import DEFAULT_TAGS, Tags
 from cropi.verifiers.unit_scales import last_compound
@@ -117,10 +117,8 @@ def readings(statement: Statement, gold: Reading) -> Iterator[Reading]:
         return
     if not _is_prose(text):
         yield read(text)
-        if isinstance(gold, Listing) and re.fullmatch(r"-?[\d.]+(?:\s+-?[\d.]+)+", text.strip()):
-            yield read(", ".join(text.split()))
         if isinstance(gold, Quantity) and gold.value.denominator > 1:
-            yield from with_decimal_comma(text)
+            yield from filter(None, (as_fraction(text),))
         return
     if isinstance(gold, Listing) and (bullets := _BULLETS.search(text)):
         yield read(", ".join(_BULLET.findall(bullets[0])))

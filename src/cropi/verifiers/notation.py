@@ -45,7 +45,15 @@ _CHEMICAL = re.compile(
 )
 _RATE = re.compile(r"\\[dt]?frac\s*\{\s*\\text\s*\{(\w+)\}\s*\}\s*\{\s*\\text\s*\{(\w+)\}\s*\}")
 _BASE_IN_WORDS = re.compile(r"_\s*\{\s*(?:\\text\s*\{)?\s*([a-z]{3,})\s*\}?\s*\}")
+_BASE_AFTER = re.compile(
+    r"(?<=[\dA-F])[\s_{(,]{0,4}(?:\\text\s*\{)?[\s(,]{0,4}(?:in\s+)?base[\s\-}]{0,3}(\d+|[a-z]+)[\s)}]{0,4}$"
+)
 _SPELLINGS = (
+    (_BASE_AFTER, lambda m: f"_{{{in_digits(m[1])}}}"),
+    (re.compile(r"(?<=[\dA-F])_\s*\{?\s*\((\d+)\)\s*\}?"), r"_{\1}"),
+    (re.compile(r"\(([\dA-F]+)\)(?=_\s*\{?\s*\d)"), r"\1"),
+    (re.compile(r"\b0[xX][\da-fA-F]+\b"), lambda m: "0x" + m[0][2:].upper()),
+    (re.compile(r"\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?"), r"\\overline{\1\2\3}"),
     (_THEREFORE, ""),
     (_CHEMICAL, r"\1"),
     (_BASE_IN_WORDS, lambda m: f"_{{{in_digits(m[1])}}}"),
@@ -173,11 +181,13 @@ def _ascii_character(character: str) -> str:
     return compatible if compatible.isascii() else character
 
 
+_ORNAMENT = re.compile(r"[\s\u2600-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff\ufe0f\u200d]")
 _FINAL = re.compile(r"(?<!\\)(?<!\.\.)(?<![ap]\.m)(?<![ap]\.\sm)[.;]$|(?<=[^\W\d_]{2})!$")
 
 
 def unwrapped(text: str) -> str:
-    """Return a text without the delimiters, bold marks and final full stop around it."""
+    """Return a text without delimiters, bold marks, emojis and the final full stop around it."""
+    text = text if text.isascii() else _without_ornaments(text)
     while True:
         before, text = text, text.strip()
         if _FINAL.search(text):
@@ -196,8 +206,24 @@ def unwrapped(text: str) -> str:
             return text
 
 
+def _without_ornaments(text: str) -> str:
+    """Return a text without the emojis before and after it; emojis alone as they are."""
+    start, end = 0, len(text)
+    while start < end and _ORNAMENT.match(text[start]):
+        start += 1
+    while start < end and _ORNAMENT.match(text[end - 1]):
+        end -= 1
+    return text[start:end] or text
+
+
 _TEXT = re.compile(r"\\text\w*\s*\{([^{}]*)\}")
-_NO_SOLUTION = re.compile(r"(?i)(?:there (?:is|are) )?(?:no solutions?|(?:the )?empty set)")
+_NO_SOLUTION = re.compile(
+    r"(?i)(?:there (?:is|are) )?"
+    r"(?:no (?:(?:real|integer|such|valid) )?solutions?|(?:the )?empty set)"
+)
+_ENDLESS = re.compile(
+    r"(?i)(?:there (?:is|are) )?(?:infinitely many|infinite)(?: (?:real )?solutions)?"
+)
 _ENUMERATION = re.compile(r"\(?([A-Za-z])\)")
 
 
@@ -217,6 +243,8 @@ def canonical_text(text: str) -> str:
         return moment
     if _NO_SOLUTION.fullmatch(plain):
         return "\\emptyset"
+    if _ENDLESS.fullmatch(plain):
+        return "\\infty"
     plain = re.sub(r"^(\d+)\s*to\s*(\d+)$", r"\1:\2", plain)
     plain = re.sub(r"(?i)^(?:the|an?)\s+(?=[^\W\d_]{2})", "", plain)
     plain = re.sub(r"(?<!\\)\b[^\W\d_]{2,}", lambda m: m[0].casefold(), plain)

@@ -20,7 +20,18 @@ _RUN = re.compile(
     rf"(?i)\b(?:(?:a|an)\s+)?(?:{'|'.join(_VALUES)}|(?<=a\s)(?:{'|'.join(SCALES)}))"
     rf"(?:(?:\s+and\s+|[\s-]+)(?:{_NAME}))*(?:[\s-]+(?:{'|'.join(_PARTS)})s?)?\b"
 )
+_CONCLUSION = re.compile(
+    r"(?i)(?:(?<=[.!?]\s)|(?<=\n))(?:so|thus|hence|therefore|altogether|in\s+total)\b[^.!?\n\d]*[.!?]?\s*\Z"
+)
+_AND_A_PART = re.compile(
+    rf"(?i)(?<=\d)\s+and\s+(?:a|one)[\s-]+({'|'.join(_PARTS)})\b"
+    rf"|\b({'|'.join(_UNITS)})\s+and\s+(?:a|one)[\s-]+({'|'.join(_PARTS)})\b"
+)
 _SCALED = re.compile(rf"(?i)(?<=\d)\s*\b({'|'.join(SCALES)})\b")
+_SCALED_MONEY = re.compile(
+    r"([$€£]\s?\d[\d,.]*)([kKM])(?![^\W_])"
+    r"|(?<![\w.,])(\d[\d,.]*)([kKM])(?=\s(?:dollar|euro)s?\b)"
+)
 
 
 def number_of(words: str) -> Fraction | None:
@@ -57,13 +68,27 @@ def in_digits(text: str) -> str:
     return _RUN.sub(_digits, text)
 
 
+def with_parts(text: str) -> str:
+    """Return a text with `2 and a half`, or `two and a half`, as `2 1/2`."""
+    return _AND_A_PART.sub(_mixed, text) if " and a " in text or " and one" in text else text
+
+
+def _mixed(match: re.Match[str]) -> str:
+    whole = "" if match[2] is None else str(_VALUES[match[2].casefold()])
+    return f"{whole} 1/{_PARTS[(match[1] or match[3]).casefold()]}"
+
+
 def lone_number(text: str) -> str:
-    """Return a text without digits with its only number in words as digits; others as they are.
+    """Return a text with its only number in words as digits, if it or its conclusion has no digits.
 
     "One" alone is a pronoun more often than a number.
     """
-    numbers = [m[0] for m in _RUN.finditer(text) if m[0].casefold() != "one"]
-    return in_digits(text) if len(numbers) == 1 and not re.search(r"\d", text) else text
+    concluding = _CONCLUSION.search(text) if re.search(r"\d", text) else None
+    start = concluding.start() if concluding is not None else 0
+    rest = text[start:]
+    numbers = [m[0] for m in _RUN.finditer(rest) if m[0].casefold() != "one"]
+    alone = len(numbers) == 1 and not re.search(r"\d", rest)
+    return text[:start] + in_digits(rest) if alone else text
 
 
 def leading_number(text: str) -> str:
@@ -79,4 +104,7 @@ def _digits(match: re.Match[str]) -> str:
 
 def unscaled(text: str) -> str:
     """Return a text in which the scale of a number is a factor: `3 million` as `3*1000000`."""
-    return _SCALED.sub(lambda m: f"*{SCALES[m[1].casefold()]}", text)
+    text = _SCALED.sub(lambda m: f"*{SCALES[m[1].casefold()]}", text)
+    return _SCALED_MONEY.sub(
+        lambda m: f"{m[1] or m[3]}*{10**6 if (m[2] or m[4]) == 'M' else 1000}", text
+    )

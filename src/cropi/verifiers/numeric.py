@@ -14,7 +14,7 @@ from cropi.verifiers.forms import Assignment, Conditioned, Formula, Reading, Wor
 from cropi.verifiers.notation import ascii_notation, canonical_text, normalise
 from cropi.verifiers.number_words import lone_number
 from cropi.verifiers.quantity import Quantity
-from cropi.verifiers.reading import read, with_decimal_comma
+from cropi.verifiers.reading import as_fraction, read
 from cropi.verifiers.statement import Statement, gold_statement, take_statement
 from cropi.verifiers.tags import DEFAULT_TAGS, Tags
 from cropi.verifiers.verdict import Decision
@@ -66,7 +66,7 @@ def _stage(answer: str, gold: Quantity | None, statement: Statement) -> str | No
         return "text" if canonical_text(answer) == canonical_text(statement.text) else None
     stated = number_in(statement.text, statement.form in ("box", "tag"), gold.unit)
     if stated is None and gold.value.denominator > 1:
-        stated = next(map(_number, with_decimal_comma(statement.text)), None)
+        stated = _number(as_fraction(statement.text))
     return "number" if stated is not None and gold.equals(stated) else None
 
 
@@ -110,7 +110,7 @@ def _last_number(text: str, unit: str) -> Quantity | None:
     return None if candidate is None else _number(read_candidate(*candidate, unit))
 
 
-def _number(reading: Reading) -> Quantity | None:
+def _number(reading: Reading | None) -> Quantity | None:
     while isinstance(reading, Assignment | Conditioned):
         reading = reading.value if isinstance(reading, Assignment) else reading.main
     return reading if isinstance(reading, Quantity) else None

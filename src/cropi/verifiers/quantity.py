@@ -103,11 +103,10 @@ def read_quantity(text: str) -> Quantity | None:
         return None
     if _DATE.fullmatch(text):
         return None
+    text = unscaled(text)
     currency = re.fullmatch(r"([-+]?)\s*([$€£¥₹])\s*(.+)", text)
     if currency:
         text = f"{currency[1]}{currency[3]}"
-        text = re.sub(r"(?<=\d)\s?[kK]$", "*1000", text)
-    text = unscaled(text)
     number = _read_number(text)
     if number is not None:
         return Quantity(*number, unit=currency[2] if currency else "")

@@ -10,8 +10,10 @@ import re
 from functools import lru_cache
 from itertools import pairwise
 
+from cropi.verifiers.brackets import balanced, encloses, split
 from cropi.verifiers.dates_and_times import canonical_moment
 from cropi.verifiers.expressions import equal_constants
+from cropi.verifiers.families import INTEGER, declared, renamed, with_member
 from cropi.verifiers.forms import (
     Assignment,
     Conditioned,
@@ -25,6 +27,7 @@ from cropi.verifiers.forms import (
     Words,
 )
 from cropi.verifiers.notation import canonical_text, normalise
+from cropi.verifiers.number_words import in_digits
 from cropi.verifiers.quantity import Quantity, read_quantity
 from cropi.verifiers.unit_names import canonical_unit
 from cropi.verifiers.words import is_wordy
@@ -60,7 +63,6 @@ _AND = re.compile(
 )
 _SETTING = re.compile(r"\s*(\S+)\s*\\in(?![a-zA-Z])\s*(.+)")
 _BUILDER = re.compile(r"\\\{\s*(\w)\s*(?:\\in\s*\\mathbb\{R\}\s*)?(?:\\mid|\||:)\s*(.+)\\\}")
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _UNIT_AFTER = re.compile(
     r"(?P<main>.*[\w)}])"
     r"(?P<unit>(?:\s*\\text\s*\{[^{}]+\}|(?<=[\d)}])\s[A-Za-z]{2,})(?:\s*\^\s*\{?\d\}?)?)"
@@ -71,7 +73,11 @@ _EXCLUSION = re.compile(
     r"\w\s*\\neq\s*(?P<points>.+)"
     r"|(?:\w\s*\\in\s*)?\\mathbb\s*\{?R\}?\s*(?:\\setminus|\\backslash|-)\s*\\\{(?P<set>.+)\\\}"
 )
-_SIZE = re.compile(r"\|\s*([a-z])\s*\|")
+_SIZE = re.compile(r"\|\s*([a-z])\s*(?:([-+])\s*([^|]+))?\|")
+_AND_A_PART = re.compile(
+    r"(-?\d+)\s*(?:\\text\s*\{\s*and\s*\}|and)\s*(\d+/\d+|\\frac\{\d+\}\{\d+\})"
+)
+_RUN = re.compile(r"-?\d+(?:\.\d+)?(?:\s-?\d+(?:\.\d+)?)+")
 _SIGNS = re.compile(r"\\(pm|mp)(?![a-zA-Z])\s*")
 
 
@@ -91,10 +97,16 @@ def read(text: str, depth: int = 0) -> Reading:
     return _formula(text)
 
 
-def with_decimal_comma(text: str) -> list[Reading]:
-    """Return the reading of 3,5 as 3.5, if the text is of that form; 3,500 is not."""
-    match = re.fullmatch(r"([-+]?\d+),(\d{1,2}|\d{4,})", normalise(text))
-    return [read(f"{match[1]}.{match[2]}")] if match else []
+def as_fraction(text: str) -> Reading | None:
+    """Return the reading of 3,5 as 3.5 and of `4 and 2/3` as 4 2/3; None for another text.
+
+    Both could also be two numbers, so this is for a statement whose answer is a fraction.
+    """
+    text = in_digits(normalise(text))
+    if comma := re.fullmatch(r"([-+]?\d+),(\d{1,2}|\d{4,})", text):
+        return read(f"{comma[1]}.{comma[2]}")
+    mixed = _AND_A_PART.match(text)
+    return read(f"{mixed[1]} {mixed[2]}{text[mixed.end() :]}") if mixed else None
 
 
 def _special(text: str, _: int) -> Reading | None:
@@ -148,6 +160,8 @@ def _scaled(factor: Quantity, matrix: Reading) -> Reading | None:
 
 
 def _condition(text: str, depth: int) -> Reading | None:
+    if (member := with_member(text)) is not None:
+        return Conditioned(read(renamed(*member, INTEGER), depth), INTEGER)
     main, modulo, rest = text.partition("\\pmod")
     if modulo and "\\equiv" not in main and main.strip() and re.fullmatch(r"\{\w+\}", rest):
         return Conditioned(read(main, depth), canonical_text(modulo + rest))
@@ -156,8 +170,10 @@ def _condition(text: str, depth: int) -> Reading | None:
         return Words(canonical_text(text))
     if match is None or is_wordy(match["main"]) or not match["main"].strip():
         return None
-    condition = canonical_text(f"{match['inside'] or ''} {match['rest']}")
-    return Conditioned(read(match["main"], depth), condition)
+    condition = f"{match['inside'] or ''} {match['rest']}"
+    if (parameter := declared(condition)) is not None:
+        return Conditioned(read(renamed(match["main"], *parameter), depth), parameter[1])
+    return Conditioned(read(match["main"], depth), canonical_text(condition))
 
 
 def _union(text: str, depth: int) -> Reading | None:
@@ -171,14 +187,14 @@ def _bracketed(text: str, depth: int) -> Reading | None:
     builder = _BUILDER.fullmatch(text)
     if builder is not None:
         return read(builder[2], depth)
-    if not _encloses(text):
+    if not encloses(text):
         return None
     opening = "\\{" if text.startswith("\\{") else text[0]
     closing = "\\}" if text.endswith("\\}") else text[-1]
     if opening not in ("(", "[", "{", "\\{") or closing not in (")", "]", "}", "\\}"):
         return None
     inside = text[len(opening) : -len(closing)]
-    items = _split(inside, re.compile(r"[,;]"))
+    items = split(inside, re.compile(r"[,;]"))
     if items is None or (len(items) == 1 and opening != "\\{"):
         return None
     brackets = opening[-1] + closing[-1]
@@ -188,22 +204,12 @@ def _bracketed(text: str, depth: int) -> Reading | None:
     return Listing(_flat(readings) if brackets == "{}" else tuple(readings), brackets)
 
 
-def _encloses(text: str) -> bool:
-    """Whether the first bracket closes at the end: not so in (1,2),(3,4)."""
-    depth = 0
-    for place, character in enumerate(text):
-        depth += (character in "({[") - (character in ")}]")
-        if depth == 0 and place > 1:
-            return place == len(text) - 1
-    return False
-
-
 def _exclusion(text: str, depth: int) -> Reading | None:
     """Read x \\neq 2, and the real numbers without 2, as the intervals beside it."""
     match = _EXCLUSION.fullmatch(text)
     if match is None:
         return None
-    points = _split(match["points"] or match["set"], _AND)
+    points = split(match["points"] or match["set"], _AND)
     values = [re.sub(r"^\s*\w\s*\\neq\s*", "", p) for p in points or []]
     signed = [re.sub(r"^\\pm\s*", sign, v) for v in values if "\\pm" in v for sign in ("", "-")]
     values = signed + [v for v in values if "\\pm" not in v]
@@ -213,6 +219,13 @@ def _exclusion(text: str, depth: int) -> Reading | None:
     ends: list[Reading] = [Formula("-\\infty"), *sorted(numbers, key=lambda q: q.value)]
     ends.append(Formula("\\infty"))
     return Union(tuple(Interval(low, high, "()") for low, high in pairwise(ends)))
+
+
+def _spaced(text: str, depth: int) -> Reading | None:
+    """Read numbers with only spaces between them, whose order counts."""
+    return (
+        Listing(tuple(read(n, depth) for n in text.split()), " ") if _RUN.fullmatch(text) else None
+    )
 
 
 def _named_point(text: str, depth: int) -> Reading | None:
@@ -229,7 +242,7 @@ def _membership(text: str, depth: int) -> Reading | None:
 def _list(text: str, depth: int) -> Reading | None:
     whole = re.fullmatch(r"\\text\s*\{([^{}]*)\}", text)
     text = re.sub(r"^(?:either|both)\s", "", whole[1] if whole else text)
-    items = _split(text, _AND)
+    items = split(text, _AND)
     if items is None or len(items) < 2:
         return None
     return Listing(_flat([read(i, depth) for i in items]))
@@ -251,15 +264,12 @@ def _inequality(text: str, depth: int) -> Reading | None:
         return Interval(read(sides[0], depth), read(sides[2], depth), brackets, sides[1])
     size = _SIZE.fullmatch(sides[1])
     if len(sides) == 2 and size is not None:
-        below = Interval(
-            Formula("-\\infty"), read(f"-{sides[0]}", depth), "()" if strict[0] else "(]"
-        )
-        above = Interval(read(sides[0], depth), Formula("\\infty"), "()" if strict[0] else "[)")
-        return Union((below, above))
+        low, high = _around(size, sides[0], depth)
+        below = Interval(Formula("-\\infty"), low, "()" if strict[0] else "(]")
+        return Union((below, Interval(high, Formula("\\infty"), "()" if strict[0] else "[)")))
     size = _SIZE.fullmatch(sides[0])
     if len(sides) == 2 and size is not None:
-        brackets = "()" if strict[0] else "[]"
-        return Interval(read(f"-{sides[1]}", depth), read(sides[1], depth), brackets, size[1])
+        return Interval(*_around(size, sides[1], depth), "()" if strict[0] else "[]", size[1])
     if len(sides) == 2 and _NAME.fullmatch(sides[0]):
         closing = ")" if strict[0] else "]"
         return Interval(Formula("-\\infty"), read(sides[1], depth), "(" + closing, sides[0])
@@ -269,8 +279,16 @@ def _inequality(text: str, depth: int) -> Reading | None:
     return None
 
 
+def _around(size: re.Match[str], distance: str, depth: int) -> tuple[Reading, Reading]:
+    """Return the numbers at a distance from the centre, which is a in |x - a| and 0 in |x|."""
+    if size[2] is None:
+        return read(f"-{distance}", depth), read(distance, depth)
+    centre = f"{'-' if size[2] == '+' else ''}({size[3]})"
+    return read(f"{centre}-({distance})", depth), read(f"{centre}+({distance})", depth)
+
+
 def _equation(text: str, depth: int) -> Reading | None:
-    sides = _split(text, _EQUALS) or []
+    sides = split(text, _EQUALS) or []
     if len(sides) < 2 or _RELATION.search(text):
         return None
     named = _NAME.fullmatch(sides[0]) is not None or (
@@ -301,12 +319,12 @@ def _are_equal_constants(sides: list[str], values: list[Reading]) -> bool:
 
 def _signed_tuple(text: str, depth: int) -> Reading | None:
     """Read (\\pm 3, 2) as two points."""
-    return _plus_minus(text, depth) if text[0] in "([" and _encloses(text) else None
+    return _plus_minus(text, depth) if text[0] in "([" and encloses(text) else None
 
 
 def _plus_minus(text: str, depth: int) -> Reading | None:
     """Read a \\pm b as two values, wherever its only \\pm stands; \\mp is its opposite."""
-    if len(re.findall(r"\\pm(?![a-zA-Z])", text)) != 1 or not _balanced(text):
+    if len(re.findall(r"\\pm(?![a-zA-Z])", text)) != 1 or not balanced(text):
         return None
     return Listing((read(_signed(text, "+-"), depth), read(_signed(text, "-+"), depth)))
 
@@ -341,6 +359,7 @@ def _formula(text: str, unit: str = "") -> Reading:
 _READERS = (
     _environment,
     _special,
+    _spaced,
     _condition,
     _exclusion,
     _union,
@@ -354,28 +373,3 @@ _READERS = (
     _plus_minus,
     _words,
 )
-
-
-def _split(text: str, separator: re.Pattern[str]) -> list[str] | None:
-    """Split at separators outside brackets; None if brackets do not match or an item is empty.
-
-    A comma within a number of thousands (12,345) does not separate.
-    """
-    items: list[str] = []
-    start = place = depth = 0
-    while place < len(text):
-        depth += (text[place] in "({[") - (text[place] in ")}]")
-        match = separator.match(text, place) if depth == 0 else None
-        if match is None or _THOUSANDS.match(text, place):
-            place += 1
-            continue
-        items.append(text[start:place].strip())
-        start = place = match.end()
-    items.append(text[start:].strip())
-    filled = [i for i in items if i]
-    # "4, and 5" has two separators in a row.
-    return filled if depth == 0 and filled and items[0] and items[-1] else None
-
-
-def _balanced(text: str) -> bool:
-    return all(text.count(a) == text.count(b) for a, b in ("()", "[]", "{}"))

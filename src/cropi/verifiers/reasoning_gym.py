@@ -8,7 +8,7 @@ from typing import Any
 from cropi.plugins import plugin
 from cropi.prompts.sources import open_task, restore_entry
 from cropi.schema import Prompt
-from cropi.verifiers.statement import last_boxed
+from cropi.verifiers.boxes import last_boxed
 from cropi.verifiers.tags import DEFAULT_TAGS, Tags
 
 

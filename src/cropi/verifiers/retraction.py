@@ -15,7 +15,7 @@ _WRONG = (
     r"|(?:a\s+)?(?:mistake|contradiction))\b"
 )
 _CUE = re.compile(
-    rf"""(?ix) (?:(?<=[.!?;:。])["')*_$]{{0,4}}\s{{1,20}} | \n\s{{0,20}} | (?P<within>,\s))
+    rf"""(?ix) (?:(?<=[.!?;:。}}])["')*_$]{{0,4}}\s{{1,20}} | \n\s{{0,20}} | (?P<within>,\s))
     (?P<cue> (?:(?:but|oh|ah|and|hmm+)\b[\s,.]{{0,5}})?
       (?: wait | oops | sorry | hold\s+on | (?:scratch|strike)\s+that | correction | hmm+ | actually
         | on\s+second\s+thoughts? | my\s+(?:mistake|bad|error) | no(?=\s?[,.!:—–-]|\s+wait)

@@ -1,8 +1,9 @@
 """The statement of a response: the part in which it says what its answer is.
 
-In this order: what follows the thoughts, the answer tag in it, the last box, a last line with
-`####` (which ends a worked solution), the last "answer is" or "answer:", an earlier line with
-`####`, and otherwise all of it.
+In this order: what follows the thoughts, the answer tag in it, the answer in a JSON object that no
+box follows, the last box, a last line with `####` (which ends a worked solution), the last "answer
+is" or "answer:", an earlier line with `####`, and otherwise all of it; or what comes after it, if
+that takes it back.
 """
 
 from __future__ import annotations
@@ -11,32 +12,27 @@ import re
 import string
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from cropi.verifiers.asserted import (
     asserted,
     is_cut_off,
     other_turns,
     own_turn,
+    without_afterword,
     without_questions,
 )
+from cropi.verifiers.boxes import BOX, last_box, last_boxed
+from cropi.verifiers.json_answers import answer_in_json
+from cropi.verifiers.number_words import with_parts
 from cropi.verifiers.retraction import taken_back
 from cropi.verifiers.tags import DEFAULT_TAGS, Tags
 
 Form = Literal["tag", "box", "phrase", "####", "text"]
 
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?=[\w\\]))")
-_BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?P<bare>\\?\w{1,40}))|\\.|[{}]", re.DOTALL)
-LONGEST_BARE = 40
-"""Characters between `\\boxed 12`, which has no braces, and the end of the text."""
 LONGEST = 4000
 """Characters of a statement that is read: what the answer is stands in the last part of a text."""
 _WORD_CHARACTERS = string.ascii_letters + string.digits + "\\{}$.,"
-_DEEPEST = 3
-"""Boxes within boxes."""
-_BETWEEN_BOXES = re.compile(
-    r"(?:[\s$,;]|\\[,;()\[\] ]|\\text\s*\{\s*(?:and|or)\s*\}|\band\b|\bor\b)*"
-)
 _MARKS = r"[*_#`\s]"
 _PHRASE = re.compile(
     r"(?:(?i:\b(?:answers?|(?:correct|right|best)\s+(?:option|choice|letter|statement)s?|respuesta|réponse|reponse|antwort|lösung|resposta|risposta|odpowiedź)\b"
@@ -94,21 +90,22 @@ def take_statement(response: str, tags: Tags = DEFAULT_TAGS) -> Statement | None
     if text is None:
         return None
     tagged = tags.tagged(text)
-    text = asserted(_FENCE.sub("", text if tagged is None else tagged)).strip()
+    text = with_parts(asserted(_FENCE.sub("", text if tagged is None else tagged)).strip())
     for form, take in _TAKERS:
-        if (stated := take(text)) is not None:
-            rest = _taken_back_phrase(text) if form == "phrase" else None
-            if rest is not None:
-                return Statement(rest, "text")
-            return Statement(_EQUALS.sub("", stated), form)
-        if form == "box" and _BOX.search(text):
+        if (found := take(text)) is not None:
+            rest = taken_back(text, found[1])
+            return Statement(_EQUALS.sub("", found[0]), form) if rest is None else _rest(rest)
+        if form == "box" and BOX.search(text):
             return None  # it was cut off within its box
     if tagged is not None:
         return Statement(_EQUALS.sub("", text), "tag")
     text = _last_part(text)
-    if is_cut_off(text):
-        return None
-    text = without_questions(taken_back(text, 0) or text)
+    return None if is_cut_off(text) else _rest(taken_back(text, 0) or text)
+
+
+def _rest(text: str) -> Statement:
+    """Return the statement of a text in prose."""
+    text = without_questions(without_afterword(text))
     return Statement(_EQUALS.sub("", text.strip()), "text")
 
 
@@ -145,50 +142,6 @@ def gold_statement(answer: str) -> str:
     return (leading and phrased(text)) or text
 
 
-def last_boxed(text: str, depth: int = 0) -> str | None:
-    """Return what the last complete \\boxed{...} holds, inner boxes opened; None without one.
-
-    Boxes that only "and" or a comma separates are one statement.
-    """
-    boxes = _outer_boxes(text)
-    if not boxes:
-        return None
-    statements = [text[slice(*boxes[-1].inside)]]
-    for before, after in zip(boxes[-2::-1], boxes[:0:-1], strict=False):
-        between = text[before.end : after.start]
-        if not between.strip(" $\n") or not _BETWEEN_BOXES.fullmatch(between):
-            break
-        statements.append(text[slice(*before.inside)])
-    if depth < _DEEPEST:
-        statements = [last_boxed(s, depth + 1) or s for s in statements]
-    return ", ".join(reversed(statements)).strip()
-
-
-class _Box(NamedTuple):
-    """Where a box starts and ends, and where what it holds does."""
-
-    start: int
-    inside: tuple[int, int]
-    end: int
-
-
-def _outer_boxes(text: str) -> list[_Box]:
-    """Return the complete boxes that are within no other, in order."""
-    boxes: list[_Box] = []
-    opened: list[re.Match[str]] = []
-    for match in _BOX_OR_BRACE.finditer(text):
-        if match["bare"]:
-            if len(text) < match.end() + LONGEST_BARE:
-                boxes.append(_Box(match.start(), match.span("bare"), match.end()))
-        elif match[0].endswith("{") and match[0] != "\\{":
-            opened.append(match)
-        elif match[0] == "}" and opened and (opening := opened.pop())[0] != "{":
-            while boxes and boxes[-1].start > opening.start():
-                boxes.pop()
-            boxes.append(_Box(opening.start(), (opening.end(), match.start()), match.end()))
-    return boxes
-
-
 def phrased(text: str) -> str | None:
     """Return what follows the last "answer is" or "answer:" in its sentence, or on the next line.
 
@@ -198,14 +151,8 @@ def phrased(text: str) -> str | None:
     return last and last[0]
 
 
-def _taken_back_phrase(text: str) -> str | None:
-    last = _last_phrase(text)
-    assert last is not None
-    return taken_back(text, last[1])
-
-
 def _last_phrase(text: str) -> tuple[str, int] | None:
-    """Return what the last phrase states, and where that starts."""
+    """Return what the last "answer is" or "answer:" states, and where that starts."""
     for match in sorted(_PHRASE.finditer(text), key=lambda m: -m.end()):
         rest = text[match.end() : match.end() + LONGEST]
         rest = re.sub(r"^[*_`:：\s]+", "", rest)
@@ -230,29 +177,30 @@ def first_sentence(line: str) -> str:
     return _SENTENCE_END.split(line, maxsplit=1)[0].strip()
 
 
-def _ending_in_hashes(text: str) -> str | None:
-    """Return what follows `####` in the last line, if that line starts with it."""
+def _ending_in_hashes(text: str) -> tuple[str, int] | None:
+    """Return what follows `####` in the last line, if that line starts with it, and where."""
     last = text.strip().rpartition("\n")[2].strip()
     stated = last.removeprefix("####").strip()
     if not last.startswith("####") or not stated or _HEADING.match(stated):
         return None
-    return phrased(stated) or stated
+    return phrased(stated) or stated, text.rindex(last)
 
 
-def _hashed(text: str) -> str | None:
-    """Return what follows the last `####`, unless that line is the heading of a section."""
+def _hashed(text: str) -> tuple[str, int] | None:
+    """Return what follows the last `####`, unless that line is a section's heading, and where."""
     matches = list(_HASHES.finditer(text))
     if not matches:
         return None
     stated, last = matches[-1].group(1).strip(), matches[-1].end() >= len(text.rstrip())
     if not stated or _HEADING.match(stated) or not (last or re.match(r"[-+\d$\\.€£(]", stated)):
         return None
-    return stated
+    return stated, matches[-1].start(1)
 
 
-_TAKERS: tuple[tuple[Form, Callable[[str], str | None]], ...] = (
-    ("box", last_boxed),
+_TAKERS: tuple[tuple[Form, Callable[[str], tuple[str, int] | None]], ...] = (
+    ("tag", answer_in_json),
+    ("box", last_box),
     ("####", _ending_in_hashes),
-    ("phrase", phrased),
+    ("phrase", _last_phrase),
     ("####", _hashed),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from cropi.verifiers.notation import canonical_text
+from cropi.verifiers.notation import canonical_text, unwrapped
 from cropi.verifiers.statement import first_sentence
 
 _FUNCTIONS = frozenset(
@@ -19,8 +19,10 @@ _COMMAND = re.compile(r"\\(?:begin|end)\{\w+\*?\}|\\[A-Za-z]+")
 _TEXT = re.compile(r"\\text\w*\s*\{([^{}]*)\}")
 _WORD = re.compile(r"[^\W\d_]+")
 _CLOSED = {"yes", "no", "true", "false", "even", "odd", "always", "never", "sometimes"}
+_KIND = re.compile(r"(?i)\A(?:an?\s+)?(even|odd|true|false)\s+(?!and\b|or\b|if\b|but\b)[a-z]+\Z")
+"""`an odd function` for odd."""
 _REASON = re.compile(
-    r"\s(?:because|since|as|for)\s|,\s*(?:which|who|because|since|so|as|not)\b|\s[-—–]\s(?![\d$\\])|\s\(|;|:\s"
+    r"\s(?:because|since|as|for)\s|,\s*(?:which|who|because|since|so|as|not)\b|\s[-—–]\s(?![\d$\\])|\s\((?=[^()]*(?<![\\a-z])[^\W\d_]{2,})|;|:\s"
     r"|,?\s(?:rather\s+than|instead\s+of)\s"
 )
 _SENTENCES = re.compile(r"(?<!\b[ap]\.m)(?<=[.!?])\s+(?=[A-Z])")
@@ -75,10 +77,12 @@ def says(statement: str, gold: str, whole: bool) -> bool:
 
 
 def _pieces(statement: str, gold: str, whole: bool) -> list[str]:
+    statement = _TEXT.sub(r"\1", statement)
     lines = [line.strip() for line in statement.splitlines() if line.strip()]
     if not lines:
         return []
-    pieces = [statement]
+    value = statement.rpartition("=")[2]
+    pieces = [statement, value] if any(c.isdigit() for c in value) else [statement]
     for line in dict.fromkeys(
         (lines[-1], lines[0]) if gold in _CLOSED else lines[-1:] if whole else lines[:1]
     ):
@@ -90,8 +94,11 @@ def _pieces(statement: str, gold: str, whole: bool) -> list[str]:
             if any(canonical_text(p) in _CLOSED for p in parts):
                 return parts
             pieces += _CONSEQUENCE.findall(sentence)[-1:]
-            if whole:
-                pieces += _predicates(lines[-1], _NAMING)
+            predicates = _predicates(lines[-1], _NAMING)
+            pieces += predicates
+            pieces += [
+                kind for p in (sentence, *predicates) for kind in _KIND.findall(unwrapped(p))
+            ]
         pieces += parts
     pieces += re.findall(r"\*\*([^*\n]+)\*\*", lines[-1])[-1:]
     if gold not in _CLOSED:
