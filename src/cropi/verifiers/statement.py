@@ -92,9 +92,9 @@ def take_statement(response: str, tags: Tags = DEFAULT_TAGS) -> Statement | None
     tagged = tags.tagged(text)
     text = with_parts(asserted(_FENCE.sub("", text if tagged is None else tagged)).strip())
     for form, take in _TAKERS:
-        if (found := take(text)) is not None:
-            rest = taken_back(text, found[1])
-            return Statement(_EQUALS.sub("", found[0]), form) if rest is None else _rest(rest)
+        if (statement := take(text)) is not None:
+            rest = taken_back(text, statement[1])
+            return Statement(_EQUALS.sub("", statement[0]), form) if rest is None else _rest(rest)
         if form == "box" and BOX.search(text):
             return None  # it was cut off within its box
     if tagged is not None:
