@@ -141,9 +141,9 @@ def test_a_set_that_tells_nothing_is_named_and_the_other_still_draws() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "visits", "size"), [(40, None, 40), (300, None, 80), (40, 60, 40)]
+    ("count", "visits", "size"), [(40, None, 40), (300, None, 300), (300, 60, 80), (40, 60, 40)]
 )
-def test_a_stage_has_the_prompts_that_are_expected_to_help_up_to_the_ratio(
+def test_a_stage_has_what_is_expected_to_help_and_a_choice_for_no_stage_the_ratio(
     count: int, visits: int | None, size: int
 ) -> None:
     context = replace(world(1, helps=(0.3, 0, 0, 0, 0)), count=count, visits=visits)
@@ -159,7 +159,7 @@ def test_where_steps_would_repeat_prompts_more_of_those_that_help_are_drawn() ->
 
 
 def test_a_stage_is_never_smaller_than_a_part_of_the_ratio() -> None:
-    context = replace(world(1, helps=(0.3, 0, 0, 0, 0)), count=POOL_SIZE)
+    context = replace(world(1, helps=(0.3, 0, 0, 0, 0)), count=POOL_SIZE, visits=1)
     rare = SKILL_OF < 0
     rare[:20] = SKILL_OF[:20] == 0
     cosines = np.where(rare, 1.0, 0.0) + world(1, helps=(0, 0, 0, 0, 0)).estimate.mean["v"] * 0.01

@@ -198,9 +198,12 @@ def stage_size(expected: float, context: SelectionContext) -> int:
     """How many prompts a stage has: those expected to help, within bounds.
 
     At least LEAST_OF_RATIO of what the ratio asks for. At most that number or, if that is more, so
-    many that the stage's steps visit each OFTEN_ENOUGH.
+    many that the stage's steps visit each OFTEN_ENOUGH. Where no stage of known length is chosen
+    for, what the ratio asks for.
     """
-    most = max(context.count, (context.visits or 0) // OFTEN_ENOUGH)
+    if context.visits is None:
+        return context.count
+    most = max(context.count, context.visits // OFTEN_ENOUGH)
     return round(min(max(expected, LEAST_OF_RATIO * context.count, 1), most))
 
 

@@ -70,8 +70,8 @@ def select(
             that look at them (`cropi.rollouts.current_rates.current_pass_rates`).
         threshold: the reward at which a response passes; default: rewards are graded.
         stage: the stage's index; default: how many there are before it.
-        visits: steps of the stage times prompts a step. Without it `cropi` selects no more than the
-            share that the settings name.
+        visits: steps of the stage times prompts a step, by which `cropi` decides how many prompts
+            to select; without it, the share that the settings name.
         seed: of the stage, for strategies that draw.
         title: names the stage in errors; default: the strategy.
 
