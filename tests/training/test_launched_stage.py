@@ -144,7 +144,9 @@ def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_process_that_is_killed_ends_the_stage_and_the_others(
     make_plan: MakePlan, judge: Judge, tmp_path: Path
 ) -> None:
-    plan = replace(launched(make_plan("pocket", 2)), log=tmp_path / "logs" / "training.log")
+    plan = launched(make_plan("pocket", 2, horizon=400))
+    # So many steps that the processes still train, however late they are looked at.
+    plan = replace(plan, prompts=plan.prompts * 200, steps=400, log=tmp_path / "training.log")
     (out := tmp_path / "out").mkdir()
 
     def kill_the_last(done: int, row: dict[str, Any]) -> None:
