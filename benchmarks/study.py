@@ -13,10 +13,10 @@
 `compare` section; language models only where they are named. `report` reads what is finished into
 benchmarks/results/study.json (regimes of pocket), smollm2.json, default.json or baselines.json, and
 redraws; a regime without a study in --out keeps the numbers that it had, and so does a strategy
-that the study of an unchanged regime has not run. The studies of
-default.json and baselines.json are of the configs here, in benchmarks/chain/ and in
-benchmarks/puzzles/, made by `cropi compare` with any strategies and seeds. `redraw` makes
-docs/figures/ and the tables of docs/results.md from these numbers alone.
+that the study of an unchanged regime has not run. The studies of default.json and baselines.json
+are of the configs here, in benchmarks/chain/ and in benchmarks/puzzles/, made by `cropi compare`
+with any strategies and seeds. `redraw` makes docs/figures/ and the tables of docs/results.md from
+these numbers alone.
 """
 
 from __future__ import annotations

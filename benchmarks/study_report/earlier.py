@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from cropi.estimation.intervals import mean_interval
-from cropi.study.output import interval_values
-from study_report.gathering import METHOD, rounded
-
-Values = dict[str, Any]
-MEASURES = {"area": "area", "final": "final_targeted"}
-"""Of what our method is ahead, and what a seed's row calls it."""
+from study_report.gathering import Values, ahead, rounded
 
 
 def keep_unmeasured(numbers: Values, before: Mapping[str, Values]) -> None:
@@ -25,19 +18,9 @@ def keep_unmeasured(numbers: Values, before: Mapping[str, Values]) -> None:
         if earlier and not values["strategies"]:
             numbers["regimes"][name] = earlier
         elif earlier and earlier.get("config_hash") == values["config_hash"]:
-            gone = earlier["strategies"].keys() - values["strategies"].keys()
-            for strategy in sorted(gone):
-                _keep(values, strategy, earlier["strategies"][strategy])
-
-
-def _keep(values: Values, strategy: str, numbers: Values) -> None:
-    values["strategies"][strategy] = numbers
-    method = values["strategies"].get(METHOD, {"per_seed": []})
-    rows = {row["seed"]: row for row in method["per_seed"]}
-    pairs = [(rows[row["seed"]], row) for row in numbers["per_seed"] if row["seed"] in rows]
-    if strategy != METHOD and pairs:
-        ahead = {
-            measure: interval_values(mean_interval([a[column] - b[column] for a, b in pairs]))
-            for measure, column in MEASURES.items()
-        }
-        values["method_minus"][strategy] = rounded(ahead)
+            values["strategies"] |= {
+                strategy: each
+                for strategy, each in earlier["strategies"].items()
+                if strategy not in values["strategies"]
+            }
+            values["method_minus"] = rounded(ahead(values["strategies"])) | values["method_minus"]

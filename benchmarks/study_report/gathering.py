@@ -13,7 +13,7 @@ import yaml
 
 from cropi import __version__
 from cropi.config import load_config, to_yaml
-from cropi.estimation.intervals import Interval, mean_interval
+from cropi.estimation.intervals import mean_interval
 from cropi.schema import fingerprint
 from cropi.study import measures
 from cropi.study.comparison import BaselineComparison, StrategyResult, Study, measure_study
@@ -24,6 +24,9 @@ from cropi.study.study_plan import STUDY_FILE, StudyPlan
 
 METHOD = "cropi"
 """The strategy that the bar is about: this package's method with its default options."""
+
+AHEAD_IN = {"area": "area", "final": "final_targeted"}
+"""In what our method is compared with every other, and what a seed's row calls it."""
 
 Values = dict[str, Any]
 
@@ -118,14 +121,15 @@ def measured(plan: StudyPlan, study: Study) -> Values:
     runs = [run for run in study.files.runs if run.finished]
     manifests = [_manifest(run) for run in runs]
     versions = {json.dumps(m["versions"], sort_keys=True): m["versions"] for m in manifests}
+    strategies = {name: strategy(study, name) for name in study.strategies}
     return {
         "baseline": study.baseline,
         "config_hash": fingerprint(_settings(_study_yaml(plan))),
         "versions": list(versions.values()),
         "setting": setting(study, runs[0], manifests[0]),
         "levels": {f"{share:.2f}": vars(level) for share, level in study.levels.items()},
-        "strategies": {name: strategy(study, name) for name in study.strategies},
-        "method_minus": ahead(study),
+        "strategies": strategies,
+        "method_minus": ahead(strategies),
     }
 
 
@@ -275,28 +279,26 @@ def read_coarsely(study: Study, comparison: BaselineComparison) -> Values:
     return {axis: vars(ratio) for axis, ratio in ratios.items() if ratio}
 
 
-def ahead(study: Study) -> Values:
+def ahead(strategies: Mapping[str, Values]) -> Values:
     """Return our method's area and final accuracy minus every other strategy's, seeds paired."""
-    method = study.strategies.get(METHOD)
-    if method is None:
-        return {}
     gaps = {}
-    for name, other in study.strategies.items():
-        shared = tuple(s for s in method.curves.seeds if s in other.curves.seeds)
-        if name != METHOD and shared:
-            pair = method.curves.of(shared), other.curves.of(shared)
-            area, final = interval_values(_area_gap(*pair)), interval_values(_final_gap(*pair))
-            gaps[name] = {"area": area, "final": final}
+    for name, other in strategies.items():
+        if name != METHOD and METHOD in strategies:
+            rows = strategies[METHOD]["per_seed"], other["per_seed"]
+            pairs = {measure: _gaps(*rows, column) for measure, column in AHEAD_IN.items()}
+            if pairs["area"]:
+                gaps[name] = {n: interval_values(mean_interval(v)) for n, v in pairs.items()}
     return gaps
 
 
-def _area_gap(method: Curves, other: Curves) -> Interval:
-    areas = (measures.area(c.steps, c.targeted) for c in (method, other))
-    return mean_interval(np.subtract(*areas))
-
-
-def _final_gap(method: Curves, other: Curves) -> Interval:
-    return mean_interval(method.targeted[:, -1] - other.targeted[:, -1])
+def _gaps(method: Sequence[Values], other: Sequence[Values], column: str) -> list[float]:
+    """The method's values minus another strategy's, of the seeds that both have."""
+    values = {row["seed"]: row[column] for row in other if row[column] is not None}
+    return [
+        row[column] - values[row["seed"]]
+        for row in method
+        if row["seed"] in values and row[column] is not None
+    ]
 
 
 def rounded(value: Any) -> Any:

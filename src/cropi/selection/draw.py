@@ -184,13 +184,20 @@ def _predicted(
     """What one stage's scores say of a validation set; None if they say nothing of it."""
     if name not in scored.mean or len(scored.prompt_ids) < LEAST_SCORED:
         return None
-    features_LPF = context.features
-    assert features_LPF is not None, "the strategy needs features and was given none"
     row_of = {prompt_id: row for row, prompt_id in enumerate(scored.prompt_ids)}
     places_N = [place for place, i in enumerate(context.prompt_ids) if i in row_of]
     rows_N = [row_of[context.prompt_ids[place]] for place in places_N]
     values_N = scored.mean[name][rows_N].astype(np.float64)
-    layer, ridge = fit_best([*features_LPF[:, places_N]], values_N - values_N.mean())
+    return _from_features(context, np.array(places_N), values_N - values_N.mean())
+
+
+def _from_features(
+    context: SelectionContext, places_N: NDArray[np.int64], values_N: Array
+) -> Prediction:
+    """What hidden states predict for the whole pool from the values at some places of it."""
+    features_LPF = context.features
+    assert features_LPF is not None, "the strategy needs features and was given none"
+    layer, ridge = fit_best([*features_LPF[:, places_N]], values_N)
     return ridge.predict(features_LPF[layer])
 
 
@@ -276,11 +283,8 @@ def _chances(rounds: PassHistory) -> Array:
 
 def _like(context: SelectionContext, values_P: Array) -> Array:
     """Values [P] predicted for every prompt from those that are not NaN; 0 for unlike prompts."""
-    features_LPF = context.features
-    assert features_LPF is not None, "the strategy needs features and was given none"
-    measured_P = ~np.isnan(values_P)
-    layer, ridge = fit_best([*features_LPF[:, measured_P]], values_P[measured_P])
-    return ridge.predict(features_LPF[layer]).mean_P
+    places_N = np.flatnonzero(~np.isnan(values_P))
+    return _from_features(context, places_N, values_P[places_N]).mean_P
 
 
 def _bounded(chances_P: Array) -> Array:

@@ -52,14 +52,14 @@ class OpenAIBatch:
         result = parsed_json(row.get("response"))
         failed = result is None and {"response", "error"} <= row.keys()
         answered = isinstance(result, Mapping) and "body" in result
-        return "custom_id" in row and (failed or answered or _is_request(row))
+        return "custom_id" in row and (failed or answered or _request(row) is not None)
 
     def responses(self, rows: Iterable[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
         """One response per choice of a result; requests say what was asked."""
         for number, row in rows:
             where, name = file.where(number), (file.path.parent, str(row["custom_id"]))
-            if _is_request(row):
-                self._ask(name, parsed_json(row["body"]), where)
+            if (request := _request(row)) is not None:
+                self._ask(name, request, where)
                 continue
             for response in _answers(row, file, where):
                 if name in self._requests:
@@ -78,8 +78,10 @@ class OpenAIBatch:
             _name_prompt(response, request)
 
 
-def _is_request(row: Row) -> bool:
-    return isinstance(parsed_json(row.get("body")), Mapping)
+def _request(row: Row) -> Row | None:
+    """The body of a request; None for a result."""
+    body = parsed_json(row.get("body"))
+    return body if isinstance(body, Mapping) else None
 
 
 def _asked_in(request: Row) -> Any:
