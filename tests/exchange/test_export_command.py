@@ -48,6 +48,69 @@ def test_a_stage_of_a_run_comes_with_its_rows_its_policy_and_its_verifiers(
     assert exported_ids(as_folder) == selected
 
 
+@pytest.mark.parametrize("kept", ["prompts/pool.parquet", "config.yaml", "SELECTION"])
+def test_no_other_stage_is_exported_in_the_place_of_one_that_is_damaged(
+    cropi: Command, tmp_path: Path, kept: str
+) -> None:
+    run = Path(shutil.copytree(finished(), tmp_path / "run"))
+    stages = run / "arms" / "cropi" / "stages"
+    damaged = stages / "1" / "selection.parquet" if kept == "SELECTION" else run / kept
+    to = ("--to", "trl", "--out", tmp_path / "out")
+    damaged.unlink()
+    if kept != "config.yaml":  # by which a folder is known as that of a run
+        cropi("export", run, *to).refused(str(damaged), "missing", "continue the run")
+    shutil.copy(stages / "0" / "selection.parquet", damaged)
+    cropi("export", run, *to).refused(str(damaged), "damaged")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("left", "reason"), [
+    (["cropi_stage.json"], "were deleted (curriculum.keep_checkpoints=last)"),
+    (["cropi_stage.json", "config.json"], "is missing"),
+    ([], "is missing"),
+])  # fmt: skip
+def test_a_policy_that_is_lost_is_not_replaced_by_another(
+    cropi: Command, tmp_path: Path, left: list[str], reason: str
+) -> None:
+    run = Path(shutil.copytree(finished(), tmp_path / "run"))
+    policy, out = run / "arms" / "cropi" / "stages" / "0" / "policy", tmp_path / "out"
+    for file in policy.iterdir():
+        if file.name not in left:
+            file.unlink()
+    if not left:
+        policy.rmdir()
+    done = cropi("export", run, "--to", "trl", "--out", out)
+    done.done()
+    assert "train.py POLICY" in done.out
+    assert reason in done.out
+    named = cropi("export", run, "--to", "trl", "--out", out, "--model", "given")
+    named.done()
+    assert "train.py given" in named.out
+    assert reason not in named.out
+
+
+@pytest.mark.parametrize("text", ["selection: 3", "verifiers: 3", "verifiers: {timeout: x}",
+                                  "model: 3", "- 1", "a: ["])  # fmt: skip
+def test_settings_of_a_run_that_cannot_be_read_are_named(
+    cropi: Command, tmp_path: Path, text: str
+) -> None:
+    run = Path(shutil.copytree(finished(), tmp_path / "run"))
+    (run / "artifacts.jsonl").unlink()
+    (run / "config.yaml").write_text(text)
+    cropi("export", run, "--to", "trl", "--out", tmp_path / "out").refused("config.yaml is damaged")
+
+
+def test_a_baseline_is_not_exported_in_the_place_of_the_run_s_own_strategy(
+    cropi: Command, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(finished(), tmp_path / "run"))
+    (run / "artifacts.jsonl").unlink()
+    shutil.rmtree(run / "arms" / "cropi")
+    to = ("--to", "trl", "--out", tmp_path / "out")
+    cropi("export", run, *to).refused("no selection of an arm 'cropi'", "--arm", "random")
+    cropi("export", run, "--arm", "random", *to).done()
+
+
 def test_scores_and_selections_are_exported_with_the_prompts_they_are_of(
     cropi: Command, tmp_path: Path
 ) -> None:
@@ -71,7 +134,7 @@ def test_scores_and_selections_are_exported_with_the_prompts_they_are_of(
 def test_what_holds_no_selection_is_refused_in_one_sentence(cropi: Command, tmp_path: Path) -> None:
     to = ("--to", "trl", "--out", tmp_path / "out")
     cropi("export", finished(), "--stage", "5", *to).refused("no selection of stage 5", "0, 1")
-    cropi("export", finished(), "--arm", "full", *to).refused("cropi, random")
+    cropi("export", finished(), "--arm", "full", *to).refused("--arm can be one of cropi, random")
     cropi("export", finished(), "--ratio", "0.5", *to).refused("no effect")
     cropi("export", finished(), "--answer-column", "x", *to).refused("--prompts")
     cropi("export", finished(), "--to", "ppo", "--out", tmp_path / "out").refused("ppo", "verl")

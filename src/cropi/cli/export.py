@@ -67,7 +67,7 @@ def export(
 
         cropi export scores.parquet --ratio 0.1 --prompts pool.jsonl --to openrlhf --out ranked
     """
-    from cropi.exchange.exports import export_selection
+    from cropi.exchange.exports import DEFAULT_MODEL, export_selection
     from cropi.exchange.stored_selection import find_selection
     from cropi.store.remote import with_urls
 
@@ -89,7 +89,9 @@ def export(
     selected = plural(exported.selected, "prompt")
     drawn = f", and {exported.controls:,} drawn at random" if exported.controls else ""
     reporter.say(f"  {selected} of {len(pool):,}{drawn} -> {out}")
-    for note in [*stored.selection.notes, *exported.notes]:
+    lost = stored.without_policy if model is None else ""
+    instead = [f"{lost}; put the policy to train in the place of {DEFAULT_MODEL}"] if lost else []
+    for note in [*stored.selection.notes, *exported.notes, *instead]:
         reporter.warn(note)
     reporter.say(exported.command)
 

@@ -16,7 +16,7 @@ from cropi.store.cached import recorded_fingerprint
 from cropi.store.files import POLICY_RECORD
 from cropi.store.ledger import Ledger
 from cropi.store.mirror import fetch_missing
-from cropi.store.policy_record import is_training_state
+from cropi.store.policy_record import is_training_state, weights_deleted
 from cropi.store.run_directory import Stage
 
 
@@ -68,12 +68,11 @@ class Policies:
 
 def _require_weights(policy: Path) -> None:
     """Raise InputError for a stage whose weights were deleted (`curriculum.keep_checkpoints`)."""
-    record = policy / POLICY_RECORD
-    if record.exists() and [file.name for file in policy.iterdir()] == [POLICY_RECORD]:
+    if weights_deleted(policy):
         raise InputError(
             f"the weights in {policy} were deleted (curriculum.keep_checkpoints=last) but are "
-            f"needed to rebuild a missing or damaged file; remove {record} and those of the stages "
-            "before it, and the run trains them again"
+            f"needed to rebuild a missing or damaged file; remove {policy / POLICY_RECORD} and "
+            "those of the stages before it, and the run trains them again"
         )
 
 

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from cropi.errors import InputError
 from cropi.exchange.exports.folder import EXPORT_RECORD
+from cropi.plugins import name_in, slug
 from cropi.prompts import read_prompts
 from cropi.schema import Prompt, Selection
 from cropi.selection import select
 from cropi.selection.settings import SCORES_ALONE, SelectionConfig, StrategyChoice
 from cropi.store.files import read_table, require_file
+from cropi.store.ledger import Ledger
+from cropi.store.policy_record import require_intact, weights_deleted
 from cropi.store.run_directory import RunDirectory, Stage, is_run
 from cropi.store.tables import holds_scores, read_selection, scores_from
 from cropi.text import shown
@@ -27,7 +31,7 @@ class StoredSelection:
     """A selection and what is around it.
 
     `pool` is what was selected from, `verifiers` who judged it and `policy` what it was selected
-    for; each is empty where nothing says so.
+    for; each is empty where nothing says so. `without_policy` says why a run has it no more.
     """
 
     path: Path
@@ -35,6 +39,7 @@ class StoredSelection:
     pool: Sequence[Prompt] = ()
     verifiers: VerifiersConfig | None = None
     policy: str = ""
+    without_policy: str = ""
 
 
 def find_selection(
@@ -49,7 +54,8 @@ def find_selection(
         ratio: the share of the pool to select from scores.
 
     Raises:
-        InputError: there is no selection, or an argument that has no effect there.
+        InputError: there is no selection, a run's is not as it was written, or an argument has no
+            effect there.
     """
     file = place / "selection.parquet" if place.is_dir() else place
     if place.is_dir() and not file.is_file():
@@ -57,10 +63,10 @@ def find_selection(
     elif arm is not None or stage is not None:
         name = "arm" if arm is not None else "stage"
         raise InputError(f"{place} is not a run, so that --{name} has no effect; leave it out")
-    selection = _read(file, ratio)
     run = next((f for f in file.absolute().parents if is_run(f)), None)
     if run is not None:
-        return _in_run(file, selection, RunDirectory(run))
+        return _in_run(file.absolute(), ratio, RunDirectory(run))
+    selection = _read(file, ratio)
     prompts = file.with_name("prompts.parquet")
     exported = file.with_name(EXPORT_RECORD)
     if exported.is_file():
@@ -85,10 +91,10 @@ def _stage_of(place: Path, arm: str | None, stage: int | None) -> Stage:
     selected = _selected(place)
     if not selected:
         raise InputError(f"{place} has selected nothing yet; continue the run, then export")
-    arm = arm or _own_arm(place, list(selected))
+    arm = arm or _own_arm(place)
     if arm not in selected:
         raise InputError(
-            f"{place} has no selection of an arm {shown(arm, 60)}; it has those of "
+            f"{place} has no selection of an arm {shown(arm, 60)}; --arm can be one of "
             f"{', '.join(selected)}"
         )
     stages = selected[arm]
@@ -100,9 +106,11 @@ def _stage_of(place: Path, arm: str | None, stage: int | None) -> Stage:
 
 
 def _selected(run: Path) -> dict[str, dict[int, Stage]]:
-    """The stages that have selected, by arm and index."""
+    """The stages that have selected, by arm and index; a lost selection is one that was made."""
     selected: dict[str, dict[int, Stage]] = {}
-    for file in sorted((run / "arms").glob("*/stages/*/selection.parquet")):
+    files = set((run / "arms").glob("*/stages/*/selection.parquet"))
+    listed = {run / name for name in Ledger(run).entries if name.endswith("/selection.parquet")}
+    for file in sorted(files | listed):
         folder = file.parent
         if folder.name.isdecimal():
             arm = folder.parent.parent.name
@@ -111,24 +119,35 @@ def _selected(run: Path) -> dict[str, dict[int, Stage]]:
     return selected
 
 
-def _own_arm(run: Path, arms: list[str]) -> str:
+def _own_arm(run: Path) -> str:
     """The run's own strategy, which its config names; its baselines come after it."""
-    strategy = _config(run).get("selection", {}).get("strategy", {})
-    name = strategy.get("name") if isinstance(strategy, dict) else strategy
-    slug = StrategyChoice.of(str(name)).slug if name else StrategyChoice.of().slug
-    return slug if slug in arms else arms[0]
+    name = name_in(_section(run, "selection").get("strategy"))
+    return slug(str(name or StrategyChoice.default))
 
 
-def _config(run: Path) -> dict[str, Any]:
-    """A run's settings. Raises InputError if the file is damaged."""
-    path = run / "config.yaml"
+def _section(run: Path, name: str) -> dict[str, Any]:
+    """A section of a run's settings. Raises InputError if the file is damaged."""
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, OSError):
-        config = None
-    if not isinstance(config, dict):
-        raise InputError(f"{path} is damaged; restore it from a copy, or give a selection file")
-    return config
+        section = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")).get(name) or {}
+    except (yaml.YAMLError, ValueError, OSError, AttributeError, RecursionError):
+        section = None
+    if not isinstance(section, dict):
+        raise _damaged_settings(run)
+    return section
+
+
+def _damaged_settings(run: Path) -> InputError:
+    return InputError(
+        f"{run / 'config.yaml'} is damaged; restore it from a copy, or give a selection file"
+    )
+
+
+def _verifiers(run: Path) -> VerifiersConfig:
+    """Who judged a run's responses. Raises InputError if its settings are damaged."""
+    try:
+        return VerifiersConfig.model_validate(_section(run, "verifiers"))
+    except ValidationError:
+        raise _damaged_settings(run) from None
 
 
 def _read(file: Path, ratio: float | None) -> Selection:
@@ -147,21 +166,36 @@ def _read(file: Path, ratio: float | None) -> Selection:
     return read_selection(file)
 
 
-def _in_run(file: Path, selection: Selection, run: RunDirectory) -> StoredSelection:
-    config, pool = _config(run.root), run.prompts("pool")
+def _in_run(file: Path, ratio: float | None, run: RunDirectory) -> StoredSelection:
+    pool = run.prompts("pool")
+    if changed := next(filter(run.ledger.is_changed, (run.config, file, pool)), None):
+        raise InputError(
+            f"{changed} is damaged or missing: it is not what the run wrote; continue the run, "
+            "which makes it again, or export another stage, or a copy of a selection"
+        )
+    stage = Stage("", int(file.parent.name) if file.parent.name.isdecimal() else 0, file.parent)
+    before = stage.sibling(stage.index - 1).policy if stage.index else run.start
+    made = stage.index > 0 or before.is_dir() or before in run.ledger
+    without = _without(before) if made else ""
+    model = str(_section(run.root, "model").get("path", ""))
     return StoredSelection(
         file,
-        selection,
+        _read(file, ratio),
         read_prompts(pool) if pool.is_file() else (),
-        VerifiersConfig.model_validate(config.get("verifiers") or {}),
-        _policy_before(file.parent, run) or str((config.get("model") or {}).get("path", "")),
+        _verifiers(run.root),
+        "" if without else str(before) if made else model,
+        without,
     )
 
 
-def _policy_before(stage: Path, run: RunDirectory) -> str:
-    """The checkpoint that a stage begins with; empty where it is the run's model, or deleted."""
-    before = stage.parent / str(int(stage.name) - 1) if stage.name.isdecimal() else stage
-    for folder in (before / "policy", run.start):
-        if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
-            return str(folder)
+def _without(policy: Path) -> str:
+    """Why a policy of a run cannot be used any more; empty if it can."""
+    if weights_deleted(policy):
+        return f"the weights in {policy} were deleted (curriculum.keep_checkpoints=last)"
+    if not policy.is_dir():
+        return f"{policy} is missing"
+    try:
+        require_intact(policy)
+    except InputError as error:
+        return str(error)
     return ""

@@ -85,6 +85,11 @@ class Ledger:
         """Whether an output was made from these inputs and every file of it is as it was left."""
         return self.inputs(output) == inputs_fingerprint and self.damaged(output) is None
 
+    def is_changed(self, file: Path) -> bool:
+        """Whether a file is listed, and missing or not as it was left."""
+        expected = listed_files(self._entries.values()).get(self._name(file))
+        return expected is not None and not self._is_intact(self._name(file), expected)
+
     def all_intact(self) -> bool:
         """Whether there are outputs, and all of them are as they were left."""
         return bool(self._entries) and all(

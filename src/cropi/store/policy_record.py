@@ -49,6 +49,11 @@ def is_training_state(name: str) -> bool:
     return any(fnmatchcase(name.partition("/")[0], pattern) for pattern in TRAINING_STATE)
 
 
+def weights_deleted(folder: Path) -> bool:
+    """Whether a policy's record is all that is left of it (`curriculum.keep_checkpoints`)."""
+    return folder.is_dir() and [file.name for file in folder.iterdir()] == [POLICY_RECORD]
+
+
 def require_intact(folder: Path, training_state: bool = False) -> None:
     """Raise InputError, naming the file, if a policy that cropi wrote is not as it was written.
 
