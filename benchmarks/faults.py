@@ -231,7 +231,9 @@ def _clocked(
 
 def _shown(done: Attempt) -> Attempt:
     if done.ending not in GOOD:
-        print(f"{done.ending}: {done.scene}, {done.use}: {done.file}, {done.way}\n{done.said}\n")
+        print(
+            f"{done.ending}: {done.scene}, {done.use}: {done.file}, {done.damage}\n{done.printed}\n"
+        )
     return done
 
 

@@ -15,7 +15,8 @@ import pytest
 import cropi
 
 ROOT = Path(cropi.__file__).parent
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+TESTS = Path(__file__).parent
+BENCHMARKS = TESTS.parent / "benchmarks"
 FACADE = ""
 """The name of `cropi` itself, whose functions are those of the packages."""
 FLOORS = (
@@ -180,7 +181,7 @@ def test_what_a_package_says_it_holds_is_there(module: str) -> None:
 
 
 def test_a_local_is_named_after_what_it_holds() -> None:
-    files = [*MODULES.values(), *BENCHMARKS.rglob("*.py")]
+    files = [*MODULES.values(), *BENCHMARKS.rglob("*.py"), *TESTS.rglob("*.py")]
     named = {
         f"{path}:{node.lineno}"
         for path in files

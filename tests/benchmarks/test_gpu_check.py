@@ -130,11 +130,11 @@ def test_an_unknown_part_is_refused_by_name() -> None:
 
 def test_a_bar_is_judged_by_its_figure_and_open_without_one() -> None:
     figures = {"tokens_per_second": {"exact": 25_000.0}, "over_floor": {"exact": 1.21}}
-    found = verdicts({"qwen": {"figures": figures}, "hashing": {}})
-    assert found["qwen.tokens_per_second.exact"]["met"] is True
-    assert found["qwen.over_floor.exact"]["met"] is False
-    assert found["qwen.over_floor.exact_shared"]["met"] is None
-    assert found["hashing.share_of_bandwidth"]["met"] is None
+    checks = verdicts({"qwen": {"figures": figures}, "hashing": {}})
+    assert checks["qwen.tokens_per_second.exact"]["met"] is True
+    assert checks["qwen.over_floor.exact"]["met"] is False
+    assert checks["qwen.over_floor.exact_shared"]["met"] is None
+    assert checks["hashing.share_of_bandwidth"]["met"] is None
 
 
 def test_prompts_that_were_carried_are_those_of_the_study(
@@ -145,14 +145,17 @@ def test_prompts_that_were_carried_are_those_of_the_study(
     with pytest.raises(NotHereError, match="reasoning-gym is not installed"):
         training.config_with_prompts(tmp_path)
     wheels.write_prompts(tmp_path / "study")
-    carried, own = load_config(str(training.config_with_prompts(tmp_path))), load_config(str(STUDY))
-    assert carried.model_copy(update={"prompts": own.prompts}) == own
-    found, expected = (
+    carried, original = (
+        load_config(str(training.config_with_prompts(tmp_path))),
+        load_config(str(STUDY)),
+    )
+    assert carried.model_copy(update={"prompts": original.prompts}) == original
+    prompt_sets, expected = (
         load_prompt_sets(config.prompts, derive_seed(0, "prompts"), ROOT).named()
-        for config in (carried, own)
+        for config in (carried, original)
     )
     for name, prompts in expected.items():
-        assert [(p.prompt_id, p.content, p.answer, p.source) for p in found[name]] == [
+        assert [(p.prompt_id, p.content, p.answer, p.source) for p in prompt_sets[name]] == [
             (p.prompt_id, p.content, p.answer, p.source) for p in prompts
         ]
 
@@ -160,13 +163,13 @@ def test_prompts_that_were_carried_are_those_of_the_study(
 def test_weights_that_came_in_two_sittings_are_joined(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights, kept = tmp_path / "weights", tmp_path / "kept"
+    weights, folder = tmp_path / "weights", tmp_path / "kept"
     monkeypatch.setattr(wheels, "WEIGHTS", weights)
     for half, content in ((1, b"first "), (2, b"second")):
         (weights / str(half)).mkdir(parents=True)
         piece = weights / str(half) / f"model-1-py3-none-any.whl.{half}"
         piece.write_bytes(content)
-        found = wheels.joined_weights(kept)
+        wheel_files = wheels.joined_weights(folder)
         piece.unlink()
-    assert [wheel.read_bytes() for wheel in found] == [b"first second"]
-    assert found[0].name == "model-1-py3-none-any.whl"
+    assert [wheel.read_bytes() for wheel in wheel_files] == [b"first second"]
+    assert wheel_files[0].name == "model-1-py3-none-any.whl"

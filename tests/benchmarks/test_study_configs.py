@@ -72,7 +72,7 @@ def test_the_clean_regime_is_the_preset_with_larger_tests() -> None:
 def test_every_regime_has_the_same_sizes(regime: str) -> None:
     sets = sets_of(regime)
     assert len(sets.pool) == 2100
-    assert {name: skills(found) for name, found in sets.validation.items()} == {
+    assert {name: skills(prompts) for name, prompts in sets.validation.items()} == {
         name: {name: 60} for name in TARGETS
     }
     assert {name: skills(sets.test[name]) for name in TARGETS} == {
@@ -84,19 +84,19 @@ def test_every_regime_has_the_same_sizes(regime: str) -> None:
 
 @pytest.mark.parametrize("regime", REGIMES)
 def test_no_prompt_stands_in_two_sets(regime: str) -> None:
-    found = {
+    contents_of = {
         name: {p.content for p in prompts} for name, prompts in sets_of(regime).named().items()
     }
-    assert len(found) == 6
-    for left, right in combinations(found, 2):
-        assert not found[left] & found[right], (left, right)
-    for name, contents in found.items():
+    assert len(contents_of) == 6
+    for left, right in combinations(contents_of, 2):
+        assert not contents_of[left] & contents_of[right], (left, right)
+    for name, contents in contents_of.items():
         assert {split_of(content) for content in contents} == {name.split()[0]}
 
 
 @pytest.mark.parametrize("regime", [r for r in REGIMES if r != "noisy_answers"])
 def test_outside_the_noisy_answers_every_answer_is_right(regime: str) -> None:
-    prompts = [p for found in sets_of(regime).named().values() for p in found]
+    prompts = [p for each in sets_of(regime).named().values() for p in each]
     assert all(p.answer == right_answer(p) for p in prompts)
 
 
@@ -158,7 +158,7 @@ def test_noisy_verdicts_are_wrong_on_the_pool_alone() -> None:
             return sum(verdict.reward for verdict in verdicts) / len(prompts)
 
         assert accepted(sets.pool) == pytest.approx(1 - FLIP_SHARE, abs=0.02)
-        assert [accepted(found[:300]) for found in sets.heldout_sets()] == [1.0] * 5
+        assert [accepted(prompts[:300]) for prompts in sets.heldout_sets()] == [1.0] * 5
 
 
 def test_the_language_model_has_a_large_pool_with_few_prompts_of_its_targets() -> None:
@@ -167,7 +167,7 @@ def test_the_language_model_has_a_large_pool_with_few_prompts_of_its_targets() -
     assert config.targeted == ["chain_sum", "number_sequence"]
     share = sum(p.source in config.targeted for p in sets.pool) / len(sets.pool)
     assert 0.2 < share < 0.25
-    judged = [found for name, found in sets.named().items() if name != "pool"]
-    assert not {p.content for p in sets.pool} & {p.content for found in judged for p in found}
+    others = [prompts for name, prompts in sets.named().items() if name != "pool"]
+    assert not {p.content for p in sets.pool} & {p.content for prompts in others for p in prompts}
     assert config.rollouts.max_new_tokens <= 48
     assert {"full", "random", "cropi"} < set(config.compare.strategies)

@@ -413,9 +413,11 @@ def test_sets_that_measure_no_target_are_told_before_anything_is_spent(
     for command in (("config", "check"), ("plan",), ("compare",)):
         # A study is refused a folder there, before it does anything.
         outcome = cropi(*command, config, renamed, f"out={tmp_path / 'file'}")
-        said = " ".join(outcome.out.split())
-        assert said.count("no accuracy counts as targeted: the test sets 'held-out'") == 1, command
-        assert "evaluation.targeted" in said
+        printed_text = " ".join(outcome.out.split())
+        assert (
+            printed_text.count("no accuracy counts as targeted: the test sets 'held-out'") == 1
+        ), command
+        assert "evaluation.targeted" in printed_text
     printed = StringIO()
     check_settings(
         load_config(str(config), [renamed]), None, ProgressReporter(Console(file=printed))

@@ -64,9 +64,9 @@ def test_rollouts_of_a_file_are_of_what_the_options_say(
     outcome = cropi(*call, *options)
     outcome.done()
     assert shown_to(model, out).startswith(text)
-    told = "text becomes a user message of the model's chat template"
+    remark = "text becomes a user message of the model's chat template"
     by_default = not {"--chat", "--no-chat", "--system"} & set(options)
-    assert (told in outcome.err) == by_default
+    assert (remark in outcome.err) == by_default
 
 
 def test_a_model_without_a_chat_template_gets_the_text(

@@ -54,10 +54,10 @@ def test_a_log_by_url_is_ranked_and_exported_as_the_folder_is(
 ) -> None:
     local, url = tmp_path / "ranked", f"{bucket}/ranked"
     cropi("rank", "--rollouts", pool[0], "--out", local).done()
-    said = cropi("rank", "--rollouts", f"{bucket}/logs", "--out", url)
-    said.done()
-    assert f"{url}/report.html" in said.out
-    assert "/cache/" not in said.out
+    outcome = cropi("rank", "--rollouts", f"{bucket}/logs", "--out", url)
+    outcome.done()
+    assert f"{url}/report.html" in outcome.out
+    assert "/cache/" not in outcome.out
     names = {file.relative_to(local).as_posix() for file in local.rglob("*") if file.is_file()}
     listed = fsspec.filesystem("memory").find("/bucket/ranked")
     assert {name.removeprefix("/bucket/ranked/") for name in listed} == names

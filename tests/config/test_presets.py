@@ -80,7 +80,7 @@ def test_the_smollm2_prompts_load_and_every_verifier_reads_its_answers(
     assert set(config.targeted) < skills
     assert {p.source for p in sets.test["others"]} == skills - set(config.targeted)
     assert all(p.messages for p in sets.pool)
-    prompts = [p for found in sets.named().values() for p in found]
+    prompts = [p for each in sets.named().values() for p in each]
     with Judge(config.verifiers) as judge:
         judge.check(prompts)
         wanted = {s: next(p for p in prompts if p.source == s) for s in sorted(skills)}
@@ -94,8 +94,8 @@ def test_no_warmup_prompt_of_the_smollm2_preset_stands_in_a_test(
 ) -> None:
     config = load_config("smollm2")
     warmup = warmup_prompts(config.warmup, smollm2_sets, seed=1)
-    judged = {p.content for found in smollm2_sets.heldout_sets() for p in found}
-    assert not judged & {p.content for p in warmup}
+    heldout = {p.content for prompts in smollm2_sets.heldout_sets() for p in prompts}
+    assert not heldout & {p.content for p in warmup}
     assert len(warmup) >= config.warmup.steps * config.warmup.batch_size
 
 
@@ -103,7 +103,7 @@ def test_no_warmup_prompt_of_the_smollm2_preset_stands_in_a_test(
 def test_a_limit_shrinks_every_set_and_keeps_the_draw() -> None:
     limited = ["prompts.limit=50"]
     sets = load_prompt_sets(load_config("smollm2", limited).prompts, seed=0)
-    assert {len(found) for found in sets.heldout_sets()} == {50}
+    assert {len(prompts) for prompts in sets.heldout_sets()} == {50}
     assert 40 <= len(sets.pool) <= 50
     again = load_prompt_sets(load_config("smollm2", limited).prompts, seed=0)
     assert again.pool == sets.pool

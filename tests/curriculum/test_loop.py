@@ -306,7 +306,7 @@ def test_a_run_in_a_store_goes_on_on_another_machine_with_the_same_objects(
         tmp_path, f"out={bucket}/runs", "curriculum.refresh=all", "curriculum.keep_checkpoints=last"
     )
 
-    def kept() -> dict[str, bytes]:
+    def stored_files() -> dict[str, bytes]:
         names = [name for name in memory.find("/bucket/runs") if "/.lease/" not in name]
         return {n: memory.cat_file(n) for n in names if not n.endswith("timings.jsonl")}
 
@@ -321,7 +321,7 @@ def test_a_run_in_a_store_goes_on_on_another_machine_with_the_same_objects(
 
     on_machine("one")
     run(config)
-    expected = kept()
+    expected = stored_files()
     assert f"{config.directory}".encode() not in b"".join(expected.values())
     memory.rm("/bucket/runs", recursive=True)
     monkeypatch.setattr(FakeTrainer, "train", killed)
@@ -331,4 +331,4 @@ def test_a_run_in_a_store_goes_on_on_another_machine_with_the_same_objects(
     on_machine("three")
     run(config)
     assert len(starts) == 3  # the first stage once, the second twice
-    assert kept() == expected
+    assert stored_files() == expected

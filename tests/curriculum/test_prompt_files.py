@@ -43,9 +43,9 @@ def test_a_run_reads_shards_compressed_files_and_tables_alike(tmp_path: Path) ->
     assert pool[0].messages == ({"role": "user", "content": "0+1?"},)
     (test,) = read_prompts(directory / "prompts" / "test" / "sums.parquet")
     assert test.prompt == "31+1?"
-    told = json.loads((directory / "prompts" / "notes.json").read_text())["lines"]
-    assert any("2 duplicates of the pool left out" in line for line in told)
-    assert any("text becomes a user message" in line for line in told)
+    notes = json.loads((directory / "prompts" / "notes.json").read_text())["lines"]
+    assert any("2 duplicates of the pool left out" in line for line in notes)
+    assert any("text becomes a user message" in line for line in notes)
     tokenizer = load_policy(model).tokenizer
     groups = read_rollouts(directory / "rollouts" / "pool.parquet")
     assert [g.prompt_ids.tolist() for g in groups] == [encode(tokenizer, p) for p in pool]

@@ -58,10 +58,10 @@ def paired(log: RolloutLog, data: Path) -> LoggedPool:
 
 def statistics(pool: LoggedPool) -> dict[str, tuple[float, float, float, int]]:
     numbers = {}
-    for prompt, known in zip(pool.prompts, pool.history, strict=True):
-        assert known is not None, prompt.content
-        rates = (known.raw_pass_rate, known.current_pass_rate, known.dead)
-        numbers[prompt.content or prompt.prompt_id] = (*rates, len(known.visits))
+    for prompt, history in zip(pool.prompts, pool.history, strict=True):
+        assert history is not None, prompt.content
+        rates = (history.raw_pass_rate, history.current_pass_rate, history.dead)
+        numbers[prompt.content or prompt.prompt_id] = (*rates, len(history.visits))
     return numbers
 
 
@@ -194,9 +194,9 @@ def conversation() -> dict[str, Any]:
     nodes[1]["message"]["tool_calls"] = [{"id": "1", "name": "sum", "arguments": "{}"}]
     tool = {"role": "tool", "content": "5"}
     nodes.append({"parent": 1, "message": tool, "token_ids": [7, 8], "mask": [False] * 2})
-    said = {"role": "assistant", "content": "So 5."}
+    answer = {"role": "assistant", "content": "So 5."}
     ids, mask = [9, 10, 11], [False, True, True]
-    nodes.append({"parent": 2, "message": said, "sampled": True, "token_ids": ids, "mask": mask,
+    nodes.append({"parent": 2, "message": answer, "sampled": True, "token_ids": ids, "mask": mask,
                   "logprobs": [-1.0, -2.0]})  # fmt: skip
     return row
 
@@ -386,9 +386,9 @@ def test_a_row_of_another_structure_is_named(tmp_path: Path, row: dict[str, Any]
 
 
 def test_of_a_whole_conversation_the_response_is_what_follows_the_question(tmp_path: Path) -> None:
-    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    log = read_rollout_log(write_lines(tmp_path / "a.jsonl", [{"messages": said, "reward": 1}]))
-    assert (log.responses[0].prompt, log.responses[0].text) == (tuple(said[:1]), "a")
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    log = read_rollout_log(write_lines(tmp_path / "a.jsonl", [{"messages": messages, "reward": 1}]))
+    assert (log.responses[0].prompt, log.responses[0].text) == (tuple(messages[:1]), "a")
     assert log.responses[0].whole_text
 
 
@@ -494,8 +494,12 @@ def test_thoughts_that_are_logged_apart_are_missing_from_the_text(tmp_path: Path
     row = gym_row(samples()[0])
     row["response"]["output"].insert(0, {"type": "reasoning", "summary": [{"text": "Hm."}]})
     chat = {"prompt": "q", "reward": 1}
-    said = [{"role": "assistant", "content": "5", "reasoning_content": "Hm."}]
-    files = [[row], [{**chat, "completion": said}], [{**chat, "completion": said[0]["content"]}]]
+    answer = [{"role": "assistant", "content": "5", "reasoning_content": "Hm."}]
+    files = [
+        [row],
+        [{**chat, "completion": answer}],
+        [{**chat, "completion": answer[0]["content"]}],
+    ]
     whole = []
     for number, rows in enumerate(files):
         log = read_rollout_log(write_lines(tmp_path / f"{number}.jsonl", rows))

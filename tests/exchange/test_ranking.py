@@ -113,15 +113,15 @@ def test_rewards_are_shares_or_of_two_values_or_the_user_says_what_passes() -> N
 
 
 @pytest.mark.parametrize(
-    ("pass_at", "told"),
+    ("pass_at", "sentence"),
     [(5, "the largest reward is 2,"), (-1, "the smallest reward is -1,"), (0.2, ""), (2, "")],
 )
 def test_a_reward_to_pass_at_that_tells_no_responses_apart_is_told(
-    pass_at: float, told: str
+    pass_at: float, sentence: str
 ) -> None:
     note = passes_of([-1, 0.2, 2, float("nan")], pass_at, "x").note
-    assert told in note
-    assert bool(told) == bool(note)
+    assert sentence in note
+    assert bool(sentence) == bool(note)
 
 
 def test_rewards_shifted_and_scaled_give_the_same_ranking(tmp_path: Path) -> None:

@@ -102,8 +102,8 @@ def test_the_place_of_a_run_decides_no_byte_and_half_of_it_may_be_moved(
     def go(place: str, name: str) -> dict[str, str]:
         config = fake_config(tmp_path, *SHORT[:1], *ADAPTERS, "curriculum.stages=2", f"name={name}")
         config = config.model_copy(update={"out": str(tmp_path / place)})
-        found = promised_bytes(run(config))
-        return {name: each for name, each in found.items() if name not in ("config.yaml", LEDGER)}
+        files = promised_bytes(run(config))
+        return {name: each for name, each in files.items() if name not in ("config.yaml", LEDGER)}
 
     expected = go("plain", "one")
     train = FakeTrainer.train
@@ -119,8 +119,8 @@ def test_the_place_of_a_run_decides_no_byte_and_half_of_it_may_be_moved(
     monkeypatch.setattr(FakeTrainer, "train", train)
     shutil.copytree(tmp_path / "Läufe und 走る" / "zwei-ünd", tmp_path / "new" / "drei")
     shutil.rmtree(tmp_path / "Läufe und 走る")
-    found = go("new", "drei")
-    assert {n for n in found.keys() | expected.keys() if found.get(n) != expected.get(n)} == set()
+    files = go("new", "drei")
+    assert {n for n in files.keys() | expected.keys() if files.get(n) != expected.get(n)} == set()
 
 
 @pytest.mark.parametrize("name", [LEDGER, "config.yaml", "manifest.json"])

@@ -26,8 +26,8 @@ def test_a_half_finished_run_with_a_damaged_file_ends_as_it_would_or_says_so(
     scenes: dict[str, Scene], tmp_path: Path, number: int
 ) -> None:
     scene = scenes["half run"]
-    file, way = random.Random(number).choice(possible(scene, scene.uses[0]))
-    done = attempt(scene, scene.uses[0], file, way, tmp_path, reference)
+    file, damage = random.Random(number).choice(possible(scene, scene.uses[0]))
+    done = attempt(scene, scene.uses[0], file, damage, tmp_path, reference)
     assert done is None or done.ending in GOOD, done
 
 
@@ -38,6 +38,6 @@ def test_a_damaged_output_is_used_rightly_or_refused_by_name(
     scenes: dict[str, Scene], tmp_path: Path, use: Use
 ) -> None:
     scene = scenes["outputs"]
-    file, way = random.Random(use.name).choice(possible(scene, use))
-    done = attempt(scene, use, file, way, tmp_path, reference)
+    file, damage = random.Random(use.name).choice(possible(scene, use))
+    done = attempt(scene, use, file, damage, tmp_path, reference)
     assert done is None or done.ending in GOOD, done

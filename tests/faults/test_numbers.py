@@ -129,11 +129,11 @@ def test_a_wild_prompt_is_named_and_changes_no_other_prompts_number(
     assert estimate.skipped == {RATIO_OUT_OF_RANGE: 1}
     assert any(RATIO_OUT_OF_RANGE in note and "p3" in note for note in influence.notes)
     others = estimate.is_scored
-    for ours, theirs in (
+    for ours, reference in (
         (estimate.mean["v"], expected.mean["v"]),
         (estimate.norms, expected.norms),
     ):
-        assert ours[others].tobytes() == theirs[others].tobytes()
+        assert ours[others].tobytes() == reference[others].tobytes()
         assert np.isnan(ours[3])
 
 
@@ -273,9 +273,9 @@ def test_any_finite_numbers_give_the_oracles_cosines_or_a_named_refusal(
     if refusals:
         assert re.search(r"p[0-2]\b|validation set v|the pool", refusals[0])
         return
-    kept = [group for group, counts in zip(target, used, strict=True) if counts]
+    counted = [group for group, counts in zip(target, used, strict=True) if counts]
     method = method_of(OPTIONS[option])
-    direction = torch.stack([flatten(oracle_gradient(model, g, method)) for g in kept]).sum(0)
+    direction = torch.stack([flatten(oracle_gradient(model, g, method)) for g in counted]).sum(0)
     for place in np.flatnonzero(estimate.is_scored):
         gradient = flatten(oracle_gradient(model, pool[place], method))
         expected = float(torch.cosine_similarity(gradient, direction, dim=0, eps=0.0))
@@ -434,16 +434,21 @@ def test_a_model_with_another_vocabularys_weights_is_measured(
         assert "effective share" in note
 
 
-@pytest.mark.parametrize(("nats", "told"), [(8.0, False), (12.0, True), (29.0, True)])
+@pytest.mark.parametrize(("nats", "warned"), [(8.0, False), (12.0, True), (29.0, True)])
 def test_a_token_that_decides_a_gradient_is_told(
-    model: nn.Module, pool: list[RolloutGroup], target: list[RolloutGroup], nats: float, told: bool
+    model: nn.Module,
+    pool: list[RolloutGroup],
+    target: list[RolloutGroup],
+    nats: float,
+    warned: bool,
 ) -> None:
     sampled = on_policy(model, pool)
     sampled[2].responses[0].logprobs[0] -= nats
     influence = scorer(model).score(sampled, {"v": on_policy(model, target)})
     assert influence.estimate.status[2] == SCORED
     assert (
-        any("the pool: 1 prompt with a token" in n and "(p2)" in n for n in influence.notes) is told
+        any("the pool: 1 prompt with a token" in n and "(p2)" in n for n in influence.notes)
+        is warned
     )
 
 
@@ -466,10 +471,10 @@ SAMPLER = PolicyIdentity("tiny", "the weights")
 def sampled_itself(model: nn.Module, groups: list[RolloutGroup]) -> list[RolloutGroup]:
     """The groups as this model sampled them, with the rounding of an engine."""
     rng = np.random.default_rng(0)
-    own = on_policy(model, [dataclasses.replace(group, policy=SAMPLER) for group in groups])
-    for response in (response for group in own for response in group.responses):
+    sampled = on_policy(model, [dataclasses.replace(group, policy=SAMPLER) for group in groups])
+    for response in (response for group in sampled for response in group.responses):
         response.logprobs += rng.normal(scale=0.03, size=len(response.ids)).astype(np.float32)
-    return own
+    return sampled
 
 
 def at_another_temperature(group: RolloutGroup) -> RolloutGroup:
@@ -485,7 +490,7 @@ def rearranged(groups: list[RolloutGroup], order: Sequence[int]) -> list[Rollout
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "sentence"),
     [
         (lambda groups: groups, ""),
         (lambda groups: [at_another_temperature(group) for group in groups], "temperature (0.7)"),
@@ -499,7 +504,7 @@ def test_a_policy_that_sampled_the_rollouts_gives_them_their_log_probs(
     model: nn.Module,
     target: list[RolloutGroup],
     fault: Callable[[list[RolloutGroup]], list[RolloutGroup]],
-    told: str,
+    sentence: str,
     revision: str,
 ) -> None:
     sharp = copy.deepcopy(model)  # as sure of its tokens as a trained model is
@@ -509,8 +514,8 @@ def test_a_policy_that_sampled_the_rollouts_gives_them_their_log_probs(
     extractor = GradientExtractor(sharp, ObjectiveConfig(), 100, revision=revision)
     notes = Scorer(extractor).score(faulty, {"v": sampled_itself(sharp, target)}).notes
     about_itself = [note for note in notes if "by policy_revision this policy sampled" in note]
-    assert len(about_itself) == bool(told and revision == SAMPLER.revision)
-    assert all(note.startswith("the pool") and told in note for note in about_itself)
+    assert len(about_itself) == bool(sentence and revision == SAMPLER.revision)
+    assert all(note.startswith("the pool") and sentence in note for note in about_itself)
 
 
 def on_policy(model: nn.Module, groups: list[RolloutGroup]) -> list[RolloutGroup]:

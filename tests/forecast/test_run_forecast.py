@@ -206,11 +206,11 @@ def test_selection_that_no_saving_can_pay_for_is_told(tmp_path: Path) -> None:
 def test_a_prompt_at_which_the_run_would_stop_is_told(tmp_path: Path) -> None:
     long = replace(COUNTS, pool=replace(COUNTS.pool, longest=4_000))
     settings = ["evaluation.max_new_tokens=30000"]
-    told = planned(*settings, counts=long, folder=tmp_path).advice[0]
-    assert told.startswith(
+    advice = planned(*settings, counts=long, folder=tmp_path).advice[0]
+    assert advice.startswith(
         "a prompt has 4,000 tokens, and the run stops at those of more than 2,768"
     )
-    assert "or lower evaluation.max_new_tokens (now 30000, of a context of 32768)" in told
+    assert "or lower evaluation.max_new_tokens (now 30000, of a context of 32768)" in advice
     for harmless in ("prompts.overlong=drop", "prompts.max_tokens=4000"):
         result = planned(*settings, harmless, counts=long, folder=tmp_path)
         assert not any("the run stops" in line for line in result.advice)

@@ -73,8 +73,8 @@ def adapted(model: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma2", "mistral-window", "adapters", "checkpointed"])
 def test_parts_of_every_kind_of_model_equal_the_whole(qwen: nn.Module, name: str) -> None:
-    own = name in ("adapters", "checkpointed")
-    model = (adapted(qwen) if name == "adapters" else qwen) if own else tiny_model(name)
+    is_qwen = name in ("adapters", "checkpointed")
+    model = (adapted(qwen) if name == "adapters" else qwen) if is_qwen else tiny_model(name)
     settings = {"gradient_checkpointing": name == "checkpointed"}
     groups = judged_twice(4)
     expected = gradients(model, groups, batch_tokens=WHOLE, **settings)
@@ -177,8 +177,8 @@ def test_parts_hold_every_response_once_and_keep_the_limits(
             assert fits or len(part.unique_ids) == 1
         if share_prefix and limits.predictions > 100:
             # Two neighbouring parts have more of responses than one prompt.
-            own = group.shared_length - prompt
-            assert sum(part.shared_length for part in parts) <= 3 * own + 2 * prompt
+            shared_response = group.shared_length - prompt
+            assert sum(part.shared_length for part in parts) <= 3 * shared_response + 2 * prompt
 
 
 def test_a_sum_that_does_not_fit_is_an_input_error(

@@ -59,9 +59,9 @@ def conversations(tokenizer: PreTrainedTokenizerBase, number: int, question: str
     def ids(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False)
 
-    def response(answer: str, said: str, reward: float) -> Response:
+    def response(answer: str, remark: str, reward: float) -> Response:
         call, seen, close = f"(add {question})</s>", f"<s>tool:{answer}</s><s>assistant:", "</s>"
-        parts = [ids(call), ids(seen), ids(said + close)]
+        parts = [ids(call), ids(seen), ids(remark + close)]
         mask = np.repeat(np.array([1, 0, 1], np.uint8), [len(part) for part in parts])
         logprobs = np.where(mask, rng.normal(-4.5, 0.5, len(mask)), np.nan).astype(np.float32)
         tokens = np.array([token for part in parts for token in part], np.int32)
@@ -76,8 +76,8 @@ def oracle_cosines(
     model: nn.Module, pool: list[RolloutGroup], target: list[RolloutGroup]
 ) -> list[float]:
     direction = torch.stack([flatten(oracle_gradient(model, g)) for g in target]).mean(0)
-    own = torch.stack([flatten(oracle_gradient(model, g)) for g in pool])
-    return torch.cosine_similarity(own, direction[None], dim=1).tolist()
+    gradients = torch.stack([flatten(oracle_gradient(model, g)) for g in pool])
+    return torch.cosine_similarity(gradients, direction[None], dim=1).tolist()
 
 
 @pytest.mark.parametrize("share_prefix", [True, False])

@@ -145,8 +145,8 @@ def test_bf16_parts_are_close_to_fp32_ones(
     fine = copy.deepcopy(coarse).float()
     one, other = (score(m, pool, targets, per_response=True).estimate for m in (coarse, fine))
     for name in targets:
-        for mine, expected in zip(one.responses[name], other.responses[name], strict=True):
-            assert mine == pytest.approx(expected, abs=0.03, nan_ok=True)
+        for parts, expected in zip(one.responses[name], other.responses[name], strict=True):
+            assert parts == pytest.approx(expected, abs=0.03, nan_ok=True)
 
 
 def test_errors_are_the_jackknife_of_the_oracles_cosines(

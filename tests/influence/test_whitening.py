@@ -55,10 +55,10 @@ def test_prompts_outside_the_sample_use_the_whole_of_it() -> None:
 
 def test_what_all_share_counts_little_and_what_one_has_alone_stays() -> None:
     draw = np.random.default_rng(2)
-    shared, own = np.eye(200)[0], np.eye(200)[1]
+    shared, distinct = np.eye(200)[0], np.eye(200)[1]
     rows = unit(draw.normal(size=(300, 200))) * 0.3 + shared
-    rows[0] += own
-    target = unit(shared + own)
+    rows[0] += distinct
+    target = unit(shared + distinct)
     plain = unit(rows) @ target
     result = whitened(plain[:, None], rows, np.arange(300))[:, 0]
     assert np.abs(result[1:]).max() < 0.2 < 0.6 < plain[1:].min()

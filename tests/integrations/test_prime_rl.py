@@ -128,8 +128,8 @@ def test_prompts_without_a_task_are_passed_over_and_counted(tmp_path: Path) -> N
 
 
 def test_a_task_is_known_by_its_key_where_it_has_no_id(tmp_path: Path) -> None:
-    known = [Task(f"p{n}", Data(None)) for n in range(9)]
-    source = RankedSampler(known, export(tmp_path / "out", "p5", "p2"), tmp_path / "store")
+    tasks = [Task(f"p{n}", Data(None)) for n in range(9)]
+    source = RankedSampler(tasks, export(tmp_path / "out", "p5", "p2"), tmp_path / "store")
     assert [task.key for task in itertools.islice(source, 2)] == ["p5", "p2"]
     twice = [Task("a", Data("p5")), Task("b", Data("p5"))]
     with pytest.raises(InputError, match="two tasks are called 'p5'"):

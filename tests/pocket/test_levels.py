@@ -29,8 +29,8 @@ def test_only_the_named_levels_are_drawn_and_in_the_order_of_the_whole_draw() ->
     assert {row["extra"]["level"] for row in drawn} == set(wanted)
     for skill in ("sort", "copy"):
         whole = rows("test", [skill], per_skill=1000, seed=5)
-        kept = [row for row in whole if row["extra"]["level"] in wanted]
-        assert [row for row in drawn if row["extra"]["skill"] == skill] == kept[:300]
+        expected = [row for row in whole if row["extra"]["level"] in wanted]
+        assert [row for row in drawn if row["extra"]["skill"] == skill] == expected[:300]
 
 
 def test_naming_all_levels_changes_nothing() -> None:

@@ -103,7 +103,7 @@ def test_different_questions_and_answers_from_several_columns_are_told(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("solution", "told"),
+    ("solution", "warned"),
     [
         ("She has 2 and buys 2 more, so 4 in all.\nCheck: 2+3=5", True),
         ("Add both numbers to get 7. Indeed 7 minus 3 leaves 4 again.", True),
@@ -114,9 +114,9 @@ def test_different_questions_and_answers_from_several_columns_are_told(tmp_path:
         ("\\begin{cases} x = 1 \\\\ y = 2 \\end{cases}", False),
     ],
 )
-def test_a_worked_solution_without_a_marked_result_is_told(solution: str, told: bool) -> None:
+def test_a_worked_solution_without_a_marked_result_is_told(solution: str, warned: bool) -> None:
     lines = noted({"problem": "q", "solution": solution})
-    assert any("worked solution in column 'solution'" in line for line in lines) == told
+    assert any("worked solution in column 'solution'" in line for line in lines) == warned
     assert noted({"problem": "q", "solution": solution}, answer_regex=r"(\d)") == []
 
 
@@ -262,9 +262,9 @@ def test_text_becomes_a_user_message_of_a_model_with_a_template_and_keeps_its_id
     plain = cropi.load_prompts(path)
     with pytest.warns(UserWarning, match="chat template") as caught:
         chats = cropi.load_prompts(path, tokenizer=tokenizer)
-    told = [str(warning.message) for warning in caught]
-    assert any("text becomes a user message of the model's chat template" in line for line in told)
-    assert any("template's marks in it stays as it is" in line for line in told)
+    notes = [str(warning.message) for warning in caught]
+    assert any("text becomes a user message of the model's chat template" in line for line in notes)
+    assert any("template's marks in it stays as it is" in line for line in notes)
     assert [p.prompt_id for p in chats] == [p.prompt_id for p in plain]
     assert chats[0].messages == (USER,)
     assert chats[1].prompt == rows[1]["prompt"]

@@ -115,15 +115,15 @@ def collection(out: str | Path) -> list[str]:
 
 def serving() -> list[str]:
     """Command lines of servers that belong to no process of ours but this one."""
-    found = []
+    servers = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             ours = f"CROPI_TEST_OF={os.getpid()}" in (folder / "environ").read_text()
         except OSError:
             continue
-        found += [command] if ours and "vllm" in command else []
-    return found
+        servers += [command] if ours and "vllm" in command else []
+    return servers
 
 
 def test_a_thousand_prompts_survive_a_kill(

@@ -406,10 +406,10 @@ def test_the_mode_is_measured(mode: LogprobMode, seed: int) -> None:
         rows = logits[IDS.index(list(ids))][: sampling.max_new_tokens]
         scaled = rows / (1.0 if mode == "raw" else sampling.temperature)
         logprobs = scaled.max(1) - np.log(np.exp(scaled).sum(1))
-        kept = np.zeros(len(rows)) if mode == "processed" else logprobs
+        reported = np.zeros(len(rows)) if mode == "processed" else logprobs
         noise = rng.normal(0, 1e-3, len(rows)) * (mode != "processed")
         return Completion(
-            rows.argmax(1).astype(np.int32), (kept + noise).astype(np.float32), "stop"
+            rows.argmax(1).astype(np.int32), (reported + noise).astype(np.float32), "stop"
         )
 
     assert measured_mode(ask, IDS, 6) == mode

@@ -182,10 +182,10 @@ def test_weights_in_memory_are_written_for_the_server(tmp_path: Path) -> None:
     with torch.no_grad():
         policy.model.get_input_embeddings().weight[3, 3] += 1.0
     again = load_policy(write_checkpoint(PolicyRef.of(policy), tmp_path / "weights"), device="cpu")
-    for (name, ours), theirs in zip(
+    for (name, weight), copied in zip(
         policy.model.state_dict().items(), again.model.state_dict().values(), strict=True
     ):
-        assert torch.equal(ours, theirs), name
+        assert torch.equal(weight, copied), name
 
 
 @pytest.mark.parametrize(

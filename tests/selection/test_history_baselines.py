@@ -156,8 +156,8 @@ def test_clusters_are_those_that_are_there() -> None:
     draws = np.random.default_rng(1)
     centres = draws.normal(0, 10, (5, 8))
     truth = draws.integers(0, 5, 300)
-    found = nearest_means(centres[truth] + draws.normal(0, 0.1, (300, 8)), 5, seed=3)
-    assert len({(int(t), int(f)) for t, f in zip(truth, found, strict=True)}) == 5
+    clusters = nearest_means(centres[truth] + draws.normal(0, 0.1, (300, 8)), 5, seed=3)
+    assert len({(int(t), int(f)) for t, f in zip(truth, clusters, strict=True)}) == 5
     assert len(np.unique(nearest_means(np.zeros((6, 2)), 3, seed=0))) == 1
     assert nearest_means(np.eye(3), 16, seed=0).tolist() != [0, 0, 0]
 

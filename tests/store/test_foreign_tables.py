@@ -30,8 +30,8 @@ def scores(tmp_path: Path) -> pa.Table:
 def plain(path: Path) -> pa.Table:
     """A table as another program would write it: without the hash of its content."""
     table = pq.read_table(path)
-    kept = {k: v for k, v in table.schema.metadata.items() if k != b"cropi.content"}
-    return table.replace_schema_metadata(kept)
+    metadata = {k: v for k, v in table.schema.metadata.items() if k != b"cropi.content"}
+    return table.replace_schema_metadata(metadata)
 
 
 def read(table: pa.Table, tmp_path: Path) -> InfluenceEstimate:

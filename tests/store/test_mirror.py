@@ -57,7 +57,7 @@ def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machin
         yield at
 
 
-def kept() -> dict[str, bytes]:
+def stored_files() -> dict[str, bytes]:
     """The files of the run in the store, but for wall times and the lock."""
     memory = fsspec.filesystem("memory")
     names = [name for name in memory.find(ROOT) if ".lease" not in name]
@@ -74,7 +74,7 @@ def remove_from_store(name: str = "") -> None:
 def expected(machines: Machines) -> dict[str, bytes]:
     """What an uninterrupted run leaves in the store, which is empty afterwards."""
     take_steps(URL)
-    files = kept()
+    files = stored_files()
     remove_from_store()
     machines.another()
     return files
@@ -114,13 +114,15 @@ def test_a_run_killed_before_any_write_goes_on_elsewhere_with_the_same_files(
 ) -> None:
     killer = Killer(monkeypatch)
     for writes in range(1, 1000):
-        remove_from_store() if kept() else None
+        remove_from_store() if stored_files() else None
         killer.left = writes
         try:
             take_steps(URL)
         except Killed:
-            listed = [json.loads(line) for line in kept().get("artifacts.jsonl", b"").splitlines()]
-            assert {name for each in listed for name in each["files"]} <= set(kept())
+            listed = [
+                json.loads(line) for line in stored_files().get("artifacts.jsonl", b"").splitlines()
+            ]
+            assert {name for each in listed for name in each["files"]} <= set(stored_files())
         else:
             break
         machines.another()
@@ -128,7 +130,7 @@ def test_a_run_killed_before_any_write_goes_on_elsewhere_with_the_same_files(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the lease of the dead has to run out
             take_steps(URL, made)
-        assert kept() == expected
+        assert stored_files() == expected
         assert len(made) == 2 * STAGES - len(listed)
         machines.another()
     assert writes > 15
@@ -149,7 +151,7 @@ def test_a_finished_run_is_known_elsewhere_and_old_weights_wait_until_they_are_n
     machines.another()
     take_steps(URL, made)
     assert made == [f"arms/arm/stages/{STAGES - 1}/policy"]
-    assert kept() == expected
+    assert stored_files() == expected
 
 
 def test_an_object_that_is_not_what_is_listed_is_made_again(
@@ -162,7 +164,7 @@ def test_an_object_that_is_not_what_is_listed_is_made_again(
     made = list[str]()
     take_steps(URL, made)
     assert made == ["arms/arm/stages/1/scores.json"]
-    assert kept() == expected
+    assert stored_files() == expected
 
 
 def test_a_machine_that_comes_back_takes_over_what_another_one_has_done(
@@ -181,7 +183,7 @@ def test_a_machine_that_comes_back_takes_over_what_another_one_has_done(
     made = list[str]()
     take_steps(URL, made)
     assert made == []
-    assert kept() == expected
+    assert stored_files() == expected
 
 
 def test_a_run_that_was_removed_from_the_store_begins_again(machines: Machines) -> None:
@@ -208,10 +210,10 @@ def test_a_store_that_fails_stops_no_run_and_loses_nothing(
         with warned, pytest.raises(InputError, match=message):
             take_steps(URL, made)
     assert len(made) == 2 * STAGES
-    assert kept() == {}
+    assert stored_files() == {}
     take_steps(URL, made)
     assert len(made) == 2 * STAGES
-    assert kept() == expected
+    assert stored_files() == expected
 
 
 def test_files_that_are_forgotten_are_deleted_in_the_store(machines: Machines) -> None:
@@ -223,8 +225,8 @@ def test_files_that_are_forgotten_are_deleted_in_the_store(machines: Machines) -
         policy = directory.stages("arm", 1)[0].policy
         weights = [f for f in directory.ledger.files(policy) if f.suffix == ".safetensors"]
         directory.ledger.forget_files(policy, weights)
-    assert WEIGHTS.format(0) not in kept()
-    assert WEIGHTS.format(1) in kept()
+    assert WEIGHTS.format(0) not in stored_files()
+    assert WEIGHTS.format(1) in stored_files()
     machines.another()
     made = list[str]()
     take_steps(URL, made)

@@ -80,7 +80,7 @@ def test_an_uploaded_folder_is_the_one_that_was_made(server: S3Server) -> None:
     assert (copy / "deep" / "weights.bin").read_bytes() == b"0" * 1000
 
 
-def kept() -> dict[str, bytes]:
+def stored_files() -> dict[str, bytes]:
     """The files of the run in the bucket, but for wall times and the lock."""
     store = ObjectStore("s3://bucket/runs/run")
     paths = [file.path for file in store.under() if ".lease" not in file.path]
@@ -93,7 +93,7 @@ def test_a_run_killed_by_sigkill_goes_on_elsewhere_with_the_same_objects(
     monkeypatch.setattr(lease, "LEASE_S", 0.5)
     out = "s3://bucket/runs"
     take_steps(out)
-    expected = kept()
+    expected = stored_files()
     store = ObjectStore(out)
     for uploads in (3, 8, 14):
         store.files.rm("bucket/runs", recursive=True)
@@ -111,7 +111,7 @@ def test_a_run_killed_by_sigkill_goes_on_elsewhere_with_the_same_objects(
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"other-{uploads}"))
         with pytest.warns(UserWarning, match="is locked by process"):
             take_steps(out)
-        assert kept() == expected
+        assert stored_files() == expected
 
 
 def test_one_of_several_that_start_together_gets_the_lease(server: S3Server) -> None:

@@ -243,15 +243,15 @@ def test_a_cell_with_rollouts_of_its_own_does_not_take_the_shared_ones_times(
     folder: Path, root: Path, tmp_path: Path
 ) -> None:
     shared = plan(folder, "full").shared(0)
-    own = shared.model_copy(
+    own_evaluation = shared.model_copy(
         update={
             "out": str(tmp_path),
             "rollouts": shared.rollouts.model_copy(update={"responses": 6}),
         }
     )
     assert shared.directory.is_dir()
-    link_shared_files(shared, own)
-    rows = read_jsonl(RunDirectory(own.directory).timings)
+    link_shared_files(shared, own_evaluation)
+    rows = read_jsonl(RunDirectory(own_evaluation.directory).timings)
     assert [r for r in rows if r["phase"] == "rollouts"] == []
 
 
@@ -325,12 +325,12 @@ def test_cells_keep_the_threads_that_the_study_began_with(
 
 
 @pytest.mark.parametrize(
-    ("own", "threads"), [("0", 1), ("4,2", 4), (" 2 ", 2), ("²", 1), ("", 1), ("many", 1)]
+    ("setting", "threads"), [("0", 1), ("4,2", 4), (" 2 ", 2), ("²", 1), ("", 1), ("many", 1)]
 )
 def test_what_a_user_asks_the_libraries_for_is_read_as_they_read_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, threads: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, threads: int
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", own)
+    monkeypatch.setenv("OMP_NUM_THREADS", setting)
     assert run_threads(plan(tmp_path, "random"), jobs=1000) == threads
 
 

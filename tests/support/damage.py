@@ -72,9 +72,9 @@ class Attempt:
     scene: str
     use: str
     file: str
-    way: str
+    damage: str
     ending: Ending
-    said: str
+    printed: str
 
 
 def in_fork(call: Sequence[str] | Callable[[], object], folder: Path) -> Outcome:
@@ -188,18 +188,18 @@ class Reference:
 
 
 def attempt(
-    scene: Scene, use: Use, file: str, way: str, work: Path, reference: Reference
+    scene: Scene, use: Use, file: str, damage: str, work: Path, reference: Reference
 ) -> Attempt | None:
     """Damage one file and use the folder; None where the way does not apply to the file."""
-    act = WAYS[way]
+    act = WAYS[damage]
     expected = reference.of(scene, use, work)
     outcome = used(scene, use, work, lambda folder: act(folder / file, scene.other / file))
     if outcome is None:
         return None
     ending = ending_of(outcome, expected, file)
     last = [line for line in outcome.printed.splitlines() if line.strip()][-1:]
-    said = outcome.printed if ending == "traceback" else "".join(last)
-    return Attempt(scene.name, use.name, file, way, ending, said)
+    printed = outcome.printed if ending == "traceback" else "".join(last)
+    return Attempt(scene.name, use.name, file, damage, ending, printed)
 
 
 def ending_of(outcome: Outcome, expected: Outcome, file: str) -> Ending:
@@ -214,16 +214,16 @@ def ending_of(outcome: Outcome, expected: Outcome, file: str) -> Ending:
         return "told" if name in error or str(Path(file).parent) in error else "unnamed"
     if outcome.results == expected.results:
         return "unharmed"
-    said, usual = outcome.printed + outcome.pages, expected.printed + expected.pages
-    return "told" if said.count(name) > usual.count(name) else "silent"
+    text, usual = outcome.printed + outcome.pages, expected.printed + expected.pages
+    return "told" if text.count(name) > usual.count(name) else "silent"
 
 
 def possible(scene: Scene, use: Use) -> list[tuple[str, str]]:
     """Every file that a use reads, with every way in which it could be damaged."""
     files = {f for pattern in use.files for f in scene.place.glob(pattern) if f.is_file()}
     names = sorted(f.relative_to(scene.place).as_posix() for f in files)
-    ways = [way for way in WAYS if not (use.takes_others and way in REPLACED)]
-    return [(name, way) for name in names for way in ways]
+    kinds = [damage for damage in WAYS if not (use.takes_others and damage in REPLACED)]
+    return [(name, damage) for name in names for damage in kinds]
 
 
 def warm_up() -> None:

@@ -140,8 +140,8 @@ class Handler(BaseHTTPRequestHandler):
     def _as_text(self, body: dict[str, Any], text: Callable[[list[int]], str]) -> Any:
         ((ids, _),) = self.fake.sampler(body, 1)
         stopped = ids[-1] in body["stop_token_ids"]
-        said = text(ids[:-1] if stopped else ids)
-        return {"index": 0, "text": said, "finish_reason": "stop" if stopped else "length"}
+        answer = text(ids[:-1] if stopped else ids)
+        return {"index": 0, "text": answer, "finish_reason": "stop" if stopped else "length"}
 
     def _sglang(self, body: dict[str, Any], k: int) -> Any:
         settings = body["sampling_params"][k]

@@ -33,34 +33,39 @@ def identity(prompts: int, **changes: Any) -> StoreIdentity:
 def sketches(prompts: int, dim: int = DIM, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Sketches fp32 [prompts, dim] around a common direction, and gradient norms float64."""
     draws = torch.Generator().manual_seed(seed)
-    found = torch.randn(prompts, dim, generator=draws) + 0.5 * torch.randn(dim, generator=draws)
-    found *= torch.rand(prompts, 1, generator=draws).add(0.1)
-    found[1] *= 1e4
-    found[2] = 0
+    sketches_PD = torch.randn(prompts, dim, generator=draws)
+    sketches_PD += 0.5 * torch.randn(dim, generator=draws)
+    sketches_PD *= torch.rand(prompts, 1, generator=draws).add(0.1)
+    sketches_PD[1] *= 1e4
+    sketches_PD[2] = 0
     noise = torch.rand(prompts, generator=draws, dtype=torch.float64) * 0.1 + 0.95
-    return found, found.double().norm(dim=1) * noise
+    return sketches_PD, sketches_PD.double().norm(dim=1) * noise
 
 
 def ids(prompts: int, prefix: str = "p") -> list[str]:
     return [f"{prefix}{n:06d}" for n in range(prompts)]
 
 
-def writer(folder: Path, found: StoreIdentity, **settings: Any) -> FeatureWriter:
-    return FeatureWriter(folder, found, ids(found.prompts), list(range(found.prompts)), **settings)
+def writer(folder: Path, described: StoreIdentity, **settings: Any) -> FeatureWriter:
+    count = described.prompts
+    return FeatureWriter(folder, described, ids(count), list(range(count)), **settings)
 
 
-def fill(writing: FeatureWriter, found: tuple[Tensor, Tensor], shards: int | None = None) -> None:
+def fill(
+    writing: FeatureWriter, features: tuple[Tensor, Tensor], shards: int | None = None
+) -> None:
     """Write what is pending, in backward batches of three; only the first `shards`."""
+    sketches_PD, norms_P = features
     for number, places in writing.pending()[:shards]:
         with writing.shard(number) as sink:
             for index_P in torch.arange(len(places)).flip(0).split(3):
                 rows = index_P + places.start
-                sink(index_P, found[0][rows], found[1][rows])
+                sink(index_P, sketches_PD[rows], norms_P[rows])
 
 
 def store(folder: Path, prompts: int = 21, seed: int = 0, **changes: Any) -> FeatureStore:
-    found = identity(prompts, **changes)
-    fill(writer(folder, found), sketches(prompts, found.dim, seed))
+    described = identity(prompts, **changes)
+    fill(writer(folder, described), sketches(prompts, described.dim, seed))
     return FeatureStore(folder)
 
 

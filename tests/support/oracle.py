@@ -50,10 +50,10 @@ def oracle_response_gradients(
     parameters = {n: p for n, p in double.named_parameters() if p.requires_grad}
     gradients = []
     for term in oracle_terms(double, group, method or Method()):
-        found = torch.autograd.grad(
+        values = torch.autograd.grad(
             term, list(parameters.values()), allow_unused=True, retain_graph=True
         )
-        pairs = zip(parameters.items(), found, strict=True)
+        pairs = zip(parameters.items(), values, strict=True)
         gradients.append({n: torch.zeros_like(p) if g is None else g for (n, p), g in pairs})
     return gradients
 

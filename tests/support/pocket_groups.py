@@ -13,10 +13,10 @@ POCKET_TOKENS = 48
 def pocket_groups(count: int, seed: int) -> list[RolloutGroup]:
     """Groups of 2 to 5 responses; the second one is uninformative."""
 
-    def known(response: Response) -> Response:
+    def with_pocket_tokens(response: Response) -> Response:
         return replace(response, ids=response.ids % POCKET_TOKENS)
 
-    groups = [changed(group, known) for group in mixed_groups(count, seed)]
+    groups = [changed(group, with_pocket_tokens) for group in mixed_groups(count, seed)]
     for group in groups:
         group.prompt_ids = group.prompt_ids % POCKET_TOKENS
     for response in groups[1].responses:

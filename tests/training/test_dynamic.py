@@ -32,8 +32,8 @@ STEPS, SIZE, RESPONSES = 2, 2, 4
 def candidates() -> list[Prompt]:
     """Prompts of two skills that the model half knows; every second one has no right answer."""
     source = PromptSource(pocket=["sort", "shift"], split="pool", size=64)
-    found = load_source(source, 0)
-    return [replace(p, answer="none") if i % 2 else p for i, p in enumerate(found)]
+    prompts = load_source(source, 0)
+    return [replace(p, answer="none") if i % 2 else p for i, p in enumerate(prompts)]
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +78,11 @@ class Sampled:
         score = GRPOTrainer._generate_and_score_completions
 
         def watch_engine(engine: Any, prompts: Any, sampling: Sampling, *rest: Any) -> Any:
-            found = generate(engine, prompts, sampling, *rest)
+            groups = generate(engine, prompts, sampling, *rest)
             self.samplings.append(sampling)
             self.prompts += [list(ids) for ids in prompts]
-            self.responses += [c.ids.tolist() for group in found for c in group]
-            return found
+            self.responses += [c.ids.tolist() for group in groups for c in group]
+            return groups
 
         def watch_sampler(sampler: Any, prompts: Any, trainer: Any) -> Any:
             self.handed.append(sample(sampler, prompts, trainer))
@@ -140,7 +140,7 @@ def test_loss_and_weights_are_those_of_trl_on_the_same_responses(
         seen = Sampled(patch)
         outcome = train(ours, judge, tmp_path / "ours")
     by_id = {p.prompt_id: p for p in candidates}
-    kept = [by_id[i] for batch in seen.handed for i in batch["prompt_id"][::RESPONSES]]
+    trained = [by_id[i] for batch in seen.handed for i in batch["prompt_id"][::RESPONSES]]
     batches = iter(seen.handed)
 
     def repeat(trainer: Any, prompt_ids: Any, *rest: Any) -> Any:
@@ -149,17 +149,17 @@ def test_loss_and_weights_are_those_of_trl_on_the_same_responses(
         return batch["completion_ids"], None
 
     monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", repeat)
-    plain = replace(ours, prompts=kept, dynamic_sampling=False)
-    theirs = train(plain, judge, tmp_path / "theirs")
+    plain = replace(ours, prompts=trained, dynamic_sampling=False)
+    plain_outcome = train(plain, judge, tmp_path / "theirs")
     assert [{**row, "candidates": 0} for row in outcome.log] == [
-        {**row, "candidates": 0} for row in theirs.log
+        {**row, "candidates": 0} for row in plain_outcome.log
     ]
-    assert all(row["grad_norm"] > 0 for row in theirs.log)
+    assert all(row["grad_norm"] > 0 for row in plain_outcome.log)
     for name in ("model.safetensors", "optimizer.pt", "scheduler.pt"):
         assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "theirs" / name).read_bytes()
-    assert outcome.trained_tokens == theirs.trained_tokens
-    assert theirs.generated_tokens < outcome.generated_tokens
-    assert theirs.prefill_tokens < outcome.prefill_tokens
+    assert outcome.trained_tokens == plain_outcome.trained_tokens
+    assert plain_outcome.generated_tokens < outcome.generated_tokens
+    assert plain_outcome.prefill_tokens < outcome.prefill_tokens
 
 
 def test_a_stage_that_was_killed_and_trained_again_leaves_the_same_bytes(

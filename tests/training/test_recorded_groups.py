@@ -137,13 +137,13 @@ def test_a_rollout_file_keeps_what_a_stage_returned(outcome: StageOutcome, tmp_p
 
 
 def require_same_responses(read: list[Response], sent: list[Response]) -> None:
-    for ours, theirs in zip(read, sent, strict=True):
-        np.testing.assert_array_equal(ours.ids, theirs.ids)
-        np.testing.assert_array_equal(ours.logprobs, theirs.logprobs)
-        assert (ours.text, ours.reward, ours.finish_reason) == (
-            theirs.text,
-            theirs.reward,
-            theirs.finish_reason,
+    for one, other in zip(read, sent, strict=True):
+        np.testing.assert_array_equal(one.ids, other.ids)
+        np.testing.assert_array_equal(one.logprobs, other.logprobs)
+        assert (one.text, one.reward, one.finish_reason) == (
+            other.text,
+            other.reward,
+            other.finish_reason,
         )
 
 

@@ -49,8 +49,8 @@ def stage(root: Path, arm: str, index: int) -> Stage:
 
 
 def rows(root: Path, kind: str, arm: str) -> list[Row]:
-    found = read_jsonl(root / "metrics.jsonl")
-    return [row for row in found if (row["kind"], row["arm"]) == (kind, arm)]
+    every_row = read_jsonl(root / "metrics.jsonl")
+    return [row for row in every_row if (row["kind"], row["arm"]) == (kind, arm)]
 
 
 def test_a_stage_goes_on_after_the_last_candidate_of_the_one_before(

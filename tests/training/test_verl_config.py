@@ -36,7 +36,7 @@ def plan(make_plan: MakePlan) -> StagePlan:
     return replace(made, prompts=chats, model=ModelConfig(path="pocket"))
 
 
-def told(plan: StagePlan, settings: VerlSettings | None = None) -> dict[str, Any]:
+def verl_keys(plan: StagePlan, settings: VerlSettings | None = None) -> dict[str, Any]:
     return overrides_of(plan, settings or VerlSettings(), WORK, "model", 21)
 
 
@@ -67,7 +67,7 @@ def told(plan: StagePlan, settings: VerlSettings | None = None) -> dict[str, Any
     ],
 )
 def test_verl_is_told_what_the_config_says(plan: StagePlan, key: str, value: Any) -> None:
-    assert told(plan)[key] == value
+    assert verl_keys(plan)[key] == value
 
 
 def test_settings_of_training_go_before_those_of_rollouts(plan: StagePlan) -> None:
@@ -77,7 +77,7 @@ def test_settings_of_training_go_before_those_of_rollouts(plan: StagePlan) -> No
     rollouts = plan.rollouts.model_copy(update={"top_k": 20, "top_p": 0.9})
     model = ModelConfig(path="m", attention="sdpa", trust_remote_code=True)
     options = {"enable_thinking": False}
-    values = told(
+    values = verl_keys(
         replace(plan, training=training, rollouts=rollouts, model=model, template_kwargs=options)
     )
     assert values[f"{ROLLOUT}.temperature"] == 0.7
@@ -91,11 +91,11 @@ def test_settings_of_training_go_before_those_of_rollouts(plan: StagePlan) -> No
 
 
 def test_a_later_stage_resumes_and_ends_where_it_should(plan: StagePlan) -> None:
-    values = told(replace(plan, start="/run/0/policy", first_step=2))
+    values = verl_keys(replace(plan, start="/run/0/policy", first_step=2))
     assert values["trainer.resume_from_path"] == "/run/0/policy/verl/global_step_2"
     assert values["trainer.total_training_steps"] == values["trainer.save_freq"] == 4
     assert values["trainer.total_epochs"] > (4 - 1) // 2, "verl would end before the last step"
-    assert values[f"{ROLLOUT}.seed"] != told(plan)[f"{ROLLOUT}.seed"]
+    assert values[f"{ROLLOUT}.seed"] != verl_keys(plan)[f"{ROLLOUT}.seed"]
 
 
 def test_overrides_are_keys_of_verl_however_they_are_nested(plan: StagePlan) -> None:
@@ -103,9 +103,9 @@ def test_overrides_are_keys_of_verl_however_they_are_nested(plan: StagePlan) -> 
     settings = VerlSettings(overrides=nested)
     flat = {"trainer.project_name": "a", "trainer.v1.x.y": 1, "+data.extra.k": [1]}
     assert settings.overrides == flat
-    assert flat.items() <= told(plan, settings).items()
+    assert flat.items() <= verl_keys(plan, settings).items()
     free = VerlSettings(overrides={f"{ACTOR}.optim.weight_decay": 0.1})
-    assert told(plan, free)[f"{ACTOR}.optim.weight_decay"] == 0.1
+    assert verl_keys(plan, free)[f"{ACTOR}.optim.weight_decay"] == 0.1
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_an_override_of_what_the_run_decides_is_refused(
     plan: StagePlan, key: str, message: str
 ) -> None:
     with pytest.raises(InputError, match=rf"overrides\.{key.replace('+', '.')}.*{message}"):
-        told(plan, VerlSettings(overrides={key: True}))
+        verl_keys(plan, VerlSettings(overrides={key: True}))
 
 
 def test_values_are_written_as_hydra_reads_them() -> None:
