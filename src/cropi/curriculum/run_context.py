@@ -27,7 +27,7 @@ from cropi.settings import flat
 from cropi.store.files import atomic_write
 from cropi.store.run_directory import RunDirectory, Stage
 from cropi.store.tables import require_set_names
-from cropi.training import StagePlan, find_trainer, plan_stage
+from cropi.training import StagePlan, find_trainer
 
 
 @dataclass(frozen=True)
@@ -125,22 +125,22 @@ def check_trainer(config: RunConfig) -> list[str]:
 
 def first_stage(config: RunConfig, pool: Sequence[Prompt] = ()) -> StagePlan:
     """The plan of a run's first stage, before anything is selected from the pool."""
-    plan = plan_stage(
-        config.model.path,
-        [],
-        training=config.training,
-        model=config.model,
-        rollouts=config.rollouts,
+    needs = [needs_of_arm(config, strategy) for strategy in config.strategies]
+    return StagePlan(
+        start=config.model.path,
+        prompts=pool,
         steps=config.curriculum.steps_per_stage,
+        first_step=0,
         horizon=config.curriculum.steps,
+        seed=0,
+        model=config.model,
+        training=config.training,
+        rollouts=config.rollouts,
         template_kwargs=config.prompts.chat_template_kwargs,
-        normalisation=config.influence.objective.normalisation,
         evaluate_every=config.evaluation.every,
-        dynamic_sampling=any(
-            needs_of_arm(config, each).dynamic_sampling for each in config.strategies
-        ),
+        normalisation=config.influence.objective.normalisation,
+        dynamic_sampling=any(each.dynamic_sampling for each in needs),
     )
-    return replace(plan, prompts=pool)
 
 
 def needs_of_arm(config: RunConfig, strategy: StrategyChoice) -> Needs:

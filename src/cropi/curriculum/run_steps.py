@@ -10,7 +10,7 @@ from cropi.curriculum.evaluator import Evaluator
 from cropi.curriculum.policies import Policies
 from cropi.curriculum.pool_features import PoolFeatures
 from cropi.curriculum.pool_sample import PoolSample
-from cropi.curriculum.run_context import RunLog, Seeds, arms_needing
+from cropi.curriculum.run_context import RunLog, Seeds, arms_needing, first_stage
 from cropi.curriculum.stage_rollouts import RolloutRefresh
 from cropi.curriculum.stage_selection import PromptSelector, StageScorer
 from cropi.curriculum.stage_training import StageTrainer
@@ -127,14 +127,10 @@ def _trainer(
 ) -> StageTrainer:
     return StageTrainer(
         pool=sets.pool,
-        settings=config.training,
-        curriculum=config.curriculum,
+        plan=first_stage(config),
         result_settings=[
             config.result_settings(section) for section in ("training", "curriculum", "evaluation")
         ],
-        rollouts=config.rollouts,
-        template_kwargs=config.prompts.chat_template_kwargs,
-        normalisation=config.influence.objective.normalisation,
         evaluator=evaluator,
         policies=policies,
         seeds=seeds,

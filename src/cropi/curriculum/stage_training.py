@@ -11,14 +11,12 @@ from typing import Any
 from cropi.curriculum.evaluator import Evaluator, accuracy_note, evaluation_cost
 from cropi.curriculum.policies import Policies
 from cropi.curriculum.run_context import RunLog, Seeds
-from cropi.curriculum.settings import CurriculumConfig
 from cropi.curriculum.stage_rollouts import refresh_costs
 from cropi.curriculum.trackers import selection_values
 from cropi.policy.checkpoints import settle_adapter
 from cropi.policy.loading import Policy
 from cropi.progress import Bar
 from cropi.rollouts import write_rollouts
-from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import Prompt, Selection
 from cropi.store.cached import FINGERPRINT, cached, read_record, stamp
 from cropi.store.files import atomic_folder
@@ -37,8 +35,7 @@ from cropi.store.policy_record import write_policy_record
 from cropi.store.run_directory import Row, Stage
 from cropi.store.tables import read_scores, read_selection
 from cropi.text import plural
-from cropi.training import StageOutcome, StagePlan, find_trainer, one_group_per_prompt, plan_stage
-from cropi.training.settings import TrainingConfig
+from cropi.training import StageOutcome, StagePlan, find_trainer, one_group_per_prompt
 from cropi.training.stage import place_to_save
 
 TOKENS = ("generated_tokens", "prefill_tokens", "trained_tokens")
@@ -49,18 +46,13 @@ TOKENS = ("generated_tokens", "prefill_tokens", "trained_tokens")
 class StageTrainer:
     """Trains the stages of a run.
 
-    `result_settings` are the settings of training, curriculum and evaluation that decide results,
-    `template_kwargs` those of the chat template, and `normalisation` that of the influence
-    objective, which the trainer's loss should share.
+    `plan` holds what all stages of the run are trained with, as planned for the first one;
+    `result_settings` are the settings of training, curriculum and evaluation that decide results.
     """
 
     pool: Sequence[Prompt]
-    settings: TrainingConfig
-    curriculum: CurriculumConfig
+    plan: StagePlan
     result_settings: Sequence[Mapping[str, Any]]
-    rollouts: RolloutsConfig
-    template_kwargs: Mapping[str, Any]
-    normalisation: str
     evaluator: Evaluator
     policies: Policies
     seeds: Seeds
@@ -102,26 +94,17 @@ class StageTrainer:
             self.log.trackers.send_values("selection", step, values)
 
     def _plan(self, stage: Stage, selection: Selection, policy: str, dynamic: bool) -> StagePlan:
-        steps = self.curriculum.steps_per_stage
-        plan = plan_stage(
-            policy,
-            self.pool,
-            selection.prompt_ids,
-            training=self.settings,
-            model=self.policies.model,
-            rollouts=self.rollouts,
-            steps=steps,
-            first_step=stage.index * steps,
-            horizon=self.curriculum.steps,
+        plan = replace(
+            self.plan,
+            start=policy,
+            first_step=stage.index * self.plan.steps,
             seed=self.seeds.of("training", stage.index),
-            order_seed=self.seeds.of("order"),
-            prompts_sampled=_sampled_before(stage, selection),
             dynamic_sampling=dynamic,
-            template_kwargs=self.template_kwargs,
-            evaluate_every=self.evaluator.settings.every,
-            normalisation=self.normalisation,
+            log=self.log.directory.logs / "training.log",
         )
-        return replace(plan, log=self.log.directory.logs / "training.log")
+        sampled = _sampled_before(stage, selection)
+        order_seed = self.seeds.of("order")
+        return plan.with_selection(self.pool, selection.prompt_ids, order_seed, sampled)
 
 
 class StageRun:

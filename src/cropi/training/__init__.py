@@ -1,6 +1,6 @@
 """Training: GRPO on a selection, one stage at a time; one file per engine in `engines`."""
 
-from cropi.training.single_stage import plan_stage, train
+from cropi.training.single_stage import train
 from cropi.training.stage import (
     StageOutcome,
     StagePlan,
@@ -16,7 +16,6 @@ __all__ = [
     "Trainer",
     "find_trainer",
     "one_group_per_prompt",
-    "plan_stage",
     "stage_order",
     "train",
 ]

@@ -1,4 +1,4 @@
-"""One GRPO stage, planned from settings and trained: in a run, and on its own."""
+"""One GRPO stage that is trained on its own, outside a run."""
 
 from __future__ import annotations
 
@@ -19,73 +19,13 @@ from cropi.store.files import atomic_folder
 from cropi.store.lock import exclusive_output
 from cropi.store.policy_record import OPTIMIZERS, require_intact, write_policy_record
 from cropi.store.remote import local_place
-from cropi.text import plural, remote_url, shown
+from cropi.text import remote_url, shown
 from cropi.training.settings import TrainingConfig
-from cropi.training.stage import (
-    MAX_SAMPLING_ROUNDS,
-    Row,
-    StageOutcome,
-    StagePlan,
-    find_trainer,
-    place_to_save,
-    stage_order,
-)
+from cropi.training.stage import Row, StageOutcome, StagePlan, find_trainer, place_to_save
 from cropi.verifiers.settings import VerifiersConfig
 
 if TYPE_CHECKING:
     from cropi.verifiers import Judge
-
-
-def plan_stage(
-    policy: str,
-    pool: Sequence[Prompt],
-    prompt_ids: Sequence[str] = (),
-    *,
-    training: TrainingConfig,
-    model: ModelConfig,
-    rollouts: RolloutsConfig,
-    steps: int,
-    first_step: int = 0,
-    horizon: int | None = None,
-    seed: int = 0,
-    order_seed: int | None = None,
-    prompts_sampled: int = 0,
-    dynamic_sampling: bool = False,
-    template_kwargs: Mapping[str, Any] | None = None,
-    evaluate_every: int | None = None,
-    normalisation: str = "sequence",
-) -> StagePlan:
-    """Return the plan of a stage that trains `policy` on the selected prompts of `pool`.
-
-    `prompts_sampled` says where in the order of `order_seed` (default: `seed`) earlier stages on
-    the same prompts stopped. Raises InputError for a selected prompt that `pool` lacks.
-    """
-    by_id = {prompt.prompt_id: prompt for prompt in pool}
-    missing = [i for i in prompt_ids if i not in by_id]
-    if missing:
-        raise InputError(
-            f"the selection names {plural(len(missing), 'prompt')} not among the given prompts, "
-            f"first {missing[0]!r}; give the prompts that were scored"
-        )
-    rounds = MAX_SAMPLING_ROUNDS if dynamic_sampling else 1
-    visits = steps * training.prompts_per_step * rounds if prompt_ids else 0
-    order_seed = seed if order_seed is None else order_seed
-    order = stage_order(prompt_ids, visits, order_seed, prompts_sampled) if visits else []
-    return StagePlan(
-        start=policy,
-        prompts=[by_id[i] for i in order],
-        steps=steps,
-        first_step=first_step,
-        horizon=first_step + steps if horizon is None else horizon,
-        seed=seed,
-        model=model,
-        training=training,
-        rollouts=rollouts,
-        template_kwargs=template_kwargs or {},
-        evaluate_every=evaluate_every,
-        normalisation=normalisation,
-        dynamic_sampling=dynamic_sampling,
-    )
 
 
 def train(
@@ -139,20 +79,19 @@ def train(
     if not ids:
         raise InputError("the selection is empty; select at least one prompt")
     first_step = _steps_done(Path(policy)) if carry_optimizer else 0
-    plan = plan_stage(
-        str(policy),
-        prompts,
-        ids,
-        training=settings,
-        model=model or ModelConfig(path=str(policy)),
-        rollouts=rollouts,
+    plan = StagePlan(
+        start=str(policy),
+        prompts=[],
         steps=steps,
         first_step=first_step,
         horizon=_horizon(horizon, first_step + steps),
         seed=seed,
-        template_kwargs=template_kwargs,
+        model=model or ModelConfig(path=str(policy)),
+        training=settings,
+        rollouts=rollouts,
+        template_kwargs=template_kwargs or {},
         dynamic_sampling=settings.dynamic_sampling,
-    )
+    ).with_selection(prompts, ids)
     trainer = find_trainer(settings.engine)
     trainer.check(plan)
     with ExitStack() as stack:

@@ -20,6 +20,7 @@ from cropi.plugins import find_plugin
 from cropi.policy.settings import ModelConfig
 from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import Prompt, RolloutGroup, derive_seed
+from cropi.text import plural
 from cropi.training.settings import TrainerChoice, TrainerSettings, TrainingConfig
 
 if TYPE_CHECKING:
@@ -75,6 +76,31 @@ class StagePlan:
     def new_tokens(self) -> int:
         """The longest response that it may sample, in tokens."""
         return self.training.max_new_tokens or self.rollouts.max_new_tokens
+
+    def with_selection(
+        self,
+        pool: Sequence[Prompt],
+        prompt_ids: Sequence[str],
+        order_seed: int | None = None,
+        prompts_sampled: int = 0,
+    ) -> StagePlan:
+        """The plan to train on the prompts of `pool` with these ids, at least one.
+
+        `prompts_sampled` says where in the order of `order_seed` (default: `seed`) earlier stages
+        on the same prompts stopped. Raises InputError for a selected prompt that `pool` lacks.
+        """
+        by_id = {prompt.prompt_id: prompt for prompt in pool}
+        missing = [i for i in prompt_ids if i not in by_id]
+        if missing:
+            raise InputError(
+                f"the selection names {plural(len(missing), 'prompt')} not among the given "
+                f"prompts, first {missing[0]!r}; give the prompts that were scored"
+            )
+        rounds = MAX_SAMPLING_ROUNDS if self.dynamic_sampling else 1
+        visits = self.steps * self.training.prompts_per_step * rounds
+        seed = self.seed if order_seed is None else order_seed
+        order = stage_order(prompt_ids, visits, seed, prompts_sampled)
+        return replace(self, prompts=[by_id[i] for i in order])
 
 
 @dataclass
