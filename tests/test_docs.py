@@ -43,6 +43,7 @@ LONGEST_LINE = 125
 """Columns of prose; rows of tables and HTML cannot be wrapped."""
 
 LINK = re.compile(r"\]\((?!https?://)([^)\s]+)\)")
+REFERENCE = re.compile(r"^\[[^\]\n]+\]: (#\S+)$", re.M)
 FENCED = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.M | re.S)
 INLINE = re.compile(r"`([^`\n]+)`")
 FILE = re.compile(r"[\w./-]+/[\w.-]+\.(?:py|yaml|json|md)")
@@ -89,7 +90,7 @@ def parse(line: str) -> dict[str, Any]:
 @pytest.mark.parametrize("page", sorted(PAGES))
 def test_every_link_leads_somewhere(page: str) -> None:
     folder = (ROOT / page).parent
-    for link in LINK.findall(prose(page)):
+    for link in [*LINK.findall(prose(page)), *REFERENCE.findall(prose(page))]:
         path, _, anchor = link.partition("#")
         target = folder / path if path else ROOT / page
         assert target.exists(), f"{page} links to {link}"
@@ -122,7 +123,7 @@ def test_the_guide_lists_every_kind_of_plug_in() -> None:
     assert folders == {name: k.package.removeprefix("cropi.") for name, k in KINDS.items()}
 
 
-@pytest.mark.parametrize("page", sorted(set(CURRENT) - {"docs/results.md"}))
+@pytest.mark.parametrize("page", sorted({*CURRENT, "docs/log.md"} - {"docs/results.md"}))
 def test_prose_is_wrapped(page: str) -> None:
     lines = prose(page).splitlines()
     assert [each for each in lines if len(each) > LONGEST_LINE and each[:1] not in "|<"] == []
