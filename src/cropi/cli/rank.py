@@ -36,8 +36,7 @@ if TYPE_CHECKING:
     from cropi.exchange.imports.pairing import Pairing
     from cropi.exchange.imports.rollout_folder import RolloutLog
     from cropi.exchange.ranking.logged_groups import LoggedGroups
-    from cropi.exchange.ranking.policy_ranking import MeasuredPool
-    from cropi.exchange.ranking.ranking import LoggedPool, Ranking
+    from cropi.exchange.ranking.ranking import LoggedPool, MeasuredPool, Ranking
     from cropi.policy.reference import PolicyRef
     from cropi.schema import RolloutGroup
 
@@ -145,8 +144,8 @@ def rank(
     require_trainer(to)
     sampled = {"responses": responses, "max-new-tokens": max_new_tokens, "temperature": temperature}
     _require_meant(policy, like, gradients, behaviour, pass_at, sampled)
-    measured_by = policy_at(policy, dtype, device) if policy is not None else None
-    with_policy = gradients and measured_by is not None
+    policy_ref = policy_at(policy, dtype, device) if policy is not None else None
+    with_policy = gradients and policy_ref is not None
     config = section(
         SelectionConfig,
         settings,
@@ -160,15 +159,15 @@ def rank(
         temperature=temperature,
     )
     source = LogSource(
-        format_, reward or [], pass_at, reading, seed, measured_by, with_policy, verifier
+        format_, reward or [], pass_at, reading, seed, policy_ref, with_policy, verifier
     )
     with exclusive_output(out):
         logged = source.pool(rollouts, prompts)
         measured = None
-        if measured_by is not None and with_policy:
-            target = Targets(source, measured_by, sampling, verifier, out / TARGETS)
-            other = policy_at(behaviour, dtype, device) if behaviour is not None else None
-            measured = target.measure(logged, _named(like or []), config, other)
+        if policy_ref is not None and with_policy:
+            target = Targets(source, policy_ref, sampling, verifier, out / TARGETS)
+            behaviour_ref = policy_at(behaviour, dtype, device) if behaviour is not None else None
+            measured = target.measure(logged, _named(like or []), config, behaviour_ref)
         ranking = _ranked(logged, config, seed, measured)
         commands = export_ranking(out, ranking, to, seed, policy or "")
         write_folder(
@@ -209,12 +208,7 @@ def _ranked(
     from cropi.exchange.ranking.ranking import rank as rank_pool
 
     with make_reporter().phase("ranking") as bar:
-        if measured is None:
-            ranking = rank_pool(logged, config, seed)
-        else:
-            ranking = rank_pool(
-                logged, config, seed, measured.estimate, measured.features, measured.notes
-            )
+        ranking = rank_pool(logged, config, seed, measured)
         bar.note = f"{len(ranking.selection.prompt_ids):,} selected"
     return ranking
 

@@ -110,7 +110,7 @@ class RunConfig(Section):
     scale: ScaleConfig = Field(default_factory=ScaleConfig)
     report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
         default_factory=list,
-        description="services that get the metrics, each arm as one run over all stages",
+        description="services that get the metrics, each strategy as one run over all stages",
     )
 
     @property

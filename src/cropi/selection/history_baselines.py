@@ -31,7 +31,9 @@ NEXT_GROUP = 8
 class BeliefSettings(Section):
     """How fast earlier rounds are forgotten."""
 
-    decay: Decay = Field(0.5, description="share of earlier evidence that a new round leaves")
+    decay: Decay = Field(
+        0.5, description="share of earlier evidence that is kept when a round is added"
+    )
 
 
 @plugin("strategy", "mopps")
@@ -111,7 +113,9 @@ class Dps:
     class Settings(Section):
         """How fast transitions are forgotten."""
 
-        decay: Decay = Field(0.7, description="share of earlier evidence that a new round leaves")
+        decay: Decay = Field(
+            0.7, description="share of earlier evidence that is kept when a round is added"
+        )
 
     scoring: Scoring = "never"
     history = True

@@ -281,7 +281,7 @@ class SparseSettings(Section):
     ratio: Fraction = Field(0.15, description="share of coordinates kept")
     dim: Count = Field(8192, description="dimensions of the sketch")
     projection: Literal["hash", "rademacher", "gaussian"] = Field(
-        "hash", description="what follows the mask"
+        "hash", description="projection of the coordinates that the mask keeps"
     )
 
 

@@ -60,7 +60,7 @@ def reraise_divergence(
 
 
 def diverged(step: int, problem: str, key: str, learning_rate: float) -> InputError:
-    """The sentence."""
+    """The error for a training that diverged, with the step and the setting to lower."""
     return InputError(
         f"training diverged at step {step}: {problem}; lower {key} (now {learning_rate:g})"
     )

@@ -154,7 +154,7 @@ class VerlRun:
         self.work.mkdir()
         write_files(self.plan, judge, self.work)
         self._run(self.command(), lambda line: self._count(line, advance))
-        self._judged(judge)
+        self._count_verdicts(judge)
         self._run(self.merge_command())
         require_merged(self.plan, self.work.parent)
         self._keep()
@@ -199,7 +199,7 @@ class VerlRun:
         outcome.prompts_sampled += size
         advance(done, row)
 
-    def _judged(self, judge: Judge) -> None:
+    def _count_verdicts(self, judge: Judge) -> None:
         """Count the verdicts. Raises InputError if verl trained other prompts, or fewer steps."""
         if len(self.outcome.log) != self.plan.steps:
             raise InputError(

@@ -8,7 +8,7 @@ objective has no ratios, as if the policy itself had sampled the responses.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from cropi.curriculum.stage_rollouts import StageRollouts
 from cropi.curriculum.stage_selection import influence_settings, target_rollouts
 from cropi.exchange.ranking.logged_groups import LoggedGroups
-from cropi.exchange.ranking.ranking import LoggedPool
+from cropi.exchange.ranking.ranking import LoggedPool, MeasuredPool
 from cropi.influence.settings import InfluenceConfig
 from cropi.influence.setup import score
 from cropi.policy.reference import PolicyRef
 from cropi.policy.representations import prompt_features
 from cropi.prompts import encode
 from cropi.rollouts.recomputed_logprobs import with_logprobs
-from cropi.schema import InfluenceEstimate, RolloutGroup
+from cropi.schema import RolloutGroup
 from cropi.selection import find_strategy, needs_of
 from cropi.selection.settings import SelectionConfig
 
@@ -38,15 +38,6 @@ RECOMPUTED = (
     "log-probs are recomputed from the checkpoint of --behaviour, for all responses: right where "
     "that checkpoint sampled them"
 )
-
-
-@dataclass
-class MeasuredPool:
-    """What a policy adds to a logged pool: influence, features where the strategy looks at them."""
-
-    estimate: InfluenceEstimate | None
-    features: NDArray[np.floating] | None
-    notes: list[str] = field(default_factory=list)
 
 
 def measure(

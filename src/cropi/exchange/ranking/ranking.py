@@ -128,6 +128,15 @@ def _training_places(log: RolloutLog, places: Sequence[int]) -> tuple[list[int],
 
 
 @dataclass
+class MeasuredPool:
+    """What a policy adds to a logged pool: influence, features where the strategy looks at them."""
+
+    estimate: InfluenceEstimate | None = None
+    features: NDArray[np.floating] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
 class Ranking:
     """A pool, the prompts to train on, the order of all that could be, and a random control.
 
@@ -154,24 +163,23 @@ def rank(
     logged: LoggedPool,
     settings: SelectionConfig,
     seed: int,
-    estimate: InfluenceEstimate | None = None,
-    features: NDArray[np.floating] | None = None,
-    notes: Sequence[str] = (),
+    measured: MeasuredPool | None = None,
 ) -> Ranking:
     """Select from a pool, and put the rest in the order in which it would be taken.
 
     Where no prompt qualifies, nothing is selected and a note says so. Raises InputError as `select`
     does for anything else.
     """
+    evidence = measured or MeasuredPool()
 
     def choose(ratio: float) -> Selection:
         return select(
-            estimate,
+            evidence.estimate,
             settings.model_copy(update={"ratio": ratio}),
             rollouts=logged.statistics,
             sources={prompt.prompt_id: prompt.source for prompt in logged.prompts},
             history=visit_history(logged.history, logged.passes),
-            features=features,
+            features=evidence.features,
             seed=seed,
         )
 
@@ -186,11 +194,11 @@ def rank(
         logged,
         chosen,
         places,
-        _reasons(logged, set(chosen.prompt_ids), rank_of, estimate),
+        _reasons(logged, set(chosen.prompt_ids), rank_of, evidence.estimate),
         {p.prompt_id for p in random_control(logged.prompts, len(chosen.prompt_ids), seed)},
         settings,
-        estimate,
-        [*logged.notes, *notes, *chosen.notes],
+        evidence.estimate,
+        [*logged.notes, *evidence.notes, *chosen.notes],
     )
 
 
