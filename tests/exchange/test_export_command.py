@@ -48,16 +48,16 @@ def test_a_stage_of_a_run_comes_with_its_rows_its_policy_and_its_verifiers(
     assert exported_ids(as_folder) == selected
 
 
-@pytest.mark.parametrize("kept", ["prompts/pool.parquet", "config.yaml", "SELECTION"])
+@pytest.mark.parametrize("file", ["prompts/pool.parquet", "config.yaml", "SELECTION"])
 def test_no_other_stage_is_exported_in_the_place_of_one_that_is_damaged(
-    cropi: Command, tmp_path: Path, kept: str
+    cropi: Command, tmp_path: Path, file: str
 ) -> None:
     run = Path(shutil.copytree(finished(), tmp_path / "run"))
     stages = run / "arms" / "cropi" / "stages"
-    damaged = stages / "1" / "selection.parquet" if kept == "SELECTION" else run / kept
+    damaged = stages / "1" / "selection.parquet" if file == "SELECTION" else run / file
     to = ("--to", "trl", "--out", tmp_path / "out")
     damaged.unlink()
-    if kept != "config.yaml":  # by which a folder is known as that of a run
+    if file != "config.yaml":  # by which a folder is known as that of a run
         cropi("export", run, *to).refused(str(damaged), "missing", "continue the run")
     shutil.copy(stages / "0" / "selection.parquet", damaged)
     cropi("export", run, *to).refused(str(damaged), "damaged")
