@@ -26,6 +26,8 @@ MOST = 10_000_000
 """Largest count: more prompts, steps or tokens than any run will see."""
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+Devices = Annotated[int, Field(ge=1, le=1_024)]
+"""Cores, threads or GPUs that work together: more than a machine, or a cluster in use, has."""
 Temperature = Annotated[float, Field(ge=TEMPERATURES[0], le=TEMPERATURES[1])]
 PathText = Annotated[str, AfterValidator(require_path)]
 """A path, URL or hub id as text."""

@@ -112,6 +112,23 @@ def test_an_impossible_value_is_named_with_its_key(
     assert "problems" not in message
 
 
+@pytest.mark.parametrize("override", [
+    "verifiers.workers=1000",
+    "compare.threads=5000",
+    "scale.ray={workers: 2, cpus: 5000}",
+    "training.engine.launch={processes: 5000}",
+    "training.engine={name: verl, gpus: 5000}",
+    "training.engine={name: verl, nodes: 5000}",
+    "rollouts.engine={name: vllm, tensor_parallel: 5000}",
+    "rollouts.engine={name: vllm, data_parallel: 5000}",
+    "rollouts.engine={name: server, concurrency: 5000}",
+])  # fmt: skip
+def test_no_more_is_started_at_once_than_machines_bear(file: Path, override: str) -> None:
+    message = failure(file, override)
+    assert "less than or equal to" in message or "at most" in message
+    assert override.partition("=")[0] in message
+
+
 @pytest.mark.parametrize(
     ("overrides", "part"),
     [

@@ -18,6 +18,7 @@ from cropi.execution import (
     Inline,
     Processes,
     WorkUnit,
+    require_bearable,
     run_all,
     run_units,
     usable_cores,
@@ -268,6 +269,13 @@ def test_the_usable_cores_are_known_on_every_system(monkeypatch: pytest.MonkeyPa
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     assert usable_cores() == 6
+
+
+def test_processes_beyond_what_the_cores_bear_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cropi.execution.processes.usable_cores", lambda: 2)
+    require_bearable(8, "--jobs")
+    with pytest.raises(InputError, match=r"--jobs 9 is more than .* 2 cores .* at most 8"):
+        require_bearable(9, "--jobs")
 
 
 def test_units_that_share_a_name_or_wait_for_nothing_known_are_a_defect() -> None:

@@ -12,6 +12,7 @@ import pytest
 from cropi.config import RunConfig
 from cropi.curriculum.loop import run
 from cropi.forecast import Forecast, forecast
+from cropi.forecast.advice import largest_divisor
 from cropi.forecast.hardware import GPUS
 from cropi.forecast.model_shape import ModelShape, read_shape
 from cropi.forecast.observation import (
@@ -179,6 +180,17 @@ def test_programs_that_train_or_serve_begin_again_for_every_evaluation(tmp_path:
     assert more >= 7 * stages * SERVER
     assert seconds(often, "training") >= seconds(rare, "training") + 7 * stages * IMPORTS
     assert seconds(often, "start-up") == seconds(plain, "start-up") == IMPORTS
+
+
+@pytest.mark.parametrize("number", [1, 2, 12, 36, 97, 360])
+@pytest.mark.parametrize("most", [0, 1, 5, 36, 1000])
+def test_the_largest_divisor_up_to_a_bound_is_that_of_a_search(number: int, most: int) -> None:
+    searched = [n for n in range(1, most + 1) if number % n == 0]
+    assert largest_divisor(number, most) == max(searched, default=1)
+
+
+def test_the_largest_divisor_of_a_huge_number_is_not_searched_for_one_by_one() -> None:
+    assert largest_divisor(10**12, 10**11 + 1) == 10**11
 
 
 def test_directions_lead_at_7b_and_the_advice_frees_their_memory(tmp_path: Path) -> None:

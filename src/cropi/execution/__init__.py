@@ -6,7 +6,12 @@ of `ScaleConfig`, and a line in `executor_for`.
 """
 
 from cropi.execution.executor_choice import executor_for
-from cropi.execution.processes import Processes, requested_threads, usable_cores
+from cropi.execution.processes import (
+    Processes,
+    requested_threads,
+    require_bearable,
+    usable_cores,
+)
 from cropi.execution.program import Program
 from cropi.execution.units import (
     Executor,
@@ -27,6 +32,7 @@ __all__ = [
     "WorkUnit",
     "executor_for",
     "requested_threads",
+    "require_bearable",
     "run_all",
     "run_units",
     "showing_workers",

@@ -18,11 +18,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from cropi.errors import InputError
 from cropi.execution.packing import PackedUnit, Packer, restorable
 from cropi.execution.units import Finished, GivenUpError, WorkUnit, call
+from cropi.text import plural
 
 THREADS = "OMP_NUM_THREADS"
 """Environment variable that a process's numerical libraries read when they are loaded."""
+PER_CORE = 4
+"""Processes for each core of a machine, beyond which they fill its memory and are no faster."""
 DEATH_WAIT = 5.0
 """Seconds in which the system has to say how a process ended."""
 
@@ -156,6 +160,16 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def require_bearable(processes: int, setting: str) -> None:
+    """Raise InputError, naming the setting, for more processes than this machine can bear."""
+    cores = usable_cores()
+    if processes > PER_CORE * cores:
+        raise InputError(
+            f"{setting} {processes:,} is more than {PER_CORE} processes for each of the "
+            f"{plural(cores, 'core')} of this machine; give at most {PER_CORE * cores:,}"
+        )
 
 
 def requested_threads() -> int | None:

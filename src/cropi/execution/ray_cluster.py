@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from cropi.errors import InputError
-from cropi.execution.processes import usable_cores
+from cropi.execution.processes import PER_CORE, usable_cores
 
 
 def connect(address: str | None, cores: int) -> Any:
     """The module `ray`, connected; the connection lasts until this process ends.
 
     The cluster is the one at `address`, else at RAY_ADDRESS, else one that is started here with
-    room for workers on so many `cores` (or all of the machine's), even if they have to share them.
+    room for workers on so many `cores` (or all of the machine's), even if they have to share them,
+    up to PER_CORE to a core.
     Raises InputError if Ray is not installed, or if there is no cluster at the address.
     """
     try:
@@ -77,7 +78,7 @@ def _start(ray: Any, cores: int, quiet: dict[str, Any]) -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     wanted: dict[str, Any] = {
         "address": "local",
-        "num_cpus": max(usable_cores(), cores),
+        "num_cpus": max(usable_cores(), min(cores, PER_CORE * usable_cores())),
         "include_dashboard": False,
     }
     try:

@@ -6,14 +6,14 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from cropi.settings import Count, Section
+from cropi.settings import Count, Devices, Section
 
 
 class RaySettings(Section):
     """Workers on a Ray cluster, or on this machine."""
 
     workers: Count = Field(description="how many workers; fewer start if there is no room for all")
-    cpus: Count = Field(1, description="CPU cores, and threads, of a worker")
+    cpus: Devices = Field(1, description="CPU cores, and threads, of a worker")
     gpus: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         0.0, description="GPUs of a worker: 1, or a part of one that workers share"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -197,12 +198,17 @@ def _of_training(
         return
     rows = (part.parts["activations"] + part.parts["logits"]) / (limit - states)
     most = device_batch(config.training, trained_on(forecast))
-    fitting = [n for n in range(1, most + 1) if responses % n == 0]
-    usable = [n for n in fitting if n * rows <= most] or [1]
+    usable = largest_divisor(responses, int(min(most, most // rows)))
     yield (
         f"{start}, {gib(part.parts['logits'])} of it logits: set "
-        f"training.engine.grpo.per_device_train_batch_size={usable[-1]}"
+        f"training.engine.grpo.per_device_train_batch_size={usable}"
     )
+
+
+def largest_divisor(number: int, most: int) -> int:
+    """The largest divisor of a number that is at most `most`, or 1."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return max(d for n in small for d in (n, number // n) if d <= max(1, most))
 
 
 _ADVISERS = {"scoring": _of_scoring, "rollouts": _of_sampling, "training": _of_training}

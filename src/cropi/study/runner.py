@@ -20,6 +20,7 @@ from cropi.execution import (
     WorkUnit,
     executor_for,
     requested_threads,
+    require_bearable,
     run_units,
     usable_cores,
 )
@@ -83,6 +84,7 @@ def study_workers(plan: StudyPlan, jobs: int) -> Executor:
     """
     placed = executor_for(plan.config.scale)
     if placed is None:
+        require_bearable(jobs, "--jobs")
         return Processes(jobs, run_threads(plan, jobs))
     wanted = plan.config.compare.threads or _recorded_threads(plan.root)
     if wanted and placed.threads != wanted:

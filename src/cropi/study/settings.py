@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator
 
 from cropi.selection.settings import StrategyChoice
-from cropi.settings import Count, Section
+from cropi.settings import Devices, Section
 from cropi.text import require_names
 
 
@@ -22,7 +22,7 @@ class CompareConfig(Section):
         default_factory=lambda: [0, 1, 2], description="seeds of each strategy"
     )
     baseline: str = Field("full", description="the strategy that the others are compared with")
-    threads: Count | None = Field(
+    threads: Devices | None = Field(
         None,
         description="CPU threads of each run, on which last bits depend; default: OMP_NUM_THREADS, "
         "or the cores divided by the number of jobs that the study begins with",

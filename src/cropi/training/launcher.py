@@ -23,7 +23,7 @@ import torch
 import yaml
 
 from cropi.errors import InputError
-from cropi.execution import Program
+from cropi.execution import Program, require_bearable
 from cropi.execution.program import last_error
 from cropi.policy.loading import resolve_device
 from cropi.text import shown
@@ -203,6 +203,7 @@ def require_gpus(device: str, launch: LaunchSettings) -> None:
                 f"training.engine.launch.config {launch.config} asks for {kind}, which accelerate "
                 f"ignores without GPUs (model.device = {device}); use MULTI_GPU, or leave it out"
             )
+        require_bearable(processes, "training.engine.launch.processes")
         return
     if ":" in device:
         raise InputError(

@@ -48,7 +48,7 @@ class TrainerSettings(Section):
 class LaunchSettings(Section):
     """A stage in several processes, started by `accelerate launch`."""
 
-    processes: Annotated[int, Field(ge=2)] = Field(
+    processes: Annotated[int, Field(ge=2, le=1_024)] = Field(
         description="processes that train together, one for each GPU"
     )
     config: PathText | None = Field(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, Field
 
 from cropi.policy.settings import ModelConfig
-from cropi.settings import Count, PathText
+from cropi.settings import Devices, PathText
 from cropi.text import shown
 from cropi.training.settings import TrainerSettings, TrainingConfig
 
@@ -44,8 +44,8 @@ class VerlSettings(TrainerSettings):
         None,
         description=f"interpreter that has verl and cropi; default: ${PYTHON_VARIABLE}, or cropi's",
     )
-    gpus: Count = Field(1, description="GPUs per node")
-    nodes: Count = Field(1, description="nodes of the Ray cluster that train together")
+    gpus: Devices = Field(1, description="GPUs per node")
+    nodes: Devices = Field(1, description="nodes of the Ray cluster that train together")
     address: str | None = Field(
         None,
         pattern=r"^(auto|[^:/\s]+:\d+)$",

@@ -41,7 +41,7 @@ class VerifiersConfig(Section):
         description="GiB of address space for each process that judges; a response that needs more "
         "counts as not judged; null: no limit, for a verifier with a model on a GPU",
     )
-    workers: Annotated[int, Field(ge=1, le=1_024)] | None = Field(
+    workers: Annotated[int, Field(ge=1, le=256)] | None = Field(
         None,
         description="processes that judge at the same time; default: one per core, at most 8",
     )

@@ -20,7 +20,7 @@ from cropi.errors import InputError
 from cropi.plugins import plugin
 from cropi.rollouts.engines.server import RequestSettings
 from cropi.rollouts.settings import Policies
-from cropi.settings import Count, PathText
+from cropi.settings import Devices, PathText
 from cropi.text import shown
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ class VllmSettings(RequestSettings):
         None,
         description=f"interpreter that has vLLM; default: ${PYTHON_VARIABLE}, or cropi's own",
     )
-    tensor_parallel: Count = Field(1, description="GPUs that share a copy of the model")
-    data_parallel: Count = Field(1, description="copies of the model")
+    tensor_parallel: Devices = Field(1, description="GPUs that share a copy of the model")
+    data_parallel: Devices = Field(1, description="copies of the model")
     options: Annotated[dict[str, Any], AfterValidator(_require_flags)] = Field(
         default_factory=dict,
         description="other flags of `vllm serve`, such as {gpu-memory-utilization: 0.5}",
