@@ -12,7 +12,6 @@ attribute has no settings and is called without them.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -41,6 +40,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 from cropi.errors import InputError
 from cropi.settings import NoSettings, Section
 from cropi.text import require_path, shortened, shown
+from cropi.users_code import code_at
 
 Target = TypeVar("Target")
 
@@ -141,13 +141,8 @@ def resolve_name(kind: str, name: str, folders: Iterable[Path] = ()) -> str:
 
 
 def code_of(kind: str, name: str) -> str:
-    """The hash of the file that defines a user's plug-in of that resolved name; else ""."""
-    place, _, _ = name.rpartition(":")
-    try:
-        code = Path(place).read_bytes() if place.endswith(".py") else _source(place).encode()
-    except (ImportError, ValueError):  # a built-in one, or what only a verifier's process finds
-        code = b""
-    return hashlib.sha256(code).hexdigest()[:16] if code and not is_built_in(kind, name) else ""
+    """The hash of the files that a user's plug-in of that resolved name is made of; else ""."""
+    return "" if is_built_in(kind, name) else code_at(name.rpartition(":")[0])
 
 
 def unknown_name(title: str, name: str, names: Iterable[str], more: str = "") -> str:

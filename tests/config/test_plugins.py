@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.util
 import pickle
 import subprocess
 import sys
@@ -28,6 +30,7 @@ from cropi.selection.settings import StrategyChoice
 from cropi.sketches import SketchChoice, make_sketch
 from cropi.training import find_trainer
 from cropi.training.settings import TrainerChoice
+from cropi.users_code import code_at
 from cropi.verifiers.user import find_verifier
 
 SHARED = """
@@ -312,3 +315,62 @@ def test_the_choice_of_a_users_file_reaches_a_process_that_has_not_loaded_it(
     command = [sys.executable, "-c", read, str(tmp_path / "config.pickle")]
     assert subprocess.check_output(command, text=True).strip() == "7"
     assert pickle.loads(pickle.dumps(config)) == config
+
+
+GRADER = {
+    "grader.py": "import json, torch, lists\ndef grade(r):\n    from tools.text import strip\n",
+    "lists.py": "import grader\nfrom cropi.text import plural",
+    "tools/__init__.py": "from .numbers import *",
+    "tools/text.py": "from . import letters as l\nfrom ..outside import x\nfrom .... import far",
+    "tools/numbers.py": "from .deep.leaf import value",
+    "tools/letters.py": "this is not Python",
+    "tools/deep/leaf.py": "value = 1",
+    "outside.py": "",
+    "json.py": "in the place of which Python's own is imported",
+    "unused.py": "",
+}
+OF_GRADER = GRADER.keys() - {"json.py", "unused.py"}
+
+
+@pytest.fixture
+def grader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "of the user"
+    for name, text in GRADER.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    monkeypatch.syspath_prepend(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("name", GRADER)
+@pytest.mark.parametrize("place", ["grader.py", "grader"])
+def test_the_code_of_a_plug_in_is_that_of_its_file_and_of_what_it_imports_beside_it(
+    grader: Path, name: str, place: str
+) -> None:
+    place = str(grader / place) if place.endswith(".py") else place
+    before = code_at(place)
+    (grader / name).write_text(f"{GRADER[name]}\n# changed")
+    assert (code_at(place) != before) == (name in OF_GRADER)
+    (grader / name).write_text(GRADER[name])
+    assert code_at(place) == before
+
+
+def test_what_a_module_of_a_users_package_imports_is_a_part_of_it(grader: Path) -> None:
+    before = code_at("tools.text")
+    (grader / "tools" / "deep" / "leaf.py").write_text("value = 2")
+    assert code_at("tools.text") != before
+
+
+def test_what_an_installed_module_imports_is_not_followed() -> None:
+    spec = importlib.util.find_spec("yaml")
+    assert spec is not None
+    assert spec.origin is not None
+    assert code_at("yaml") == hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:16]
+
+
+def test_a_file_that_imports_nothing_beside_it_has_the_hash_of_its_content(tmp_path: Path) -> None:
+    (tmp_path / "alone.py").write_text("import math")
+    expected = hashlib.sha256(b"import math").hexdigest()[:16]
+    assert code_at(str(tmp_path / "alone.py")) == expected
+    assert code_at(str(tmp_path / "gone.py")) == ""
+    assert code_at("no_such_module") == ""

@@ -161,12 +161,15 @@ def test_changed_inputs_are_refused_in_the_same_directory(tmp_path: Path) -> Non
     assert promised_bytes(directory) == before
 
 
+@pytest.mark.parametrize("changed_file", ["own.py", "beside_own.py"])
 @pytest.mark.parametrize("setting", ["verifiers.default", "selection.strategy"])
 def test_changed_code_of_the_users_own_is_refused_in_the_same_directory(
-    tmp_path: Path, setting: str
+    tmp_path: Path, setting: str, changed_file: str
 ) -> None:
+    (tmp_path / "beside_own.py").write_text("SAME = 1 == 1")
     file = tmp_path / "own.py"
     code = """
+    from beside_own import SAME
     from cropi.selection.baselines import Random
 
     class Mine(Random):
@@ -182,7 +185,8 @@ def test_changed_code_of_the_users_own_is_refused_in_the_same_directory(
     directory = run(config)
     before = promised_bytes(directory)
     assert run(config) == directory
-    file.write_text(file.read_text().replace("==", "!="))
+    changed = tmp_path / changed_file
+    changed.write_text(changed.read_text().replace("==", "!="))
     with pytest.raises(InputError, match=rf"code\.{setting.removesuffix('.default')} differ"):
         run(config)
     assert promised_bytes(directory) == before

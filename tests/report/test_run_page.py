@@ -222,6 +222,18 @@ def test_a_part_of_a_run_and_a_folder_of_runs_are_no_run(run: Path) -> None:
         write_run_report(run.parent)
 
 
+@pytest.mark.parametrize("part", ["shared", "shared/seed-0", "cells", "cells/random"])
+def test_a_part_of_a_study_is_no_run(run: Path, tmp_path: Path, part: str) -> None:
+    study = tmp_path / "my-study"
+    (study / "cells" / "random").mkdir(parents=True)
+    (study / "study.yaml").touch()
+    shutil.copytree(run, study / "shared" / "seed-0")
+    shutil.copytree(run, study / "cells" / "random" / "seed-0")
+    with pytest.raises(InputError, match=rf"is a part of {study}; give {study}$"):
+        write_run_report(study / part)
+    write_run_report(study / "cells" / "random" / "seed-0")
+
+
 @pytest.mark.parametrize("name", ["nothing_here", "empty"])
 def test_a_directory_that_is_not_a_run_is_the_users_error(name: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()

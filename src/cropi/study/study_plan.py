@@ -39,6 +39,8 @@ PAPER: dict[str, Any] = {
 BUILTIN_VARIANTS = {"paper": PAPER}
 STUDY_FILE = "study.yaml"
 """In a study's directory: the config, with the strategies and seeds that were compared."""
+SHARED_FOLDER = "shared"
+"""In a study's directory: what the runs of each seed share."""
 RESERVED_KEYS = ("name", "out", "seed", "data_seed", "baselines", "compare", "scale")
 
 
@@ -110,7 +112,7 @@ class StudyPlan:
 
     def shared(self, seed: int) -> RunConfig:
         """The run that makes what the runs of a seed share."""
-        return self._config("study", self.root / "shared", seed, {})
+        return self._config("study", self.root / SHARED_FOLDER, seed, {})
 
     def as_config(self, threads: int | None = None) -> RunConfig:
         """The base config, with what is compared, and with how many threads, under `compare`."""
@@ -179,3 +181,9 @@ def _variant(label: str, settings: dict[str, Any]) -> dict[str, Any]:
                 "config, or give --seeds"
             )
     return dict(settings)
+
+
+def holds_shared(folder: Path) -> bool:
+    """Whether a folder of a study holds what the runs of a seed share, which is no run itself."""
+    parent = folder.absolute().parent
+    return parent.name == SHARED_FOLDER and (parent.parent / STUDY_FILE).is_file()

@@ -29,7 +29,7 @@ from cropi.store.run_directory import is_run, pool_rollouts
 from cropi.store.tables import read_scores, read_selection
 from cropi.study.accuracy import RunRows, read_run_rows
 from cropi.study.selected_prompts import unreadable
-from cropi.study.study_plan import STUDY_FILE
+from cropi.study.study_plan import STUDY_FILE, holds_shared
 
 RUN_FILES = ("config.yaml", "manifest.json", METRICS)
 """A directory with one of these is a run."""
@@ -136,6 +136,11 @@ def read_run(path: Path) -> RunData:
 def _require_run(path: Path) -> None:
     """Raise InputError for a folder of something else, and name the runs around it."""
     present = [name for name in RUN_FILES if (path / name).is_file()]
+    # A stage has metrics too, and a page of them would look like that of a short run, as would one
+    # of what the runs of a study share.
+    alone = present and present != [METRICS] and not holds_shared(path)
+    if not alone and (whole := next(filter(_is_drawn, path.absolute().parents), None)):
+        raise InputError(f"{path} is a part of {whole}; give {whole}")
     if not present:
         runs = sorted(each.name for each in path.iterdir() if _is_drawn(each))
         inside = f" (it holds {', '.join(runs[:3])})" if runs else ""
@@ -143,10 +148,6 @@ def _require_run(path: Path) -> None:
             f"{path} is not a run directory: it has none of {', '.join(RUN_FILES)}; "
             f"give the directory out/name of a run's config{inside}"
         )
-    # A stage has metrics too, and a page of them would look like that of a short run.
-    parents = path.absolute().parents if present == [METRICS] else []
-    if run := next(filter(_is_drawn, parents), None):
-        raise InputError(f"{path} is a part of {run}; give {run}")
 
 
 def _is_drawn(folder: Path) -> bool:
