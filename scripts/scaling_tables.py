@@ -161,10 +161,10 @@ def memory_table() -> list[str]:
 
 def host_table() -> list[str]:
     """GiB of main memory that grow with the pool, by model."""
-    lines = ["| prompts | " + " | ".join(f"{model}: features" for model in MODELS) + " |"]
+    lines = ["| prompts | " + " | ".join(f"{model}: hidden states" for model in MODELS) + " |"]
     lines.append("|---" * (1 + len(MODELS)) + "|")
     for pool in POOLS:
-        sizes = [planned(model, pool, 1, "cropi").host["features"] / GIB for model in MODELS]
+        sizes = [planned(model, pool, 1, "cropi").host["hidden states"] / GIB for model in MODELS]
         lines.append(f"| {pool:,} | {' | '.join(f'{size:,.1f}' for size in sizes)} |")
     return lines
 

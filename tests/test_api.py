@@ -26,7 +26,7 @@ from cropi.config import (
 from cropi.diagnostics import diagnose_fidelity
 from cropi.errors import InputError
 from cropi.pocket import rows
-from cropi.policy.representations import prompt_features
+from cropi.policy.hidden_states import prompt_hidden_states
 from cropi.rollouts import read_rollouts
 from cropi.schema import ROLLOUT_COLUMNS, InfluenceEstimate, Selection
 from cropi.selection import select
@@ -209,8 +209,8 @@ def test_the_command_reads_a_policy_for_strategies_that_look_at_it(
     command("select", "--scores", scored, "--rollouts", pool, "--model", "pocket", "--out", out)
     drawn = read_selection(out)
     settings = SelectionConfig(strategy=StrategyChoice.of("cropi"))
-    features = prompt_features(cropi.load_policy("pocket").model, read_rollouts(pool))
-    expected = cropi.select(read_scores(scored), settings, rollouts=pool, features=features)
+    states = prompt_hidden_states(cropi.load_policy("pocket").model, read_rollouts(pool))
+    expected = cropi.select(read_scores(scored), settings, rollouts=pool, features=states)
     assert drawn.prompt_ids == expected.prompt_ids
     command("select", "--strategy", "dare", "--rollouts", pool, "--model", "pocket", "--out", out)
     assert read_selection(out).prompt_ids

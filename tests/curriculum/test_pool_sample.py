@@ -11,7 +11,7 @@ import pytest
 from cropi.curriculum.loop import run
 from cropi.curriculum.pool_sample import portions
 from cropi.errors import InputError
-from cropi.policy.representations import prompt_features
+from cropi.policy.hidden_states import prompt_hidden_states
 from cropi.rollouts import read_rollouts
 from cropi.schema import NOT_SAMPLED, RolloutGroup
 from cropi.selection import Needs
@@ -112,16 +112,16 @@ def test_what_is_enough_stops_the_sampling(tmp_path: Path, monkeypatch: pytest.M
     assert len(sampled) == 24
 
 
-def test_features_are_read_once_for_all_stages_and_again_only_if_their_file_is_damaged(
+def test_hidden_states_are_read_once_for_all_stages_and_again_only_if_their_file_is_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = []
 
     def counting(model: object, groups: list[RolloutGroup]) -> np.ndarray:
         read.append(len(groups))
-        return prompt_features(model, groups)
+        return prompt_hidden_states(model, groups)
 
-    monkeypatch.setattr("cropi.curriculum.pool_features.prompt_features", counting)
+    monkeypatch.setattr("cropi.curriculum.forward_passes.prompt_hidden_states", counting)
     finished = run(fake_config(tmp_path, SMALL, LARGE_POOL))
     before = promised_bytes(finished)
     assert read == [40]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from cropi.errors import InputError
+from cropi.estimation.noise import joined_estimates
 from cropi.influence.setup import score
-from cropi.integrations.guided_stages import joined
 from cropi.policy.loading import load_model
 from cropi.rollouts import rollout
 from cropi.rollouts.settings import RolloutsConfig
@@ -38,7 +38,7 @@ def test_shares_of_a_pool_join_to_the_estimate_of_the_whole(groups: list[Rollout
         return score(model, pool, targets).estimate
 
     whole = of(groups)
-    parts = joined([of(groups[::2]), of(groups[1::2])], whole.prompt_ids)
+    parts = joined_estimates([of(groups[::2]), of(groups[1::2])], whole.prompt_ids)
     for each in fields(whole):
         assert_alike(getattr(parts, each.name), getattr(whole, each.name))
 

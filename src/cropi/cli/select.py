@@ -91,9 +91,9 @@ def select(
 def _reading(model: str, config: SelectionConfig, files: Sequence[Path]) -> dict[str, Any]:
     """What the strategy looks at in the policy; `files` are rollouts of the pool, oldest first."""
     # These load torch, which a selection from scores alone does without.
-    from cropi.curriculum.pool_features import read_current_rates
+    from cropi.curriculum.forward_passes import read_current_rates
+    from cropi.policy.hidden_states import prompt_hidden_states
     from cropi.policy.loading import as_model
-    from cropi.policy.representations import prompt_features
     from cropi.rollouts import read_rollouts
     from cropi.selection import find_strategy, needs_of
 
@@ -108,7 +108,7 @@ def _reading(model: str, config: SelectionConfig, files: Sequence[Path]) -> dict
     pool = read_rollouts(files[0])
     loaded, reading = as_model(model), dict[str, Any]()
     if needs.features:
-        reading["features"] = prompt_features(loaded, pool)
+        reading["features"] = prompt_hidden_states(loaded, pool)
     if needs.current:
         reading["current"] = read_current_rates(loaded, pool, files[1:], None, None).rates
     return reading

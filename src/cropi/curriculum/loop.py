@@ -77,16 +77,18 @@ class Curriculum:
         steps, settings = self.steps, self.config.curriculum
         needs, policy = needs_of_arm(self.config, strategy), self.start
         start_rollouts, first = self.start_rollouts, self.directory.stages(strategy.slug, 1)[0]
-        features = partial(steps.features.read, first, self.start, start_rollouts["pool", ""])
+        hidden_states = partial(
+            steps.hidden_states.read, first, self.start, start_rollouts["pool", ""]
+        )
         if needs.sample:
             start_rollouts = steps.sample.grow(
-                first, strategy, needs, policy, start_rollouts, features
+                first, strategy, needs, policy, start_rollouts, hidden_states
             )
         for stage in self.directory.stages(strategy.slug, settings.stages):
             rollouts = steps.refresh.rollouts(stage, needs, policy, start_rollouts)
             scores = steps.scorer.scores(stage, needs, policy, rollouts)
             selection = steps.selector.selection(
-                stage, strategy, scores, rollouts, policy, features
+                stage, strategy, scores, rollouts, policy, hidden_states
             )
             policy = steps.trainer.train(stage, selection, policy, needs.dynamic_sampling)
             self.gather_metrics()

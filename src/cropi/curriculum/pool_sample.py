@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cropi.curriculum.policies import Policies
 from cropi.curriculum.stage_rollouts import StageRollouts, replace_groups, stage_rollouts
-from cropi.curriculum.stage_selection import Features, StageScorer, progress_of, target_rollouts
+from cropi.curriculum.stage_selection import HiddenStates, StageScorer, progress_of, target_rollouts
 from cropi.curriculum.start_rollouts import (
     RolloutRequest,
     Sampler,
@@ -63,7 +63,7 @@ class PoolSample:
         needs: Needs,
         policy: str,
         start: StartRollouts,
-        features: Features,
+        hidden_states: HiddenStates,
     ) -> StartRollouts:
         """Put the sample and its scores into an arm's first stage.
 
@@ -81,7 +81,7 @@ class PoolSample:
         )
 
         ledger = self.sampler.log.directory.ledger
-        sampling = _Growth(self, first, settings, needs, policy, start, before, features)
+        sampling = _Growth(self, first, settings, needs, policy, start, before, hidden_states)
 
         def make(inputs_fingerprint: str) -> None:
             file = first.rollouts("pool")
@@ -120,10 +120,15 @@ class _Growth:
         policy: str,
         start: StartRollouts,
         before: StageRollouts,
-        features: Features,
+        hidden_states: HiddenStates,
     ) -> None:
         self.step, self.stage, self.settings, self.needs = step, stage, settings, needs
-        self.policy, self.start, self.before, self.features = policy, start, before, features
+        self.policy, self.start, self.before, self.hidden_states = (
+            policy,
+            start,
+            before,
+            hidden_states,
+        )
         self.sampled: list[RolloutGroup] = []
         self.stored: dict[str, RolloutGroup] = {}
         self.log = step.sampler.log
@@ -154,13 +159,13 @@ class _Growth:
     def _grow(self) -> Influence:
         """Sample and score portions until the strategy has enough, or there are no more."""
         evidence: PoolEvidence | None = None
-        features = self.features() if self.needs.features else None
+        hidden_states = self.hidden_states() if self.needs.features else None
         seed = self.step.sampler.seeds.of("rollouts", "sample")
         for name, prompts in sampled_portions(self.step.pool.prompts, self.needs, seed):
             portion = self._portion(name, prompts)
             self.sampled += portion
             with self.step.scorer.phase(self.stage) as bar:
-                evidence = evidence or self._evidence(features)
+                evidence = evidence or self._evidence(hidden_states)
                 evidence.growing.scorer.progress = progress_of(bar)
                 evidence.add(portion, self.pool)
                 bar.note = plural(len(evidence.growing.prompt_ids), "prompt")
@@ -169,12 +174,12 @@ class _Growth:
         assert evidence is not None, "a pool has prompts"
         return evidence.result(self._searched, self.sampled)
 
-    def _evidence(self, features: NDArray[np.float32] | None) -> PoolEvidence:
+    def _evidence(self, hidden_states: NDArray[np.float32] | None) -> PoolEvidence:
         """What scores the portions, once the policy has left sampling."""
         step, policy = self.step, self.step.policies.load(self.policy)
         targets = target_rollouts(self.needs, self.before)
         growing = step.scorer.growing_pool(self.stage, self.needs, policy, self.policy, targets)
-        return PoolEvidence(growing, self.settings, features, step.threshold)
+        return PoolEvidence(growing, self.settings, hidden_states, step.threshold)
 
     @property
     def _searched(self) -> str:
@@ -204,17 +209,17 @@ class _Growth:
 
 
 class PoolEvidence:
-    """What the portions of a pool say so far; `features` [L, P, F] are of all its prompts."""
+    """What the portions of a pool say so far; `hidden_states` [L, P, F] are of all its prompts."""
 
     def __init__(
         self,
         growing: GrowingPool,
         settings: SelectionConfig,
-        features: NDArray[np.float32] | None,
+        hidden_states: NDArray[np.float32] | None,
         threshold: float | None = None,
     ) -> None:
         self.growing, self.settings = growing, settings
-        self.features, self.threshold = features, threshold
+        self.hidden_states, self.threshold = hidden_states, threshold
         self.influence: Influence | None = None
 
     def add(self, portion: Sequence[RolloutGroup], pool: Sequence[RolloutGroup]) -> None:
@@ -230,7 +235,7 @@ class PoolEvidence:
             self.influence,
             self.settings,
             rollouts=pool,
-            features=self.features,
+            features=self.hidden_states,
             threshold=self.threshold,
         )
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from cropi.config import RunConfig
 from cropi.curriculum.evaluator import Evaluator
+from cropi.curriculum.forward_passes import PoolHiddenStates
 from cropi.curriculum.policies import Policies
-from cropi.curriculum.pool_features import PoolFeatures
 from cropi.curriculum.pool_sample import PoolSample
 from cropi.curriculum.run_context import RunLog, Seeds, arms_needing, first_stage
 from cropi.curriculum.stage_rollouts import RolloutRefresh
@@ -28,7 +28,7 @@ class Steps:
     requests: Sequence[RolloutRequest]
     sampler: Sampler
     refresh: RolloutRefresh
-    features: PoolFeatures
+    hidden_states: PoolHiddenStates
     sample: PoolSample
     scorer: StageScorer
     selector: PromptSelector
@@ -80,7 +80,7 @@ class Steps:
                 sampler=sampler,
                 policies=policies,
             ),
-            features=PoolFeatures(policies, log),
+            hidden_states=PoolHiddenStates(policies, log),
             sample=PoolSample(
                 requests=requests,
                 sampler=sampler,

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cropi.curriculum.forward_passes import CurrentRates, prompt_tokens, read_current_rates
 from cropi.curriculum.policies import Policies
-from cropi.curriculum.pool_features import CurrentRates, prompt_tokens, read_current_rates
 from cropi.curriculum.run_context import RunLog, Seeds
 from cropi.curriculum.stage_rollouts import StageRollouts, pool_files_so_far
 from cropi.execution import Executor
@@ -36,8 +36,8 @@ from cropi.store.run_directory import Stage
 from cropi.store.tables import read_scores, read_selection, write_scores, write_selection
 from cropi.text import plural
 
-Features = Callable[[], NDArray[np.float32]]
-"""Reads the features [L, P, F] of the pool's prompts under the start policy."""
+HiddenStates = Callable[[], NDArray[np.float32]]
+"""Reads the hidden states [L, P, F] of the start policy at the pool's prompts."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class StageScorer:
         def compute(inputs_fingerprint: str) -> None:
             influence = measure()
             self.log.warn(_notes(influence, needs))
-            read = _feature_tokens(stage, needs, rollouts)
+            read = _hidden_state_tokens(stage, needs, rollouts)
             write_json(stage.influence_facts, _facts(influence, needs, read))
             write_scores(stage.scores, influence.estimate, stamp(inputs_fingerprint))
             remove(_shards(stage))
@@ -187,19 +187,19 @@ def _notes(influence: Influence, needs: Needs) -> list[str]:
     return influence.notes if needs.validation else influence.number_notes
 
 
-def _feature_tokens(stage: Stage, needs: Needs, rollouts: StageRollouts) -> int:
-    """Tokens of the forward pass that reads features before a stage."""
+def _hidden_state_tokens(stage: Stage, needs: Needs, rollouts: StageRollouts) -> int:
+    """Tokens of the forward pass that reads hidden states before a stage."""
     return prompt_tokens(rollouts.pool) if needs.features and stage.index == 0 else 0
 
 
-def _facts(influence: Influence, needs: Needs, feature_tokens: int) -> dict[str, object]:
+def _facts(influence: Influence, needs: Needs, hidden_state_tokens: int) -> dict[str, object]:
     """A stage's influence.json.
 
     `tokens` went forward and backward through the model, `forward_tokens` forward alone.
     """
     return {
         "tokens": influence.tokens,
-        "forward_tokens": feature_tokens,
+        "forward_tokens": hidden_state_tokens,
         "targets": {name: dataclasses.asdict(t) for name, t in influence.reliability.items()},
         "notes": _notes(influence, needs),
     }
@@ -229,7 +229,7 @@ class PromptSelector:
         scores: InfluenceEstimate | None,
         rollouts: StageRollouts,
         policy: str,
-        features: Features,
+        hidden_states: HiddenStates,
     ) -> Selection:
         """Return the stage's selection by a strategy, read from its file if it is current."""
         needs = needs_of(find_strategy(strategy))
@@ -256,7 +256,7 @@ class PromptSelector:
         def choose(inputs_fingerprint: str) -> None:
             current = self._current(policy, rollouts, history) if needs.current else None
             if reads_unscored:
-                read = _feature_tokens(stage, needs, rollouts)
+                read = _hidden_state_tokens(stage, needs, rollouts)
                 read += current.tokens if current else 0
                 write_json(stage.influence_facts, {"forward_tokens": read})
             selection = self._select(
@@ -265,7 +265,7 @@ class PromptSelector:
                 scores,
                 rollouts,
                 earlier=[read_scores(path) for path in earlier],
-                features=features() if needs.features else None,
+                features=hidden_states() if needs.features else None,
                 current=current and current.rates,
                 history=history,
             )

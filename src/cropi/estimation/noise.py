@@ -1,4 +1,4 @@
-"""How sure an influence estimate is, and what several stages say together.
+"""How sure an influence estimate is, and what several stages, or parts of a pool, say together.
 
 Two questions are apart. *Which cosines could be those of unrelated prompts?* In a space of many
 parameters a prompt that is unrelated to a target has a cosine near zero, as often below as above
@@ -14,7 +14,8 @@ Shape legend: P prompts, K responses of one prompt, V targets.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,3 +107,32 @@ def _past(
             by_id = dict(zip(estimate.prompt_ids, estimate.mean[name].tolist(), strict=True))
             stages.append(np.array([by_id.get(i, np.nan) for i in current.prompt_ids]))
     return stages
+
+
+def joined_estimates(
+    parts: Sequence[InfluenceEstimate], prompt_ids: Sequence[str]
+) -> InfluenceEstimate:
+    """One estimate of a whole pool from those of its parts, in the pool's order."""
+    place = {name: n for n, name in enumerate(name for part in parts for name in part.prompt_ids)}
+    order = [place[name] for name in prompt_ids]
+
+    def together(values: Sequence[Any]) -> Any:
+        first = values[0]
+        if isinstance(first, np.ndarray):
+            return np.concatenate(values)[order]
+        if isinstance(first, list):
+            flat = [each for value in values for each in value]
+            return [flat[number] for number in order]
+        if isinstance(first, dict) and _is_by_prompt(first):
+            return {name: together([value[name] for value in values]) for name in first}
+        return first
+
+    whole = {f.name: together([getattr(p, f.name) for p in parts]) for f in fields(parts[0])}
+    estimate = InfluenceEstimate(**whole)
+    # Errors that are not a prompt's own are the scale of the whole pool's cosines.
+    return estimate if estimate.responses else with_pooled_errors(estimate)
+
+
+def _is_by_prompt(values: Mapping[str, Any]) -> bool:
+    """Whether a field holds something about each prompt, by target."""
+    return any(isinstance(value, np.ndarray | list) for value in values.values())

@@ -16,7 +16,7 @@ from cropi.forecast.prompt_counts import PromptCounts
 from cropi.forecast.workload import Work, sampled_prompts
 from cropi.gradients.batching import BATCH_TOKENS, LOGITS_BYTES
 from cropi.influence.whitening import DIMENSIONS
-from cropi.policy.representations import LAYERS, MOST_FEATURES
+from cropi.policy.hidden_states import LAYERS, MOST_DIMENSIONS
 from cropi.selection import Needs
 from cropi.study.costs import SHARED
 from cropi.training.settings import TrainingConfig
@@ -189,7 +189,7 @@ def host_bytes(
     config: RunConfig, shape: ModelShape, counts: PromptCounts, informative: float
 ) -> dict[str, float]:
     """Bytes in the main memory that grow with the pool: `sketches` of the gradients that are scored
-    where influence is whitened or sketched, and `features` of all prompts."""
+    where influence is whitened or sketched, and `hidden states` of all prompts."""
     arms = [needs_of_arm(config, strategy) for strategy in config.strategies]
     scored = [needs for needs in arms if needs.scoring != "never"]
     metrics = {needs.metric or config.influence.metric for needs in scored}
@@ -201,7 +201,7 @@ def host_bytes(
     read = counts.pool.prompts if any(needs.features for needs in arms) else 0
     return {
         "sketches": float(most * informative * width * FP32),
-        "features": float(read * LAYERS * min(2 * shape.hidden, MOST_FEATURES) * FP32),
+        "hidden states": float(read * LAYERS * min(2 * shape.hidden, MOST_DIMENSIONS) * FP32),
     }
 
 

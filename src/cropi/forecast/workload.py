@@ -214,7 +214,7 @@ class RunWork:
         return self.counts.pool.tokens + responses * self.behaviour.pool.response_tokens
 
     def _scoring(self, arm: str, needs: Needs) -> Iterator[Work]:
-        """Passes over the informative prompts of the pool and of the targets, and features."""
+        """Passes over informative prompts of pool and targets, and over all for hidden states."""
         stages = self.config.curriculum.stages
         times = {"never": 0, "once": 1, "stage": stages}[needs.scoring]
         if times:

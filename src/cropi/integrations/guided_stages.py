@@ -7,7 +7,7 @@ stopped continues:
 
     rollouts/NAME.parquet      pool and targets; NAME.N-of-M.parquet while they are sampled;
                                of a pool that is sampled in portions pool.FIRST-LAST.parquet
-    features.parquet           what the model made of the pool's prompts at first, where needed
+    features.parquet           hidden states of the model at the pool's prompts, where needed
     stages/M/scores.parquet    stages/M/selection.parquet
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,12 @@ from cropi.curriculum.stage_selection import influence_settings, target_rollouts
 from cropi.curriculum.start_rollouts import unsampled
 from cropi.curriculum.trackers import selection_values
 from cropi.errors import InputError
-from cropi.estimation.noise import with_pooled_errors
+from cropi.estimation.noise import joined_estimates
 from cropi.influence.settings import InfluenceConfig
 from cropi.influence.setup import growing_pool, score
+from cropi.policy.hidden_states import prompt_hidden_states
 from cropi.policy.loading import Policy
 from cropi.policy.reference import PolicyRef
-from cropi.policy.representations import prompt_features
 from cropi.progress import ProgressReporter
 from cropi.rollouts import load_engine, read_rollouts, write_rollouts
 from cropi.rollouts.collect import collect
@@ -52,10 +52,10 @@ from cropi.selection import find_strategy, needs_of, select
 from cropi.selection.settings import SelectionConfig
 from cropi.store.files import read_table, table_metadata
 from cropi.store.tables import (
-    read_features,
+    read_hidden_states,
     read_scores,
     read_selection,
-    write_features,
+    write_hidden_states,
     write_scores,
     write_selection,
 )
@@ -133,8 +133,8 @@ class GuidedStages:
             estimate = self._estimate(index, policy, pool, validation)
 
         def choose() -> Selection:
-            features = self._features(sampling, pool) if self.needs.features else None
-            selection = self._select(index, estimate, pool, features)
+            hidden_states = self._hidden_states(sampling, pool) if self.needs.features else None
+            selection = self._select(index, estimate, pool, hidden_states)
             if estimate is not None:
                 write_scores(self._stage(index) / "scores.parquet", estimate)
             write_selection(path, selection, {STEP: str(step)})
@@ -208,18 +208,20 @@ class GuidedStages:
             seed=settings.seed,
             constant_length=settings.rollouts.max_new_tokens,
         )
-        features = self._features(sampling, pool) if self.needs.features else None
-        return PoolEvidence(growing, settings.selection, features)
+        hidden_states = self._hidden_states(sampling, pool) if self.needs.features else None
+        return PoolEvidence(growing, settings.selection, hidden_states)
 
-    def _features(self, sampling: _Sampling, pool: Sequence[RolloutGroup]) -> NDArray[np.float32]:
-        """What the model made of the pool's prompts before the first stage."""
+    def _hidden_states(
+        self, sampling: _Sampling, pool: Sequence[RolloutGroup]
+    ) -> NDArray[np.float32]:
+        """Hidden states [L, P, F] of the model at the pool's prompts, before the first stage."""
         path = self.folder / "features.parquet"
         key = fingerprint([(group.prompt_id, group.prompt_ids.tolist()) for group in pool])
         if not _is_of(path, key, sampling.weights):
             ids = [group.prompt_id for group in pool]
-            features = prompt_features(sampling.policy.model, pool)
-            write_features(path, ids, features, _about(key, sampling.policy))
-        return read_features(path)
+            hidden_states = prompt_hidden_states(sampling.policy.model, pool)
+            write_hidden_states(path, ids, hidden_states, _about(key, sampling.policy))
+        return read_hidden_states(path)
 
     def _file(self, name: str) -> Path:
         return self.folder / "rollouts" / f"{name}.parquet"
@@ -298,14 +300,14 @@ class GuidedStages:
             return influence.estimate
 
         parts = [part for part in self.processes.together(measure) if part is not None]
-        return joined(parts, [group.prompt_id for group in pool])
+        return joined_estimates(parts, [group.prompt_id for group in pool])
 
     def _select(
         self,
         index: int,
         estimate: InfluenceEstimate | None,
         pool: Sequence[RolloutGroup],
-        features: NDArray[np.float32] | None,
+        hidden_states: NDArray[np.float32] | None,
     ) -> Selection:
         earlier = [self._stage(i) / "scores.parquet" for i in range(index)]
         return select(
@@ -316,7 +318,7 @@ class GuidedStages:
             else [],
             rollouts=pool,
             sources={prompt.prompt_id: prompt.source for prompt in self.sets[POOL]},
-            features=features,
+            features=hidden_states,
             stage=index,
             visits=self.settings.visits,
             seed=derive_seed(self.settings.seed, "selection", index),
@@ -347,33 +349,6 @@ class _PoolRollouts:
 
     pool: list[RolloutGroup]
     estimate: InfluenceEstimate | None = None
-
-
-def joined(parts: Sequence[InfluenceEstimate], prompt_ids: Sequence[str]) -> InfluenceEstimate:
-    """One estimate of a whole pool from those of its parts, in the pool's order."""
-    place = {name: n for n, name in enumerate(name for part in parts for name in part.prompt_ids)}
-    order = [place[name] for name in prompt_ids]
-
-    def together(values: Sequence[Any]) -> Any:
-        first = values[0]
-        if isinstance(first, np.ndarray):
-            return np.concatenate(values)[order]
-        if isinstance(first, list):
-            flat = [each for value in values for each in value]
-            return [flat[number] for number in order]
-        if isinstance(first, dict) and _is_by_prompt(first):
-            return {name: together([value[name] for value in values]) for name in first}
-        return first
-
-    whole = {f.name: together([getattr(p, f.name) for p in parts]) for f in fields(parts[0])}
-    estimate = InfluenceEstimate(**whole)
-    # Errors that are not a prompt's own are the scale of the whole pool's cosines.
-    return estimate if estimate.responses else with_pooled_errors(estimate)
-
-
-def _is_by_prompt(values: Mapping[str, Any]) -> bool:
-    """Whether a field holds something about each prompt, by target."""
-    return any(isinstance(value, np.ndarray | list) for value in values.values())
 
 
 def _about(key: str, policy: Policy) -> dict[str, str]:

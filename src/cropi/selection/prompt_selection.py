@@ -63,7 +63,7 @@ def select(
         sources: the source of each prompt by its id, for strategies that look at sources.
         target_sources: sources of the validation prompts.
         features: of the pool's prompts, in the order of their rollouts, for strategies that look at
-            the policy's hidden states (`cropi.policy.representations.prompt_features`).
+            the policy's hidden states (`cropi.policy.hidden_states.prompt_hidden_states`).
         history: all rollouts of the pool's prompts so far, or their files, oldest first: the start
             policy's, then what each stage's training sampled; default: `rollouts` alone.
         current: pass rates under the current policy, in the order of the rollouts, for strategies
@@ -213,7 +213,7 @@ def _require_reading(
     if needs.features and features is None:
         raise InputError(
             f"strategy {strategy} needs the policy's hidden states at the prompts; a run makes "
-            "them, and in Python give features=prompt_features(model, rollouts)"
+            "them, and in Python give features=prompt_hidden_states(model, rollouts)"
         )
     if needs.current and current is None:
         raise InputError(

@@ -7,7 +7,7 @@
     tracking.json  tensorboard/   what was sent where (report_to)
     logs/       the output of programs that sample, where an engine starts one
     arms/NAME/stages/M/   scores.parquet  selection.parquet  metrics.jsonl  policy/  [rollouts/]
-                          [features.parquet]
+                          [features.parquet]: hidden states at the pool's prompts
 
 Everything but `timings.jsonl`, `logs/` and what `report_to` leaves is the same bytes in every run
 of the same config and seed on the same machine, however often it was killed; a server's samples are
@@ -63,8 +63,8 @@ class Stage:
         return self.folder / "scores.parquet"
 
     @property
-    def features(self) -> Path:
-        """What the start policy makes of the pool's prompts; in an arm's first stage."""
+    def hidden_states(self) -> Path:
+        """Hidden states of the start policy at the pool's prompts; in an arm's first stage."""
         return self.folder / "features.parquet"
 
     @property

@@ -35,7 +35,7 @@ COSINE_TOLERANCE = 1e-4
 LARGEST_ERROR = 2.0
 """Standard error of a cosine; both ends of its range are this far apart."""
 LAYER = "layer_"
-"""What the columns of a feature file begin with."""
+"""What the columns of a file of hidden states begin with."""
 CURRENT = ("current_reward", "effective_share")
 """Columns that only scores of a model's own pass have."""
 RESERVED = ("prompt_id", "norm", "tokens", "group_size", "status", *CURRENT)
@@ -330,24 +330,24 @@ def write_selection(
     )
 
 
-def write_features(
+def write_hidden_states(
     path: Path,
     prompt_ids: Sequence[str],
-    features_LPF: NDArray[np.float32],
+    states_LPF: NDArray[np.float32],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write one row per prompt: prompt_id, and a list of float32 for each of the layers."""
+    """Write one row per prompt: prompt_id, and its states [F] float32 in each of the layers."""
     import pyarrow as pa
 
     columns: dict[str, Any] = {"prompt_id": pa.array(prompt_ids, pa.string())}
-    for layer, features_PF in enumerate(features_LPF):
-        flat = pa.array(features_PF.ravel())
-        columns[f"{LAYER}{layer}"] = pa.FixedSizeListArray.from_arrays(flat, features_PF.shape[1])
+    for layer, states_PF in enumerate(states_LPF):
+        flat = pa.array(states_PF.ravel())
+        columns[f"{LAYER}{layer}"] = pa.FixedSizeListArray.from_arrays(flat, states_PF.shape[1])
     write_table(path, pa.table(columns), metadata)
 
 
-def read_features(path: Path) -> NDArray[np.float32]:
-    """Read features [layers, prompts, features]. Raises InputError if the file is damaged."""
+def read_hidden_states(path: Path) -> NDArray[np.float32]:
+    """Read hidden states [layers, prompts, width]. Raises InputError if the file is damaged."""
     table = read_table(path)
     layers = [name for name in table.column_names if name.startswith(LAYER)]
     flat = [table[name].combine_chunks().flatten().to_numpy() for name in layers]

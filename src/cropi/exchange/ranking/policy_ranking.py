@@ -19,8 +19,8 @@ from cropi.exchange.ranking.logged_groups import LoggedGroups
 from cropi.exchange.ranking.ranking import LoggedPool, MeasuredPool
 from cropi.influence.settings import InfluenceConfig
 from cropi.influence.setup import score
+from cropi.policy.hidden_states import prompt_hidden_states
 from cropi.policy.reference import PolicyRef
-from cropi.policy.representations import prompt_features
 from cropi.prompts import encode
 from cropi.rollouts.recomputed_logprobs import with_logprobs
 from cropi.schema import RolloutGroup
@@ -81,8 +81,8 @@ def measure(
             progress=progress,
         )
         estimate, notes = measured.estimate, [*notes, *measured.notes]
-    features = _features(logged, pool, policy) if needs.features else None
-    return MeasuredPool(estimate, features, notes)
+    hidden_states = _hidden_states(logged, pool, policy) if needs.features else None
+    return MeasuredPool(estimate, hidden_states, notes)
 
 
 def _recomputed(
@@ -99,8 +99,10 @@ def _recomputed(
     return under(pool), {name: under(each) for name, each in targets.items()}
 
 
-def _features(logged: LoggedPool, pool: LoggedGroups, policy: PolicyRef) -> NDArray[np.float32]:
-    """What the policy makes of every prompt of the pool [L, P, F], also of those never sampled."""
+def _hidden_states(
+    logged: LoggedPool, pool: LoggedGroups, policy: PolicyRef
+) -> NDArray[np.float32]:
+    """Hidden states [L, P, F] of the policy at every prompt of the pool, sampled or not."""
     group_of = {group.prompt_id: group for group in pool.groups}
     groups = [
         group_of.get(prompt.prompt_id)
@@ -109,4 +111,4 @@ def _features(logged: LoggedPool, pool: LoggedGroups, policy: PolicyRef) -> NDAr
         )
         for prompt in logged.prompts
     ]
-    return prompt_features(policy.load().model, groups)
+    return prompt_hidden_states(policy.load().model, groups)

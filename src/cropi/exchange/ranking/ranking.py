@@ -129,10 +129,13 @@ def _training_places(log: RolloutLog, places: Sequence[int]) -> tuple[list[int],
 
 @dataclass
 class MeasuredPool:
-    """What a policy adds to a logged pool: influence, features where the strategy looks at them."""
+    """What a policy adds to a logged pool, where the strategy looks at it.
+
+    `estimate` is the influence, `hidden_states` [L, P, F] are those of all prompts.
+    """
 
     estimate: InfluenceEstimate | None = None
-    features: NDArray[np.floating] | None = None
+    hidden_states: NDArray[np.floating] | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -179,7 +182,7 @@ def rank(
             rollouts=logged.statistics,
             sources={prompt.prompt_id: prompt.source for prompt in logged.prompts},
             history=visit_history(logged.history, logged.passes),
-            features=evidence.features,
+            features=evidence.hidden_states,
             seed=seed,
         )
 

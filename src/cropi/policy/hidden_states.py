@@ -1,9 +1,10 @@
-"""What a policy makes of prompts before it answers: hidden states of some layers, as features.
+"""Hidden states of a policy at prompts, before it answers: of some layers, standardised.
 
-One forward pass over each prompt, without sampling. The policy's own representation tells skills
-apart that single gradients do not (see docs/design/selection.md).
+One forward pass over each prompt, without sampling. They tell skills apart that single
+gradients do not (see docs/design/selection.md).
 
-Shape legend: P prompts, B prompts of a batch, T tokens, D width of the model, L layers, F features.
+Shape legend: P prompts, B prompts of a batch, T tokens, D width of the model, L layers,
+F numbers that are kept of a layer, S prompts that the scales are made from.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ Array = NDArray[np.float64]
 LAYERS = 4
 """Layers that are read: evenly spaced, the last among them."""
 BATCH_TOKENS = 8_192
-MOST_FEATURES = 512
-"""Wider features are projected at random to this width, which keeps their inner products."""
+MOST_DIMENSIONS = 512
+"""Wider states are projected at random to this width, which keeps their inner products."""
 SCALED_BY = 4_096
-"""Prompts, evenly spaced, whose states say how features are standardised."""
+"""Prompts, evenly spaced, by whose states all are standardised."""
 
 
-def prompt_features(model: Any, groups: Sequence[RolloutGroup]) -> NDArray[np.float32]:
-    """Features [L, P, F] of each prompt: the mean over its tokens and the last token's state.
+def prompt_hidden_states(model: Any, groups: Sequence[RolloutGroup]) -> NDArray[np.float32]:
+    """Hidden states [L, P, F] at each prompt: the mean over its tokens, and the last token's.
 
-    Each feature is standardised by the prompts, SCALED_BY of them if there are more, and the whole
+    Each number is standardised by the prompts, SCALED_BY of them if there are more, and the whole
     divided by sqrt(F), so that a prompt's squared length is about one. Raises InputError if a state
     is not finite.
     """
@@ -43,17 +44,17 @@ def prompt_features(model: Any, groups: Sequence[RolloutGroup]) -> NDArray[np.fl
     spaced = sorted(set(np.linspace(0, len(groups) - 1, min(SCALED_BY, len(groups))).astype(int)))
     first = [*_batches_of_states(model, groups, spaced, layers)]
     scales = [_Scale.of(states_SF) for states_SF in np.concatenate([s for _, s in first], 1)]
-    features_LPF = np.empty((len(layers), len(groups), scales[0].width), np.float32)
+    scaled_LPF = np.empty((len(layers), len(groups), scales[0].width), np.float32)
     rest = sorted({*range(len(groups))} - {*spaced})
     for places, states_LBF in chain(first, _batches_of_states(model, groups, rest, layers)):
-        for scale, features_PF, states_BF in zip(scales, features_LPF, states_LBF, strict=True):
-            features_PF[places] = scale.features(states_BF)
-    return features_LPF
+        for scale, scaled_PF, states_BF in zip(scales, scaled_LPF, states_LBF, strict=True):
+            scaled_PF[places] = scale.scaled(states_BF)
+    return scaled_LPF
 
 
 @dataclass(frozen=True)
 class _Scale:
-    """How the states of one layer become features."""
+    """How the states of one layer are standardised."""
 
     mean_F: Array
     deviation_F: Array
@@ -61,25 +62,26 @@ class _Scale:
 
     @classmethod
     def of(cls, states_SF: Array) -> _Scale:
-        """The scale of states whose features are to have mean 0 and deviation 1."""
+        """The scale by which these states have mean 0 and deviation 1."""
         deviation_F, width = states_SF.std(0), states_SF.shape[1]
         projection_FM = None
-        if width > MOST_FEATURES:
+        if width > MOST_DIMENSIONS:
+            # The label is part of the seed: another one would draw other numbers.
             draw = np.random.default_rng(derive_seed(0, "features", width))
-            projection_FM = draw.normal(size=(width, MOST_FEATURES)) / MOST_FEATURES**0.5
+            projection_FM = draw.normal(size=(width, MOST_DIMENSIONS)) / MOST_DIMENSIONS**0.5
         deviation_F = np.where(deviation_F > 0, deviation_F, 1.0)
         return cls(states_SF.mean(0), deviation_F, projection_FM)
 
     @property
     def width(self) -> int:
-        return min(len(self.mean_F), MOST_FEATURES)
+        return min(len(self.mean_F), MOST_DIMENSIONS)
 
-    def features(self, states_PF: Array) -> Array:
+    def scaled(self, states_PF: Array) -> Array:
         """Standardised, narrowed if they are wide, and divided by sqrt(F)."""
-        features_PF = (states_PF - self.mean_F) / self.deviation_F
+        scaled_PF = (states_PF - self.mean_F) / self.deviation_F
         if self.projection_FM is not None:
-            features_PF = features_PF @ self.projection_FM
-        return np.asarray(features_PF / len(self.mean_F) ** 0.5)
+            scaled_PF = scaled_PF @ self.projection_FM
+        return np.asarray(scaled_PF / len(self.mean_F) ** 0.5)
 
 
 def _batches_of_states(

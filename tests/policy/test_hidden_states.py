@@ -8,8 +8,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from cropi.errors import InputError
-from cropi.policy import representations
-from cropi.policy.representations import MOST_FEATURES, prompt_features
+from cropi.policy import hidden_states
+from cropi.policy.hidden_states import MOST_DIMENSIONS, prompt_hidden_states
 from cropi.schema import RolloutGroup
 from support.tiny_models import tiny_model
 
@@ -22,7 +22,7 @@ def groups(count: int, longest: int = 9) -> list[RolloutGroup]:
 
 
 @pytest.mark.parametrize("name", ["qwen2-tied", "llama-untied", "gpt2", "gemma3", "gpt-neox"])
-def test_features_are_the_mean_and_the_last_state_of_each_layer(name: str) -> None:
+def test_they_are_the_mean_and_the_last_state_of_each_layer(name: str) -> None:
     model, pool = tiny_model(name), groups(7)
     rows = []
     for group in pool:
@@ -32,19 +32,19 @@ def test_features_are_the_mean_and_the_last_state_of_each_layer(name: str) -> No
         rows.append([torch.cat([s[0].mean(0), s[0, -1]]).double().numpy() for s in states[1:]])
     plain = np.array(rows).transpose(1, 0, 2)
     plain = (plain - plain.mean(1, keepdims=True)) / plain.std(1, keepdims=True)
-    features = prompt_features(model, pool)
-    assert features == pytest.approx(plain / np.sqrt(plain.shape[2]), abs=1e-4)
+    states = prompt_hidden_states(model, pool)
+    assert states == pytest.approx(plain / np.sqrt(plain.shape[2]), abs=1e-4)
 
 
 def test_adapters_are_part_of_the_policy() -> None:
     model, pool = tiny_model("qwen2-tied"), groups(6)
-    plain = prompt_features(model, pool)
+    plain = prompt_hidden_states(model, pool)
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
-    assert prompt_features(adapted.eval(), pool) == pytest.approx(plain, abs=1e-6)
+    assert prompt_hidden_states(adapted.eval(), pool) == pytest.approx(plain, abs=1e-6)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
-    assert np.abs(prompt_features(adapted.eval(), pool) - plain).max() > 0.01
+    assert np.abs(prompt_hidden_states(adapted.eval(), pool) - plain).max() > 0.01
 
 
 def test_states_that_are_not_finite_are_refused_by_the_prompts_name() -> None:
@@ -53,39 +53,39 @@ def test_states_that_are_not_finite_are_refused_by_the_prompts_name() -> None:
     with torch.no_grad():
         model.get_input_embeddings().weight[token] = torch.nan
     with pytest.raises(InputError, match=r"at prompt 'p\d+' are not finite"):
-        prompt_features(model, pool)
+        prompt_hidden_states(model, pool)
 
 
-def test_features_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_they_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     model, pool = tiny_model("qwen2-tied"), groups(20)
-    together = prompt_features(model, pool)
-    monkeypatch.setattr(representations, "BATCH_TOKENS", 12)
-    assert prompt_features(model, pool) == pytest.approx(together, abs=1e-4)
-    back = prompt_features(model, pool[::-1])[:, ::-1]
+    together = prompt_hidden_states(model, pool)
+    monkeypatch.setattr(hidden_states, "BATCH_TOKENS", 12)
+    assert prompt_hidden_states(model, pool) == pytest.approx(together, abs=1e-4)
+    back = prompt_hidden_states(model, pool[::-1])[:, ::-1]
     assert back == pytest.approx(together, abs=1e-4)
 
 
-def test_wide_features_are_projected_and_keep_their_inner_products() -> None:
+def test_wide_states_are_projected_and_keep_their_inner_products() -> None:
     draw = np.random.default_rng(1)
-    wide = draw.normal(size=(60, 4 * MOST_FEATURES)) + 3 * draw.normal(size=(60, 1))
-    narrow = representations._Scale.of(wide).features(wide)
+    wide = draw.normal(size=(60, 4 * MOST_DIMENSIONS)) + 3 * draw.normal(size=(60, 1))
+    narrow = hidden_states._Scale.of(wide).scaled(wide)
     full = (wide - wide.mean(0)) / wide.std(0) / np.sqrt(wide.shape[1])
-    assert narrow.shape == (60, MOST_FEATURES)
+    assert narrow.shape == (60, MOST_DIMENSIONS)
     assert np.corrcoef((narrow @ narrow.T).ravel(), (full @ full.T).ravel())[0, 1] > 0.99
 
 
 def test_a_feature_that_never_varies_is_zero() -> None:
     same = np.ones((5, 3))
-    assert not representations._Scale.of(same).features(same).any()
+    assert not hidden_states._Scale.of(same).scaled(same).any()
 
 
 def test_a_part_of_many_prompts_says_how_all_are_standardised(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, pool = tiny_model("qwen2-tied"), groups(60)
-    by_all = prompt_features(model, pool)
-    monkeypatch.setattr(representations, "SCALED_BY", 40)
-    by_some = prompt_features(model, pool)
+    by_all = prompt_hidden_states(model, pool)
+    monkeypatch.setattr(hidden_states, "SCALED_BY", 40)
+    by_some = prompt_hidden_states(model, pool)
     assert by_some.dtype == np.float32
     for all_PF, some_PF in zip(by_all, by_some, strict=True):
         scale_F = some_PF.std(0) / all_PF.std(0)

@@ -13,39 +13,41 @@ from numpy.typing import NDArray
 from cropi.curriculum.policies import Policies
 from cropi.curriculum.run_context import RunLog
 from cropi.curriculum.stage_rollouts import replace_groups
-from cropi.policy.representations import prompt_features
+from cropi.policy.hidden_states import prompt_hidden_states
 from cropi.rollouts import read_rollouts
 from cropi.rollouts.current_rates import current_pass_rates, tokens_read
 from cropi.schema import RolloutGroup
 from cropi.store.cached import cached, stamp
 from cropi.store.files import file_hash
 from cropi.store.run_directory import Stage
-from cropi.store.tables import read_features, write_features
+from cropi.store.tables import read_hidden_states, write_hidden_states
 
 
 @dataclass(frozen=True)
-class PoolFeatures:
-    """Reads what the start policy makes of the pool's prompts, once for all stages of an arm.
+class PoolHiddenStates:
+    """Reads the start policy's hidden states at the pool's prompts, once for all stages of an arm.
 
-    Features tell prompts apart, which they do no better under later policies; and reading them
-    again would cost as much as all the rest of selection.
+    They tell prompts apart, which those of later policies do no better; and reading them again
+    would cost as much as all the rest of selection.
     """
 
     policies: Policies
     log: RunLog
 
     def read(self, first: Stage, start: str, pool: Sequence[RolloutGroup]) -> NDArray[np.float32]:
-        """Return the features [L, P, F] of the pool's prompts under the start policy."""
+        """Return the hidden states [L, P, F] of the start policy at the pool's prompts."""
         directory = self.log.directory
         inputs = (self.policies.key(start), file_hash(directory.prompts("pool")))
 
         def make(inputs_fingerprint: str) -> None:
-            with self.log.phase(f"{first.arm} prompt features", "scoring", first):
-                features = prompt_features(self.policies.load(start).model, pool)
+            with self.log.phase(f"{first.arm} hidden states", "scoring", first):
+                hidden_states = prompt_hidden_states(self.policies.load(start).model, pool)
                 ids = [group.prompt_id for group in pool]
-                write_features(first.features, ids, features, stamp(inputs_fingerprint))
+                write_hidden_states(
+                    first.hidden_states, ids, hidden_states, stamp(inputs_fingerprint)
+                )
 
-        return read_features(cached(first.features, inputs, make, directory.ledger))
+        return read_hidden_states(cached(first.hidden_states, inputs, make, directory.ledger))
 
 
 @dataclass(frozen=True)
