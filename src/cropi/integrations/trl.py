@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -41,10 +41,8 @@ from cropi.selection.settings import SelectionConfig
 from cropi.settings import given_or_default
 from cropi.text import plural, require_names, shown
 from cropi.training import stage_order
+from cropi.training.trl_config import NORMALISATION
 
-Normalisation = Literal["sequence", "token", "constant"]
-NORMALISATIONS: dict[str, Normalisation] = {"grpo": "sequence", "dr_grpo": "constant"}
-"""Of TRL's losses; that of the others (dapo, bnpo, ...) is `token`."""
 Row = dict[str, Any]
 
 
@@ -312,7 +310,7 @@ def _with_ratio(selection: SelectionConfig, ratio: float | None) -> SelectionCon
 
 def _influence(loss_type: str) -> InfluenceConfig:
     """Influence on an objective that is normalised as TRL's loss is."""
-    normalisation = NORMALISATIONS.get(loss_type, "token")
+    normalisation = NORMALISATION.get(loss_type, "token")  # as most of TRL's losses
     return InfluenceConfig.model_validate({"objective": {"normalisation": normalisation}})
 
 

@@ -1,7 +1,7 @@
 """Which prompts the next stage trains on: strategies behind one small interface."""
 
 from cropi.selection.fusion import fuse
-from cropi.selection.prompt_selection import enough, select
+from cropi.selection.prompt_selection import enough, select, selected_prompts
 from cropi.selection.strategy import (
     Needs,
     NothingSelectedError,
@@ -25,6 +25,7 @@ __all__ = [
     "needs_of",
     "require_not_empty",
     "select",
+    "selected_prompts",
     "selection_size",
     "top_by_score",
 ]

@@ -16,7 +16,7 @@ from cropi.rollouts.statistics import (
     pass_history,
     rollout_statistics,
 )
-from cropi.schema import NOT_SAMPLED, InfluenceEstimate, RolloutGroup, Selection
+from cropi.schema import NOT_SAMPLED, InfluenceEstimate, Prompt, RolloutGroup, Selection
 from cropi.selection.settings import SCORES_ALONE, SelectionConfig, StrategyChoice
 from cropi.selection.strategy import (
     Needs,
@@ -233,3 +233,21 @@ def _require(
         raise InputError(f"strategy {strategy} needs scores; make them with `cropi score`")
     if rollouts is None and (needs.scoring == "never" or needs.direction == "pool"):
         raise InputError(f"strategy {strategy} needs the pool's rollouts; give rollouts")
+
+
+def selected_prompts(prompt_ids: Sequence[str], pool: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts of `pool` with the ids of a selection, in its order.
+
+    Raises InputError for an empty selection, and an id that `pool` lacks.
+    """
+    if not prompt_ids:
+        raise InputError("the selection is empty; select at least one prompt")
+    by_id = {prompt.prompt_id: prompt for prompt in pool}
+    missing = [name for name in prompt_ids if name not in by_id]
+    if missing:
+        raise InputError(
+            f"the selection names {plural(len(missing), 'prompt')} not among the "
+            f"{plural(len(by_id), 'given prompt')}, first {shown(missing[0], 60)}; give the "
+            "prompts that were selected from"
+        )
+    return [by_id[name] for name in prompt_ids]

@@ -51,6 +51,11 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def bytes_hash(content: bytes) -> str:
+    """Return the hash that `file_hash` returns of a file with this content."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 def content_hash(file: Path) -> str:
     """Return a hash of a file's content; a file that has not changed is read once per process."""
     state = _file_state(file)
@@ -162,6 +167,15 @@ def require_writable(path: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def require_replaceable(folder: Path, record: str, writer: str) -> None:
+    """Raise InputError for a folder with something in it, unless it has a `writer`'s `record`."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / record).is_file():
+        raise InputError(
+            f"{folder} holds files that no {writer} wrote, and everything in it would be "
+            "replaced; give a new path"
+        )
 
 
 @contextmanager

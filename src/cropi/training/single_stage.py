@@ -15,7 +15,7 @@ from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import Prompt, Selection
 from cropi.settings import given_or_default
 from cropi.store.cached import read_record
-from cropi.store.files import atomic_folder
+from cropi.store.files import atomic_folder, require_replaceable
 from cropi.store.lock import exclusive_output
 from cropi.store.policy_record import OPTIMIZERS, require_intact, write_policy_record
 from cropi.store.remote import local_place
@@ -74,10 +74,8 @@ def train(
     settings = given_or_default(settings, TrainingConfig, "settings")
     rollouts = given_or_default(rollouts, RolloutsConfig, "rollouts")
     policy = local_place(policy) if remote_url(policy) else policy
-    _require_replaceable(Path(out))
+    require_replaceable(Path(out), "trainer_state.json", "training stage")
     ids = selection.prompt_ids if isinstance(selection, Selection) else list(selection)
-    if not ids:
-        raise InputError("the selection is empty; select at least one prompt")
     first_step = _steps_done(Path(policy)) if carry_optimizer else 0
     plan = StagePlan(
         start=str(policy),
@@ -107,15 +105,6 @@ def train(
         settle_adapter(part, Path(out), Path(plan.start))
         write_policy_record(part, {"steps": first_step + steps})
         return outcome
-
-
-def _require_replaceable(out: Path) -> None:
-    """Raise InputError if `out` is a folder with something in it that is not a checkpoint."""
-    if out.is_dir() and any(out.iterdir()) and not (out / "trainer_state.json").is_file():
-        raise InputError(
-            f"{out} holds files that no training stage wrote, and a checkpoint replaces its whole "
-            "directory; give a new path"
-        )
 
 
 def _horizon(horizon: int | None, last_step: int) -> int:

@@ -20,7 +20,7 @@ from cropi.plugins import find_plugin
 from cropi.policy.settings import ModelConfig
 from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import Prompt, RolloutGroup, derive_seed
-from cropi.text import plural
+from cropi.selection import selected_prompts
 from cropi.training.settings import TrainerChoice, TrainerSettings, TrainingConfig
 
 if TYPE_CHECKING:
@@ -84,18 +84,13 @@ class StagePlan:
         order_seed: int | None = None,
         prompts_sampled: int = 0,
     ) -> StagePlan:
-        """The plan to train on the prompts of `pool` with these ids, at least one.
+        """The plan to train on the prompts of `pool` with these ids.
 
         `prompts_sampled` says where in the order of `order_seed` (default: `seed`) earlier stages
-        on the same prompts stopped. Raises InputError for a selected prompt that `pool` lacks.
+        on the same prompts stopped. Raises InputError for an empty selection, or a prompt that
+        `pool` lacks.
         """
-        by_id = {prompt.prompt_id: prompt for prompt in pool}
-        missing = [i for i in prompt_ids if i not in by_id]
-        if missing:
-            raise InputError(
-                f"the selection names {plural(len(missing), 'prompt')} not among the given "
-                f"prompts, first {missing[0]!r}; give the prompts that were scored"
-            )
+        by_id = {each.prompt_id: each for each in selected_prompts(prompt_ids, pool)}
         rounds = MAX_SAMPLING_ROUNDS if self.dynamic_sampling else 1
         visits = self.steps * self.training.prompts_per_step * rounds
         seed = self.seed if order_seed is None else order_seed

@@ -12,8 +12,7 @@ import torch
 
 from cropi.errors import InputError
 from cropi.influence.features import FeatureStore, FeatureWriter, ShardSink
-from cropi.influence.features.feature_writer import content_hash
-from cropi.store.files import file_hash
+from cropi.store.files import bytes_hash, file_hash
 from support.fake_stores import DIM, contents, fill, identity, ids, sketches, store, writer
 
 
@@ -210,7 +209,7 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
 
 def test_a_store_carries_the_state_of_its_fitted_sketch(tmp_path: Path) -> None:
     state = b"which coordinates are heavy"
-    adaptive = identity(21, sketch_file=content_hash(state))
+    adaptive = identity(21, sketch_file=bytes_hash(state))
     writing = FeatureWriter(tmp_path / "s", adaptive, ids(21), [0] * 21, state)
     fill(writing, sketches(21))
     stored = FeatureStore(tmp_path / "s")

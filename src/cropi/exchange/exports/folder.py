@@ -22,7 +22,14 @@ from cropi.exchange.reward_functions import PROMPTS, VERIFIERS
 from cropi.plugins import find_plugin, plugin_names, resolve_name
 from cropi.prompts import write_prompts
 from cropi.schema import Prompt, Selection, derive_seed, fingerprint
-from cropi.store.files import atomic_folder, write_json, write_jsonl, write_table
+from cropi.selection import selected_prompts
+from cropi.store.files import (
+    atomic_folder,
+    require_replaceable,
+    write_json,
+    write_jsonl,
+    write_table,
+)
 from cropi.text import plural, shown
 from cropi.verifiers.settings import VerifiersConfig, resolved
 
@@ -75,8 +82,8 @@ def export_selection(
             something else, or the trainer cannot take such prompts.
     """
     form: TrainerFormat = find_plugin("export", resolve_name("export", trainer))()
-    _require_replaceable(out)
-    chosen = _chosen(selection, pool)
+    require_replaceable(out, EXPORT_RECORD, "export")
+    chosen = selected_prompts(selection.prompt_ids, pool)
     _require_one_kind(chosen, trainer)
     drawn = random_control(pool, len(chosen), seed) if control else []
     _require_one_kind([*chosen, *drawn], trainer)
@@ -104,29 +111,6 @@ def export_selection(
         write_json(part / EXPORT_RECORD, _record(trainer, form, chosen, drawn, seed, exported))
         (part / "README.md").write_text(_readme(trainer, form, exported), encoding="utf-8")
     return exported
-
-
-def _require_replaceable(out: Path) -> None:
-    """Raise InputError if `out` is a folder with something in it that is not an export."""
-    if out.is_dir() and any(out.iterdir()) and not (out / EXPORT_RECORD).is_file():
-        raise InputError(
-            f"{out} holds files that no export wrote, and an export replaces its whole directory; "
-            "give a new path"
-        )
-
-
-def _chosen(selection: Selection, pool: Sequence[Prompt]) -> list[Prompt]:
-    by_id = {prompt.prompt_id: prompt for prompt in pool}
-    missing = [name for name in selection.prompt_ids if name not in by_id]
-    if missing:
-        raise InputError(
-            f"the selection names {plural(len(missing), 'prompt')} not among the "
-            f"{plural(len(by_id), 'given prompt')}, first {shown(missing[0], 60)}; give the "
-            "prompts that were selected from"
-        )
-    if not selection.prompt_ids:
-        raise InputError("the selection is empty; select at least one prompt")
-    return [by_id[name] for name in selection.prompt_ids]
 
 
 def _require_one_kind(prompts: Sequence[Prompt], trainer: str) -> None:

@@ -24,14 +24,14 @@ from cropi.influence.features.feature_files import (
     rows_path,
 )
 from cropi.influence.features.feature_store import FeatureStore
-from cropi.influence.features.feature_writer import FeatureWriter, content_hash
+from cropi.influence.features.feature_writer import FeatureWriter
 from cropi.influence.left_out_prompts import InformativeGroups, require_informative
 from cropi.influence.pool_pass import ratio_notes
 from cropi.influence.preconditioner import Preconditioner, PreconditioningConsumer
 from cropi.influence.scorer import fit_sketch
 from cropi.schema import RolloutGroup
 from cropi.sketches import FittedSketch, Sketch, SketchConsumer
-from cropi.store.files import file_hash
+from cropi.store.files import bytes_hash, file_hash
 from cropi.store.lock import exclusive_lock
 
 
@@ -105,7 +105,7 @@ def _write_store(
     identity = replace(
         identity_of(extractor, sketch, informative, len(groups), rollouts),
         dtype=dtype,
-        sketch_file="" if state is None else content_hash(state),
+        sketch_file="" if state is None else bytes_hash(state),
         preconditioner={} if preconditioner is None else preconditioner.identity,
     )
     if like is not None:

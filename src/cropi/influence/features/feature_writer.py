@@ -9,7 +9,6 @@ Shape legend: P prompts of a batch, R rows of a shard, D dimensions.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,7 +35,7 @@ from cropi.influence.features.feature_files import (
 )
 from cropi.influence.left_out_prompts import gradient_statuses
 from cropi.schema import SCORED, unique
-from cropi.store.files import atomic_write, file_hash, remove, require_writable
+from cropi.store.files import atomic_write, bytes_hash, file_hash, remove, require_writable
 from cropi.store.lock import LOCK
 
 
@@ -51,11 +50,6 @@ def require_store_place(folder: Path) -> None:
             "empty directory"
         )
     require_writable(folder / IDENTITY)
-
-
-def content_hash(content: bytes) -> str:
-    """The hash that `cropi.store.files.file_hash` gives a file with this content."""
-    return hashlib.sha256(content).hexdigest()[:16]
 
 
 class ShardSink:
@@ -128,7 +122,7 @@ class FeatureWriter:
     ) -> None:
         assert len(prompt_ids) == len(tokens) == identity.prompts
         assert unique(prompt_ids), "a prompt_id appears twice"
-        assert identity.sketch_file == (content_hash(sketch_file) if sketch_file else "")
+        assert identity.sketch_file == (bytes_hash(sketch_file) if sketch_file else "")
         self.folder, self.identity = folder, identity
         self.prompt_ids, self.tokens = list(prompt_ids), list(tokens)
         require_store_place(folder)
