@@ -37,6 +37,15 @@ def outcomes(*units: WorkUnit, workers: int = 2, late_after: float = 30.0) -> di
     return {each.unit.name: each for each in finished}
 
 
+def test_idle_workers_make_room_for_those_of_others() -> None:
+    first, second = RayWorkers(2), RayWorkers(2)
+    for executor, other in ((first, second), (second, first), (first, second)):
+        with executor:
+            assert other.workers == 0
+            list(run_units(executor, [WorkUnit("a", divmod, (7, 3))]))
+        assert executor.workers == 1
+
+
 def note(file: Path, text: str, error: Exception | None = None) -> str:
     """Leave a line in a file that all workers see, then fail if there is an error."""
     with file.open("a") as handle:

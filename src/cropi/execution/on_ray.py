@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakSet
 
 from cropi import __version__
 from cropi.errors import InputError
@@ -65,7 +66,8 @@ class RayWorkers:
     counts. Raises InputError from `__enter__` if there is no such cluster, or no room in it.
 
     Workers end when the context is left, as others may want their place. Those on cores of a Ray
-    that was started for this process stay, without what units shared, for the next time.
+    that was started for this process stay, without what units shared, for the next time, unless
+    others of this process are entered before.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class RayWorkers:
         self.threads: int | None = cpus
         self._late_after = late_after
         self._idle: list[Any] = []
+        self._running: dict[Any, Attempt] = {}
         self._driver = ""
 
     @property
@@ -95,7 +98,10 @@ class RayWorkers:
         driver, self._driver = self._driver, self._ray.get_runtime_context().get_worker_id()
         if driver != self._driver:
             self._idle = []  # those of another Ray
-        self._running: dict[Any, Attempt] = {}
+        for other in set(_resting) - {self}:
+            other._end_idle()
+        _resting.discard(self)
+        self._running.clear()
         self._unfinished: set[str] = set()
         self._failures: dict[str, list[str]] = {}
         self._durations: list[float] = []
@@ -134,11 +140,20 @@ class RayWorkers:
         for worker in [*self._starting.values(), *busy, *([] if keep else self._idle)]:
             self._ray.kill(worker)
         self._idle = self._idle if keep else []
+        if keep:
+            _resting.add(self)
         for worker in self._idle:
             worker.forget.options(name="cropi: wait").remote()
         self._running.clear()
         self._queue.clear()
         self._unfinished.clear()
+
+    def _end_idle(self) -> None:
+        """End workers that wait for the next time: they have their cores until then."""
+        _resting.discard(self)
+        for worker in self._idle:
+            self._ray.kill(worker)
+        self._idle = []
 
     def _start_workers(self) -> None:
         """Start workers in the place of those that are missing, as far as there is work."""
@@ -277,6 +292,10 @@ class RayWorkers:
         )
         given_up.__cause__ = error
         return given_up
+
+
+_resting: WeakSet[RayWorkers] = WeakSet()
+"""Those of this process that are not in use, and whose workers wait for the next time."""
 
 
 def _seen_here(unit: WorkUnit, outcome: Outcome) -> Outcome:
