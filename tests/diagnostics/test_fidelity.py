@@ -222,3 +222,14 @@ def test_the_model_is_left_as_it_was() -> None:
     diagnose_fidelity(groups(5), {"v": groups(3)}, model, settings=settings)
     assert model.training
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
+def test_rollouts_that_this_policy_cannot_have_sampled_are_named_with_the_sketches() -> None:
+    pool = groups(12)
+    for response in (response for group in pool for response in group.responses):
+        response.logprobs = response.logprobs - 5
+    few = FidelitySettings(
+        sketches=("windowed",), dims=(16,), seeds=1, timed_prompts=2, repetitions=1
+    )
+    report = diagnose_fidelity(pool, {"v": groups(6, 1)}, tiny_model("qwen2-tied"), settings=few)
+    assert any(note.startswith("the pool: ") for note in report.notes), report.notes

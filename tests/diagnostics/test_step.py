@@ -155,3 +155,14 @@ def test_scores_of_something_else_are_refused() -> None:
 def test_a_learning_rate_that_steps_nowhere_is_refused(rates: tuple[float, ...]) -> None:
     with pytest.raises(InputError, match="above 0"):
         StepSettings(learning_rates=rates)
+
+
+def test_rollouts_that_this_policy_cannot_have_sampled_are_named_with_the_verdict() -> None:
+    """Log-probs of another model make ratios that say nothing, whatever the steps do."""
+    pool, target = real_tokens(12), real_tokens(6, seed=1)
+    for group in pool:
+        for response in group.responses:
+            response.logprobs = response.logprobs - 5
+    few = StepSettings(learning_rates=(1e-6,), band_size=2, random_bands=1, single_prompts=1)
+    report = diagnose_step(pool, {"v": target}, tiny_model("qwen2-tied"), settings=few)
+    assert any(note.startswith("the pool: ") for note in report.notes), report.notes

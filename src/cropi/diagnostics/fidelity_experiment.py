@@ -88,7 +88,8 @@ class FidelityExperiment:
         """Exact scores, then sketches pass by pass, then each one's cost."""
         settings = self.settings
         scorer = Scorer(self.extractor, progress=self.progress)
-        exact = scorer.score(self.pool, self.targets).estimate
+        influence = scorer.score(self.pool, self.targets)
+        exact = influence.estimate
         results: dict[SketchSpec, list[Agreement]] = {spec: [] for spec in self.specs}
         jobs = [(spec, seed) for seed in range(settings.seeds) for spec in self.specs]
         done = 0
@@ -107,7 +108,7 @@ class FidelityExperiment:
             exact_seconds=exact_seconds,
             sketches=[summarise(s, results[s], seconds[s]) for s in self.specs],
             budget=settings.budget,
-            notes=self._notes(),
+            notes=[*influence.notes, *self._notes()],
         )
 
     def _make(self, spec: SketchSpec, seed: int) -> Sketch:

@@ -105,7 +105,13 @@ class StepExperiment:
     def run(self, scores: InfluenceEstimate | None) -> StepReport:
         """Plan the bands, step on each, report."""
         settings, names = self.settings, list(self.validation)
-        scores = (self._score() if scores is None else scores).scored()
+        notes: list[str] = []
+        if scores is None:
+            influence = Scorer(self.extractor, progress=self.progress).score(
+                list(self.pool.values()), self.validation
+            )
+            scores, notes = influence.estimate, influence.notes
+        scores = scores.scored()
         require_scored(scores, self.pool, names)
         plans = plan_steps(
             scores,
@@ -123,16 +129,10 @@ class StepExperiment:
             )
             for name, groups in self.validation.items()
         ]
-        notes = (
-            [f"bands hold {size} prompts instead of {settings.band_size}: {len(self.pool)} scored"]
-            if size < settings.band_size
-            else []
-        )
+        if size < settings.band_size:
+            few = f"bands hold {size} prompts instead of {settings.band_size}"
+            notes = [*notes, f"{few}: {len(self.pool)} scored"]
         return StepReport(targets, settings.rates, settings.main, size, self.size, notes)
-
-    def _score(self) -> InfluenceEstimate:
-        scorer = Scorer(self.extractor, progress=self.progress)
-        return scorer.score(list(self.pool.values()), self.validation).estimate
 
     def _outcomes(
         self, groups: Sequence[RolloutGroup], plans: Sequence[StepPlan]
