@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cropi.errors import InputError
-from cropi.rollouts.statistics import pass_history, rollout_statistics
+from cropi.rollouts.statistics import TRAINED_GROUP, pass_history, rollout_statistics
 from cropi.schema import Response, RolloutGroup
 
 
@@ -65,6 +65,18 @@ def test_a_history_counts_the_passes_of_the_pools_prompts_round_by_round() -> No
     assert history.rates[0].tolist()[:2] == [0.5, 1.0]
     assert np.isnan(history.rates[:, 2]).all()
     assert pass_history(["b"], [second], threshold=0.6).passes.tolist() == [[2]]
+
+
+def test_the_latest_of_a_later_round_are_its_last_responses_and_of_the_first_all() -> None:
+    learnt = [0.0] * 12 + [1.0] * TRAINED_GROUP
+    first = group(learnt)
+    history = pass_history([first.prompt_id], [[first], [group(learnt)], [group([0.5, 1.0])]])
+    latest = history.latest
+    assert latest is not None
+    assert latest.responses[:, 0].tolist() == [20, TRAINED_GROUP, 2]
+    assert latest.passes[:, 0].tolist() == [8, 8, 1.5]
+    assert latest.mixed[:, 0].tolist() == [True, False, True]
+    assert history.mixed[:, 0].tolist() == [True, True, True]
 
 
 def test_a_round_of_another_pool_is_refused() -> None:

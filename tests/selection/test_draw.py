@@ -100,6 +100,18 @@ def test_stages_after_the_first_draw_a_share_from_all_prompts(others: float) -> 
     assert share_elsewhere(1) == pytest.approx(first + others * (spread - first), abs=0.05)
 
 
+def test_a_skill_that_is_learnt_leaves_its_place_to_others() -> None:
+    """Its rewards differ over the last stage, but no longer at its end."""
+    context = replace(world(1), stage=1)
+    everywhere, of_skill = np.ones(POOL_SIZE, bool), SKILL_OF == 0
+    stage = rounds(everywhere, of_skill)
+    ended = rounds(everywhere, of_skill, rate=1.0)
+    lagging, learnt = (
+        replace(context, history=replace(stage, latest=each)) for each in (None, ended)
+    )
+    assert share_of(0, learnt) < 0.6 < 0.7 < share_of(0, lagging)
+
+
 def test_all_skills_that_help_are_drawn() -> None:
     context = world(1, helps=(0.12, 0.12, 0, 0, 0))
     assert share_of(0, context) + share_of(1, context) > 0.8

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 STATUSES: tuple[RewardStatus, ...] = get_args(RewardStatus)
 GroupKind = Literal["informative", "all right", "all wrong", "all the same", "too few judged"]
 GROUP_KINDS: tuple[GroupKind, ...] = get_args(GroupKind)
+TRAINED_GROUP = 8
+"""Responses of a prompt in training, which have to differ in reward to teach anything."""
 SUMMARY_COLUMNS = (
     "prompt_id",
     "reward",
@@ -96,12 +98,15 @@ class PassHistory:
     that a stage's training sampled. `passes` float64 [R, P] are sums of rewards, or of passes where
     there is a threshold, over `responses` int64 [R, P], the usable ones: 0 where a round did not
     sample the prompt. `unequal` [R, P]: whether their rewards differ; None: they are 0 and 1, so
-    that the sums tell.
+    that the sums tell. `latest`: the same of the policy that ended each round. It is one policy's
+    from the start in the first round; later ones may be a training's, which moves, so that a
+    prompt's last TRAINED_GROUP responses count; None: of all responses.
     """
 
     passes: NDArray[np.float64]
     responses: NDArray[np.int64]
     unequal: NDArray[np.bool_] | None = None
+    latest: PassHistory | None = None
 
     @property
     def rates(self) -> NDArray[np.float64]:
@@ -127,32 +132,43 @@ def pass_history(
     Raises InputError for a round without any of the pool's prompts.
     """
     place_of = {prompt_id: place for place, prompt_id in enumerate(prompt_ids)}
-    counted = [_counted(place_of, groups, threshold, r) for r, groups in enumerate(rounds)]
-    passes, responses, unequal = map(np.array, zip(*counted, strict=True))
-    return PassHistory(passes, responses, unequal)
+    whole, latest = [], []
+    for index, groups in enumerate(rounds):
+        of_pool = [group for group in groups if group.prompt_id in place_of]
+        if not of_pool:
+            raise InputError(
+                f"round {index} of the history has no rollout of the pool's prompts; give the "
+                "rollouts that were sampled of this pool, oldest first"
+            )
+        whole.append(_counted(place_of, of_pool, threshold))
+        latest.append(_counted(place_of, of_pool, threshold, TRAINED_GROUP) if index else whole[0])
+    return PassHistory(*_stacked(whole), latest=PassHistory(*_stacked(latest)))
+
+
+Counts = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]
+"""Passes, usable responses, and whether their rewards differ: [P], or [R, P]."""
 
 
 def _counted(
     place_of: Mapping[str, int],
     groups: Sequence[RolloutGroup],
     threshold: float | None,
-    round_index: int,
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
-    """Passes, usable responses, and whether their rewards differ [P], in one round."""
+    last: int = 0,
+) -> Counts:
+    """The counts [P] of one round, of the last so many responses to each prompt; 0: of all."""
     passes, responses = np.zeros(len(place_of)), np.zeros(len(place_of), np.int64)
     unequal = np.zeros(len(place_of), bool)
-    of_pool = [group for group in groups if group.prompt_id in place_of]
-    if not of_pool:
-        raise InputError(
-            f"round {round_index} of the history has no rollout of the pool's prompts; give the "
-            "rollouts that were sampled of this pool, oldest first"
-        )
-    for group in of_pool:
-        rewards, place = as_passes(group.rewards, threshold), place_of[group.prompt_id]
-        passes[place] += rewards.sum()
+    for group in groups:
+        rewards, place = group.rewards[-last:], place_of[group.prompt_id]
+        passes[place] += as_passes(rewards, threshold).sum()
         responses[place] += len(rewards)
-        unequal[place] |= group.informative
+        unequal[place] |= len(rewards) > 1 and rewards_differ(rewards.min(), rewards.max())
     return passes, responses, unequal
+
+
+def _stacked(counts: Sequence[Counts]) -> Counts:
+    passes, responses, unequal = zip(*counts, strict=True)
+    return np.array(passes), np.array(responses), np.array(unequal)
 
 
 @dataclass(slots=True)

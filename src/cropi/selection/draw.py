@@ -15,10 +15,11 @@ neither the most useful prompts nor different ones from stage to stage. Four ste
 
    and the stage has as many prompts as are expected to help: fewer than the ratio asks for where
    little does, and more where much does and the stage's steps would otherwise repeat prompts often.
-4. *Draw*: without replacement, in proportion to the sum of the sets' chances, each summing to one,
-   times the chance that the prompt's next group has a gradient (`chance_of_a_gradient`). Chances
-   saturate: what surely helps is drawn alike, in every stage again. After the first stage a share
-   of it (`others`) is drawn from all prompts, which keeps untargeted skills.
+4. *Draw*: without replacement, in proportion to a mixture of the sets' chances, each summing to
+   one, times the chance that the prompt's next group has a gradient (`chance_of_a_gradient`).
+   Chances saturate: what surely helps is drawn alike, in every stage again. After the first stage
+   the mixture has a part (`others`) that is equal for all prompts and keeps untargeted skills. It
+   grows in the draw as what helps is learnt, and has no gradient any more.
 
 Where influence cannot tell prompts apart for any set, the stage has the whole pool.
 
@@ -41,7 +42,7 @@ from pydantic import Field, model_validator
 from cropi.estimation.ridge import Prediction, combined, fit_best
 from cropi.influence.settings import Metric
 from cropi.plugins import plugin
-from cropi.rollouts.statistics import PassHistory
+from cropi.rollouts.statistics import TRAINED_GROUP, PassHistory
 from cropi.schema import InfluenceEstimate, Selection
 from cropi.selection.strategy import (
     Scoring,
@@ -66,8 +67,6 @@ LEAST_OF_RATIO = 0.2
 """Of what the ratio asks for: the least of a stage, as fewer prompts are overfitted."""
 OFTEN_ENOUGH = 2
 """Visits of a prompt in a stage, beyond which other prompts that help are worth more."""
-TRAINED_GROUP = 8
-"""Responses of a prompt in training, which have to differ in reward to teach anything."""
 OWN_SHARE = 0.3
 """What a prompt's own last group says of its next one; the rest is what alike prompts say."""
 LEAST_CHANCE = 0.02
@@ -91,7 +90,8 @@ class DrawSettings(Section):
     others: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.2,
         description="share of every stage but the first that is drawn from all prompts, whatever "
-        "their influence, so that untargeted skills are kept",
+        "their influence, so that untargeted skills are kept; it is larger as far as what helps "
+        "is learnt, so that few of its groups would have a gradient",
     )
 
     @model_validator(mode="after")
@@ -141,17 +141,17 @@ class Cropi:
         drawn = [_shares(helps_P * own_evidence(context, n)) for n, helps_P in helps.items()]
         gradient_P = chance_of_a_gradient(context)
         others = self.others if context.stage > 0 else 0.0
-        helpful_P, any_P = _shares(np.mean(drawn, axis=0) * gradient_P), _shares(gradient_P)
-        weights_P = (1 - others) * helpful_P + others * any_P
-        expected = float(np.max([*helps.values()], axis=0).sum()) / (1 - others)
-        count = stage_size(expected, context)
+        helpful_P = (1 - others) * np.mean(drawn, axis=0) * gradient_P
+        weights_P = helpful_P + others / len(gradient_P) * gradient_P
+        helpful = float(np.max([*helps.values()], axis=0).sum())
+        count = stage_size(helpful * float(weights_P.sum() / helpful_P.sum()), context)
         chosen = _drawn(weights_P, count, context.seed)
         chosen = chosen[top_by_score(weights_P[chosen], [context.prompt_ids[i] for i in chosen])]
         best_P = np.max([mean for mean, _ in predictions.values()], axis=0)
         notes = [f"influence on {name} hardly tells prompts apart" for name in blind]
         return Selection(
             prompt_ids=[context.prompt_ids[i] for i in chosen],
-            scores=weights_P[chosen],
+            scores=_shares(weights_P)[chosen],
             negative=int((best_P[chosen] < 0).sum()),
             notes=[*shortfall(len(chosen), count, "prompts can be drawn"), *notes],
         )
@@ -202,7 +202,7 @@ def _from_features(
 
 
 def stage_size(expected: float, context: SelectionContext) -> int:
-    """How many prompts a stage has: those expected to help, within bounds.
+    """How many prompts a stage has: so many as `expected`, within bounds.
 
     At least LEAST_OF_RATIO of what the ratio asks for. At most that number or, if that is more, so
     many that the stage's steps visit each OFTEN_ENOUGH. Where no stage of known length is chosen
@@ -245,15 +245,15 @@ def own_evidence(context: SelectionContext, name: str) -> Array:
 def chance_of_a_gradient(context: SelectionContext) -> Array:
     """How likely each prompt's [P] next group in training has better and worse responses.
 
-    A pass rate p makes it 1 - p^g - (1 - p)^g, g = TRAINED_GROUP, where the rewards of a round
-    differ. A prompt's own last rate, of few responses and an older policy, has the weight
-    OWN_SHARE. The rest is predicted from hidden states: what alike prompts had under the start
-    policy, and how that has changed in the prompts of the last round, towards no change for prompts
-    unlike any of it.
+    A pass rate p makes it 1 - p^g - (1 - p)^g, g = TRAINED_GROUP, where the rewards differ, of the
+    latest responses in a round: a stage's mean lags behind what it teaches. A prompt's own last
+    rate, of few responses, has the weight OWN_SHARE. The rest is predicted from hidden states: what
+    alike prompts had under the start policy, and how that has changed in the prompts of the last
+    round, towards no change for prompts unlike any of it.
     """
     rounds = context.history
     assert rounds is not None, "the strategy needs a history and was given none"
-    start_P, *later = _chances(rounds)
+    start_P, *later = _chances(rounds.latest or rounds)
     alike_P = np.ones(len(start_P))
     if (~np.isnan(start_P)).any():
         mean = float(np.nanmean(start_P))
