@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cropi.errors import InputError
-from cropi.rollouts.statistics import TRAINED_GROUP, pass_history, rollout_statistics
+from cropi.rollouts.statistics import GROUP_SIZE, pass_history, rollout_statistics
 from cropi.schema import Response, RolloutGroup
 
 
@@ -68,12 +68,12 @@ def test_a_history_counts_the_passes_of_the_pools_prompts_round_by_round() -> No
 
 
 def test_the_latest_of_a_later_round_are_its_last_responses_and_of_the_first_all() -> None:
-    learnt = [0.0] * 12 + [1.0] * TRAINED_GROUP
+    learnt = [0.0] * 12 + [1.0] * GROUP_SIZE
     first = group(learnt)
     history = pass_history([first.prompt_id], [[first], [group(learnt)], [group([0.5, 1.0])]])
     latest = history.latest
     assert latest is not None
-    assert latest.responses[:, 0].tolist() == [20, TRAINED_GROUP, 2]
+    assert latest.responses[:, 0].tolist() == [20, GROUP_SIZE, 2]
     assert latest.passes[:, 0].tolist() == [8, 8, 1.5]
     assert latest.mixed[:, 0].tolist() == [True, False, True]
     assert history.mixed[:, 0].tolist() == [True, True, True]

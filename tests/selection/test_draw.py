@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 
 from cropi.errors import InputError
-from cropi.rollouts.statistics import PassHistory, RolloutStatistics
+from cropi.rollouts.statistics import GROUP_SIZE, PassHistory, RolloutStatistics
 from cropi.schema import SCORED, InfluenceEstimate
 from cropi.selection import SelectionContext, find_strategy, select
 from cropi.selection.draw import (
     LEAST_OF_RATIO,
     OFTEN_ENOUGH,
     OWN_SHARE,
-    TRAINED_GROUP,
     chance_of_a_gradient,
     normal_cdf,
     own_evidence,
@@ -203,7 +202,7 @@ def test_training_that_changed_nothing_changes_no_chance() -> None:
     informative = np.ones(POOL_SIZE, bool)
     history = rounds(informative, np.ones(POOL_SIZE, np.int64))
     chances = chance_of_a_gradient(replace(context, history=history))
-    assert chances == pytest.approx(1 - 2 * 0.5**TRAINED_GROUP)
+    assert chances == pytest.approx(1 - 2 * 0.5**GROUP_SIZE)
 
 
 def test_a_mean_reward_between_0_and_1_is_no_gradient_where_all_are_equal() -> None:
@@ -214,7 +213,7 @@ def test_a_mean_reward_between_0_and_1_is_no_gradient_where_all_are_equal() -> N
     history = PassHistory(0.1 * rounds_RP, rounds_RP, unequal=~equal[None])
     chances = chance_of_a_gradient(replace(context, history=history))
     assert chances[equal].max() < 0.4 < 0.6 < chances[~equal].min()
-    assert chances[~equal].mean() == pytest.approx(1 - (5 / 6) ** TRAINED_GROUP, abs=0.1)
+    assert chances[~equal].mean() == pytest.approx(1 - (5 / 6) ** GROUP_SIZE, abs=0.1)
 
 
 def test_a_pool_without_any_response_has_every_chance() -> None:

@@ -93,6 +93,7 @@ class Steps:
             selector=PromptSelector(
                 settings=config.selection,
                 visits=config.curriculum.steps_per_stage * config.training.prompts_per_step,
+                group_size=config.training.responses,
                 sets=sets,
                 threshold=config.verifiers.threshold,
                 batch_tokens=config.influence.batch_tokens,

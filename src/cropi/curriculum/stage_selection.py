@@ -209,12 +209,14 @@ def _facts(influence: Influence, needs: Needs, hidden_state_tokens: int) -> dict
 class PromptSelector:
     """Chooses the prompts of a stage.
 
-    `visits` is how many prompts a stage's steps read; `threshold` turns rewards into passes;
+    `visits` is how many prompts a stage's steps read, and `group_size` how many responses to each
+    they sample; `threshold` turns rewards into passes;
     `batch_tokens` bounds the forward passes of strategies that read the policy without scoring.
     """
 
     settings: SelectionConfig
     visits: int
+    group_size: int
     sets: PromptSets
     threshold: float | None
     batch_tokens: int | None
@@ -243,6 +245,7 @@ class PromptSelector:
             strategy.model_dump(),
             self.settings.ratio,
             self.visits,
+            self.group_size,
             self.threshold,
             stage.arm,
             stage.index,
@@ -304,6 +307,7 @@ class PromptSelector:
             threshold=self.threshold,
             stage=stage.index,
             visits=self.visits,
+            group_size=self.group_size,
             seed=self.seeds.of("selection", stage.arm, stage.index),
             title=stage.title,
             **evidence,

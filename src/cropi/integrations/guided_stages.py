@@ -40,6 +40,7 @@ from cropi.rollouts import load_engine, read_rollouts, write_rollouts
 from cropi.rollouts.collect import collect
 from cropi.rollouts.judged_groups import SamplingPlan
 from cropi.rollouts.settings import RolloutsConfig
+from cropi.rollouts.statistics import GROUP_SIZE
 from cropi.schema import (
     InfluenceEstimate,
     Prompt,
@@ -70,7 +71,7 @@ STEP = "cropi.step"
 
 @dataclass(frozen=True)
 class GuideSettings:
-    """How stages that read `visits` prompts are chosen: sections of a run's config and a seed."""
+    """How stages are chosen that sample `group_size` responses to each of `visits` prompts."""
 
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     influence: InfluenceConfig = field(default_factory=InfluenceConfig)
@@ -78,6 +79,7 @@ class GuideSettings:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     visits: int | None = None
+    group_size: int = GROUP_SIZE
 
 
 class GuidedStages:
@@ -321,6 +323,7 @@ class GuidedStages:
             features=hidden_states,
             stage=index,
             visits=self.settings.visits,
+            group_size=self.settings.group_size,
             seed=derive_seed(self.settings.seed, "selection", index),
             title=f"stage {index}",
         )

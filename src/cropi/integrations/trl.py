@@ -144,6 +144,7 @@ class Guidance:
             dict(args.chat_template_kwargs or {}),
             args.seed,
             self.positions.of_stage,
+            args.num_generations,
         )
         self.stages = GuidedStages(
             Path(folder or Path(args.output_dir) / "cropi"),

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 STATUSES: tuple[RewardStatus, ...] = get_args(RewardStatus)
 GroupKind = Literal["informative", "all right", "all wrong", "all the same", "too few judged"]
 GROUP_KINDS: tuple[GroupKind, ...] = get_args(GroupKind)
-TRAINED_GROUP = 8
-"""Responses of a prompt in training, which have to differ in reward to teach anything."""
+GROUP_SIZE = 8
+"""Responses that a training step samples to a prompt, if nothing else is said."""
 SUMMARY_COLUMNS = (
     "prompt_id",
     "reward",
@@ -99,8 +99,8 @@ class PassHistory:
     there is a threshold, over `responses` int64 [R, P], the usable ones: 0 where a round did not
     sample the prompt. `unequal` [R, P]: whether their rewards differ; None: they are 0 and 1, so
     that the sums tell. `latest`: the same of the policy that ended each round. It is one policy's
-    from the start in the first round; later ones may be a training's, which moves, so that a
-    prompt's last TRAINED_GROUP responses count; None: of all responses.
+    from the start in the first round; later ones may be a training's, which moves, so that only a
+    prompt's last group of responses counts; None: all of them do.
     """
 
     passes: NDArray[np.float64]
@@ -126,9 +126,11 @@ def pass_history(
     prompt_ids: Sequence[str],
     rounds: Iterable[Sequence[RolloutGroup]],
     threshold: float | None = None,
+    group_size: int = GROUP_SIZE,
 ) -> PassHistory:
     """Count the passes of a pool's prompts in rounds of rollouts; other prompts are left out.
 
+    `group_size` is how many responses to a prompt a training step samples.
     Raises InputError for a round without any of the pool's prompts.
     """
     place_of = {prompt_id: place for place, prompt_id in enumerate(prompt_ids)}
@@ -141,7 +143,7 @@ def pass_history(
                 "rollouts that were sampled of this pool, oldest first"
             )
         whole.append(_counted(place_of, of_pool, threshold))
-        latest.append(_counted(place_of, of_pool, threshold, TRAINED_GROUP) if index else whole[0])
+        latest.append(_counted(place_of, of_pool, threshold, group_size) if index else whole[0])
     return PassHistory(*_stacked(whole), latest=PassHistory(*_stacked(latest)))
 
 

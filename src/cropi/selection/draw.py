@@ -42,7 +42,7 @@ from pydantic import Field, model_validator
 from cropi.estimation.ridge import Prediction, combined, fit_best
 from cropi.influence.settings import Metric
 from cropi.plugins import plugin
-from cropi.rollouts.statistics import TRAINED_GROUP, PassHistory
+from cropi.rollouts.statistics import PassHistory
 from cropi.schema import InfluenceEstimate, Selection
 from cropi.selection.strategy import (
     Scoring,
@@ -245,15 +245,15 @@ def own_evidence(context: SelectionContext, name: str) -> Array:
 def chance_of_a_gradient(context: SelectionContext) -> Array:
     """How likely each prompt's [P] next group in training has better and worse responses.
 
-    A pass rate p makes it 1 - p^g - (1 - p)^g, g = TRAINED_GROUP, where the rewards differ, of the
-    latest responses in a round: a stage's mean lags behind what it teaches. A prompt's own last
-    rate, of few responses, has the weight OWN_SHARE. The rest is predicted from hidden states: what
-    alike prompts had under the start policy, and how that has changed in the prompts of the last
-    round, towards no change for prompts unlike any of it.
+    With a pass rate p, and g responses in a group, it is 1 - p^g - (1 - p)^g where the rewards
+    differ. They are those of the last group in a round: a stage's mean lags behind what it teaches.
+    A prompt's own last rate, of few responses, has the weight OWN_SHARE. The rest is predicted from
+    hidden states: what alike prompts had under the start policy, and how that has changed in the
+    prompts of the last round, towards no change for prompts unlike any of it.
     """
     rounds = context.history
     assert rounds is not None, "the strategy needs a history and was given none"
-    start_P, *later = _chances(rounds.latest or rounds)
+    start_P, *later = _chances(rounds.latest or rounds, context.group_size)
     alike_P = np.ones(len(start_P))
     if (~np.isnan(start_P)).any():
         mean = float(np.nanmean(start_P))
@@ -267,7 +267,7 @@ def chance_of_a_gradient(context: SelectionContext) -> Array:
     return np.where(np.isnan(own_P), alike_P, both_P)
 
 
-def _chances(rounds: PassHistory) -> Array:
+def _chances(rounds: PassHistory, group_size: int) -> Array:
     """The chance [R, P] of unequal rewards that each round says; NaN where it has no response.
 
     Mean rewards beyond [0, 1] are shares of the range of all. Of n responses with unequal rewards
@@ -277,7 +277,7 @@ def _chances(rounds: PassHistory) -> Array:
     low, high = np.nanmin(rates_RP, initial=0.0), np.nanmax(rates_RP, initial=1.0)
     least_RP = 1 / np.maximum(rounds.responses, 2)
     shares_RP = np.clip((rates_RP - low) / (high - low), least_RP, 1 - least_RP)
-    chances_RP = 1 - shares_RP**TRAINED_GROUP - (1 - shares_RP) ** TRAINED_GROUP
+    chances_RP = 1 - shares_RP**group_size - (1 - shares_RP) ** group_size
     return np.where(rounds.mixed | np.isnan(rates_RP), chances_RP, 0.0)
 
 

@@ -24,8 +24,6 @@ from cropi.settings import Section
 Array = NDArray[np.float64]
 
 Decay = Annotated[float, Field(ge=0, le=1)]
-NEXT_GROUP = 8
-"""Responses of the next group of a prompt, whose information is predicted."""
 
 
 class BeliefSettings(Section):
@@ -83,7 +81,7 @@ class Information:
         alpha_P, beta_P = beliefs(history_of(context, "information"), self.settings.decay)
         total_P = alpha_P + beta_P
         difficulty_P = alpha_P * beta_P / total_P**2
-        evidence_P = NEXT_GROUP / ((total_P + 1) * (total_P + NEXT_GROUP))
+        evidence_P = context.group_size / ((total_P + 1) * (total_P + context.group_size))
         drop_P = difficulty_P * evidence_P
         return select_top(context, drop_P)
 

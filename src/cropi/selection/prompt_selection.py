@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cropi.errors import InputError
 from cropi.rollouts.statistics import (
+    GROUP_SIZE,
     PassHistory,
     RolloutStatistics,
     pass_history,
@@ -48,6 +49,7 @@ def select(
     threshold: float | None = None,
     stage: int | None = None,
     visits: int | None = None,
+    group_size: int = GROUP_SIZE,
     seed: int = 0,
     title: str = "",
 ) -> Selection:
@@ -72,6 +74,8 @@ def select(
         stage: the stage's index; default: how many there are before it.
         visits: steps of the stage times prompts a step, by which `cropi` decides how many prompts
             to select; without it, the share that the settings name.
+        group_size: responses that a training step samples to a prompt, which teach it something
+            where their rewards differ.
         seed: of the stage, for strategies that draw.
         title: names the stage in errors; default: the strategy.
 
@@ -101,13 +105,16 @@ def select(
             count=selection_size(settings.ratio, pool_size),
             stage=len(earlier) if stage is None else stage,
             visits=visits,
+            group_size=group_size,
             seed=seed,
             estimate=estimate,
             earlier=earlier,
             sources=[(sources or {}).get(i, "") for i in statistics.prompt_ids],
             target_sources=frozenset(target_sources),
             features=features,
-            history=_history(history, statistics, groups, threshold) if needs.history else None,
+            history=_history(history, statistics, groups, threshold, group_size)
+            if needs.history
+            else None,
             current=current,
         )
     )
@@ -145,6 +152,7 @@ def _history(
     statistics: RolloutStatistics,
     groups: Sequence[RolloutGroup],
     threshold: float | None,
+    group_size: int,
 ) -> PassHistory:
     """What is known of earlier rounds; without any, the pool's rollouts are the only one."""
     from cropi.rollouts import as_groups
@@ -152,7 +160,7 @@ def _history(
     if isinstance(history, PassHistory):
         return history
     rounds = map(as_groups, history or [groups])  # in memory one at a time
-    return pass_history(statistics.prompt_ids, rounds, threshold)
+    return pass_history(statistics.prompt_ids, rounds, threshold, group_size)
 
 
 def _settings(settings: SelectionConfig, features: NDArray[np.floating] | None) -> SelectionConfig:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from cropi.errors import InputError
 from cropi.influence.settings import Metric
 from cropi.plugins import find_plugin
-from cropi.rollouts.statistics import PassHistory, RolloutStatistics
+from cropi.rollouts.statistics import GROUP_SIZE, PassHistory, RolloutStatistics
 from cropi.schema import InfluenceEstimate, Selection
 from cropi.selection.settings import StrategyChoice
 from cropi.text import shown
@@ -34,7 +34,8 @@ class SelectionContext:
     [L, P, F] are what the policy's layers make of the pool's prompts, and `history` is how often
     they passed in every round of sampling so far, training's included, if the strategy asked.
     `current` [P] are pass rates under the stage's own policy, if it asked for those. `visits` is
-    how many prompts the stage's steps read, each visit counted; None: unknown.
+    how many prompts the stage's steps read, each visit counted; None: unknown. `group_size` is how
+    many responses a step samples to a prompt.
     """
 
     statistics: RolloutStatistics
@@ -42,6 +43,7 @@ class SelectionContext:
     stage: int = 0
     seed: int = 0
     visits: int | None = None
+    group_size: int = GROUP_SIZE
     estimate: InfluenceEstimate | None = None
     earlier: Sequence[InfluenceEstimate] = ()
     sources: Sequence[str] = ()
