@@ -140,6 +140,10 @@ def require_names(names: Iterable[str], what: str) -> None:
         seen[folded] = name
 
 
+WILDCARD = re.compile(r"[*?\[]")
+"""What makes a path a pattern."""
+
+
 def remote_url(path: str | os.PathLike[str]) -> str | None:
     """Return the URL that a path is, with both slashes restored; None for a local path."""
     match = _URL.fullmatch(str(path))

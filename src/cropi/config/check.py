@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cropi.config.config_file import config_values, found_from, validate
+from cropi.config.messages import MOST_PROBLEMS
 from cropi.config.run_config import RunConfig
 from cropi.errors import InputError
 from cropi.plugins import is_built_in, resolve_name
@@ -36,7 +37,6 @@ from cropi.verifiers.settings import RewardTerm, VerifiersConfig
 
 FIRST_ROWS = 5
 """Rows of each source that are read, and whose answers its verifier is tried on."""
-MOST_PROBLEMS = 20
 
 
 @dataclass(frozen=True)

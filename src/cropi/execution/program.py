@@ -12,6 +12,7 @@ import ctypes
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,6 +137,22 @@ def _signal_group(program: subprocess.Popen[bytes], number: int) -> None:
     """Signal the program and its children, which are in a group of their own."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(program.pid, number)
+
+
+def interpreter_at(python: str, setting: str, packages: str) -> str:
+    """The path of the interpreter `python`, the value of a setting, which should have `packages`.
+
+    Raises InputError if it is not there.
+    """
+    from cropi.errors import InputError
+
+    path = shutil.which(os.path.expanduser(python))
+    if path is None:
+        raise InputError(
+            f"{setting} {python} is not an interpreter; give the python of an environment that "
+            f"has {packages}"
+        )
+    return path
 
 
 def environment_for(python: str) -> dict[str, str]:

@@ -36,6 +36,7 @@ from cropi.policy.hidden_states import prompt_hidden_states
 from cropi.policy.loading import Policy
 from cropi.policy.reference import PolicyRef
 from cropi.progress import ProgressReporter
+from cropi.prompts.sets import POOL
 from cropi.rollouts import load_engine, read_rollouts, write_rollouts
 from cropi.rollouts.collect import collect
 from cropi.rollouts.judged_groups import SamplingPlan
@@ -64,7 +65,6 @@ from cropi.text import plural
 from cropi.training.process_group import ProcessGroup
 from cropi.verifiers.verdict import Grader
 
-POOL = "pool"
 STEP = "cropi.step"
 """Key of a selection's metadata: optimizer steps that the model had made."""
 

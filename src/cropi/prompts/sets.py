@@ -20,6 +20,7 @@ from cropi.schema import Prompt, derive_seed
 from cropi.text import composed, plural, shown
 
 POOL = "pool"
+"""The name of what is selected from, beside those of other sets."""
 
 
 @dataclass(slots=True)

@@ -15,13 +15,12 @@ from pathlib import Path
 
 from cropi.errors import InputError
 from cropi.prompts.row_files import ENDINGS, base_name, kind_of
-from cropi.text import shown
+from cropi.text import WILDCARD, shown
 
 BESIDE_DATA = (".md", ".txt", ".yaml", ".yml", ".py", ".lock", ".crc", "")
 """Endings of files that lie beside data and hold no rows."""
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
 """What `datasets` writes beside rows."""
-_WILDCARD = re.compile(r"[*?\[]")
 _NUMBERED = re.compile(r"(.*?)-?0*(\d+)-of-0*(\d+)\b.*")
 _SPLIT = re.compile(
     r"(?<![a-z])(train|training|validation|valid|val|dev|test|testing|eval)(?![a-z])"
@@ -66,7 +65,7 @@ def find_shards(path: str, base: Path | None = None, split: str | None = None) -
 def _matching(places: list[Path]) -> Shards:
     """The files that match a pattern; its name is what stands before the first wildcard."""
     for place in places:
-        if not _WILDCARD.search(str(place)):
+        if not WILDCARD.search(str(place)):
             break
         files = [Path(name) for name in glob.glob(str(place), recursive=True)]
         if files := in_natural_order(file for file in files if file.is_file()):
@@ -82,8 +81,8 @@ def _matching(places: list[Path]) -> Shards:
 def _pattern_name(place: Path) -> str:
     """What a pattern's files have in common: `gsm8k` for `gsm8k-*.jsonl`, or else their folder."""
     parts = place.parts
-    first = next(i for i, part in enumerate(parts) if _WILDCARD.search(part))
-    start = _WILDCARD.split(parts[first])[0]
+    first = next(i for i, part in enumerate(parts) if WILDCARD.search(part))
+    start = WILDCARD.split(parts[first])[0]
     return re.sub(r"[-_.]+\d*$", "", start) or Path(*parts[:first]).resolve().name or "prompts"
 
 

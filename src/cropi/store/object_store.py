@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import tenacity
 
 from cropi.errors import InputError
+from cropi.text import WILDCARD
 
 T = TypeVar("T")
 ATTEMPTS = 3
@@ -34,7 +35,6 @@ FSSPEC_EXTRAS = {"https": "http", "az": "abfs", "abfss": "abfs", "ssh": "sftp"}
 """The extra of fsspec that brings it, where that is not called like the kind of URL."""
 WEB = ("http", "https")
 """Kinds of URLs whose folders cannot be listed, and in which `?` is not a wildcard."""
-_WILDCARD = re.compile(r"[*?\[]")
 _VERSION = (
     *("ETag", "etag", "generation", "blob_id", "md5Hash", "Digest", "LastModified"),
     *("last_modified", "Last-Modified", "last_commit", "updated", "mtime", "created"),
@@ -84,9 +84,9 @@ class ObjectStore:
         alone = self._file()
         if alone is not None:
             return alone.path.rpartition("/")[0], [alone]
-        if _WILDCARD.search(self.path):
+        if WILDCARD.search(self.path):
             listed = self._call(lambda: self.files.glob(self.path, detail=True))
-            folder = _WILDCARD.split(self.path)[0].rpartition("/")[0]
+            folder = WILDCARD.split(self.path)[0].rpartition("/")[0]
         else:
             listed = self._call(lambda: self.files.find(self.path, detail=True))
             folder = self.path.rstrip("/")

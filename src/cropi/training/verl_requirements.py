@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cropi.errors import InputError
-from cropi.execution.program import environment_for, last_error
+from cropi.execution.program import environment_for, interpreter_at, last_error
 from cropi.policy.loading import load_policy
 from cropi.policy.reference import PolicyRef
 from cropi.schema import Prompt
@@ -33,13 +32,7 @@ PLAIN = {"role", "content"}
 def interpreter(settings: VerlSettings) -> str:
     """The interpreter that verl is in. Raises InputError if it is not there."""
     chosen = settings.python or os.environ.get(PYTHON_VARIABLE) or sys.executable
-    path = shutil.which(os.path.expanduser(chosen))
-    if path is None:
-        raise InputError(
-            f"training.engine.python {chosen} is not an interpreter; give the python of an "
-            "environment that has verl and cropi"
-        )
-    return path
+    return interpreter_at(chosen, "training.engine.python", "verl and cropi")
 
 
 def require_settings(plan: StagePlan, settings: VerlSettings) -> None:

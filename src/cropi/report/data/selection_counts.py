@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from cropi.report.kit.charts import OTHER
 
+SHOWN_SOURCES = 14
+"""Sources that a figure has room for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Novelty:

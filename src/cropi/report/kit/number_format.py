@@ -105,11 +105,6 @@ def learning_rate(value: float) -> str:
     return f"{value:.0e}".replace("e-0", "e-")
 
 
-def plural(count: int, name: str) -> str:
-    """Format a count with its noun: 1 stage, 4 stages."""
-    return f"{count:,} {name}" if count == 1 else f"{count:,} {name}s"
-
-
 def duration(seconds: float | None) -> str:
     """Format a time span in the two largest units that matter."""
     if seconds is None or seconds != seconds:

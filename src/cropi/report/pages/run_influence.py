@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cropi.influence.targets import DOMINANT_SHARE, WEAK_SPLIT_HALF
 from cropi.report.data.run_data import RunData, StageFiles
-from cropi.report.data.selection_counts import split_by_source
+from cropi.report.data.selection_counts import SHOWN_SOURCES, split_by_source
 from cropi.report.kit.charts import Box, box_of, boxes, source_colour
 from cropi.report.kit.markup import (
     Charts,
@@ -32,8 +32,6 @@ from cropi.report.kit.markup import (
 )
 from cropi.report.kit.number_format import DASH, fixed, percent
 from cropi.store.metrics import StageRow
-
-SHOWN_SOURCES = 14
 
 
 def body(run: RunData, charts: Charts) -> Safe:

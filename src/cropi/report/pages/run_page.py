@@ -26,7 +26,7 @@ from cropi.report.kit.markup import (
     table,
     tag,
 )
-from cropi.report.kit.number_format import DASH, NEVER, duration, percent, plural
+from cropi.report.kit.number_format import DASH, NEVER, duration, percent
 from cropi.report.pages import (
     run_accuracy,
     run_influence,
@@ -35,6 +35,7 @@ from cropi.report.pages import (
     run_training,
 )
 from cropi.study.costs import phase_costs
+from cropi.text import plural
 
 Body = Callable[[RunData, Charts], Safe]
 

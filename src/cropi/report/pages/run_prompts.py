@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cropi.report.data.run_data import RunData, StageFiles, table_of
+from cropi.report.data.selection_counts import SHOWN_SOURCES
 from cropi.report.kit.charts import OTHER, source_colour, stacked_shares
 from cropi.report.kit.markup import (
     Charts,
@@ -31,7 +32,6 @@ from cropi.schema import InfluenceEstimate
 from cropi.store.metrics import EvaluationRow, StageRow
 from cropi.store.run_directory import pool_rollouts
 
-SHOWN_SOURCES = 14
 SHOWN_PROMPTS = 4
 LONGEST = 700
 """Characters of a prompt or a response that are shown."""

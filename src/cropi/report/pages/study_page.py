@@ -34,7 +34,6 @@ from cropi.report.kit.number_format import (
     fixed,
     percent,
     percent_interval,
-    plural,
     points,
     ratio,
 )
@@ -45,6 +44,7 @@ from cropi.study.comparison import Study
 from cropi.study.measures import AXES, LEVELS, MAIN_LEVEL, Axis
 from cropi.study.output import seed_values
 from cropi.study.results import RunResult
+from cropi.text import plural
 
 
 def render(study: Study) -> str:

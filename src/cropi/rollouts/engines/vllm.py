@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import AfterValidator, Field
 
 from cropi.errors import InputError
+from cropi.execution.program import interpreter_at
 from cropi.plugins import plugin
 from cropi.rollouts.engines.server import RequestSettings
 from cropi.rollouts.settings import Policies
@@ -123,13 +123,7 @@ def interpreter(python: str | None) -> str:
     """The interpreter that has vLLM. Raises InputError if it is not there or none is known."""
     chosen = python or os.environ.get(PYTHON_VARIABLE)
     if chosen:
-        path = shutil.which(os.path.expanduser(chosen))
-        if path is None:
-            raise InputError(
-                f"rollouts.engine.python {chosen} is not an interpreter; give the python of an "
-                "environment that has vLLM"
-            )
-        return path
+        return interpreter_at(chosen, "rollouts.engine.python", "vLLM")
     if importlib.util.find_spec("vllm") is None:
         raise InputError(
             "the engine vllm needs vLLM: install cropi[vllm], or name the python of an environment "
