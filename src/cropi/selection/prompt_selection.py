@@ -58,14 +58,15 @@ def select(
     Args:
         scores: the pool's influence under the current policy, for strategies that need it.
         settings: the strategy and its options, and the share of the whole pool to select. Where no
-            strategy is named and there are no features, it is `ranking`, which needs scores alone.
+            strategy is named and no hidden states are given, it is `ranking`, which needs scores
+            alone.
         earlier: scores of the stages before, oldest first, for strategies with a memory.
         rollouts: the pool's, their file, or what is known of them, for strategies that look at
             pass rates.
         sources: the source of each prompt by its id, for strategies that look at sources.
         target_sources: sources of the validation prompts.
-        features: of the pool's prompts, in the order of their rollouts, for strategies that look at
-            the policy's hidden states (`cropi.policy.hidden_states.prompt_hidden_states`).
+        features: hidden states at the pool's prompts, in the order of their rollouts, for
+            strategies that look at them (`cropi.policy.hidden_states.prompt_hidden_states`).
         history: all rollouts of the pool's prompts so far, or their files, oldest first: the start
             policy's, then what each stage's training sampled; default: `rollouts` alone.
         current: pass rates under the current policy, in the order of the rollouts, for strategies

@@ -31,7 +31,7 @@ class SelectionContext:
     and `seed` the stage's own. `estimate` is the influence under the current policy, if the
     strategy asked for it, and `earlier` the estimates of the stages before, oldest first. `sources`
     names each pool prompt's source, `target_sources` those of the validation prompts. `features`
-    [L, P, F] are what the policy's layers make of the pool's prompts, and `history` is how often
+    [L, P, F] are hidden states of the policy at the pool's prompts, and `history` is how often
     they passed in every round of sampling so far, training's included, if the strategy asked.
     `current` [P] are pass rates under the stage's own policy, if it asked for those. `visits` is
     how many prompts the stage's steps read, each visit counted; None: unknown. `group_size` is how
