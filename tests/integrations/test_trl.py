@@ -23,8 +23,15 @@ from cropi.errors import InputError
 from cropi.integrations.trl import Guidance, Positions, rows_by_id, sampling_alone
 from cropi.selection.settings import SelectionConfig, StrategyChoice
 from cropi.store.tables import read_selection
-from support.guided_training import PROMPTS, QUIET, STAGE, STEPS, Guided, data
+from support.guided_training import PROMPTS, QUIET, STAGE, STEPS, Guided, Remembering, data
 from support.tiny_runs import untrained
+
+REMEMBERING = StrategyChoice.of("support.guided_training:Remembering")
+MOPPS: Any = {"selection": SelectionConfig(strategy=REMEMBERING, ratio=0.2)}
+
+
+def batched(values: list[Any], size: int) -> list[list[Any]]:
+    return [values[start : start + size] for start in range(0, len(values), size)]
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +100,44 @@ def test_a_training_that_was_stopped_ends_with_the_same_weights(
         assert torch.equal(resumed.weights()[name], value), name
 
 
+@pytest.fixture(scope="module")
+def remembering(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Guided]:
+    out = tmp_path_factory.mktemp("remembering")
+    guided = Guided(out, **MOPPS)
+    guided.trainer.train()
+    return out, guided
+
+
+def test_stages_are_selected_by_what_trainings_own_groups_were_rewarded(
+    remembering: tuple[Path, Guided],
+) -> None:
+    _, guided = remembering
+    rows, trained = guided.guidance.rows, guided.guidance.trained
+    groups = [group for batch in trained.before(99).values() for group in batch]
+    assert [(rows[g.prompt_id]["prompt"], g.rewards.tolist()) for g in groups] == guided.rewarded
+    rounds = guided.guidance._trained(2, 2 * STAGE - 1)
+    assert [len(groups) for groups in rounds] == [STAGE * PROMPTS, (STAGE - 1) * PROMPTS]
+    stage, read_ahead = 2 * STAGE * PROMPTS, 2 * PROMPTS
+    assert Remembering.rounds[2] == [2 * len(rows), stage, stage - read_ahead]
+
+
+@pytest.mark.parametrize("step", [2, 3, 5])
+def test_a_training_that_remembers_and_was_stopped_ends_with_the_same_weights(
+    remembering: tuple[Path, Guided], tmp_path: Path, step: int
+) -> None:
+    """Rewards that the first attempt wrote after the checkpoint change nothing."""
+    out, guided = remembering
+    again = tmp_path / "again"
+    shutil.copytree(out, again)
+    for stage in range((step + 1) // STAGE + 1, STEPS // STAGE):
+        shutil.rmtree(again / "cropi" / "stages" / str(stage))
+    resumed = Guided(again, **MOPPS)
+    resumed.trainer.train(resume_from_checkpoint=str(again / f"checkpoint-{step}"))
+    assert resumed.seen == guided.seen[step:]
+    for name, value in guided.weights().items():
+        assert torch.equal(resumed.weights()[name], value), name
+
+
 def test_two_processes_train_one_order_together(tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "support" / "guided_training.py"
     folders = [str(script.parents[1]), str(Path(cropi.__file__).parents[1])]
@@ -115,6 +160,11 @@ def test_two_processes_train_one_order_together(tmp_path: Path) -> None:
         assert len({*left, *right}) == min(PROMPTS, size), "no prompt twice before all were seen"
         assert {*left, *right} <= texts
     assert not list((tmp_path / "cropi" / "rollouts").glob("*-of-*"))
+    lines = (tmp_path / "cropi" / "training_rewards.jsonl").read_text().splitlines()
+    written = [pair for line in lines for pair in batched(json.loads(line)["rewards"], 2)]
+    shares = [batched(each["rewarded"], PROMPTS // 2) for each in (one, two)]
+    sampled = [group for both in zip(*shares, strict=True) for share in both for group in share]
+    assert [rewards for _, rewards in sampled] == written
 
 
 @given(

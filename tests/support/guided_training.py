@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
@@ -17,6 +17,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 from cropi.integrations.trl import Guidance
 from cropi.pocket import rows
+from cropi.schema import Selection
+from cropi.selection import SelectionContext
+from cropi.selection.history_baselines import Mopps
 from cropi.selection.settings import SelectionConfig, StrategyChoice
 from support.tiny_runs import untrained
 
@@ -30,11 +33,23 @@ def data(split: str, skills: list[str], size: int) -> Dataset:
     )
 
 
+class Remembering(Mopps):
+    """MoPPS, with how many responses to the pool each round of its history has, by stage."""
+
+    rounds: ClassVar[dict[int, list[int]]] = {}
+
+    def select(self, context: SelectionContext) -> Selection:
+        assert context.history is not None
+        self.rounds[context.stage] = context.history.responses.sum(axis=1).tolist()
+        return super().select(context)
+
+
 class Guided:
     """A trainer with guidance, and the prompts that its reward function saw by step."""
 
     def __init__(self, out: Path, model: str = "", processes: int = 1, **guided: Any) -> None:
         self.seen: list[tuple[int, list[str]]] = []
+        self.rewarded: list[tuple[str, list[float]]] = []
         self.sampled, self.batch = 0, PROMPTS * 2 // processes
         args = GRPOConfig(
             output_dir=str(out),
@@ -64,11 +79,14 @@ class Guided:
         **more: Any,
     ) -> list[float]:
         """One that a model without skills sometimes gets."""
+        rewards = [float(sum(ids) % 2) for ids in completion_ids]
         if len(prompts) > self.batch:
             self.sampled += len(prompts)
-        else:
-            self.seen.append((int(more["trainer_state"].global_step), prompts[::2]))
-        return [float(sum(ids) % 2) for ids in completion_ids]
+            return rewards
+        self.seen.append((int(more["trainer_state"].global_step), prompts[::2]))
+        pairs = zip(rewards[::2], rewards[1::2], strict=True)
+        self.rewarded += [(p, list(pair)) for p, pair in zip(prompts[::2], pairs, strict=True)]
+        return rewards
 
     def weights(self) -> dict[str, torch.Tensor]:
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
@@ -81,6 +99,7 @@ def main(out: Path, model: str) -> None:
     total = sum(float(value.double().sum()) for value in guided.weights().values())
     rank = guided.trainer.accelerator.process_index
     result = {"seen": guided.seen, "weights": total, "sampled": guided.sampled}
+    result["rewarded"] = guided.rewarded
     (out / f"process-{rank}.json").write_text(json.dumps(result))
 
 

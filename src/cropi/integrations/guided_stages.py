@@ -41,7 +41,7 @@ from cropi.rollouts import load_engine, read_rollouts, write_rollouts
 from cropi.rollouts.collect import collect
 from cropi.rollouts.judged_groups import SamplingPlan
 from cropi.rollouts.settings import RolloutsConfig
-from cropi.rollouts.statistics import GROUP_SIZE
+from cropi.rollouts.statistics import GROUP_SIZE, RewardedGroup, pass_history
 from cropi.schema import (
     InfluenceEstimate,
     Prompt,
@@ -110,10 +110,19 @@ class GuidedStages:
         first = self.processes.index == 0
         self.reporter = (reporter if first else None) or ProgressReporter()
 
-    def selection(self, index: int, step: int, policy: Policy, grader: Grader) -> Selection:
+    def selection(
+        self,
+        index: int,
+        step: int,
+        policy: Policy,
+        grader: Grader,
+        trained: Sequence[Sequence[RewardedGroup]] = (),
+    ) -> Selection:
         """Return a stage's selection: the one made before this step, or a new one.
 
         Every process calls this with its own copy of the policy, after `step` optimizer steps.
+        `trained` are the groups that training sampled in the stages before; the first process's
+        count.
         """
         path = self._stage(index) / "selection.parquet"
         made_at = self.processes.by_first(lambda: _step_of(path))
@@ -136,7 +145,7 @@ class GuidedStages:
 
         def choose() -> Selection:
             hidden_states = self._hidden_states(sampling, pool) if self.needs.features else None
-            selection = self._select(index, estimate, pool, hidden_states)
+            selection = self._select(index, estimate, pool, hidden_states, trained)
             if estimate is not None:
                 write_scores(self._stage(index) / "scores.parquet", estimate)
             write_selection(path, selection, {STEP: str(step)})
@@ -310,8 +319,10 @@ class GuidedStages:
         estimate: InfluenceEstimate | None,
         pool: Sequence[RolloutGroup],
         hidden_states: NDArray[np.float32] | None,
+        trained: Sequence[Sequence[RewardedGroup]],
     ) -> Selection:
         earlier = [self._stage(i) / "scores.parquet" for i in range(index)]
+        ids, group_size = [group.prompt_id for group in pool], self.settings.group_size
         return select(
             estimate,
             self.settings.selection,
@@ -323,7 +334,10 @@ class GuidedStages:
             features=hidden_states,
             stage=index,
             visits=self.settings.visits,
-            group_size=self.settings.group_size,
+            group_size=group_size,
+            history=pass_history(ids, [pool, *trained], group_size=group_size)
+            if self.needs.history
+            else (),
             seed=derive_seed(self.settings.seed, "selection", index),
             title=f"stage {index}",
         )

@@ -29,6 +29,7 @@ from transformers import TrainerCallback
 from cropi.errors import InputError
 from cropi.influence.settings import InfluenceConfig
 from cropi.integrations.guided_stages import GuidedStages, GuideSettings
+from cropi.integrations.trained_groups import TrainedGroup, TrainedGroups
 from cropi.integrations.trainer_rewards import TrainerRewards
 from cropi.policy.loading import Policy, context_of, eos_ids, neutral_generation_config
 from cropi.policy.tokenizer_loading import prepare_tokenizer
@@ -50,12 +51,14 @@ Row = dict[str, Any]
 class Positions:
     """Where a training is when it reads a position: one position is one group of responses.
 
-    `of_batch` positions are sampled together, in `batches` batches, `stage` of them a stage.
+    `of_batch` positions are sampled together, in `batches` batches, `stage` of them a stage of
+    `steps_per_stage` optimizer steps.
     """
 
     of_batch: int
     batches: int
     stage: int
+    steps_per_stage: int
 
     @classmethod
     def of(cls, args: Any, steps_per_stage: int) -> Positions:
@@ -78,7 +81,20 @@ class Positions:
                 f"{reuse // math.gcd(reuse, args.gradient_accumulation_steps)}"
             )
         batches = math.ceil(args.max_steps * args.gradient_accumulation_steps / reuse)
-        return cls(args.generation_batch_size // args.num_generations, batches, done // reuse)
+        return cls(
+            args.generation_batch_size // args.num_generations,
+            batches,
+            done // reuse,
+            steps_per_stage,
+        )
+
+    def batch_at(self, step: int) -> int:
+        """The batch that an optimizer step begins with, or is in."""
+        return step * self.stage // self.steps_per_stage
+
+    def batches_before(self, step: int) -> int:
+        """How many batches were begun before an optimizer step."""
+        return -(-step * self.stage // self.steps_per_stage)
 
     @property
     def total(self) -> int:
@@ -155,6 +171,7 @@ class Guidance:
         )
         self.trainer: Any = None
         self._log = StageLog()
+        self.trained = TrainedGroups(self.stages.folder / "training_rewards.jsonl", self._batch)
         self._orders: dict[int, list[str]] = {}
 
     @property
@@ -180,6 +197,7 @@ class Guidance:
                 "needs a whole copy in each; use DDP, or ZeRO up to stage 2"
             )
         self.trainer = trainer
+        self.trained.watch(trainer, self.positions.batch_at)
         # Before the callbacks that report, which would not see what a later one adds.
         trainer.callback_handler.callbacks.insert(0, self._log)
 
@@ -192,10 +210,38 @@ class Guidance:
     def prompt_at(self, position: int) -> str:
         """The id of the prompt at a position; selects its stage first, if it is the first."""
         stage, place = divmod(position, self.positions.of_stage)
+        return self._order(stage)[place]
+
+    def _order(self, stage: int) -> list[str]:
+        """The prompt ids of a stage, one per position."""
         if stage not in self._orders:
             ids = self._selection(stage).prompt_ids
             self._orders[stage] = stage_order(ids, self.positions.of_stage, self.args.seed + stage)
-        return self._orders[stage][place]
+        return self._orders[stage]
+
+    def _batch(self, number: int) -> list[str]:
+        """The prompt ids of a batch of responses."""
+        of_batch = self.positions.of_batch
+        return [self.prompt_at(number * of_batch + place) for place in range(of_batch)]
+
+    def _trained(self, stage: int, step: int) -> list[list[TrainedGroup]]:
+        """What training sampled in each stage before this one, as the first process knows it.
+
+        The loader reads ahead, so that the last batches are not sampled yet. A training that
+        continues may have their rewards from its first attempt, which would select otherwise: only
+        what was begun before this optimizer step counts.
+        """
+        if not self.stages.needs.history:
+            return []
+        for earlier in range(stage):
+            self._order(earlier)  # in all processes, since they select together
+        if not self.trainer.accelerator.is_main_process:
+            return []
+        limit = min(self.positions.batches_before(step), stage * self.positions.stage)
+        stages: dict[int, list[TrainedGroup]] = {}
+        for batch, groups in self.trained.before(limit).items():
+            stages.setdefault(batch // self.positions.stage, []).extend(groups)
+        return [stages[stage] for stage in sorted(stages)]
 
     def _selection(self, stage: int) -> Selection:
         if self.trainer is None:
@@ -204,8 +250,9 @@ class Guidance:
         weights = trainer.reward_weights.tolist()
         rewards = TrainerRewards(trainer.reward_funcs, weights, self.judged_rows, trainer.state)
         model = trainer.accelerator.unwrap_model(trainer.model)
+        trained = self._trained(stage, step)
         with sampling_alone(model, trainer.processing_class, step) as policy:
-            selection = self.stages.selection(stage, step, policy, rewards)
+            selection = self.stages.selection(stage, step, policy, rewards, trained)
         self._log.pending = {"cropi/stage": float(stage), **self.stages.facts(stage)}
         return selection
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,9 +122,21 @@ class PassHistory:
         return np.asarray((self.passes > 0) & (self.passes < self.responses))
 
 
+class RewardedGroup(Protocol):
+    """A prompt, and the rewards [K] of its usable responses; a `RolloutGroup` is one."""
+
+    @property
+    def prompt_id(self) -> str:
+        """The prompt's id."""
+
+    @property
+    def rewards(self) -> NDArray[np.float64]:
+        """The rewards, in the order of sampling."""
+
+
 def pass_history(
     prompt_ids: Sequence[str],
-    rounds: Iterable[Sequence[RolloutGroup]],
+    rounds: Iterable[Sequence[RewardedGroup]],
     threshold: float | None = None,
     group_size: int = GROUP_SIZE,
 ) -> PassHistory:
@@ -153,7 +165,7 @@ Counts = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]
 
 def _counted(
     place_of: Mapping[str, int],
-    groups: Sequence[RolloutGroup],
+    groups: Sequence[RewardedGroup],
     threshold: float | None,
     last: int = 0,
 ) -> Counts:
