@@ -38,7 +38,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from cropi.errors import InputError
-from cropi.settings import NoSettings, Section
+from cropi.settings import NoSettings, Section, message_of
 from cropi.text import require_path, shortened, shown
 from cropi.users_code import code_at
 
@@ -376,8 +376,10 @@ def _summary(name: str, error: ValidationError) -> str:
     (first,) = error.errors()[:1]
     nested = first.get("ctx", {}).get("errors")
     if nested is None:
-        return first["msg"].removeprefix("Value error, ")
-    problems = [f"{'.'.join(map(str, e['loc']))} = {shown(e['input'])}: {e['msg']}" for e in nested]
+        return message_of(first)
+    problems = [
+        f"{'.'.join(map(str, e['loc']))} = {shown(e['input'])}: {message_of(e)}" for e in nested
+    ]
     return f"settings of {name}: {'; '.join(problems)}"
 
 

@@ -6,6 +6,7 @@ plug-in that they belong to. `cropi.config` assembles them. Importing this modul
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
@@ -86,6 +87,11 @@ def _example(value: Any, kind: type) -> str:
     fields = kind.model_fields if issubclass(kind, Section) and isinstance(value, str) else {}
     choices = [key for key, f in fields.items() if hasattr(section_in(f.annotation), "kind")]
     return f"{choices[0]}={shown(value, 60)}" if choices else "..."
+
+
+def message_of(problem: Mapping[str, Any]) -> str:
+    """What pydantic says of one wrong value, without its word for our own messages."""
+    return str(problem["msg"]).removeprefix("Value error, ")
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -508,6 +508,38 @@ def test_an_interrupt_says_how_to_continue(
     assert "continues" in outcome.err
 
 
+@pytest.mark.parametrize("arguments", [
+    ("verify", ""),
+    ("report", ""),
+    ("select", "--scores", "", "--out", "chosen.parquet"),
+    ("select", "--scores", "scores.parquet", "--out="),
+    ("rank", "--rollouts", "", "--out", "ranked"),
+    ("judge", "pool.parquet", "--prompts", "", "--out", "judged.parquet"),
+])  # fmt: skip
+def test_an_empty_path_is_not_the_present_folder(
+    cropi: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cropi(*arguments).refused(" is empty; give a path")
+
+
+def test_a_name_that_is_no_text_is_refused(cropi: Command, tmp_path: Path) -> None:
+    out = tmp_path / "bad\udcff.parquet"
+    cropi("select", "--scores", tmp_path / "scores.parquet", "--out", out).refused("--out", "udcff")
+
+
+def test_a_folder_that_was_removed_under_a_shell_is_named(
+    cropi: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    outcome = cropi("verify", tmp_path / "tiny.jsonl")
+    monkeypatch.chdir(tmp_path)
+    outcome.refused("the current directory does not exist any more")
+
+
 def test_a_report_of_a_folder_that_is_not_a_run_is_refused(cropi: Command, tmp_path: Path) -> None:
     cropi("report", tmp_path).refused("not a run directory")
     cropi("report", tmp_path / "gone").refused("gone")

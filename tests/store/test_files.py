@@ -245,3 +245,32 @@ def test_only_a_disk_error_becomes_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConnectionError), atomic_folder(tmp_path / "b"):
         raise ConnectionError("a defect elsewhere")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    """As the superuser, a replaced /dev/null would be lost to the whole machine."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(InputError, match="a pipe"):
+        require_writable(path)
+    with pytest.raises(InputError, match="a pipe"), atomic_write(path):
+        raise AssertionError("work was begun")
+    assert path.is_fifo()
+
+
+@pytest.mark.parametrize("before", ["old", None])
+def test_what_a_link_leads_to_is_written_and_the_link_stays(
+    tmp_path: Path, before: str | None
+) -> None:
+    """As /dev/stdout is a link to the file that a shell has opened."""
+    target, link = tmp_path / "there" / "target.txt", tmp_path / "link.txt"
+    target.parent.mkdir()
+    if before is not None:
+        target.write_text(before)
+    link.symlink_to(target)
+    require_writable(link)
+    with atomic_write(link) as part:
+        part.write_text("new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    assert left_in(tmp_path) == ["link.txt", "target.txt", "there"]

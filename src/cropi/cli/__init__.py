@@ -102,6 +102,7 @@ def main() -> None:
     warnings.showwarning = _show_warning
     try:
         require_supported_system()
+        _require_folder()
         app()
     except InputError as error:
         _fail(_as_typed(str(error)))
@@ -113,6 +114,16 @@ def main() -> None:
         if stop.code == INTERRUPTED:  # typer has caught the KeyboardInterrupt
             typer.echo("interrupted; the same command continues from what is finished", err=True)
         raise
+
+
+def _require_folder() -> None:
+    """Raise InputError where the folder that this process is in has been removed."""
+    try:
+        Path.cwd()
+    except OSError:
+        raise InputError(
+            "the current directory does not exist any more; change to one that does, then try again"
+        ) from None
 
 
 def _of_disk(error: OSError) -> str:

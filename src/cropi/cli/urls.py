@@ -6,6 +6,7 @@ stopped continues, and is uploaded when it is whole.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from cropi.cli.printing import make_reporter
 from cropi.cli.torchrun import launched
 from cropi.errors import InputError
 from cropi.store.remote import local_place, upload, upload_place
-from cropi.text import remote_url
+from cropi.text import remote_url, require_path
 
 REPLACED = {"judge": ("rollouts",)}
 """Inputs that a command may write its output over, because what is written holds all of them."""
@@ -46,6 +47,22 @@ class Command(TyperCommand):
             make_reporter().say(f"uploaded: {url}")
         return result
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse `args`. Raises InputError for a path that is empty, or that no system looks up."""
+        rest = super().parse_args(ctx, list(args))
+        texts, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in self.params:
+            text, value = texts.get(parameter.name or ""), ctx.params.get(parameter.name)
+            paths = [p for p in _several(value) if isinstance(p, Path)]
+            if paths and "" in _several(text):  # it would stand for the present folder
+                raise InputError(
+                    f"{_title(parameter)} is empty; give a path, and quote no variable of your "
+                    "shell that is not set"
+                )
+            for path in paths:
+                require_path(str(path), _title(parameter))
+        return rest
+
     def _require_apart(self, ctx: Any) -> None:
         """Raise InputError if the output is one of the inputs."""
         out = ctx.params.get("out")
@@ -55,10 +72,20 @@ class Command(TyperCommand):
         for parameter in self.params:
             given = None if parameter.name in unguarded else ctx.params.get(parameter.name)
             if any(_same(out, text) for text in _texts(given)):
-                name = next((o for o in parameter.opts if o.startswith("--")), parameter.name)
                 raise InputError(
-                    f"--out {out} is also an input ({name}), which would be lost; give another path"
+                    f"--out {out} is also an input ({_title(parameter)}), which would be lost; "
+                    "give another path"
                 )
+
+
+def _title(parameter: Any) -> str:
+    """What a message calls a parameter."""
+    flag = next((each for each in parameter.opts if each.startswith("--")), None)
+    return flag or str(parameter.name)
+
+
+def _several(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else [value]
 
 
 def _place(value: Any) -> Any:
@@ -82,8 +109,7 @@ def _url(value: Any) -> str | None:
 
 def _texts(value: Any) -> list[str]:
     """What may be a path in the value of an option; of NAME=FILE it is the second part."""
-    values = value if isinstance(value, list | tuple) else [value]
-    texts = [str(each) for each in values if isinstance(each, str | Path)]
+    texts = [str(each) for each in _several(value) if isinstance(each, str | Path)]
     return [*texts, *(text.partition("=")[2] for text in texts if "=" in text)]
 
 

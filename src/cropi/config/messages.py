@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from cropi.config.run_config import RunConfig
 from cropi.plugins import Choice
-from cropi.settings import Section, section_in
+from cropi.settings import Section, message_of, section_in
 from cropi.text import printable, shortened, shown
 
 RENAMED = {
@@ -165,7 +165,7 @@ def _explain_one(problem: Any, kind: type[Section], parents: tuple[str, ...] = (
         return [f"unknown key {key}{value}; {_hint(location, allowed)}"]
     if problem["type"] == "missing":
         return [f"{key} is missing; add it"]
-    message = problem["msg"].removeprefix("Value error, ")
+    message = message_of(problem)
     if problem["type"] in ("model_type", "model_attributes_type"):
         keys = ", ".join(_keys_at(inner, kind))
         return [f"{key} = {shown(problem['input'])}: give a section with its keys ({keys})"]

@@ -17,6 +17,7 @@ from cropi.prompts.overlap import PHRASE_WORDS, SharedPhrase, normalised, shared
 from cropi.prompts.settings import PromptsConfig, PromptSource
 from cropi.prompts.sources import load_source, subsample
 from cropi.schema import Prompt, derive_seed
+from cropi.settings import message_of
 from cropi.text import composed, plural, shown
 
 POOL = "pool"
@@ -315,7 +316,10 @@ def load_prompts(
     try:
         source = PromptSource(path=str(path), **columns)
     except ValidationError as error:
-        reasons = [f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors()]
+        reasons = [
+            f"{'.'.join(map(str, each['loc']))} {message_of(each)}".strip()
+            for each in error.errors()
+        ]
         raise InputError(f"prompts of {path}: {'; '.join(reasons)}") from None
     loaded = load_source(source, seed, templated=templated, notes=notes)
     prompts, duplicates = deduplicate(loaded, str(path))

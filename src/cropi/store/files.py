@@ -85,10 +85,10 @@ def _hash_of(file: Path) -> str:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a path to write to; on success it is synced and renamed to `path`.
 
-    Raises InputError if `path` cannot be written.
+    A link stays, and what it leads to is written. Raises InputError if `path` cannot be written.
     """
+    path = _written_place(path)
     part = path.with_name(path.name + PART)
-    require_local(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
@@ -147,6 +147,23 @@ def require_local(path: Path) -> None:
         raise cannot_write(path, OSError())
 
 
+def _written_place(path: Path) -> Path:
+    """The file that is written for `path`: of a link what it leads to.
+
+    Raises InputError for a URL, and for a device or a pipe, in whose place there would be a file.
+    """
+    require_local(path)
+    try:
+        ordinary = not path.exists() or path.is_file() or path.is_dir()
+    except OSError as error:  # a name that is too long
+        raise cannot_write(path, error) from error
+    if not ordinary:
+        raise InputError(
+            f"cannot write {path}: it is a device, a pipe or a socket; give the path of a file"
+        )
+    return path.resolve() if path.is_symlink() else path
+
+
 def remove(path: Path) -> None:
     """Remove a file, or a folder with all that is in it; nothing if there is none."""
     if path.is_dir() and not path.is_symlink():
@@ -159,7 +176,7 @@ def require_writable(path: Path) -> None:
     """Raise InputError unless the file `path` can be written; call it before expensive work."""
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a directory; give the path of a file")
-    require_local(path)
+    path = _written_place(path)
     probe = path.with_name(path.name + PART)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
