@@ -353,9 +353,6 @@ class Selection:
     negative: int = 0
     notes: list[str] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        assert len(set(self.prompt_ids)) == len(self.prompt_ids), "a prompt was selected twice"
-
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from cropi.selection import (
     select,
     selection_size,
 )
+from cropi.selection.fusion import Ranking
 from cropi.selection.settings import SelectionConfig, StrategyChoice
 from support.tiny_models import random_group
 
@@ -335,9 +337,30 @@ def test_an_error_inside_a_users_module_keeps_its_own_message(
         find_strategy("broken_strategy:X")
 
 
-def test_a_selection_never_holds_a_prompt_twice() -> None:
-    with pytest.raises(AssertionError, match="selected twice"):
-        Selection(["a", "a"], np.ones(2))
+@pytest.mark.parametrize(("returned", "message"), [
+    (None, "selected None, a NoneType; let select"),
+    (["a"], r"selected \['a'\], a list; let select"),
+    (Selection(["a", "a"], np.ones(2)), "has the prompt 'a' twice"),
+    (Selection(["a", "z"], np.ones(2)), "has a prompt 'z', which the pool lacks"),
+    (Selection([1], np.ones(1)),
+     "has a prompt 1, which the pool lacks"),
+    (Selection(["a"], np.ones(2)), r"has scores of shape \(2,\)"),
+    (Selection(["a"], np.ones((1, 1))), r"has scores of shape \(1, 1\)"),
+    (Selection(["a"], np.array(["much"])), "has scores that are no numbers"),
+])  # fmt: skip
+def test_a_selection_holds_prompts_of_the_pool_once_and_a_score_of_each(
+    monkeypatch: pytest.MonkeyPatch, returned: Any, message: str
+) -> None:
+    monkeypatch.setattr(Ranking, "select", lambda *_: returned)
+    with pytest.raises(InputError, match=f"strategy ranking {message}"):
+        select(table({"x": {"a": 0.5, "b": 0.9}}))
+
+
+def test_a_strategy_whose_select_takes_no_context_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text("class Own:\n    scoring = 'never'\n    def select(self): ...\n")
+    with pytest.raises(InputError, match=r"select\(context\) cannot be called"):
+        find_strategy(f"{file}:Own")
 
 
 def test_ids_that_end_with_a_nul_are_ids_of_their_own() -> None:

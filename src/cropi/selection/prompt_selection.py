@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,8 +91,9 @@ def select(
     estimate = _estimate(scores)
     strategy = find_strategy(settings.strategy)
     needs = needs_of(strategy)
-    _require(needs, settings.strategy.name, estimate, rollouts)
-    _require_reading(needs, settings.strategy.name, features, current)
+    name = settings.strategy.name
+    _require(needs, name, estimate, rollouts)
+    _require_reading(needs, name, features, current)
     groups: Sequence[RolloutGroup] = []
     if isinstance(rollouts, RolloutStatistics):
         statistics = rollouts
@@ -119,8 +121,38 @@ def select(
             current=current,
         )
     )
-    require_not_empty(selection, title or f"strategy {settings.strategy.name}")
+    pool = statistics.prompt_ids or (estimate.prompt_ids if estimate else [])
+    _require_selection(selection, f"strategy {name}", pool)
+    require_not_empty(selection, title or f"strategy {name}")
     return selection
+
+
+def _require_selection(selection: Any, strategy: str, pool: Sequence[str]) -> None:
+    """Raise InputError for anything but some of the pool's prompts, each once, with a score."""
+    if not isinstance(selection, Selection):
+        raise InputError(
+            f"{strategy} selected {shown(selection, 60)}, a {type(selection).__name__}; let "
+            "select(context) return cropi.schema.Selection(prompt_ids, scores)"
+        )
+    if problem := _problem_of(selection, pool):
+        raise InputError(
+            f"the selection of {strategy} {problem}; let select(context) return ids of "
+            "context.statistics.prompt_ids, each once, and as many scores"
+        )
+
+
+def _problem_of(selection: Selection, pool: Sequence[str]) -> str:
+    """What is wrong with a selection from a pool; empty if nothing is."""
+    counts = Counter(selection.prompt_ids)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        return f"has the prompt {shown(twice[0], 60)} twice"
+    if unknown := counts.keys() - set(pool) if pool else set():
+        return f"has a prompt {shown(min(unknown, key=str), 60)}, which the pool lacks"
+    try:
+        shape = np.asarray(selection.scores, np.float64).shape
+    except (TypeError, ValueError):
+        return f"has scores that are no numbers, {shown(selection.scores, 60)}"
+    return "" if shape == (len(counts),) else f"has scores of shape {shape}"
 
 
 def enough(

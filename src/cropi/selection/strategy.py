@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Protocol, get_args
@@ -152,6 +153,13 @@ def find_strategy(choice: StrategyChoice | str) -> Strategy:
             f"strategy {choice.name!r} is not a strategy; it needs select(context) and a scoring "
             "attribute of 'stage', 'once' or 'never'"
         )
+    try:
+        inspect.signature(strategy.select).bind(None)
+    except TypeError as error:
+        raise InputError(
+            f"strategy {choice.name!r}: select(context) cannot be called: {error}; let it take one "
+            "argument, the context"
+        ) from None
     _require_needs(strategy, choice.name)
     return strategy  # type: ignore[no-any-return]
 
