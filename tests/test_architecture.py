@@ -55,6 +55,8 @@ SHARED_BASENAMES = {"__init__.py", "settings.py"}
 TRAINERS = {f"{name}.py" for name in ("trl", "verl", "openrlhf", "prime_rl", "nemo_gym", "jsonl")}
 """Files named after the trainer that they speak to: as an engine, in exports, in imports."""
 LONGEST_FILE = 400
+LONGEST_COMMON_BODY = 100
+"""Characters of a function's body up to which two may be equal."""
 
 
 def module_name(path: Path) -> str:
@@ -190,3 +192,14 @@ def test_a_local_is_named_after_what_it_holds() -> None:
         or (isinstance(node, ast.arg) and node.arg in FORBIDDEN_NAMES)
     }
     assert named == set()
+
+
+def test_no_function_is_written_twice() -> None:
+    homes: dict[str, set[str]] = {}
+    for path in [*MODULES.values(), *BENCHMARKS.rglob("*.py"), *TESTS.rglob("*.py")]:
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.FunctionDef):
+                body = ast.unparse(node.body[ast.get_docstring(node) is not None :])
+                homes.setdefault(body, set()).add(f"{path}:{node.name}")
+    twice = {body: where for body, where in homes.items() if len(where) > 1}
+    assert {body: where for body, where in twice.items() if len(body) > LONGEST_COMMON_BODY} == {}

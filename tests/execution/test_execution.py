@@ -24,6 +24,7 @@ from cropi.execution import (
     usable_cores,
 )
 from cropi.execution.units import GivenUpError
+from support.process_checks import alive
 
 linux = pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="reads Linux's /proc")
 
@@ -284,11 +285,3 @@ def test_units_that_share_a_name_or_wait_for_nothing_known_are_a_defect() -> Non
         list(run_units(Inline(), [unit, unit]))
     with pytest.raises(AssertionError, match="comes before"):
         list(run_units(Inline(), [WorkUnit("a", divmod, (7, 3), after=("b",))]))
-
-
-def alive(pid: int) -> bool:
-    """Whether the process exists and is not a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

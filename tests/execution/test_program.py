@@ -6,13 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cropi.execution import Program
+from support.process_checks import alive, eventually
 
 PARENT_AND_CHILD = """
 import os, subprocess, sys, time
@@ -31,24 +30,10 @@ time.sleep(600)
 """
 
 
-def eventually(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + 60
-    while not condition() and time.monotonic() < until:
-        time.sleep(0.05)
-    assert condition()
-
-
 def pids(log: Path) -> list[int]:
     """The program's process and its child, as it wrote them down."""
     eventually(lambda: log.exists() and log.read_text().endswith("\n"))
     return [int(pid) for pid in log.read_text().split()[1:]]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from cropi.rollouts.settings import EngineChoice
 from cropi.schema import Sampling
 from support import fake_server
 from support.fakes import FakeTrainer
+from support.process_checks import eventually
 from support.tiny_runs import fake_config
 
 IDS = [[31, 32, 5], [7, 8]]
@@ -57,13 +57,6 @@ def running(marker: str) -> list[int]:
         if marker in command:
             pids.append(int(folder.name))
     return pids
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + 60
-    while not condition() and time.monotonic() < until:
-        time.sleep(0.05)
-    assert condition()
 
 
 def test_a_policy_is_served_as_long_as_it_is_there(python: str, tmp_path: Path) -> None:

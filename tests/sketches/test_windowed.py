@@ -9,17 +9,7 @@ import torch
 from cropi.sketches import WindowedSketch
 from cropi.sketches import windowed as module
 from cropi.sketches.counter_rng import keys
-from support.sketching import SHAPES, assert_close, flat, project, vectors
-
-MASK = (1 << 64) - 1
-
-
-def python_mix64(place: int, key: int) -> int:
-    """SplitMix64 on Python's own integers, reduced by hand to 64 bits."""
-    state = ((place + key) * 0x9E3779B97F4A7C15) & MASK
-    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & MASK
-    return state ^ (state >> 31)
+from support.sketching import SHAPES, assert_close, flat, project, python_mix64, vectors
 
 
 @pytest.mark.parametrize("dim", [64, 512])

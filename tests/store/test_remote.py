@@ -21,7 +21,7 @@ from cropi.store.object_store import ObjectStore
 from cropi.store.remote import local_copy, local_place, with_urls
 from cropi.store.tables import read_scores, read_selection, write_scores, write_selection
 from cropi.text import remote_url
-from support.object_stores import store
+from support.object_stores import questions, store
 
 ROW = b'{"prompt": "%d+1=", "answer": "%d"}\n'
 
@@ -48,10 +48,6 @@ def shards(bucket: str, folder: Path) -> None:
         store(f"{bucket}/{name}", content)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-
-
-def questions(path: str) -> list[str | None]:
-    return [prompt.prompt for prompt in load_source(PromptSource(path=path), 0)]
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,13 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from cropi.config import PromptSource
 from cropi.errors import InputError
-from cropi.prompts import load_source
 from cropi.store import lease, object_store
 from cropi.store.object_store import ObjectStore
 from cropi.store.remote import local_place, upload, upload_place
 from support import kept_steps
 from support.kept_steps import take_steps
-from support.object_stores import S3Server, s3_server, store
+from support.object_stores import S3Server, questions, s3_server, store
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +32,6 @@ def server() -> Iterator[S3Server]:
 def no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(object_store, "LONGEST_WAIT_S", 0.01)
-
-
-def questions(path: str) -> list[str | None]:
-    return [prompt.prompt for prompt in load_source(PromptSource(path=path), 0)]
 
 
 def test_files_folders_and_patterns_of_a_bucket(server: S3Server) -> None:

@@ -23,6 +23,7 @@ from cropi.store.tables import read_selection
 from cropi.study.cells import is_finished, link_shared_files
 from cropi.study.runner import run_study, run_threads
 from cropi.study.study_plan import StudyPlan
+from support.process_checks import alive
 from support.tiny_runs import FAKE, fake_config, untrained, write_config
 
 FAST = ("curriculum.steps_per_stage=2", "evaluation.every=2")
@@ -229,14 +230,6 @@ def test_workers_end_with_the_study_that_was_killed(tmp_path: Path) -> None:
     assert children
     while any(alive(int(pid)) for pid in children):
         time.sleep(0.05)
-
-
-def alive(pid: int) -> bool:
-    """Whether the process is there and no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_a_cell_with_rollouts_of_its_own_does_not_take_the_shared_ones_times(

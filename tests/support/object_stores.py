@@ -12,6 +12,9 @@ from typing import Any
 import fsspec
 import pytest
 
+from cropi.prompts.settings import PromptSource
+from cropi.prompts.sources import load_source
+
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
 S3_KEYS |= {"AWS_DEFAULT_REGION": "us-east-1"}
 
@@ -89,3 +92,8 @@ def s3_server() -> Iterator[S3Server]:
         finally:
             fsspec.get_filesystem_class("s3").clear_instance_cache()
             server.shutdown()
+
+
+def questions(path: str) -> list[str | None]:
+    """The prompts of the source at a path."""
+    return [prompt.prompt for prompt in load_source(PromptSource(path=path), 0)]

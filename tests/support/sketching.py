@@ -18,6 +18,8 @@ SHAPES: dict[str, tuple[int, ...]] = {
 }
 
 Make = Callable[[int], Sketch]
+MASK = (1 << 64) - 1
+"""Of the lowest 64 bits."""
 
 
 def vectors(
@@ -59,3 +61,11 @@ def inner_products(make: Make, gradients: Mapping[str, Tensor], seeds: int) -> T
 def assert_close(actual: Tensor, expected: Tensor) -> None:
     """Equal but for the order of fp32 sums."""
     torch.testing.assert_close(actual.double(), expected.double(), atol=1e-4, rtol=1e-5)
+
+
+def python_mix64(place: int, key: int) -> int:
+    """SplitMix64 on Python's own integers, reduced by hand to 64 bits."""
+    state = ((place + key) * 0x9E3779B97F4A7C15) & MASK
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & MASK
+    return state ^ (state >> 31)

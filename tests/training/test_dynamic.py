@@ -16,12 +16,13 @@ from cropi.errors import InputError
 from cropi.prompts import load_source
 from cropi.rollouts.transformers_engine import TransformersEngine
 from cropi.schema import Prompt, Sampling
-from cropi.training import StageOutcome, StagePlan, dynamic, find_trainer
+from cropi.training import StagePlan, dynamic, find_trainer
 from cropi.training.dynamic import DynamicSampler
 from cropi.training.rewards import informative
 from cropi.training.stage import MAX_SAMPLING_ROUNDS
 from cropi.verifiers import Judge
 from cropi.verifiers.verdict import Verdict
+from support.trained_stage import train
 
 MakePlan = Callable[..., StagePlan]
 
@@ -50,11 +51,6 @@ def make_dynamic(make_plan: MakePlan, candidates: list[Prompt]) -> MakePlan:
 @pytest.fixture(scope="module")
 def plan(make_dynamic: MakePlan) -> StagePlan:
     return make_dynamic()
-
-
-def train(plan: StagePlan, judge: Judge, out: Path, **kwargs: Any) -> StageOutcome:
-    out.mkdir(parents=True)
-    return find_trainer(plan.training.engine).train(plan, judge, out, **kwargs)
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from cropi.training.settings import LaunchSettings
 from cropi.training.stage_parts import parts_of
 from cropi.training.trl_stage import require_training_state
 from cropi.verifiers import Judge
+from support.process_checks import eventually
 
 MakePlan = Callable[..., StagePlan]
 
@@ -47,13 +47,6 @@ def _runs_a_stage(process: psutil.Process) -> bool:
     except psutil.Error:
         return False
     return launcher.WORKER in command and "accelerate.commands.launch" not in command
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + 60
-    while not condition() and time.monotonic() < until:
-        time.sleep(0.05)
-    assert condition()
 
 
 @dataclass

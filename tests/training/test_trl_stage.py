@@ -27,13 +27,9 @@ from cropi.training.stage import reraise_disk_errors
 from cropi.training.trl_config import grpo_config
 from cropi.training.trl_stage import require_training_state
 from cropi.verifiers import Judge
+from support.trained_stage import train
 
 MakePlan = Callable[..., StagePlan]
-
-
-def train(plan: StagePlan, judge: Judge, out: Path, **kwargs: Any) -> StageOutcome:
-    out.mkdir(parents=True)
-    return find_trainer(plan.training.engine).train(plan, judge, out, **kwargs)
 
 
 def adam_steps(checkpoint: Path) -> set[float]:

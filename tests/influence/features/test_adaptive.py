@@ -11,7 +11,7 @@ import cropi
 from cropi.config import InfluenceConfig, SketchChoice
 from cropi.errors import InputError
 from cropi.gradients.extractor import GradientExtractor
-from cropi.influence.features import FeatureStore, StoreIdentity, score_features
+from cropi.influence.features import FeatureStore, score_features
 from cropi.influence.features.extraction import Extraction, write_features
 from cropi.rollouts import read_rollouts
 from cropi.sketches import AdaptiveSketch, SparseSketch
@@ -46,16 +46,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("rollouts")
     sizes = {"pool": (16, 0), "v": (8, 1)}
     return {n: rollouts(folder / f"{n}.parquet", *size) for n, size in sizes.items()}
-
-
-@pytest.fixture
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five rows per shard, so that few prompts make several shards."""
-
-    def small(**fields: object) -> StoreIdentity:
-        return StoreIdentity(**fields, rows_per_shard=5)  # type: ignore[arg-type]
-
-    monkeypatch.setattr("cropi.influence.features.extraction.StoreIdentity", small)
 
 
 def test_targets_use_the_state_of_the_pools_sketch(files: dict[str, Path], tmp_path: Path) -> None:

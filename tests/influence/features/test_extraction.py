@@ -14,7 +14,6 @@ from cropi.errors import InputError
 from cropi.gradients.extractor import GradientExtractor
 from cropi.influence.features import FeatureStore, score_features
 from cropi.influence.features.extraction import policy_hash, write_features
-from cropi.influence.features.feature_files import StoreIdentity
 from cropi.influence.preconditioner import Preconditioner
 from cropi.influence.scorer import Scorer
 from cropi.influence.setup import extract_features, score
@@ -37,16 +36,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         name: rollouts(folder / f"{name}.parquet", prompts, seed)
         for name, prompts, seed in (("pool", 24, 0), ("v", 8, 1), ("w", 6, 2))
     }
-
-
-@pytest.fixture
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five rows per shard, so that few prompts make several shards."""
-
-    def small(**fields: object) -> StoreIdentity:
-        return StoreIdentity(**fields, rows_per_shard=5)  # type: ignore[arg-type]
-
-    monkeypatch.setattr("cropi.influence.features.extraction.StoreIdentity", small)
 
 
 @pytest.mark.parametrize(
