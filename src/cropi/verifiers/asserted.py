@@ -61,6 +61,10 @@ _AFTERWORD = re.compile(
     r"|(?:let\s+me\s+know|i\s+hope|hope\s+(?:this|that)|feel\s+free|please|would\s+you\s+like"
     r"|if\s+you\s+(?:have|need|want)|do\s+you)\b)"
 )
+_ASIDE = re.compile(
+    r"(?<=[.!?]\s)(?:For (?:reference|comparison|context)|(?:By|In) comparison|Incidentally"
+    r"|By the way|Note that|Notice that)\b[^.!?\n]*(?:[.](?=\d)[^.!?\n]*)*[.!?]?\s*\Z"
+)
 _MORE_THAN_A_CHECK = re.compile(
     r"(?i)\b(?:wrong|incorrect|mistake|error|contradict\w*|instead|should|so|thus|therefore|hence"
     r"|answer)\b|≠|\\ne"
@@ -102,7 +106,13 @@ def without_questions(text: str) -> str:
 
 
 def without_afterword(text: str) -> str:
-    """Return a text in prose without a last paragraph that only checks, or turns to the reader."""
+    """Return a text in prose without a last paragraph that only checks, or turns to the reader.
+
+    Nor with a last sentence that compares or adds: "For reference, last year she sold 9."
+    """
+    aside = _ASIDE.search(text)
+    if aside is not None and not _MORE_THAN_A_CHECK.search(aside[0]):
+        text = text[: aside.start()]
     before, _, last = text.rstrip().rpartition("\n\n")
     if not before or _AFTERWORD.match(last) is None:
         return text

@@ -28,7 +28,8 @@ _MATH_TOKEN = re.compile(
 
 
 _DENIED = re.compile(r"(?:不是|ではなく|가\s*아니라)[\s*_$\\(]*$")
-_SHARE = re.compile(r"(?i)(?<![\d.])(\d+)\s+(?:in|out\s+of)\s+$")
+_SHARE = re.compile(r"(?i)(?<![\d.])(\d+)\s+(?P<of>in|out\s+of)\s+$")
+_SPAN_OF_TIME = re.compile(r"(?i)[*$\s]*(?:second|minute|hour|day|week|month|year)s?\b")
 _LABEL = re.compile(
     r"(?i)\b(?:step|equation|eq\.|problem|question|case|example|figure|table|section|page|part|line"
     r"|exercise|lemma|theorem|method|solution|january|february|march|april|may|june|july|august"
@@ -45,9 +46,16 @@ _ENUMERATED = re.compile(
 the answer."""
 
 
+_RESULTS = (
+    r"(?:is|are|was|were|be|gives?|gets?|leaves?|left|makes?|yields?|becomes?|equals?|totals?|total"
+    r"|have|has|had|remain\w*)\b"
+)
 _ADJUNCT = re.compile(
     r"(?i)\b(?:in|after|during|within|over|for|of\s+(?:those|these))\s+(?:(?:the|those|these|all|just"
     r"|only|first|last|next)\s+){0,2}[*$\\(]*$"
+    rf"|\b(?:if|when|while|by|before|after|having|(?:more|left|enough|order)\s+to)\s+"
+    rf"(?:(?!{_RESULTS})[^\W\d]+\s+){{1,5}}[*$\\(]*$"
+    r"|(?<=[\w,)*$%]\s)(?:because|since|as)\s(?!such)(?:(?!\bequals?\b)[^.,;:=\n])*$"
 )
 _AFTER_RESULT = re.compile(
     r"(?i)\s*(?:(?!(?:and|but|so|or|then|plus|minus|times|gives|gets?|is|are|was|were|leaves?|leaving"
@@ -55,7 +63,10 @@ _AFTER_RESULT = re.compile(
 )
 """Between a computation and a number that says what for: "= 5 hours to read 120 pages"."""
 _MOST_AFTER = 4
-_STRONG = re.compile(r"(?i)(?:\b(?:is|are|was|were|be|equals?|makes?|total\s+of)|[=:*])[\s*$\\(]*$")
+_STRONG = re.compile(
+    r"(?i)(?:\b(?:is|are|was|were|be|equals?|makes?|total\s+of|takes?|needs?|earns?|costs?|pays?|has|have)"
+    r"|[=:*])[\s*$\\(]*$"
+)
 _BOLD = re.compile(r"(?<![\w)}])\*\*|\*\*(?![\w({-])")
 _REMARK = re.compile(r"\([^()$\\]*[A-Za-z]{2,}\s+[^()$\\]*\)")
 
@@ -81,7 +92,7 @@ def last_candidate(text: str) -> tuple[str, str] | None:
     if "=" in content and re.search(r"\d.*=", content):
         content = _computation(content, _before(text, start))
     share = _SHARE.search(_before(text, start))
-    if share is not None:
+    if share is not None and (share["of"] != "in" or not _SPAN_OF_TIME.match(text, end)):
         return f"{share[1]}/{content}", ""
     if _ENUMERATED.search(_before(text, start)):
         return None

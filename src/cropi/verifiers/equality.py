@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from cropi.verifiers.expressions import equal_equations, equal_formulas
 from cropi.verifiers.families import CONSTANT, INTEGER, counted_otherwise, named_alike
@@ -19,7 +20,8 @@ from cropi.verifiers.forms import (
     Union,
 )
 from cropi.verifiers.notation import canonical_text
-from cropi.verifiers.quantity import Quantity
+from cropi.verifiers.number_words import with_scale
+from cropi.verifiers.quantity import Quantity, read_quantity
 from cropi.verifiers.unit_names import same_unit
 
 
@@ -183,7 +185,19 @@ def _parts(reading: Reading) -> Sequence[Reading]:
 def _equal_formulas(gold: Formula | Quantity, stated: Formula | Quantity) -> bool:
     if not same_unit(gold.unit, stated.unit):
         return False
+    if isinstance(gold, Quantity) or isinstance(stated, Quantity):
+        gold, stated = _unscaled(gold), _unscaled(stated)
+        if isinstance(gold, Quantity) and isinstance(stated, Quantity):
+            return gold.equals(stated)
     return equal_formulas(_latex(gold), _latex(stated))
+
+
+def _unscaled(reading: Formula | Quantity) -> Formula | Quantity:
+    """Return 2.5M, beside a number, as 2,500,000; other formulas and quantities as they are."""
+    if isinstance(reading, Quantity):
+        return reading
+    number = read_quantity(with_scale(reading.text))
+    return reading if number is None else replace(number, unit=reading.unit)
 
 
 def _latex(reading: Formula | Quantity) -> str:

@@ -115,6 +115,9 @@ def readings(statement: Statement, gold: Reading) -> Iterator[Reading]:
     text = ascii_notation(statement.text)
     if isinstance(gold, Quantity) and statement.is_bound:
         return
+    if statement.form == "code":
+        yield read(text)
+        return
     if not _is_prose(text):
         yield read(text)
         if isinstance(gold, Quantity) and gold.value.denominator > 1:

@@ -24,14 +24,17 @@ _CONCLUSION = re.compile(
     r"(?i)(?:(?<=[.!?]\s)|(?<=\n))(?:so|thus|hence|therefore|altogether|in\s+total)\b[^.!?\n\d]*[.!?]?\s*\Z"
 )
 _AND_A_PART = re.compile(
-    rf"(?i)(?<=\d)\s+and\s+(?:a|one)[\s-]+({'|'.join(_PARTS)})\b"
-    rf"|\b({'|'.join(_UNITS)})\s+and\s+(?:a|one)[\s-]+({'|'.join(_PARTS)})\b"
+    rf"(?i)(?:(?<=\d)|\b({'|'.join(_UNITS)}))\s+and\s+(a|{'|'.join(_UNITS[1:10])})[\s-]+"
+    rf"({'|'.join(_PARTS)})s?\b"
+    r"|(?<![\d.,/])(\d+)\s+and\s+([1-9]\d?/[1-9]\d?)(?=\s+[^\W\d]{3,})"
 )
 _SCALED = re.compile(rf"(?i)(?<=\d)\s*\b({'|'.join(SCALES)})\b")
+_LETTERS = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
 _SCALED_MONEY = re.compile(
-    r"([$€£]\s?\d[\d,.]*)([kKM])(?![^\W_])"
-    r"|(?<![\w.,])(\d[\d,.]*)([kKM])(?=\s(?:dollar|euro)s?\b)"
+    r"([$€£]\s?\d[\d,.]*)([kKMB])(?![^\W_])"
+    r"|(?<![\w.,])(\d[\d,.]*)([kKMB])(?=\s(?:dollar|euro)s?\b)"
 )
+_WITH_LETTER = re.compile(r"([-+]?\d[\d,.]*)([kKMB])")
 
 
 def number_of(words: str) -> Fraction | None:
@@ -69,13 +72,17 @@ def in_digits(text: str) -> str:
 
 
 def with_parts(text: str) -> str:
-    """Return a text with `2 and a half`, or `two and a half`, as `2 1/2`."""
-    return _AND_A_PART.sub(_mixed, text) if " and a " in text or " and one" in text else text
+    """Return a text with `two and a half`, `2 and two thirds` or `2 and 1/2 cups` as `2 1/2`."""
+    return _AND_A_PART.sub(_mixed, text) if " and " in text else text
 
 
 def _mixed(match: re.Match[str]) -> str:
-    whole = "" if match[2] is None else str(_VALUES[match[2].casefold()])
-    return f"{whole} 1/{_PARTS[(match[1] or match[3]).casefold()]}"
+    name, count, part, number, ratio = match.groups()
+    if ratio is not None:
+        return f"{number} {ratio}" if Fraction(ratio) < 1 else match[0]
+    share = Fraction(_VALUES.get(count.casefold(), 1), _PARTS[part.casefold()])
+    whole = "" if name is None else _VALUES[name.casefold()]
+    return f"{whole} {share}" if share < 1 else match[0]
 
 
 def lone_number(text: str) -> str:
@@ -105,6 +112,10 @@ def _digits(match: re.Match[str]) -> str:
 def unscaled(text: str) -> str:
     """Return a text in which the scale of a number is a factor: `3 million` as `3*1000000`."""
     text = _SCALED.sub(lambda m: f"*{SCALES[m[1].casefold()]}", text)
-    return _SCALED_MONEY.sub(
-        lambda m: f"{m[1] or m[3]}*{10**6 if (m[2] or m[4]) == 'M' else 1000}", text
-    )
+    return _SCALED_MONEY.sub(lambda m: f"{m[1] or m[3]}*{_LETTERS[m[2] or m[4]]}", text)
+
+
+def with_scale(text: str) -> str:
+    """Return `2.5M` as a product, of a text that is this alone: elsewhere M may be a variable."""
+    scaled = _WITH_LETTER.fullmatch(text.strip())
+    return text if scaled is None else f"{scaled[1]}*{_LETTERS[scaled[2]]}"

@@ -64,7 +64,7 @@ def _stage(answer: str, gold: Quantity | None, statement: Statement) -> str | No
     """Return the stage that finds the statement right; None if none does."""
     if gold is None:
         return "text" if canonical_text(answer) == canonical_text(statement.text) else None
-    stated = number_in(statement.text, statement.form in ("box", "tag"), gold.unit)
+    stated = number_in(statement.text, statement.form in ("box", "tag", "code"), gold.unit)
     if stated is None and gold.value.denominator > 1:
         stated = _number(as_fraction(statement.text))
     return "number" if stated is not None and gold.equals(stated) else None

@@ -78,6 +78,7 @@ _AND_A_PART = re.compile(
     r"(-?\d+)\s*(?:\\text\s*\{\s*and\s*\}|and)\s*(\d+/\d+|\\frac\{\d+\}\{\d+\})"
 )
 _RUN = re.compile(r"-?\d+(?:\.\d+)?(?:\s-?\d+(?:\.\d+)?)+")
+_TRANSPOSED = re.compile(r"(?<=[\])])\s*\^\s*(?:\{\s*)?(?:T|\\top|\\intercal)(?:\s*\})?\s*\Z")
 _SIGNS = re.compile(r"\\(pm|mp)(?![a-zA-Z])\s*")
 
 
@@ -182,8 +183,8 @@ def _union(text: str, depth: int) -> Reading | None:
 
 
 def _bracketed(text: str, depth: int) -> Reading | None:
-    """Read (1, 2), [1, 3) and \\{1, 2\\}."""
-    text = text.strip()
+    """Read (1, 2), [1, 3), \\{1, 2\\} and (1, 2)^T."""
+    text = _TRANSPOSED.sub("", text.strip())
     builder = _BUILDER.fullmatch(text)
     if builder is not None:
         return read(builder[2], depth)

@@ -28,7 +28,7 @@ from cropi.verifiers.number_words import with_parts
 from cropi.verifiers.retraction import taken_back
 from cropi.verifiers.tags import DEFAULT_TAGS, Tags
 
-Form = Literal["tag", "box", "phrase", "####", "text"]
+Form = Literal["tag", "box", "phrase", "####", "text", "code"]
 
 LONGEST = 4000
 """Characters of a statement that is read: what the answer is stands in the last part of a text."""
@@ -54,7 +54,7 @@ _BOUND = re.compile(
     r"|(?:the\s+|an?\s+)?(?:\w+\s+){0,2}(?:square|cube|fourth|root|reciprocal|opposite|inverse|logarithm|multiple"
     r"|divisor|factor|power|third|quarter|fraction|factorial|close|near|next)\s+(?:of|to)\s+[^=,]*\Z"
     rf"|[*$(]*-?[\d.,/]+[*$)]*\s+(?:(?:\w+\s+){{0,2}}(?:{_COMPARATIVE}\s+than|as\s+\w+\s+as)\b"
-    r"|squared\b|cubed\b|factorial\b|halved\b|doubled\b))"
+    r"|squared\b|cubed\b|factorial\b|halved\b|doubled\b|or\s+(?:more|less|fewer|above|over|below)\b))"
 )
 _CERTAIN = re.compile(
     r"(?i)^(?:(?:indeed|simply|therefore|thus|hence|then|clearly|exactly|precisely|obviously|certainly"
@@ -63,6 +63,10 @@ _CERTAIN = re.compile(
 """Adverbs between "the answer is" and what it is."""
 _EQUALS = re.compile(r"\A\s*=\s*(?=[^=>\s])")
 _FENCE = re.compile(r"(?m)^[ \t]*```[\w-]*[ \t]*$")
+_PROGRAM = re.compile(
+    r"(?ms)^[ \t]*```(?:python|py|c|c\+\+|cpp|java|javascript|js|typescript|ts|rust|go|ruby|r|julia"
+    r"|matlab|sql|bash|sh|haskell|kotlin|swift|scala)\d*[ \t]*\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,11 @@ def take_statement(response: str, tags: Tags = DEFAULT_TAGS) -> Statement | None
     if text is None:
         return None
     tagged = tags.tagged(text)
-    text = with_parts(asserted(_FENCE.sub("", text if tagged is None else tagged)).strip())
+    text = text if tagged is None else tagged
+    prose = _PROGRAM.sub("", text)
+    if not prose.strip() and (programs := _PROGRAM.findall(text)):
+        return Statement(programs[-1].strip(), "code")
+    text = with_parts(asserted(_FENCE.sub("", prose)).strip())
     for form, take in _TAKERS:
         if (statement := take(text)) is not None:
             rest = taken_back(text, statement[1])

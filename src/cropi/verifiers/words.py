@@ -25,6 +25,8 @@ _REASON = re.compile(
     r"\s(?:because|since|as|for)\s|,\s*(?:which|who|because|since|so|as|not)\b|\s[-—–]\s(?![\d$\\])|\s\((?=[^()]*(?<![\\a-z])[^\W\d_]{2,})|;|:\s"
     r"|,?\s(?:rather\s+than|instead\s+of)\s"
 )
+_OPPOSITES = {"true": "false", "false": "true"}
+_NOT_SO = re.compile(r"(?i)(?:\bnot\s+|(?<=[a-z])n['’]t\s+|\bun(?=true))(true|false)\b")
 _SENTENCES = re.compile(r"(?<!\b[ap]\.m)(?<=[.!?])\s+(?=[A-Z])")
 _DOUBT = re.compile(
     r"(?i)\b(?:not|never|cannot|neither|nor|if|whether|unlikely|doubt|maybe|perhaps|might|could|may"
@@ -78,6 +80,8 @@ def says(statement: str, gold: str, whole: bool) -> bool:
 
 def _pieces(statement: str, gold: str, whole: bool) -> list[str]:
     statement = _TEXT.sub(r"\1", statement)
+    if gold in _OPPOSITES:
+        statement = re.sub(r"[^.!?\n]+", _without_denial, statement)
     lines = [line.strip() for line in statement.splitlines() if line.strip()]
     if not lines:
         return []
@@ -104,6 +108,13 @@ def _pieces(statement: str, gold: str, whole: bool) -> list[str]:
     if gold not in _CLOSED:
         pieces += _predicates(lines[-1] if whole else lines[0], _NAMING)
     return pieces
+
+
+def _without_denial(sentence: re.Match[str]) -> str:
+    """Return a sentence with `not true` as `false`, if that is all that it decides."""
+    if len(re.findall(r"(?i)(?:true|false)\b", sentence[0])) != 1:
+        return sentence[0]
+    return _NOT_SO.sub(lambda m: f" {_OPPOSITES[m[1].casefold()]}", sentence[0])
 
 
 def is_said_to_be(text: str, gold: str) -> bool:
