@@ -57,6 +57,10 @@ def test_page_forbids_the_browser_to_load_or_run_anything_else(page: str) -> Non
     assert "unsafe-inline" not in policy.split("script-src")[1]
 
 
+def test_a_page_whose_charts_cannot_be_drawn_says_why(page: str) -> None:
+    assert "<noscript><p>Charts need JavaScript" in page
+
+
 def test_plotly_is_embedded_once_and_most_of_the_file(page: str, finished: Path) -> None:
     assert len([s for s in Elements(page).of("script") if s.get("id") == "plotly"]) == 1
     assert (finished / "report.html").stat().st_size < 1_500_000

@@ -54,7 +54,7 @@ def world(seed: int = 0, helps: tuple[float, ...] = (0.1, 0, 0, 0, 0)) -> Select
         count=40,
         seed=seed,
         estimate=estimate,
-        features=np.stack([draw.normal(size=features.shape), features]) / math.sqrt(SKILLS),
+        hidden_states=np.stack([draw.normal(size=features.shape), features]) / math.sqrt(SKILLS),
         history=rounds(informative),
     )
 
@@ -174,9 +174,9 @@ def test_a_stage_is_never_smaller_than_a_part_of_the_ratio() -> None:
     rare = SKILL_OF < 0
     rare[:20] = SKILL_OF[:20] == 0
     cosines = np.where(rare, 1.0, 0.0) + world(1, helps=(0, 0, 0, 0, 0)).estimate.mean["v"] * 0.01
-    features = context.features + 3 * rare[:, None]
+    features = context.hidden_states + 3 * rare[:, None]
     estimate = InfluenceEstimate.from_means(context.prompt_ids, {"v": cosines.astype(np.float32)})
-    chosen = drawn(replace(context, estimate=estimate, features=features))
+    chosen = drawn(replace(context, estimate=estimate, hidden_states=features))
     assert len(chosen) == LEAST_OF_RATIO * POOL_SIZE
     assert rare[chosen].sum() == rare.sum()
 

@@ -142,12 +142,12 @@ def test_the_bandit_over_one_source_says_what_to_do_and_does_it() -> None:
     draws = np.random.default_rng(0)
     features = np.repeat(np.eye(2), 10, axis=0)[None] + draws.normal(0, 0.01, (1, 20, 2))
     strategy = find_strategy(StrategyChoice.of("bandit", clusters=2))
-    assert needs_of(strategy).features
-    assert not needs_of(find_strategy("bandit")).features
+    assert needs_of(strategy).hidden_states
+    assert not needs_of(find_strategy("bandit")).hidden_states
     chosen = [
         int(i[1:]) < 10
         for seed in range(20)
-        for i in strategy.select(context(past, 4, features=features, seed=seed)).prompt_ids
+        for i in strategy.select(context(past, 4, hidden_states=features, seed=seed)).prompt_ids
     ]
     assert np.mean(chosen) > 0.9
 

@@ -149,7 +149,7 @@ def test_every_built_in_strategy_chooses_distinct_prompts_of_the_pool(name: str)
     ids = context().prompt_ids
     target = "pool" if name == "learnalign" else "v"
     cosines = {target: dict(zip(ids, np.linspace(-1, 1, 40).tolist(), strict=True))}
-    given = context(estimate=table(cosines), features=np.eye(40)[None])
+    given = context(estimate=table(cosines), hidden_states=np.eye(40)[None])
     without = {"noise_floor": 0, "memory": 0} if name == "ranking" else {}
     strategy = find_strategy(StrategyChoice.of(name, **without))
     selection = strategy.select(given)

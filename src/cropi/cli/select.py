@@ -100,15 +100,15 @@ def _reading(model: str, config: SelectionConfig, files: Sequence[Path]) -> dict
     if not files:
         raise InputError(f"--model {model} has no effect without --rollouts; give both, or neither")
     needs = needs_of(find_strategy(config.strategy))
-    if not (needs.features or needs.current):
+    if not (needs.hidden_states or needs.current):
         raise InputError(
             f"--model {model} has no effect with strategy {config.strategy.name}, which looks at "
             "no policy; leave it out, or choose another strategy"
         )
     pool = read_rollouts(files[0])
     loaded, reading = as_model(model), dict[str, Any]()
-    if needs.features:
-        reading["features"] = prompt_hidden_states(loaded, pool)
+    if needs.hidden_states:
+        reading["hidden_states"] = prompt_hidden_states(loaded, pool)
     if needs.current:
         reading["current"] = read_current_rates(loaded, pool, files[1:], None, None).rates
     return reading

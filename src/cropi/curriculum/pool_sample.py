@@ -159,7 +159,7 @@ class _Growth:
     def _grow(self) -> Influence:
         """Sample and score portions until the strategy has enough, or there are no more."""
         evidence: PoolEvidence | None = None
-        hidden_states = self.hidden_states() if self.needs.features else None
+        hidden_states = self.hidden_states() if self.needs.hidden_states else None
         seed = self.step.sampler.seeds.of("rollouts", "sample")
         for name, prompts in sampled_portions(self.step.pool.prompts, self.needs, seed):
             portion = self._portion(name, prompts)
@@ -235,7 +235,7 @@ class PoolEvidence:
             self.influence,
             self.settings,
             rollouts=pool,
-            features=self.hidden_states,
+            hidden_states=self.hidden_states,
             threshold=self.threshold,
         )
 

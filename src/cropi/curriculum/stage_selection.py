@@ -189,7 +189,7 @@ def _notes(influence: Influence, needs: Needs) -> list[str]:
 
 def _hidden_state_tokens(stage: Stage, needs: Needs, rollouts: StageRollouts) -> int:
     """Tokens of the forward pass that reads hidden states before a stage."""
-    return prompt_tokens(rollouts.pool) if needs.features and stage.index == 0 else 0
+    return prompt_tokens(rollouts.pool) if needs.hidden_states and stage.index == 0 else 0
 
 
 def _facts(influence: Influence, needs: Needs, hidden_state_tokens: int) -> dict[str, object]:
@@ -254,7 +254,7 @@ class PromptSelector:
             *(file_hash(path) for path in history),
         )
         # A strategy that scores has counted what it reads there.
-        reads_unscored = needs.scoring == "never" and (needs.features or needs.current)
+        reads_unscored = needs.scoring == "never" and (needs.hidden_states or needs.current)
 
         def choose(inputs_fingerprint: str) -> None:
             current = self._current(policy, rollouts, history) if needs.current else None
@@ -268,7 +268,7 @@ class PromptSelector:
                 scores,
                 rollouts,
                 earlier=[read_scores(path) for path in earlier],
-                features=hidden_states() if needs.features else None,
+                hidden_states=hidden_states() if needs.hidden_states else None,
                 current=current and current.rates,
                 history=history,
             )

@@ -198,7 +198,7 @@ def host_bytes(
     if "whitened" in metrics:
         width = max(width, DIMENSIONS)
     most = max([sampled_prompts(counts.pool.prompts, needs) for needs in scored], default=0)
-    read = counts.pool.prompts if any(needs.features for needs in arms) else 0
+    read = counts.pool.prompts if any(needs.hidden_states for needs in arms) else 0
     return {
         "sketches": float(most * informative * width * FP32),
         "hidden states": float(read * LAYERS * min(2 * shape.hidden, MOST_DIMENSIONS) * FP32),

@@ -232,7 +232,7 @@ class RunWork:
                 begins=times,
                 starts=starts,
             )
-        if needs.features:
+        if needs.hidden_states:
             read = self.counts.pool.prompts * self.counts.pool.tokens
             yield Work("scoring", arm, 0, forward=read, begins=1)
 

@@ -144,7 +144,9 @@ class GuidedStages:
             estimate = self._estimate(index, policy, pool, validation)
 
         def choose() -> Selection:
-            hidden_states = self._hidden_states(sampling, pool) if self.needs.features else None
+            hidden_states = (
+                self._hidden_states(sampling, pool) if self.needs.hidden_states else None
+            )
             selection = self._select(index, estimate, pool, hidden_states, trained)
             if estimate is not None:
                 write_scores(self._stage(index) / "scores.parquet", estimate)
@@ -219,7 +221,7 @@ class GuidedStages:
             seed=settings.seed,
             constant_length=settings.rollouts.max_new_tokens,
         )
-        hidden_states = self._hidden_states(sampling, pool) if self.needs.features else None
+        hidden_states = self._hidden_states(sampling, pool) if self.needs.hidden_states else None
         return PoolEvidence(growing, settings.selection, hidden_states)
 
     def _hidden_states(
@@ -331,7 +333,7 @@ class GuidedStages:
             else [],
             rollouts=pool,
             sources={prompt.prompt_id: prompt.source for prompt in self.sets[POOL]},
-            features=hidden_states,
+            hidden_states=hidden_states,
             stage=index,
             visits=self.settings.visits,
             group_size=group_size,

@@ -55,7 +55,7 @@ class Bandit:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.features = settings.clusters is not None
+        self.hidden_states = settings.clusters is not None
 
     def select(self, context: SelectionContext) -> Selection:
         """Draw arms by their values, and prompts of an arm alike.
@@ -72,9 +72,9 @@ class Bandit:
     def _arms(self, context: SelectionContext) -> Places:
         """The arm [P] of each prompt."""
         if self.settings.clusters is not None:
-            features_LPF = context.features
-            assert features_LPF is not None, "the strategy needs features and was given none"
-            middle_PF = features_LPF[len(features_LPF) // 2].astype(np.float64)
+            states_LPF = context.hidden_states
+            assert states_LPF is not None, "the strategy needs hidden states and was given none"
+            middle_PF = states_LPF[len(states_LPF) // 2].astype(np.float64)
             return nearest_means(middle_PF, self.settings.clusters, context.seed)
         names, arm_P = np.unique(np.array(context.sources), return_inverse=True)
         if len(names) < 2:

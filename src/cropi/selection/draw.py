@@ -109,7 +109,7 @@ class Cropi:
     """Whitened influence, predicted from the policy's hidden states, drawn every stage."""
 
     metric: Metric = "whitened"
-    features = True
+    hidden_states = True
     earlier = True
     history = True
 
@@ -188,17 +188,17 @@ def _predicted(
     places_N = [place for place, i in enumerate(context.prompt_ids) if i in row_of]
     rows_N = [row_of[context.prompt_ids[place]] for place in places_N]
     values_N = scored.mean[name][rows_N].astype(np.float64)
-    return _from_features(context, np.array(places_N), values_N - values_N.mean())
+    return _from_hidden_states(context, np.array(places_N), values_N - values_N.mean())
 
 
-def _from_features(
+def _from_hidden_states(
     context: SelectionContext, places_N: NDArray[np.int64], values_N: Array
 ) -> Prediction:
     """What hidden states predict for the whole pool from the values at some places of it."""
-    features_LPF = context.features
-    assert features_LPF is not None, "the strategy needs features and was given none"
-    layer, ridge = fit_best([*features_LPF[:, places_N]], values_N)
-    return ridge.predict(features_LPF[layer])
+    states_LPF = context.hidden_states
+    assert states_LPF is not None, "the strategy needs hidden states and was given none"
+    layer, ridge = fit_best([*states_LPF[:, places_N]], values_N)
+    return ridge.predict(states_LPF[layer])
 
 
 def stage_size(expected: float, context: SelectionContext) -> int:
@@ -284,7 +284,7 @@ def _chances(rounds: PassHistory, group_size: int) -> Array:
 def _like(context: SelectionContext, values_P: Array) -> Array:
     """Values [P] predicted for every prompt from those that are not NaN; 0 for unlike prompts."""
     places_N = np.flatnonzero(~np.isnan(values_P))
-    return _from_features(context, places_N, values_P[places_N]).mean_P
+    return _from_hidden_states(context, places_N, values_P[places_N]).mean_P
 
 
 def _bounded(chances_P: Array) -> Array:

@@ -44,7 +44,7 @@ def select(
     rollouts: Sequence[RolloutGroup] | RolloutStatistics | str | Path | None = None,
     sources: Mapping[str, str] | None = None,
     target_sources: Collection[str] = (),
-    features: NDArray[np.floating] | None = None,
+    hidden_states: NDArray[np.floating] | None = None,
     history: Sequence[Sequence[RolloutGroup] | str | Path] | PassHistory = (),
     current: NDArray[np.float64] | None = None,
     threshold: float | None = None,
@@ -66,7 +66,7 @@ def select(
             pass rates.
         sources: the source of each prompt by its id, for strategies that look at sources.
         target_sources: sources of the validation prompts.
-        features: hidden states at the pool's prompts, in the order of their rollouts, for
+        hidden_states: hidden states at the pool's prompts, in the order of their rollouts, for
             strategies that look at them (`cropi.policy.hidden_states.prompt_hidden_states`).
         history: all rollouts of the pool's prompts so far, or their files, oldest first: the start
             policy's, then what each stage's training sampled; default: `rollouts` alone.
@@ -87,13 +87,13 @@ def select(
     """
     from cropi.rollouts import as_groups  # loads pyarrow, which reading settings should not
 
-    settings = _settings(given_or_default(settings, SelectionConfig, "settings"), features)
+    settings = _settings(given_or_default(settings, SelectionConfig, "settings"), hidden_states)
     estimate = _estimate(scores)
     strategy = find_strategy(settings.strategy)
     needs = needs_of(strategy)
     name = settings.strategy.name
     _require(needs, name, estimate, rollouts)
-    _require_reading(needs, name, features, current)
+    _require_reading(needs, name, hidden_states, current)
     groups: Sequence[RolloutGroup] = []
     if isinstance(rollouts, RolloutStatistics):
         statistics = rollouts
@@ -114,7 +114,7 @@ def select(
             earlier=earlier,
             sources=[(sources or {}).get(i, "") for i in statistics.prompt_ids],
             target_sources=frozenset(target_sources),
-            features=features,
+            hidden_states=hidden_states,
             history=_history(history, statistics, groups, threshold, group_size)
             if needs.history
             else None,
@@ -160,7 +160,7 @@ def enough(
     settings: SelectionConfig,
     *,
     rollouts: Sequence[RolloutGroup],
-    features: NDArray[np.floating] | None,
+    hidden_states: NDArray[np.floating] | None,
     threshold: float | None = None,
 ) -> bool:
     """Whether a strategy that samples the pool has seen enough of it (`Needs.sample`).
@@ -175,7 +175,7 @@ def enough(
             statistics=statistics,
             count=selection_size(settings.ratio, len(statistics.prompt_ids)),
             estimate=_estimate(scores),
-            features=features,
+            hidden_states=hidden_states,
         )
     )
 
@@ -196,8 +196,10 @@ def _history(
     return pass_history(statistics.prompt_ids, rounds, threshold, group_size)
 
 
-def _settings(settings: SelectionConfig, features: NDArray[np.floating] | None) -> SelectionConfig:
-    if features is not None or "strategy" in settings.model_fields_set:
+def _settings(
+    settings: SelectionConfig, hidden_states: NDArray[np.floating] | None
+) -> SelectionConfig:
+    if hidden_states is not None or "strategy" in settings.model_fields_set:
         return settings
     return settings.model_copy(update={"strategy": StrategyChoice.of(SCORES_ALONE)})
 
@@ -247,14 +249,14 @@ def _remedy_for_missing(estimate: InfluenceEstimate, missing: Sequence[str]) -> 
 def _require_reading(
     needs: Needs,
     strategy: str,
-    features: NDArray[np.floating] | None,
+    hidden_states: NDArray[np.floating] | None,
     current: NDArray[np.float64] | None,
 ) -> None:
     """Raise InputError for what a strategy needs to know of the policy and lacks."""
-    if needs.features and features is None:
+    if needs.hidden_states and hidden_states is None:
         raise InputError(
             f"strategy {strategy} needs the policy's hidden states at the prompts; a run makes "
-            "them, and in Python give features=prompt_hidden_states(model, rollouts)"
+            "them, and in Python give hidden_states=prompt_hidden_states(model, rollouts)"
         )
     if needs.current and current is None:
         raise InputError(

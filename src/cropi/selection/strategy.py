@@ -31,12 +31,12 @@ class SelectionContext:
     `statistics` describes the pool's rollouts, one entry per prompt; `count` is how many to choose
     and `seed` the stage's own. `estimate` is the influence under the current policy, if the
     strategy asked for it, and `earlier` the estimates of the stages before, oldest first. `sources`
-    names each pool prompt's source, `target_sources` those of the validation prompts. `features`
-    [L, P, F] are hidden states of the policy at the pool's prompts, and `history` is how often
-    they passed in every round of sampling so far, training's included, if the strategy asked.
-    `current` [P] are pass rates under the stage's own policy, if it asked for those. `visits` is
-    how many prompts the stage's steps read, each visit counted; None: unknown. `group_size` is how
-    many responses a step samples to a prompt.
+    names each pool prompt's source, `target_sources` those of the validation prompts.
+    `hidden_states` [L, P, F] are those of the policy at the pool's prompts, and `history` is how
+    often they passed in every round of sampling so far, if the strategy asked. `current` [P] are
+    pass rates under the stage's own policy, if it asked for those. `visits` is how many prompts the
+    stage's steps read, each visit counted; None: unknown. `group_size` is how many responses a step
+    samples to a prompt.
     """
 
     statistics: RolloutStatistics
@@ -49,7 +49,7 @@ class SelectionContext:
     earlier: Sequence[InfluenceEstimate] = ()
     sources: Sequence[str] = ()
     target_sources: frozenset[str] = frozenset()
-    features: NDArray[np.floating] | None = None
+    hidden_states: NDArray[np.floating] | None = None
     history: PassHistory | None = None
     current: NDArray[np.float64] | None = None
 
@@ -95,7 +95,7 @@ class Needs:
     unit gradient. `metric`: how scores compare; None: as the settings say. `fresh`: every stage
     has rollouts of its own policy. `dynamic_sampling`: training replaces groups whose rewards are
     all equal. `earlier`: it looks at the estimates of earlier stages. `target_sources`: it looks at
-    the sources of the validation prompts. `features`: it looks at the policy's hidden states at the
+    the sources of the validation prompts. `hidden_states`: it looks at those of the policy at the
     pool's prompts. `history`: it looks at the rewards of all rollouts so far, training's included.
     `current`: it looks at the pass rates under the stage's own policy, which stored rollouts give.
     `sample`: how many prompts, drawn at random, are rolled out and scored under the first policy
@@ -111,7 +111,7 @@ class Needs:
     dynamic_sampling: bool = False
     earlier: bool = False
     target_sources: bool = False
-    features: bool = False
+    hidden_states: bool = False
     history: bool = False
     current: bool = False
     sample: int = 0

@@ -81,7 +81,7 @@ def measure(
             progress=progress,
         )
         estimate, notes = measured.estimate, [*notes, *measured.notes]
-    hidden_states = _hidden_states(logged, pool, policy) if needs.features else None
+    hidden_states = _hidden_states(logged, pool, policy) if needs.hidden_states else None
     return MeasuredPool(estimate, hidden_states, notes)
 
 

@@ -182,7 +182,7 @@ def rank(
             rollouts=logged.statistics,
             sources={prompt.prompt_id: prompt.source for prompt in logged.prompts},
             history=visit_history(logged.history, logged.passes),
-            features=evidence.hidden_states,
+            hidden_states=evidence.hidden_states,
             seed=seed,
         )
 

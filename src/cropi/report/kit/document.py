@@ -25,7 +25,8 @@ Section = tuple[str, str, Safe]
 def document(title: str, top: Safe, sections: Sequence[Section], charts: Charts) -> str:
     """Return one HTML document that loads nothing from anywhere."""
     parts = [tag("section", tag("h2", name), body, id=key) for key, name, body in sections]
-    main = tag("main", tag("header", top, id="top"), *parts)
+    without_scripts = tag("noscript", tag("p", "Charts need JavaScript; texts and tables do not."))
+    main = tag("main", tag("header", top, id="top"), without_scripts, *parts)
     scripts = [
         tag("script", json_text(charts.specs), type="application/json", id="charts"),
         tag("script", Safe(packed_plotly()), type="application/octet-stream", id="plotly"),
