@@ -210,7 +210,7 @@ def test_the_command_reads_a_policy_for_strategies_that_look_at_it(
     drawn = read_selection(out)
     settings = SelectionConfig(strategy=StrategyChoice.of("cropi"))
     states = prompt_hidden_states(cropi.load_policy("pocket").model, read_rollouts(pool))
-    expected = cropi.select(read_scores(scored), settings, rollouts=pool, features=states)
+    expected = cropi.select(read_scores(scored), settings, rollouts=pool, hidden_states=states)
     assert drawn.prompt_ids == expected.prompt_ids
     command("select", "--strategy", "dare", "--rollouts", pool, "--model", "pocket", "--out", out)
     assert read_selection(out).prompt_ids

@@ -525,7 +525,9 @@ def test_an_empty_path_is_not_the_present_folder(
 
 def test_a_name_that_is_no_text_is_refused(cropi: Command, tmp_path: Path) -> None:
     out = tmp_path / "bad\udcff.parquet"
-    cropi("select", "--scores", tmp_path / "scores.parquet", "--out", out).refused("--out", "udcff")
+    cropi("select", "--scores", tmp_path / "scores.parquet", "--out", out).refused(
+        "--out", "control characters"
+    )
 
 
 def test_a_folder_that_was_removed_under_a_shell_is_named(
