@@ -26,8 +26,11 @@ from cropi.store.tables import read_selection
 from support.guided_training import PROMPTS, QUIET, STAGE, STEPS, Guided, Remembering, data
 from support.tiny_runs import untrained
 
-REMEMBERING = StrategyChoice.of("support.guided_training:Remembering")
-MOPPS: Any = {"selection": SelectionConfig(strategy=REMEMBERING, ratio=0.2)}
+REMEMBERING: Any = {
+    "selection": SelectionConfig(
+        strategy=StrategyChoice.of("support.guided_training:Remembering"), ratio=0.2
+    )
+}
 
 
 def batched(values: list[Any], size: int) -> list[list[Any]]:
@@ -80,6 +83,19 @@ def test_what_was_selected_is_in_the_trainers_log(finished: tuple[Path, Guided])
         assert "reward" in row
 
 
+def continued(guided: Guided, folder: Path, step: int, **settings: Any) -> Guided:
+    """A training that goes on from a checkpoint in a copy of `guided`'s output, as that did."""
+    # What the first of these had not selected yet when it was stopped.
+    for stage in range((step + 1) // STAGE + 1, STEPS // STAGE):
+        shutil.rmtree(folder / "cropi" / "stages" / str(stage))
+    resumed = Guided(folder, **settings)
+    resumed.trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{step}"))
+    assert resumed.seen == guided.seen[step:]
+    for name, value in guided.weights().items():
+        assert torch.equal(resumed.weights()[name], value), name
+    return resumed
+
+
 @pytest.mark.parametrize("step", [1, 2, 3])
 def test_a_training_that_was_stopped_ends_with_the_same_weights(
     finished: tuple[Path, Guided], tmp_path: Path, step: int
@@ -89,21 +105,13 @@ def test_a_training_that_was_stopped_ends_with_the_same_weights(
     shutil.copytree(out, again)
     for later in range(step + 1, STEPS + 1):
         shutil.rmtree(again / f"checkpoint-{later}")
-    # What the first of these had not selected yet when it was stopped.
-    for stage in range((step + 1) // STAGE + 1, STEPS // STAGE):
-        shutil.rmtree(again / "cropi" / "stages" / str(stage))
-    resumed = Guided(again)
-    resumed.trainer.train(resume_from_checkpoint=str(again / f"checkpoint-{step}"))
-    assert resumed.seen == guided.seen[step:]
-    assert resumed.sampled == 0
-    for name, value in guided.weights().items():
-        assert torch.equal(resumed.weights()[name], value), name
+    assert continued(guided, again, step).sampled == 0
 
 
 @pytest.fixture(scope="module")
 def remembering(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Guided]:
     out = tmp_path_factory.mktemp("remembering")
-    guided = Guided(out, **MOPPS)
+    guided = Guided(out, **REMEMBERING)
     guided.trainer.train()
     return out, guided
 
@@ -129,13 +137,7 @@ def test_a_training_that_remembers_and_was_stopped_ends_with_the_same_weights(
     out, guided = remembering
     again = tmp_path / "again"
     shutil.copytree(out, again)
-    for stage in range((step + 1) // STAGE + 1, STEPS // STAGE):
-        shutil.rmtree(again / "cropi" / "stages" / str(stage))
-    resumed = Guided(again, **MOPPS)
-    resumed.trainer.train(resume_from_checkpoint=str(again / f"checkpoint-{step}"))
-    assert resumed.seen == guided.seen[step:]
-    for name, value in guided.weights().items():
-        assert torch.equal(resumed.weights()[name], value), name
+    continued(guided, again, step, **REMEMBERING)
 
 
 def test_two_processes_train_one_order_together(tmp_path: Path) -> None:
