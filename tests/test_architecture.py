@@ -20,7 +20,7 @@ BENCHMARKS = TESTS.parent / "benchmarks"
 FACADE = ""
 """The name of `cropi` itself, whose functions are those of the packages."""
 FLOORS = (
-    ("errors", "text", "schema", "settings", "users_code", "plugins", "progress"),
+    ("errors", "text", "schema", "settings", "users_code", "plugin_calls", "plugins", "progress"),
     ("store",),
     ("execution",),
     ("estimation",),

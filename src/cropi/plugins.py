@@ -18,7 +18,6 @@ import inspect
 import pkgutil
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +37,9 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from cropi.errors import InputError
+from cropi.plugin_calls import calling, reason_of
 from cropi.settings import NoSettings, Section, message_of
-from cropi.text import require_path, shortened, shown
+from cropi.text import require_path, shown
 from cropi.users_code import code_at
 
 Target = TypeVar("Target")
@@ -232,12 +232,7 @@ def _load_file(path: Path) -> ModuleType:
 
 def _not_importable(place: str, error: BaseException) -> InputError:
     """The error for a user's module that fails while it is imported."""
-    frames = traceback.extract_tb(error.__traceback__)
-    line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else None
-    reason = shortened(" ".join(f"{type(error).__name__}: {error}".split()), 300)
-    return InputError(
-        f"{place} cannot be imported: {reason} (line {line or '?'}); fix it, then try again"
-    )
+    return InputError(f"{place} cannot be imported: {reason_of(error)}; fix it, then try again")
 
 
 def _defined_in(module: ModuleType, value: Any) -> bool:
@@ -312,7 +307,8 @@ class Choice(Section):
         if settings_of(target) is not NoSettings:
             arguments = (self.settings, *arguments)
         _require_signature(self.kind, self.name, target, arguments, named)
-        return target(*arguments, **named)
+        with calling(KINDS[self.kind].title, self.name, "making it"):
+            return target(*arguments, **named)
 
     @model_validator(mode="before")
     @classmethod

@@ -57,6 +57,12 @@ def _installed_places() -> tuple[Path, ...]:
     return (*dict.fromkeys(places), Path(__file__).parents[1])
 
 
+def is_installed(file: Path) -> bool:
+    """Whether a file is a package's, Python's or cropi's, and not the user's own."""
+    frozen = file.name.startswith("<")
+    return frozen or any(file.is_relative_to(place) for place in _installed_places())
+
+
 def _is_installed(top: Path) -> bool:
     return any(top.resolve() == place.resolve() for place in _installed_places())
 

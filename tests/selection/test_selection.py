@@ -333,27 +333,134 @@ def test_an_error_inside_a_users_module_keeps_its_own_message(
 ) -> None:
     (tmp_path / "broken_strategy.py").write_text("import math\nmath.no_such_thing\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(InputError, match=r"AttributeError.*no_such_thing.*\(line 2\)"):
+    with pytest.raises(InputError, match=r"AttributeError.*no_such_thing.*\(line 2 of .*bro"):
         find_strategy("broken_strategy:X")
 
 
+ONE, TWO = np.ones(1), np.ones(2)
+
+
 @pytest.mark.parametrize(("returned", "message"), [
-    (None, "selected None, a NoneType; let select"),
-    (["a"], r"selected \['a'\], a list; let select"),
-    (Selection(["a", "a"], np.ones(2)), "has the prompt 'a' twice"),
-    (Selection(["a", "z"], np.ones(2)), "has a prompt 'z', which the pool lacks"),
-    (Selection([1], np.ones(1)),
-     "has a prompt 1, which the pool lacks"),
-    (Selection(["a"], np.ones(2)), r"has scores of shape \(2,\)"),
+    (None, "select returned None, a NoneType; let it return"),
+    (["a"], r"select returned \['a'\], a list; let it return"),
+    (Selection(["a", "a"], TWO), "has the prompt 'a' twice"),
+    (Selection(["a", "z"], TWO), "has the prompt 'z', which the pool lacks"),
+    (Selection([1], ONE), "has the prompt 1, which is no text"),  # type: ignore[list-item]
+    (Selection([["a"]], ONE), r"has the prompt \['a'\], which is no"),  # type: ignore[list-item]
+    (Selection(None, ONE), "has prompt_ids None, which is no list"),  # type: ignore[arg-type]
+    (Selection(["a"], TWO), r"has scores of shape \(2,\) for 1 prompts"),
     (Selection(["a"], np.ones((1, 1))), r"has scores of shape \(1, 1\)"),
-    (Selection(["a"], np.array(["much"])), "has scores that are no numbers"),
+    (Selection(["a"], np.array(["much"])), "has scores .*, which are no numbers"),
+    (Selection(["a"], np.array([1j])), "has scores .*, which are no numbers"),
+    (Selection(["a"], np.array([np.nan])), "has nan among scores; give finite numbers"),
+    (Selection(["a", "b"], np.array([1, -np.inf])), "has -inf among scores"),
+    (Selection(["a"], ONE, {"x": np.array([-1])}), r"has -1 among ranks\['x'\]; give whole"),
+    (Selection(["a"], ONE, {"x": np.array([2**40])}), r"has 1099511627776 among ranks"),
+    (Selection(["a"], ONE, {"x": np.array([1.5])}), r"has ranks\['x'\] .*, which are no"),
+    (Selection(["a"], ONE, {"x": np.array([1, 2])}), r"has ranks\['x'\] of shape \(2,\)"),
+    (Selection(["a"], ONE, {1: ONE}), "has ranks .*by the validation set"),  # type: ignore
+    (Selection(["a"], ONE, negative=-3), "has -3 among negative"),
+    (Selection(["a"], ONE, notes="text"), "has notes 'text'; give a list"),  # type: ignore[arg-type]
 ])  # fmt: skip
-def test_a_selection_holds_prompts_of_the_pool_once_and_a_score_of_each(
+def test_a_selection_holds_prompts_of_the_pool_once_with_sound_numbers_of_each(
     monkeypatch: pytest.MonkeyPatch, returned: Any, message: str
 ) -> None:
     monkeypatch.setattr(Ranking, "select", lambda *_: returned)
-    with pytest.raises(InputError, match=f"strategy ranking {message}"):
+    with pytest.raises(InputError, match=f"strategy 'ranking': .*{message}"):
         select(table({"x": {"a": 0.5, "b": 0.9}}))
+
+
+def test_a_selection_gets_plain_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = {"x": np.array([2, 1], np.uint8)}
+    loose: Any = Selection(np.array(["b", "a"]), (2, 1), ranks, np.int64(1), ("so",))  # type: ignore
+    monkeypatch.setattr(Ranking, "select", lambda *_: loose)
+    selection = select(table({"x": {"a": 0.5, "b": 0.9}}))
+    assert (selection.prompt_ids, selection.negative, selection.notes) == (["b", "a"], 1, ["so"])
+    assert type(selection.prompt_ids[0]) is str
+    assert (selection.scores.dtype, selection.ranks["x"].dtype) == (np.float64, np.int32)
+
+
+MISBEHAVING = """
+import sys
+from cropi.schema import Selection
+
+class Base:
+    scoring = "never"
+
+    def select(self, context):
+        return Selection(context.prompt_ids[:1], [1.0])
+
+class Exits(Base):
+    def select(self, context):
+        sys.exit(3)
+
+class Raises(Base):
+    def select(self, context):
+        return {}["missing"]
+
+class ExitsWhenMade(Base):
+    def __init__(self):
+        exit()
+
+class Unreadable(Base):
+    @property
+    def scoring(self):
+        raise OSError("no such thing")
+
+class Clears(Base):
+    def select(self, context):
+        context.prompt_ids.clear()
+        return Selection(["elsewhere"], [1.0])
+
+class Old(Base):
+    features = True
+
+class Misspelt(Base):
+    hiden_states = True
+
+class Textual(Base):
+    history = "yes"
+
+class Method(Base):
+    def history(self): ...
+
+class OfItsOwn(Base):
+    samples, features, directions = [1, 2], None, 3
+"""
+
+
+@pytest.fixture
+def misbehaving(tmp_path: Path) -> Path:
+    file = tmp_path / "misbehaving.py"
+    file.write_text(MISBEHAVING)
+    return file
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("Exits", r"select raised SystemExit: 3 \(line 13 of .*misbehaving.py\); mend it"),
+    ("Raises", r"select raised KeyError: 'missing' \(line 17 of .*misbehaving.py\); mend it"),
+    ("ExitsWhenMade", r"making it raised SystemExit: None \(line 21 of"),
+    ("Unreadable", r"reading its attributes raised OSError: no such thing \(line 26 of"),
+    ("Clears", "has the prompt 'elsewhere', which the pool lacks"),
+    ("Old", "has features = True, which nothing reads; it is called hidden_states here"),
+    ("Misspelt", "has hiden_states = True, which nothing reads; it is called hidden_states"),
+    ("Textual", "has history = 'yes'; allowed: False, True"),
+    ("Method", "has history = <bound method .*; allowed: False, True"),
+])  # fmt: skip
+def test_a_users_strategy_that_misbehaves_is_named_with_its_function_and_line(
+    misbehaving: Path, name: str, message: str
+) -> None:
+    rng = np.random.default_rng(0)
+    groups = [random_group(rng, "a"), random_group(rng, "b")]
+    with pytest.raises(InputError, match=rf"strategy '.*misbehaving.py:{name}'.*{message}"):
+        select(
+            settings=SelectionConfig(strategy=StrategyChoice.of(f"{misbehaving}:{name}")),
+            rollouts=groups,
+        )
+
+
+def test_attributes_of_a_strategys_own_are_left_alone(misbehaving: Path) -> None:
+    assert find_strategy(f"{misbehaving}:OfItsOwn").scoring == "never"
 
 
 def test_a_strategy_whose_select_takes_no_context_is_refused(tmp_path: Path) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cropi.errors import InputError
+from cropi.plugin_calls import PluginError, calling
 from cropi.rollouts.statistics import (
     GROUP_SIZE,
     PassHistory,
@@ -19,6 +19,7 @@ from cropi.rollouts.statistics import (
     rollout_statistics,
 )
 from cropi.schema import NOT_SAMPLED, InfluenceEstimate, Prompt, RolloutGroup, Selection
+from cropi.selection.checked_selection import checked_selection
 from cropi.selection.settings import SCORES_ALONE, SelectionConfig, StrategyChoice
 from cropi.selection.strategy import (
     Needs,
@@ -102,57 +103,28 @@ def select(
         statistics = rollout_statistics(groups, threshold)
     _require_one_pool(estimate, earlier, statistics.prompt_ids)
     pool_size = len(statistics.prompt_ids) or (estimate.pool_size if estimate else 0)
-    selection = strategy.select(
-        SelectionContext(
-            statistics=statistics,
-            count=selection_size(settings.ratio, pool_size),
-            stage=len(earlier) if stage is None else stage,
-            visits=visits,
-            group_size=group_size,
-            seed=seed,
-            estimate=estimate,
-            earlier=earlier,
-            sources=[(sources or {}).get(i, "") for i in statistics.prompt_ids],
-            target_sources=frozenset(target_sources),
-            hidden_states=hidden_states,
-            history=_history(history, statistics, groups, threshold, group_size)
-            if needs.history
-            else None,
-            current=current,
-        )
+    pool = frozenset(statistics.prompt_ids or (estimate.prompt_ids if estimate else ()))
+    context = SelectionContext(
+        statistics=statistics,
+        count=selection_size(settings.ratio, pool_size),
+        stage=len(earlier) if stage is None else stage,
+        visits=visits,
+        group_size=group_size,
+        seed=seed,
+        estimate=estimate,
+        earlier=earlier,
+        sources=[(sources or {}).get(i, "") for i in statistics.prompt_ids],
+        target_sources=frozenset(target_sources),
+        hidden_states=hidden_states,
+        history=_history(history, statistics, groups, threshold, group_size)
+        if needs.history
+        else None,
+        current=current,
     )
-    pool = statistics.prompt_ids or (estimate.prompt_ids if estimate else [])
-    _require_selection(selection, f"strategy {name}", pool)
+    with calling("strategy", name, "select"):
+        selection = checked_selection(strategy.select(context), name, pool)
     require_not_empty(selection, title or f"strategy {name}")
     return selection
-
-
-def _require_selection(selection: Any, strategy: str, pool: Sequence[str]) -> None:
-    """Raise InputError for anything but some of the pool's prompts, each once, with a score."""
-    if not isinstance(selection, Selection):
-        raise InputError(
-            f"{strategy} selected {shown(selection, 60)}, a {type(selection).__name__}; let "
-            "select(context) return cropi.schema.Selection(prompt_ids, scores)"
-        )
-    if problem := _problem_of(selection, pool):
-        raise InputError(
-            f"the selection of {strategy} {problem}; let select(context) return ids of "
-            "context.statistics.prompt_ids, each once, and as many scores"
-        )
-
-
-def _problem_of(selection: Selection, pool: Sequence[str]) -> str:
-    """What is wrong with a selection from a pool; empty if nothing is."""
-    counts = Counter(selection.prompt_ids)
-    if twice := [name for name, count in counts.items() if count > 1]:
-        return f"has the prompt {shown(twice[0], 60)} twice"
-    if unknown := counts.keys() - set(pool) if pool else set():
-        return f"has a prompt {shown(min(unknown, key=str), 60)}, which the pool lacks"
-    try:
-        shape = np.asarray(selection.scores, np.float64).shape
-    except (TypeError, ValueError):
-        return f"has scores that are no numbers, {shown(selection.scores, 60)}"
-    return "" if shape == (len(counts),) else f"has scores of shape {shape}"
 
 
 def enough(
@@ -170,14 +142,20 @@ def enough(
     """
     statistics = rollout_statistics(rollouts, threshold)
     strategy = cast("SamplingStrategy", find_strategy(settings.strategy))
-    return strategy.enough(
-        SelectionContext(
-            statistics=statistics,
-            count=selection_size(settings.ratio, len(statistics.prompt_ids)),
-            estimate=_estimate(scores),
-            hidden_states=hidden_states,
-        )
+    context = SelectionContext(
+        statistics=statistics,
+        count=selection_size(settings.ratio, len(statistics.prompt_ids)),
+        estimate=_estimate(scores),
+        hidden_states=hidden_states,
     )
+    with calling("strategy", settings.strategy.name, "enough"):
+        answer = strategy.enough(context)
+    if not isinstance(answer, bool | np.bool_):
+        raise PluginError(
+            f"strategy {settings.strategy.name!r}: enough returned {shown(answer, 60)}, which is "
+            "neither True nor False; let it return one of them"
+        )
+    return bool(answer)
 
 
 def _history(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -12,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cropi.errors import InputError
 from cropi.influence.settings import Metric
+from cropi.plugin_calls import calling
 from cropi.plugins import find_plugin
 from cropi.rollouts.statistics import GROUP_SIZE, PassHistory, RolloutStatistics
 from cropi.schema import InfluenceEstimate, Selection
@@ -148,39 +150,50 @@ def find_strategy(choice: StrategyChoice | str) -> Strategy:
         choice = StrategyChoice.of(choice)
     target = find_plugin("strategy", choice.name)
     strategy: Any = choice.build() if isinstance(target, type) else target
+    with calling("strategy", choice.name, "reading its attributes"):
+        _require_strategy(strategy, choice.name)
+        _require_needs(strategy, choice.name)
+    return strategy  # type: ignore[no-any-return]
+
+
+def _require_strategy(strategy: Any, name: str) -> None:
+    """Raise InputError for an object without what every strategy has."""
     if not callable(getattr(strategy, "select", None)) or not hasattr(strategy, "scoring"):
         raise InputError(
-            f"strategy {choice.name!r} is not a strategy; it needs select(context) and a scoring "
+            f"strategy {name!r} is not a strategy; it needs select(context) and a scoring "
             "attribute of 'stage', 'once' or 'never'"
         )
     try:
         inspect.signature(strategy.select).bind(None)
     except TypeError as error:
         raise InputError(
-            f"strategy {choice.name!r}: select(context) cannot be called: {error}; let it take one "
+            f"strategy {name!r}: select(context) cannot be called: {error}; let it take one "
             "argument, the context"
         ) from None
-    _require_needs(strategy, choice.name)
-    return strategy  # type: ignore[no-any-return]
 
 
 ALLOWED: dict[str, tuple[Any, ...]] = {
     "scoring": get_args(Scoring),
     "direction": get_args(Direction),
     "metric": (None, *get_args(Metric)),
+    **{each.name: (False, True) for each in fields(Needs) if isinstance(each.default, bool)},
 }
 """Values of a strategy's attributes."""
+RENAMED = {"features": "hidden_states"}
+"""Earlier names of attributes."""
 
 
 def _require_needs(strategy: Any, name: str) -> None:
     """Raise InputError if a strategy's attributes have no meaning, or contradict each other."""
     needs = needs_of(strategy)
     for attribute, allowed in ALLOWED.items():
-        if getattr(needs, attribute) not in allowed:
+        value = getattr(needs, attribute)
+        if not any(value is each or (isinstance(each, str) and value == each) for each in allowed):
             raise InputError(
-                f"strategy {name!r} has {attribute} = {shown(getattr(needs, attribute))}; allowed: "
+                f"strategy {name!r} has {attribute} = {shown(value, 60)}; allowed: "
                 f"{', '.join(map(str, allowed))}"
             )
+    _require_no_near_name(strategy, name)
     for attribute, least in (("sample", 0), ("most", 1)):
         number = getattr(needs, attribute)
         if number is not None and (type(number) is not int or number < least):
@@ -194,6 +207,25 @@ def _require_needs(strategy: Any, name: str) -> None:
             "whether the prompts scored so far tell enough of the others; add it, or leave sample "
             "out, and the whole pool is rolled out"
         )
+
+
+def _require_no_near_name(strategy: Any, name: str) -> None:
+    """Raise InputError for an attribute that would be one of `Needs` if it were spelt as that is.
+
+    It would have no effect. Values that such an attribute could not have are the strategy's alone.
+    """
+    kinds = {each.name: type(each.default) for each in fields(Needs)}
+    kinds |= {"scoring": str, "metric": str, "most": int}
+    for attribute in dir(strategy):
+        near = difflib.get_close_matches(attribute, kinds, n=1, cutoff=0.8)
+        meant = RENAMED.get(attribute, near[0] if near else attribute)
+        if attribute in kinds or meant == attribute or attribute.startswith("_"):
+            continue
+        if type(value := getattr(strategy, attribute, None)) is kinds[meant]:
+            raise InputError(
+                f"strategy {name!r} has {attribute} = {shown(value, 60)}, which nothing reads; it "
+                f"is called {meant} here: rename it, or call it otherwise if it is your own"
+            )
 
 
 def selection_size(ratio: float, pool_size: int) -> int:
