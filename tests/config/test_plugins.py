@@ -22,7 +22,7 @@ from cropi.exchange.exports import export_selection
 from cropi.exchange.imports.rollout_folder import read_rollout_log
 from cropi.plugins import KINDS, plugin_names
 from cropi.policy.checkpoint_source import locate
-from cropi.rollouts.engines.engine import load_engine
+from cropi.rollouts import load_engine
 from cropi.rollouts.settings import EngineChoice
 from cropi.schema import Prompt, Selection
 from cropi.selection import find_strategy

@@ -9,7 +9,9 @@ from transformers import GenerationConfig
 
 from cropi.errors import InputError
 from cropi.policy.loading import Policy
-from cropi.rollouts.engines.engine import Completion, load_engine
+from cropi.rollouts import load_engine
+from cropi.rollouts.checked_engine import CheckedEngine
+from cropi.rollouts.engines.engine import Completion
 from cropi.rollouts.settings import EngineChoice
 from cropi.rollouts.transformers_engine import TransformersEngine, plan_batches
 from cropi.schema import Sampling
@@ -176,9 +178,10 @@ def test_a_batch_that_does_not_fit_in_memory_names_what_to_lower(
 def test_an_engine_is_found_by_name_or_dotted_path(policy: Policy) -> None:
     assert load_engine("transformers", policy).context == 48
     dotted = "cropi.rollouts.engines.transformers:transformers"
-    engine = load_engine(EngineChoice.of(dotted, batch_size=4), policy)
-    assert isinstance(engine, TransformersEngine)
-    assert engine.batch_size == 4
+    checked = load_engine(EngineChoice.of(dotted, batch_size=4), policy)
+    assert isinstance(checked, CheckedEngine)
+    assert isinstance(checked.engine, TransformersEngine)
+    assert checked.engine.batch_size == 4
 
 
 @pytest.mark.parametrize("name", ["vlm", "nowhere.at:all", "cropi.policy.loading:missing", ":x"])

@@ -21,12 +21,8 @@ from cropi.errors import InputError
 from cropi.evaluation.settings import EvaluationConfig
 from cropi.policy.reference import PolicyRef
 from cropi.prompts.encoding import encode_all
-from cropi.rollouts.engines.engine import (
-    Completion,
-    RolloutEngine,
-    load_engine,
-    require_context,
-)
+from cropi.rollouts.checked_engine import load_engine
+from cropi.rollouts.engines.engine import Completion, RolloutEngine, require_context
 from cropi.rollouts.judged_groups import judge_completions
 from cropi.rollouts.settings import RolloutsConfig
 from cropi.rollouts.statistics import as_passes

@@ -11,8 +11,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cropi.rollouts.checked_engine import load_engine
     from cropi.rollouts.collect import rollout
-    from cropi.rollouts.engines.engine import Completion, RolloutEngine, load_engine
+    from cropi.rollouts.engines.engine import Completion, RolloutEngine
     from cropi.rollouts.rejudging import Rejudged, judge
     from cropi.rollouts.rollout_file import (
         as_groups,
@@ -44,7 +45,7 @@ _HOMES = {
     "RolloutStatistics": "statistics",
     "as_groups": "rollout_file",
     "judge": "rejudging",
-    "load_engine": "engines.engine",
+    "load_engine": "checked_engine",
     "read_rollouts": "rollout_file",
     "read_side_columns": "rollout_file",
     "rollout": "collect",

@@ -19,15 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from cropi.errors import InputError
 from cropi.execution import Executor, Inline, WorkUnit, run_all
+from cropi.plugins import code_of
 from cropi.policy.reference import PolicyRef
 from cropi.prompts.encoding import encode_all
+from cropi.rollouts.checked_engine import load_engine
 from cropi.rollouts.collect_streamed import collect_streamed
-from cropi.rollouts.engines.engine import (
-    RolloutEngine,
-    StreamingEngine,
-    load_engine,
-    require_context,
-)
+from cropi.rollouts.engines.engine import RolloutEngine, StreamingEngine, require_context
 from cropi.rollouts.judged_groups import EncodedPrompts, SamplingPlan
 from cropi.rollouts.rollout_file import read_rollouts, write_rollouts
 from cropi.rollouts.settings import RolloutsConfig
@@ -174,6 +171,7 @@ def rollout(
             template_kwargs,
             [(p.prompt_id, p.content, p.answer) for p in prompts],
             *judge.code,
+            *filter(None, [code_of("engine", settings.engine.name)]),
         )
         place = Path(out).absolute() if executor else Path(out)
         collect(

@@ -9,18 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cropi.errors import InputError
-from cropi.policy.reference import PolicyRef
-from cropi.rollouts.settings import EngineChoice
 from cropi.schema import FinishReason, LogprobMode, Sampling
-
-if TYPE_CHECKING:
-    from cropi.policy.loading import Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +65,6 @@ class StreamingEngine(RolloutEngine, Protocol):
     ) -> Iterator[tuple[int, list[Completion]]]:
         """Yield each prompt's place and its `n` completions, in any order."""
         ...
-
-
-def load_engine(choice: EngineChoice | str, policy: Policy | PolicyRef) -> RolloutEngine:
-    """Return the chosen engine, with its settings, around `policy`; a name means the defaults.
-
-    Raises InputError if there is none of that name.
-    """
-    if isinstance(choice, str):
-        choice = EngineChoice.of(choice)
-    return cast(RolloutEngine, choice.build(PolicyRef.of(policy)))
 
 
 def require_context(
