@@ -1,4 +1,4 @@
-"""cropi config: look at a config, or check one."""
+"""cropi config: show a config, or check it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cropi.cli.options import Config, Settings, load
 from cropi.cli.printing import make_reporter
 from cropi.text import printable
 
-config_app = typer.Typer(help="Look at a config, or check one.", no_args_is_help=True)
+config_app = typer.Typer(help="Show a config, or check it.", no_args_is_help=True)
 
 
 @config_app.command()

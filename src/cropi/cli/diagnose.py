@@ -1,4 +1,4 @@
-"""`cropi diagnose`: is what influence rests on true for this model and these rollouts?"""
+"""`cropi diagnose`: do the assumptions of influence hold for this model and these rollouts?"""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from cropi.report.pages.diagnosis_page import Diagnosis
 
 diagnose_app = typer.Typer(
-    help="Test what influence rests on: fresh rollouts, true predictions, faithful sketches.",
+    help="Test whether influence holds here: fresh rollouts, true predictions, faithful sketches.",
     no_args_is_help=True,
 )
 
@@ -93,7 +93,7 @@ def staleness(
 
     Example:
 
-        cropi diagnose staleness pool.parquet --model runs/my/arms/cropi/stages/2/policy --out look
+        cropi diagnose staleness pool.parquet --model runs/my/arms/cropi/stages/2/policy --out pages
     """
     import cropi
     from cropi.diagnostics import diagnose_staleness
@@ -144,7 +144,7 @@ def step(
 
     Example:
 
-        cropi diagnose step pool.parquet --target gsm8k=val.parquet --model DIR --out look
+        cropi diagnose step pool.parquet --target gsm8k=val.parquet --model DIR --out pages
     """
     from cropi.diagnostics import diagnose_step
     from cropi.report.pages.step_page import COLUMNS, render, rows
@@ -265,7 +265,7 @@ def loo(
 
     Example:
 
-        cropi diagnose loo my.yaml --steps 100 --out look training.learning_rate=1e-6
+        cropi diagnose loo my.yaml --steps 100 --out pages training.learning_rate=1e-6
     """
     from cropi.diagnostics import diagnose_loo
     from cropi.report.pages.leave_out_page import COLUMNS, render, rows

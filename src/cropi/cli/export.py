@@ -37,7 +37,9 @@ def export(
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(help="What was selected from: a file, a folder or a pattern; a run knows"),
+        typer.Option(
+            help="The prompts selected from: a file, a folder or a pattern; not for a run"
+        ),
     ] = None,
     ratio: Annotated[
         float | None, setting(SelectionConfig, "ratio", text="share of the pool, for scores")

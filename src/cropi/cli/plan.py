@@ -33,11 +33,12 @@ def plan(
         typer.Option(
             min=1,
             max=100_000,
-            help="Plan for a run that is spread over so many GPUs; default: as the config says",
+            help="Plan for a run spread over this many GPUs; default: as the config says",
         ),
     ] = None,
     pilot: Annotated[
-        bool, typer.Option("--pilot", help="Sample 200 prompts first: lengths, and dead groups")
+        bool,
+        typer.Option("--pilot", help="Sample 200 prompts first: response lengths, dead groups"),
     ] = False,
     probe: Annotated[
         bool, typer.Option("--probe", help="Measure this machine first, by two short runs")

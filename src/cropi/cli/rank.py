@@ -87,12 +87,12 @@ def rank(
     like: Annotated[
         list[str] | None,
         typer.Option(
-            help="What to get better at, [NAME=]FILE: prompts, which are sampled, or rollouts of "
-            "them; repeatable"
+            help="A target to improve on, [NAME=]FILE: prompts, which the policy answers, or "
+            "rollouts of them; repeatable"
         ),
     ] = None,
     gradients: Annotated[
-        bool, typer.Option(help="Without: rank by rewards alone, in seconds")
+        bool, typer.Option(help="With --policy: by influence; without: by rewards alone")
     ] = True,
     behaviour: Annotated[
         str | None,
@@ -118,10 +118,10 @@ def rank(
     device: Device = None,
     settings: SectionSettings = None,
 ) -> None:
-    """Rank the prompts of a run by what its own rollouts say, and select those to train on next.
+    """Rank the prompts of a run by its own rollouts, and select those to train on next.
 
     Without a policy, by pass rates. With one, by influence: how much a step on each prompt would
-    help on what --like names. Settings are those of the config's `selection` section.
+    help on the targets of --like. Settings are those of the config's `selection` section.
 
     Examples:
 
@@ -196,7 +196,7 @@ def _require_meant(
             raise InputError(f"{' and '.join(inert)} has no effect {why}; change one of them")
     elif not like:
         raise InputError(
-            "--policy measures influence on what you want to get better at; say what with "
+            "--policy measures influence on target prompts; name them with "
             "--like FILE, or rank by rewards alone with --no-gradients"
         )
 
@@ -279,7 +279,7 @@ class LogSource:
 
 @dataclass(frozen=True)
 class Targets:
-    """What to get better at: rollouts that there are, or prompts that the policy answers first."""
+    """The targets: rollouts that there are, or prompts that the policy answers first."""
 
     source: LogSource
     policy: PolicyRef

@@ -59,7 +59,7 @@ def rollout(
     """Sample responses of a policy to prompts, and judge them.
 
     A call that was stopped continues when it is given again. Settings are those of the config's
-    `rollouts` section, e.g. `top_p=0.9`; `scale.ray.workers=8` has workers of Ray sample.
+    `rollouts` section, e.g. `top_p=0.9`; `scale.ray.workers=8` samples with Ray's workers.
 
     Example:
 

@@ -21,7 +21,7 @@ def run(
     settings: Settings = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Print the programs that training would start, no more"),
+        typer.Option("--dry-run", help="Only print the programs that training would start"),
     ] = False,
 ) -> None:
     """Run a whole curriculum: rollouts, influence, selection, GRPO, evaluation, report.

@@ -80,8 +80,8 @@ def score(
 ) -> None:
     """Influence of each pool prompt on each validation set, under a policy.
 
-    Settings are those of the config's `influence` section; `scale.ray.workers=8` has workers of Ray
-    score, and a call that was stopped continues when it is given again.
+    Settings are those of the config's `influence` section; `scale.ray.workers=8` scores with
+    Ray's workers, and a call that was stopped continues when it is given again.
 
     Examples:
 

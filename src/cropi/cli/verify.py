@@ -40,7 +40,7 @@ def verify(
     sample: Annotated[int, typer.Option(min=1, help="How many responses")] = 20,
     rows: Annotated[int, typer.Option(min=0, help="Answers to show; 0: all")] = 30,
     label: Annotated[
-        Path | None, typer.Option(help="Write the sample as CSV, to correct by hand")
+        Path | None, typer.Option(help="Write the sample as a CSV file in which you correct labels")
     ] = None,
     labels: Annotated[
         Path | None, typer.Option(help="A corrected CSV: report where verifier and labels differ")
@@ -103,7 +103,7 @@ def _require_options(
             raise InputError("--label writes judged responses; give --responses too")
         if label.exists():
             raise InputError(
-                f"{label} exists, and may hold labels that were written by hand; give another path"
+                f"{label} exists, and may hold labels that you corrected; give another path"
             )
         require_writable(label)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cropi.exchange.ranking.ranking import CHOSEN, LOWER, Ranking
+from cropi.exchange.ranking.ranking import CHOSEN, Ranking
 from cropi.report.data.selection_counts import largest_sources
 from cropi.report.kit import charts as draw
 from cropi.report.kit.charts import OTHER
@@ -61,9 +61,12 @@ def render(ranking: Ranking, commands: Sequence[str] = ()) -> str:
 
 
 def headline(ranking: Ranking) -> str:
-    """What was selected of how many, and how much of the pool teaches nothing, in one sentence."""
+    """What was selected of how many, and how much of the pool teaches nothing, in one sentence.
+
+    Newest groups decide, not the reasons: strategies that predict also rank prompts without one.
+    """
     total, chosen = len(ranking.reasons), len(ranking.selection.prompt_ids)
-    idle = total - ranking.counts[CHOSEN] - ranking.counts[LOWER]
+    idle = sum(not (seen and seen.newest.informative) for seen in ranking.logged.history)
     return (
         f"{chosen:,} of {plural(total, 'prompt')} to train on next: {percent(idle / total, 0)} of "
         "the pool has no gradient now"

@@ -58,7 +58,7 @@ def body(run: RunData, charts: Charts) -> Safe:
     view = View(run, charts, ks, ends, run.summary())
     explanation = hint(
         f"Bands are one standard error over prompts. Dotted lines end a stage of {run.main}. ",
-        "Flat stretches on the token and time axes are rollouts and scoring being paid.",
+        "Flat stretches on the token and time axes are rollouts and scoring.",
     )
     large = pair(_mean(view, True), _mean(view, False))
     return joined([controls(_switches(ks), legend(run)), large, explanation, *_small_charts(view)])

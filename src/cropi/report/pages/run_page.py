@@ -72,7 +72,7 @@ SECTIONS: tuple[tuple[str, str, Body], ...] = (
     ("pool", "The pool", run_prompts.pool),
     ("training", "Training", run_training.body),
     ("cost", "Time and cost", run_training.cost),
-    ("samples", "Prompts to look at", run_prompts.examples),
+    ("samples", "Example prompts", run_prompts.examples),
     ("settings", "Notes and settings", settings),
 )
 

@@ -1,4 +1,4 @@
-"""The pool under its rollouts (which prompts have no gradient and why), and prompts to look at."""
+"""The pool under its rollouts (which prompts have no gradient and why), and example prompts."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def cost(run: RunData, charts: Charts) -> Safe:
         height = max(v["layout"]["height"] for v in variants.values())
         chart = charts.add_variants(["measure"], variants, height, "cost by arm and phase")
     note = (
-        "Shared: paid once, whatever the arm. Tokens are those sampled plus those run forward, "
+        "Shared: counted once, for all arms. Tokens are those sampled plus those run forward, "
         "with or without backward."
     )
     return joined(

@@ -125,8 +125,7 @@ def _accuracy(study: Study, charts: Charts) -> Safe:
         parts += [tag("h3", name), charts.add_variants(["axis"], variants, height, name)]
     note = (
         "Bands are 95% intervals of the mean over seeds. Click a name to hide it, double "
-        "click to show it alone. Flat stretches on compute and time are rollouts and scoring being "
-        "paid."
+        "click to show it alone. Flat stretches on compute and time are rollouts and scoring."
     )
     return joined([*parts, hint(note), details("In numbers", _final_accuracies(study))])
 
@@ -301,8 +300,8 @@ def _rules() -> Safe:
         "own curve first crosses the level, and the geometric mean over seeds. A seed that never "
         "does counts as if it did at its last evaluation, and opens the interval at that end; if "
         "half of a strategy's seeds or more never do, the ratio is never.",
-        "Compute and time": "The same ratio on the axes of FLOPs and seconds that had been paid. "
-        "Rollouts are paid before the first stage, or before the stage for which they were "
+        "Compute and time": "The same ratio on the axes of FLOPs and seconds spent until then. "
+        "Rollouts count before the first stage, or before the stage for which they were "
         "refreshed, scoring before its stage.",
         "FLOPs": "2 per parameter for each token sampled or prefilled, 6 for each token trained; "
         "scoring's forward and backward passes as they were counted.",
