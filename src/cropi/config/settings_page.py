@@ -18,7 +18,7 @@ and checks a file that begins with
     # yaml-language-server: $schema=cropi.schema.json
 
 A plug-in (sketch, strategy, rollout engine, training engine) is written as its name, or as a
-mapping of `name` and its settings: `strategy: random`, or `strategy: {name: cropi, memory: 0}`. A
+mapping of `name` and its settings: `strategy: random`, or `strategy: {name: ranking, memory: 0}`. A
 user's own is `package.module:object` or `file.py:object`.
 """
 PLURAL = {

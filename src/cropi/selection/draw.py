@@ -90,8 +90,8 @@ class DrawSettings(Section):
     others: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.2,
         description="share of every stage but the first that is drawn from all prompts, whatever "
-        "their influence, so that untargeted skills are kept; it is larger as far as what helps "
-        "is learnt, so that few of its groups would have a gradient",
+        "their influence, to keep untargeted skills; it grows as the prompts that help are learnt "
+        "and fewer of their groups have a gradient",
     )
 
     @model_validator(mode="after")

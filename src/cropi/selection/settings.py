@@ -28,6 +28,6 @@ class SelectionConfig(Section):
     )
     ratio: Fraction = Field(
         0.1,
-        description="share of the whole pool; cropi selects fewer where fewer help, and more where "
-        "more help and a stage would visit each more than twice",
+        description="share of the whole pool; cropi selects fewer prompts if fewer help, and more "
+        "if more help and a stage would visit each more than twice",
     )
