@@ -491,7 +491,7 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_saved_loses_nothing_before(
     monkeypatch.setattr(saving, full)
     cropi("run", write_config(tmp_path), *settings).refused("No space left on device", "policy")
     stage = tmp_path / "runs/tiny/arms/cropi/stages/0"
-    made = ["features.parquet", "influence.json", "rollouts", "rollouts.json"]
+    made = ["hidden_states.parquet", "influence.json", "rollouts", "rollouts.json"]
     made += ["scores.parquet", "selection.parquet"]
     assert sorted(f.name for f in stage.iterdir()) == made
 

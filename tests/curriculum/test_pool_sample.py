@@ -129,7 +129,7 @@ def test_hidden_states_are_read_once_for_all_stages_and_again_only_if_their_file
     run(fake_config(tmp_path, SMALL, LARGE_POOL))
     assert (read, promised_bytes(finished)) == ([40], before)
     (finished / "arms/cropi/stages/1/selection.parquet").unlink()
-    (finished / "arms/cropi/stages/0/features.parquet").write_bytes(b"torn")
+    (finished / "arms/cropi/stages/0/hidden_states.parquet").write_bytes(b"torn")
     run(fake_config(tmp_path, SMALL, LARGE_POOL))
     assert (read, promised_bytes(finished)) == ([40, 40], before)
 

@@ -7,7 +7,7 @@ stopped continues:
 
     rollouts/NAME.parquet      pool and targets; NAME.N-of-M.parquet while they are sampled;
                                of a pool that is sampled in portions pool.FIRST-LAST.parquet
-    features.parquet           hidden states of the model at the pool's prompts, where needed
+    hidden_states.parquet      hidden states of the model at the pool's prompts, where needed
     stages/M/scores.parquet    stages/M/selection.parquet
 """
 
@@ -228,7 +228,7 @@ class GuidedStages:
         self, sampling: _Sampling, pool: Sequence[RolloutGroup]
     ) -> NDArray[np.float32]:
         """Hidden states [L, P, F] of the model at the pool's prompts, before the first stage."""
-        path = self.folder / "features.parquet"
+        path = self.folder / "hidden_states.parquet"
         key = fingerprint([(group.prompt_id, group.prompt_ids.tolist()) for group in pool])
         if not _is_of(path, key, sampling.weights):
             ids = [group.prompt_id for group in pool]

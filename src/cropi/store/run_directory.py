@@ -7,7 +7,7 @@
     tracking.json  tensorboard/   what was sent where (report_to)
     logs/       the output of programs that sample, where an engine starts one
     arms/NAME/stages/M/   scores.parquet  selection.parquet  metrics.jsonl  policy/  [rollouts/]
-                          [features.parquet]: hidden states at the pool's prompts
+                          [hidden_states.parquet]: those at the pool's prompts
 
 Everything but `timings.jsonl`, `logs/` and what `report_to` leaves is the same bytes in every run
 of the same config and seed on the same machine, however often it was killed; a server's samples are
@@ -65,7 +65,7 @@ class Stage:
     @property
     def hidden_states(self) -> Path:
         """Hidden states of the start policy at the pool's prompts; in an arm's first stage."""
-        return self.folder / "features.parquet"
+        return self.folder / "hidden_states.parquet"
 
     @property
     def selection(self) -> Path:
