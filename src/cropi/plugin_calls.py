@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 from cropi.errors import InputError
 from cropi.text import shortened
@@ -22,7 +23,20 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 class PluginError(InputError):
-    """A user's plug-in raised, or returned what cannot be used."""
+    """A plug-in, of this resolved name, raised or returned what cannot be used."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(name, message)  # all arguments: it may be pickled
+        self.name = name
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+    @classmethod
+    def of(cls, title: str, name: str, function: str, problem: str, remedy: str = "") -> Self:
+        """What a function of a plug-in did wrong, and what it should do instead."""
+        ending = f"; {remedy}" if remedy else ""
+        return cls(name, f"{title} {name!r}: {function} {problem}{ending}")
 
 
 @contextmanager
@@ -41,7 +55,7 @@ def calling(title: str, name: str, function: str) -> Iterator[None]:
         if full or not is_users(name):
             raise
         raise PluginError(
-            f"{title} {name!r}: {function} raised {reason_of(error)}; mend it, and try again"
+            name, f"{title} {name!r}: {function} raised {reason_of(error)}; mend it, and try again"
         ) from error
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import fsspec
 import pytest
 
+from cropi import plugins
 from cropi.curriculum.loop import run
 from cropi.errors import InputError
 from cropi.influence.scorer import Scorer
@@ -190,6 +191,49 @@ def test_changed_code_of_the_users_own_is_refused_in_the_same_directory(
     with pytest.raises(InputError, match=rf"code\.{setting.removesuffix('.default')} differ"):
         run(config)
     assert promised_bytes(directory) == before
+
+
+FAILS_LATE = """
+import numpy as np
+from cropi.selection.baselines import Random
+from support.fakes import FakeTrainer
+
+class Mine(Random):
+    def select(self, context):
+        selection = super().select(context)
+        if context.stage == 1:
+            selection.scores = selection.scores * BROKEN
+        return selection
+
+class Trainer(FakeTrainer):
+    def train(self, plan, *arguments):
+        if plan.first_step and np.isnan(BROKEN):
+            raise RuntimeError("cannot go on")
+        return super().train(plan, *arguments)
+"""
+
+
+@pytest.mark.parametrize(("setting", "name", "message"), [
+    ("selection.strategy", "Mine", "has nan among scores"),
+    ("training.engine", "Trainer", "train raised RuntimeError: cannot go on"),
+])  # fmt: skip
+def test_a_run_that_a_users_plug_in_ended_continues_with_the_mended_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, name: str, message: str
+) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(FAILS_LATE.replace("BROKEN", "np.nan"))
+    config = fake_config(tmp_path, "selection.strategy=random", f"{setting}={file}:{name}")
+    with pytest.raises(InputError, match=message):
+        run(config)
+    (first,) = config.directory.glob("arms/*/stages/0/policy/model.safetensors")
+    trained = first.stat().st_mtime_ns
+    monkeypatch.setattr(plugins, "_files", {})  # as in another process
+    file.write_text(FAILS_LATE.replace("BROKEN", "1.0"))
+    assert run(config) == config.directory
+    assert first.stat().st_mtime_ns == trained
+    file.write_text(file.read_text() + "# changed, and nothing had failed")
+    with pytest.raises(InputError, match=rf"code\.{setting} differ"):
+        run(config)
 
 
 def test_a_folder_that_is_moved_away_from_a_run_is_named(

@@ -239,3 +239,52 @@ def test_the_command_of_cropis_own_format_has_all_that_it_requires() -> None:
     context = typer.main.get_command(app).commands[name].make_context(name, arguments)
     assert program == "cropi"
     assert context.params["prompts"] == Path("ranked rows/selection.jsonl")
+
+
+USERS_TRAINER = """
+import sys
+
+class Mine:
+    suffix, read_in, chats, files = ".jsonl", "nothing", False, {}
+
+    def row(self, prompt, place):
+        return {"question": prompt.content}
+
+    def command(self, start):
+        return "mine"
+
+class Exits(Mine):
+    def row(self, prompt, place):
+        sys.exit(3)
+
+class Lists(Mine):
+    def row(self, prompt, place):
+        return [prompt.content]
+
+class Silent(Mine):
+    def command(self, start): ...
+
+class Csv(Mine):
+    suffix = ".csv"
+
+class Bare:
+    row = Mine.row
+    command = Mine.command
+"""
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("Exits", r"row raised SystemExit: 3 \(line 15 of .*mine.py\)"),
+    ("Lists", r"row returned \['2\+2'\]; let it return a dict"),
+    ("Silent", "command returned None; let it return text"),
+    ("Csv", r"has suffix '.csv'; it needs suffix \(.parquet or .jsonl\)"),
+    ("Bare", "lacks suffix, read_in, chats, files; it needs"),
+])  # fmt: skip
+def test_a_format_of_the_users_that_misbehaves_is_named_and_leaves_nothing(
+    tmp_path: Path, name: str, message: str
+) -> None:
+    (tmp_path / "mine.py").write_text(USERS_TRAINER)
+    sums, out = Prompt("p", "4", "sums", prompt="2+2"), tmp_path / "out"
+    with pytest.raises(InputError, match=message):
+        export_selection(Selection(["p"], np.ones(1)), [sums], f"{tmp_path}/mine.py:{name}", out)
+    assert not out.exists()

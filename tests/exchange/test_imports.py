@@ -805,3 +805,48 @@ def test_half_a_step_is_no_step(tmp_path: Path) -> None:
     rows = [{"prompt": "A", "response": "x", "reward": 1, "step": s} for s in (2.0, 2.5, 1e400)]
     log = read_rollout_log(write_lines(tmp_path / "log.jsonl", rows))
     assert [response.step for response in log.responses] == [2, None, None]
+
+
+USERS_FORMAT = """
+import sys
+from cropi.exchange.imports.logged import LoggedResponse
+
+class Mine:
+    def recognises(self, row):
+        RECOGNISES
+        return "asked" in row
+
+    def responses(self, rows, file):
+        for number, row in rows:
+            file.where(number)
+            yield RESPONSE
+"""
+SOUND = "LoggedResponse(row['asked'], 'a text', 1.0)"
+
+
+@pytest.mark.parametrize(("recognises", "response", "message"), [
+    ("sys.exit(3)", SOUND, r"recognises raised SystemExit: 3 \(line 7 of .*mine.py\)"),
+    ("pass", "sys.exit(3)", r"responses raised SystemExit: 3 \(line 13 of .*mine.py\)"),
+    ("pass", "1 / 0", "responses raised ZeroDivisionError"),
+    ("pass", "row['gone']", "log.jsonl row 1 does not follow its format .*KeyError: 'gone'"),
+    ("pass", "{'text': 'a'}", "responses gave {'text': 'a'}, a dict; let it yield LoggedRes"),
+    ("pass", "LoggedResponse(row['asked'], None, 1.0)", "a response whose text is None"),
+    ("pass", "LoggedResponse(row['asked'], 'a', 'good')", "gave the reward 'good'"),
+    ("pass", "LoggedResponse(row['asked'], 'a', float('inf'))", "gave the reward inf"),
+])  # fmt: skip
+def test_a_format_of_the_users_that_misbehaves_is_named(
+    tmp_path: Path, recognises: str, response: str, message: str
+) -> None:
+    file, log = tmp_path / "mine.py", tmp_path / "log.jsonl"
+    code = USERS_FORMAT.replace("RECOGNISES", recognises).replace("RESPONSE", response)
+    file.write_text(code)
+    log.write_text('{"asked": "2+2"}\n')
+    with pytest.raises(InputError, match=message):
+        read_rollout_log(log, f"{file}:Mine")
+
+
+def test_a_format_of_the_users_is_read(tmp_path: Path) -> None:
+    file, log = tmp_path / "mine.py", tmp_path / "log.jsonl"
+    file.write_text(USERS_FORMAT.replace("RECOGNISES", "pass").replace("RESPONSE", SOUND))
+    log.write_text('{"asked": "2+2"}\n')
+    assert [each.text for each in read_rollout_log(log, f"{file}:Mine").responses] == ["a text"]

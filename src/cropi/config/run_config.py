@@ -64,17 +64,17 @@ def _execution_of(kind: str) -> frozenset[str]:
     return frozenset[str]().union(*(getattr(each, "execution", ()) for each in settings))
 
 
-def _code_in(values: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """The hash of what defines each plug-in in some settings, by its dotted key."""
+def _plugins_in(values: Any, key: str = "") -> Iterator[tuple[str, Choice]]:
+    """Each plug-in in some settings, with its dotted key."""
     if isinstance(values, Choice):
-        yield key, code_of(values.kind, values.name)
+        yield key, values
     elif isinstance(values, Section):
         values = {name: getattr(values, name) for name in type(values).model_fields}
     elif isinstance(values, list):
         values = dict(enumerate(values))
     if isinstance(values, dict):
         for name, value in values.items():
-            yield from _code_in(value, f"{key}.{name}" if key else str(name))
+            yield from _plugins_in(value, f"{key}.{name}" if key else str(name))
 
 
 class RunConfig(Section):
@@ -137,9 +137,18 @@ class RunConfig(Section):
     @property
     def code(self) -> dict[str, str]:
         """Hashes of the files that define plug-ins of the user's, by setting, but verifiers."""
+        hashes = {key: code_of(each.kind, each.name) for key, each in self._plugins()}
+        return {key: code for key, code in hashes.items() if code}
+
+    @property
+    def code_by_name(self) -> dict[str, str]:
+        """The same hashes by the plug-in's resolved name."""
+        code = self.code
+        return {each.name: code[key] for key, each in self._plugins() if key in code}
+
+    def _plugins(self) -> Iterator[tuple[str, Choice]]:
         sections = {name: getattr(self, name) for name in type(self).model_fields}
-        hashes = _code_in({key: value for key, value in sections.items() if key != "compare"})
-        return {key: code for key, code in hashes if code}
+        return _plugins_in({key: value for key, value in sections.items() if key != "compare"})
 
     @property
     def longest_response(self) -> tuple[str, int]:

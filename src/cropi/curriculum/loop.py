@@ -27,6 +27,7 @@ from cropi.curriculum.run_context import (
     check_settings,
     first_stage,
     needs_of_arm,
+    noting_failures,
     open_directory,
 )
 from cropi.curriculum.run_steps import Steps
@@ -124,7 +125,8 @@ def prepared(
     with exclusive_run(config.directory, config.url), Judge(config.verifiers, base) as judge:
         log = RunLog.of(config, open_directory(config), reporter)
         config = _with_logs(config, log.directory.logs)
-        yield _prepare(config, base, judge, log, sharing)
+        with noting_failures(log.directory, config.code_by_name):
+            yield _prepare(config, base, judge, log, sharing)
         if note := judge.unjudged():
             log.warn([note])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,12 +19,13 @@ from cropi.config import (
 )
 from cropi.curriculum.trackers import Trackers, require_trackers
 from cropi.errors import InputError
+from cropi.plugin_calls import PluginError
 from cropi.progress import Bar, ProgressReporter
 from cropi.schema import Prompt, derive_seed, fingerprint
 from cropi.selection import Needs, find_strategy, needs_of
 from cropi.selection.settings import StrategyChoice
 from cropi.settings import flat
-from cropi.store.files import atomic_write
+from cropi.store.files import atomic_write, read_partial_jsonl, write_jsonl
 from cropi.store.run_directory import RunDirectory, Stage
 from cropi.store.tables import require_set_names
 from cropi.training import StagePlan, find_trainer
@@ -240,8 +241,32 @@ def _require_same_settings(directory: RunDirectory, config: RunConfig) -> None:
         )
 
 
+@contextmanager
+def noting_failures(directory: RunDirectory, code: Mapping[str, str]) -> Iterator[None]:
+    """Note which plug-in of the user's ended the run, so that a mended one may continue it.
+
+    `code` has the hashes of the plug-ins as they are run, by name: a file may be edited meanwhile.
+    """
+    try:
+        yield
+    except PluginError as error:
+        if error.name in code:
+            row = {"plugin": error.name, "code": code[error.name], "error": str(error)}
+            directory.logs.mkdir(parents=True, exist_ok=True)
+            write_jsonl(directory.failures, [*read_partial_jsonl(directory.failures)[0], row])
+        raise
+
+
+def _failed_code(directory: RunDirectory) -> set[str]:
+    """The hashes of plug-ins that ended this run, and may be others by now."""
+    return {str(row.get("code")) for row in read_partial_jsonl(directory.failures)[0]}
+
+
 def require_same_inputs(directory: RunDirectory, **inputs: Any) -> None:
-    """Raise InputError if model or prompts have changed since the run began: two would mix."""
+    """Raise InputError if model, prompts or code have changed since the run began: two would mix.
+
+    The code of a plug-in that ended the run may change: what it returned before was checked.
+    """
     manifest, ledger = directory.manifest, directory.ledger
     listed = ledger.inputs(manifest)
     if listed == fingerprint(inputs) or (listed is None and not manifest.is_file()):
@@ -256,7 +281,13 @@ def require_same_inputs(directory: RunDirectory, **inputs: Any) -> None:
             "be those of this run; restore the file, or choose another name, e.g. name=my-run"
         ) from None
     now = flat(inputs)
-    changed = [key for key in now if before.get(key) != now[key]]
+    mended = _failed_code(directory)
+    changed = [
+        key
+        for key in now
+        if before.get(key) != now[key]
+        and not (key.startswith("code.") and before.get(key) in mended)
+    ]
     if changed:
         raise InputError(
             f"{directory.root} was begun with inputs other than the present ones "

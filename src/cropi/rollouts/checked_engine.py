@@ -126,8 +126,7 @@ class CheckedEngine:
             return list(values)
 
     def _error(self, function: str, problem: str, remedy: str = "") -> PluginError:
-        ending = f"; {remedy}" if remedy else ""
-        return PluginError(f"{TITLE} {self.name!r}: {function} {problem}{ending}")
+        return PluginError.of(TITLE, self.name, function, problem, remedy)
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,22 @@ def read_rollouts(path: str | Path) -> list[RolloutGroup]:
     return [_group(columns, rows, group, limit) for group in order]
 
 
+def require_storable(groups: Sequence[RolloutGroup], name: str) -> None:
+    """Raise InputError, naming the row and column, for groups that no file of them could hold.
+
+    A group that comes more than once is joined before it is stored, and passes.
+    """
+    for group in groups:
+        try:
+            table = rollout_table([group])
+        except (pa.ArrowException, TypeError, ValueError, OverflowError, AttributeError) as error:
+            raise InputError(
+                f"{name}: the group of prompt {group.prompt_id} cannot be stored ({error})"
+            ) from error
+        if group.responses:
+            read_rows(Columns(table, f"{name}, prompt {group.prompt_id}"))
+
+
 def as_groups(rollouts: Sequence[RolloutGroup] | str | Path) -> Sequence[RolloutGroup]:
     """Return groups as they are, or read them from a file.
 

@@ -22,8 +22,9 @@ def checked_selection(selection: Any, strategy: str, pool: Collection[str]) -> S
     """
     if not isinstance(selection, Selection):
         raise PluginError(
+            strategy,
             f"strategy {strategy!r}: select returned {shown(selection, 60)}, a "
-            f"{type(selection).__name__}; let it return cropi.schema.Selection(prompt_ids, scores)"
+            f"{type(selection).__name__}; let it return cropi.schema.Selection(prompt_ids, scores)",
         )
     try:
         ids = _ids(selection.prompt_ids, pool)
@@ -36,7 +37,7 @@ def checked_selection(selection: Any, strategy: str, pool: Collection[str]) -> S
         )
     except _WrongError as wrong:
         raise PluginError(
-            f"strategy {strategy!r}: the selection that select returned has {wrong}"
+            strategy, f"strategy {strategy!r}: the selection that select returned has {wrong}"
         ) from None
 
 

@@ -152,8 +152,9 @@ def enough(
         answer = strategy.enough(context)
     if not isinstance(answer, bool | np.bool_):
         raise PluginError(
+            settings.strategy.name,
             f"strategy {settings.strategy.name!r}: enough returned {shown(answer, 60)}, which is "
-            "neither True nor False; let it return one of them"
+            "neither True nor False; let it return one of them",
         )
     return bool(answer)
 

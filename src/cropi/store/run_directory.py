@@ -5,7 +5,7 @@
     start/      the policy to start from, where it had to be made (warm-up, adapters)
     rollouts/   pool.parquet  validation/NAME.parquet
     tracking.json  tensorboard/   what was sent where (report_to)
-    logs/       the output of programs that sample, where an engine starts one
+    logs/       the output of programs that sample, where an engine starts one; failures.jsonl
     arms/NAME/stages/M/   scores.parquet  selection.parquet  metrics.jsonl  policy/  [rollouts/]
                           [hidden_states.parquet]: those at the pool's prompts
 
@@ -165,6 +165,11 @@ class RunDirectory:
     def logs(self) -> Path:
         """Output of programs that the run has started."""
         return self.root / "logs"
+
+    @property
+    def failures(self) -> Path:
+        """Plug-ins of the user's that ended the run: their code, and what was wrong."""
+        return self.logs / "failures.jsonl"
 
     @property
     def start(self) -> Path:

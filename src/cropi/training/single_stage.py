@@ -20,8 +20,9 @@ from cropi.store.lock import exclusive_output
 from cropi.store.policy_record import OPTIMIZERS, require_intact, write_policy_record
 from cropi.store.remote import local_place
 from cropi.text import remote_url, shown
+from cropi.training.checked_trainer import find_trainer
 from cropi.training.settings import TrainingConfig
-from cropi.training.stage import Row, StageOutcome, StagePlan, find_trainer, place_to_save
+from cropi.training.stage import Row, StageOutcome, StagePlan, place_to_save
 from cropi.verifiers.settings import VerifiersConfig
 
 if TYPE_CHECKING:

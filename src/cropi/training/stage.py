@@ -16,12 +16,11 @@ import numpy as np
 from safetensors import SafetensorError
 
 from cropi.errors import InputError
-from cropi.plugins import find_plugin
 from cropi.policy.settings import ModelConfig
 from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import Prompt, RolloutGroup, derive_seed
 from cropi.selection import selected_prompts
-from cropi.training.settings import TrainerChoice, TrainerSettings, TrainingConfig
+from cropi.training.settings import TrainerSettings, TrainingConfig
 
 if TYPE_CHECKING:
     from cropi.policy.loading import Policy
@@ -148,27 +147,6 @@ class Trainer(Protocol):
         outcome: StageOutcome | None = None,
     ) -> StageOutcome:
         """Fill the empty folder `out` with the trained policy; `outcome` is updated live."""
-
-
-def find_trainer(choice: TrainerChoice | str) -> Trainer:
-    """Return the chosen training engine, with its settings; a name alone means the defaults.
-
-    Raises InputError if there is none of that name, or what is there is not a trainer.
-    """
-    if isinstance(choice, str):
-        choice = TrainerChoice.of(choice)
-    target = find_plugin("trainer", choice.name)
-    trainer = choice.build() if _is_factory(target) else target
-    if not all(callable(getattr(trainer, method, None)) for method in ("check", "train")):
-        raise InputError(
-            f"training engine {choice.name!r} is not a trainer; it needs check(plan) and "
-            "train(plan, judge, out, evaluate, progress, outcome)"
-        )
-    return trainer  # type: ignore[no-any-return]
-
-
-def _is_factory(target: Any) -> bool:
-    return isinstance(target, type) or hasattr(target, "Settings")
 
 
 def require_agreeing(settings: TrainerSettings, plan: StagePlan) -> None:

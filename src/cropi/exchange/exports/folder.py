@@ -19,6 +19,7 @@ from cropi.errors import InputError
 from cropi.exchange.exports.row_table import row_table
 from cropi.exchange.exports.trainer_format import Place, Start, TrainerFormat
 from cropi.exchange.reward_functions import PROMPTS, VERIFIERS
+from cropi.plugin_calls import PluginError, calling
 from cropi.plugins import find_plugin, plugin_names, resolve_name
 from cropi.prompts import write_prompts
 from cropi.schema import Prompt, Selection, derive_seed, fingerprint
@@ -33,6 +34,8 @@ from cropi.store.files import (
 from cropi.text import plural, shown
 from cropi.verifiers.settings import VerifiersConfig, resolved
 
+TITLE = "trainer to export to"
+SUFFIXES = (".parquet", ".jsonl")
 EXPORT_RECORD = "export.json"
 DEFAULT_MODEL = "POLICY"
 """Stands in the command for a policy that nobody has named."""
@@ -81,7 +84,7 @@ def export_selection(
         InputError: there is no such trainer, a selected prompt is not in the pool, `out` holds
             something else, or the trainer cannot take such prompts.
     """
-    form: TrainerFormat = find_plugin("export", resolve_name("export", trainer))()
+    form = _format_named(trainer)
     require_replaceable(out, EXPORT_RECORD, "export")
     chosen = selected_prompts(selection.prompt_ids, pool)
     _require_one_kind(chosen, trainer)
@@ -90,16 +93,16 @@ def export_selection(
     # A trainer may be started from anywhere.
     place, chat = str(out.absolute()), chosen[0].messages is not None
     start = Start(place, model or DEFAULT_MODEL, len(chosen), chat)
-    command = form.command(start)
+    command = _command(form, trainer, start)
     places = [Place(i, i + 1, float(score)) for i, score in enumerate(selection.scores)]
     notes = dict.fromkeys([f"{trainer} takes chats: each text is one user message"])
     if start.chat or not form.chats:
         notes.clear()
     with atomic_folder(out) as part:
-        notes |= _write_rows(part / f"selection{form.suffix}", form, chosen, places)
+        notes |= _write_rows(part / f"selection{form.suffix}", form, trainer, chosen, places)
         if drawn:
             blank = [Place(index) for index in range(len(drawn))]
-            notes |= _write_rows(part / f"control{form.suffix}", form, drawn, blank)
+            notes |= _write_rows(part / f"control{form.suffix}", form, trainer, drawn, blank)
         both = {prompt.prompt_id: prompt for prompt in [*chosen, *drawn]}
         write_prompts(part / PROMPTS, list(both.values()))
         write_json(part / VERIFIERS, resolved(verifiers or VerifiersConfig()))
@@ -111,6 +114,33 @@ def export_selection(
         write_json(part / EXPORT_RECORD, _record(trainer, form, chosen, drawn, seed, exported))
         (part / "README.md").write_text(_readme(trainer, form, exported), encoding="utf-8")
     return exported
+
+
+def _format_named(trainer: str) -> TrainerFormat:
+    """The format of a trainer. Raises InputError if there is none, or it is not whole."""
+    name = resolve_name("export", trainer)
+    with calling(TITLE, name, "making it"):
+        form: TrainerFormat = find_plugin("export", name)()
+    missing = [each for each in ("suffix", "read_in", "chats", "files") if not hasattr(form, each)]
+    if missing or form.suffix not in SUFFIXES:
+        problem = f"lacks {', '.join(missing)}" if missing else f"has suffix {form.suffix!r}"
+        raise PluginError(
+            name,
+            f"{TITLE} {name!r} {problem}; it needs suffix ({' or '.join(SUFFIXES)}), read_in, "
+            "chats and files",
+        )
+    return form
+
+
+def _command(form: TrainerFormat, trainer: str, start: Start) -> str:
+    with calling(TITLE, trainer, "command"):
+        command: Any = form.command(start)
+    if not isinstance(command, str):
+        raise PluginError(
+            trainer,
+            f"{TITLE} {trainer!r}: command returned {shown(command, 60)}; let it return text",
+        )
+    return command
 
 
 def _require_one_kind(prompts: Sequence[Prompt], trainer: str) -> None:
@@ -132,10 +162,20 @@ def random_control(pool: Sequence[Prompt], count: int, seed: int) -> list[Prompt
 
 
 def _write_rows(
-    path: Path, form: TrainerFormat, prompts: Sequence[Prompt], places: Sequence[Place]
+    path: Path,
+    form: TrainerFormat,
+    trainer: str,
+    prompts: Sequence[Prompt],
+    places: Sequence[Place],
 ) -> dict[str, None]:
     """Write rows; return what a reader should know of them."""
-    rows = [form.row(prompt, place) for prompt, place in zip(prompts, places, strict=True)]
+    with calling(TITLE, trainer, "row"):
+        rows = [form.row(prompt, place) for prompt, place in zip(prompts, places, strict=True)]
+    if other := [row for row in rows if not isinstance(row, dict)]:
+        raise PluginError(
+            trainer,
+            f"{TITLE} {trainer!r}: row returned {shown(other[0], 60)}; let it return a dict",
+        )
     if form.suffix == ".jsonl":
         write_jsonl(path, rows)
         return {}

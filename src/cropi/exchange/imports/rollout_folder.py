@@ -16,11 +16,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from cropi.errors import InputError
 from cropi.exchange.imports.copies import Copies
 from cropi.exchange.imports.logged import LogFile, LoggedResponse, Role, absent_reward, cell_names
 from cropi.exchange.imports.rollout_format import (
+    TITLE,
     RolloutFormat,
     all_formats,
     format_named,
@@ -28,9 +30,11 @@ from cropi.exchange.imports.rollout_format import (
     unrecognised,
     with_reward,
 )
+from cropi.plugin_calls import PluginError, calling
 from cropi.prompts.row_columns import RowNotes, cell_of
 from cropi.prompts.row_files import COMPRESSED, ENDINGS, NumberedRow, open_rows
 from cropi.prompts.shards import in_natural_order
+from cropi.schema import MAX_REWARD
 from cropi.store.remote import local_place, with_urls
 from cropi.text import plural, shown
 
@@ -238,7 +242,9 @@ def _read(
     inside = file.relative_to(folder) if file != folder else Path(file.name)
     log_file = LogFile(file, _run(inside), _step(inside), _role(inside), row_notes, *wanted)
     rows = _dump_rows(file) if file.suffix == ".pt" else open_rows(file, torn)
-    responses = _responses(reader, rows, log_file)
+    with calling(TITLE, log.format, "responses"):
+        responses = _responses(reader, rows, log_file)
+    _require_responses(responses, log.format)
     for response in responses:
         response.run = response.run or log_file.run
         response.role = "eval" if log_file.role == "eval" else response.role
@@ -260,6 +266,33 @@ def _responses(
         raise InputError(
             f"{file.where(file.row)} does not follow its format ({reason}); correct or remove it"
         ) from error
+
+
+def _require_responses(responses: Sequence[Any], name: str) -> None:
+    """Raise InputError for what a format of the user's gives instead of responses."""
+    for each in responses:
+        if problem := _problem_of(each):
+            raise PluginError.of(
+                TITLE,
+                name,
+                "responses",
+                f"gave {problem}",
+                "let it yield LoggedResponse(prompt, text, reward), a reward being a number, or "
+                "NaN where there is none",
+            )
+
+
+def _problem_of(response: Any) -> str:
+    """What is no response, or not one's text, prompt or reward; empty if all is."""
+    if not isinstance(response, LoggedResponse):
+        return f"{shown(response, 60)}, a {type(response).__name__}"
+    fields: list[Any] = [response.text, response.prompt, response.reward]
+    text, prompt, reward = fields
+    if not isinstance(text, str) or not isinstance(prompt, str | tuple):
+        return f"a response whose text is {shown(text, 40)} and whose prompt is {shown(prompt, 40)}"
+    if not isinstance(reward, int | float) or abs(reward) > MAX_REWARD:
+        return f"the reward {shown(reward, 60)}"
+    return ""
 
 
 def _dump_rows(file: Path) -> list[NumberedRow]:

@@ -7,10 +7,12 @@ from typing import Protocol
 
 from cropi.errors import InputError
 from cropi.exchange.imports.logged import LogFile, LoggedResponse, Row, cell_names
+from cropi.plugin_calls import calling
 from cropi.plugins import find_plugin, plugin_names, resolve_name
 from cropi.prompts.row_files import NumberedRow
 from cropi.text import shown
 
+TITLE = "rollout format"
 LAST = ("plain",)
 """Formats that are tried where no other recognises a row."""
 
@@ -35,12 +37,17 @@ def all_formats() -> dict[str, RolloutFormat]:
 def format_named(name: str) -> tuple[str, RolloutFormat]:
     """The format of a name, or of `file.py:object`, as it is called. Raises InputError if none."""
     full = resolve_name("rollout_format", name)
-    return full, find_plugin("rollout_format", full)()
+    with calling(TITLE, full, "making it"):
+        return full, find_plugin("rollout_format", full)()
 
 
 def recognised_format(row: Row, formats: dict[str, RolloutFormat]) -> str | None:
     """The name of the first format that recognises a row; None if none does."""
-    return next((name for name, each in formats.items() if each.recognises(row)), None)
+    for name, each in formats.items():
+        with calling(TITLE, name, "recognises"):
+            if each.recognises(row):
+                return name
+    return None
 
 
 def with_reward(row: Row) -> Row:
