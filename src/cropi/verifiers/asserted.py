@@ -50,6 +50,12 @@ _NEW_CLAUSE = re.compile(
     r"\s*(?:[^\W\d]+\s+){2,40}[^\W\d]+\s*\Z"
 )
 """After the last number another clause begins, and the text ends in it without a full stop."""
+_PLAN = re.compile(
+    r"(?i)(?:\A|[.!?]\s|\n)[\s*#]{0,8}(?:(?:ok|okay|so|now|first|well|alright),?\s+){0,2}"
+    r"(?:let\s+(?:me|us)|let['’]s|I['’]ll|I\s+will)\s+(?:\w+\s+)?(?:solve|work|break|go(?!\s+(?:with|for)\b)|start|begin|try"
+    r"|check|think|look|find|compute|calculate|determine|figure|consider|do)\b[^.!?:=\n]*[.!?]?\s*\Z"
+)
+"""A last sentence that says what comes next: "Let me solve this in 5 steps."."""
 _OTHER_TURN = re.compile(
     r"(?im)^[ \t]*(?:#{1,6}\s*|\*\*)?(?:(?P<role>human|user|instruction)|question|q|problem"
     r"|exercise)(?:\*\*)?:"
@@ -121,7 +127,7 @@ def without_afterword(text: str) -> str:
 
 def is_cut_off(text: str) -> bool:
     """Whether a text in prose breaks off before its answer."""
-    return _CUT_OFF.search(text) is not None or _NEW_CLAUSE.search(text) is not None
+    return any(pattern.search(text) for pattern in (_CUT_OFF, _NEW_CLAUSE, _PLAN))
 
 
 def other_turns(text: str) -> list[tuple[int, bool]]:

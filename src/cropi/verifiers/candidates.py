@@ -6,6 +6,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import replace
+from fractions import Fraction
 from itertools import islice
 
 from cropi.verifiers.forms import Reading, Words
@@ -23,12 +24,13 @@ _PROSE_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}\s+[A-Za-z]{2,}")
 _MEMBERSHIP = re.compile(r"[a-zA-Z](?:\s*,\s*[a-zA-Z])*\s*\\in\s*\\mathbb.{1,5}")
 _NUMBER = re.compile(r"\d|\\(?:frac|sqrt|pi|infty)")
 _MATH_TOKEN = re.compile(
-    r"[*_]*(?:[-+(\[{$€£¥₹]|\\[$({\[])*(?:\d[\d,.:/'%]*|\\[A-Za-z]+|[A-Za-z](?![A-Za-z])|[-+*/^_=<>(){}\[\]|!,.%$]|\\[%$,!;{}])+[*_]*"
+    r"[*_`]*(?:[-+(\[{$€£¥₹]|\\[$({\[])*(?:\d[\d,.:/'%]*|\\[A-Za-z]+|[A-Za-z](?![A-Za-z])|[-+*/^_=<>(){}\[\]|!,.%$]|\\[%$,!;{}])+[*_`]*"
 )
 
 
 _DENIED = re.compile(r"(?:不是|ではなく|가\s*아니라)[\s*_$\\(]*$")
 _SHARE = re.compile(r"(?i)(?<![\d.])(\d+)\s+(?P<of>in|out\s+of)\s+$")
+_OUT_OF = re.compile(r"(?i)\d[*$)]*\s+of\s+(?:the|these|those|his|her|their)\s+[*$\\(]*$")
 _SPAN_OF_TIME = re.compile(r"(?i)[*$\s]*(?:second|minute|hour|day|week|month|year)s?\b")
 _LABEL = re.compile(
     r"(?i)\b(?:step|equation|eq\.|problem|question|case|example|figure|table|section|page|part|line"
@@ -53,8 +55,9 @@ _RESULTS = (
 _ADJUNCT = re.compile(
     r"(?i)\b(?:in|after|during|within|over|for|of\s+(?:those|these))\s+(?:(?:the|those|these|all|just"
     r"|only|first|last|next)\s+){0,2}[*$\\(]*$"
-    rf"|\b(?:if|when|while|by|before|after|having|(?:more|left|enough|order)\s+to)\s+"
+    rf"|\b(?:if|when|while|by|before|after|having|(?:(?:more|left)(?:\s+[^\W\d]+)?|enough|order)\s+to)\s+"
     rf"(?:(?!{_RESULTS})[^\W\d]+\s+){{1,5}}[*$\\(]*$"
+    r"|,\s+(?:including|excluding)\s+(?:[^\W\d]+\s+){0,4}[*$\\(]*$|,\s+with\s+(?:only\s+|just\s+)?[*$\\(]*$"
     r"|(?<=[\w,)*$%]\s)(?:because|since|as)\s(?!such)(?:(?!\bequals?\b)[^.,;:=\n])*$"
 )
 _AFTER_RESULT = re.compile(
@@ -64,11 +67,17 @@ _AFTER_RESULT = re.compile(
 """Between a computation and a number that says what for: "= 5 hours to read 120 pages"."""
 _MOST_AFTER = 4
 _STRONG = re.compile(
-    r"(?i)(?:\b(?:is|are|was|were|be|equals?|makes?|total\s+of|takes?|needs?|earns?|costs?|pays?|has|have)"
+    r"(?i)(?:\b(?:is|are|was|were|be|equals?|makes?|total\s+of|takes?|needs?|earns?|gets?|holds?|costs?|pays?|has|have)"
     r"|[=:*])[\s*$\\(]*$"
 )
 _BOLD = re.compile(r"(?<![\w)}])\*\*|\*\*(?![\w({-])")
 _REMARK = re.compile(r"\([^()$\\]*[A-Za-z]{2,}\s+[^()$\\]*\)")
+_PARTS = re.compile(
+    r"(?P<whole>\d[\d,]*(?:\.\d+)?)[*$)]*(?P<what>(?:\s+[^\W\d]+){1,6}[*]*)\s*(?P<mark>[:,(–-])"
+    rf"\s*(?P<parts>(?:(?!{_RESULTS}|\bso\b)[^=\n])*)\Z"
+)
+_IN_TOTAL = re.compile(r"(?i)\b(?:total|altogether|overall|in\s+all)\b")
+_MINUS = re.compile(r"(?i)(?<!\d\s)\b(?:negative|minus)\s+(?=\d)")
 
 
 def last_candidate(text: str) -> tuple[str, str] | None:
@@ -77,7 +86,8 @@ def last_candidate(text: str) -> tuple[str, str] | None:
     A formula between `$` or `\\(` counts as a whole, and so does a run of numbers and operators.
     Numbers of a remark in parentheses, or of a phrase such as "in 3 days", do not count.
     """
-    text = unscaled(_REMARK.sub(" ", _GLUED.sub(" ", text)))
+    text = _without_parts(_REMARK.sub(" ", _GLUED.sub(" ", text)))
+    text = unscaled(_MINUS.sub("-", text))
     places = list(islice(_candidates(text), 2))
     if not places:
         return None
@@ -102,6 +112,16 @@ def last_candidate(text: str) -> tuple[str, str] | None:
             strong = "=" in other or _STRONG.search(_before(text, before))
             return (other, text[stop:].partition("\n")[0]) if strong else None
     return content, text[end:].partition("\n")[0]
+
+
+def _without_parts(text: str) -> str:
+    """Return a text without the parts of its last number: `8 balls in total: 5 red and 3 blue`."""
+    match = _PARTS.search(text, max(0, len(text) - NEAR))
+    if match is None or (match["mark"] != ":" and not _IN_TOTAL.search(match["what"])):
+        return text
+    numbers = [Fraction(n) for n in re.findall(r"\d+(?:\.\d+)?", match["parts"].replace(",", ""))]
+    whole = Fraction(match["whole"].replace(",", ""))
+    return text[: match.end("what")] if len(numbers) > 1 and sum(numbers) == whole else text
 
 
 def _computation(content: str, before: str) -> str:
@@ -138,7 +158,7 @@ def _before(text: str, place: int) -> str:
 
 def _is_denied(text: str, start: int, end: int) -> bool:
     before = _before(text, start)
-    if _DENIED.search(before) or _LABEL.search(before):
+    if _DENIED.search(before) or _LABEL.search(before) or _OUT_OF.search(before):
         return True
     computed = re.search(r"\d.*=", text[start:end]) is not None
     return not computed and is_denied(text, start, end)

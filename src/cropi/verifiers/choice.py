@@ -8,14 +8,14 @@ import unicodedata
 from cropi.plugins import plugin
 from cropi.schema import Prompt
 from cropi.verifiers.alternatives import alternatives
-from cropi.verifiers.polarity import NEAR, is_denied, is_doubted
+from cropi.verifiers.polarity import NEAR, is_denied, is_doubted, is_undecided
 from cropi.verifiers.statement import Statement, gold_statement, take_statement
 from cropi.verifiers.tags import DEFAULT_TAGS, Tags
 from cropi.verifiers.verdict import Decision
 
 _WRAPPER = re.compile(r"\\(?:text|math)\w*\s*\{([^{}]*)\}")
 _LETTER = r"(?:\([^\W\d_]\)|[^\W\d_](?![^\W_]|\.[a-z]\.))"
-_LETTERS = rf"{_LETTER}(?:\s*(?:[,;&/]|and|or|und|y|et)+\s*{_LETTER})*"
+_LETTERS = rf"{_LETTER}(?:(?:\s*(?:[,;&/]|and|or|und|y|et))+\s*{_LETTER})*"
 _ALONE = re.compile(
     rf"\s*{_LETTERS}\s*(?:[.:)、：．]\s*.*|$|\s-\s.*|(?<=\))\s*(?!(?:is|are|was|can|and|or|too)\b)\w.*)",
     re.DOTALL,
@@ -40,9 +40,6 @@ _ABOUT_IT = re.compile(
 )
 """What is said about a letter, and does not choose it: `C ignores the sign`, `D is small`."""
 _MORE = re.compile(r"\s+(?!because|since|as\b|and\b|rather|not\b|for\b|is\b)[^\W\d_]")
-_UNDECIDED = re.compile(
-    r"(?i)\b(?:can(?:not|['’]t)\s+(?:decide|tell|choose)|not\s+sure|do(?:\s+not|n['’]t)\s+know)\b"
-)
 _SEVERAL = re.compile(
     rf"({_LETTER}(?:\s*(?:[,;&/]|and)+\s*{_LETTER})+)\s+are\s+(?:both\s+|all\s+)?(?:the\s+)?"
     r"(?:correct|right|true|answers?)\b"
@@ -150,7 +147,7 @@ def _chosen(statement: Statement) -> frozenset[str] | None:
     elif (letters := _alone(text)) is not None and (len(text.strip()) < 80 or "\n" not in text):
         return letters
     text = re.sub(r"\(([a-z])\)", lambda m: m[0].upper(), text)
-    if _UNDECIDED.search(text):
+    if is_undecided(text):
         return None
     if several := _SEVERAL.findall(text):
         return _letters(several[-1])

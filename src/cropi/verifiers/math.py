@@ -27,8 +27,10 @@ from cropi.verifiers.expressions import equal_formulas, silence_math_verify
 from cropi.verifiers.forms import Assignment, Interval, Listing, Reading, Union, Words
 from cropi.verifiers.notation import ascii_notation, canonical_text, normalise
 from cropi.verifiers.number_words import lone_number
+from cropi.verifiers.polarity import gives_up, is_denied, is_doubted
 from cropi.verifiers.quantity import Quantity
 from cropi.verifiers.reading import as_fraction, read
+from cropi.verifiers.restatement import ways_to_say
 from cropi.verifiers.statement import Statement, first_sentence, gold_statement, take_statement
 from cropi.verifiers.tags import DEFAULT_TAGS, Tags
 from cropi.verifiers.unit_scales import last_compound
@@ -68,7 +70,8 @@ class MathVerifier:
         statement = take_statement(completion, self._tags)
         if statement is None:
             return Decision(False, "no statement", "")
-        stages = [_stage(gold, statement) for gold in golds]
+        ways = ways_to_say(statement)
+        stages = [_stage(gold, each) for gold in golds for each in ways]
         stage = next((s for s in stages if s), None)
         last = "words" if all(isinstance(g.reading, Words) for g in golds) else "mathematics"
         return Decision(stage is not None, stage or last, statement.text)
@@ -129,13 +132,17 @@ def readings(statement: Statement, gold: Reading) -> Iterator[Reading]:
     last_line = text.strip().rpartition("\n")[2].strip()
     if _APART.search(text) and "\\begin" not in text and not _is_prose(last_line):
         text = last_line
-    if canonical_moment(text) is not None or (statement.form == "text" and names_only_denied(text)):
+    if canonical_moment(text) is not None:
         return
     reading = read(text)
+    is_set = isinstance(gold, Interval | Union)
+    if statement.form == "text" and not is_set and names_only_denied(text):
+        return
     of_lines = statement.form == "text" and "\n" in text.strip() and "\\" not in text
     if not isinstance(reading, Words | Listing) and not of_lines:
         yield reading
-        return
+        if not is_set:
+            return
     if statement.form == "box":
         tail = re.fullmatch(
             r"(?i)(?:\\text\w*\s*\{)?\s*(?:the\s+)?(?:final\s+)?answer\s*(?:is|:)\s*\}?(.+?)\}?",
@@ -150,7 +157,7 @@ def readings(statement: Statement, gold: Reading) -> Iterator[Reading]:
 
 def _in_prose(text: str, form: str, gold: Reading) -> Iterator[Reading]:
     """Yield readings of the part of a prose statement that can hold the answer."""
-    if form == "text" and _UNDECIDED.search(text):
+    if form == "text" and gives_up(text):
         return
     if isinstance(gold, Quantity):
         text = lone_number(text)
@@ -163,8 +170,9 @@ def _in_prose(text: str, form: str, gold: Reading) -> Iterator[Reading]:
         yield read(together)
         return
     line = first_sentence(text.strip().splitlines()[-1]) if text.strip() else ""
-    if isinstance(gold, Listing):
+    if isinstance(gold, Listing | Interval | Union):
         yield from _listings_in(line.replace("**", ""), gold)
+    if isinstance(gold, Listing):
         return
     if (
         form == "phrase"
@@ -177,12 +185,13 @@ def _in_prose(text: str, form: str, gold: Reading) -> Iterator[Reading]:
         yield read_candidate(*candidate, getattr(gold, "unit", ""))
 
 
-def _listings_in(line: str, gold: Listing) -> Iterator[Reading]:
+def _listings_in(line: str, gold: Listing | Interval | Union) -> Iterator[Reading]:
     """Yield readings of the parts of a sentence that can hold a list, a tuple or an interval."""
     tail = re.split(r"(?i)\b(?:is|are|be|equals?)\b|:", line)[-1]
-    if tail != line:
+    place = len(line) - len(tail)
+    if place and not is_denied(line, place, place) and not is_doubted(line, place):
         yield read(tail)
-    if not gold.brackets:
+    if not isinstance(gold, Listing) or not gold.brackets:
         return
     tuples = _TUPLE.findall(line)
     if len(tuples) == 1 and not _DENIAL.search(line):
@@ -197,10 +206,6 @@ _APART = re.compile(r"\n\s*\n[^\n]*[\w*$][^\n]*\Z")
 """A last line after an empty one, which stands for itself."""
 _BULLET = re.compile(r"(?m)^\s*[-*•]\s+(.+?)\s*$")
 _BULLETS = re.compile(r"(?:^\s*[-*•]\s+[^\n]+(?:\n|\Z)){2,}\Z", re.MULTILINE)
-_UNDECIDED = re.compile(
-    r"(?i)\bI\s+(?:do\s+not|don['’]t)\s+know\b|\bI(?:\s+am|['’]m)\s+not\s+sure\b"
-    r"|\bI\s+(?:cannot|can['’]t)\s+(?:determine|tell|solve|say)\b"
-)
 _INFINITY = re.compile(r"(?i)(?:(negative\s+|minus\s+|-)|positive\s+|plus\s+|\+)?\binfinity\b")
 _TUPLE = re.compile(r"[(\[][^()\[\]]+,[^()\[\]]+[)\]]")
 _DENIAL = re.compile(r"(?i)\b(?:not|never|cannot|neither|nor)\b|n['’]t\b")

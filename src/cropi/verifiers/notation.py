@@ -24,9 +24,13 @@ _SYMBOLS = {
     "ℚ": r"\mathbb{Q}", "…": r"\ldots ", "∠": r"\angle ", "θ": r"\theta ", "α": r"\alpha ",
     "β": r"\beta ", "λ": r"\lambda ", "φ": r"\phi ", "∖": r"\setminus ", "٫": ".", "٬": ",",
     "\u200b": "", "\ufeff": "", "\u2060": "", "＄": "$", "￡": "£", "￥": "¥", "％": "%", "。": ".",
-    "→": r"\to ", "′": "'",
+    "→": r"\to ", "⇒": r"\Rightarrow ", "′": "'",
 }  # fmt: skip
 _SYMBOL_TABLE = str.maketrans(_SYMBOLS)
+_MONEY = re.compile(
+    r"(?:\\?\$(?P<dollars>\d[\d,]*)|(?P<before>\d[\d,]*)\s+dollars?),?\s+and\s+(?P<cents>\d\d)\s+cents?\b"
+    r"|\\text\w*\s*\{\s*Rs\.?\s*\}\s*(?=\d)|\bRs\.?\s?(?=\d)|(?<=\d)/-(?![\w(\\])"
+)
 _ROOT = re.compile(r"([√∛∜])\s*(\((?:[^()]|\([^()]*\))*\)|\{[^{}]*\}|\d+(?:\.\d+)?|[^\W\d_]|\\\w+)")
 _ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 _REPEATING = re.compile(
@@ -43,11 +47,23 @@ _ORDINAL = re.compile(r"(?<=\d)\s*\^\s*\{\s*(?:\\(?:text|mathrm)\s*\{\s*)?(st|nd
 _CHEMICAL = re.compile(
     r"\\(?:text|mathrm|ce)\s*\{((?:[A-Z][a-z]?(?:_(?:\d+|\{\d+\}))?)+)\}(?=\s*$|_)"
 )
-_RATE = re.compile(r"\\[dt]?frac\s*\{\s*\\text\s*\{(\w+)\}\s*\}\s*\{\s*\\text\s*\{(\w+)\}\s*\}")
+_RATE = re.compile(
+    r"\\[dt]?frac\s*\{\s*\\text\s*\{(\w+)\}\s*\}\s*\{\s*\\text\s*\{(\w+)\}\s*((?:\^\d)?)\s*\}"
+)
 _BASE_IN_WORDS = re.compile(r"_\s*\{\s*(?:\\text\s*\{)?\s*([a-z]{3,})\s*\}?\s*\}")
 _BASE_AFTER = re.compile(
     r"(?<=[\dA-F])[\s_{(,]{0,4}(?:\\text\s*\{)?[\s(,]{0,4}(?:in\s+)?base[\s\-}]{0,3}(\d+|[a-z]+)[\s)}]{0,4}$"
 )
+_REALS = re.compile(
+    r"(?i)^(?:\\text\s*\{\s*)?(?:the\s+)?(?:set\s+of\s+)?(?:all|every)\s+"
+    r"(?P<sign>(?:(?:non[- ]?)?(?:posi|nega)tive|non[- ]?zero)\s+)?"
+    r"reals?(?:\s+(?:numbers?|values?))?(?:\s+x)?(?:\s+(?:except|other\s+than"
+    r"|(?:such\s+that|with|where)\s+x\s*\\neq)\b(?:\s+for\b)?\s*\}?(?P<points>.+))?\s*\}?$"
+)
+_SIGNED = {
+    "": r"\mathbb{R}", "positive": "x > 0", "negative": "x < 0", "nonnegative": r"x \geq 0",
+    "nonpositive": r"x \leq 0", "nonzero": r"x \neq 0",
+}  # fmt: skip
 _SPELLINGS = (
     (_BASE_AFTER, lambda m: f"_{{{in_digits(m[1])}}}"),
     (re.compile(r"(?<=[\dA-F])_\s*\{?\s*\((\d+)\)\s*\}?"), r"_{\1}"),
@@ -57,11 +73,12 @@ _SPELLINGS = (
     (_THEREFORE, ""),
     (_CHEMICAL, r"\1"),
     (_BASE_IN_WORDS, lambda m: f"_{{{in_digits(m[1])}}}"),
-    (_RATE, r"\\text{ \1/\2}"),
+    (_RATE, r"\\text{ \1/\2\3}"),
     (_ORDINAL, r"\1"),
     (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])\.?"), ""),
-    (re.compile(r"\\(?:displaystyle|limits|mathstrut)(?![a-zA-Z])"), ""),
+    (re.compile(r"\\(?:displaystyle|limits|mathstrut|underline|large|Large|bf)(?![a-zA-Z])"
+                r"|\\(?:text)?color\s*\{\w+\}"), ""),
     (re.compile(r"\{\s*([,:])\s*\}"), r"\1"),
     (re.compile(r"<<[^<>\n]*>>"), ""),
     (_REPEATING, lambda m: _repeating(m)),
@@ -105,6 +122,7 @@ _SPELLINGS = (
     (re.compile(r"(?<![\\a-zA-Z])(pi|inf(?=inity))(?:inity)?(?![a-zA-Z])"),
      lambda m: r"\pi " if m[1] == "pi" else r"\infty "),
     (re.compile(r"\*\*(?=\s*[\d({a-z-])(?<=[\w)}]\*\*)"), "^"),
+    (_REALS, lambda m: _set_of_reals(m)),
     (re.compile(r"_\s*\{\s*(\w)\s*\}"), r"_\1"),
     (re.compile(r"\^\s*\{\s*(\w)\s*\}"), r"^\1"),
 )  # fmt: skip
@@ -123,6 +141,15 @@ def _repeating(match: re.Match[str]) -> str:
     block = next(b for b in blocks if b)
     numerator = int((whole or "") + start + block) - int((whole or "") + start or "0")
     return f"\\frac{{{numerator}}}{{{'9' * len(block) + '0' * len(start)}}}"
+
+
+def _set_of_reals(match: re.Match[str]) -> str:
+    """Return all real numbers, or those with one sign or except some points, in symbols."""
+    sign, points = re.sub(r"[-\s]", "", match["sign"] or "").lower(), match["points"]
+    if not points:
+        return _SIGNED[sign]
+    closes = points.count("}") > points.count("{")
+    return match[0] if sign else f"x \\neq {points.strip()[: -1 if closes else None]}"
 
 
 @lru_cache(maxsize=65536)
@@ -152,6 +179,7 @@ def _without_delimiters(match: re.Match[str]) -> str:
 @lru_cache(maxsize=65536)
 def ascii_notation(text: str) -> str:
     """Return a text with Unicode digits, fractions, powers, roots and operators in LaTeX."""
+    text = _MONEY.sub(_amount, text)
     if text.isascii():
         return text
     text = unicodedata.normalize("NFC", text)
@@ -163,6 +191,13 @@ def ascii_notation(text: str) -> str:
     text = re.sub(r"(?<=\d)[\u00a0\u202f\u2009](?=\d{3}(?!\d))", ",", text)
     text = text.translate(_SYMBOL_TABLE)
     return "".join(c if c.isascii() else _ascii_character(c) for c in text)
+
+
+def _amount(match: re.Match[str]) -> str:
+    """Return `Rs.` as its sign, `/-` as nothing, and dollars and cents as one number."""
+    if match["cents"]:
+        return f"${match['dollars'] or match['before']}.{match['cents']}"
+    return "₹" if "R" in match[0] else ""
 
 
 def _inside(text: str) -> str:

@@ -12,9 +12,11 @@ from cropi.verifiers.candidates import last_candidate, read_candidate
 from cropi.verifiers.description import described
 from cropi.verifiers.forms import Assignment, Conditioned, Formula, Reading, Words
 from cropi.verifiers.notation import ascii_notation, canonical_text, normalise
-from cropi.verifiers.number_words import lone_number
+from cropi.verifiers.number_words import lone_number, with_scale
+from cropi.verifiers.polarity import gives_up
 from cropi.verifiers.quantity import Quantity
 from cropi.verifiers.reading import as_fraction, read
+from cropi.verifiers.restatement import ways_to_say
 from cropi.verifiers.statement import Statement, gold_statement, take_statement
 from cropi.verifiers.tags import DEFAULT_TAGS, Tags
 from cropi.verifiers.verdict import Decision
@@ -41,7 +43,8 @@ class NumericVerifier:
         golds = [(answer, read_gold(answer)) for answer in alternatives(prompt)]
         if statement is None or statement.is_bound or statement.is_long:
             return Decision(False, "no statement", "")
-        stages = [_stage(answer, gold, statement) for answer, gold in golds]
+        ways = ways_to_say(statement)
+        stages = [_stage(answer, gold, each) for answer, gold in golds for each in ways]
         stage = next((s for s in stages if s), None)
         return Decision(stage is not None, stage or "number", statement.text)
 
@@ -90,8 +93,7 @@ def number_in(text: str, whole: bool, unit: str = "") -> Quantity | None:
     is all that its author marked as the answer.
     """
     text = lone_number(ascii_notation(text))
-    text = re.sub(r"(?i)\b(?:negative|minus)\s+(?=\d)", "-", text)
-    reading = read(text)
+    reading = read(with_scale(text))
     number = _number(reading)
     if isinstance(reading, Formula) and "\n" not in text.strip():
         return None
@@ -106,7 +108,7 @@ def _several(text: str) -> bool:
 
 def _last_number(text: str, unit: str) -> Quantity | None:
     text = re.sub(r"(?<=\d)-(?=\d)(?!\S*\s?=)", "; ", text)
-    candidate = last_candidate(text)
+    candidate = None if gives_up(text) else last_candidate(text)
     return None if candidate is None else _number(read_candidate(*candidate, unit))
 
 

@@ -42,7 +42,22 @@ _LIMIT = re.compile(
     r"(?i)(?:\bthan|\bexceed(?:s|ing)?|\bat\s+(?:least|most)|(?<!\brounds\s)(?<!\brounded\s)\bup\s+to|(?<!\d\s)\b(?:over|under)|\bbelow|\babove"
     r"|\b(?:anything|everything|all)\s+(?:but|except)|\bexcept|\binstead\s+of|\bbound\s+(?:is|of))[\s*_$\\(]*$"
 )
+_UNDECIDED = re.compile(
+    r"""(?ix) \b(?:I|we)\b [^.!?\n]{0,80}?
+      (?: \b(?:(?:can|could|did|do|was|were|am|are)\s+not|cannot)\b | n['’]t\b )
+      (?:\s+(?:\w+ly|yet|able\s+to|manage\s+to))*
+      \s+(?: know | sure | find | solve | determine | decide | tell | say | reach | choose\s+between
+        | get\s+an?\b )
+    | \b(?:I|we)\b [^.!?\n]{0,80}? \b(?:unable|failed|torn|unsure)\b
+    | ['’]m\s+(?:not\s+sure|unable|torn|unsure)\b"""
+)
+_UNANSWERABLE = re.compile(
+    r"(?i)\b(?:not\s+enough|insufficient)\s+information\b|\bmore\s+information\s+is\b"
+    r"|\b(?:problem|question|answer|value|it|this)\s+cannot\s+be\s+(?:determined|solved|answered)\b"
+    r"(?!\s+(?:is|are|was|were)\b)"
+)
 _COPULA = re.compile(r"(?i)\b(?:is|are|was|were|equals?|has|have|had|leaves?)\b(?!\s*n[o'’]t)|=")
+_CONCLUDES = re.compile(r"(?i)[.!?,;\n][^.!?\n]*(?:=|\b(?:but|so|thus|hence|therefore)\b)")
 _ADVERBS = re.compile(r"(?i)(?:\s*(?:\w+ly|even|ever|yet|quite))*\s*")
 _HOLDS = re.compile(rf"(?i)\bthat\b|{_OPINION}|\b(?:show|prove|see|true|case|sure|certain)\b")
 _RELATIVE = re.compile(r"(?i)\b(?:who|which|that|whose|where|whom)\b[^.]*$")
@@ -121,6 +136,21 @@ def _is_affirmed(text: str, match: re.Match[str]) -> bool:
     if _AFFIRMING.fullmatch(matrix) is None or _HOLDING_OFF.search(matrix):
         return False
     return NEGATION.search(matrix) is None or re.match(r"(?i)since|because|as", matrix) is not None
+
+
+def is_undecided(text: str) -> bool:
+    """Whether the author of a text says to have found no answer, and draws none later."""
+    return _ends_in(_UNDECIDED, text)
+
+
+def gives_up(text: str) -> bool:
+    """Whether a text in prose ends in being undecided, or in saying that there is no answer."""
+    return _ends_in(_UNDECIDED, text) or _ends_in(_UNANSWERABLE, text)
+
+
+def _ends_in(giving_up: re.Pattern[str], text: str) -> bool:
+    match = giving_up.search(text)
+    return match is not None and _CONCLUDES.search(text, match.end()) is None
 
 
 def is_denied(text: str, start: int, end: int) -> bool:

@@ -98,7 +98,7 @@ def read_quantity(text: str) -> Quantity | None:
     text = re.sub(r"(?i)^(?:negative|minus)\s+", "-", text)
     sign = "-" if text.startswith("-") else ""
     text = sign + leading_number(text.removeprefix("-"))
-    text = re.sub(r"^(\d+)\s*\(\s*\1\s*\)$|^([\d,]+)_(?:10|\{10\})$", r"\1\2", text)
+    text = re.sub(r"^([\d,]+)_(?:10|\{10\})$", r"\1", text)
     if not any(c.isdigit() for c in text) or (text[0] in "([" and "," in text):
         return None
     if _DATE.fullmatch(text):

@@ -113,7 +113,7 @@ def as_fraction(text: str) -> Reading | None:
 def _special(text: str, _: int) -> Reading | None:
     """Texts, ratios, times, numbers with a base and series: compared as text alone."""
     plain = canonical_text(text)
-    if plain in ("\\mathbbR", "\\mathbb{R}", "all real numbers", "all reals"):
+    if plain in ("\\mathbbR", "\\mathbb{R}"):
         return Interval(Formula("-\\infty"), Formula("\\infty"), "()")
     if (
         _BASED.fullmatch(text)
@@ -139,6 +139,11 @@ def _environment(text: str, depth: int) -> Reading | None:
         named = _NAME.fullmatch(text.partition("=")[0].strip()) is not None
         return Words(canonical_text(text)) if "\\begin" in text and not named else None
     rows = [r for r in re.split(r"\\\\(?:\[[^\]]*\])?|\\hline", match[2]) if r.strip()]
+    if match[1] in ("aligned", "align"):
+        rows = [row.replace("&", "").strip() for row in rows]
+        if len(rows) > 1 and all(row.startswith("=") for row in rows[1:]):
+            return read(" ".join(rows), depth)
+    rows = [re.sub(r"\\text\s*\{\s*(?:if|for|when)\s*\}", "", row) for row in rows]
     cells = tuple(tuple(read(c.strip(" ,"), depth) for c in row.split("&")) for row in rows)
     if all(len(row) == 1 for row in cells) and match[1] in ("cases", "aligned", "align"):
         return Listing(tuple(row[0] for row in cells))
@@ -164,9 +169,11 @@ def _condition(text: str, depth: int) -> Reading | None:
     if (member := with_member(text)) is not None:
         return Conditioned(read(renamed(*member, INTEGER), depth), INTEGER)
     main, modulo, rest = text.partition("\\pmod")
+    name, _, value = main.rpartition("\\equiv")
+    main = value if re.fullmatch(rf"[^a-zA-Z]+|{_NAME.pattern}", name.strip()) else main
     if modulo and "\\equiv" not in main and main.strip() and re.fullmatch(r"\{\w+\}", rest):
         return Conditioned(read(main, depth), canonical_text(modulo + rest))
-    match = _CONDITION.fullmatch(text)
+    match = None if "\\begin" in text else _CONDITION.fullmatch(text)
     if match is not None and "otherwise" in match["rest"]:
         return Words(canonical_text(text))
     if match is None or is_wordy(match["main"]) or not match["main"].strip():
@@ -211,7 +218,7 @@ def _exclusion(text: str, depth: int) -> Reading | None:
     if match is None:
         return None
     points = split(match["points"] or match["set"], _AND)
-    values = [re.sub(r"^\s*\w\s*\\neq\s*", "", p) for p in points or []]
+    values = [re.sub(r"^\s*\w\s*(?:\\neq|=)\s*", "", p) for p in points or []]
     signed = [re.sub(r"^\\pm\s*", sign, v) for v in values if "\\pm" in v for sign in ("", "-")]
     values = signed + [v for v in values if "\\pm" not in v]
     numbers = [q for v in values if (q := read_quantity(v.strip())) is not None]
@@ -290,7 +297,7 @@ def _around(size: re.Match[str], distance: str, depth: int) -> tuple[Reading, Re
 
 def _equation(text: str, depth: int) -> Reading | None:
     sides = split(text, _EQUALS) or []
-    if len(sides) < 2 or _RELATION.search(text):
+    if len(sides) < 2 or ("\\begin" not in text and _RELATION.search(text)):
         return None
     named = _NAME.fullmatch(sides[0]) is not None or (
         is_wordy(sides[0]) and not re.search(r"\d", sides[0])

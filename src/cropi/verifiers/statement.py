@@ -42,7 +42,9 @@ _PHRASE = re.compile(
 )
 _HASHES = re.compile(r"(?m)^.*?####[ \t]*([^\n]*)$")
 _HEADING = re.compile(r"\d+[.):]\s+[^\W\d]|(?:step|part|case)\b", re.IGNORECASE)
-_ABBREVIATION = r"(?<!\b[ap]\.m)(?<!\b[ap]m)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bvs)"
+_ABBREVIATION = (
+    r"(?<!\b[ap]\.m)(?<!\b[ap]m)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bvs)(?<!\bRs)"
+)
 _SENTENCE_END = re.compile(rf"{_ABBREVIATION}(?<!\bsq)(?<!\bapprox)[.!?](?=\s)|[。！？]")
 _COMPARATIVE = r"(?:more|less|fewer|greater|larger|smaller|bigger|higher|lower)"
 _BOUND = re.compile(
@@ -61,6 +63,8 @@ _CERTAIN = re.compile(
     r"|definitely|finally|actually|just|still|now|again|equal\s+to|given\s+by)\b:?,?\s+)+(?=\S)"
 )
 """Adverbs between "the answer is" and what it is."""
+_PROVED = r"(?:\\(?:qed|qedsymbol|blacksquare|square|Box)(?![a-zA-Z])|[∎□■]|Q\.?E\.?D\b)"
+_END_OF_PROOF = re.compile(rf"(?:\$\s*{_PROVED}\s*\$|\s{_PROVED})(?=[\s.$]*\Z)")
 _EQUALS = re.compile(r"\A\s*=\s*(?=[^=>\s])")
 _FENCE = re.compile(r"(?m)^[ \t]*```[\w-]*[ \t]*$")
 _PROGRAM = re.compile(
@@ -98,7 +102,8 @@ def take_statement(response: str, tags: Tags = DEFAULT_TAGS) -> Statement | None
     prose = _PROGRAM.sub("", text)
     if not prose.strip() and (programs := _PROGRAM.findall(text)):
         return Statement(programs[-1].strip(), "code")
-    text = with_parts(asserted(_FENCE.sub("", prose)).strip())
+    text = _END_OF_PROOF.sub("", asserted(_FENCE.sub("", prose)).strip())
+    text = with_parts(text.strip())
     for form, take in _TAKERS:
         if (statement := take(text)) is not None:
             rest = taken_back(text, statement[1])

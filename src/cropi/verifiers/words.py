@@ -6,6 +6,7 @@ import re
 from functools import lru_cache
 
 from cropi.verifiers.notation import canonical_text, unwrapped
+from cropi.verifiers.polarity import is_denied, is_doubted
 from cropi.verifiers.statement import first_sentence
 
 _FUNCTIONS = frozenset(
@@ -141,6 +142,7 @@ def _predicates(line: str, naming: re.Pattern[str]) -> list[str]:
         return []
     sentence = _LEADING.sub("", sentence)
     places = [m.end() for m in naming.finditer(sentence)][-MOST_PREDICATES:]
+    places = [p for p in places if not is_denied(sentence, p, p) and not is_doubted(sentence, p)]
     subject = re.match(r"(.+?)\s+(?:is|was|has|had|wins|won)\s+the\b", sentence)
     rests = [sentence[p:] for p in places]
     rests += [_REASON.split(rest, maxsplit=1)[0] for rest in rests[-1:]]
