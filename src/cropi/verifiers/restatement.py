@@ -11,7 +11,8 @@ from cropi.verifiers.quantity import Quantity, read_quantity
 from cropi.verifiers.statement import Statement
 
 _OPTION = re.compile(
-    r"\\text\w*\s*\{\s*\((?P<letter>[A-J])\)(?:\s*\}(?:\s|\\[\s,;])*|(?P<open>\s))(?P<rest>.*\S)",
+    r"\\text\w*\s*\{\s*\((?P<letter>[A-J])\)(?:\s*\}(?:\s|\\[\s,;])*|(?P<open>\s))"
+    r"(?!\s*(?:and\b|or\b|[,;&(]))(?P<rest>.*\S)",
     re.DOTALL,
 )
 _NEAR = 200
@@ -35,7 +36,8 @@ def ways_to_say(statement: Statement) -> list[Statement]:
     option = _OPTION.fullmatch(statement.text)
     if option is not None:
         beside = option["rest"].removesuffix("}") if option["open"] else option["rest"]
-        return [replace(statement, text=text) for text in (option["letter"], beside)]
+        texts = (statement.text, option["letter"], beside)
+        return [replace(statement, text=text) for text in texts]
     text = ascii_notation(statement.text)
     near = max(0, len(text) - _NEAR)
     rounded = _ROUNDED.search(text, near)
