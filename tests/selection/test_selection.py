@@ -437,8 +437,8 @@ def misbehaving(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("name", "message"), [
-    ("Exits", r"select raised SystemExit: 3 \(line 13 of .*misbehaving.py\); mend it"),
-    ("Raises", r"select raised KeyError: 'missing' \(line 17 of .*misbehaving.py\); mend it"),
+    ("Exits", r"select raised SystemExit: 3 \(line 13 of .*misbehaving.py\); correct it"),
+    ("Raises", r"select raised KeyError: 'missing' \(line 17 of .*misbehaving.py\); correct it"),
     ("ExitsWhenMade", r"making it raised SystemExit: None \(line 21 of"),
     ("Unreadable", r"reading its attributes raised OSError: no such thing \(line 26 of"),
     ("Clears", "has the prompt 'elsewhere', which the pool lacks"),

@@ -54,7 +54,7 @@ def plan(make_plan: MakePlan) -> StagePlan:
 
 @pytest.mark.parametrize(("change", "message"), [
     ("raise RuntimeError('a GPU fell off')", r"raised RuntimeError: a GPU fell off \(line"),
-    ("sys.exit(3)", r"raised SystemExit: 3 \(line \d+ of .*mine.py\); mend it"),
+    ("sys.exit(3)", r"raised SystemExit: 3 \(line \d+ of .*mine.py\); correct it"),
     ("return 'done'", "returned 'done'; let it return the outcome"),
     ("shutil.rmtree(out); out.mkdir()", r"folder no policy \(directory .* lacks config"),
     ("(out / 'model.safetensors').unlink()", r"no policy \(.* lacks weights"),

@@ -26,15 +26,15 @@ def training_commands(
 
     What a run learns on its way they cannot hold: a limit on prompts is the longest of the pool.
     Raises InputError for what a run would be refused for before any work, and for an engine that
-    starts no programs.
+    starts no programs, or only such as read what a run writes.
     """
     config = resolve_model_path(config, base)
     check_settings(config, base, reporter)
     trainer = find_trainer(config.training.engine)
     if not hasattr(trainer, "commands"):
         raise InputError(
-            f"training.engine {config.training.engine.name} starts no programs that could be "
-            "shown; see the settings of a run with cropi config show, and its cost with cropi plan"
+            f"training.engine {config.training.engine.name} has no commands that would work without "
+            "a run; see the settings of a run with cropi config show, and its cost with cropi plan"
         )
     plan = first_stage(config, _pool(config, base))
     trainer.check(plan)

@@ -231,5 +231,5 @@ class CheckedTrainer:
             raise self._error("train", f"left outcome.{name} = {shown(values, 60)}", "give a list")
         return list(values)
 
-    def _error(self, function: str, problem: str, remedy: str = "mend it") -> PluginError:
+    def _error(self, function: str, problem: str, remedy: str = "correct it") -> PluginError:
         return PluginError.of(TITLE, self.name, function, problem, remedy)

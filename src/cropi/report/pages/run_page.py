@@ -171,7 +171,8 @@ def _scoring(run: RunData) -> Safe:
     stages = sum(s.scores is not None for s in run.stages.get(run.main, [])) or 1
     seconds, total = sum(c.seconds for c in scoring), sum(c.seconds for c in ledger)
     note = f"{percent(seconds / total)} of all the time"
-    return card(duration(seconds / stages), "of scoring per stage", note)
+    every = "of scoring per stage" if stages > 1 else "of scoring"
+    return card(duration(seconds / stages), every, note)
 
 
 def _summary_table(run: RunData, rows: list[ArmSummary]) -> Safe:
