@@ -374,8 +374,10 @@ def test_a_file_without_a_whole_row_is_said_to_be_one(tmp_path: Path) -> None:
         {"responses_create_params": None, "reward": 1.0},
         {"task": {"data": {}}, "traces": [None]},
         {"prompt": "q", "completion": "a", "advantage": "x", "r_reward": 1.0, "step": 1},
-        {"input": "q", "output": "a", "score": 1.0, "step": "first"},
         {"tokens": [1], "response": "a", "response_length": None, "reward": 1},
+        {"tokens": [1], "response": "a", "response_length": 1, "reward": 10**400},
+        {"tokens": [1, 2], "response": "a", "response_length": 1, "reward": 1}
+        | {"weight_versions": [10**30]},
         {"prompt_tokens": {}, "response_tokens": [1], "reward": 1.0},
     ],
 )
@@ -383,6 +385,36 @@ def test_a_row_of_another_structure_is_named(tmp_path: Path, row: dict[str, Any]
     path = write_lines(tmp_path / "log.jsonl", [row])
     with pytest.raises(InputError, match=r"log.jsonl row 1\b"):
         read_rollout_log(path)
+
+
+STEPPED: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "trl": lambda step: {"step": step, "prompt": "q", "completion": "a", "r_reward": 1.0}
+    | {"advantage": 0.0},
+    "verl": lambda step: {"step": step, "input": "q", "output": "a", "score": 1.0},
+    "openrlhf": lambda step: {"step": step, "input": "q", "output": "a", "reward": 1.0},
+    "open-instruct": lambda step: {"step": step, "prompt_tokens": [1], "response_tokens": [2]}
+    | {"reward": 1.0},
+    "prime-rl": lambda step: {"task": {}, "traces": [{"rewards": {}}]}
+    | {"run": {"work": {"step": step}}},
+    "plain": lambda step: {"step": step, "problem": "q", "response": "a", "reward": 1.0},
+}
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_what_is_no_step_is_noted_and_the_files_is_used(tmp_path: Path, name: str) -> None:
+    wrong = [10**30, 1e308, -1, 0.5, True, "first", [1]]
+    rows = [STEPPED[name](step) for step in [3, *wrong, None]]
+    write_lines(tmp_path / "step_7" / "log.jsonl", rows)
+    log = read_rollout_log(tmp_path, name)
+    assert [r.step for r in log.responses] == [3] + [7] * (len(wrong) + 1)
+    (note,) = [n for n in log.notes if "a step that is not a whole number from 0 on" in n]
+    assert f"{len(wrong)} rows" in note
+
+
+def test_a_folder_with_a_number_beyond_all_steps_names_none(tmp_path: Path) -> None:
+    row = {"input": "q", "output": "a", "reward": 1.0}
+    write_lines(tmp_path / f"step_{'9' * 30}" / "log.jsonl", [row])
+    assert read_rollout_log(tmp_path).responses[0].step is None
 
 
 def test_of_a_whole_conversation_the_response_is_what_follows_the_question(tmp_path: Path) -> None:

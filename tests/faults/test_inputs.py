@@ -246,6 +246,30 @@ def test_a_damaged_prompt_store_names_its_row(tmp_path: Path, extra: Any) -> Non
     assert f"{path} row 2 is not a prompt" in refusal(read_prompts, path)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"messages": ["text", None]},
+        {"messages": [[{"role": "user"}], None]},
+        {"messages": [[{"role": "user", "content": 1}], None]},
+        {"prompt": [None, 2.0]},
+        {"prompt_id": ["a", " "]},
+        {"prompt_id": ["a", "a"]},
+        {"tools": [None, '{"name": "f"}']},
+    ],
+    ids=str,
+)
+def test_a_prompt_store_of_another_structure_names_its_row(
+    tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    chat = [{"role": "user", "content": "q"}]
+    columns: dict[str, Any] = {"prompt_id": ["a", "b"], "source": ["s", "s"], "extra": ["{}"] * 2}
+    columns |= {"prompt": [None, "q"], "messages": [chat, None]}
+    assert len(read_prompts(parquet(tmp_path / "whole.parquet", **columns))) == 2
+    path = parquet(tmp_path / "p.parquet", **{**columns, **changed})
+    assert f"{path} row " in refusal(read_prompts, path)
+
+
 class NoTokenizer:
     """Fails where a prompt is tokenised."""
 

@@ -142,6 +142,28 @@ def test_noise_alone_takes_the_whole_pool_and_says_so() -> None:
     assert "cannot tell prompts apart" in selection.notes[0]
 
 
+@pytest.mark.parametrize("cosine", [-0.5, 0.0, 1.0])
+def test_equal_cosines_take_the_whole_pool_and_say_so(cosine: float) -> None:
+    context = of_cosines(np.full(POOL_SIZE, cosine))
+    selection = find_strategy("cropi").select(context)
+    assert len(selection.prompt_ids) == POOL_SIZE
+    assert "cannot tell prompts apart" in selection.notes[0]
+
+
+@pytest.mark.parametrize("spread", [1e-2, 1e-3, 1e-6])
+def test_where_every_prompt_opposes_the_target_a_stage_is_still_drawn(spread: float) -> None:
+    selection = find_strategy("cropi").select(of_cosines(-0.5 + spread * SKILL_OF))
+    assert 1 <= len(selection.prompt_ids) < POOL_SIZE
+    assert np.isfinite(selection.scores).all()
+
+
+def of_cosines(cosines: np.ndarray) -> SelectionContext:
+    """The world with these cosines [P]."""
+    context = world()
+    estimate = InfluenceEstimate.from_means(context.prompt_ids, {"v": cosines})
+    return replace(context, estimate=estimate)
+
+
 def test_a_set_that_tells_nothing_is_named_and_the_other_still_draws() -> None:
     context = world(1)
     noise = world(4, helps=(0, 0, 0, 0, 0)).estimate.mean["v"]

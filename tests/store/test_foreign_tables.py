@@ -121,6 +121,8 @@ SELECTIONS: dict[str, tuple[Change, str]] = {
     "half a rank": (changed("rank", [0.5, 1, 2], pa.float64()), "row 0, column rank: 0.5"),
     "set's rank": (changed("rank_v", (2, -1)), "row 2, column rank_v: -1 is not a count"),
     "score": (changed("score", ["x"] * 3, pa.string()), "column score: 'x' cannot be read"),
+    "score that is none": (changed("score", ["1", "2", "nan"], pa.string()), "row 2, column score"),
+    "infinite score": (changed("score", (1, -np.inf)), "row 1, column score: -inf is not finite"),
     "id": (changed("prompt_id", (1, None)), "row 1, column prompt_id: is null"),
     "negative": (about("cropi.negative", "few"), "cropi.negative holds 'few'"),
     "notes": (about("cropi.notes", "{"), "cropi.notes holds '{' where a JSON list"),

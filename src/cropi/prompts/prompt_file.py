@@ -55,7 +55,11 @@ def _stored(message: Message) -> dict[str, str]:
     return {key: str(value) for key, value in values.items()}
 
 
-def _restored(message: Mapping[str, Any]) -> Message:
+def _restored(message: Any) -> Message:
+    """A message as it was; TypeError for what is none."""
+    texts = isinstance(message, dict) and [message.get(key) for key in ("role", "content")]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise TypeError("a message has to have a role and a content, both text")
     values = {key: value for key, value in message.items() if value is not None}
     if "tool_calls" in values:
         values["tool_calls"] = json.loads(values["tool_calls"])
@@ -65,7 +69,7 @@ def _restored(message: Mapping[str, Any]) -> Message:
 def read_prompts(path: Path) -> list[Prompt]:
     """Read the prompts that `write_prompts` wrote, in order.
 
-    Raises InputError if the file is missing, damaged, or lacks a column.
+    Raises InputError if the file is missing, damaged, lacks a column, or has an id twice.
     """
     table = files.read_table(path)
     missing = [name for name in COLUMNS if name not in table.column_names]
@@ -74,7 +78,7 @@ def read_prompts(path: Path) -> list[Prompt]:
             f"{path} lacks the columns {', '.join(missing)} (it has "
             f"{', '.join(table.column_names)}); give a file that cropi wrote"
         )
-    prompts = []
+    prompts, ids = [], set[str]()
     columns = [name for name in (*COLUMNS, "tools") if name in table.column_names]
     for number, row in rows_of(table.select(columns).to_batches(), path):
         try:
@@ -84,6 +88,12 @@ def read_prompts(path: Path) -> list[Prompt]:
                 f"{path} row {number} is not a prompt that cropi wrote ({shown(str(error), 120)}); "
                 "make the file again"
             ) from None
+        ids.add(prompts[-1].prompt_id)
+        if len(ids) < len(prompts):
+            raise InputError(
+                f"{path} row {number} has the prompt_id {shown(prompts[-1].prompt_id, 60)} of an "
+                "earlier row; make the file again"
+            )
     return prompts
 
 
@@ -91,9 +101,13 @@ def _as_prompt(row: Mapping[str, Any]) -> Prompt:
     messages = row["messages"]
     if not all(isinstance(row[name], str) for name in ("prompt_id", "answer", "source", "extra")):
         raise TypeError("prompt_id, answer, source and extra have to be text")
-    extra = json.loads(row["extra"])
+    if not row["prompt_id"].strip() or not isinstance(row["prompt"], str | None):
+        raise TypeError("prompt_id must not be empty, and prompt has to be text")
+    extra, tools = json.loads(row["extra"]), json.loads(row.get("tools") or "[]")
     if not isinstance(extra, dict):
         raise TypeError("extra has to be an object")
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise TypeError("tools have to be a list of objects")
     return Prompt(
         row["prompt_id"],
         row["answer"],
@@ -101,5 +115,5 @@ def _as_prompt(row: Mapping[str, Any]) -> Prompt:
         row["prompt"],
         None if messages is None else tuple(map(_restored, messages)),
         extra,
-        tuple(json.loads(row.get("tools") or "[]")),
+        tuple(tools),
     )

@@ -134,7 +134,7 @@ class Cropi:
                 context, f"influence cannot be predicted from {plural(scored, 'score')}"
             )
         predictions = predictions_of(context)
-        blind = [n for n, (mean, error) in predictions.items() if mean.std() < error.mean()]
+        blind = [n for n, (mean, error) in predictions.items() if mean.std() <= error.mean()]
         if len(blind) == len(predictions):
             return whole_pool(context, "influence cannot tell prompts apart here")
         helps = {name: _helps(*each, context.count) for name, each in predictions.items()}
@@ -222,7 +222,9 @@ def _helps(mean_P: Array, error_P: Array, count: int) -> Array:
 
 
 def _shares(weights_P: Array) -> Array:
-    return np.asarray(weights_P / weights_P.sum())
+    """The weights, summing to one; equal where all are 0, so that none is likelier than another."""
+    total = float(weights_P.sum())
+    return weights_P / total if total > 0 else np.full(len(weights_P), 1 / len(weights_P))
 
 
 def normal_cdf(values: Array) -> Array:

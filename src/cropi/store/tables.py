@@ -210,13 +210,12 @@ def _sizes(columns: Columns, name: str) -> NDArray[np.float64]:
     return values
 
 
-def _if_there(columns: Columns, name: str, largest: float) -> NDArray[np.float32] | None:
-    """A column that a file may lack, of sizes up to `largest`; NaN where it is null."""
+def _if_there(columns: Columns, name: str, most: float) -> NDArray[np.float32] | None:
+    """A column that a file may lack, of sizes up to `most`; NaN where it is null."""
     if name not in columns:
         return None
     values = _floats(columns, name)
-    wrong = np.abs(values) > largest
-    columns.require_no_row(name, wrong, f"is beyond {largest:g}; score again", values)
+    columns.require_no_row(name, abs(values) > most, f"is beyond {most:g}; score again", values)
     return values.astype(np.float32)
 
 
@@ -390,11 +389,12 @@ def _selection_from(table: pa.Table, path: str | Path) -> Selection:
         for name in table.column_names
         if name.startswith("rank_")
     }
-    about, empty = table_metadata(table), list[Any]()
+    about, scores = table_metadata(table), _floats(columns, "score", 0.0)
+    columns.require_no_row("score", ~np.isfinite(scores), "is not finite; select again", scores)
     return Selection(
         [ids[place] for place in order],
-        _floats(columns, "score", 0.0)[order],
+        scores[order],
         ranks,
         count_in(path, NEGATIVE, about.get(NEGATIVE, "0")),
-        [str(note) for note in _json(about, "cropi.notes", path, empty)],
+        [str(note) for note in _json(about, "cropi.notes", path, list[Any]())],
     )

@@ -34,14 +34,13 @@ class CropiRollouts:
             where = file.where(number)
             judged = row.get("reward_status", "ok") == "ok"
             reward = file.reward(row, row["reward"] if judged else None, where)
-            step = row.get("policy_step")
             yield LoggedResponse(
                 prompt="",
                 text=str(row.get("text") or ""),
                 reward=reward,
                 status=reward_status(reward),
                 prompt_id=str(row["prompt_id"]),
-                step=int(step) if step is not None else file.step,
+                step=file.step_of(row.get("policy_step"), where),
                 finish=finish_of(row.get("finish_reason")),
                 tokens=_tokens(row, where),
                 temperature=row.get("temperature"),

@@ -22,6 +22,8 @@ Row = Mapping[str, Any]
 TRUTH: Mapping[str, Any] = {"true": 1.0, "false": 0.0, "": math.nan}
 """Words of tables for rewards."""
 Role = Literal["train", "eval"]
+LARGEST_STEP = 2**63 - 1
+"""What tables can hold."""
 
 
 @dataclass(slots=True)
@@ -97,6 +99,20 @@ class LogFile:
         self.row = number
         return f"{self.path} row {number}"
 
+    def step_of(self, value: Any, where: str) -> int | None:
+        """The step that a row says, or the file's; what is no whole number from 0 on is noted."""
+        if value is None:
+            return self.step
+        try:
+            whole = int(value)
+        except (TypeError, ValueError, OverflowError):
+            whole = -1
+        broken = isinstance(value, bool) or (isinstance(value, float) and value != whole)
+        if broken or not 0 <= whole <= LARGEST_STEP:
+            self.notes.add("a step that is not a whole number from 0 on, not used", where)
+            return self.step
+        return whole
+
     def reward(self, row: Row, default: Any, where: str) -> float:
         """The reward of a row; NaN where it has none.
 
@@ -158,7 +174,7 @@ def reward_number(value: Any, where: str) -> float:
         )
     try:
         number = float(TRUTH.get(value.strip().lower(), value) if isinstance(value, str) else value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.inf
     if abs(number) > MAX_REWARD:
         raise InputError(
@@ -191,8 +207,9 @@ def token_array(values: Any, where: str, name: str) -> NDArray[np.int32]:
 def aligned_floats(values: Any, length: int) -> NDArray[np.float32] | None:
     """Numbers beside the tokens of a response; None if there are none or not one for each."""
     try:
-        numbers = np.asarray(values, dtype=np.float32)
-    except (TypeError, ValueError):
+        with np.errstate(over="ignore"):
+            numbers = np.asarray(values, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError):
         return None
     return numbers if numbers.shape == (length,) and not np.isnan(numbers).any() else None
 

@@ -46,7 +46,7 @@ def _response(row: Row, file: LogFile, where: str) -> LoggedResponse:
     reward = file.reward(row, row["reward"], where)
     if called := _called_a_tool(row):
         file.notes.add("a tool call, whose output is not marked: without gradient", where)
-    answer, step = _only(row.get("ground_truth")), row.get("step")
+    answer = _only(row.get("ground_truth"))
     return LoggedResponse(
         prompt="",
         text="",
@@ -55,7 +55,7 @@ def _response(row: Row, file: LogFile, where: str) -> LoggedResponse:
         answer=as_text(answer).strip() if isinstance(answer, str) else "",
         source=str(_only(row.get("dataset")) or ""),
         group=str(row.get("prompt_idx", "")),
-        step=step if isinstance(step, int) else file.step,
+        step=file.step_of(row.get("step"), where),
         finish=finish_of(row.get("finish_reason")),
         rendered=True,
         whole_text=not called,

@@ -28,15 +28,15 @@ class OpenRlhfLines:
     def responses(self, rows: Iterable[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
         """One response per line."""
         for number, row in rows:
-            reward = file.reward(row, row.get("reward"), file.where(number))
-            answer, step = row.get("label"), row.get("step")
+            where, answer = file.where(number), row.get("label")
+            reward = file.reward(row, row.get("reward"), where)
             yield LoggedResponse(
                 prompt=str(row["input"]),
                 text=str(row["output"]),
                 reward=reward,
                 status=reward_status(reward),
                 answer="" if answer is None else as_text(answer).strip(),
-                step=int(step) if isinstance(step, int | float) else file.step,
+                step=file.step_of(row.get("step"), where),
                 rendered=bool(TEMPLATE_MARKS.search(str(row["input"]))),
                 about=without(row, *ITS_OWN),
             )

@@ -108,7 +108,7 @@ def _responses(row: dict[str, Any], file: LogFile, where: str) -> Iterator[Logge
             prompt_id="" if identifier is None else str(identifier),
             answer="" if answer is None else as_text(answer).strip(),
             source=str(_first(row, SOURCE) or ""),
-            step=_whole(step, file, where),
+            step=file.step_of(step, where),
             finish=finish_of(reason),
             rendered=isinstance(prompt, str) and bool(TEMPLATE_MARKS.search(prompt)),
             whole_text=whole_text,
@@ -121,19 +121,6 @@ def _first(row: dict[str, Any], names: tuple[str, ...]) -> Any:
     columns = (column for column in recognised(row, names) if row[column] is not None)
     column = next(columns, None)
     return None if column is None else row[column]
-
-
-def _whole(step: Any, file: LogFile, where: str) -> int | None:
-    if step is None:
-        return file.step
-    try:
-        whole = int(step)
-    except (TypeError, ValueError, OverflowError):
-        whole = None
-    if whole is None or (isinstance(step, float) and step != whole):
-        file.notes.add("a step that is not a whole number, not used", where)
-        return file.step
-    return whole
 
 
 def _texts_and_rewards(

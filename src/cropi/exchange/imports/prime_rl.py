@@ -78,7 +78,6 @@ def _response(row: Row, trace: Row, file: LogFile, where: str) -> LoggedResponse
     answers = recognised(dict(data), ANSWER_COLUMNS)
     calls = trace.get("calls") or [{}]
     role: Role = "eval" if _inner(work, "type") == "eval" else file.role
-    step = work.get("step")
     return LoggedResponse(
         prompt=_prompt(data, nodes),
         text=plain_text(turns[-1].get("content")) if turns else "",
@@ -89,7 +88,7 @@ def _response(row: Row, trace: Row, file: LogFile, where: str) -> LoggedResponse
         source=str(_inner(row, "env", "name") or _inner(row, "env", "id") or ""),
         group=str(_inner(row, "group", "id") or ""),
         record_id=str(trace.get("id") or ""),
-        step=int(step) if isinstance(step, int) else file.step,
+        step=file.step_of(work.get("step"), where),
         role=role,
         finish=finish_of(calls[-1].get("finish_reason")),
         whole_text=len(turns) == 1 and not says_more(turns[0]),

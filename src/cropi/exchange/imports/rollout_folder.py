@@ -20,7 +20,14 @@ from typing import Any
 
 from cropi.errors import InputError
 from cropi.exchange.imports.copies import Copies
-from cropi.exchange.imports.logged import LogFile, LoggedResponse, Role, absent_reward, cell_names
+from cropi.exchange.imports.logged import (
+    LARGEST_STEP,
+    LogFile,
+    LoggedResponse,
+    Role,
+    absent_reward,
+    cell_names,
+)
 from cropi.exchange.imports.rollout_format import (
     TITLE,
     RolloutFormat,
@@ -261,7 +268,7 @@ def _responses(
         return list(reader.responses(rows, file))
     except InputError:
         raise
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
         reason = shown(f"{type(error).__name__}: {error}", 120)
         raise InputError(
             f"{file.where(file.row)} does not follow its format ({reason}); correct or remove it"
@@ -318,8 +325,8 @@ def _step(inside: Path) -> int | None:
     stem = inside.name.split(".")[0]
     for part in (stem, *reversed(inside.parts[:-1])):
         match = _STEP.fullmatch(part.lower()) or _NUMBER.fullmatch(part)
-        if match:
-            return int(match[1])
+        if match and (step := int(match[1])) <= LARGEST_STEP:
+            return step
     return None
 
 

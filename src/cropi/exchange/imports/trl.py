@@ -84,13 +84,12 @@ def _response(row: Row, columns: Sequence[str], file: LogFile, where: str) -> Lo
     default = sum(given) if given else None
     reward = file.reward(row, default, where)
     text, whole_text = spoken(row["completion"])
-    step = row.get("step")
     return LoggedResponse(
         prompt=asked(row["prompt"]),
         text=text,
         reward=reward,
         status=reward_status(reward),
-        step=int(step) if step is not None else file.step,
+        step=file.step_of(row.get("step"), where),
         whole_text=whole_text,
         about=without(row, *ITS_OWN, *columns),
     )

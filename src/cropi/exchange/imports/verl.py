@@ -49,8 +49,7 @@ def _rollout(row: Row, number: int) -> Any:
 
 def _response(row: Row, file: LogFile, where: str) -> LoggedResponse:
     reward = file.reward(row, row["score"], where)
-    step, parts = row.get("step"), _parts(row)
-    answer = row.get("gts")
+    parts, answer = _parts(row), row.get("gts")
     return LoggedResponse(
         prompt=str(row["input"]),
         text=str(row["output"]),
@@ -58,7 +57,7 @@ def _response(row: Row, file: LogFile, where: str) -> LoggedResponse:
         status=reward_status(reward),
         answer="" if answer is None else as_text(answer).strip(),
         group=parts[0] if len(parts) == 3 else "",
-        step=int(step) if step is not None else file.step,
+        step=file.step_of(row.get("step"), where),
         rendered=True,
         about=without(row, *ITS_OWN),
     )
