@@ -55,7 +55,8 @@ def calling(title: str, name: str, function: str) -> Iterator[None]:
         if full or not is_users(name):
             raise
         raise PluginError(
-            name, f"{title} {name!r}: {function} raised {reason_of(error)}; correct it, and run again"
+            name,
+            f"{title} {name!r}: {function} raised {reason_of(error)}; correct it, and run again",
         ) from error
 
 

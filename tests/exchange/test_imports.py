@@ -388,14 +388,17 @@ def test_a_row_of_another_structure_is_named(tmp_path: Path, row: dict[str, Any]
 
 
 STEPPED: dict[str, Callable[[Any], dict[str, Any]]] = {
-    "trl": lambda step: {"step": step, "prompt": "q", "completion": "a", "r_reward": 1.0}
-    | {"advantage": 0.0},
+    "trl": lambda step: (
+        {"step": step, "prompt": "q", "completion": "a", "r_reward": 1.0} | {"advantage": 0.0}
+    ),
     "verl": lambda step: {"step": step, "input": "q", "output": "a", "score": 1.0},
     "openrlhf": lambda step: {"step": step, "input": "q", "output": "a", "reward": 1.0},
-    "open-instruct": lambda step: {"step": step, "prompt_tokens": [1], "response_tokens": [2]}
-    | {"reward": 1.0},
-    "prime-rl": lambda step: {"task": {}, "traces": [{"rewards": {}}]}
-    | {"run": {"work": {"step": step}}},
+    "open-instruct": lambda step: (
+        {"step": step, "prompt_tokens": [1], "response_tokens": [2]} | {"reward": 1.0}
+    ),
+    "prime-rl": lambda step: (
+        {"task": {}, "traces": [{"rewards": {}}]} | {"run": {"work": {"step": step}}}
+    ),
     "plain": lambda step: {"step": step, "problem": "q", "response": "a", "reward": 1.0},
 }
 

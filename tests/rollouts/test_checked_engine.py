@@ -125,7 +125,7 @@ def sampled(pocket: Policy, file: Path, name: str, out: Path | None = None) -> l
     ("More", r"generate returned 4 completions for prompt 0"),
     ("FewerGroups", r"generate returned groups for 1 of 2 prompts; let it return one list"),
     ("Nothing", "generate returned None; let it return"),
-    ("Breaks", r"generate raised RuntimeError: lost it \(line \d+ of .*engine_\w+.py\); correct it"),
+    ("Breaks", r"generate raised RuntimeError: lost it \(line \d+ of .*engine_\w+.py\); correct"),
     ("Exits", r"generate raised SystemExit: 3 \(line"),
     ("NoContext", "context is None; give a whole number"),
     ("Stops", "stream ended without 1 prompt, first place 0"),

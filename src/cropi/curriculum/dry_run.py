@@ -33,8 +33,9 @@ def training_commands(
     trainer = find_trainer(config.training.engine)
     if not hasattr(trainer, "commands"):
         raise InputError(
-            f"training.engine {config.training.engine.name} has no commands that would work without "
-            "a run; see the settings of a run with cropi config show, and its cost with cropi plan"
+            f"training.engine {config.training.engine.name} has no commands that would work "
+            "without a run; see the settings of a run with cropi config show, and its cost with "
+            "cropi plan"
         )
     plan = first_stage(config, _pool(config, base))
     trainer.check(plan)
