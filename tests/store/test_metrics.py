@@ -79,6 +79,23 @@ def test_a_half_written_line_is_left_out_and_counted(tmp_path: Path) -> None:
     assert (rows.rows, rows.unreadable) == (ROWS, 1)
 
 
+@pytest.mark.parametrize(
+    ("line", "unreadable"),
+    [
+        ('{"kind": "evaluation", "set": "sort", "step": "1"}', 1),
+        ('{"set": "sort", "step": 1}', 1),
+        ('{"phase": "scoring"}', 1),
+        ('{"kind": "of another version"}', 0),
+        ("{}", 0),
+    ],
+)
+def test_a_row_that_lacks_what_its_kind_has_is_counted(
+    tmp_path: Path, line: str, unreadable: int
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(line + "\n")
+    assert read_rows(tmp_path / "rows.jsonl").unreadable == unreadable
+
+
 def test_a_missing_file_has_no_rows(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "none.jsonl").rows == []
 

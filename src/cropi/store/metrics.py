@@ -2,10 +2,10 @@
 
 Every line is a JSON object. In metrics.jsonl its "kind" names the class here; in timings.jsonl a
 "phase" of "clock" is a `ClockRow` and any other a `TimingRow`. Optional fields that do not apply
-are left out. The reader takes lines that may still be being written: what is not JSON is counted,
-and rows of a kind or shape that it does not know are kept as they are (`UnknownRow`), so that files
-of older and newer versions can be read. `FORMAT` goes up when a field changes its meaning; the
-run's manifest records it.
+are left out. The reader takes lines that may still be being written: what is not JSON, or lacks
+what its kind has, is counted, and rows of a kind or shape that it does not know are kept as they
+are (`UnknownRow`), so that files of older and newer versions can be read. `FORMAT` goes up when a
+field changes its meaning; the run's manifest records it.
 
 Costs are counted everywhere in the same way: a token costs 2 FLOPs per parameter forward, 2
 backward through the activations and 2 for the gradient of the weights. Attention's own products are
@@ -151,7 +151,7 @@ Amount = TypeVar("Amount", int, float)
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows in the order of their file, and how many lines were not JSON."""
+    """Rows in the order of their file, and how many lines were no JSON or no row of any version."""
 
     rows: Sequence[AnyRow] = ()
     unreadable: int = 0
@@ -207,9 +207,20 @@ def append_row(path: Path, row: AnyRow) -> None:
 
 
 def read_rows(path: Path) -> Rows:
-    """Read a file of rows that may be half written; a missing file has none."""
+    """Read a file of rows that may be half written; a missing file has none.
+
+    A row without a kind, or without what its kind has, is kept, and counted as unreadable.
+    """
     raw, unreadable = read_partial_jsonl(path)
-    return Rows([from_json(row) for row in raw], unreadable)
+    rows = [from_json(row) for row in raw]
+    return Rows(rows, unreadable + sum(map(_is_damaged, rows)))
+
+
+def _is_damaged(row: AnyRow) -> bool:
+    """Whether a row is of no version: its kind is known, or not there, and it does not fit."""
+    if not isinstance(row, UnknownRow):
+        return False
+    return "kind" not in row.values or str(row.values["kind"]) in KINDS
 
 
 def to_json(row: AnyRow) -> dict[str, Any]:
