@@ -274,7 +274,7 @@ def test_scores_are_needed_where_a_strategy_looks_at_them() -> None:
         cropi.select(None)
     with pytest.raises(InputError, match="rollouts"):
         cropi.select(None, SelectionConfig(strategy=StrategyChoice.of("random")))
-    with pytest.raises(InputError, match="at least one target"):
+    with pytest.raises(InputError, match="at least one by its name"):
         cropi.score("pocket", [], {})
 
 
@@ -297,6 +297,42 @@ def test_a_name_where_settings_are_wanted_is_refused(
     with pytest.raises(InputError, match="='random' is no") as refusal:
         call("random")
     assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: cropi.load_prompts(["a.jsonl"]), "path is of the type list"),  # type: ignore[arg-type]
+        (lambda: cropi.load_prompts("a", tokenizer="pocket"), "tokenizer is 'pocket'"),
+        (lambda: cropi.load_prompts("a", prompt_column="q"), "allowed: answer, answer_regex"),
+        (lambda: cropi.load_policy({"a": 1}), "path is of the type dict"),  # type: ignore[arg-type]
+        (lambda: cropi.read_rollouts(["a"]), "path is of the type list"),  # type: ignore[arg-type]
+        (lambda: cropi.rollout("pocket", "a.jsonl", "o"), r"prompts is 'a.jsonl'.*load_prompts"),
+        (lambda: cropi.rollout("pocket", [{"q": 1}], "o"), r"prompts\[0\] is of the type dict"),  # type: ignore[list-item]
+        (lambda: cropi.rollout(("model", "tokenizer"), [], "o"), "policy is of the type tuple"),  # type: ignore[arg-type]
+        (lambda: cropi.judge([], "a.jsonl"), "prompts is 'a.jsonl'"),
+        (lambda: cropi.judge([], [], verifier=command), "as text"),  # type: ignore[arg-type]
+        (lambda: cropi.score("pocket", ["a"], {"t": "b"}), r"rollouts\[0\] is 'a'"),  # type: ignore[list-item]
+        (lambda: cropi.score("pocket", [], "val.parquet"), "targets is 'val.parquet'; give names"),  # type: ignore[arg-type]
+        (lambda: cropi.score(None, [], {"t": []}), "policy is None"),  # type: ignore[arg-type]
+        (lambda: cropi.select("scores.parquet"), r"scores is 'scores.parquet'.*read_scores"),  # type: ignore[arg-type]
+        (lambda: cropi.evaluate("pocket", []), "sets is of the type list; give names"),  # type: ignore[arg-type]
+        (lambda: cropi.evaluate("pocket", {"t": "a"}), "set t is 'a'"),
+        (lambda: cropi.train("pocket", [], "s.parquet", "o", steps=1), r"selection is 's.parquet'"),
+        (lambda: cropi.train("pocket", [], ["a"], "o", steps=0), "at least 1 step"),
+        (lambda: cropi.run("my.yaml"), r"config is 'my.yaml'.*load_config"),  # type: ignore[arg-type]
+        (lambda: cropi.load_config("pocket", "seed=1"), "overrides is 'seed=1'; give a list"),
+        (lambda: cropi.write_scores("o", "scores"), "give influence.estimate"),  # type: ignore[arg-type]
+        (lambda: cropi.write_selection("o", ["a"]), "give what cropi.select"),  # type: ignore[arg-type]
+    ],
+)
+def test_an_argument_of_another_kind_is_refused_with_what_to_give(
+    call: Callable[[], Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        call()
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_package_offers_every_step_lazily() -> None:

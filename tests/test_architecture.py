@@ -20,7 +20,17 @@ BENCHMARKS = TESTS.parent / "benchmarks"
 FACADE = ""
 """The name of `cropi` itself, whose functions are those of the packages."""
 FLOORS = (
-    ("errors", "text", "schema", "settings", "users_code", "plugin_calls", "plugins", "progress"),
+    (
+        "errors",
+        "text",
+        "schema",
+        "arguments",
+        "settings",
+        "users_code",
+        "plugin_calls",
+        "plugins",
+        "progress",
+    ),
     ("store",),
     ("execution",),
     ("estimation",),

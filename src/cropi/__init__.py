@@ -86,9 +86,12 @@ def run(
     was killed continues where it stopped. Raises InputError for anything in the config, the prompts
     or the model that cannot be used.
     """
+    from cropi.arguments import require_kind
+    from cropi.config import RunConfig
     from cropi.errors import require_supported_system
 
     require_supported_system()
+    require_kind(config, RunConfig, "config", "give cropi.load_config(path or preset)")
     from cropi.config.check import require_usable
 
     require_usable(config, base)

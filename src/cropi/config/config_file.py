@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from cropi.arguments import require_kind, require_list_of
 from cropi.config import yaml_text
 from cropi.config.messages import explain
 from cropi.config.run_config import RunConfig
@@ -33,14 +34,16 @@ def presets() -> list[str]:
     )
 
 
-def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Load a preset by name or a YAML file by path, apply `a.b=c` overrides, and validate.
 
     Relative prompt files are looked for from the folder of `source`, also those that it inherits.
 
     Raises InputError naming the key, the value and the fix.
     """
-    return validate(config_values(source, overrides), source, Path(source).parent)
+    require_kind(source, (str, Path), "source", "give a preset's name, or the path of a YAML file")
+    require_list_of(overrides, str, "overrides", 'give a list such as ["seed=1", "name=mine"]')
+    return validate(config_values(str(source), overrides), str(source), Path(source).parent)
 
 
 def config_values(source: str, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cropi.arguments import PROMPTS_FIX, require_by_name, require_list_of
 from cropi.errors import InputError
 from cropi.evaluation.settings import EvaluationConfig
 from cropi.policy.reference import PolicyRef
@@ -54,9 +55,11 @@ class EvaluationSets:
     ) -> EvaluationSets:
         """Encode every prompt once.
 
-        Raises InputError if a set has no prompts.
+        Raises InputError if there are no sets, or one has no prompts.
         """
+        require_by_name(sets, "sets", '{"test": cropi.load_prompts("test.jsonl")}')
         for name, prompts in sets.items():
+            require_list_of(prompts, Prompt, f"set {name}", PROMPTS_FIX)
             if not prompts:
                 raise InputError(f"evaluation set {name} has no prompts; give it some or remove it")
         encoded = [encode_all(tokenizer, prompts, template_kwargs) for prompts in sets.values()]

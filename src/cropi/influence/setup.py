@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cropi.arguments import require_by_name
 from cropi.errors import InputError
 from cropi.execution import Executor
 from cropi.gradients.extractor import GradientExtractor, UnmatchedPatternError
@@ -107,8 +108,7 @@ def score(
     Raises:
         InputError: pool or target has no informative prompt, or a gradient is not finite.
     """
-    if not targets:
-        raise InputError("score needs at least one target: give NAME and its rollouts")
+    require_by_name(targets, "targets", '{"val": "val.parquet"}')
     groups = as_groups(pool)
     growing = growing_pool(
         policy,

@@ -25,6 +25,7 @@ from huggingface_hub.utils import logging as hub_logging
 from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig
 
+from cropi.arguments import POLICY_FIX, require_kind
 from cropi.errors import InputError
 from cropi.policy.checkpoint_source import locate
 from cropi.policy.checkpoints import load_parts, revision_of
@@ -80,6 +81,7 @@ def load_policy(
         InputError: `path` does not exist or is not a causal language model, or its weights are
             corrupt, incomplete, NaN or infinite.
     """
+    require_kind(path, (str, Path), "path", "give a path, a hub id or a built-in name")
     target = resolve_device(device)
     source = locate(str(path), revision)
     options = _options(dtype, attention, trust_remote_code)
@@ -98,10 +100,16 @@ def load_policy(
 
 
 def as_model(policy: Any) -> Any:
-    """Return the model of a policy; a path is loaded without a tokenizer, a model is returned."""
+    """Return the model of a policy; a path is loaded without a tokenizer, a model is returned.
+
+    Raises InputError for anything else.
+    """
     if isinstance(policy, str | Path):
         return load_model(policy)
-    return policy.model if isinstance(policy, Policy) else policy
+    if isinstance(policy, Policy):
+        return policy.model
+    require_kind(policy, torch.nn.Module, "policy", POLICY_FIX)
+    return policy
 
 
 def load_model(

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from cropi.arguments import POLICY_FIX, require_kind
 from cropi.schema import PolicyIdentity
 
 if TYPE_CHECKING:
@@ -52,11 +53,16 @@ class PolicyRef:
 
     @classmethod
     def of(cls, policy: Policy | PolicyRef | str | Path) -> PolicyRef:
-        """Return a reference to a policy, whose weights are not loaded again if it is in memory."""
+        """Return a reference to a policy, whose weights are not loaded again if it is in memory.
+
+        Raises InputError for a model without its tokenizer, and for anything else.
+        """
         if isinstance(policy, PolicyRef):
             return policy
         if isinstance(policy, str | Path):
             return cls(policy)
+        if not hasattr(policy, "identity") or not hasattr(policy, "tokenizer"):
+            require_kind(policy, (str, Path), "policy", POLICY_FIX)
         reference = cls(policy.identity.name)
         reference.path = None
         reference._policy = policy

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from cropi.arguments import require_kind
 from cropi.errors import InputError
 from cropi.prompts.encoding import has_chat_template
 from cropi.prompts.overlap import PHRASE_WORDS, SharedPhrase, normalised, shared_phrases
@@ -311,16 +312,16 @@ def load_prompts(
     run; `chat=False` leaves it as it is. Duplicates by content are left out. A warning says which
     of this happened, to how many rows.
     """
+    require_kind(path, (str, Path), "path", "give one path or pattern; write other rows to a file")
+    if isinstance(tokenizer, str | Path):
+        raise InputError(f"tokenizer is {shown(tokenizer, 60)}; give a tokenizer: policy.tokenizer")
     notes: list[str] = []
     templated = has_chat_template(tokenizer)
     try:
         source = PromptSource(path=str(path), **columns)
     except ValidationError as error:
-        reasons = [
-            f"{'.'.join(map(str, each['loc']))} {message_of(each)}".strip()
-            for each in error.errors()
-        ]
-        raise InputError(f"prompts of {path}: {'; '.join(reasons)}") from None
+        reasons = "; ".join(map(_wrong_column, error.errors()))
+        raise InputError(f"prompts of {path}: {reasons}") from None
     loaded = load_source(source, seed, templated=templated, notes=notes)
     prompts, duplicates = deduplicate(loaded, str(path))
     if duplicates:
@@ -328,6 +329,14 @@ def load_prompts(
     for note in notes:
         warnings.warn(note, stacklevel=2)
     return prompts
+
+
+def _wrong_column(problem: Mapping[str, Any]) -> str:
+    """What pydantic says of one of the `columns`; of an unknown one which there are."""
+    name = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        return f"unknown argument {name}; allowed: {', '.join(sorted(PromptSource.model_fields))}"
+    return f"{name} {message_of(problem)}".strip()
 
 
 def deduplicate(prompts: Iterable[Prompt], name: str) -> tuple[list[Prompt], int]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cropi.arguments import PROMPTS_FIX, require_list_of
 from cropi.errors import InputError
 from cropi.execution import Executor, Inline, WorkUnit, run_all
 from cropi.plugins import code_of
@@ -155,6 +156,7 @@ def rollout(
     from cropi.verifiers import Judge, open_judge
 
     settings = given_or_default(settings, RolloutsConfig, "settings")
+    require_list_of(prompts, Prompt, "prompts", PROMPTS_FIX)
     require_writable(Path(out))
     reference = PolicyRef.of(policy)
     engine = load_engine(settings.engine, reference)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cropi.arguments import PROMPTS_FIX, require_list_of
 from cropi.errors import InputError
 from cropi.rollouts.rollout_file import as_groups, read_side_columns, write_rollouts
 from cropi.schema import Prompt, Response, RolloutGroup
@@ -68,6 +69,7 @@ def judge(
     """
     from cropi.verifiers import open_judge
 
+    require_list_of(prompts, Prompt, "prompts", PROMPTS_FIX)
     if out is not None:
         require_writable(Path(out))
     groups = as_groups(rollouts)

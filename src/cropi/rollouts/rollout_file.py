@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from cropi.arguments import ROLLOUTS_FIX, require_kind, require_list_of
 from cropi.errors import InputError
 from cropi.prompts.row_files import holds_text_rows
 from cropi.rollouts.number_checks import require_sound_numbers
@@ -51,6 +52,7 @@ def read_rollouts(path: str | Path) -> list[RolloutGroup]:
 
     Raises InputError naming file, row (from 0) and column of the first thing that is wrong.
     """
+    require_kind(path, (str, Path), "path", "give the path of one file of rollouts")
     table, columns = _open(path)
     rows = read_rows(columns)
     order = _row_order(columns)
@@ -78,10 +80,11 @@ def require_storable(groups: Sequence[RolloutGroup], name: str) -> None:
 def as_groups(rollouts: Sequence[RolloutGroup] | str | Path) -> Sequence[RolloutGroup]:
     """Return groups as they are, or read them from a file.
 
-    Raises InputError for numbers that nothing can be computed from.
+    Raises InputError for anything else, and for numbers that nothing can be computed from.
     """
     if isinstance(rollouts, str | Path):
         return read_rollouts(Path(rollouts))
+    require_list_of(rollouts, RolloutGroup, "rollouts", ROLLOUTS_FIX)
     require_sound_numbers(rollouts)
     return rollouts
 

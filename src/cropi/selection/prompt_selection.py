@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from cropi.arguments import SCORES_FIX, require_kind
 from cropi.errors import InputError
 from cropi.plugin_calls import PluginError, calling
 from cropi.rollouts.statistics import (
@@ -184,7 +185,10 @@ def _settings(
 
 
 def _estimate(scores: InfluenceEstimate | Influence | None) -> InfluenceEstimate | None:
-    return scores if scores is None or isinstance(scores, InfluenceEstimate) else scores.estimate
+    estimate: InfluenceEstimate | None = getattr(scores, "estimate", scores)
+    if estimate is not None:
+        require_kind(estimate, InfluenceEstimate, "scores", SCORES_FIX)
+    return estimate
 
 
 def _require_one_pool(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from cropi.arguments import require_kind
 from cropi.errors import InputError
 from cropi.schema import MAX_REWARD, SCORED, UNSCORED, InfluenceEstimate, Selection, unique
 from cropi.store.files import read_table, table_metadata, write_table
@@ -66,7 +67,7 @@ def write_scores(
     """
     import pyarrow as pa
 
-    path = Path(path)
+    require_kind(estimate, InfluenceEstimate, "estimate", "give influence.estimate")
     require_set_names(estimate.mean, str(path))
     columns: dict[str, Any] = {
         "prompt_id": pa.array(estimate.prompt_ids, pa.string()),
@@ -93,7 +94,7 @@ def write_scores(
         "cropi.unlisted": json.dumps(estimate.unlisted),
         "cropi.influence": json.dumps(estimate.identity, sort_keys=True),
     }
-    write_table(path, pa.table(columns), {**about, **(metadata or {})})
+    write_table(Path(path), pa.table(columns), {**about, **(metadata or {})})
 
 
 def read_scores(path: str | Path) -> InfluenceEstimate:
@@ -312,21 +313,15 @@ def write_selection(
     """Write prompt_id, rank (from 1), score and each set's rank as rank_<set>."""
     import pyarrow as pa
 
+    require_kind(selection, Selection, "selection", "give what cropi.select returns")
     columns: dict[str, Any] = {
         "prompt_id": pa.array(selection.prompt_ids, pa.string()),
         "rank": pa.array(np.arange(1, len(selection.prompt_ids) + 1), pa.int32()),
         "score": pa.array(selection.scores, pa.float64()),
     }
     columns |= {f"rank_{n}": pa.array(r, pa.int32()) for n, r in selection.ranks.items()}
-    write_table(
-        Path(path),
-        pa.table(columns),
-        {
-            "cropi.notes": json.dumps(selection.notes),
-            NEGATIVE: str(selection.negative),
-            **(metadata or {}),
-        },
-    )
+    about = {"cropi.notes": json.dumps(selection.notes), NEGATIVE: str(selection.negative)}
+    write_table(Path(path), pa.table(columns), {**about, **(metadata or {})})
 
 
 def write_hidden_states(

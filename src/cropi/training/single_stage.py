@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from cropi.arguments import PROMPTS_FIX, SELECTION_FIX, require_kind, require_list_of
 from cropi.errors import InputError
 from cropi.policy.settings import ModelConfig
 from cropi.rollouts.settings import RolloutsConfig
@@ -74,6 +75,12 @@ def train(
 
     settings = given_or_default(settings, TrainingConfig, "settings")
     rollouts = given_or_default(rollouts, RolloutsConfig, "rollouts")
+    require_kind(policy, (str, Path), "policy", "give the path of a checkpoint, or a hub id")
+    require_list_of(prompts, Prompt, "prompts", PROMPTS_FIX)
+    if not isinstance(selection, Selection):
+        require_list_of(selection, str, "selection", SELECTION_FIX)
+    if steps < 1:
+        raise InputError(f"steps={steps}: train for at least 1 step")
     policy = local_place(policy) if remote_url(policy) else policy
     require_replaceable(Path(out), "trainer_state.json", "training stage")
     ids = selection.prompt_ids if isinstance(selection, Selection) else list(selection)

@@ -7,6 +7,7 @@ it is "error"; neither counts as a reward of 0.
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -252,6 +253,11 @@ def open_judge(verifier: str | VerifiersConfig | Judge | None = None) -> Iterato
     if isinstance(verifier, Judge):
         yield verifier
         return
+    if inspect.isfunction(verifier):
+        raise InputError(
+            f"verifier is the function {verifier.__name__}, and processes that judge load it "
+            f'from a file; give its place as text, "FILE.py:{verifier.__name__}"'
+        )
     settings = VerifiersConfig(default=verifier) if isinstance(verifier, str) else verifier
     with Judge(given_or_default(settings, VerifiersConfig, "verifier")) as judge:
         yield judge
