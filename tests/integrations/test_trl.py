@@ -230,6 +230,12 @@ def test_what_cannot_be_guided_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match=refused):
         Guidance(args(), pool, targets, 2, selection=cast("Any", "random"))
+    with pytest.raises(InputError, match="targets is of the type Dataset; give names too"):
+        Guidance(args(), pool, cast("Any", pool), 2)
+    with pytest.raises(InputError, match="pool is 'train_rows'; give a Dataset"):
+        Guidance(args(), cast("Any", "train_rows"), targets, 2)
+    with pytest.raises(InputError, match=r"the row has \['question'\]"):
+        Guidance(args(), cast("Any", [{"question": "1+1="}]), targets, 2)
     with pytest.raises(InputError, match="'pool' and 'pool'"):
         Guidance(args(), pool, {"pool": pool}, 2)
     with pytest.raises(InputError, match="has no rows"):

@@ -152,7 +152,7 @@ class GuidedStages:
                 write_scores(self._stage(index) / "scores.parquet", estimate)
             write_selection(path, selection, {STEP: str(step)})
             for note in selection.notes:
-                warnings.warn(f"stage {index}: {note}", stacklevel=2)
+                self._note(f"stage {index}: {note}")
             return selection
 
         return self.processes.by_first(choose)
@@ -201,10 +201,16 @@ class GuidedStages:
         def estimate() -> InfluenceEstimate:
             influence = evidence().result("the pool", sampled)
             for note in influence.notes:
-                warnings.warn(note, stacklevel=2)
+                self._note(note)
             return influence.estimate
 
         return _PoolRollouts(grown, self.processes.by_first(estimate))
+
+    def _note(self, text: str) -> None:
+        """Say what deserves attention, without a place in our code as a warning has it."""
+        if self.reporter.console is None:
+            warnings.warn(text, stacklevel=2)
+        self.reporter.warn(f"cropi: {text}")
 
     def _evidence(
         self,
@@ -309,7 +315,7 @@ class GuidedStages:
                 influence = score(policy, share, targets, settings, seed=self.settings.seed)
                 bar.note = plural(len(share), "prompt")
             for note in influence.notes if self.processes.index == 0 else []:
-                warnings.warn(note, stacklevel=2)
+                self._note(note)
             return influence.estimate
 
         parts = [part for part in self.processes.together(measure) if part is not None]

@@ -15,17 +15,20 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import uuid
 from collections import ChainMap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import TrainerCallback
+from trl import GRPOConfig
 
+from cropi.arguments import require_kind
 from cropi.errors import InputError
 from cropi.influence.settings import InfluenceConfig
 from cropi.integrations.guided_stages import GuidedStages, GuideSettings
@@ -45,6 +48,8 @@ from cropi.training import stage_order
 from cropi.training.trl_config import NORMALISATION
 
 Row = dict[str, Any]
+ROWS = (Dataset, IterableDataset, list)
+"""What a set of rows may be."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,8 @@ class Guidance:
         rollouts: RolloutsConfig | None = None,
         folder: str | Path | None = None,
     ) -> None:
+        require_kind(args, GRPOConfig, "args", "give the trainer's GRPOConfig")
+        require_kind(targets, Mapping, "targets", 'give names too, {"aime": val_dataset}')
         require_names(["pool", *targets], "targets: a target")
         if args.dataloader_num_workers:
             raise InputError(
@@ -178,7 +185,7 @@ class Guidance:
     def dataset(self) -> Dataset:
         """The data set to train on, one row per position."""
         positions = Dataset.from_dict({"position": list(range(self.positions.total))})
-        return positions.with_transform(self._read)
+        return positions.with_transform(_Transform(self._read))
 
     def attach(self, trainer: Any) -> None:
         """Take model and reward functions from the trainer; call it before `train`."""
@@ -257,6 +264,23 @@ class Guidance:
         return selection
 
 
+class _Transform:
+    """What `datasets` calls to read rows.
+
+    It hashes a transform by pickling it. A trainer cannot be pickled, and a pool may be large, so
+    that each of these is another one instead, whatever it reads.
+    """
+
+    def __init__(self, read: Callable[[Mapping[str, Sequence[int]]], dict[str, list[Any]]]) -> None:
+        self.read = read
+
+    def __call__(self, batch: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
+        return self.read(batch)
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        return (uuid.UUID, (uuid.uuid4().hex,))
+
+
 class StageLog(TrainerCallback):  # type: ignore[misc]
     """Adds what was selected to the next row that the trainer logs, wherever it reports to."""
 
@@ -314,13 +338,14 @@ def rows_by_id(name: str, rows: Dataset, prefix: str = "") -> dict[str, Row]:
     Equal rows are one. Raises InputError for a row without a prompt, for two different rows with
     one id, or if there is none at all.
     """
+    require_kind(rows, ROWS, name, "give a Dataset with a split, or a list of rows")
     by_id: dict[str, Row] = {}
     for number, row in enumerate(rows, 1):
         where, prompt = f"{name} row {number}", row.get("prompt")
         if not prompt or not isinstance(prompt, str | list):
             raise InputError(
                 f"{where} has {shown(prompt, 60)} as its prompt; give text or a list of messages, "
-                "as TRL's prompt-only format has it"
+                f"as TRL's prompt-only format has it; the row has {shown(list(row), 100)}"
             )
         key = prefix + str(row.get("prompt_id") or fingerprint(json_value(row)))
         if by_id.setdefault(key, row) != row:

@@ -185,9 +185,11 @@ def _settings(
 
 
 def _estimate(scores: InfluenceEstimate | Influence | None) -> InfluenceEstimate | None:
-    estimate: InfluenceEstimate | None = getattr(scores, "estimate", scores)
-    if estimate is not None:
-        require_kind(estimate, InfluenceEstimate, "scores", SCORES_FIX)
+    if scores is None or isinstance(scores, InfluenceEstimate):
+        return scores
+    estimate = getattr(scores, "estimate", None)
+    if not isinstance(estimate, InfluenceEstimate):
+        require_kind(scores, InfluenceEstimate, "scores", SCORES_FIX)
     return estimate
 
 

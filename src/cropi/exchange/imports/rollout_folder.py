@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from os.path import commonpath
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +132,13 @@ def _recognised(
     if not by_format:
         raise _nothing(path, candidates, formats, wanted[0])
     if len(by_format) > 1:
-        counts = [f"{plural(len(files), 'file')} of {name}" for name, files in by_format.items()]
+        counts = [
+            f"{plural(len(files), 'file')} of {name} (in {commonpath([f.parent for f in files])})"
+            for name, files in by_format.items()
+        ]
         raise InputError(
-            f"{path} holds {' and '.join(counts)}; name one with --format, or give its folder"
+            f"{path} holds {' and '.join(counts)}; name one with --format, or give one "
+            "of the folders"
         )
     ((name, files),) = by_format.items()
     assert name is not None

@@ -67,6 +67,16 @@ class StreamingEngine(RolloutEngine, Protocol):
         ...
 
 
+def _shorter(tokens: int, context: int) -> str:
+    """What makes a prompt and its response fit into a context."""
+    if tokens >= context:
+        return "shorten it, or drop it (in a run: prompts.overlong=drop)"
+    return (
+        f"lower max_new_tokens to {context - tokens} or less, shorten the prompt, or drop it "
+        "(in a run: prompts.overlong=drop)"
+    )
+
+
 def require_context(
     named_prompts: Sequence[tuple[str, Sequence[int]]], new_tokens: int, context: int
 ) -> None:
@@ -77,6 +87,5 @@ def require_context(
         if len(ids) + new_tokens > context:
             raise InputError(
                 f"prompt {name} has {len(ids)} tokens, and with max_new_tokens {new_tokens} it "
-                f"exceeds the model's context of {context}; shorten it, lower max_new_tokens, or "
-                "drop it (in a run: prompts.overlong=drop)"
+                f"exceeds the model's context of {context}; {_shorter(len(ids), context)}"
             )
