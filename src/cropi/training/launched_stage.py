@@ -12,6 +12,9 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from cropi.errors import InputError
 from cropi.execution.program import end_with_parent
@@ -42,6 +45,19 @@ def run(folder: Path) -> None:
                 part.write_bytes(pickle.dumps(report))
 
 
+def _restore_to_numbered_cpus() -> None:
+    """Let torch load what is asked for on `cpu:0`.
+
+    transformers 5.10 loads the optimizer of several processes on CPUs there, a place that torch has
+    tensors on but restores none to.
+    """
+
+    def restored(storage: Any, location: str) -> Any:
+        return storage if location.startswith("cpu:") else None
+
+    torch.serialization.register_package(11, lambda _: None, restored)
+
+
 def _writer(file: Path) -> Callable[[int, Row], None]:
     def write(done: int, row: Row) -> None:
         with file.open("a", encoding="utf-8") as lines:
@@ -54,6 +70,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run; a refusal is left in a file for the process that launched this one."""
     # torch's launcher starts every process in a session of its own.
     end_with_parent(signal.SIGKILL)
+    _restore_to_numbered_cpus()
     folder = Path(arguments[0])
     try:
         run(folder)
