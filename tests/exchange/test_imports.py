@@ -671,7 +671,7 @@ def test_evaluations_are_not_of_the_pool(tmp_path: Path, data: Path) -> None:
 def test_formats_are_not_mixed(tmp_path: Path) -> None:
     write_verl(tmp_path / "a", samples())
     write_trl(tmp_path / "b", samples())
-    with pytest.raises(InputError, match=r"of trl and .* of verl|of verl and .* of trl"):
+    with pytest.raises(InputError, match=r"of trl .* and .* of verl|of verl .* and .* of trl"):
         read_rollout_log(tmp_path)
     assert read_rollout_log(tmp_path / "a", "verl").format == "verl"
     assert read_rollout_log(tmp_path, "verl").format == "verl"
