@@ -123,7 +123,7 @@ def test_shards_give_the_same_parts_of_responses(tmp_path: Path) -> None:
     for name in TARGETS:
         pairs = zip(joined.estimate.responses[name], whole.estimate.responses[name], strict=True)
         for one, other in pairs:
-            np.testing.assert_allclose(one, other, atol=1e-6)
+            np.testing.assert_allclose(one, other, atol=5e-6)
 
 
 def test_a_call_that_was_killed_goes_on_and_ends_with_the_same_bits(

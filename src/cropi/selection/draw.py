@@ -134,8 +134,8 @@ class Cropi:
                 context, f"influence cannot be predicted from {plural(scored, 'score')}"
             )
         predictions = predictions_of(context)
-        blind = [n for n, (mean, error) in predictions.items() if mean.std() <= error.mean()]
-        if len(blind) == len(predictions):
+        undecided = [name for name, each in predictions.items() if _tells_nothing(*each)]
+        if len(undecided) == len(predictions):
             return whole_pool(context, "influence cannot tell prompts apart here")
         helps = {name: _helps(*each, context.count) for name, each in predictions.items()}
         drawn = [_shares(helps_P * own_evidence(context, n)) for n, helps_P in helps.items()]
@@ -148,7 +148,7 @@ class Cropi:
         chosen = _drawn(weights_P, count, context.seed)
         chosen = chosen[top_by_score(weights_P[chosen], [context.prompt_ids[i] for i in chosen])]
         best_P = np.max([mean for mean, _ in predictions.values()], axis=0)
-        notes = [f"influence on {name} hardly tells prompts apart" for name in blind]
+        notes = [f"influence on {name} hardly tells prompts apart" for name in undecided]
         return Selection(
             prompt_ids=[context.prompt_ids[i] for i in chosen],
             scores=_shares(weights_P)[chosen],
@@ -212,6 +212,12 @@ def stage_size(expected: float, context: SelectionContext) -> int:
         return context.count
     most = max(context.count, context.visits // OFTEN_ENOUGH)
     return round(min(max(expected, LEAST_OF_RATIO * context.count, 1), most))
+
+
+def _tells_nothing(mean_P: Array, error_P: Array) -> bool:
+    """Whether predictions are all the same, or differ by less than their error."""
+    spread = mean_P.std()
+    return bool(spread == 0 or spread < error_P.mean())
 
 
 def _helps(mean_P: Array, error_P: Array, count: int) -> Array:
