@@ -48,9 +48,9 @@ def calling(title: str, name: str, function: str) -> Iterator[None]:
     """
     try:
         yield
-    except (InputError, KeyboardInterrupt, GeneratorExit):
+    except InputError:
         raise
-    except BaseException as error:
+    except (Exception, SystemExit) as error:
         full = isinstance(error, OSError) and error.errno in FULL_DISK
         if full or not is_users(name):
             raise

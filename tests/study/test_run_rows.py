@@ -16,13 +16,13 @@ def rows_of(run: Path, missing: list[str]) -> list[dict[str, Any]]:
 
 def test_half_a_line_is_left_out_and_reported(tmp_path: Path) -> None:
     missing: list[str] = []
-    (tmp_path / "metrics.jsonl").write_text('{"n": 1}\n\n[2]\n{"n": 3')
-    assert rows_of(tmp_path, missing) == [{"n": 1}]
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "a", "n": 1}\n\n[2]\n{"kind": "a", "n": 3')
+    assert rows_of(tmp_path, missing) == [{"kind": "a", "n": 1}]
     assert missing == ["metrics.jsonl: 1 unreadable line(s) left out"]
 
 
 def test_characters_that_end_lines_elsewhere_do_not_cut_a_row(tmp_path: Path) -> None:
-    row = {"text": "one\u2028two\u0085three\x0cfour"}
+    row = {"kind": "a", "text": "one\u2028two\u0085three\x0cfour"}
     (tmp_path / "timings.jsonl").write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
     missing: list[str] = []
     assert rows_of(tmp_path, missing) == [row]

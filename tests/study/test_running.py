@@ -189,7 +189,7 @@ def test_a_crash_in_a_cell_stops_no_other_and_leaves_its_traceback(
     (tmp_path / "crashing.py").write_text(CRASHING)
     monkeypatch.syspath_prepend(tmp_path)
     study = StudyPlan.of(fake_config(tmp_path, *FAST), ["crashing:Crashing", "full"], [0])
-    with pytest.raises(InputError, match=r"1 of 2 runs.*RuntimeError: no luck \(see its log"):
+    with pytest.raises(InputError, match=r"1 of 2 runs.*RuntimeError: no luck \(line 5 of"):
         run_study(study, executor=Inline())
     assert is_finished(study.runs()[1].config)
     log = study.runs()[0].config.directory / "log.txt"

@@ -20,7 +20,14 @@ from cropi.plugins import find_plugin
 from cropi.schema import RolloutGroup
 from cropi.text import shown
 from cropi.training.settings import TrainerChoice
-from cropi.training.stage import Evaluator, Row, StageOutcome, StagePlan, Trainer
+from cropi.training.stage import (
+    Evaluator,
+    Row,
+    StageOutcome,
+    StagePlan,
+    Trainer,
+    reraise_disk_errors,
+)
 
 if TYPE_CHECKING:
     from cropi.policy.loading import Policy
@@ -98,7 +105,7 @@ class CheckedTrainer:
         outcome = outcome if outcome is not None else StageOutcome()
         evaluating = self._evaluating(plan, evaluate) if evaluate else None
         advancing = self._advancing(plan, progress) if progress else None
-        with calling(TITLE, self.name, "train"):
+        with calling(TITLE, self.name, "train"), reraise_disk_errors():
             returned = self.trainer.train(plan, judge, out, evaluating, advancing, outcome)
         self._take(outcome, returned)
         self._make_plain(outcome, plan)
