@@ -54,10 +54,8 @@ def calling(title: str, name: str, function: str) -> Iterator[None]:
         full = isinstance(error, OSError) and error.errno in FULL_DISK
         if full or not is_users(name):
             raise
-        raise PluginError(
-            name,
-            f"{title} {name!r}: {function} raised {reason_of(error)}; correct it, and run again",
-        ) from error
+        problem = f"raised {reason_of(error)}"
+        raise PluginError.of(title, name, function, problem, "correct it, and run again") from error
 
 
 def is_users(name: str) -> bool:

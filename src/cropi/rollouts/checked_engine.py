@@ -100,8 +100,9 @@ class CheckedEngine:
                 f"returned {plural(len(completions), 'completion')} for {where}",
                 f"give the {n} that are asked for (n)",
             )
+        vocabulary = self._vocabulary
         try:
-            plain = [_completion(each, sampling, self._vocabulary) for each in completions]
+            plain = [_completion(each, sampling, vocabulary) for each in completions]
         except _UnsoundError as unsound:
             raise self._error(function, f"returned for {where} {unsound}") from None
         if len({each.logprob_mode for each in plain}) > 1:

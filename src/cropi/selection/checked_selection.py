@@ -21,10 +21,12 @@ def checked_selection(selection: Any, strategy: str, pool: Collection[str]) -> S
     finite score, and ranks, notes and a count as `Selection` has them.
     """
     if not isinstance(selection, Selection):
-        raise PluginError(
+        raise PluginError.of(
+            "strategy",
             strategy,
-            f"strategy {strategy!r}: select returned {shown(selection, 60)}, a "
-            f"{type(selection).__name__}; let it return cropi.schema.Selection(prompt_ids, scores)",
+            "select",
+            f"returned {shown(selection, 60)}, a {type(selection).__name__}",
+            "let it return cropi.schema.Selection(prompt_ids, scores)",
         )
     try:
         ids = _ids(selection.prompt_ids, pool)
