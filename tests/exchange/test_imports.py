@@ -21,7 +21,7 @@ from cropi.exchange.imports.logged import LoggedResponse
 from cropi.exchange.imports.pairing import pair_with_log, pair_with_prompts
 from cropi.exchange.imports.rollout_folder import RolloutLog, read_rollout_log
 from cropi.exchange.imports.rollout_format import all_formats
-from cropi.exchange.ranking.ranking import LoggedPool, gather
+from cropi.exchange.ranking.ranking import LoggedPool, logged_pool
 from cropi.prompts import load_prompts
 from support.trainer_logs import (
     STATISTICS,
@@ -53,14 +53,14 @@ def data(tmp_path: Path) -> Path:
 
 
 def paired(log: RolloutLog, data: Path) -> LoggedPool:
-    return gather(log, pair_with_prompts(log, load_prompts(data), decode), None)
+    return logged_pool(log, pair_with_prompts(log, load_prompts(data), decode), None)
 
 
 def statistics(pool: LoggedPool) -> dict[str, tuple[float, float, float, int]]:
     numbers = {}
     for prompt, history in zip(pool.prompts, pool.history, strict=True):
         assert history is not None, prompt.content
-        rates = (history.raw_pass_rate, history.current_pass_rate, history.dead)
+        rates = (history.raw_pass_rate, history.current_pass_rate, history.uninformative_share)
         numbers[prompt.content or prompt.prompt_id] = (*rates, len(history.visits))
     return numbers
 
@@ -82,7 +82,7 @@ def test_without_rows_of_the_data_the_log_names_the_pool(name: str, tmp_path: Pa
     log = read_rollout_log(tmp_path / "log")
     pairing = pair_with_log(log)
     assert len(pairing.pool) == len(TASKS)
-    numbers = [v for _, v in sorted(statistics(gather(log, pairing, None)).items())]
+    numbers = [v for _, v in sorted(statistics(logged_pool(log, pairing, None)).items())]
     expected = [v for _, v in sorted(STATISTICS.items())]
     if name not in ("verl", "open-instruct"):  # whose prompts read otherwise
         assert numbers == expected
@@ -169,7 +169,7 @@ def test_results_without_their_requests_name_rows_by_id(tmp_path: Path, data: Pa
     by_id = write_lines(tmp_path / "rows.jsonl", rows)
     log = read_rollout_log(write_lines(tmp_path / "results.jsonl", results))
     pairing = pair_with_prompts(log, load_prompts(by_id))
-    assert pairing.places == list(range(len(results)))
+    assert pairing.indices == list(range(len(results)))
     with pytest.raises(InputError, match=r"ids alone.*the file of a batch's requests"):
         pair_with_prompts(log, load_prompts(data))
 
@@ -723,9 +723,9 @@ def test_a_row_is_found_however_unicode_writes_it(forms: tuple[str, str], tmp_pa
     log = read_rollout_log(write_lines(tmp_path / "log.jsonl", both))
     data = write_lines(tmp_path / "data.jsonl", [{"prompt": of_data, "answer": "1"}])
     pairing = pair_with_prompts(log, load_prompts(data))
-    assert pairing.places == [0, 0]
+    assert pairing.indices == [0, 0]
     assert [prompt.prompt for prompt in pairing.pool] == [of_data]
-    assert pair_with_log(log).places == [0, 0]
+    assert pair_with_log(log).indices == [0, 0]
 
 
 def test_rows_of_other_data_are_refused(tmp_path: Path) -> None:
@@ -773,7 +773,7 @@ def test_a_conversation_is_not_found_by_its_last_words(tmp_path: Path) -> None:
     log = read_rollout_log(write_lines(tmp_path / "log.jsonl", rows))
     data = write_lines(tmp_path / "d.jsonl", [{"messages": chat("A"), "answer": "1"}])
     pairing = pair_with_prompts(log, load_prompts(data))
-    assert pairing.places == [0, 0, -1, -1]
+    assert pairing.indices == [0, 0, -1, -1]
 
 
 def test_another_answer_in_the_log_is_said(tmp_path: Path) -> None:
@@ -808,7 +808,7 @@ def test_an_id_does_not_join_questions_that_differ(tmp_path: Path) -> None:
     rows += [{"prompt": None, "response": "x", "reward": 1, "step": 0}] * 3
     log = read_rollout_log(write_lines(tmp_path / "log.jsonl", rows))
     alone = pair_with_log(log)
-    assert alone.places == [0, 0, 1, 1, 2, 2, 1, 1, -1, -1, -1]
+    assert alone.indices == [0, 0, 1, 1, 2, 2, 1, 1, -1, -1, -1]
     assert any("1 id with several questions" in note for note in alone.notes)
     assert any("3 responses without a question or an id" in note for note in alone.notes)
 
@@ -824,7 +824,7 @@ def test_a_question_counts_more_than_the_id_of_another_row(around: str, tmp_path
         read_rollout_log(write_lines(tmp_path / "log.jsonl", logged)),
         load_prompts(write_lines(tmp_path / "d.jsonl", rows)),
     )
-    assert pairing.places == [2, 2, 1, 1, 0, 0]
+    assert pairing.indices == [2, 2, 1, 1, 0, 0]
     assert any("2 prompts with the id of one row" in note for note in pairing.notes)
 
 
@@ -833,7 +833,7 @@ def test_ids_alone_find_rows_whose_text_the_log_does_not_have(tmp_path: Path) ->
     logged = [{"id": n, "response": "x", "reward": r} for n in (1, 0) for r in (0, 1)]
     log = read_rollout_log(write_lines(tmp_path / "log.jsonl", logged))
     data = load_prompts(write_lines(tmp_path / "d.jsonl", rows))
-    assert pair_with_prompts(log, data).places == [1, 1, 0, 0]
+    assert pair_with_prompts(log, data).indices == [1, 1, 0, 0]
 
 
 def test_half_a_step_is_no_step(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from cropi.exchange.imports.pairing import pair_with_log, pair_with_prompts
 from cropi.exchange.imports.rollout_folder import read_rollout_log
 from cropi.exchange.ranking.logged_groups import LoggedGroups, logged_groups
 from cropi.exchange.ranking.policy_ranking import RECOMPUTED, WITHOUT_RATIOS, measure
-from cropi.exchange.ranking.ranking import LoggedPool, gather
+from cropi.exchange.ranking.ranking import LoggedPool, logged_pool
 from cropi.pocket import rows
 from cropi.policy.reference import PolicyRef
 from cropi.prompts import load_prompts
@@ -104,7 +104,7 @@ def logged(
     pairs = zip(prompts, groups, strict=True)
     write_lines(path, [row for pair in pairs for row in writer(*pair)])
     log = read_rollout_log(path)
-    return gather(log, pair_with_prompts(log, list(prompts)), None)
+    return logged_pool(log, pair_with_prompts(log, list(prompts)), None)
 
 
 def influence(
@@ -204,7 +204,7 @@ def test_prompts_without_their_templates_marks_are_not_tokenised(
     rows = [{"input": "user\n1+1=\nassistant\n", "output": "2", "score": r, "gts": "2", "step": 1}
             for r in (0, 1)]  # fmt: skip
     log = read_rollout_log(write_lines(tmp_path / "1.jsonl", rows))
-    pool = gather(log, pair_with_log(log), None)
+    pool = logged_pool(log, pair_with_log(log), None)
     with pytest.raises(InputError, match=r"--prompts, or rank without gradients"):
         logged_groups(pool, policy, 1.0)
 

@@ -13,9 +13,9 @@ import pytest
 from cropi.errors import InputError
 from cropi.exchange.imports.pairing import pair_with_log
 from cropi.exchange.imports.rollout_folder import read_rollout_log
+from cropi.exchange.ranking.prompt_history import pass_rule
 from cropi.exchange.ranking.ranked_table import ranked_table
-from cropi.exchange.ranking.ranking import Ranking, gather, rank
-from cropi.exchange.ranking.visits import passes_of
+from cropi.exchange.ranking.ranking import Ranking, logged_pool, rank
 from cropi.selection.settings import SelectionConfig, StrategyChoice
 from cropi.store.tables import read_selection
 from support.command_line import Command, in_process
@@ -33,7 +33,7 @@ from support.trainer_logs import (
 
 def ranking_of(folder: Path, ratio: float = 0.4, pass_at: float | None = None) -> Ranking:
     log = read_rollout_log(folder)
-    pool = gather(log, pair_with_log(log), pass_at)
+    pool = logged_pool(log, pair_with_log(log), pass_at)
     settings = SelectionConfig(strategy=StrategyChoice.of("learnability"), ratio=ratio)
     return rank(pool, settings, seed=0)
 
@@ -75,7 +75,7 @@ def test_strategies_that_remember_see_every_visit(tmp_path: Path) -> None:
              Task("Seen once", "1", {5: [1, 0, 0, 1]})]  # fmt: skip
     WRITERS["plain"](tmp_path, samples(tasks))
     log = read_rollout_log(tmp_path)
-    pool = gather(log, pair_with_log(log), None)
+    pool = logged_pool(log, pair_with_log(log), None)
     settings = SelectionConfig(strategy=StrategyChoice.of("information"), ratio=0.5)
     ranking = rank(pool, settings, seed=0)
     assert [p.content for p in pool.prompts if p.prompt_id in ranking.selection.prompt_ids] == [
@@ -100,16 +100,16 @@ def test_an_answer_that_all_responses_contradict_is_suspected(tmp_path: Path) ->
 
 
 def test_rewards_are_shares_or_of_two_values_or_the_user_says_what_passes() -> None:
-    assert passes_of([0, 0.5, 1], None, "x").of([0, 0.5]).tolist() == [0, 0.5]
-    assert passes_of([-1, 1, 1], None, "x").of([-1, 1]).tolist() == [0, 1]
-    assert passes_of([-1, 0.2, 2], 0.2, "x").of([-1, 0.2, 2]).tolist() == [0, 1, 1]
+    assert pass_rule([0, 0.5, 1], None, "x").apply([0, 0.5]).tolist() == [0, 0.5]
+    assert pass_rule([-1, 1, 1], None, "x").apply([-1, 1]).tolist() == [0, 1]
+    assert pass_rule([-1, 0.2, 2], 0.2, "x").apply([-1, 0.2, 2]).tolist() == [0, 1, 1]
     for rewards in ([-1, 0, 1], [0, 1, 2.5], [3.0]):
         with pytest.raises(InputError, match="--pass-at"):
-            passes_of(rewards, None, "x")
-    assert passes_of([-1, -0.0], None, "x").note == "rewards are -1 and 0: the higher passes"
+            pass_rule(rewards, None, "x")
+    assert pass_rule([-1, -0.0], None, "x").note == "rewards are -1 and 0: the higher passes"
     for pass_at in (None, 0.5):
         with pytest.raises(InputError, match="no response with a reward"):
-            passes_of([float("nan")], pass_at, "x")
+            pass_rule([float("nan")], pass_at, "x")
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_rewards_are_shares_or_of_two_values_or_the_user_says_what_passes() -> N
 def test_a_reward_to_pass_at_that_tells_no_responses_apart_is_told(
     pass_at: float, sentence: str
 ) -> None:
-    note = passes_of([-1, 0.2, 2, float("nan")], pass_at, "x").note
+    note = pass_rule([-1, 0.2, 2, float("nan")], pass_at, "x").note
     assert sentence in note
     assert bool(sentence) == bool(note)
 

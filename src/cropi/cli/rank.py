@@ -240,7 +240,7 @@ class LogSource:
         """A log and the pool that its responses belong to."""
         from cropi.exchange.imports.pairing import pair_with_log, pair_with_prompts
         from cropi.exchange.imports.rollout_folder import read_rollout_log
-        from cropi.exchange.ranking.ranking import gather
+        from cropi.exchange.ranking.ranking import logged_pool
 
         with make_reporter().phase("reading") as bar:
             unjudged = self.verifier is not None and not self.rewards
@@ -253,7 +253,7 @@ class LogSource:
                 rows = self.reading.prompts(prompts, self.seed, self.policy)
                 pairing = pair_with_prompts(log, rows, self.policy.tokenizer.decode)
             self._judge(log, pairing)
-            logged = gather(log, pairing, self.pass_at)
+            logged = logged_pool(log, pairing, self.pass_at)
             count = plural(len(log.responses), "response")
             bar.note = f"{count} to {plural(len(logged.prompts), 'prompt')}, format {log.format}"
         return logged

@@ -44,7 +44,7 @@ def kind_of(path: Path) -> str:
 
     Raises InputError for a file of another kind.
     """
-    ending, packed = _endings(path)
+    ending, packed = endings(path)
     if ending in ENDINGS and not (packed and ending in _BINARY):
         return ending
     raise InputError(
@@ -53,7 +53,7 @@ def kind_of(path: Path) -> str:
     )
 
 
-def _endings(path: Path) -> tuple[str, str]:
+def endings(path: Path) -> tuple[str, str]:
     """The ending for what is in a file, and the one for how it is compressed, lower case."""
     packed = path.suffix.lower() if path.suffix.lower() in COMPRESSED else ""
     inner = Path(path.stem).suffix.lower() if packed else path.suffix.lower()
@@ -62,13 +62,13 @@ def _endings(path: Path) -> tuple[str, str]:
 
 def holds_text_rows(path: Path) -> bool:
     """Whether a file's name says that it holds rows as text, compressed or not."""
-    return _endings(path)[0] in ENDINGS and _endings(path)[0] not in _BINARY
+    return endings(path)[0] in ENDINGS and endings(path)[0] not in _BINARY
 
 
 def base_name(path: Path) -> str:
     """A file's name without endings and shard numbers; the default `source` of its rows."""
     name = path.stem
-    if _endings(path)[1]:
+    if endings(path)[1]:
         name = Path(name).stem
     return re.sub(r"-\d+-of-\d+$", "", name) or name
 

@@ -209,13 +209,18 @@ class GroupSummary:
     @property
     def kind(self) -> GroupKind:
         """Whether the group has a gradient, and if not, why (docs/method.md)."""
-        if self.count < 2:
-            return "too few judged"
-        if rewards_differ(self.least, self.greatest):
+        if self.count >= 2 and rewards_differ(self.least, self.greatest):
             return "informative"
-        if self.least >= 1:
-            return "all right"
-        return "all wrong" if self.greatest <= 0 else "all the same"
+        return uninformative_kind(self.count, self.least, self.greatest)
+
+
+def uninformative_kind(count: int, least: float, greatest: float) -> GroupKind:
+    """Why a group of `count` judged responses with these extreme rewards has no gradient."""
+    if count < 2:
+        return "too few judged"
+    if least >= 1:
+        return "all right"
+    return "all wrong" if greatest <= 0 else "all the same"
 
 
 @dataclass(slots=True)

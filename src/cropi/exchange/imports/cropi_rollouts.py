@@ -12,7 +12,7 @@ from cropi.exchange.imports.logged import (
     Row,
     Tokens,
     aligned_floats,
-    finish_of,
+    finish_reason_of,
     reward_status,
     token_array,
 )
@@ -41,7 +41,7 @@ class CropiRollouts:
                 status=reward_status(reward),
                 prompt_id=str(row["prompt_id"]),
                 step=file.step_of(row.get("policy_step"), where),
-                finish=finish_of(row.get("finish_reason")),
+                finish=finish_reason_of(row.get("finish_reason")),
                 tokens=_tokens(row, where),
                 temperature=row.get("temperature"),
             )

@@ -19,16 +19,16 @@ from cropi.schema import MAX_REWARD, Message, RewardStatus
 from cropi.text import shown
 
 Row = Mapping[str, Any]
-TRUTH: Mapping[str, Any] = {"true": 1.0, "false": 0.0, "": math.nan}
-"""Words of tables for rewards."""
+REWARD_WORDS: Mapping[str, Any] = {"true": 1.0, "false": 0.0, "": math.nan}
+"""Words that tables write for a reward."""
 Role = Literal["train", "eval"]
 LARGEST_STEP = 2**63 - 1
-"""What tables can hold."""
+"""The largest integer that a Parquet column can hold."""
 
 
 @dataclass(slots=True)
 class Tokens:
-    """What a trainer kept of a response's tokens: the ids, and beside them what there is.
+    """The tokens of a response, with whatever else a trainer logged about them.
 
     `prompt_ids` int32 [S] and `ids` int32 [T]; `logprobs` float32 [T] are the sampler's, in nats;
     `loss_mask` uint8 [T] is 0 at tokens that are not the policy's; `policy_versions` int32 [T].
@@ -76,7 +76,7 @@ class LoggedResponse:
 
 @dataclass(slots=True)
 class LogFile:
-    """One file of a trainer's log, and what its place says: the run, the step, whose rollouts.
+    """One file of a trainer's log, with the run, the step and the role that its path names.
 
     `rewards` are the columns whose sum is the reward, where the user names them; `tokens` says
     whether the tokens of responses that have a text are wanted too. `notes` collects what a reader
@@ -131,16 +131,16 @@ class LogFile:
         values = [cell_of(row, name) for name in self.rewards]
         absent = [n for n, v in zip(self.rewards, values, strict=True) if v is None]
         if absent and not any(name.split(".")[0] in row for name in absent):
-            raise absent_reward(absent, row, where)
+            raise missing_reward_error(absent, row, where)
         return values
 
 
 def summed_reward(numbers: Sequence[float]) -> float:
-    """The sum of a response's rewards, missing ones left out, as in TRL; NaN of none."""
+    """The sum of a response's rewards without the missing ones, as in TRL; NaN if all are."""
     return math.nan if all(map(math.isnan, numbers)) else float(np.nansum(numbers))
 
 
-def absent_reward(names: Sequence[str], row: Row, where: str) -> InputError:
+def missing_reward_error(names: Sequence[str], row: Row, where: str) -> InputError:
     """The error for columns that the user names as the reward, and that a row lacks."""
     return InputError(
         f"{where} has no column {', '.join(names)} for the reward (it has "
@@ -173,7 +173,9 @@ def reward_number(value: Any, where: str) -> float:
             "one, or some for their sum, with --reward"
         )
     try:
-        number = float(TRUTH.get(value.strip().lower(), value) if isinstance(value, str) else value)
+        number = float(
+            REWARD_WORDS.get(value.strip().lower(), value) if isinstance(value, str) else value
+        )
     except (TypeError, ValueError, OverflowError):
         number = math.inf
     if abs(number) > MAX_REWARD:
@@ -214,18 +216,19 @@ def aligned_floats(values: Any, length: int) -> NDArray[np.float32] | None:
     return numbers if numbers.shape == (length,) and not np.isnan(numbers).any() else None
 
 
-def finish_of(reason: Any) -> Literal["", "stop", "length"]:
-    """Whether a response ended or was cut off, in the words of any engine; empty if unknown."""
+def finish_reason_of(reason: Any) -> Literal["", "stop", "length"]:
+    """How a response ended, in our words for those of any engine; empty if unknown."""
     if not isinstance(reason, str) or not reason:
         return ""
     cut = ("length", "truncated", "max_tokens", "max_output_tokens")
     return "length" if reason.lower() in cut else "stop"
 
 
-def spoken(completion: Any) -> tuple[str, bool]:
-    """A completion's text, and whether that is all of it: one message that says no more.
+def read_completion(completion: Any) -> tuple[str, bool]:
+    """The text of a completion, and whether it is all that the policy wrote.
 
-    A text that is messages written as JSON is those messages.
+    It is not if there are several messages, tool calls or thoughts. Messages that are written as
+    JSON are read as messages.
     """
     written = parsed_json(completion)
     if isinstance(written, list) and all(isinstance(m, Mapping) and "role" in m for m in written):
@@ -236,12 +239,12 @@ def spoken(completion: Any) -> tuple[str, bool]:
         return "" if completion is None else str(completion), True
     messages = [m for m in completion if isinstance(m, Mapping)]
     turns = [m for m in messages if m.get("role") in (None, "assistant")]
-    whole = len(messages) == 1 and not says_more(messages[0])
+    whole = len(messages) == 1 and not has_more_than_content(messages[0])
     return plain_text(turns[-1].get("content")) if turns else "", whole
 
 
-def says_more(message: Mapping[str, Any]) -> bool:
-    """Whether the policy wrote more than a message's content: calls of tools, or thoughts."""
+def has_more_than_content(message: Mapping[str, Any]) -> bool:
+    """Whether the policy wrote more than the content of a message: tool calls or thoughts."""
     more = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
     return any(message.get(key) for key in more)
 
@@ -254,7 +257,7 @@ def plain_text(content: Any) -> str:
     return content if isinstance(content, str) else ""
 
 
-def asked(prompt: Any) -> str | tuple[Message, ...]:
+def read_prompt(prompt: Any) -> str | tuple[Message, ...]:
     """A prompt as text or as a chat of plain messages, which may be written as JSON.
 
     Raises InputError for a chat that is written as Python shows it.
@@ -269,6 +272,6 @@ def asked(prompt: Any) -> str | tuple[Message, ...]:
     )
 
 
-def without(row: Row, *columns: str) -> dict[str, Any]:
-    """The row's cells but those of these columns."""
+def other_columns(row: Row, *columns: str) -> dict[str, Any]:
+    """The cells of a row that are not in these columns."""
     return {key: value for key, value in row.items() if key not in columns}

@@ -20,11 +20,11 @@ from cropi.exchange.imports.logged import (
     Row,
     Tokens,
     aligned_floats,
+    other_columns,
     reward_status,
     token_array,
-    without,
 )
-from cropi.exchange.imports.responses_api import asked_of, last_message, output_items
+from cropi.exchange.imports.responses_api import last_message, output_items, request_prompt
 from cropi.plugins import plugin
 from cropi.prompts.json_values import as_text
 from cropi.prompts.row_columns import ANSWER_COLUMNS, recognised
@@ -64,7 +64,7 @@ def _response(row: Row, file: LogFile, where: str) -> LoggedResponse:
     agent = row.get("agent_ref")
     temperature = params.get("temperature")
     return LoggedResponse(
-        prompt=asked_of(params),
+        prompt=request_prompt(params),
         text=message.text,
         reward=reward,
         status=reward_status(reward),
@@ -76,7 +76,7 @@ def _response(row: Row, file: LogFile, where: str) -> LoggedResponse:
         whole_text=message.whole_text,
         tokens=_tokens(items, where) if file.tokens else None,
         temperature=float(temperature) if isinstance(temperature, int | float) else None,
-        about=without(row, *ITS_OWN) | {"responses_create_params": params},
+        about=other_columns(row, *ITS_OWN) | {"responses_create_params": params},
     )
 
 

@@ -18,10 +18,10 @@ from cropi.exchange.imports.logged import (
     Row,
     Tokens,
     aligned_floats,
-    finish_of,
+    finish_reason_of,
+    other_columns,
     reward_status,
     token_array,
-    without,
 )
 from cropi.plugins import plugin
 from cropi.prompts.json_values import as_text
@@ -56,11 +56,13 @@ def _response(row: Row, file: LogFile, where: str) -> LoggedResponse:
         source=str(_only(row.get("dataset")) or ""),
         group=str(row.get("prompt_idx", "")),
         step=file.step_of(row.get("step"), where),
-        finish=finish_of(row.get("finish_reason")),
+        finish=finish_reason_of(row.get("finish_reason")),
         rendered=True,
         whole_text=not called,
         tokens=_tokens(row, called, where),
-        about=without(row, "step", "sample_idx", "prompt_idx", "prompt_tokens", "response_tokens"),
+        about=other_columns(
+            row, "step", "sample_idx", "prompt_idx", "prompt_tokens", "response_tokens"
+        ),
     )
 
 

@@ -20,14 +20,14 @@ from cropi.exchange.imports.logged import (
     LoggedResponse,
     Row,
     Tokens,
-    asked,
-    finish_of,
+    finish_reason_of,
+    other_columns,
+    read_completion,
+    read_prompt,
     reward_status,
-    spoken,
     token_array,
-    without,
 )
-from cropi.exchange.imports.responses_api import asked_of, last_message, output_items
+from cropi.exchange.imports.responses_api import last_message, output_items, request_prompt
 from cropi.plugins import plugin
 from cropi.prompts.formats import TEMPLATE_MARKS
 from cropi.prompts.json_values import parsed_json
@@ -86,7 +86,7 @@ def _request(row: Row) -> Row | None:
 
 def _asked_in(request: Row) -> Any:
     given = request.get("messages", request.get("prompt"))
-    return asked_of(request) if given is None else asked(given)
+    return request_prompt(request) if given is None else read_prompt(given)
 
 
 def _name_prompt(response: LoggedResponse, request: Row) -> None:
@@ -110,7 +110,7 @@ def _answers(row: Row, file: LogFile, where: str) -> Iterator[LoggedResponse]:
         response.reward, response.status = reward, reward_status(reward)
         response.prompt_id, response.step = str(row["custom_id"]), file.step
         response.record_id = f"{body['id']}:{place}" if body.get("id") else ""
-        response.about = without(row, *ITS_OWN)
+        response.about = other_columns(row, *ITS_OWN)
         yield response
 
 
@@ -125,12 +125,12 @@ def _of_body(body: Row, tokens: bool, where: str) -> Iterator[LoggedResponse]:
         return
     for choice in body["choices"]:
         message = choice.get("message")
-        text, whole_text = spoken(choice.get("text") if message is None else [message])
+        text, whole_text = read_completion(choice.get("text") if message is None else [message])
         yield LoggedResponse(
             "",
             text,
             float("nan"),
-            finish=finish_of(choice.get("finish_reason")),
+            finish=finish_reason_of(choice.get("finish_reason")),
             whole_text=whole_text,
             tokens=_tokens(body, choice, where) if tokens else None,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from cropi.exchange.imports.logged import LogFile, LoggedResponse, Row, reward_status, without
+from cropi.exchange.imports.logged import LogFile, LoggedResponse, Row, other_columns, reward_status
 from cropi.plugins import plugin
 from cropi.prompts.formats import TEMPLATE_MARKS
 from cropi.prompts.json_values import as_text
@@ -38,5 +38,5 @@ class OpenRlhfLines:
                 answer="" if answer is None else as_text(answer).strip(),
                 step=file.step_of(row.get("step"), where),
                 rendered=bool(TEMPLATE_MARKS.search(str(row["input"]))),
-                about=without(row, *ITS_OWN),
+                about=other_columns(row, *ITS_OWN),
             )

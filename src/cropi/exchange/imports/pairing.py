@@ -13,8 +13,8 @@ from typing import Any
 
 from cropi.errors import InputError
 from cropi.exchange.imports.logged import LoggedResponse
+from cropi.exchange.imports.question_finder import QuestionFinder, single_spaced
 from cropi.exchange.imports.rollout_folder import RolloutLog
-from cropi.exchange.imports.scaffolds import QuestionFinder, folded
 from cropi.prompts.json_values import json_value
 from cropi.schema import Message, Prompt, content_id
 from cropi.text import composed, plural, shown
@@ -23,14 +23,14 @@ from cropi.verifiers.statement import gold_statement
 
 @dataclass
 class Pairing:
-    """The pool, and the place in it of each response's prompt (-1: none).
+    """The pool, and the index in it of each response's prompt (-1: none).
 
     `complete` says whether the pool's prompts are whole, so that a trainer can be given them: texts
     that a template has already made would be templated twice.
     """
 
     pool: list[Prompt]
-    places: list[int]
+    indices: list[int]
     complete: bool
     notes: list[str] = field(default_factory=list)
 
@@ -39,44 +39,44 @@ def pair_with_log(log: RolloutLog) -> Pairing:
     """Make a pool of the prompts that a log names."""
     members: dict[tuple[Any, ...], list[int]] = {}
     for number, response in enumerate(log.responses):
-        if _is_named(response):
-            members.setdefault(_key(response), []).append(number)
+        if _is_identified(response):
+            members.setdefault(_prompt_key(response), []).append(number)
     if not members:
-        raise InputError(f"{log.place} has no question for any response; {_NAME_THEM}")
-    pool, places, taken = list[Prompt](), [-1] * len(log.responses), set[str]()
-    for place, numbers in enumerate(members.values()):
+        raise InputError(f"{log.place} has no question for any response; {_IDENTITY_FIX}")
+    pool, indices, taken = list[Prompt](), [-1] * len(log.responses), set[str]()
+    for index, numbers in enumerate(members.values()):
         for number in numbers:
-            places[number] = place
+            indices[number] = index
         pool.append(_prompt([log.responses[number] for number in numbers], taken))
     whole = all(prompt.content.strip() for prompt in pool)
     rendered = any(response.rendered for response in log.responses)
     firsts = [log.responses[numbers[0]] for numbers in members.values()]
-    notes = [*_reused_ids(firsts), *_nameless(places.count(-1))]
+    notes = [*_reused_id_notes(firsts), *_unidentified_notes(indices.count(-1))]
     if not whole or rendered:
         kind = "as a chat template made them" if whole else "as token ids or names alone"
         notes.append(
             f"the log holds prompts {kind}, which no trainer can be given; --prompts with the rows "
             "of your data makes an export possible"
         )
-    return Pairing(pool, places, whole and not rendered, notes)
+    return Pairing(pool, indices, whole and not rendered, notes)
 
 
-_NAME_THEM = "give rows with the question or a prompt_id"
+_IDENTITY_FIX = "give rows with the question or a prompt_id"
 
 
-def _is_named(response: LoggedResponse) -> bool:
-    """Whether a response says whose it is: by an id, a question or its tokens."""
+def _is_identified(response: LoggedResponse) -> bool:
+    """Whether a response says which prompt it belongs to: by an id, a question or its tokens."""
     return bool(response.prompt_id or _text(response).strip() or response.tokens is not None)
 
 
-def _nameless(lost: int) -> list[str]:
+def _unidentified_notes(lost: int) -> list[str]:
     """A note on responses that could be of any prompt, which would make one group of them all."""
     if not lost:
         return []
-    return [f"{plural(lost, 'response')} without a question or an id, left out; {_NAME_THEM}"]
+    return [f"{plural(lost, 'response')} without a question or an id, left out; {_IDENTITY_FIX}"]
 
 
-def _reused_ids(firsts: Sequence[LoggedResponse]) -> list[str]:
+def _reused_id_notes(firsts: Sequence[LoggedResponse]) -> list[str]:
     """A note on ids that name several questions, such as row numbers that begin again.
 
     `firsts` are the first response to each prompt.
@@ -91,14 +91,14 @@ def _reused_ids(firsts: Sequence[LoggedResponse]) -> list[str]:
     ]
 
 
-def _key(response: LoggedResponse) -> tuple[Any, ...]:
-    """What two responses of one prompt share: its own id and question, or all of its content.
+def _prompt_key(response: LoggedResponse) -> tuple[Any, ...]:
+    """A key that responses to one prompt share: its id and question, or all of its content.
 
     Ids of some logs are numbers of rows, and begin again in the next file. Where the trainer says
     which responses it compared, the id alone counts: environments may ask differently each time.
     """
     if response.prompt_id:
-        text = "" if response.group else folded(_text(response))
+        text = "" if response.group else single_spaced(_text(response))
         return (response.source, response.prompt_id, text, "id")
     if response.prompt or response.tokens is None:
         return (response.source, composed(_text(response)), composed(response.answer))
@@ -113,7 +113,7 @@ def _text(response: LoggedResponse) -> str:
 
 
 def _prompt(responses: Sequence[LoggedResponse], taken: set[str]) -> Prompt:
-    """The prompt of some responses; its further columns are those that all of them agree on."""
+    """The prompt of some responses, with the columns on whose values all of them agree."""
     first = responses[0]
     shared = dict(first.about)
     for response in responses[1:]:
@@ -121,7 +121,7 @@ def _prompt(responses: Sequence[LoggedResponse], taken: set[str]) -> Prompt:
         shared = {k: v for k, v in shared.items() if k in about and about[k] == v}
     text = first.prompt if isinstance(first.prompt, str) else None
     messages = None if isinstance(first.prompt, str) else first.prompt
-    prompt = Prompt("", first.answer, first.source, text, messages, _plain(shared))
+    prompt = Prompt("", first.answer, first.source, text, messages, _json_cells(shared))
     content = prompt.content
     if not content and first.tokens is not None:
         content = first.tokens.prompt_ids.tobytes().hex()
@@ -132,7 +132,7 @@ def _prompt(responses: Sequence[LoggedResponse], taken: set[str]) -> Prompt:
     return replace(prompt, prompt_id=prompt_id)
 
 
-def _plain(cells: dict[str, Any]) -> dict[str, Any]:
+def _json_cells(cells: dict[str, Any]) -> dict[str, Any]:
     """The cells that JSON can hold."""
     plain = {}
     for key, value in cells.items():
@@ -150,21 +150,25 @@ def pair_with_prompts(log: RolloutLog, pool: list[Prompt], decode: Any = None) -
     response finds its row.
     """
     finder = _RowFinder(pool)
-    place_of: dict[tuple[Any, ...], int] = {}
-    places = []
+    index_of: dict[tuple[Any, ...], int] = {}
+    indices = []
     for response in log.responses:
-        key = _key(response)
-        if key not in place_of:
-            place_of[key] = finder.find(response, decode)
-        places.append(place_of[key])
-    notes = [*finder.notes(), *_without_row(log, places), *_other_answers(log, pool, places)]
-    if all(place < 0 for place in places):
-        raise _no_row_at_all(log, pool)
-    return Pairing(pool, places, complete=True, notes=notes)
+        key = _prompt_key(response)
+        if key not in index_of:
+            index_of[key] = finder.find(response, decode)
+        indices.append(index_of[key])
+    notes = [
+        *finder.notes(),
+        *_unmatched_notes(log, indices),
+        *_answer_conflict_notes(log, pool, indices),
+    ]
+    if all(index < 0 for index in indices):
+        raise _no_match_error(log, pool)
+    return Pairing(pool, indices, complete=True, notes=notes)
 
 
-def _no_row_at_all(log: RolloutLog, pool: Sequence[Prompt]) -> InputError:
-    """The error for rows of which the log has none; its first prompt may be an id alone."""
+def _no_match_error(log: RolloutLog, pool: Sequence[Prompt]) -> InputError:
+    """The error if no response of the log belongs to a row of the data."""
     first = log.responses[0]
     if not _text(first) and first.prompt_id:
         return InputError(
@@ -181,22 +185,22 @@ def _no_row_at_all(log: RolloutLog, pool: Sequence[Prompt]) -> InputError:
 
 
 class _RowFinder:
-    """Rows of the data by id and by text; of several with one text, that with the log's answer."""
+    """Finds rows by id or text; of several rows with one text, the one with the log's answer."""
 
     def __init__(self, pool: Sequence[Prompt]) -> None:
         self._pool = pool
-        self._by_id = {prompt.prompt_id: place for place, prompt in enumerate(pool)}
+        self._by_id = {prompt.prompt_id: index for index, prompt in enumerate(pool)}
         self._by_text: dict[str, list[int]] = {}
-        for place, prompt in enumerate(pool):
-            for text in _texts(prompt.content, prompt.messages):
-                self._by_text.setdefault(text, []).append(place)
+        for index, prompt in enumerate(pool):
+            for text in _lookup_texts(prompt.content, prompt.messages):
+                self._by_text.setdefault(text, []).append(index)
         self._ambiguous: Counter[str] = Counter()
-        self._contradicted: list[str] = []
+        self._conflicting_ids: list[str] = []
         self._finder = QuestionFinder(self._by_text)
 
     def find(self, response: LoggedResponse, decode: Any) -> int:
-        """The place of a response's row; -1 if there is none, or more than one."""
-        texts = _logged_texts(response, decode)
+        """The index of a response's row; -1 if there is none, or more than one."""
+        texts = _response_lookup_texts(response, decode)
         text = next((text for text in texts if text in self._by_text), None)
         if text is None and response.rendered:
             text = next(filter(None, map(self._finder.find, texts)), None)
@@ -204,16 +208,16 @@ class _RowFinder:
         if named is not None and (text is None or named in self._by_text[text]):
             return named
         if named is not None:
-            self._contradicted.append(response.prompt_id)
+            self._conflicting_ids.append(response.prompt_id)
         return -1 if text is None else self._row(text, response.answer)
 
     def _row(self, text: str, answer: str) -> int:
-        """The row with a text: the only one, or the only one with the answer of the log."""
-        places = self._by_text[text]
-        if len(places) > 1:
-            places = [place for place in places if _answers(self._pool[place].answer, answer)]
-        if len(places) == 1:
-            return places[0]
+        """The index of the only row with a text, or with that text and the log's answer."""
+        indices = self._by_text[text]
+        if len(indices) > 1:
+            indices = [index for index in indices if _same_answer(self._pool[index].answer, answer)]
+        if len(indices) == 1:
+            return indices[0]
         self._ambiguous[text] += 1
         return -1
 
@@ -225,65 +229,67 @@ class _RowFinder:
                 f"{plural(len(self._ambiguous), 'prompt')} of the log appear in several rows of "
                 f"--prompts and were left out, such as {shown(next(iter(self._ambiguous)), 60)}"
             )
-        if self._contradicted:
+        if self._conflicting_ids:
             notes.append(
-                f"{plural(len(self._contradicted), 'prompt')} with the id of one row and the "
-                f"question of another (the first id: {shown(self._contradicted[0], 40)}), taken "
+                f"{plural(len(self._conflicting_ids), 'prompt')} with the id of one row and the "
+                f"question of another (the first id: {shown(self._conflicting_ids[0], 40)}), taken "
                 "as the row with the question"
             )
-        if len(self._finder.scaffolds) > 1:
+        if len(self._finder.templates) > 1:
             notes.append(
-                f"the log's prompts appear in {len(self._finder.scaffolds)} different templates or "
+                f"the log's prompts appear in {len(self._finder.templates)} different templates or "
                 "system messages"
             )
         return notes
 
 
-def _texts(content: str, messages: Sequence[Message] | None) -> list[str]:
-    """The texts by which a prompt is found: all that it says, and the question if it is the only.
+def _lookup_texts(content: str, messages: Sequence[Message] | None) -> list[str]:
+    """The texts by which a prompt is found: its content, and the question if there is just one.
 
-    Of a longer conversation, what the user says last ("Go on.") may be that of many.
+    The last question of a longer conversation ("Go on.") may be that of many others.
     """
     asked = [str(m["content"]) for m in messages or () if m["role"] == "user"]
     alone = asked if len(asked) == 1 else []
-    return list(dict.fromkeys(folded(text) for text in [content, *alone]))
+    return list(dict.fromkeys(single_spaced(text) for text in [content, *alone]))
 
 
-def _logged_texts(response: LoggedResponse, decode: Any) -> list[str]:
+def _response_lookup_texts(response: LoggedResponse, decode: Any) -> list[str]:
     """The texts by which a response may find its row."""
     if isinstance(response.prompt, tuple):
-        return _texts(_text(response), response.prompt)
+        return _lookup_texts(_text(response), response.prompt)
     if not response.prompt and response.tokens is not None and decode is not None:
-        return [folded(decode(response.tokens.prompt_ids.tolist()))]
-    return [folded(response.prompt)] if response.prompt else []
+        return [single_spaced(decode(response.tokens.prompt_ids.tolist()))]
+    return [single_spaced(response.prompt)] if response.prompt else []
 
 
-def _answers(first: str, second: str) -> bool:
+def _same_answer(first: str, second: str) -> bool:
     """Whether two gold answers are written alike, without the solutions that they end."""
-    return folded(gold_statement(first)) == folded(gold_statement(second))
+    return single_spaced(gold_statement(first)) == single_spaced(gold_statement(second))
 
 
-def _without_row(log: RolloutLog, places: Sequence[int]) -> list[str]:
-    lost = [r for r, place in zip(log.responses, places, strict=True) if place < 0]
+def _unmatched_notes(log: RolloutLog, indices: Sequence[int]) -> list[str]:
+    lost = [r for r, index in zip(log.responses, indices, strict=True) if index < 0]
     if not lost:
         return []
-    prompts = len({_key(response) for response in lost})
+    prompts = len({_prompt_key(response) for response in lost})
     return [
         f"{plural(len(lost), 'response')} of {plural(prompts, 'prompt')} that --prompts does not "
         f"have, left out (the first: {shown(_text(lost[0]) or lost[0].prompt_id, 60)})"
     ]
 
 
-def _other_answers(log: RolloutLog, pool: Sequence[Prompt], places: Sequence[int]) -> list[str]:
-    """Rows whose answer is another than the one that the log says was judged by."""
+def _answer_conflict_notes(
+    log: RolloutLog, pool: Sequence[Prompt], indices: Sequence[int]
+) -> list[str]:
+    """A note on rows whose answer differs from the one in the log."""
     other: dict[int, str] = {}
     compared: set[tuple[int, str]] = set()
-    for response, place in zip(log.responses, places, strict=True):
-        if place >= 0 and response.answer and (place, response.answer) not in compared:
-            compared.add((place, response.answer))
-            expected = pool[place].answer
-            if not _answers(response.answer, expected):
-                other[place] = f"{shown(response.answer, 40)} and {shown(expected, 40)}"
+    for response, index in zip(log.responses, indices, strict=True):
+        if index >= 0 and response.answer and (index, response.answer) not in compared:
+            compared.add((index, response.answer))
+            expected = pool[index].answer
+            if not _same_answer(response.answer, expected):
+                other[index] = f"{shown(response.answer, 40)} and {shown(expected, 40)}"
     if not other:
         return []
     return [

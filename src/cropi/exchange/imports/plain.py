@@ -10,13 +10,13 @@ from cropi.exchange.imports.logged import (
     LogFile,
     LoggedResponse,
     Row,
-    asked,
-    finish_of,
+    finish_reason_of,
+    other_columns,
+    read_completion,
+    read_prompt,
     reward_number,
     reward_status,
-    spoken,
     summed_reward,
-    without,
 )
 from cropi.plugins import plugin
 from cropi.prompts.formats import ID_COLUMNS, TEMPLATE_MARKS
@@ -63,7 +63,7 @@ def _rows(row: Row) -> list[dict[str, Any]]:
         return [_with_response(dict(row))]
     if not all(isinstance(each, dict) and recognised(each, OF_ONE) for each in several):
         return [_with_response(dict(row))]
-    shared = without(row, columns[0])
+    shared = other_columns(row, columns[0])
     return [_with_response({**shared, **_named(each)}) for each in several]
 
 
@@ -72,7 +72,7 @@ def _named(response: Row) -> dict[str, Any]:
     column = recognised(dict(response), OF_ONE)[0]
     content = response[column]
     text = [content] if isinstance(content, dict) else content
-    return {**without(response, column), RESPONSE[0]: text}
+    return {**other_columns(response, column), RESPONSE[0]: text}
 
 
 def _with_response(row: dict[str, Any]) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def _with_response(row: dict[str, Any]) -> dict[str, Any]:
     if "user" not in roles or roles[-1] != "assistant":
         return row
     asked_until = len(roles) - roles[::-1].index("user")
-    others = without(row, "messages", "conversation", "prompt")
+    others = other_columns(row, "messages", "conversation", "prompt")
     return {**others, "messages": chat[:asked_until], "completion": chat[asked_until:]}
 
 
@@ -93,12 +93,12 @@ def _responses(row: dict[str, Any], file: LogFile, where: str) -> Iterator[Logge
     texts, rewards = _texts_and_rewards(row, file, where)
     answer, step = _first(row, ANSWER_COLUMNS), _first(row, STEP)
     finish = _first(row, FINISH)
-    prompt = asked(question)
+    prompt = read_prompt(question)
     consumed = recognised(row, (*RESPONSES, *RESPONSE, *REWARDS, *REWARD, *STEP, *FINISH))
     asking = recognised(row, (*QUESTION_COLUMNS, *ID_COLUMNS))
     identifier = _first(row, ID_COLUMNS)
     for place, (given, reward) in enumerate(zip(texts, rewards, strict=True)):
-        text, whole_text = spoken(given)
+        text, whole_text = read_completion(given)
         reason = finish[place] if isinstance(finish, list) and place < len(finish) else finish
         yield LoggedResponse(
             prompt=prompt,
@@ -109,10 +109,10 @@ def _responses(row: dict[str, Any], file: LogFile, where: str) -> Iterator[Logge
             answer="" if answer is None else as_text(answer).strip(),
             source=str(_first(row, SOURCE) or ""),
             step=file.step_of(step, where),
-            finish=finish_of(reason),
+            finish=finish_reason_of(reason),
             rendered=isinstance(prompt, str) and bool(TEMPLATE_MARKS.search(prompt)),
             whole_text=whole_text,
-            about=without(row, *consumed, *asking),
+            about=other_columns(row, *consumed, *asking),
         )
 
 

@@ -20,14 +20,14 @@ from cropi.exchange.imports.logged import (
     Row,
     Tokens,
     aligned_floats,
-    asked,
-    finish_of,
+    finish_reason_of,
+    has_more_than_content,
+    other_columns,
     plain_text,
+    read_prompt,
     reward_number,
     reward_status,
-    says_more,
     token_array,
-    without,
 )
 from cropi.plugins import plugin
 from cropi.prompts.json_values import as_text
@@ -90,10 +90,10 @@ def _response(row: Row, trace: Row, file: LogFile, where: str) -> LoggedResponse
         record_id=str(trace.get("id") or ""),
         step=file.step_of(work.get("step"), where),
         role=role,
-        finish=finish_of(calls[-1].get("finish_reason")),
-        whole_text=len(turns) == 1 and not says_more(turns[0]),
+        finish=finish_reason_of(calls[-1].get("finish_reason")),
+        whole_text=len(turns) == 1 and not has_more_than_content(turns[0]),
         tokens=_tokens(nodes, work, where) if file.tokens else None,
-        about=without(data, *TASK_FIELDS),
+        about=other_columns(data, *TASK_FIELDS),
     )
 
 
@@ -134,10 +134,10 @@ def _prompt(data: Row, nodes: Sequence[Row]) -> Any:
     prompt, system = data.get("prompt"), data.get("system_prompt")
     if prompt is None:
         first = next((i for i, node in enumerate(nodes) if node.get("sampled")), len(nodes))
-        return asked([node["message"] for node in nodes[:first]])
+        return read_prompt([node["message"] for node in nodes[:first]])
     messages = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
     before = [{"role": "system", "content": system}] if system else []
-    return asked([*before, *messages])
+    return read_prompt([*before, *messages])
 
 
 def _tokens(nodes: Sequence[Row], work: Row, where: str) -> Tokens | None:

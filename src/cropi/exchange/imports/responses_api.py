@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cropi.exchange.imports.logged import Row, asked, plain_text
+from cropi.exchange.imports.logged import Row, plain_text, read_prompt
 from cropi.schema import Message
 
 
-def asked_of(request: Row) -> str | tuple[Message, ...]:
+def request_prompt(request: Row) -> str | tuple[Message, ...]:
     """The input of a request: text, or messages; instructions come first."""
     given, instructions = request.get("input"), request.get("instructions")
     messages = given if isinstance(given, list) else [{"role": "user", "content": given or ""}]
     before = [{"role": "system", "content": instructions}] if instructions else []
-    return asked([*before, *messages])
+    return read_prompt([*before, *messages])
 
 
 def output_items(response: Any) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Everything that a file or a folder of a trainer's log holds, as responses in one list.
+"""Reads all responses from a file or a folder of a trainer's log.
 
 A folder is searched at any depth. Other files in it (checkpoints, metrics) are left out and
 counted; a half-written last line, or the rest of a cut archive, is left out and counted too.
@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from cropi.errors import InputError
-from cropi.exchange.imports.copies import Copies
+from cropi.exchange.imports.duplicate_files import DuplicateFiles
 from cropi.exchange.imports.logged import (
     LARGEST_STEP,
     LogFile,
     LoggedResponse,
     Role,
-    absent_reward,
     cell_names,
+    missing_reward_error,
 )
 from cropi.exchange.imports.rollout_format import (
     TITLE,
@@ -35,12 +35,12 @@ from cropi.exchange.imports.rollout_format import (
     all_formats,
     format_named,
     recognised_format,
-    unrecognised,
+    unrecognised_rows_error,
     with_reward,
 )
 from cropi.plugin_calls import PluginError, calling
 from cropi.prompts.row_columns import RowNotes, cell_of
-from cropi.prompts.row_files import COMPRESSED, ENDINGS, NumberedRow, open_rows
+from cropi.prompts.row_files import ENDINGS, NumberedRow, endings, open_rows
 from cropi.prompts.shards import in_natural_order
 from cropi.schema import MAX_REWARD
 from cropi.store.remote import local_place, with_urls
@@ -51,12 +51,13 @@ _STEP = re.compile(
 )
 _NUMBER = re.compile(r"0*(\d+)")
 _EVALUATION = re.compile(r"(?<![a-z])(?:eval|evaluation|val|valid|validation|test)(?![a-z])")
-_PLACE = re.compile(
+_KIND_OF_FOLDER = re.compile(
     r"(?:completions|rollouts?|rollout_data(?:_dir)?|validation(?:_data(?:_dir)?)?|val|eval|train"
     r"|all|effective|data|dumps?|traces|samples|results|rank[-_]?\d+|shard[-_]?\d+)"
 )
 """Folders that hold one run's rollouts, and say nothing about which run."""
-TEXT_ENDINGS = tuple(e for e in ENDINGS if e != ".json")
+ROW_ENDINGS = tuple(ending for ending in ENDINGS if ending != ".json")
+"""Endings of files that usually hold rows; `.json` is more often a setting."""
 
 
 @dataclass
@@ -82,27 +83,26 @@ def read_rollout_log(
 ) -> RolloutLog:
     """Read a file or a folder, or the URL of one.
 
-    `rewards` names the columns whose sum is the reward. Without `tokens`, the tokens
-    of responses are passed over where texts are there too. With `unjudged`, rows of one's own need
-    no reward.
+    `rewards` names the columns whose sum is the reward. Without `tokens`, the tokens of responses
+    that also have a text are not read. With `unjudged`, rows need no reward.
 
     Raises InputError if there are no rollouts in it, or rollouts of several formats.
     """
     path = local_place(path)
     formats = dict([format_named(format_name)]) if format_name else all_formats()
-    name, files, notes = _recognised(path, formats, (rewards, unjudged))
+    name, files, notes = _files_of_one_format(path, formats, rewards, unjudged)
     log = RolloutLog(with_urls(str(path)), name, [], notes)
-    copies = Copies()
+    duplicates = DuplicateFiles()
     for file in files:
-        responses = _read(file, path, formats[name], log, (rewards, tokens))
-        if original := copies.original(file, responses):
+        responses = _read(file, path, formats[name], log, rewards, tokens)
+        if original := duplicates.original_of(file, responses):
             inside = file.relative_to(path)
             log.notes.append(f"{inside} is a copy of {original.name}, counted once")
         else:
             log.responses += responses
     if rewards and all(math.isnan(each.reward) for each in log.responses):
         _require_column(files[0], rewards)
-    _note_runs(log)
+    _add_note_on_runs(log)
     log.responses = _without_repeats(log)
     if not log.responses:
         noted = f" ({'; '.join(log.notes)})" if log.notes else ""
@@ -114,23 +114,23 @@ def read_rollout_log(
     return log
 
 
-def _recognised(
-    path: Path, formats: dict[str, RolloutFormat], wanted: tuple[Sequence[str], bool]
+def _files_of_one_format(
+    path: Path, formats: dict[str, RolloutFormat], rewards: Sequence[str], unjudged: bool
 ) -> tuple[str, list[Path], list[str]]:
-    """The one format in a place, its files, and notes about the others."""
+    """The one format of a path, the files that have it, and notes about the other files."""
     by_format: dict[str | None, list[Path]] = {}
     notes = list[str]()
     candidates = _candidates(path)
     for file in candidates:
         try:
-            by_format.setdefault(_format_of(file, formats, *wanted), []).append(file)
+            by_format.setdefault(_format_of(file, formats, rewards, unjudged), []).append(file)
         except InputError as error:
             if file == path:
                 raise
             notes.append(f"left out, as it cannot be read: {error}")
     other = by_format.pop(None, [])
     if not by_format:
-        raise _nothing(path, candidates, formats, wanted[0])
+        raise _no_rollouts_error(path, candidates, formats, rewards)
     if len(by_format) > 1:
         counts = [
             f"{plural(len(files), 'file')} of {name} (in {commonpath([f.parent for f in files])})"
@@ -166,18 +166,12 @@ def _candidates(path: Path) -> list[Path]:
     if not path.is_dir():
         raise InputError(f"{path} is neither a file nor a folder; give the rollouts of a run")
     files = [file for file in path.rglob("*") if file.is_file() and not _is_hidden(file, path)]
-    likely = [file for file in files if _ending(file) in (*TEXT_ENDINGS, ".pt")]
-    return in_natural_order(likely or [file for file in files if _ending(file) == ".json"])
+    likely = [file for file in files if endings(file)[0] in (*ROW_ENDINGS, ".pt")]
+    return in_natural_order(likely or [file for file in files if endings(file)[0] == ".json"])
 
 
 def _is_hidden(file: Path, folder: Path) -> bool:
     return any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
-
-
-def _ending(file: Path) -> str:
-    inner = Path(file.stem) if file.suffix.lower() in COMPRESSED else file
-    same = {".ndjson": ".jsonl", ".pq": ".parquet", ".feather": ".arrow", ".ipc": ".arrow"}
-    return same.get(inner.suffix.lower(), inner.suffix.lower())
 
 
 def _format_of(
@@ -192,7 +186,11 @@ def _format_of(
     With `unjudged`, none is needed. Raises InputError if the file cannot be read.
     """
     if file.suffix == ".pt":
-        return ("slime" if "slime" in formats else next(iter(formats))) if _is_dump(file) else None
+        return (
+            ("slime" if "slime" in formats else next(iter(formats)))
+            if _is_slime_dump(file)
+            else None
+        )
     first = next(iter(open_rows(file, [])), None)
     if first is None:
         return None
@@ -207,10 +205,10 @@ def _require_column(file: Path, rewards: Sequence[str]) -> None:
         number, row = first
         cells = [f".{name}" for name in cell_names(row)]
         if not any(cell.endswith(f".{name}") for name in rewards for cell in cells):
-            raise absent_reward(rewards, row, f"{file} row {number}")
+            raise missing_reward_error(rewards, row, f"{file} row {number}")
 
 
-def _is_dump(file: Path) -> bool:
+def _is_slime_dump(file: Path) -> bool:
     """Whether a `.pt` file may be a dump of samples: a checkpoint's tensors are never loaded."""
     try:
         with zipfile.ZipFile(file) as archive:
@@ -221,20 +219,20 @@ def _is_dump(file: Path) -> bool:
         return False
 
 
-def _nothing(
+def _no_rollouts_error(
     path: Path,
     files: Sequence[Path],
     formats: dict[str, RolloutFormat],
     rewards: Sequence[str] = (),
 ) -> InputError:
-    """The error for a place without rollouts: about its first row, if there is one."""
+    """The error for a path without rollouts: about its first row, if there is one."""
     torn = list[str]()
     for file in files[:1]:
         if file.suffix != ".pt" and (first := next(iter(open_rows(file, torn)), None)):
             number, row = first
             if rewards and recognised_format(with_reward(row), formats):
-                return absent_reward(rewards, row, f"{file} row {number}")
-            return unrecognised(f"{file} row {number}", row)
+                return missing_reward_error(rewards, row, f"{file} row {number}")
+            return unrecognised_rows_error(f"{file} row {number}", row)
     return InputError(
         f"{path} holds no rollouts ({', '.join(ENDINGS)} or slime's .pt) in one of the formats "
         f"{', '.join(formats)}{''.join(f' ({note})' for note in torn)}; give the folder that the "
@@ -247,12 +245,14 @@ def _read(
     folder: Path,
     reader: RolloutFormat,
     log: RolloutLog,
-    wanted: tuple[Sequence[str], bool],
+    rewards: Sequence[str],
+    tokens: bool,
 ) -> list[LoggedResponse]:
     """The responses of one file; what was noted about its rows is added to the log."""
     row_notes, torn = RowNotes(str(file)), list[str]()
     inside = file.relative_to(folder) if file != folder else Path(file.name)
-    log_file = LogFile(file, _run(inside), _step(inside), _role(inside), row_notes, *wanted)
+    run, step, role = _run(inside), _step(inside), _role(inside)
+    log_file = LogFile(file, run, step, role, row_notes, rewards, tokens)
     rows = _dump_rows(file) if file.suffix == ".pt" else open_rows(file, torn)
     with calling(TITLE, log.format, "responses"):
         responses = _responses(reader, rows, log_file)
@@ -346,12 +346,12 @@ def _run(inside: Path) -> str:
         part
         for part in inside.parts[:-1]
         if not (_STEP.fullmatch(part.lower()) or _NUMBER.fullmatch(part))
-        and not _PLACE.fullmatch(part.lower())
+        and not _KIND_OF_FOLDER.fullmatch(part.lower())
     ]
     return "/".join(parts)
 
 
-def _note_runs(log: RolloutLog) -> None:
+def _add_note_on_runs(log: RolloutLog) -> None:
     runs = Counter(response.run for response in log.responses)
     if len(runs) > 1:
         named = ", ".join(shown(name or ".", 40) for name in islice(runs, 4))

@@ -55,7 +55,7 @@ def with_reward(row: Row) -> Row:
     return {"reward": 0.0, **row}
 
 
-def unrecognised(where: str, row: Row) -> InputError:
+def unrecognised_rows_error(where: str, row: Row) -> InputError:
     """The error for rows that no format recognises, or that only lack a reward."""
     columns = shown(", ".join(cell_names(row)), 300)
     if recognised_format(with_reward(row), all_formats()):

@@ -19,8 +19,8 @@ from cropi.exchange.imports.logged import (
     Row,
     Tokens,
     aligned_floats,
-    asked,
-    finish_of,
+    finish_reason_of,
+    read_prompt,
     reward_status,
     token_array,
 )
@@ -52,14 +52,14 @@ def _response(row: Row, file: LogFile, where: str) -> LoggedResponse:
     mask, answer = row.get("loss_mask"), row.get("label")
     metadata = row.get("metadata")
     return LoggedResponse(
-        prompt=asked(row.get("prompt")),
+        prompt=read_prompt(row.get("prompt")),
         text=str(row["response"]),
         reward=reward,
         status=reward_status(reward),
         answer="" if answer is None else as_text(answer).strip(),
         group="" if row.get("group_index") is None else str(row["group_index"]),
         step=file.step,
-        finish=finish_of(row.get("status")),
+        finish=finish_reason_of(row.get("status")),
         rendered=isinstance(row.get("prompt"), str),
         whole_text=mask is None or all(mask),
         tokens=_tokens(row, mask, where) if file.tokens else None,

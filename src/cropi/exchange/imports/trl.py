@@ -17,10 +17,10 @@ from cropi.exchange.imports.logged import (
     LogFile,
     LoggedResponse,
     Row,
-    asked,
+    other_columns,
+    read_completion,
+    read_prompt,
     reward_status,
-    spoken,
-    without,
 )
 from cropi.plugins import plugin
 from cropi.prompts.row_files import NumberedRow
@@ -55,7 +55,7 @@ class TrlCompletions:
     def _repeated(self, rows: list[Row], file: LogFile) -> int:
         """How many of the first rows are the last of the table before."""
         before = self._before.get(file.run, [])
-        content: list[Row] = [without(row, "step") for row in rows]
+        content: list[Row] = [other_columns(row, "step") for row in rows]
         self._before[file.run] = content
         longest = min(len(before), len(content))
         repeated = (n for n in range(longest, 1, -1) if content[:n] == before[len(before) - n :])
@@ -83,15 +83,15 @@ def _response(row: Row, columns: Sequence[str], file: LogFile, where: str) -> Lo
     given = [float(v) for v in values if v is not None and not math.isnan(v)]
     default = sum(given) if given else None
     reward = file.reward(row, default, where)
-    text, whole_text = spoken(row["completion"])
+    text, whole_text = read_completion(row["completion"])
     return LoggedResponse(
-        prompt=asked(row["prompt"]),
+        prompt=read_prompt(row["prompt"]),
         text=text,
         reward=reward,
         status=reward_status(reward),
         step=file.step_of(row.get("step"), where),
         whole_text=whole_text,
-        about=without(row, *ITS_OWN, *columns),
+        about=other_columns(row, *ITS_OWN, *columns),
     )
 
 

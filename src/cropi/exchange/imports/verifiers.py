@@ -12,10 +12,10 @@ from cropi.exchange.imports.logged import (
     LogFile,
     LoggedResponse,
     Row,
-    asked,
+    other_columns,
+    read_completion,
+    read_prompt,
     reward_status,
-    spoken,
-    without,
 )
 from cropi.plugins import plugin
 from cropi.prompts.json_values import as_text
@@ -38,10 +38,10 @@ class VerifiersResults:
         for number, row in rows:
             failed = row.get("error") is not None
             reward = file.reward(row, None if failed else row["reward"], file.where(number))
-            text, whole_text = spoken(row["completion"])
+            text, whole_text = read_completion(row["completion"])
             answer = row.get("answer")
             yield LoggedResponse(
-                prompt=asked(row["prompt"]),
+                prompt=read_prompt(row["prompt"]),
                 text=text,
                 reward=reward,
                 status=reward_status(reward),
@@ -50,5 +50,5 @@ class VerifiersResults:
                 step=file.step,
                 finish="length" if row.get("is_truncated") else "",
                 whole_text=whole_text,
-                about=without(row, *ITS_OWN, *MEASURED),
+                about=other_columns(row, *ITS_OWN, *MEASURED),
             )

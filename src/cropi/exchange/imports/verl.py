@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from cropi.exchange.imports.logged import LogFile, LoggedResponse, Row, reward_status, without
+from cropi.exchange.imports.logged import LogFile, LoggedResponse, Row, other_columns, reward_status
 from cropi.plugins import plugin
 from cropi.prompts.json_values import as_text
 from cropi.prompts.row_files import NumberedRow
@@ -59,5 +59,5 @@ def _response(row: Row, file: LogFile, where: str) -> LoggedResponse:
         group=parts[0] if len(parts) == 3 else "",
         step=file.step_of(row.get("step"), where),
         rendered=True,
-        about=without(row, *ITS_OWN),
+        about=other_columns(row, *ITS_OWN),
     )

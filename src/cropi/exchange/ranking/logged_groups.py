@@ -16,7 +16,7 @@ import numpy as np
 
 from cropi.errors import InputError
 from cropi.exchange.imports.logged import LoggedResponse, Tokens
-from cropi.exchange.imports.scaffolds import folded
+from cropi.exchange.imports.question_finder import single_spaced
 from cropi.exchange.ranking.ranking import LoggedPool
 from cropi.policy.reference import PolicyRef
 from cropi.prompts import encode
@@ -150,7 +150,7 @@ class _GroupMaker:
 
     def _compare(self, prompt_ids: list[int], logged: str) -> None:
         text = self._policy.tokenizer.decode(prompt_ids, skip_special_tokens=True)
-        if folded(text) != folded(logged):
+        if single_spaced(text) != single_spaced(logged):
             self._counts[
                 "whose prompt the policy's chat template writes otherwise (--system, --template)"
             ] += 1
@@ -203,4 +203,6 @@ def _reads(tokenizer: Any, response: LoggedResponse) -> bool:
         text = tokenizer.decode(response.tokens.ids.tolist(), skip_special_tokens=True)
     except (IndexError, OverflowError, TypeError, ValueError):
         return False
-    return folded(response.text) in folded(text) or folded(text) in folded(response.text)
+    return single_spaced(response.text) in single_spaced(text) or single_spaced(
+        text
+    ) in single_spaced(response.text)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cropi.exchange.ranking.prompt_history import PromptHistory
 from cropi.exchange.ranking.ranking import CHOSEN, Ranking
-from cropi.exchange.ranking.visits import PromptHistory
 from cropi.store.files import write_table
 from cropi.store.tables import ERROR_SUFFIX
 
@@ -33,7 +33,7 @@ def ranked_table(ranking: Ranking) -> pa.Table:
     ids = [prompt.prompt_id for prompt in logged.prompts]
     columns: dict[str, Any] = {
         "prompt_id": pa.array(ids, pa.string()),
-        "rank": _or_null(ranking.places.tolist(), pa.int32()),
+        "rank": _or_null(ranking.ranks.tolist(), pa.int32()),
         "selected": pa.array([reason == CHOSEN for reason in ranking.reasons], pa.bool_()),
         "control": pa.array([name in ranking.control for name in ids], pa.bool_()),
         "reason": pa.array(ranking.reasons, pa.string()),
@@ -46,7 +46,7 @@ def ranked_table(ranking: Ranking) -> pa.Table:
     }
     table = pa.table(columns)
     last = len(ids) + 1
-    order = sorted(range(len(ids)), key=lambda i: (int(ranking.places[i]) or last, ids[i]))
+    order = sorted(range(len(ids)), key=lambda i: (int(ranking.ranks[i]) or last, ids[i]))
     return table.take(pa.array(order, pa.int64()))
 
 
@@ -58,7 +58,7 @@ def _rates(history: Sequence[PromptHistory | None]) -> dict[str, pa.Array]:
         "raw_pass_rate": _nullable([h.raw_pass_rate if h else nan for h in history]),
         "current_pass_rate": _nullable([h.current_pass_rate if h else nan for h in history]),
         "learnability": _nullable([h.learnability if h else nan for h in history]),
-        "dead_groups": _nullable([h.dead if h else nan for h in history]),
+        "dead_groups": _nullable([h.uninformative_share if h else nan for h in history]),
         "responses": pa.array([len(h.members) if h else 0 for h in history], pa.int32()),
         "groups": pa.array([len(h.visits) if h else 0 for h in history], pa.int32()),
         "step": pa.array([h.newest.step if h else None for h in history], pa.int64()),

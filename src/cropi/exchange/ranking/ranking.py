@@ -1,6 +1,6 @@
 """The pool of a log, ranked: numbers of each prompt, what is chosen, and why the others are not.
 
-Without a policy a prompt's place is decided by strategies that look at rewards alone; with one, by
+Without a policy a prompt's rank is decided by strategies that look at rewards alone; with one, by
 its influence. Both go through `cropi.selection.select`, as the stages of a run do. Torch-free.
 """
 
@@ -19,17 +19,17 @@ from cropi.errors import InputError
 from cropi.exchange.exports import random_control
 from cropi.exchange.imports.pairing import Pairing
 from cropi.exchange.imports.rollout_folder import RolloutLog
-from cropi.exchange.ranking.suspicion import Suspicion, suspect
-from cropi.exchange.ranking.visits import (
-    Passes,
+from cropi.exchange.ranking.prompt_history import (
+    PassRule,
     PromptHistory,
-    doubts,
-    histories,
-    passes_of,
-    statistics_of,
-    visit_history,
+    group_notes,
+    newest_group_statistics,
+    pass_history_by_visit,
+    pass_rule,
+    prompt_histories,
 )
-from cropi.rollouts.statistics import RolloutStatistics
+from cropi.exchange.ranking.suspicion import Suspicion, find_suspicion
+from cropi.rollouts.statistics import RolloutStatistics, uninformative_kind
 from cropi.schema import LEFT_OUT, InfluenceEstimate, Prompt, Selection
 from cropi.selection import NothingSelectedError, select
 from cropi.selection.settings import SelectionConfig
@@ -41,7 +41,9 @@ if TYPE_CHECKING:
 CHOSEN = "selected"
 UNSEEN = "no response in the log"
 LOWER = "ranked lower"
-NOTHING = "nothing to select: no prompt has both better and worse responses in its newest group"
+NOTHING_TO_SELECT = (
+    "nothing to select: no prompt has both better and worse responses in its newest group"
+)
 
 
 @dataclass
@@ -53,7 +55,7 @@ class LoggedPool:
 
     log: RolloutLog
     pairing: Pairing
-    passes: Passes
+    rule: PassRule
     history: list[PromptHistory | None]
     suspicions: list[Suspicion | None]
     statistics: RolloutStatistics
@@ -73,16 +75,16 @@ def judge_log(log: RolloutLog, pairing: Pairing, judge: Judge) -> bool:
     """
     if any(response.status == "ok" for response in log.responses):
         return False
-    numbers = [n for n, place in enumerate(pairing.places) if place >= 0]
-    numbers.sort(key=lambda n: pairing.places[n])
-    asked = [pairing.pool[place] for place in sorted({pairing.places[n] for n in numbers})]
+    numbers = [n for n, index in enumerate(pairing.indices) if index >= 0]
+    numbers.sort(key=lambda n: pairing.indices[n])
+    asked = [pairing.pool[index] for index in sorted({pairing.indices[n] for n in numbers})]
     if any(not prompt.answer for prompt in asked):
         raise InputError(
             f"{log.place} has no rewards, and some of its prompts have no answer to judge by; give "
             "the rows of your data, with their answers, as --prompts"
         )
     judge.readable(asked)  # raises the error for those that cannot be read
-    items = [(pairing.pool[pairing.places[n]], log.responses[n].text) for n in numbers]
+    items = [(pairing.pool[pairing.indices[n]], log.responses[n].text) for n in numbers]
     for number, verdict in zip(numbers, judge.judge(items), strict=True):
         response = log.responses[number]
         response.status = verdict.status
@@ -90,40 +92,40 @@ def judge_log(log: RolloutLog, pairing: Pairing, judge: Judge) -> bool:
     return True
 
 
-def gather(log: RolloutLog, pairing: Pairing, pass_at: float | None) -> LoggedPool:
-    """Put together what a log says about the prompts of a pool.
+def logged_pool(log: RolloutLog, pairing: Pairing, pass_at: float | None) -> LoggedPool:
+    """A log with its pool, and statistics of each prompt in it.
 
     Responses of evaluations are left out and counted. Raises InputError if the rewards are no pass
     rates, or nothing is left.
     """
-    places, evaluated = _training_places(log, pairing.places)
-    in_pool = [r for r, place in zip(log.responses, places, strict=True) if place >= 0]
-    passes = passes_of([response.reward for response in in_pool], pass_at, log.place, log.summed)
-    history = histories(log.responses, places, len(pairing.pool), passes)
+    indices, evaluated = _training_indices(log, pairing.indices)
+    in_pool = [r for r, index in zip(log.responses, indices, strict=True) if index >= 0]
+    rule = pass_rule([response.reward for response in in_pool], pass_at, log.place, log.summed)
+    history = prompt_histories(log.responses, indices, len(pairing.pool), rule)
     suspicions = [
-        suspect(prompt, seen, log.responses, passes) if seen else None
+        find_suspicion(prompt, seen, log.responses, rule) if seen else None
         for prompt, seen in zip(pairing.pool, history, strict=True)
     ]
-    notes = [*log.notes, *pairing.notes, *([passes.note] if passes.note else [])]
+    notes = [*log.notes, *pairing.notes, *([rule.note] if rule.note else [])]
     if log.summed:
         notes.append(f"rewards are the sum of {', '.join(log.summed)}; --reward picks one")
     if evaluated:
         notes.append(f"{plural(evaluated, 'response')} of evaluations, not of the pool, left out")
-    notes += doubts(history, in_pool)
+    notes += group_notes(history, in_pool)
     ids = [prompt.prompt_id for prompt in pairing.pool]
-    statistics = statistics_of(ids, history, log.responses)
-    return LoggedPool(log, pairing, passes, history, suspicions, statistics, notes)
+    statistics = newest_group_statistics(ids, history, log.responses)
+    return LoggedPool(log, pairing, rule, history, suspicions, statistics, notes)
 
 
-def _training_places(log: RolloutLog, places: Sequence[int]) -> tuple[list[int], int]:
-    """Each response's place in the pool, -1 for those of evaluations, and how many those are.
+def _training_indices(log: RolloutLog, indices: Sequence[int]) -> tuple[list[int], int]:
+    """Each response's index into the pool, -1 for those of evaluations, and how many those are.
 
     A log of evaluations alone is what the user means: none is left out.
     """
     is_training = [response.role == "train" for response in log.responses]
     if not any(is_training):
-        return list(places), 0
-    in_training = [p if used else -1 for p, used in zip(places, is_training, strict=True)]
+        return list(indices), 0
+    in_training = [index if used else -1 for index, used in zip(indices, is_training, strict=True)]
     return in_training, is_training.count(False)
 
 
@@ -143,13 +145,13 @@ class MeasuredPool:
 class Ranking:
     """A pool, the prompts to train on, the order of all that could be, and a random control.
 
-    `places` holds for each prompt of the pool [P] its rank from 1 (0: none), `reasons` why it is
+    `ranks` holds the rank of each prompt of the pool [P], from 1 (0: none), `reasons` why it is
     selected or not. `estimate` is the influence, where it was measured.
     """
 
     logged: LoggedPool
     selection: Selection
-    places: NDArray[np.int64]
+    ranks: NDArray[np.int64]
     reasons: list[str]
     control: set[str]
     settings: SelectionConfig
@@ -181,7 +183,7 @@ def rank(
             settings.model_copy(update={"ratio": ratio}),
             rollouts=logged.statistics,
             sources={prompt.prompt_id: prompt.source for prompt in logged.prompts},
-            history=visit_history(logged.history, logged.passes),
+            history=pass_history_by_visit(logged.history, logged.rule),
             hidden_states=evidence.hidden_states,
             seed=seed,
         )
@@ -189,14 +191,14 @@ def rank(
     try:
         chosen, everything = choose(settings.ratio), choose(1.0)
     except NothingSelectedError:
-        chosen = everything = Selection([], np.zeros(0), notes=[NOTHING])
+        chosen = everything = Selection([], np.zeros(0), notes=[NOTHING_TO_SELECT])
     order = list(dict.fromkeys([*chosen.prompt_ids, *everything.prompt_ids]))
-    rank_of = {prompt_id: place for place, prompt_id in enumerate(order, 1)}
-    places = np.array([rank_of.get(prompt.prompt_id, 0) for prompt in logged.prompts])
+    rank_of = {prompt_id: rank for rank, prompt_id in enumerate(order, 1)}
+    ranks = np.array([rank_of.get(prompt.prompt_id, 0) for prompt in logged.prompts])
     return Ranking(
         logged,
         chosen,
-        places,
+        ranks,
         _reasons(logged, set(chosen.prompt_ids), rank_of, evidence.estimate),
         {p.prompt_id for p in random_control(logged.prompts, len(chosen.prompt_ids), seed)},
         settings,
@@ -221,20 +223,17 @@ def _reasons(
             return UNSEEN
         if status.get(prompt_id) in LEFT_OUT:
             return status[prompt_id]
-        return LOWER if prompt_id in rank_of else group_kind(seen, logged.passes)
+        return LOWER if prompt_id in rank_of else group_kind(seen, logged.rule)
 
     pool = zip(logged.prompts, logged.history, strict=True)
     return [reason(prompt.prompt_id, seen) for prompt, seen in pool]
 
 
-def group_kind(seen: PromptHistory, passes: Passes) -> str:
+def group_kind(seen: PromptHistory, rule: PassRule) -> str:
     """Whether a prompt's newest group has a gradient, and if not, why."""
     newest = seen.newest
-    rates = passes.of(newest.judged)
-    if len(rates) < 2:
-        return "too few judged"
+    rates = rule.apply(newest.judged)
     if newest.informative:
         return LOWER
-    if rates.min() >= 1:
-        return "all right"
-    return "all wrong" if rates.max() <= 0 else "all the same"
+    least, greatest = (float(rates.min()), float(rates.max())) if len(rates) else (0.0, 0.0)
+    return uninformative_kind(len(rates), least, greatest)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from cropi.exchange.imports.logged import LoggedResponse
-from cropi.exchange.ranking.visits import Passes, PromptHistory
+from cropi.exchange.ranking.prompt_history import PassRule, PromptHistory
 from cropi.schema import Prompt
 from cropi.verifiers.candidates import last_candidate
 from cropi.verifiers.notation import canonical_text
@@ -34,13 +34,13 @@ class Suspicion:
     responses: int
 
 
-def suspect(
-    prompt: Prompt, history: PromptHistory, responses: Sequence[LoggedResponse], passes: Passes
+def find_suspicion(
+    prompt: Prompt, history: PromptHistory, responses: Sequence[LoggedResponse], rule: PassRule
 ) -> Suspicion | None:
     """What is suspicious about a prompt; None if nothing is."""
     judged = [responses[m] for m in history.members if responses[m].status == "ok"]
     gold = gold_statement(prompt.answer) if prompt.answer else ""
-    if not gold or len(judged) < FEWEST_AGREEING or passes.of([r.reward for r in judged]).any():
+    if not gold or len(judged) < FEWEST_AGREEING or rule.apply([r.reward for r in judged]).any():
         return None
     stated = _stated(judged[0].text)
     if stated is None:

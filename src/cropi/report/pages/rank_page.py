@@ -170,7 +170,7 @@ def _row(ranking: Ranking, place: int, targets: Sequence[str]) -> list[str]:
     prompt = ranking.logged.prompts[place]
     rates = (seen.current_pass_rate, seen.raw_pass_rate) if seen else (None, None)
     return [
-        f"{int(ranking.places[place])}",
+        f"{int(ranking.ranks[place])}",
         shortened(prompt.content or prompt.prompt_id, LONGEST),
         *(DASH if rate is None else percent(rate, 0) for rate in rates),
         f"{len(seen.visits) if seen else 0}",

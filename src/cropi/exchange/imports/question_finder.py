@@ -1,9 +1,9 @@
-"""Where a prompt is in the text that a chat template made of it.
+"""Finds the question in a prompt that a chat template has rendered.
 
 Trainers log the rendered text, often without the template's marks: a system message, the word
-`user`, the question, the word `assistant`. What stands before and after the question is the same in
-most rows. It is learned from a few rows by looking for every known question in them; from then on
-a row costs one look-up. All texts are compared without differences of white space.
+`user`, the question, the word `assistant`. What comes before and after the question is the same in
+most rows. It is learned from a few rows by searching them for every known question; from then on a
+row costs one look-up. Differences of white space are ignored.
 """
 
 from __future__ import annotations
@@ -14,38 +14,38 @@ from collections.abc import Collection
 from cropi.text import composed
 
 MOST_SEARCHES = 64
-"""Rows without a known question that are searched for all of them before giving up."""
+"""Rows that are searched for every question, and hold none, before searching stops."""
 
 
-def folded(text: str) -> str:
-    """A text with single spaces for white space, in one form of Unicode."""
+def single_spaced(text: str) -> str:
+    """A text with single spaces for runs of white space, in one form of Unicode (NFC)."""
     return " ".join(composed(text).split())
 
 
 class QuestionFinder:
-    """Finds which of many questions, folded texts, a rendered text holds."""
+    """Finds which of many questions, single-spaced texts, a rendered prompt contains."""
 
     def __init__(self, questions: Collection[str]) -> None:
         self._questions = questions
         self._longest_first = sorted(questions, key=len, reverse=True)
         self._failed = 0
-        self.scaffolds: Counter[tuple[str, str]] = Counter()
-        """What stood before and after the questions, and how often."""
+        self.templates: Counter[tuple[str, str]] = Counter()
+        """The texts before and after questions, and how often each pair occurred."""
 
     def find(self, rendered: str) -> str | None:
-        """The question that a text holds; None if it holds none that is known."""
-        text = folded(rendered)
+        """The question in a rendered prompt; None if it contains none of them."""
+        text = single_spaced(rendered)
         if text in self._questions:
             return text
-        for before, after in [scaffold for scaffold, _ in self.scaffolds.most_common()]:
+        for (before, after), _ in self.templates.most_common():
             question = _between(text, before, after)
             if question in self._questions:
-                self.scaffolds[before, after] += 1
+                self.templates[before, after] += 1
                 return question
         return self._search(text)
 
     def _search(self, text: str) -> str | None:
-        """Look for every question; the longest counts, as it may hold a shorter one."""
+        """Search for every question, longest first, since one may contain another."""
         if self._failed >= MOST_SEARCHES:
             return None
         question = next((q for q in self._longest_first if q in text), None)
@@ -53,7 +53,7 @@ class QuestionFinder:
             self._failed += 1
             return None
         before, _, after = text.rpartition(question)
-        self.scaffolds[before, after] += 1
+        self.templates[before, after] += 1
         return question
 
 

@@ -1,4 +1,4 @@
-"""One log given twice: files of other kinds, or written otherwise, that say the same."""
+"""Files of a log that hold the same responses, whatever their file format."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from cropi.exchange.imports.logged import LoggedResponse
 from cropi.prompts.json_values import parsed_json
 
 
-class Copies:
-    """Tells files whose responses were all in another one of the same step, however written."""
+class DuplicateFiles:
+    """Recognises a file whose responses are all those of an earlier one."""
 
     def __init__(self) -> None:
-        self._like: dict[tuple[object, ...], list[tuple[Path, list[LoggedResponse]]]] = {}
+        self._seen: dict[tuple[object, ...], list[tuple[Path, list[LoggedResponse]]]] = {}
 
-    def original(self, file: Path, responses: list[LoggedResponse]) -> Path | None:
+    def original_of(self, file: Path, responses: list[LoggedResponse]) -> Path | None:
         """The file that holds the same responses as this one; None for the first of them."""
         if not responses:
             return None
         outline = (len(responses), hash(tuple(sorted(each.text for each in responses))))
-        alike = self._like.setdefault(outline, [])
+        alike = self._seen.setdefault(outline, [])
         content = _content(responses) if alike else []
         for other, others in alike:
             if _content(others) == content:
@@ -32,7 +32,7 @@ class Copies:
 
 
 def _content(responses: Sequence[LoggedResponse]) -> list[str]:
-    """What responses say, whatever the file that they are in, in an order of its own."""
+    """The content of responses, independent of their order and of the file format."""
     return sorted(
         repr(
             (
@@ -44,21 +44,21 @@ def _content(responses: Sequence[LoggedResponse]) -> list[str]:
                 each.text,
                 each.reward,
                 None if each.tokens is None else each.tokens.ids.tolist(),
-                _plain(each.about),
+                _normalised(each.about),
             )
         )
         for each in responses
     )
 
 
-def _plain(value: Any) -> Any:
-    """A cell without what differs between kinds of files: empty cells, the order of keys, 1.0."""
+def _normalised(value: Any) -> Any:
+    """A cell without what differs between file formats: empty cells, order of keys, 1.0 for 1."""
     value = parsed_json(value)
     if isinstance(value, Mapping):
-        filled = {str(key): _plain(inner) for key, inner in value.items()}
+        filled = {str(key): _normalised(inner) for key, inner in value.items()}
         return sorted((key, inner) for key, inner in filled.items() if inner is not None)
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [_normalised(inner) for inner in value]
     if isinstance(value, float):
         return None if math.isnan(value) else int(value) if value.is_integer() else value
     return value

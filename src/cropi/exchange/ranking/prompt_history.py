@@ -1,4 +1,4 @@
-"""What a log says about each prompt: how often it was solved, lately and at all, and how alike.
+"""Statistics of each prompt in a log: how often it was solved, lately and over the whole run.
 
 A *visit* is one time that a trainer sampled a prompt: the group of responses whose rewards were
 compared. Over a run a prompt is visited several times, by policies that differ.
@@ -18,30 +18,30 @@ from cropi.rollouts.statistics import PassHistory, RolloutStatistics
 from cropi.schema import rewards_differ
 from cropi.text import plural
 
-FEWEST = 2
-"""Responses of a visit below which nothing was compared."""
+LEAST_COMPARED = 2
+"""Judged responses that a group needs for a gradient."""
 
 
 @dataclass(frozen=True)
-class Passes:
-    """How rewards become shares of passes: as they are, or by the reward at which one passes."""
+class PassRule:
+    """How rewards become pass rates: as they are, or by whether they reach `threshold`."""
 
-    at: float | None = None
+    threshold: float | None = None
     note: str = ""
 
-    def of(self, rewards: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
-        """The passes [K] of some rewards, from 0 to 1."""
+    def apply(self, rewards: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+        """Rewards [K] as pass rates, from 0 to 1."""
         values = np.asarray(rewards, dtype=np.float64)
-        return values if self.at is None else (values >= self.at).astype(np.float64)
+        return values if self.threshold is None else (values >= self.threshold).astype(np.float64)
 
 
-def passes_of(
+def pass_rule(
     rewards: Sequence[float], pass_at: float | None, place: str, summed: Sequence[str] = ()
-) -> Passes:
-    """How rewards are to be read; `pass_at` is the user's, `summed` what they are the sum of.
+) -> PassRule:
+    """The rule for these rewards; `pass_at` is the user's threshold, `summed` their summands.
 
-    Rewards from 0 to 1 are shares. Of two values the higher one passes. Raises InputError for any
-    others, because their mean is not a pass rate.
+    Rewards from 0 to 1 are pass rates already. Of two values the higher one passes. Raises
+    InputError for any others, because their mean is not a pass rate.
     """
     values = np.unique(np.asarray(rewards, dtype=np.float64))
     values = values[~np.isnan(values)]
@@ -51,11 +51,11 @@ def passes_of(
             "them by the answers of --prompts with --verifier"
         )
     if pass_at is not None:
-        return Passes(pass_at, _idle_threshold(pass_at, float(values[0]), float(values[-1])))
+        return PassRule(pass_at, _idle_threshold(pass_at, float(values[0]), float(values[-1])))
     if values[0] >= 0 and values[-1] <= 1:
-        return Passes()
+        return PassRule()
     if len(values) == 2:
-        return Passes(
+        return PassRule(
             float(values[1]), f"rewards are {values[0]:zg} and {values[1]:zg}: the higher passes"
         )
     parts = f" (the sum of {', '.join(summed)})" if summed else ""
@@ -80,7 +80,7 @@ def _idle_threshold(pass_at: float, lowest: float, highest: float) -> str:
 
 @dataclass
 class Visit:
-    """One group of responses of a prompt, as places in the log."""
+    """One group of responses of a prompt, as indices into the log."""
 
     step: int | None
     members: list[int]
@@ -90,8 +90,9 @@ class Visit:
     @property
     def informative(self) -> bool:
         """Whether the group has a gradient."""
-        judged = self.judged
-        return len(judged) >= FEWEST and rewards_differ(float(judged.min()), float(judged.max()))
+        if len(self.judged) < LEAST_COMPARED:
+            return False
+        return rewards_differ(float(self.judged.min()), float(self.judged.max()))
 
 
 @dataclass
@@ -109,40 +110,40 @@ class PromptHistory:
         return next((v for v in reversed(self.visits) if len(v.judged)), self.visits[-1])
 
     @property
-    def dead(self) -> float:
+    def uninformative_share(self) -> float:
         """The share of the visits with judged responses whose rewards were all equal."""
         judged = [visit for visit in self.visits if len(visit.judged)]
         return float(np.mean([not v.informative for v in judged])) if judged else float("nan")
 
     @property
     def members(self) -> list[int]:
-        """All responses, as places in the log."""
+        """All responses, as indices into the log."""
         return [member for visit in self.visits for member in visit.members]
 
 
-def histories(
-    responses: Sequence[LoggedResponse], places: Sequence[int], pool: int, passes: Passes
+def prompt_histories(
+    responses: Sequence[LoggedResponse], indices: Sequence[int], pool: int, rule: PassRule
 ) -> list[PromptHistory | None]:
     """The history of each prompt of the pool [P]; None for one without a response."""
     grouped: list[dict[tuple[object, ...], list[int]]] = [{} for _ in range(pool)]
-    for number, (response, place) in enumerate(zip(responses, places, strict=True)):
-        if place >= 0:
+    for number, (response, index) in enumerate(zip(responses, indices, strict=True)):
+        if index >= 0:
             key = (response.run, response.step, response.group)
-            grouped[place].setdefault(key, []).append(number)
-    return [_history(groups, responses, passes) if groups else None for groups in grouped]
+            grouped[index].setdefault(key, []).append(number)
+    return [_history(groups, responses, rule) if groups else None for groups in grouped]
 
 
 def _history(
     groups: dict[tuple[object, ...], list[int]],
     responses: Sequence[LoggedResponse],
-    passes: Passes,
+    rule: PassRule,
 ) -> PromptHistory:
     visits = [_visit(members, responses) for members in groups.values()]
     visits.sort(key=lambda visit: -1 if visit.step is None else visit.step)
-    everything = passes.of(np.concatenate([visit.judged for visit in visits]))
+    everything = rule.apply(np.concatenate([visit.judged for visit in visits]))
     nan = float("nan")
     history = PromptHistory(visits, float(everything.mean()) if len(everything) else nan, nan, nan)
-    newest = passes.of(history.newest.judged)
+    newest = rule.apply(history.newest.judged)
     if len(newest):
         history.current_pass_rate = float(newest.mean())
         history.learnability = float(newest.var())
@@ -154,12 +155,12 @@ def _visit(members: list[int], responses: Sequence[LoggedResponse]) -> Visit:
     return Visit(responses[members[0]].step, members, np.array(rewards, dtype=np.float64))
 
 
-def statistics_of(
+def newest_group_statistics(
     prompt_ids: Sequence[str],
     history: Sequence[PromptHistory | None],
     responses: Sequence[LoggedResponse],
 ) -> RolloutStatistics:
-    """The same numbers as strategies look at them, of the newest visit of each prompt [P]."""
+    """Statistics of each prompt's newest group [P], as strategies read them."""
     nan = float("nan")
     members = [h.newest.members if h else [] for h in history]
     statuses = {
@@ -179,17 +180,17 @@ def statistics_of(
     )
 
 
-def visit_history(history: Sequence[PromptHistory | None], passes: Passes) -> PassHistory:
-    """The passes of each prompt's first visit, its second, and so on, as strategies remember."""
+def pass_history_by_visit(history: Sequence[PromptHistory | None], rule: PassRule) -> PassHistory:
+    """Passes of each prompt's first visit, its second, and so on: the rounds of a `PassHistory`."""
     rounds = max((len(each.visits) for each in history if each), default=0)
     total = np.zeros((rounds, len(history)))
     counts = np.zeros((rounds, len(history)), dtype=np.int64)
     unequal = np.zeros((rounds, len(history)), dtype=bool)
-    for place, each in enumerate(history):
+    for index, each in enumerate(history):
         for number, visit in enumerate(each.visits if each else []):
-            total[number, place] = passes.of(visit.judged).sum()
-            counts[number, place] = len(visit.judged)
-            unequal[number, place] = visit.informative
+            total[number, index] = rule.apply(visit.judged).sum()
+            counts[number, index] = len(visit.judged)
+            unequal[number, index] = visit.informative
     return PassHistory(total, counts, unequal)
 
 
@@ -197,12 +198,12 @@ def _length(response: LoggedResponse) -> int:
     return 0 if response.tokens is None else len(response.tokens.ids)
 
 
-def doubts(
+def group_notes(
     history: Sequence[PromptHistory | None], responses: Sequence[LoggedResponse]
 ) -> list[str]:
-    """What a reader should know of the groups: single responses, those not judged, cut, unseen."""
+    """Notes on groups of one response, responses without a reward, several steps and gaps."""
     seen = [h for h in history if h]
-    single = sum(len(v.members) < FEWEST for h in seen for v in h.visits)
+    single = sum(len(v.members) < LEAST_COMPARED for h in seen for v in h.visits)
     visits = sum(len(h.visits) for h in seen)
     unjudged = sum(response.status != "ok" for response in responses)
     steps = {response.step for response in responses if response.step is not None}
