@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,12 @@ from rich.progress import (
 
 from cropi.text import printable, shortened
 
+Advance = Callable[[int], None]
+"""Called with how many more are done."""
+ProgressCallback = Callable[[int, int], None]
+"""Called with how many are done, and of how many."""
+PhaseProgress = Callable[[str, int, int], None]
+"""Called with the name of a phase, how many are done in it, and of how many."""
 LOG_SECONDS = 60.0
 """How often a long phase prints a line where there is no terminal."""
 

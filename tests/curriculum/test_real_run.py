@@ -22,7 +22,7 @@ from support.tiny_runs import (
     write_config,
 )
 
-POOL = "prompts.pool=[{pocket: [sort, shift, add], split: pool, size: 16}]"
+POOL_DIRECTION = "prompts.pool=[{pocket: [sort, shift, add], split: pool, size: 16}]"
 KILL_POINT = "arms/cropi/stages/1/policy.part"
 
 
@@ -33,13 +33,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     A baseline trains like any arm; one takes part in the runs of test_loop.py.
     """
     folder = tmp_path_factory.mktemp("reference")
-    return run_in(folder, tiny_config(folder, POOL))
+    return run_in(folder, tiny_config(folder, POOL_DIRECTION))
 
 
 def run_until(config: Path, event: Path) -> None:
     """Start the run in a process of its own and kill it as soon as the file `event` is there."""
     command = [sys.executable, "-m", "cropi", "run", str(config)]
-    command += [POOL, "out=runs"]
+    command += [POOL_DIRECTION, "out=runs"]
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=config.parent
     ) as process:
@@ -55,7 +55,7 @@ def test_a_run_whose_process_was_killed_ends_with_the_same_bytes(
     finished: Path, tmp_path: Path
 ) -> None:
     run_until(write_config(tmp_path), tmp_path / "runs" / "tiny" / KILL_POINT)
-    resumed = run_in(tmp_path, tiny_config(tmp_path, POOL))
+    resumed = run_in(tmp_path, tiny_config(tmp_path, POOL_DIRECTION))
     assert promised_bytes(resumed) == promised_bytes(finished)
 
 
@@ -63,7 +63,7 @@ def test_another_seed_selects_other_prompts(finished: Path, tmp_path: Path) -> N
     """The same seed selects the same: the run above began twice, in two processes."""
     # The first selection comes before any training.
     short = (
-        POOL,
+        POOL_DIRECTION,
         f"training.engine={TRAINER}",
         "curriculum.stages=1",
         "curriculum.steps_per_stage=1",

@@ -25,7 +25,7 @@ from cropi.rollouts.engines.engine import Completion
 from cropi.rollouts.judged_groups import judge_completions
 from cropi.schema import Prompt, Response, RolloutGroup, Sampling, derive_seed
 from cropi.training import StageOutcome, StagePlan
-from cropi.training.stage import Evaluator, Row
+from cropi.training.stage import EvaluationCallback, Row
 from cropi.verifiers import Judge
 from cropi.verifiers.verdict import Verdict
 
@@ -95,7 +95,7 @@ class FakeTrainer:
         plan: StagePlan,
         judge: Judge,
         out: Path,
-        evaluate: Evaluator | None = None,
+        evaluate: EvaluationCallback | None = None,
         progress: Callable[[int, Row], None] | None = None,
         outcome: StageOutcome | None = None,
     ) -> StageOutcome:

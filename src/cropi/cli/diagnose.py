@@ -39,8 +39,7 @@ from cropi.gradients.settings import ObjectiveConfig
 from cropi.text import shown
 
 if TYPE_CHECKING:
-    from cropi.influence.pool_scorer import PhaseProgress
-    from cropi.progress import Bar
+    from cropi.progress import Bar, PhaseProgress
     from cropi.report.pages.diagnosis_page import Diagnosis
 
 diagnose_app = typer.Typer(

@@ -74,8 +74,8 @@ class Evaluator:
                 for name, prompts in self.sets.items()
             },
             sorted(self.targeted),
-            self.settings.deciding,
-            self.rollouts.deciding,
+            self.settings.result_settings,
+            self.rollouts.result_settings,
             self.judge_settings,
             self.template_kwargs,
             self.seed,

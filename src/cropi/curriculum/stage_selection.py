@@ -19,17 +19,16 @@ from cropi.curriculum.stage_rollouts import StageRollouts, pool_files_so_far
 from cropi.execution import Executor
 from cropi.influence.cosines import Influence
 from cropi.influence.growing_pool import GrowingPool
-from cropi.influence.pool_scorer import PhaseProgress
 from cropi.influence.settings import InfluenceConfig
 from cropi.influence.setup import growing_pool
 from cropi.policy.loading import Policy
 from cropi.policy.reference import PolicyRef
-from cropi.progress import Bar
+from cropi.progress import Bar, PhaseProgress
 from cropi.prompts import PromptSets
 from cropi.schema import InfluenceEstimate, RolloutGroup, Selection
 from cropi.selection import Needs, find_strategy, needs_of, select
 from cropi.selection.settings import SelectionConfig, StrategyChoice
-from cropi.selection.strategy import POOL
+from cropi.selection.strategy import POOL_DIRECTION
 from cropi.store.cached import cached, stamp
 from cropi.store.files import file_hash, remove, write_json
 from cropi.store.run_directory import Stage
@@ -176,7 +175,7 @@ def influence_settings(needs: Needs, settings: InfluenceConfig) -> InfluenceConf
 def target_rollouts(needs: Needs, rollouts: StageRollouts) -> dict[str, list[RolloutGroup]]:
     """Return the rollouts that a strategy compares the pool's with, by the target's name."""
     if needs.direction == "pool":
-        return {POOL: rollouts.pool}
+        return {POOL_DIRECTION: rollouts.pool}
     if needs.direction == "mean":
         return {"validation": [g for groups in rollouts.validation.values() for g in groups]}
     return rollouts.validation

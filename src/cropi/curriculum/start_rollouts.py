@@ -79,7 +79,7 @@ class Sampler:
         return (
             policy_key,
             asdict(self.settings.sampling),
-            self.settings.engine.deciding,
+            self.settings.engine.result_settings,
             self.verifier_settings,
             self.template_kwargs,
             request.responses,

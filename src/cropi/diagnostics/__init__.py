@@ -28,9 +28,8 @@ if TYPE_CHECKING:
     from cropi.diagnostics.fidelity import FidelityReport
     from cropi.diagnostics.leave_out import LeaveOutReport
     from cropi.diagnostics.step import StepReport
-    from cropi.influence.pool_scorer import PhaseProgress
     from cropi.policy.loading import Policy
-    from cropi.progress import ProgressReporter
+    from cropi.progress import PhaseProgress, ProgressReporter
     from cropi.rollouts.staleness import Staleness
 
 __all__ = ["diagnose_fidelity", "diagnose_loo", "diagnose_staleness", "diagnose_step"]

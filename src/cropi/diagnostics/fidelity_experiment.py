@@ -31,8 +31,8 @@ from cropi.diagnostics.fidelity import (
 from cropi.gradients.consumers import Directions, DotConsumer, NormConsumer
 from cropi.gradients.extractor import GradientExtractor
 from cropi.influence.left_out_prompts import require_informative
-from cropi.influence.pool_scorer import PhaseProgress
 from cropi.influence.scorer import Scorer
+from cropi.progress import PhaseProgress
 from cropi.schema import InfluenceEstimate, RolloutGroup, derive_seed, longest_allowed
 from cropi.sketches import FittedSketch, Sketch, SketchConsumer, make_sketch
 

@@ -30,8 +30,8 @@ from cropi.gradients.extractor import GradientExtractor
 from cropi.gradients.forward import in_float32
 from cropi.gradients.logprobs import LogprobReader, read_objectives
 from cropi.influence.left_out_prompts import require_informative
-from cropi.influence.pool_scorer import PhaseProgress
 from cropi.influence.scorer import Scorer
+from cropi.progress import PhaseProgress
 from cropi.schema import InfluenceEstimate, RolloutGroup, longest_allowed
 
 GRADIENT_BYTES = 1 << 31

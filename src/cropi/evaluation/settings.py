@@ -37,9 +37,9 @@ class EvaluationConfig(Section):
     )
 
     @property
-    def deciding(self) -> dict[str, Any]:
+    def result_settings(self) -> dict[str, Any]:
         """The settings that decide results, as plain values."""
-        engine = {} if self.engine is None else {"engine": self.engine.deciding}
+        engine = {} if self.engine is None else {"engine": self.engine.result_settings}
         return {**self.model_dump(exclude={"engine"}), **engine}
 
     @model_validator(mode="after")

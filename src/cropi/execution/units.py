@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from cropi.errors import InputError
 from cropi.schema import unique
 from cropi.text import plural
+
+if TYPE_CHECKING:
+    from cropi.progress import ProgressCallback
 
 NAMED = 3
 """Units that an error names."""
@@ -204,7 +207,7 @@ def run_all(
 
 def showing_workers(
     update: Callable[[int, int, str], None], executor: Executor | None
-) -> Callable[[int, int], None]:
+) -> ProgressCallback:
     """Progress that notes how many workers there are, for work that is done elsewhere."""
 
     def show(done: int, total: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,12 +33,12 @@ from cropi.gradients.long_groups import part_logprobs
 from cropi.gradients.objective import objective
 from cropi.gradients.self_check import exercises_block_mask, require_covered, unique_logprobs
 from cropi.gradients.settings import ObjectiveConfig
+from cropi.progress import Advance
 from cropi.schema import RolloutGroup
 
 FP32_NATS, BF16_NATS = 1e-3, 0.25
 """Nats by which a log-prob may differ between the fast and the plain path."""
 
-Advance = Callable[[int], None]
 """Called with the number of prompts that were read since its last call."""
 
 

@@ -7,7 +7,7 @@ zeros, so that what consumers add up over the ranks is right.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,8 +20,7 @@ from cropi.gradients.pass_record import PassRecord
 from cropi.gradients.ranks import Ranks, whole
 from cropi.gradients.self_check import prompt_gradient, prompt_weights, response_gradients
 from cropi.gradients.settings import ObjectiveConfig
-
-Advance = Callable[[int], None]
+from cropi.progress import Advance
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Shape legend: P prompts, V targets, N prompts of a target, D dimensions of a ske
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,10 @@ from cropi.influence.left_out_prompts import require_informative, require_some_i
 from cropi.influence.pool_pass import PoolPass, pool_scores, usable_statuses
 from cropi.influence.settings import Metric
 from cropi.influence.targets import Target, half_products, half_weights, target_reliability
+from cropi.progress import PhaseProgress
 from cropi.schema import RolloutGroup
 
 Groups = Sequence[RolloutGroup]
-PhaseProgress = Callable[[str, int, int], None]
 """Called with a phase's name, the prompts done and the prompts in all."""
 
 

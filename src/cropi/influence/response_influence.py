@@ -15,7 +15,7 @@ Shape legend: D unique responses of all prompts, K usable ones of one prompt, P 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,11 +26,11 @@ from cropi.gradients.consumers import Directions, DotConsumer
 from cropi.gradients.extractor import GradientExtractor
 from cropi.gradients.response_gradients import ResponseGroups, ResponseProducts
 from cropi.influence.cosines import ResponseInfluence
+from cropi.progress import Advance
 from cropi.schema import RolloutGroup
 from cropi.sketches import Sketch, SketchBuffer, SketchConsumer
 
 Array = NDArray[np.float64]
-Advance = Callable[[int], None]
 """Called with the number of prompts that were finished since its last call."""
 
 SKETCHED_PROMPTS = 256

@@ -31,7 +31,7 @@ from cropi.gradients.response_gradients import ResponseGroups
 from cropi.gradients.settings import ObjectiveConfig, TargetMemory
 from cropi.influence.growing_pool import TargetDirections
 from cropi.influence.pool_pass import PoolPass, usable_statuses
-from cropi.influence.pool_scorer import Groups, PhaseProgress, PoolScorer
+from cropi.influence.pool_scorer import Groups, PoolScorer
 from cropi.influence.preconditioner import Preconditioner, PreconditioningConsumer
 from cropi.influence.response_influence import exact_measures, sketched_measures
 from cropi.influence.settings import Metric
@@ -41,6 +41,7 @@ from cropi.influence.targets import (
     target_reliability,
 )
 from cropi.influence.whitening import DIMENSIONS, lowest_hashes
+from cropi.progress import PhaseProgress
 from cropi.schema import RolloutGroup, fingerprint
 from cropi.sketches import FittedSketch, Sketch, SketchBuffer, SketchConsumer
 from cropi.sketches.counter_rng import parameters_identity

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from cropi.influence.features.feature_files import Dtype
 from cropi.influence.features.feature_store import FeatureStore, as_store
 from cropi.influence.features.feature_writer import require_store_place
 from cropi.influence.growing_pool import GrowingPool
-from cropi.influence.pool_scorer import PhaseProgress, PoolScorer
+from cropi.influence.pool_scorer import PoolScorer
 from cropi.influence.preconditioner import Preconditioner
 from cropi.influence.scorer import Scorer
 from cropi.influence.settings import FEATURE_SKETCH, InfluenceConfig
@@ -29,6 +29,7 @@ from cropi.influence.sharded.sharded_scorer import ShardedScorer
 from cropi.policy.loading import as_model, weights_revision
 from cropi.policy.optimizer_state import OPTIMIZER_FILE, second_moments
 from cropi.policy.reference import PolicyRef
+from cropi.progress import PhaseProgress, ProgressCallback
 from cropi.rollouts import as_groups, read_rollouts
 from cropi.schema import PolicyIdentity, RolloutGroup, longest_allowed
 from cropi.settings import given_or_default
@@ -214,7 +215,7 @@ def extract_features(
     like: FeatureStore | str | Path | None = None,
     checkpoint: str | Path | None = None,
     revision: str = "",
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Extraction:
     """Sketch the gradients of a rollout file's informative prompts into the store `out`.
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropi.plugin_calls import PluginError, calling, is_users
+from cropi.plugins import KINDS
 from cropi.policy.reference import PolicyRef
 from cropi.rollouts.engines.engine import Completion, RolloutEngine, StreamingEngine
 from cropi.rollouts.settings import EngineChoice
@@ -23,7 +24,7 @@ from cropi.text import plural, shown
 if TYPE_CHECKING:
     from cropi.policy.loading import Policy
 
-TITLE = "rollout engine"
+TITLE = KINDS["engine"].title
 
 
 def load_engine(choice: EngineChoice | str, policy: Policy | PolicyRef) -> RolloutEngine:

@@ -12,7 +12,7 @@ import os
 import platform
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from cropi.errors import InputError
 from cropi.execution import Executor, Inline, WorkUnit, run_all
 from cropi.plugins import code_of
 from cropi.policy.reference import PolicyRef
+from cropi.progress import ProgressCallback
 from cropi.prompts.encoding import encode_all
 from cropi.rollouts.checked_engine import load_engine
 from cropi.rollouts.collect_streamed import collect_streamed
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from cropi.policy.loading import Policy
     from cropi.verifiers import Judge
 
-Progress = Callable[[int, int], None]
 IF_UNITS_FAIL = (
     "the same command continues with the chunks that are finished, which are in {}; if memory ran "
     "out, use fewer workers, or lower rollouts.engine.batch_size, with which all is sampled again"
@@ -63,7 +63,7 @@ def collect(
     plan: SamplingPlan,
     out: Path,
     inputs_fingerprint: str,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     executor: Executor | None = None,
 ) -> Path:
     """Sample and judge responses to every prompt into the Parquet file `out`.
@@ -130,7 +130,7 @@ def rollout(
     template_kwargs: Mapping[str, Any] | None = None,
     inputs_fingerprint: str | None = None,
     executor: Executor | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> list[RolloutGroup]:
     """Sample and judge responses of a policy, store them in the Parquet file `out`, return them.
 
@@ -167,7 +167,7 @@ def rollout(
         reference.require_same_tokens([p.content for p in prompts])
         inputs_fingerprint = inputs_fingerprint or fingerprint(
             reference.identity,
-            settings.deciding,
+            settings.result_settings,
             judge.settings.model_dump(),
             seed,
             template_kwargs,

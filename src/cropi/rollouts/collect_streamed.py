@@ -7,10 +7,11 @@ the prompts that no part has. A prompt's seed depends on its id alone, not on wh
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cropi.progress import ProgressCallback
 from cropi.rollouts.engines.engine import Completion, StreamingEngine
 from cropi.rollouts.judged_groups import EncodedPrompts
 from cropi.rollouts.rollout_file import read_rollouts, write_rollouts
@@ -27,7 +28,7 @@ def collect_streamed(
     prompts: EncodedPrompts,
     folder: Path,
     inputs_fingerprint: str,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> list[RolloutGroup]:
     """Sample and judge every prompt that no part in `folder` has; return all groups in order.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cropi.arguments import PROMPTS_FIX, require_list_of
 from cropi.errors import InputError
+from cropi.progress import ProgressCallback
 from cropi.rollouts.rollout_file import as_groups, read_side_columns, write_rollouts
 from cropi.schema import Prompt, Response, RolloutGroup
 from cropi.store.files import require_writable
@@ -52,7 +53,7 @@ def judge(
     out: str | Path | None = None,
     *,
     verifier: str | VerifiersConfig | Judge | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Rejudged:
     """Judge stored responses again and return what changed; nothing is sampled.
 

@@ -11,7 +11,7 @@ from cropi.plugins import Choice
 from cropi.schema import Sampling
 from cropi.settings import Count, Fraction, Section, Temperature
 
-Policies = Literal["any", "saved", "served"]
+SampledPolicies = Literal["any", "saved", "served"]
 
 
 class EngineSettings(Section):
@@ -23,7 +23,7 @@ class EngineSettings(Section):
     """
 
     execution: ClassVar[frozenset[str]] = frozenset()
-    policies: ClassVar[Policies] = "any"
+    policies: ClassVar[SampledPolicies] = "any"
 
 
 class EngineChoice(Choice):
@@ -33,13 +33,13 @@ class EngineChoice(Choice):
     default: ClassVar[str] = "transformers"
 
     @property
-    def policies(self) -> Policies:
+    def policies(self) -> SampledPolicies:
         """Which policies it samples from; a user's own engine is taken to sample from any."""
-        policies: Policies = getattr(self.settings, "policies", "any")
+        policies: SampledPolicies = getattr(self.settings, "policies", "any")
         return policies
 
     @property
-    def deciding(self) -> Any:
+    def result_settings(self) -> Any:
         """The name and those settings that decide what is sampled."""
         values = self.model_dump()
         execution = getattr(self.settings, "execution", ())
@@ -73,9 +73,9 @@ class RolloutsConfig(Section):
     max_new_tokens: Count = Field(512, description="longest response, in tokens")
 
     @property
-    def deciding(self) -> dict[str, Any]:
+    def result_settings(self) -> dict[str, Any]:
         """The settings that decide what is sampled, as plain values."""
-        return {**self.model_dump(), "engine": self.engine.deciding}
+        return {**self.model_dump(), "engine": self.engine.result_settings}
 
     @property
     def sampling(self) -> Sampling:

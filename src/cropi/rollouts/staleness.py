@@ -17,7 +17,7 @@ This module maps arrays to plain values; `gradients.logprobs` does the forward p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from cropi.errors import InputError
 from cropi.estimation.intervals import Interval, mean_interval, share_interval
+from cropi.progress import ProgressCallback
 from cropi.rollouts.number_checks import require_log_ratios
 from cropi.schema import RolloutGroup
 from cropi.text import plural
@@ -146,7 +147,7 @@ def staleness_under(
     model: nn.Module,
     rollouts: Sequence[RolloutGroup],
     batch_tokens: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Staleness:
     """Measure how far `model` has moved from the policy that sampled `rollouts`.
 

@@ -8,7 +8,7 @@ from cropi.errors import InputError
 from cropi.plugins import plugin
 from cropi.schema import Selection
 from cropi.selection.strategy import (
-    POOL,
+    POOL_DIRECTION,
     Direction,
     Scoring,
     SelectionContext,
@@ -59,13 +59,13 @@ class LearnAlign:
         Raises InputError for scores with another target than the pool.
         """
         scored, statistics = context.scored, context.statistics
-        if list(scored.mean) != [POOL]:
+        if list(scored.mean) != [POOL_DIRECTION]:
             raise InputError(
                 "strategy learnalign compares with the pool's own direction, and the scores are of "
                 f"{', '.join(scored.mean)}; score with the pool's rollouts as the only target, "
-                f"named {POOL}, and target=unit_mean"
+                f"named {POOL_DIRECTION}, and target=unit_mean"
             )
-        cosine = scored.mean[POOL]
+        cosine = scored.mean[POOL_DIRECTION]
         variance = dict(zip(statistics.prompt_ids, statistics.variances, strict=True))
         score = cosine.astype(np.float64) * np.array([variance[i] for i in scored.prompt_ids])
         chosen = top_by_score(score, scored.prompt_ids, context.count)

@@ -22,7 +22,7 @@ from cropi.text import shown
 
 Scoring = Literal["stage", "once", "never"]
 Direction = Literal["sets", "mean", "pool"]
-POOL = "pool"
+POOL_DIRECTION = "pool"
 """The name, among the scores of validation sets, of those with the pool's own direction."""
 
 

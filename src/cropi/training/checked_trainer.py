@@ -6,7 +6,7 @@ of the next one; counts and rows that no file can hold would end the run after t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,15 +16,17 @@ import numpy as np
 
 from cropi.errors import InputError
 from cropi.plugin_calls import PluginError, calling, is_users
-from cropi.plugins import find_plugin
+from cropi.plugins import KINDS, find_plugin
 from cropi.schema import RolloutGroup
 from cropi.text import shown
 from cropi.training.settings import TrainerChoice
 from cropi.training.stage import (
-    Evaluator,
+    OUTCOME_COUNTS,
+    EvaluationCallback,
     Row,
     StageOutcome,
     StagePlan,
+    StepProgress,
     Trainer,
     reraise_disk_errors,
 )
@@ -33,14 +35,7 @@ if TYPE_CHECKING:
     from cropi.policy.loading import Policy
     from cropi.verifiers import Judge
 
-TITLE = "training engine"
-COUNTS = (
-    "generated_tokens",
-    "prefill_tokens",
-    "trained_tokens",
-    "prompts_sampled",
-    "uninformative_trained",
-)
+TITLE = KINDS["trainer"].title
 
 
 def find_trainer(choice: TrainerChoice | str) -> Trainer:
@@ -95,8 +90,8 @@ class CheckedTrainer:
         plan: StagePlan,
         judge: Judge,
         out: Path,
-        evaluate: Evaluator | None = None,
-        progress: Callable[[int, Row], None] | None = None,
+        evaluate: EvaluationCallback | None = None,
+        progress: StepProgress | None = None,
         outcome: StageOutcome | None = None,
     ) -> StageOutcome:
         """Train, and return the outcome in plain types; `out` holds a policy of the same shape."""
@@ -115,16 +110,14 @@ class CheckedTrainer:
             raise self._error("train", f"left in its folder {error}", "") from error
         return outcome
 
-    def _evaluating(self, plan: StagePlan, evaluate: Evaluator) -> Evaluator:
+    def _evaluating(self, plan: StagePlan, evaluate: EvaluationCallback) -> EvaluationCallback:
         def checked(policy: Policy, step: int) -> None:
             self._require_step(plan, step, "evaluate(policy, step)")
             evaluate(policy, int(step))
 
         return checked
 
-    def _advancing(
-        self, plan: StagePlan, progress: Callable[[int, Row], None]
-    ) -> Callable[[int, Row], None]:
+    def _advancing(self, plan: StagePlan, progress: StepProgress) -> StepProgress:
         def checked(done: int, row: Row) -> None:
             if not isinstance(done, int | np.integer) or not 0 <= done <= plan.steps:
                 raise self._error(
@@ -150,7 +143,7 @@ class CheckedTrainer:
         """Give the outcome the types that its files hold."""
         outcome.log = [self._row(plan, row) for row in self._list("log", outcome.log)]
         outcome.clock = [self._time(plan, each) for each in self._list("clock", outcome.clock)]
-        for name in COUNTS:
+        for name in OUTCOME_COUNTS:
             setattr(outcome, name, self._count(name, getattr(outcome, name)))
         if outcome.prompts_sampled > len(plan.prompts):
             raise self._error(

@@ -10,7 +10,7 @@ import os
 import pickle
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from cropi.errors import InputError
 from cropi.execution.program import end_with_parent
 from cropi.store.files import atomic_write
 from cropi.training.launcher import JOB, OUTCOME, REFUSED, STEPS, Job, Report
-from cropi.training.stage import Row, place_to_save
+from cropi.training.stage import Row, StepProgress, place_to_save
 from cropi.training.trl_stage import TrlTrainer
 from cropi.verifiers import Judge
 
@@ -58,7 +58,7 @@ def _restore_to_numbered_cpus() -> None:
     torch.serialization.register_package(11, lambda _: None, restored)
 
 
-def _writer(file: Path) -> Callable[[int, Row], None]:
+def _writer(file: Path) -> StepProgress:
     def write(done: int, row: Row) -> None:
         with file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps([done, row]) + "\n")

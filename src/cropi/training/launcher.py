@@ -14,7 +14,7 @@ import pickle
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,14 @@ from cropi.execution.program import last_error
 from cropi.policy.loading import resolve_device
 from cropi.text import shown
 from cropi.training.settings import LaunchSettings, TrainerSettings
-from cropi.training.stage import Evaluator, Row, StageOutcome, StagePlan, require_agreeing
-from cropi.training.stage_parts import Progress, train_in_parts
+from cropi.training.stage import (
+    EvaluationCallback,
+    StageOutcome,
+    StagePlan,
+    StepProgress,
+    require_agreeing,
+)
+from cropi.training.stage_parts import train_in_parts
 from cropi.training.trl_stage import TrlTrainer, require_training_state
 from cropi.verifiers import Judge
 from cropi.verifiers.settings import VerifiersConfig
@@ -82,8 +88,8 @@ class LaunchedTrainer:
         plan: StagePlan,
         judge: Judge,
         out: Path,
-        evaluate: Evaluator | None = None,
-        progress: Callable[[int, Row], None] | None = None,
+        evaluate: EvaluationCallback | None = None,
+        progress: StepProgress | None = None,
         outcome: StageOutcome | None = None,
     ) -> StageOutcome:
         """Train a stage and leave its checkpoint in the empty folder `out`."""
@@ -91,16 +97,14 @@ class LaunchedTrainer:
             kind = accelerate_config(self.launch)["distributed_type"]
             require_training_state(Path(plan.start), kind if kind in SHARDING else "")
 
-        def train_part(part: StagePlan, folder: Path, advance: Progress) -> StageOutcome:
+        def train_part(part: StagePlan, folder: Path, advance: StepProgress) -> StageOutcome:
             report = self._launch(part, judge, folder, advance)
             judge.add(report.counts, report.reasons)
             return report.outcome
 
         return train_in_parts(plan, out, train_part, evaluate, progress, outcome)
 
-    def _launch(
-        self, plan: StagePlan, judge: Judge, out: Path, progress: Callable[[int, Row], None]
-    ) -> Report:
+    def _launch(self, plan: StagePlan, judge: Judge, out: Path, progress: StepProgress) -> Report:
         """Run the processes until they have left the policy in `out`."""
         with tempfile.TemporaryDirectory(prefix="cropi-launch-") as name:
             folder = Path(name)

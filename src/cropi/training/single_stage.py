@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from cropi.store.remote import local_place
 from cropi.text import remote_url, shown
 from cropi.training.checked_trainer import find_trainer
 from cropi.training.settings import TrainingConfig
-from cropi.training.stage import Row, StageOutcome, StagePlan, place_to_save
+from cropi.training.stage import StageOutcome, StagePlan, StepProgress, place_to_save
 from cropi.verifiers.settings import VerifiersConfig
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def train(
     carry_optimizer: bool = False,
     horizon: int | None = None,
     seed: int = 0,
-    progress: Callable[[int, Row], None] | None = None,
+    progress: StepProgress | None = None,
 ) -> StageOutcome:
     """Train one GRPO stage on the selected prompts and write the checkpoint folder `out`.
 

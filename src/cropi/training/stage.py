@@ -35,7 +35,9 @@ would be sampled forever.
 """
 
 Row = dict[str, Any]
-Evaluator = Callable[["Policy", int], None]
+StepProgress = Callable[[int, Row], None]
+"""Called with the steps done so far and the last row of the log."""
+EvaluationCallback = Callable[["Policy", int], None]
 """Called with (policy, step) during training; must leave the policy as it was."""
 
 
@@ -123,6 +125,16 @@ class StageOutcome:
     rollouts: list[RolloutGroup] = field(default_factory=list, compare=False)
 
 
+OUTCOME_COUNTS = (
+    "generated_tokens",
+    "prefill_tokens",
+    "trained_tokens",
+    "prompts_sampled",
+    "uninformative_trained",
+)
+"""Fields of `StageOutcome` that add up over the parts of a stage."""
+
+
 class Trainer(Protocol):
     """Trains one stage and writes a Hugging Face checkpoint with the optimizer's state.
 
@@ -142,8 +154,8 @@ class Trainer(Protocol):
         plan: StagePlan,
         judge: Judge,
         out: Path,
-        evaluate: Evaluator | None = None,
-        progress: Callable[[int, Row], None] | None = None,
+        evaluate: EvaluationCallback | None = None,
+        progress: StepProgress | None = None,
         outcome: StageOutcome | None = None,
     ) -> StageOutcome:
         """Fill the empty folder `out` with the trained policy; `outcome` is updated live."""

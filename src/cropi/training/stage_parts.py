@@ -15,21 +15,25 @@ from pathlib import Path
 import torch
 
 from cropi.policy.checkpoints import settle_adapter
-from cropi.training.stage import Evaluator, Row, StageOutcome, StagePlan
+from cropi.training.stage import (
+    OUTCOME_COUNTS,
+    EvaluationCallback,
+    StageOutcome,
+    StagePlan,
+    StepProgress,
+)
 from cropi.training.start_policy import load_start
 
-Progress = Callable[[int, Row], None]
-TrainPart = Callable[[StagePlan, Path, Progress], StageOutcome]
+TrainPart = Callable[[StagePlan, Path, StepProgress], StageOutcome]
 """Trains a part, fills an empty folder with its policy, and says what it did."""
-COUNTS = ("generated_tokens", "prefill_tokens", "trained_tokens", "prompts_sampled")
 
 
 def train_in_parts(
     plan: StagePlan,
     out: Path,
     train_part: TrainPart,
-    evaluate: Evaluator | None = None,
-    progress: Progress | None = None,
+    evaluate: EvaluationCallback | None = None,
+    progress: StepProgress | None = None,
     outcome: StageOutcome | None = None,
 ) -> StageOutcome:
     """Train a stage part by part, evaluating between them, and leave its policy in `out`."""
@@ -72,7 +76,7 @@ def parts_of(plan: StagePlan, evaluated: bool) -> Iterator[StagePlan]:
         yield replace(plan, first_step=begin, steps=until - begin, prompts=prompts)
 
 
-def _shifted(progress: Progress | None, before: int) -> Progress:
+def _shifted(progress: StepProgress | None, before: int) -> StepProgress:
     return lambda done, row: progress(before + done, row) if progress else None
 
 
@@ -82,7 +86,7 @@ def _add(outcome: StageOutcome, part: StageOutcome) -> None:
     outcome.log += part.log
     outcome.clock += [(step, seconds + later) for step, later in part.clock]
     outcome.rollouts += part.rollouts
-    for name in COUNTS:
+    for name in OUTCOME_COUNTS:
         setattr(outcome, name, getattr(outcome, name) + getattr(part, name))
     for status, count in part.statuses.items():
         outcome.statuses[status] = outcome.statuses.get(status, 0) + count

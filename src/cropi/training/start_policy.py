@@ -7,7 +7,7 @@ them in a checkpoint like any other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from cropi.errors import InputError
 from cropi.policy.checkpoints import settle_adapter
 from cropi.policy.loading import Policy, load_policy, quiet_libraries
 from cropi.policy.settings import ModelConfig
+from cropi.progress import ProgressCallback
 from cropi.schema import Prompt
 from cropi.store.cached import FINGERPRINT
 from cropi.store.files import atomic_folder
@@ -52,7 +53,7 @@ def write_start_policy(
     training: TrainingConfig,
     seed: int,
     inputs_fingerprint: str,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> None:
     """Write the start policy to the folder `out`: `model`, warmed up or with fresh adapters.
 

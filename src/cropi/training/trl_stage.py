@@ -16,7 +16,7 @@ import shutil
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,10 +46,10 @@ from cropi.training.recorded_groups import GroupRecorder, LossLogprobs
 from cropi.training.rewards import JudgedRewards
 from cropi.training.shared_rewards import SharedRewards
 from cropi.training.stage import (
-    Evaluator,
-    Row,
+    EvaluationCallback,
     StageOutcome,
     StagePlan,
+    StepProgress,
     loss_warnings,
 )
 from cropi.training.start_policy import load_start
@@ -97,8 +97,8 @@ class TrlTrainer:
         plan: StagePlan,
         judge: Judge,
         out: Path,
-        evaluate: Evaluator | None = None,
-        progress: Callable[[int, Row], None] | None = None,
+        evaluate: EvaluationCallback | None = None,
+        progress: StepProgress | None = None,
         outcome: StageOutcome | None = None,
     ) -> StageOutcome:
         """Train a stage and leave its checkpoint in the empty folder `out`."""
@@ -202,8 +202,8 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
         policy: Policy,
         counts: StageCounts,
         outcome: StageOutcome,
-        evaluate: Evaluator | None,
-        progress: Callable[[int, Row], None] | None,
+        evaluate: EvaluationCallback | None,
+        progress: StepProgress | None,
         trainer: GRPOTrainer,
         group: ProcessGroup,
     ) -> None:

@@ -26,8 +26,8 @@ from cropi.policy.reference import PolicyRef
 from cropi.prompts.encoding import encode_all
 from cropi.rollouts.engines.engine import require_context
 from cropi.store.files import write_json
-from cropi.training.stage import Evaluator, Row, StageOutcome, StagePlan
-from cropi.training.stage_parts import Progress, part_folders, train_in_parts
+from cropi.training.stage import EvaluationCallback, StageOutcome, StagePlan, StepProgress
+from cropi.training.stage_parts import part_folders, train_in_parts
 from cropi.training.verl_config import CHECKPOINTS, METRICS, STATE, arguments, overrides_of
 from cropi.training.verl_files import read_verdicts, write_files
 from cropi.training.verl_requirements import (
@@ -81,8 +81,8 @@ class VerlTrainer:
         plan: StagePlan,
         judge: Judge,
         out: Path,
-        evaluate: Evaluator | None = None,
-        progress: Callable[[int, Row], None] | None = None,
+        evaluate: EvaluationCallback | None = None,
+        progress: StepProgress | None = None,
         outcome: StageOutcome | None = None,
     ) -> StageOutcome:
         """Train a stage and leave its merged checkpoint, and verl's own, in the folder `out`."""
@@ -94,7 +94,7 @@ class VerlTrainer:
             os.close(handle)
             plan = replace(plan, log=Path(name))
 
-        def train_part(part: StagePlan, folder: Path, advance: Progress) -> StageOutcome:
+        def train_part(part: StagePlan, folder: Path, advance: StepProgress) -> StageOutcome:
             run = VerlRun(part, self.settings, folder / WORK, _lengths(part))
             return run.train(judge, advance)
 
@@ -149,7 +149,7 @@ class VerlRun:
     def _verl(self, module: str) -> list[str]:
         return [interpreter(self.settings), "-m", f"verl.{module}"]
 
-    def train(self, judge: Judge, advance: Progress) -> StageOutcome:
+    def train(self, judge: Judge, advance: StepProgress) -> StageOutcome:
         """Train, merge, and look at what came of it."""
         self.work.mkdir()
         write_files(self.plan, judge, self.work)
@@ -182,7 +182,7 @@ class VerlRun:
                 f"{last_error(program.output)}; see {log}, and correct training.engine"
             )
 
-    def _count(self, line: Mapping[str, Any], advance: Progress) -> None:
+    def _count(self, line: Mapping[str, Any], advance: StepProgress) -> None:
         """Count a step, whose metrics verl has written."""
         step, data, outcome = int(line["step"]), line["data"], self.outcome
         done, size = step - self.plan.first_step, self.plan.training.prompts_per_step

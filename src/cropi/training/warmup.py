@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from cropi.policy.loading import (
     reraise_out_of_memory,
     resolve_device,
 )
+from cropi.progress import ProgressCallback
 from cropi.schema import Prompt
 from cropi.training.settings import WarmupConfig
 
@@ -23,7 +24,7 @@ def warm_up(
     config: WarmupConfig,
     work: Path,
     seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressCallback | None = None,
     bf16: bool | None = None,
 ) -> tuple[Any, int]:
     """Take the steps, with the loss on the answers only.
@@ -98,7 +99,7 @@ def supervised_row(prompt: Prompt, template: str) -> dict[str, Any]:
     return {**row, "tools": [dict(tool) for tool in prompt.tools]} if prompt.tools else row
 
 
-def _progress_callback(progress: Callable[[int, int], None], total: int) -> Any:
+def _progress_callback(progress: ProgressCallback, total: int) -> Any:
     from transformers import TrainerCallback
 
     class Steps(TrainerCallback):  # type: ignore[misc]

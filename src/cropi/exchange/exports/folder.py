@@ -20,7 +20,7 @@ from cropi.exchange.exports.row_table import row_table
 from cropi.exchange.exports.trainer_format import Place, Start, TrainerFormat
 from cropi.exchange.reward_functions import PROMPTS, VERIFIERS
 from cropi.plugin_calls import PluginError, calling
-from cropi.plugins import find_plugin, plugin_names, resolve_name
+from cropi.plugins import KINDS, find_plugin, plugin_names, resolve_name
 from cropi.prompts import write_prompts
 from cropi.schema import Prompt, Selection, derive_seed, fingerprint
 from cropi.selection import selected_prompts
@@ -34,7 +34,7 @@ from cropi.store.files import (
 from cropi.text import plural, shown
 from cropi.verifiers.settings import VerifiersConfig, resolved
 
-TITLE = "trainer to export to"
+TITLE = KINDS["export"].title
 SUFFIXES = (".parquet", ".jsonl")
 EXPORT_RECORD = "export.json"
 DEFAULT_MODEL = "POLICY"

@@ -8,11 +8,11 @@ from typing import Protocol
 from cropi.errors import InputError
 from cropi.exchange.imports.logged import LogFile, LoggedResponse, Row, cell_names
 from cropi.plugin_calls import calling
-from cropi.plugins import find_plugin, plugin_names, resolve_name
+from cropi.plugins import KINDS, find_plugin, plugin_names, resolve_name
 from cropi.prompts.row_files import NumberedRow
 from cropi.text import shown
 
-TITLE = "rollout format"
+TITLE = KINDS["rollout_format"].title
 LAST = ("plain",)
 """Formats that are tried where no other recognises a row."""
 

@@ -7,7 +7,7 @@ objective has no ratios, as if the policy itself had sampled the responses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -21,13 +21,12 @@ from cropi.influence.settings import InfluenceConfig
 from cropi.influence.setup import score
 from cropi.policy.hidden_states import prompt_hidden_states
 from cropi.policy.reference import PolicyRef
+from cropi.progress import PhaseProgress
 from cropi.prompts import encode
 from cropi.rollouts.recomputed_logprobs import with_logprobs
 from cropi.schema import RolloutGroup
 from cropi.selection import find_strategy, needs_of
 from cropi.selection.settings import SelectionConfig
-
-Progress = Callable[[str, int, int], None]
 
 WITHOUT_RATIOS = (
     "the log has no log-probs, so that influence is without ratios (objective.ratio=none): exact "
@@ -49,7 +48,7 @@ def measure(
     influence: InfluenceConfig,
     seed: int = 0,
     behaviour: PolicyRef | None = None,
-    progress: Progress | None = None,
+    progress: PhaseProgress | None = None,
 ) -> MeasuredPool:
     """Score a pool's groups against targets under a policy, as the strategy needs it.
 

@@ -29,6 +29,7 @@ from cropi.influence.left_out_prompts import InformativeGroups, require_informat
 from cropi.influence.pool_pass import ratio_notes
 from cropi.influence.preconditioner import Preconditioner, PreconditioningConsumer
 from cropi.influence.scorer import fit_sketch
+from cropi.progress import ProgressCallback
 from cropi.schema import RolloutGroup
 from cropi.sketches import FittedSketch, Sketch, SketchConsumer
 from cropi.store.files import bytes_hash, file_hash
@@ -67,7 +68,7 @@ def write_features(
     dtype: Dtype = "float16",
     like: FeatureStore | None = None,
     preconditioner: Preconditioner | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Extraction:
     """Sketch the gradient of every informative prompt into the store `folder`.
 
@@ -97,7 +98,7 @@ def _write_store(
     dtype: Dtype,
     like: FeatureStore | None,
     preconditioner: Preconditioner | None,
-    progress: Callable[[int, int], None] | None,
+    progress: ProgressCallback | None,
 ) -> tuple[int, list[str]]:
     """Begin the store or continue it; return the tokens it took, and notes."""
     informative = require_informative("the rollouts", groups, extractor.objective)
@@ -125,7 +126,7 @@ def write_missing_shards(
     sketch: Sketch,
     groups: Sequence[RolloutGroup],
     preconditioner: Preconditioner | None,
-    progress: Callable[[int, int], None] | None,
+    progress: ProgressCallback | None,
 ) -> tuple[int, list[str]]:
     """Write the shards that are missing, one after the other; return the tokens, and notes."""
     done = len(writer.done)

@@ -21,7 +21,7 @@ from cropi.gradients.pass_record import ExtractionReport
 from cropi.gradients.settings import ObjectiveConfig
 from cropi.influence.growing_pool import GrowingPool, TargetDirections
 from cropi.influence.pool_pass import PoolPass, joined_passes, joined_reports, usable_statuses
-from cropi.influence.pool_scorer import Groups, PhaseProgress, PoolScorer
+from cropi.influence.pool_scorer import Groups, PoolScorer
 from cropi.influence.scorer import Scorer, hash_sample
 from cropi.influence.settings import InfluenceConfig
 from cropi.influence.sharded import shard_work
@@ -29,6 +29,7 @@ from cropi.influence.sharded.pass_arrays import pass_of, report_of
 from cropi.influence.sharded.shard_files import content_of, cut, is_made, read_arrays
 from cropi.influence.sharded.shard_work import File, ShardWork
 from cropi.influence.targets import TargetReliability, half_weights, target_reliability
+from cropi.progress import PhaseProgress
 from cropi.schema import fingerprint
 from cropi.store.files import remove
 from cropi.text import plural

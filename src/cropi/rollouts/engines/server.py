@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field
 
 from cropi.errors import InputError
 from cropi.plugins import plugin
-from cropi.rollouts.settings import EngineSettings, Policies
+from cropi.rollouts.settings import EngineSettings, SampledPolicies
 from cropi.text import shown
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class ServerSettings(RequestSettings):
     """Settings of the engine `server`."""
 
     execution: ClassVar[frozenset[str]] = RequestSettings.execution | {"url", "key_variable"}
-    policies: ClassVar[Policies] = "served"
+    policies: ClassVar[SampledPolicies] = "served"
 
     url: Annotated[str, AfterValidator(_require_url)] = Field(
         "http://localhost:8000", description="address of the server"

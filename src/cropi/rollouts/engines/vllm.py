@@ -19,7 +19,7 @@ from cropi.errors import InputError
 from cropi.execution.program import interpreter_at
 from cropi.plugins import plugin
 from cropi.rollouts.engines.server import RequestSettings
-from cropi.rollouts.settings import Policies
+from cropi.rollouts.settings import SampledPolicies
 from cropi.settings import Devices, PathText
 from cropi.text import shown
 
@@ -74,7 +74,7 @@ class VllmSettings(RequestSettings):
         "start_timeout",
         "log",
     }
-    policies: ClassVar[Policies] = "saved"
+    policies: ClassVar[SampledPolicies] = "saved"
 
     python: PathText | None = Field(
         None,
