@@ -23,6 +23,7 @@ FLOORS = (
     (
         "errors",
         "text",
+        "short_repr",
         "schema",
         "arguments",
         "settings",

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cropi.short_repr import ShortRepr
 from cropi.text import composed
 
 RewardStatus = Literal["ok", "timeout", "error"]
@@ -74,8 +75,8 @@ OPTIONAL_ROLLOUT_COLUMNS = ("loss_mask", "policy_versions", "logprob_mode")
 """Columns of a rollout file that are there only if a response needs them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+@dataclass(frozen=True, slots=True, repr=False)
+class Prompt(ShortRepr):
     """One task: what the model reads, what it should answer, and who judges it.
 
     Exactly one of `prompt` (plain text, never templated) and `messages` (chat, the tokenizer's
@@ -147,8 +148,8 @@ class PolicyIdentity:
     step: int = 0
 
 
-@dataclass(slots=True)
-class Response:
+@dataclass(slots=True, repr=False)
+class Response(ShortRepr):
     """One sampled response: token ids are data, nothing ever re-tokenises `text`.
 
     `ids` int32 [T] includes the EOS token where it was sampled; `logprobs` float32 [T] are the
@@ -188,8 +189,8 @@ class Response:
         return self.reward_status == "ok" and self.tokens > 0
 
 
-@dataclass(slots=True)
-class RolloutGroup:
+@dataclass(slots=True, repr=False)
+class RolloutGroup(ShortRepr):
     """All responses of one prompt, with the behaviour policy that sampled them.
 
     `logprob_mode` says which distribution the responses' log-probs are of: `processed`, the one
@@ -197,6 +198,8 @@ class RolloutGroup:
     temperature alone; `raw`, the model's own; `recomputed`, as `before_top_p`, from a forward pass
     of another program than the sampler.
     """
+
+    also_shown = ("rewards",)
 
     prompt_id: str
     prompt_ids: NDArray[np.int32]
@@ -253,8 +256,8 @@ class RolloutGroup:
         return sum(r.tokens for r in self.responses)
 
 
-@dataclass(slots=True)
-class InfluenceEstimate:
+@dataclass(slots=True, repr=False)
+class InfluenceEstimate(ShortRepr):
     """Influence of the prompts of a pool [P] on each validation set, and how sure it is.
 
     One entry per prompt, in the pool's order. Per validation set, `mean` float32 [P] is the cosine
@@ -340,8 +343,8 @@ class InfluenceEstimate:
         )
 
 
-@dataclass(slots=True)
-class Selection:
+@dataclass(slots=True, repr=False)
+class Selection(ShortRepr):
     """The chosen prompts, best first, with the rank each validation set gave them (0 = none).
 
     `negative` counts those whose influence on every validation set is below zero.
@@ -354,8 +357,8 @@ class Selection:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class EvaluationResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class EvaluationResult(ShortRepr):
     """Accuracy of one policy on one set: `pass_at[k]` is the unbiased pass@k over `n` prompts."""
 
     set: str

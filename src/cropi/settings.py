@@ -21,6 +21,7 @@ from pydantic_core import PydanticCustomError
 
 from cropi.errors import InputError
 from cropi.schema import TEMPERATURES
+from cropi.short_repr import ShortRepr
 from cropi.text import require_path, shown
 
 MOST = 10_000_000
@@ -34,7 +35,7 @@ PathText = Annotated[str, AfterValidator(require_path)]
 """A path, URL or hub id as text."""
 
 
-class Section(BaseModel):
+class Section(ShortRepr, BaseModel):
     """A group of settings: immutable, strict about its keys, and without NaN or infinity.
 
     True and false are not numbers, nor are numbers true or false, and a count is at most `MOST`.
@@ -58,6 +59,11 @@ class Section(BaseModel):
             if is_count and not -MOST <= each <= MOST:
                 raise ValueError(f"{shown(each)} is beyond {MOST:,}; give a smaller number")
         return value
+
+    def values_shown(self) -> dict[str, Any]:
+        """The settings that are not the defaults; `model_dump()` has all of them."""
+        keys = type(self).model_fields
+        return {key: getattr(self, key) for key in keys if not is_default(self, key)}
 
 
 S = TypeVar("S")

@@ -25,6 +25,7 @@ from cropi.errors import InputError
 from cropi.estimation.intervals import Interval, mean_interval
 from cropi.schema import InfluenceEstimate
 from cropi.selection import fuse, selection_size, top_by_score
+from cropi.short_repr import ShortRepr
 
 Cost = Literal["seconds", "bytes"]
 Cosines = Mapping[str, NDArray[np.floating]]
@@ -62,8 +63,8 @@ class Agreement:
     fused: float
 
 
-@dataclass(frozen=True)
-class SketchFidelity:
+@dataclass(frozen=True, repr=False)
+class SketchFidelity(ShortRepr):
     """A kind of sketch over its seeds: means over targets, `precisions` by target.
 
     `seconds` is what one more pool prompt takes, its gradient included; `bytes` its stored size.
@@ -113,13 +114,15 @@ class Budget:
         return self.precision is None or sketch.precision.mean >= self.precision
 
 
-@dataclass(frozen=True)
-class FidelityReport:
+@dataclass(frozen=True, repr=False)
+class FidelityReport(ShortRepr):
     """All sketches against exact influence on one pool.
 
     `prompts` is how many informative prompts of the pool were compared, `share` the k of
     precision@k over them, `exact_seconds` what exact influence takes per prompt.
     """
+
+    also_shown = ("advice",)
 
     prompts: int
     targets: dict[str, int]

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from cropi.diagnostics.step import Band, StepPlan, plan_steps
 from cropi.estimation.intervals import Interval, correlation_interval, mean_interval
 from cropi.schema import InfluenceEstimate
+from cropi.short_repr import ShortRepr
 
 LEFT_OUT: tuple[Band, ...] = ("top", "bottom", "random")
 """Blocks that are left out: most and least influential for each set, and drawn at random."""
@@ -46,8 +47,8 @@ class BlockOutcome:
     actual: float
 
 
-@dataclass(frozen=True)
-class TargetLeaveOut:
+@dataclass(frozen=True, repr=False)
+class TargetLeaveOut(ShortRepr):
     """All retrainings as one validation set sees them.
 
     `start` is the accuracy before training, `whole` that after training on the whole pool, over
@@ -82,9 +83,11 @@ class TargetLeaveOut:
         return top is not None and bottom is not None and top < bottom
 
 
-@dataclass(frozen=True)
-class LeaveOutReport:
+@dataclass(frozen=True, repr=False)
+class LeaveOutReport(ShortRepr):
     """Every block left out of a pool of `pool` prompts, `steps` of training each."""
+
+    also_shown = ("verdict",)
 
     targets: list[TargetLeaveOut]
     pool: int

@@ -25,6 +25,7 @@ from cropi.errors import InputError
 from cropi.estimation.intervals import Interval, mean_interval
 from cropi.schema import InfluenceEstimate
 from cropi.selection import top_by_score
+from cropi.short_repr import ShortRepr
 
 Band = Literal["top", "middle", "bottom", "random", "single"]
 CHOSEN: tuple[Band, ...] = ("top", "middle", "bottom")
@@ -77,8 +78,8 @@ class BandSummary:
     steps: int
 
 
-@dataclass(frozen=True)
-class TargetSteps:
+@dataclass(frozen=True, repr=False)
+class TargetSteps(ShortRepr):
     """All steps seen by one validation set: its objective before, and |gbar_V|."""
 
     name: str
@@ -128,9 +129,11 @@ class TargetSteps:
         return reached
 
 
-@dataclass(frozen=True)
-class StepReport:
+@dataclass(frozen=True, repr=False)
+class StepReport(ShortRepr):
     """Steps on all bands under one policy; `main` is the rate that the verdict is about."""
+
+    also_shown = ("verdict",)
 
     targets: list[TargetSteps]
     learning_rates: tuple[float, ...]

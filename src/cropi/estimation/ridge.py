@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cropi.short_repr import ShortRepr
+
 Array = NDArray[np.float64]
 
 ROUNDS = 100
@@ -26,8 +28,8 @@ LEAST_VARIANCE = 1e-18
 """Below this, values do not vary: there is nothing to learn from them."""
 
 
-@dataclass(frozen=True)
-class Prediction:
+@dataclass(frozen=True, repr=False)
+class Prediction(ShortRepr):
     """Posterior means [P], their standard errors [P], and the prior's standard deviations [P]."""
 
     mean_P: Array
@@ -35,8 +37,8 @@ class Prediction:
     prior_P: Array
 
 
-@dataclass(frozen=True)
-class Ridge:
+@dataclass(frozen=True, repr=False)
+class Ridge(ShortRepr):
     """The posterior of a fit: in the basis of the features' right singular vectors [R, F].
 
     `evidence` is the log marginal likelihood, `noise` the standard deviation of the noise.

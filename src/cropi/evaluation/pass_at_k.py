@@ -29,6 +29,7 @@ from cropi.rollouts.settings import RolloutsConfig
 from cropi.rollouts.statistics import as_passes
 from cropi.schema import EvaluationResult, Prompt, Sampling
 from cropi.settings import given_or_default
+from cropi.short_repr import ShortRepr
 from cropi.verifiers.settings import VerifiersConfig
 from cropi.verifiers.verdict import Grader, Verdict
 
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
     from cropi.verifiers import Judge
 
 
-@dataclass(frozen=True, slots=True)
-class EvaluationSets:
+@dataclass(frozen=True, slots=True, repr=False)
+class EvaluationSets(ShortRepr):
     """Named sets of prompts with their token ids, ready to be evaluated again and again."""
 
     names: list[str]

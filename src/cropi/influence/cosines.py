@@ -19,10 +19,11 @@ from cropi.errors import InputError
 from cropi.estimation.noise import pooled_standard_error
 from cropi.influence.targets import TargetReliability
 from cropi.schema import EQUAL_REWARDS, SCORED, InfluenceEstimate, RolloutGroup
+from cropi.short_repr import ShortRepr
 
 
-@dataclass(frozen=True)
-class Influence:
+@dataclass(frozen=True, repr=False)
+class Influence(ShortRepr):
     """A pool's scores, the reliability of each target, and the tokens that scoring took.
 
     `notes` are warnings: prompts that were left out, a policy far from
@@ -41,8 +42,8 @@ class Influence:
         return [note for note in self.notes if note not in about_targets]
 
 
-@dataclass(frozen=True)
-class ResponseInfluence:
+@dataclass(frozen=True, repr=False)
+class ResponseInfluence(ShortRepr):
     """Of each informative prompt [N] the parts of its cosines that its K usable responses bring.
 
     `parts_NKV` add up to the cosines; `errors_NV` are standard errors by leaving one response out.

@@ -33,14 +33,15 @@ from cropi.policy.settings import SplitKind
 from cropi.policy.splitting import Split
 from cropi.policy.tokenizer_loading import beyond, prepare_tokenizer, require_matching
 from cropi.schema import PolicyIdentity
+from cropi.short_repr import ShortRepr
 from cropi.text import shown
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNBOUNDED_CONTEXT = sys.maxsize
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+@dataclass(frozen=True, slots=True, repr=False)
+class Policy(ShortRepr):
     """A model in eval mode with its tokenizer.
 
     `eos_token_ids` are the ids that end a response: the tokenizer's and the generation config's,

@@ -13,6 +13,7 @@ from cropi.errors import InputError
 from cropi.progress import ProgressCallback
 from cropi.rollouts.rollout_file import as_groups, read_side_columns, write_rollouts
 from cropi.schema import Prompt, Response, RolloutGroup
+from cropi.short_repr import ShortRepr
 from cropi.store.files import require_writable
 from cropi.verifiers.settings import VerifiersConfig
 from cropi.verifiers.verdict import Verdict
@@ -24,8 +25,8 @@ CHUNK = 64
 """Groups that are judged in one call, after which progress is reported."""
 
 
-@dataclass(frozen=True, slots=True)
-class ChangedVerdict:
+@dataclass(frozen=True, slots=True, repr=False)
+class ChangedVerdict(ShortRepr):
     """A response whose reward or status is another than before."""
 
     prompt_id: str
@@ -34,8 +35,8 @@ class ChangedVerdict:
     after: Response
 
 
-@dataclass(frozen=True, slots=True)
-class Rejudged:
+@dataclass(frozen=True, slots=True, repr=False)
+class Rejudged(ShortRepr):
     """Groups with their new rewards, what changed, and why responses were not judged.
 
     `dropped` are the prompts whose answers cannot be read, where the settings drop those.

@@ -29,6 +29,7 @@ from cropi.estimation.intervals import Interval, mean_interval, share_interval
 from cropi.progress import ProgressCallback
 from cropi.rollouts.number_checks import require_log_ratios
 from cropi.schema import RolloutGroup
+from cropi.short_repr import ShortRepr
 from cropi.text import plural
 
 if TYPE_CHECKING:
@@ -75,8 +76,8 @@ class PromptStaleness:
     out_of_range: bool = False
 
 
-@dataclass(frozen=True)
-class Tails:
+@dataclass(frozen=True, repr=False)
+class Tails(ShortRepr):
     """Ratios pi/beta of all tokens: the shares outside NARROW and WIDE, and the QUANTILES."""
 
     outside_narrow: float
@@ -84,14 +85,16 @@ class Tails:
     quantiles: dict[str, float]
 
 
-@dataclass(frozen=True)
-class Staleness:
+@dataclass(frozen=True, repr=False)
+class Staleness(ShortRepr):
     """Rollouts compared with a policy; `prompts` are all those with a usable response.
 
     `ess` and `ess_token` pool all responses and tokens; `prompt_ess` is the mean over prompts and
     `stale` the share to sample again, with 95% intervals over prompts. `histogram` counts tokens
     by log2 ratio (see BINS).
     """
+
+    also_shown = ("verdict",)
 
     prompts: list[PromptStaleness]
     responses: int

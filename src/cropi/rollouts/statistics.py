@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from cropi.errors import InputError
 from cropi.schema import RewardStatus, RolloutGroup, rewards_differ
+from cropi.short_repr import ShortRepr
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,8 +38,8 @@ SUMMARY_COLUMNS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class RolloutStatistics:
+@dataclass(frozen=True, slots=True, repr=False)
+class RolloutStatistics(ShortRepr):
     """Arrays with one element per prompt [P], in the groups' order.
 
     `pass_rates` float64: the mean reward of the usable responses, or the share at or above the
@@ -90,8 +91,8 @@ def _count(groups: Sequence[RolloutGroup], status: str) -> NDArray[np.int64]:
     return np.array(counts, dtype=np.int64)
 
 
-@dataclass(frozen=True, slots=True)
-class PassHistory:
+@dataclass(frozen=True, slots=True, repr=False)
+class PassHistory(ShortRepr):
     """How often each prompt [P] of a pool has passed, by round of sampling [R], oldest first.
 
     A round is a set of rollouts: the start policy's, what a later stage sampled again, the groups

@@ -18,6 +18,7 @@ from cropi.plugins import find_plugin
 from cropi.rollouts.statistics import GROUP_SIZE, PassHistory, RolloutStatistics
 from cropi.schema import InfluenceEstimate, Selection
 from cropi.selection.settings import StrategyChoice
+from cropi.short_repr import ShortRepr
 from cropi.text import shown
 
 Scoring = Literal["stage", "once", "never"]
@@ -26,8 +27,8 @@ POOL_DIRECTION = "pool"
 """The name, among the scores of validation sets, of those with the pool's own direction."""
 
 
-@dataclass(frozen=True)
-class SelectionContext:
+@dataclass(frozen=True, repr=False)
+class SelectionContext(ShortRepr):
     """What a strategy sees before a stage.
 
     `statistics` describes the pool's rollouts, one entry per prompt; `count` is how many to choose

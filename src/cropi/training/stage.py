@@ -20,6 +20,7 @@ from cropi.policy.settings import ModelConfig
 from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import Prompt, RolloutGroup, derive_seed
 from cropi.selection import selected_prompts
+from cropi.short_repr import ShortRepr
 from cropi.training.settings import TrainerSettings, TrainingConfig
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ EvaluationCallback = Callable[["Policy", int], None]
 """Called with (policy, step) during training; must leave the policy as it was."""
 
 
-@dataclass(frozen=True)
-class StagePlan:
+@dataclass(frozen=True, repr=False)
+class StagePlan(ShortRepr):
     """One stage: train the policy at `start` for `steps` steps on `prompts`, in this order.
 
     `prompts` holds steps x prompts_per_step entries (prompts may repeat). `first_step` counts the
@@ -99,8 +100,8 @@ class StagePlan:
         return replace(self, prompts=[by_id[i] for i in order])
 
 
-@dataclass
-class StageOutcome:
+@dataclass(repr=False)
+class StageOutcome(ShortRepr):
     """What a stage did: log rows by step, wall time by step, and the tokens it cost.
 
     `clock` rows are (step, seconds since the stage began, evaluation excluded). A group is the

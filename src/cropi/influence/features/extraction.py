@@ -31,13 +31,14 @@ from cropi.influence.preconditioner import Preconditioner, PreconditioningConsum
 from cropi.influence.scorer import fit_sketch
 from cropi.progress import ProgressCallback
 from cropi.schema import RolloutGroup
+from cropi.short_repr import ShortRepr
 from cropi.sketches import FittedSketch, Sketch, SketchConsumer
 from cropi.store.files import bytes_hash, file_hash
 from cropi.store.lock import exclusive_lock
 
 
-@dataclass(frozen=True)
-class Extraction:
+@dataclass(frozen=True, repr=False)
+class Extraction(ShortRepr):
     """A finished store, the tokens through the model that this call spent on it, and its doubts.
 
     `notes` are sentences about the prompts that this call sketched.

@@ -91,6 +91,9 @@ class FeatureStore:
     def __len__(self) -> int:
         return len(self.prompt_ids)
 
+    def __repr__(self) -> str:
+        return f"FeatureStore({str(self.folder)!r}: {len(self):,} prompts of {self.dim:,} numbers)"
+
     @property
     def dim(self) -> int:
         """Numbers kept per prompt."""

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from cropi.errors import InputError
 from cropi.schema import FinishReason, LogprobMode, Sampling
+from cropi.short_repr import ShortRepr
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
+@dataclass(frozen=True, slots=True, repr=False)
+class Completion(ShortRepr):
     """One sampled response: `ids` int32 [T], with the EOS token if it was sampled.
 
     `logprobs` float32 [T] are in nats, of the distribution that was sampled (after temperature,
