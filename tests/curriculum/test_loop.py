@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import textwrap
 from collections import Counter
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
+from rich.console import Console
 
 from cropi import plugins
 from cropi.curriculum.loop import run
 from cropi.errors import InputError
 from cropi.influence.scorer import Scorer
+from cropi.progress import ProgressReporter
 from cropi.store import lease
 from cropi.store.tables import read_scores
 from cropi.training import StageOutcome, StagePlan
@@ -52,6 +55,16 @@ def recorded(folder: Path) -> tuple[Path, list[str]]:
 @pytest.fixture(scope="module")
 def finished(recorded: tuple[Path, list[str]]) -> Path:
     return recorded[0]
+
+
+def test_a_stages_line_names_the_engine_that_trains(tmp_path: Path) -> None:
+    lines = StringIO()
+    run(
+        fake_config(tmp_path, "curriculum.stages=1"),
+        reporter=ProgressReporter(Console(file=lines, width=200)),
+    )
+    assert "  cropi stage 0 support-fakes-FakeTrainer training " in lines.getvalue()
+    assert "GRPO" not in lines.getvalue()
 
 
 class Killed(BaseException):

@@ -77,7 +77,7 @@ def test_every_cell_is_a_run_of_its_own_with_the_baseline_added(root: Path) -> N
         for seed in (0, 1):
             run = cell(root, label, seed)
             assert (run / "report.html").is_file()
-            assert (run / "log.txt").read_text().count("stage 1 GRPO") == 1
+            assert (run / "log.txt").read_text().count("stage 1 support-fakes-FakeTrainer") == 1
             config = load_config(str(run / "config.yaml"))
             assert (config.seed, config.data_seed) == (seed, 0)
     assert load_config(str(cell(root, "wider", 0) / "config.yaml")).selection.ratio == 0.5

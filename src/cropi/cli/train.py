@@ -80,7 +80,8 @@ def train(
         learning_rate=learning_rate,
     )
     reporter = make_reporter()
-    with open_judge(verifier) as judge, reporter.phase("GRPO", steps) as bar:
+    title = config.engine.progress_title
+    with open_judge(verifier) as judge, reporter.phase(title, steps) as bar:
         outcome = cropi.train(
             model,
             reading.prompts(prompts, seed, policy_at(model, None, device)),

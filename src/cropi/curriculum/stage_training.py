@@ -131,14 +131,15 @@ class StageRun:
 
     def train(self, inputs_fingerprint: str, parameters: int) -> None:
         """Train, then publish metrics and policy; the policy's folder appears last."""
-        stage = self.stage
+        stage, engine = self.stage, self.plan.training.engine
+        title = f"{stage.title} {engine.progress_title}"
         self.log.trackers.send(self.rows)
         with (
-            self.log.phase(f"{stage.title} GRPO", "training", stage, self.plan.steps) as bar,
+            self.log.phase(title, "training", stage, self.plan.steps) as bar,
             atomic_folder(stage.policy) as part,
             place_to_save(part) as place,
         ):
-            find_trainer(self.plan.training.engine).train(
+            find_trainer(engine).train(
                 self.plan,
                 self.evaluator.judge,
                 place,

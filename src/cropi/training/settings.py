@@ -94,6 +94,11 @@ class TrainerChoice(Choice):
         return getattr(self.settings, "grpo", {})
 
     @property
+    def progress_title(self) -> str:
+        """What a run's progress calls its work."""
+        return f"{self.slug} training"
+
+    @property
     def devices(self) -> int:
         """How many devices train together; 1 for an engine that does not say."""
         return int(getattr(self.settings, "devices", 1))
