@@ -64,7 +64,7 @@ def compare_seconds(config: RunConfig, root: Path | None) -> dict[str, object]:
     root = root or run(config)
     planned = {(each.arm, each.phase): each.seconds for each in forecast.phases}
     took: dict[tuple[str, str], float] = defaultdict(float)
-    for row in read_rows(root / TIMINGS).of(TimingRow):
+    for row in read_rows(root / TIMINGS).of_kind(TimingRow):
         took[row.arm or SHARED, row.phase] += row.seconds
     return compared(planned, took)
 
@@ -82,7 +82,7 @@ def compare_flops(config: RunConfig, root: Path | None) -> dict[str, object]:
     works = added(workload(config, counts, behaviour))
     planned = {(each.arm, each.phase): each.flops(shape.parameters) for each in works}
     spent: dict[tuple[str, str], float] = defaultdict(float)
-    for row in read_rows(root / METRICS).of(CostRow):
+    for row in read_rows(root / METRICS).of_kind(CostRow):
         spent[row.arm or SHARED, row.phase] += row.flops
     return compared(planned, spent)
 

@@ -273,7 +273,9 @@ def compared(study: Study, comparison: BaselineComparison) -> Values:
 def read_coarsely(study: Study, comparison: BaselineComparison) -> Values:
     """Return the accelerations at the main level as every second evaluation alone shows them."""
     names = (study.baseline, comparison.strategy)
-    baseline, coarse = (study.strategies[n].curves.of(comparison.seeds).every(2) for n in names)
+    baseline, coarse = (
+        study.strategies[n].curves.for_seeds(comparison.seeds).every(2) for n in names
+    )
     share = measures.MAIN_LEVEL
     ratios = {axis: measures.acceleration(baseline, coarse, share, axis) for axis in AXES}
     return {axis: vars(ratio) for axis, ratio in ratios.items() if ratio}

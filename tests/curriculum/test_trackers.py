@@ -76,9 +76,9 @@ def test_an_arm_is_one_run_with_every_row_of_all_stages_in_order(tmp_path: Path)
     for arm in ("cropi", "random"):
         steps = [step for sent_arm, step, _ in Service.sent if sent_arm == arm]
         assert steps == sorted(steps)
-        trained = {r.step: r.values["reward"] for r in rows.of(TrainRow) if r.arm == arm}
+        trained = {r.step: r.values["reward"] for r in rows.of_kind(TrainRow) if r.arm == arm}
         assert values_by_step(arm, "train/reward") == trained
-        evaluated = {r.step: r.pass_at[1] for r in rows.of(EvaluationRow) if r.arm == arm}
+        evaluated = {r.step: r.pass_at[1] for r in rows.of_kind(EvaluationRow) if r.arm == arm}
         assert values_by_step(arm, "eval/sort/pass_at_1") == evaluated
         assert list(values_by_step(arm, "cropi/selected")) == [0, 3]
     assert values_by_step("cropi", "cropi/influence_selected/sort").keys() == {0}
@@ -111,7 +111,7 @@ def test_a_service_that_fails_does_not_stop_the_run(
 ) -> None:
     monkeypatch.setattr(Service, "fails_at", 2)
     finished = reported(tmp_path)
-    assert max(row.step for row in read_rows(finished / "metrics.jsonl").of(TrainRow)) == 6
+    assert max(row.step for row in read_rows(finished / "metrics.jsonl").of_kind(TrainRow)) == 6
     assert max(step for _, step, _ in Service.sent) == 1
     monkeypatch.setattr(Service, "fails_at", None)
     reported(tmp_path)

@@ -65,7 +65,7 @@ def test_flops_are_those_that_the_run_counts(finished: tuple[RunConfig, Path]) -
     counts = count_prompts(config, tokenizer)
     behaviour = behaviour_of(root, "run", guessed_behaviour(config, counts))
     spent: dict[tuple[str, str], float] = defaultdict(float)
-    for row in read_rows(root / METRICS).of(CostRow):
+    for row in read_rows(root / METRICS).of_kind(CostRow):
         spent[row.arm or SHARED, row.phase] += row.flops
     works = added(workload(config, counts, behaviour))
     seen = {(w.arm, w.phase): w.flops(shape.parameters) for w in works if w.tokens}

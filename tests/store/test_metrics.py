@@ -129,7 +129,7 @@ def test_fields_of_a_newer_version_do_not_hide_a_row() -> None:
 def test_an_accuracy_that_could_not_be_measured_is_nan(tmp_path: Path) -> None:
     row = EvaluationRow(step=0, set="sort", pass_at={1: float("nan")})
     write_rows(tmp_path / "rows.jsonl", [row])
-    (again,) = read_rows(tmp_path / "rows.jsonl").of(EvaluationRow)
+    (again,) = read_rows(tmp_path / "rows.jsonl").of_kind(EvaluationRow)
     assert again.pass_at[1] != again.pass_at[1]
     assert from_json({"kind": "evaluation", "step": 0, "set": "s", "pass_at": {"1": None}})
 

@@ -210,5 +210,5 @@ def test_a_run_starts_the_programs_that_a_dry_run_shows(make: Make, tmp_path: Pa
     lines = (folder / "logs" / "training.log").read_text().splitlines()
     started = [shlex.split(line[2:]) for line in lines if line.startswith("$ ")]
     assert started == [command for commands in shown.values() for command in commands]
-    rows = read_rows(folder / "metrics.jsonl").of(TrainRow)
+    rows = read_rows(folder / "metrics.jsonl").of_kind(TrainRow)
     assert [(row.stage, row.step) for row in rows] == [(0, 1), (0, 2), (1, 3), (1, 4)]

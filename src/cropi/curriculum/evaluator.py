@@ -107,7 +107,7 @@ def evaluate_start(evaluator: Evaluator, start: str, policies: Policies, log: Ru
 
 def start_evaluation_costs(log: RunLog, parameters: int) -> list[CostRow]:
     """Return the cost of the start policy's evaluation, none if there was none."""
-    rows = read_rows(log.directory.start_evaluation).of(EvaluationRow)
+    rows = read_rows(log.directory.start_evaluation).of_kind(EvaluationRow)
     return [evaluation_cost(rows, parameters)] if rows else []
 
 

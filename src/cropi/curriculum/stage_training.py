@@ -204,7 +204,7 @@ class StageRun:
         if self.stage.index > 0:
             return []
         start = read_rows(self.log.directory.start_evaluation)
-        return self._placed(start.of(EvaluationRow))
+        return self._placed(start.of_kind(EvaluationRow))
 
     def _closing_rows(self, parameters: int) -> list[MetricsRow]:
         facts = read_record(self.stage.influence_facts)  # empty where the stage was not scored

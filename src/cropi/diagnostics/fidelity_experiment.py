@@ -147,7 +147,7 @@ class FidelityExperiment:
         self._fit(sketches)
         means = [MeanSink(sketch.dim, len(self.targets)) for sketch in sketches]
         for row, groups in enumerate(self.targets.values()):
-            sinks = [mean.of(row, len(groups)) for mean in means]
+            sinks = [mean.for_target(row, len(groups)) for mean in means]
             self._stream(groups, sketches, sinks)
         scores = [CosineSink(mean.mean_VD, len(self.pool)) for mean in means]
         self._stream(self.pool, sketches, scores)
@@ -232,7 +232,7 @@ class MeanSink:
     def __init__(self, dim: int, targets: int) -> None:
         self.mean_VD = torch.zeros(targets, dim, dtype=torch.float64)
 
-    def of(self, row: int, prompts: int) -> Callable[[Tensor, Tensor, Tensor], None]:
+    def for_target(self, row: int, prompts: int) -> Callable[[Tensor, Tensor, Tensor], None]:
         """Return a sink that adds a target's prompts to its row."""
 
         def sink(index_P: Tensor, sketches_PD: Tensor, norms_P: Tensor) -> None:

@@ -108,11 +108,11 @@ class _LeaveOut:
         selection = Selection(list(prompt_ids), np.ones(len(prompt_ids)))
         trainer.train(stage, selection, self.curriculum.start)
         delete_weights(self.curriculum.directory.ledger, stage.policy)
-        return _accuracies(read_rows(stage.metrics).of(EvaluationRow), self.settings.steps)
+        return _accuracies(read_rows(stage.metrics).of_kind(EvaluationRow), self.settings.steps)
 
     def _start_accuracy(self) -> dict[str, float]:
         rows = read_rows(self.curriculum.directory.start_evaluation)
-        return _accuracies(rows.of(EvaluationRow), 0)
+        return _accuracies(rows.of_kind(EvaluationRow), 0)
 
     def _stage(self, arm: str) -> Stage:
         return self.curriculum.directory.stages(arm, 1)[0]

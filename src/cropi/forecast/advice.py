@@ -57,7 +57,7 @@ def _of_placement(placement: Placement) -> Iterator[str]:
             "a phase divides evenly over its devices, and training over as many of them as a step "
             "has responses: assumptions"
         )
-    served = any(placement.of(phase).start == SERVER for phase in SPREAD)
+    served = any(placement.place_of(phase).start == SERVER for phase in SPREAD)
     server = f", vLLM and verl {SERVER:.0f} s" if served else ""
     yield f"a process takes {IMPORTS:.0f} s to begin{server}: assumptions"
 

@@ -65,7 +65,7 @@ class AssumedSpeed:
 
     def place(self, work: Work) -> Place:
         """Where work is done: workers sample chunks of prompts, so that a few occupy few."""
-        place = self.placement.of(work.phase, work.backward > 0)
+        place = self.placement.place_of(work.phase, work.backward > 0)
         if work.phase != "rollouts" or self.config.rollouts.engine.name != "transformers":
             return place
         chunks = max(1, math.ceil(work.prompts / CHUNK_PROMPTS))

@@ -59,12 +59,12 @@ def observe(root: Path) -> dict[str, PhaseObservation]:
     seconds: dict[str, float] = defaultdict(float)
     begins: dict[str, int] = defaultdict(int)
     flops: dict[str, float] = defaultdict(float)
-    for timing in timings.of(TimingRow):
+    for timing in timings.of_kind(TimingRow):
         seconds[timing.phase] += timing.seconds
         begins[timing.phase] += 1
-    for cost in read_rows(root / METRICS).of(CostRow):
+    for cost in read_rows(root / METRICS).of_kind(CostRow):
         flops[cost.phase] += cost.flops
-    in_steps = _clocked(timings.of(ClockRow))
+    in_steps = _clocked(timings.of_kind(ClockRow))
     seconds[START] = max(0.0, seconds["training"] - in_steps)
     begins[START] = begins["training"]
     seconds["training"] = in_steps
@@ -154,6 +154,6 @@ def _scored_tokens(group: RolloutGroup) -> int:
 
 
 def _evaluated_tokens(directory: RunDirectory) -> float:
-    rows = read_rows(directory.root / START_EVALUATION).of(EvaluationRow)
+    rows = read_rows(directory.root / START_EVALUATION).of_kind(EvaluationRow)
     responses = sum(sum(row.statuses.values()) for row in rows)
     return sum(row.sampled_tokens for row in rows) / max(1, responses)

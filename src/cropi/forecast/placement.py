@@ -49,7 +49,7 @@ class Placement:
     on_gpu: bool = True
     asked: int | None = None
 
-    def of(self, phase: str, backward: bool = True) -> Place:
+    def place_of(self, phase: str, backward: bool = True) -> Place:
         """Where a phase works; without `backward`, scoring is forward passes over prompts."""
         match phase:
             case "start-up":
@@ -68,7 +68,7 @@ class Placement:
     @property
     def most(self) -> int:
         """Devices that the run occupies."""
-        return max(self.of(phase).devices for phase in SPREAD)
+        return max(self.place_of(phase).devices for phase in SPREAD)
 
     @property
     def workers_stay(self) -> bool:
@@ -112,7 +112,10 @@ class Placement:
     def requests(self, engine: Choice, phase: str) -> int:
         """Prompts that a server samples at once; copies that are added have as many each."""
         each = int(getattr(engine.settings, "concurrency", 64))
-        added = self.of(phase).copies // Placement(self.config, self.on_gpu).of(phase).copies
+        added = (
+            self.place_of(phase).copies
+            // Placement(self.config, self.on_gpu).place_of(phase).copies
+        )
         return each * max(1, added)
 
     def unmet(self) -> list[str]:
@@ -121,16 +124,16 @@ class Placement:
 
     def _settings(self, devices: int) -> Iterator[str]:
         plain, engine = Placement(self.config, self.on_gpu), self.config.rollouts.engine
-        if plain.of("training").devices != devices:
+        if plain.place_of("training").devices != devices:
             nodes = -(-devices // PER_MACHINE)
             yield (
                 f"training.engine.launch.processes={devices}"
                 if nodes == 1
                 else f"training.engine={{name: verl, nodes: {nodes}, gpus: {PER_MACHINE}}}"
             )
-        if plain.of("scoring").devices != devices:
+        if plain.place_of("scoring").devices != devices:
             yield f"scale.ray={{workers: {devices}, gpus: 1}}"
-        copies = self.of("rollouts").copies
-        if engine.name == "vllm" and copies != plain.of("rollouts").copies:
+        copies = self.place_of("rollouts").copies
+        if engine.name == "vllm" and copies != plain.place_of("rollouts").copies:
             yield f"rollouts.engine.data_parallel={copies}"
             yield f"rollouts.engine.concurrency={self.requests(engine, 'rollouts')}"

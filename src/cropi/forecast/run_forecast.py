@@ -160,14 +160,14 @@ def forecast(
         AssumedSpeed(config, shape, hardware, placement),
     )
     phases = [_phase(each, works, shape, speed) for each in added(works)]
-    trained_on = placement.of("training").devices
+    trained_on = placement.place_of("training").devices
     memory = device_memory(config, shape, counts, hardware.is_gpu, trained_on)
     result = Forecast(
         shape=shape,
         counts=counts,
         hardware=hardware,
         gpus=placement.most,
-        places={phase: placement.of(phase) for phase in SPREAD},
+        places={phase: placement.place_of(phase) for phase in SPREAD},
         behaviour=behaviour,
         phases=phases,
         arms=list(_arms(config, works, shape, speed)),

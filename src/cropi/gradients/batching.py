@@ -49,11 +49,12 @@ ROWS = ForwardMode(share_prefix=False, prefix_attention=False)
 
 
 @dataclass(frozen=True)
-class Turn:
-    """A batch that one rank computes while the others compute theirs.
+class RankBatch:
+    """The batch of one rank, computed while the other ranks compute theirs.
 
-    `prompts` are those that all of them finish. An `idle` rank, for which no batch is left, repeats
-    another's with weights of zero, because weights and directions are gathered by all together.
+    `prompts` counts the prompts that all ranks finish with it. An `idle` rank, for which no batch
+    is left, repeats another's with weights of zero, because weights and directions are gathered by
+    all together.
     """
 
     members: list[PreparedGroup]
@@ -168,14 +169,14 @@ def parts_of(group: PreparedGroup, limits: BatchLimits, share_prefix: bool) -> l
     return parts if len(parts) > 1 else [group]
 
 
-def dealt_turns(
+def batches_of_rank(
     batches: Sequence[tuple[list[PreparedGroup], ForwardMode]], ranks: Ranks
-) -> Iterator[Turn]:
-    """One rank's turns: every W-th batch of all."""
+) -> Iterator[RankBatch]:
+    """One rank's batches: every W-th of all."""
     for together in rounds(batches, ranks.size):
         members, mode = together[min(ranks.rank, len(together) - 1)]
         prompts = sum(len(each) for each, _ in together)
-        yield Turn(members, mode, prompts, idle=ranks.rank >= len(together))
+        yield RankBatch(members, mode, prompts, idle=ranks.rank >= len(together))
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -256,14 +257,14 @@ class BatchPlanner:
         fitting, long = self.separate(prepared, ROWS)
         return [*fitting, *(shortened(each.group) for each in long)]
 
-    def turns(
+    def rank_batches(
         self,
         prepared: Sequence[PreparedGroup],
         ranks: Ranks = ALONE,
         mode: ForwardMode | None = None,
-    ) -> Iterator[Turn]:
+    ) -> Iterator[RankBatch]:
         """The batches of one rank. All of them plan the same ones and take every W-th."""
-        return dealt_turns(list(self.batches(prepared, mode)), ranks)
+        return batches_of_rank(list(self.batches(prepared, mode)), ranks)
 
     @contextmanager
     def batch(

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from cropi.errors import InputError
 from cropi.gradients import Unsupported
-from cropi.gradients.batching import ROWS, BatchPlanner, ForwardMode, LongGroup, Turn
+from cropi.gradients.batching import ROWS, BatchPlanner, ForwardMode, LongGroup, RankBatch
 from cropi.gradients.collation import PreparedGroup, PromptBatch, prepare
 from cropi.gradients.consumers import FactorConsumer, GradientConsumer, SharedConsumer
 from cropi.gradients.forward import (
@@ -186,9 +186,9 @@ class GradientExtractor:
                 tokens = self._run_long(
                     long, lambda parts, group: parts.run(group, consumers, record), progress
                 )
-                turns = self.planner.turns(fitting, self.ranks.of_prompts)
+                rank_batches = self.planner.rank_batches(fitting, self.ranks.of_prompts)
                 weigh = PromptWeights(self.objective, record)
-                tokens += self._run_fast(turns, consumers, weigh, progress)
+                tokens += self._run_fast(rank_batches, consumers, weigh, progress)
         record.join(self.ranks.of_prompts)
         is_sampler = [sampled_by(group, self.revision) for group in groups]
         return record.report(tokens, self.path, np.array(is_sampler))
@@ -212,9 +212,11 @@ class GradientExtractor:
             tokens = self._run_long(
                 long, lambda parts, group: parts.run_by_response(group, consumers), progress
             )
-            turns = self.planner.turns(fitting, self.ranks.of_prompts, ROWS)
+            rank_batches = self.planner.rank_batches(fitting, self.ranks.of_prompts, ROWS)
             weigh = ResponseWeights(self.objective)
-            return tokens + self._run_fast(turns, consumers, weigh, progress, by_response=True)
+            return tokens + self._run_fast(
+                rank_batches, consumers, weigh, progress, by_response=True
+            )
 
     @contextmanager
     def _together(self, consumers: Sequence[GradientConsumer]) -> Iterator[None]:
@@ -274,7 +276,7 @@ class GradientExtractor:
 
     def _run_fast(
         self,
-        turns: Iterable[Turn],
+        rank_batches: Iterable[RankBatch],
         consumers: Sequence[GradientConsumer],
         weigh: TokenWeights,
         progress: Callable[[int], None] | None = None,
@@ -293,12 +295,12 @@ class GradientExtractor:
         )
         tokens = 0
         with frozen(self.model), hooks:
-            for turn in turns:
-                with self.planner.batch(turn.members, turn.mode, by_response) as batch:
-                    self._run_batch(batch, hooks, no_weights if turn.idle else weigh)
-                tokens += 0 if turn.idle else batch.tokens
+            for rank_batch in rank_batches:
+                with self.planner.batch(rank_batch.members, rank_batch.mode, by_response) as batch:
+                    self._run_batch(batch, hooks, no_weights if rank_batch.idle else weigh)
+                tokens += 0 if rank_batch.idle else batch.tokens
                 if progress:
-                    progress(turn.prompts)
+                    progress(rank_batch.prompts)
         self._emitted = frozenset(hooks.emitted)
         dealt = self.ranks.of_prompts
         return int(dealt.total(tokens)) if dealt.several else tokens
@@ -356,8 +358,8 @@ class GradientExtractor:
         try:
             weigh = PromptWeights(self.objective)
             # All ranks compute the same prompt.
-            turn = Turn([replace(group, index=0)], mode, 1)
-            self._run_fast([turn], [comparison], weigh, everywhere=True)
+            rank_batch = RankBatch([replace(group, index=0)], mode, 1)
+            self._run_fast([rank_batch], [comparison], weigh, everywhere=True)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:

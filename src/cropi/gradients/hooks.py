@@ -203,7 +203,7 @@ class LayerHooks:
             name = self.places[module].get(local)
             if name is None:
                 continue
-            self.pending.setdefault(name, []).append(self.parts[name].of(contribution))
+            self.pending.setdefault(name, []).append(self.parts[name].restricted(contribution))
             if len(self.pending[name]) == self.expected[name]:
                 self._emit(name)
 

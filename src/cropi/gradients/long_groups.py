@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from cropi.errors import InputError
-from cropi.gradients.batching import BatchPlanner, LongGroup, Turn, dealt_turns
+from cropi.gradients.batching import BatchPlanner, LongGroup, RankBatch, batches_of_rank
 from cropi.gradients.bounds import GroupWeights, group_weights
 from cropi.gradients.collation import PreparedGroup, PromptBatch, response_tensors
 from cropi.gradients.consumers import Directions, FactorConsumer, GradientConsumer
@@ -39,12 +39,12 @@ from cropi.gradients.settings import ObjectiveConfig, TargetMemory
 GIB = 1 << 30
 
 
-class StreamedTurns(Protocol):
-    """`GradientExtractor`'s pass over some turns."""
+class StreamedPass(Protocol):
+    """The pass of `GradientExtractor` over some batches."""
 
     def __call__(
         self,
-        turns: Iterable[Turn],
+        rank_batches: Iterable[RankBatch],
         consumers: Sequence[GradientConsumer],
         weigh: TokenWeights,
         *,
@@ -66,18 +66,20 @@ def part_logprobs(
 ) -> Tensor:
     """Log-probs float64 [D, T] of a group's unique responses, read one part at a time."""
     logp_of: dict[int, Tensor] = {}
-    for turn in _turns(long, long.parts, ranks):
-        with torch.no_grad(), planner.batch(turn.members, turn.mode) as batch:
+    for rank_batch in _part_batches(long, long.parts, ranks):
+        with torch.no_grad(), planner.batch(rank_batch.members, rank_batch.mode) as batch:
             _, logp_DT = log_probs(forward_logits(model, batch)[0], batch)
-            logp_of[turn.members[0].index] = logp_DT.cpu()
+            logp_of[rank_batch.members[0].index] = logp_DT.cpu()
     read = {start: rows for each in ranks.gather(logp_of) for start, rows in each.items()}
     longest = max(rows.shape[1] for rows in read.values())
     padded = [pad(read[start], (0, longest - read[start].shape[1])) for start in sorted(read)]
     return torch.cat(padded).to(planner.device)
 
 
-def _turns(long: LongGroup, parts: Sequence[PreparedGroup], ranks: Ranks) -> Iterable[Turn]:
-    return dealt_turns([([part], long.mode) for part in parts], ranks)
+def _part_batches(
+    long: LongGroup, parts: Sequence[PreparedGroup], ranks: Ranks
+) -> Iterable[RankBatch]:
+    return batches_of_rank([([part], long.mode) for part in parts], ranks)
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class LongGroupPass:
     shapes: dict[str, tuple[int, ...]]
     ranks: Ranks
     memory: TargetMemory
-    stream: StreamedTurns
+    stream: StreamedPass
     tokens: int = field(default=0, init=False)
 
     def run(
@@ -157,8 +159,8 @@ class LongGroupPass:
         first = long.group.index
         parts = [replace(part, index=first + part.index) for part in long.parts]
         weigh = PartWeights(own_DT, first)
-        turns = _turns(long, parts, self.ranks)
-        self.tokens += self.stream(turns, consumers, weigh, by_response=True)
+        rank_batches = _part_batches(long, parts, self.ranks)
+        self.tokens += self.stream(rank_batches, consumers, weigh, by_response=True)
         for consumer in needing:
             consumer.take_sum(None)
 
@@ -182,8 +184,8 @@ class LongGroupPass:
         total = self._total
         for values in total.values.values():
             values.zero_()
-        turns = _turns(long, long.parts, self.ranks)
-        self.tokens += self.stream(turns, [_Adder(total)], PartWeights(weights_DT))
+        rank_batches = _part_batches(long, long.parts, self.ranks)
+        self.tokens += self.stream(rank_batches, [_Adder(total)], PartWeights(weights_DT))
         return total
 
     @cached_property

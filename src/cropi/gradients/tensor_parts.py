@@ -55,8 +55,8 @@ class Part:
         height, width = matrix_shape(shape)
         return cls(tuple(shape), (height, width), (0, height), (0, width))
 
-    def of(self, contribution: Contribution) -> Contribution:
-        """What a use of the layer adds to this part."""
+    def restricted(self, contribution: Contribution) -> Contribution:
+        """The coordinates of a contribution that belong to this part."""
         if not self.divided:
             return contribution
         if isinstance(contribution, MatrixContribution):
@@ -64,11 +64,11 @@ class Part:
             right = _columns(contribution.right_TI, self.whole[1], self.columns)
             return MatrixContribution(left, right, contribution.segments)
         if isinstance(contribution, RowsContribution):
-            return self._of_rows(contribution)
+            return self._restricted_rows(contribution)
         assert isinstance(contribution, DenseContribution)
         return DenseContribution(_columns(contribution.values_POI, self.whole[1], self.columns))
 
-    def _of_rows(self, looked_up: RowsContribution) -> RowsContribution:
+    def _restricted_rows(self, looked_up: RowsContribution) -> RowsContribution:
         """Vectors of other ranks' rows become zero vectors of this rank's first or last row."""
         start, stop = self.rows
         values = _columns(looked_up.values_TI, self.whole[1], self.columns)

@@ -156,7 +156,7 @@ class Rows:
     rows: Sequence[AnyRow] = ()
     unreadable: int = 0
 
-    def of(self, kind: type[Kind]) -> list[Kind]:
+    def of_kind(self, kind: type[Kind]) -> list[Kind]:
         """Return the rows of one class."""
         return [row for row in self.rows if isinstance(row, kind)]
 

@@ -208,7 +208,7 @@ class RunDirectory:
 
     def clock(self, arm: str) -> list[ClockRow]:
         """Rows of an arm's training clock; a line that a kill or a full disk cut is left out."""
-        return [row for row in read_rows(self.timings).of(ClockRow) if row.arm == arm]
+        return [row for row in read_rows(self.timings).of_kind(ClockRow) if row.arm == arm]
 
     @contextmanager
     def timed(

@@ -25,7 +25,7 @@ class RunRows:
 
     rows: Sequence[AnyRow] = ()
 
-    def of(self, kind: type[Kind], arm: str | None = None) -> list[Kind]:
+    def of_kind(self, kind: type[Kind], arm: str | None = None) -> list[Kind]:
         """Return the rows of one class, of one arm if it is given."""
         rows: list[Kind] = [row for row in self.rows if isinstance(row, kind)]
         return rows if arm is None else [row for row in rows if getattr(row, "arm", None) == arm]
@@ -70,13 +70,13 @@ def _readable(path: Path, root: Path, missing: list[str]) -> list[AnyRow]:
 
 def evaluated_sets(rows: RunRows, targeted: bool | None = None) -> list[str]:
     """Return the names of the evaluated sets, in the order they appear."""
-    evaluations = rows.of(EvaluationRow)
+    evaluations = rows.of_kind(EvaluationRow)
     return list(dict.fromkeys(r.set for r in evaluations if targeted in (None, r.targeted)))
 
 
 def measured_ks(rows: RunRows) -> list[int]:
     """Return every k for which pass@k was measured, ascending."""
-    return sorted({k for row in rows.of(EvaluationRow) for k in row.pass_at})
+    return sorted({k for row in rows.of_kind(EvaluationRow) for k in row.pass_at})
 
 
 def compared_k(rows: RunRows) -> int:
@@ -100,7 +100,7 @@ def accuracy_points(
     """
     k = k or compared_k(rows)
     by_step: dict[int, dict[str, EvaluationRow]] = {}
-    for row in rows.of(EvaluationRow, arm):
+    for row in rows.of_kind(EvaluationRow, arm):
         if row.set in sets and measured(row, k):
             by_step.setdefault(row.step, {}).setdefault(row.set, row)
     complete = [step for step, by_set in by_step.items() if sets and len(by_set) == len(set(sets))]

@@ -103,7 +103,7 @@ def _same_start_policy(shared: RunConfig, config: RunConfig) -> bool:
 
 
 def _copy_rollout_timings(source: RunDirectory, target: RunDirectory, config: RunConfig) -> None:
-    for row in read_rows(source.timings).of(TimingRow):
+    for row in read_rows(source.timings).of_kind(TimingRow):
         if row.phase == "rollouts" and row.set is not None:
             target.add_timing(replace(row, arms=arms_needing([config], row.set)))
 

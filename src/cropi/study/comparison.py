@@ -224,7 +224,7 @@ def _comparison(
             "too"
         )
     share = _oracle_share(baseline, result, oracle) if oracle is not None else None
-    return _compare(name, result.curves.of(shared), baseline.curves.of(shared), share)
+    return _compare(name, result.curves.for_seeds(shared), baseline.curves.for_seeds(shared), share)
 
 
 def _oracle_share(
@@ -233,7 +233,9 @@ def _oracle_share(
     """The share over the seeds that all three have; None where there are none."""
     three = [each.curves for each in (baseline, result, oracle)]
     shared = tuple(s for s in three[1].seeds if all(s in curves.seeds for curves in three))
-    return measures.oracle_share(*(curves.of(shared) for curves in three)) if shared else None
+    return (
+        measures.oracle_share(*(curves.for_seeds(shared) for curves in three)) if shared else None
+    )
 
 
 def _compare(

@@ -94,9 +94,9 @@ def phase_costs(rows: RunRows, arms: Sequence[str]) -> list[PhaseCost]:
         key = (row.arm or SHARED, row.phase)
         return ledger.setdefault(key, PhaseCost(*key))
 
-    for cost in rows.of(CostRow):
+    for cost in rows.of_kind(CostRow):
         _add_tokens(entry(cost), cost)
-    for timing in rows.of(TimingRow):
+    for timing in rows.of_kind(TimingRow):
         entry(timing).seconds += timing.seconds
     order = {arm: i for i, arm in enumerate([SHARED, *arms])}
     return sorted(
@@ -132,7 +132,7 @@ def selection_costs(rows: RunRows, arm: str) -> SelectionCosts:
     in training's own count.
     """
     costs: SelectionCosts = {}
-    for row in rows.of(CostRow):
+    for row in rows.of_kind(CostRow):
         if charged_to(row, arm):
             amounts = {
                 "generated_tokens": row.tokens_generated,
@@ -140,7 +140,7 @@ def selection_costs(rows: RunRows, arm: str) -> SelectionCosts:
                 "flops": row.flops,
             }
             _add(costs, row, amounts)
-    for timing in rows.of(TimingRow):
+    for timing in rows.of_kind(TimingRow):
         if charged_to(timing, arm):
             _add(costs, timing, {"seconds": timing.seconds})
     return costs
@@ -155,7 +155,7 @@ def _add(costs: SelectionCosts, row: CostRow | TimingRow, amounts: Mapping[str, 
 
 def training_clock(rows: RunRows, arm: str) -> tuple[Array, Array] | None:
     """Return (steps, seconds) of the arm's training clock, from (0, 0); None if there is none."""
-    seconds = {row.step: row.seconds for row in rows.of(ClockRow, arm)}
+    seconds = {row.step: row.seconds for row in rows.of_kind(ClockRow, arm)}
     if not seconds:
         return None
     seconds[0] = 0.0

@@ -84,7 +84,7 @@ class Curves:
     training: Mapping[Axis, Array]
     selection: Mapping[Axis, Array]
 
-    def of(self, seeds: tuple[int, ...]) -> Curves:
+    def for_seeds(self, seeds: tuple[int, ...]) -> Curves:
         """The same curves of these seeds only, in their order."""
         rows = [self.seeds.index(s) for s in seeds]
         return replace(self._each(lambda values: values[rows]), seeds=seeds)
@@ -268,7 +268,7 @@ def acceleration(
         never=int((~reached.ever).sum()),
         undefined=int((~defined).sum()),
     )
-    return _with_ratio(plain, standard.of(defined), reached.of(defined))
+    return _with_ratio(plain, standard.for_seeds(defined), reached.for_seeds(defined))
 
 
 @dataclass(frozen=True)
@@ -285,7 +285,7 @@ class _Reached:
         zero = bool((self.amounts <= 0).any())
         return 0.0 if zero else first * float(np.exp(np.log(self.amounts / first).mean()))
 
-    def of(self, seeds: NDArray[np.bool_]) -> _Reached:
+    def for_seeds(self, seeds: NDArray[np.bool_]) -> _Reached:
         return _Reached(self.amounts[seeds], self.ever[seeds])
 
 

@@ -184,7 +184,7 @@ def seed_values(study: Study, run: RunResult) -> dict[str, float | None]:
     acceleration = study.acceleration(run.strategy)
     steps_to_level = None
     if acceleration is not None and run.finished:
-        curves = study.strategies[run.strategy].curves.of((run.seed,))
+        curves = study.strategies[run.strategy].curves.for_seeds((run.seed,))
         steps_to_level = measures.seed_steps(curves, acceleration.level)[0]
     return {
         "start": float(run.targeted[0]),

@@ -198,7 +198,7 @@ def _read_run(
         return None
     arm = slug(str(name_in((config.get("selection") or {}).get("strategy")) or "cropi"))
     rows = read_run_rows(path, study.root, study.missing, damaged)
-    if any(_user_unknown(row) for row in rows.of(CostRow)):
+    if any(_user_unknown(row) for row in rows.of_kind(CostRow)):
         study.missing.append(f"{name} seed {seed}: rollouts that name no arms are charged to none")
     parameters = _parameters(study, path, name, seed)
     evaluations, targeted, untargeted = _mean_accuracies(rows, arm)
@@ -235,7 +235,7 @@ def _made_in(config: Mapping[str, Any]) -> str:
 def _split_halves(rows: RunRows, arm: str) -> dict[int, dict[str, float]]:
     """Each scored stage's targets with their split-half cosine, where it could be measured."""
     by_stage: dict[int, dict[str, float]] = {}
-    for row in rows.of(StageRow, arm):
+    for row in rows.of_kind(StageRow, arm):
         for name, reliability in row.targets.items():
             cosine = reliability.get("split_half")
             if isinstance(cosine, int | float) and math.isfinite(cosine):
@@ -272,7 +272,7 @@ def _mean_accuracies(rows: RunRows, arm: str) -> tuple[list[EvaluationRow], Arra
 def _set_curves(rows: RunRows, arm: str, parameters: float) -> tuple[SetCurve, ...]:
     k = compared_k(rows)
     by_set: dict[str, dict[int, EvaluationRow]] = {}
-    for row in rows.of(EvaluationRow, arm):
+    for row in rows.of_kind(EvaluationRow, arm):
         if measured(row, k):
             by_set.setdefault(row.set, {}).setdefault(row.step, row)
     curves = []

@@ -211,6 +211,6 @@ def _report(reporter: ProgressReporter, finished: Finished, folder: Path, count:
 
 def last_accuracy(run: Path) -> str:
     """Targeted and untargeted accuracy of a run's last evaluation, as text."""
-    rows = read_rows(run / METRICS).of(EvaluationRow)
+    rows = read_rows(run / METRICS).of_kind(EvaluationRow)
     last_step = max((row.step for row in rows), default=0)
     return accuracy_note([row for row in rows if row.step == last_step])

@@ -93,7 +93,7 @@ def stage_ends(rows: RunRows, arm: str, axis: Axis) -> list[float]:
 
 def total_tokens(rows: RunRows, arm: str) -> float | None:
     """Return all tokens the arm used up to its last evaluation; None if it was not evaluated."""
-    training = [r.generated_tokens + r.trained_tokens for r in rows.of(EvaluationRow, arm)]
+    training = [r.generated_tokens + r.trained_tokens for r in rows.of_kind(EvaluationRow, arm)]
     if not training:
         return None
     return max(training) + _selection_total(rows, arm, ("generated_tokens", "trained_tokens"))

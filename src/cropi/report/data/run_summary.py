@@ -111,8 +111,8 @@ def _summarise_arm(
 
 
 def _last_step(rows: RunRows, arm: str) -> int:
-    evaluated = [row.step for row in rows.of(EvaluationRow, arm)]
-    return max([*evaluated, *(row.step for row in rows.of(TrainRow, arm))], default=0)
+    evaluated = [row.step for row in rows.of_kind(EvaluationRow, arm)]
+    return max([*evaluated, *(row.step for row in rows.of_kind(TrainRow, arm))], default=0)
 
 
 def table_row(summary: ArmSummary) -> tuple[str, ...]:

@@ -115,7 +115,7 @@ def cosine_boxes(
 def _reliability(run: RunData) -> list[Safe]:
     rows = [
         _reliability_row(row.stage, name, facts)
-        for row in run.rows.of(StageRow, run.main)
+        for row in run.rows.of_kind(StageRow, run.main)
         for name, facts in row.targets.items()
     ]
     if not rows:

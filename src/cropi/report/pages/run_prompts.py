@@ -83,8 +83,12 @@ def _kinds_by_source(run: RunData, rollouts: RolloutFileSummary) -> dict[str, Co
 def _statuses(run: RunData, rollouts: RolloutFileSummary) -> Safe:
     rows = [_status_row("rollouts of the pool", rollouts.statuses)]
     rows += [_status_row(f"rollouts of {n}", s.statuses) for n, s in run.validation.items()]
-    trained = {arm: [r.reward_statuses for r in run.rows.of(StageRow, arm)] for arm in run.arms}
-    evaluated = {arm: [r.statuses for r in run.rows.of(EvaluationRow, arm)] for arm in run.arms}
+    trained = {
+        arm: [r.reward_statuses for r in run.rows.of_kind(StageRow, arm)] for arm in run.arms
+    }
+    evaluated = {
+        arm: [r.statuses for r in run.rows.of_kind(EvaluationRow, arm)] for arm in run.arms
+    }
     for title, by_arm in (("training", trained), ("evaluation", evaluated)):
         for arm, counts in by_arm.items():
             if total := _sum(counts):

@@ -140,7 +140,7 @@ def _takes_all(run: RunData, arm: str) -> bool:
 
 def _arm_rows(run: RunData, arm: str) -> list[tuple[str, ...]]:
     selections = run.selections(arm)
-    negative = {f"stage {row.stage}": row.negative for row in run.rows.of(StageRow, arm)}
+    negative = {f"stage {row.stage}": row.negative for row in run.rows.of_kind(StageRow, arm)}
     rows: list[tuple[str, ...]] = []
     for i, (new, (name, chosen)) in enumerate(
         zip(_novelty(selections), selections.items(), strict=True)

@@ -66,7 +66,7 @@ def _figure(run: RunData, charts: Charts, name: str) -> Safe | None:
     title, d3_format = QUANTITIES[name]
     lines: list[Line] = []
     for i, arm in enumerate(run.arms):
-        rows = run.rows.of(TrainRow, arm)
+        rows = run.rows.of_kind(TrainRow, arm)
         logged = {
             r.step: r.values[name] for r in rows if isinstance(r.values.get(name), int | float)
         }
