@@ -32,16 +32,16 @@ from cropi.execution.ray_worker import Outcome, Worker
 from cropi.execution.units import Finished, GivenUpError, WorkUnit
 
 ATTEMPTS = 3
-"""How often a unit is tried before it is given up: its worker may have died for another reason."""
+"""Tries before a unit is given up: its worker may have died for another reason."""
 LATE_AFTER_S = 30.0
-"""Seconds for which a unit is never late."""
+"""Seconds before which no unit is late."""
 LATE_FACTOR = 3.0
-"""A unit is late after so many times the median of those that have finished."""
+"""A unit is late after this many times the median duration of finished units."""
 POLL_S = 1.0
-"""Seconds after which late units are looked for, though nothing has ended."""
+"""Seconds between two searches for late units when nothing ends."""
 
 STUCK_S = 60.0
-"""Seconds without a worker after which a warning says so."""
+"""Seconds without any worker before a warning."""
 
 
 @dataclass(eq=False)
@@ -50,7 +50,7 @@ class Attempt:
 
     unit: WorkUnit
     worker: Any
-    began: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
 
 
 class RayWorkers:
@@ -59,15 +59,15 @@ class RayWorkers:
     `address` is that of a cluster (`ray_cluster.connect`); late units are looked for after
     `late_after` seconds.
 
-    Workers that find no room yet join when there is some. A unit whose worker dies, or that fails
-    otherwise than by an InputError, is run again, preferably elsewhere; after ATTEMPTS failures it
-    is reported as failed with a GivenUpError, and the others continue. A unit that is late while
-    workers have nothing to do is run a second time, if it is `speculative`; the first to end
-    counts. Raises InputError from `__enter__` if there is no such cluster, or no room in it.
+    Workers for which the cluster has no room yet start when it has. A unit whose worker dies, or
+    that fails with anything but an InputError, is run again, preferably elsewhere; after ATTEMPTS
+    failures it is reported as failed with a GivenUpError, and the others continue. A unit that is
+    late while workers have nothing to do is run a second time, if it is `speculative`; the first
+    to end counts. Raises InputError from `__enter__` if there is no such cluster, or no room in it.
 
-    Workers end when the context is left, as others may want their place. Those on cores of a Ray
-    that was started for this process stay, without what units shared, for the next time, unless
-    others of this process are entered before.
+    Workers end when the context is left, since others may need their resources. Only on a Ray that
+    was started for this process, and without GPUs, are they kept for the next use, until another
+    pool of this process is entered.
     """
 
     def __init__(
@@ -97,17 +97,17 @@ class RayWorkers:
         self._starting: dict[Any, Any] = {}
         driver, self._driver = self._driver, self._ray.get_runtime_context().get_worker_id()
         if driver != self._driver:
-            self._idle = []  # those of another Ray
-        for other in set(_resting) - {self}:
-            other._end_idle()
-        _resting.discard(self)
+            self._idle = []  # they belonged to another Ray
+        for other in set(_parked) - {self}:
+            other._kill_idle()
+        _parked.discard(self)
         self._running.clear()
         self._unfinished: set[str] = set()
         self._failures: dict[str, list[str]] = {}
         self._durations: list[float] = []
         self._failed_starts, self._last_work = 0, time.monotonic()
         self._packer = Packer()
-        self._placed: tuple[Shared, Any] | None = None
+        self._stored_shared: tuple[Shared, Any] | None = None
         return self
 
     def submit(self, unit: WorkUnit) -> None:
@@ -125,9 +125,9 @@ class RayWorkers:
             self._warn_if_stuck()
             for reference in ended:
                 if reference in self._starting:
-                    self._add_worker(reference)
+                    self._register_worker(reference)
                 else:
-                    yield from self._take(reference)
+                    yield from self._collect(reference)
 
     def __exit__(
         self,
@@ -141,22 +141,22 @@ class RayWorkers:
             self._ray.kill(worker)
         self._idle = self._idle if keep else []
         if keep:
-            _resting.add(self)
+            _parked.add(self)
         for worker in self._idle:
             worker.forget.options(name="cropi: wait").remote()
         self._running.clear()
         self._queue.clear()
         self._unfinished.clear()
 
-    def _end_idle(self) -> None:
-        """End workers that wait for the next time: they have their cores until then."""
-        _resting.discard(self)
+    def _kill_idle(self) -> None:
+        """Kill workers that are kept for the next use, to free their cores."""
+        _parked.discard(self)
         for worker in self._idle:
             self._ray.kill(worker)
         self._idle = []
 
     def _start_workers(self) -> None:
-        """Start workers in the place of those that are missing, as far as there is work."""
+        """Start as many workers as are missing, if there is work for them."""
         present = len(self._starting) + self.workers
         for _ in range(min(self.most, len(self._unfinished)) - present):
             environment = {"env_vars": {"OMP_NUM_THREADS": str(self.cpus)}}
@@ -182,8 +182,8 @@ class RayWorkers:
                 stacklevel=2,
             )
 
-    def _add_worker(self, reference: Any) -> None:
-        """Give a worker that has started its place. Raises InputError if none can start."""
+    def _register_worker(self, reference: Any) -> None:
+        """Add a worker that has started. Raises InputError if none can be started."""
         worker = self._starting.pop(reference)
         try:
             version = self._ray.get(reference)
@@ -192,7 +192,7 @@ class RayWorkers:
             if self._failed_starts < ATTEMPTS:
                 return
             raise InputError(
-                f"no Ray worker can be started: {_brief(error)}; install the same cropi "
+                f"no Ray worker can be started: {_first_line(error)}; install the same cropi "
                 f"({__version__}) on every node, and start the run in a folder that all share"
             ) from None
         if version != __version__:
@@ -204,15 +204,17 @@ class RayWorkers:
         self._idle.append(worker)
 
     def _assign(self) -> None:
-        """Give idle workers the next units, then late ones a second time."""
-        while self._idle and (unit := self._next()) is not None:
+        """Give idle workers the next units, or late units a second time."""
+        while self._idle and (unit := self._next_unit()) is not None:
             worker = self._idle.pop()
             # As bytes: arrays that Ray unpacks cannot be written to, and torch complains of them.
             plain = pickle.dumps(replace(unit, shared=None))
-            reference = worker.run.options(name=unit.name).remote(plain, self._placed_shared(unit))
+            reference = worker.run.options(name=unit.name).remote(
+                plain, self._shared_in_store(unit)
+            )
             self._running[reference] = Attempt(unit, worker)
 
-    def _next(self) -> WorkUnit | None:
+    def _next_unit(self) -> WorkUnit | None:
         if self._queue:
             return self._queue.popleft()
         running = [attempt.unit.name for attempt in self._running.values()]
@@ -226,45 +228,45 @@ class RayWorkers:
         if not (unit.speculative and self._durations and unit.name in self._unfinished):
             return False
         limit = max(self._late_after, LATE_FACTOR * median(self._durations))
-        return time.monotonic() - attempt.began > limit
+        return time.monotonic() - attempt.started > limit
 
-    def _placed_shared(self, unit: WorkUnit) -> list[Any]:
-        """What a unit shares, in Ray's object store (in a list: a worker reads it only once)."""
+    def _shared_in_store(self, unit: WorkUnit) -> list[Any]:
+        """What a unit shares, in Ray's store; in a list, so that a worker reads it only once."""
         shared = self._packer.shared(unit)
         if shared is None:
             return []
-        if self._placed is None or self._placed[0] is not shared:
-            self._placed = shared, self._ray.put(shared.content)
-        return [shared.key, self._placed[1]]
+        if self._stored_shared is None or self._stored_shared[0] is not shared:
+            self._stored_shared = shared, self._ray.put(shared.content)
+        return [shared.key, self._stored_shared[1]]
 
-    def _take(self, reference: Any) -> Iterator[Finished]:
-        """Yield what became of an attempt, unless it is to be made again."""
+    def _collect(self, reference: Any) -> Iterator[Finished]:
+        """Yield the result of an attempt, unless its unit is queued again."""
         attempt = self._running.pop(reference)
         unit = attempt.unit
         try:
             outcome: Outcome = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
-            outcome = Outcome(error=RuntimeError(self._loss(error)))
+            outcome = Outcome(error=RuntimeError(self._describe_loss(error)))
             self._ray.kill(attempt.worker)
         else:
             self._idle.append(attempt.worker)
         for text in outcome.warnings:
             warnings.warn(f"{unit.name}: {text}", stacklevel=2)
         if unit.name not in self._unfinished:
-            return  # the other one of two attempts was faster
+            return  # its other attempt was faster
         if outcome.error is None:
             self._durations.append(outcome.seconds)
-            outcome = _seen_here(unit, outcome)
+            outcome = _require_visible_output(unit, outcome)
         elif not isinstance(outcome.error, InputError):
-            again = self._again(unit, outcome.error, outcome.place)
+            again = self._requeue_or_give_up(unit, outcome.error, outcome.place)
             if again is None:
                 return
             outcome = Outcome(error=again)
         self._unfinished.discard(unit.name)
         yield Finished(unit, outcome.value, outcome.error, outcome.seconds)
 
-    def _loss(self, error: Exception) -> str:
-        """What became of a worker that is gone, in a few words."""
+    def _describe_loss(self, error: Exception) -> str:
+        """Why a worker was lost, in a few words."""
         errors = self._ray.exceptions
         if isinstance(error, errors.OutOfMemoryError):
             used = re.search(r"[\d.]+ ?\w*B used / [\d.]+ ?\w*B", str(error))
@@ -274,10 +276,12 @@ class RayWorkers:
             return (
                 "its worker died (killed by you, or by the system when memory ran out; or crashed)"
             )
-        return _brief(error)
+        return _first_line(error)
 
-    def _again(self, unit: WorkUnit, error: Exception, place: str) -> GivenUpError | None:
-        """Queue a unit that failed once more; the error if it has been tried often enough."""
+    def _requeue_or_give_up(
+        self, unit: WorkUnit, error: Exception, place: str
+    ) -> GivenUpError | None:
+        """Queue a failed unit again, or return its error after ATTEMPTS failures."""
         failures = self._failures.setdefault(unit.name, [])
         kind = f"{type(error).__name__} at {place}: " if place else ""
         failures.append(f"{kind}{error}".strip())
@@ -294,12 +298,12 @@ class RayWorkers:
         return given_up
 
 
-_resting: WeakSet[RayWorkers] = WeakSet()
-"""Those of this process that are not in use, and whose workers wait for the next time."""
+_parked: WeakSet[RayWorkers] = WeakSet()
+"""Pools of this process that are not in use, and whose idle workers wait for the next use."""
 
 
-def _seen_here(unit: WorkUnit, outcome: Outcome) -> Outcome:
-    """The outcome of a unit that succeeded; an error if its output is not to be seen here."""
+def _require_visible_output(unit: WorkUnit, outcome: Outcome) -> Outcome:
+    """The outcome of a unit that succeeded, or an error if its output is not visible here."""
     if unit.output is None or unit.output.exists():
         return outcome
     return Outcome(
@@ -310,7 +314,7 @@ def _seen_here(unit: WorkUnit, outcome: Outcome) -> Outcome:
     )
 
 
-def _brief(error: Exception) -> str:
-    """What Ray says in one line: of a traceback in a worker the last one."""
+def _first_line(error: Exception) -> str:
+    """Ray's error in one line: the last line of a traceback in a worker, else the first."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return (lines[-1] if lines[0].startswith("ray::") else lines[0])[:200]
