@@ -87,9 +87,13 @@ def test_a_half_written_line_is_left_out_and_counted(tmp_path: Path) -> None:
         ('{"phase": "scoring"}', 1),
         ('{"kind": "of another version"}', 0),
         ("{}", 0),
+        ("[1, 2]", 1),
+        ('"text"', 1),
+        ("null", 1),
+        ("12", 1),
     ],
 )
-def test_a_row_that_lacks_what_its_kind_has_is_counted(
+def test_a_line_that_is_no_row_or_lacks_what_its_kind_has_is_counted(
     tmp_path: Path, line: str, unreadable: int
 ) -> None:
     (tmp_path / "rows.jsonl").write_text(line + "\n")

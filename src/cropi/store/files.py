@@ -282,7 +282,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def read_partial_jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Read a JSONL file that may be half written: its rows, and how many lines are not JSON."""
+    """Read a JSONL file that may be half written: its rows, and how many lines are no object."""
     if not path.is_file():
         return [], 0
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -291,12 +291,12 @@ def read_partial_jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def _row(line: str) -> dict[str, Any] | None:
-    """The row on a line; empty for JSON that is not an object, None for what is not JSON."""
+    """The row on a line; None for what is no JSON object."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):  # also an integer of thousands of digits
         return None
-    return row if isinstance(row, dict) else {}
+    return row if isinstance(row, dict) else None
 
 
 def write_table(path: Path, table: pa.Table, metadata: Mapping[str, str] | None = None) -> None:
