@@ -82,7 +82,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "norm": (changed("norm", (0, 0.0)), "row 0, column norm: 0.0 is not the length"),
     "long norm": (changed("norm", (0, 1e300), pa.float64()), "column norm: 1e\\+300 is not the"),
     "short norm": (changed("norm", (0, 1e-300), pa.float64()), "column norm: 1e-300 is not the"),
-    "wide error": (changed("v_standard_error", (0, 1e308)), "1e\\+308 is not the standard error"),
+    "wide error": (changed("v_standard_error", (0, 1e308)), "1e\\+308 is not a number from 0 to 2"),
     "error": (changed("v_standard_error", (2, -1.0)), "column v_standard_error: -1.0 is not"),
     "tokens": (changed("tokens", (1, -1)), "row 1, column tokens: -1 is not a count"),
     "size": (changed("group_size", (1, 2**40), pa.int64()), "column group_size"),

@@ -75,9 +75,25 @@ def test_rewards_under_the_policy_survive_where_they_are_known(
     np.testing.assert_array_equal(
         restored.scored().effective_share, scores.effective_share[[0, 2, 3]]
     )
-    scores.effective_share[0] = 3
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("effective_share", 3.0, "3.0 is not a number from 0 to 1"),
+        ("effective_share", -0.25, "-0.25 is not a number"),
+        ("effective_share", np.nan, "is missing"),
+        ("current_reward", -np.inf, "-inf is not a number"),
+    ],
+)
+def test_what_no_policy_can_have_is_refused(
+    tmp_path: Path, scores: InfluenceEstimate, column: str, value: float, message: str
+) -> None:
+    scores.current_reward = np.full(5, 0.5, np.float32)
+    scores.effective_share = np.full(5, 0.9, np.float32)
+    getattr(scores, column)[0] = value
     write_scores(tmp_path / "bad.parquet", scores)
-    with pytest.raises(InputError, match=r"row 0, column effective_share: 3.0 is beyond"):
+    with pytest.raises(InputError, match=rf"row 0, column {column}: {message}"):
         read_scores(tmp_path / "bad.parquet")
 
 

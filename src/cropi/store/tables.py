@@ -132,18 +132,19 @@ def scores_from(table: pa.Table, path: str | Path) -> InfluenceEstimate:
             f"ratio is taken of the {len(ids)} scored prompts",
             stacklevel=3,
         )
+    current_reward, effective_share = _under_policy(columns, scored)
     return InfluenceEstimate(
         prompt_ids=ids,
         mean={name: _cosines(columns, name, scored) for name in names},
-        standard_error={name: _sizes(columns, name + ERROR_SUFFIX) for name in names},
+        standard_error={n: _within(columns, n + ERROR_SUFFIX, 0, LARGEST_ERROR) for n in names},
         norms=_norms(columns, scored),
         tokens=_counts(columns, "tokens").astype(np.int64),
         group_size=_counts(columns, "group_size").astype(np.int32),
         status=status,
         unlisted=_unlisted(about, len(ids), path),
         identity=_json(about, "cropi.influence", path, {}),
-        current_reward=_if_there(columns, "current_reward", MAX_REWARD),
-        effective_share=_if_there(columns, "effective_share", 1 + COSINE_TOLERANCE),
+        current_reward=current_reward,
+        effective_share=effective_share,
         responses={n: _responses(columns, n) for n in names if n + RESPONSES_SUFFIX in columns},
     )
 
@@ -199,25 +200,22 @@ def _norms(columns: Columns, scored: NDArray[np.bool_]) -> NDArray[np.float32]:
     return norms
 
 
-def _sizes(columns: Columns, name: str) -> NDArray[np.float64]:
-    """A column of standard errors; NaN where it is null, or not there at all."""
+def _within(columns: Columns, name: str, least: float, most: float) -> NDArray[np.float64]:
+    """A column of numbers in a range; NaN where it is null, or not there at all."""
     values = _floats(columns, name)
-    columns.require_no_row(
-        name,
-        (values < 0) | (values > LARGEST_ERROR),
-        f"is not the standard error of a cosine, from 0 to {LARGEST_ERROR:g}; score again",
-        values,
-    )
+    problem = f"is not a number from {least:.3g} to {most:.3g}; score again"
+    columns.require_no_row(name, (values < least) | (values > most), problem, values)
     return values
 
 
-def _if_there(columns: Columns, name: str, most: float) -> NDArray[np.float32] | None:
-    """A column that a file may lack, of sizes up to `most`; NaN where it is null."""
-    if name not in columns:
-        return None
-    values = _floats(columns, name)
-    columns.require_no_row(name, abs(values) > most, f"is beyond {most:g}; score again", values)
-    return values.astype(np.float32)
+def _under_policy(columns: Columns, scored: NDArray[np.bool_]) -> list[NDArray[np.float32] | None]:
+    """Rewards under the policy, and the shares of responses that they rest on, where known."""
+    rewards = _within(columns, "current_reward", -MAX_REWARD, MAX_REWARD)
+    shares = _within(columns, "effective_share", 0, 1 + COSINE_TOLERANCE)
+    missing = scored & np.isfinite(rewards) & np.isnan(shares) & ("effective_share" in columns)
+    columns.require_no_row("effective_share", missing, "is missing beside a reward; score again")
+    both = zip(CURRENT, (rewards, shares), strict=True)
+    return [values.astype(np.float32) if name in columns else None for name, values in both]
 
 
 def _responses(columns: Columns, name: str) -> list[NDArray[np.float32]]:
