@@ -387,6 +387,29 @@ def test_a_row_of_another_structure_is_named(tmp_path: Path, row: dict[str, Any]
         read_rollout_log(path)
 
 
+PYTHON_CHAT = "[{'role': 'user', 'content': 'q'}]"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": PYTHON_CHAT, "response": "a", "reward": 1.0},
+        {"prompt": PYTHON_CHAT, "completion": "a", "advantage": 0.0, "r_reward": 1.0, "step": 1},
+        {"prompt": PYTHON_CHAT, "completion": "a", "example_id": 1, "reward": 1.0},
+        {"tokens": [1, 2], "response": "a", "response_length": 1, "reward": 1}
+        | {"prompt": PYTHON_CHAT},
+        {"custom_id": "a", "body": {"prompt": PYTHON_CHAT}},
+    ],
+    ids=["plain", "trl", "verifiers", "slime", "openai-batch"],
+)
+def test_a_chat_as_python_shows_it_is_refused_by_its_row(
+    tmp_path: Path, row: dict[str, Any]
+) -> None:
+    path = write_lines(tmp_path / "log.jsonl", [row])
+    with pytest.raises(InputError, match=r"log.jsonl row 1 holds a chat as text that is not JSON"):
+        read_rollout_log(path)
+
+
 STEPPED: dict[str, Callable[[Any], dict[str, Any]]] = {
     "trl": lambda step: (
         {"step": step, "prompt": "q", "completion": "a", "r_reward": 1.0} | {"advantage": 0.0}

@@ -257,15 +257,20 @@ def plain_text(content: Any) -> str:
     return content if isinstance(content, str) else ""
 
 
-def read_prompt(prompt: Any) -> str | tuple[Message, ...]:
+def read_prompt(prompt: Any, where: str) -> str | tuple[Message, ...]:
     """A prompt as text or as a chat of plain messages, which may be written as JSON.
 
     Raises InputError for a chat that is written as Python shows it.
     """
-    prompt = written_chat(prompt, "the log")
-    if not isinstance(prompt, list | tuple):
-        return "" if prompt is None else str(prompt)
-    messages = [m for m in prompt if isinstance(m, Mapping)]
+    prompt = written_chat(prompt, where)
+    if isinstance(prompt, list | tuple):
+        return plain_messages(prompt)
+    return "" if prompt is None else str(prompt)
+
+
+def plain_messages(messages: Sequence[Any]) -> tuple[Message, ...]:
+    """The messages of a chat with texts alone."""
+    messages = [m for m in messages if isinstance(m, Mapping)]
     return tuple(
         {"role": str(m.get("role", "user")), "content": plain_text(m.get("content"))}
         for m in messages

@@ -63,19 +63,20 @@ class OpenAIBatch:
                 continue
             for response in _answers(row, file, where):
                 if name in self._requests:
-                    _name_prompt(response, self._requests[name])
+                    _name_prompt(response, self._requests[name], where)
                 else:
                     self._unasked.setdefault(name, []).append(response)
                 yield response
 
     def _ask(self, name: Name, request: Row, where: str) -> None:
-        if _asked_in(self._requests.setdefault(name, request)) != _asked_in(request):
+        earlier = self._requests.setdefault(name, request)
+        if _asked_in(request, where) != _asked_in(earlier, where):
             raise InputError(
                 f"{where} has the custom_id {shown(name[1], 40)} of an earlier request that asks "
                 "for something else; give each batch, requests and results, a folder of its own"
             )
         for response in self._unasked.pop(name, []):
-            _name_prompt(response, request)
+            _name_prompt(response, request, where)
 
 
 def _request(row: Row) -> Row | None:
@@ -84,14 +85,14 @@ def _request(row: Row) -> Row | None:
     return body if isinstance(body, Mapping) else None
 
 
-def _asked_in(request: Row) -> Any:
+def _asked_in(request: Row, where: str) -> Any:
     given = request.get("messages", request.get("prompt"))
-    return request_prompt(request) if given is None else read_prompt(given)
+    return request_prompt(request) if given is None else read_prompt(given, where)
 
 
-def _name_prompt(response: LoggedResponse, request: Row) -> None:
+def _name_prompt(response: LoggedResponse, request: Row, where: str) -> None:
     """Say what was asked; it names the prompt, as each sample may have a custom_id of its own."""
-    response.prompt, response.prompt_id = _asked_in(request), ""
+    response.prompt, response.prompt_id = _asked_in(request, where), ""
     if isinstance(response.prompt, str):
         response.rendered = bool(TEMPLATE_MARKS.search(response.prompt))
     temperature = request.get("temperature")

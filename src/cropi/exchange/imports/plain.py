@@ -93,7 +93,7 @@ def _responses(row: dict[str, Any], file: LogFile, where: str) -> Iterator[Logge
     texts, rewards = _texts_and_rewards(row, file, where)
     answer, step = _first(row, ANSWER_COLUMNS), _first(row, STEP)
     finish = _first(row, FINISH)
-    prompt = read_prompt(question)
+    prompt = read_prompt(question, where)
     consumed = recognised(row, (*RESPONSES, *RESPONSE, *REWARDS, *REWARD, *STEP, *FINISH))
     asking = recognised(row, (*QUESTION_COLUMNS, *ID_COLUMNS))
     identifier = _first(row, ID_COLUMNS)

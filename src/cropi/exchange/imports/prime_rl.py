@@ -23,8 +23,8 @@ from cropi.exchange.imports.logged import (
     finish_reason_of,
     has_more_than_content,
     other_columns,
+    plain_messages,
     plain_text,
-    read_prompt,
     reward_number,
     reward_status,
     token_array,
@@ -134,10 +134,10 @@ def _prompt(data: Row, nodes: Sequence[Row]) -> Any:
     prompt, system = data.get("prompt"), data.get("system_prompt")
     if prompt is None:
         first = next((i for i, node in enumerate(nodes) if node.get("sampled")), len(nodes))
-        return read_prompt([node["message"] for node in nodes[:first]])
+        return plain_messages([node["message"] for node in nodes[:first]])
     messages = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
     before = [{"role": "system", "content": system}] if system else []
-    return read_prompt([*before, *messages])
+    return plain_messages([*before, *messages])
 
 
 def _tokens(nodes: Sequence[Row], work: Row, where: str) -> Tokens | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cropi.exchange.imports.logged import Row, plain_text, read_prompt
+from cropi.exchange.imports.logged import Row, plain_messages, plain_text
 from cropi.schema import Message
 
 
@@ -15,7 +15,7 @@ def request_prompt(request: Row) -> str | tuple[Message, ...]:
     given, instructions = request.get("input"), request.get("instructions")
     messages = given if isinstance(given, list) else [{"role": "user", "content": given or ""}]
     before = [{"role": "system", "content": instructions}] if instructions else []
-    return read_prompt([*before, *messages])
+    return plain_messages([*before, *messages])
 
 
 def output_items(response: Any) -> list[Row]:

@@ -52,7 +52,7 @@ def _response(row: Row, file: LogFile, where: str) -> LoggedResponse:
     mask, answer = row.get("loss_mask"), row.get("label")
     metadata = row.get("metadata")
     return LoggedResponse(
-        prompt=read_prompt(row.get("prompt")),
+        prompt=read_prompt(row.get("prompt"), where),
         text=str(row["response"]),
         reward=reward,
         status=reward_status(reward),

@@ -85,7 +85,7 @@ def _response(row: Row, columns: Sequence[str], file: LogFile, where: str) -> Lo
     reward = file.reward(row, default, where)
     text, whole_text = read_completion(row["completion"])
     return LoggedResponse(
-        prompt=read_prompt(row["prompt"]),
+        prompt=read_prompt(row["prompt"], where),
         text=text,
         reward=reward,
         status=reward_status(reward),

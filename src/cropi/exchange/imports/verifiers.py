@@ -36,12 +36,12 @@ class VerifiersResults:
     def responses(self, rows: Iterable[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
         """One response per line."""
         for number, row in rows:
-            failed = row.get("error") is not None
-            reward = file.reward(row, None if failed else row["reward"], file.where(number))
+            where, failed = file.where(number), row.get("error") is not None
+            reward = file.reward(row, None if failed else row["reward"], where)
             text, whole_text = read_completion(row["completion"])
             answer = row.get("answer")
             yield LoggedResponse(
-                prompt=read_prompt(row["prompt"]),
+                prompt=read_prompt(row["prompt"], where),
                 text=text,
                 reward=reward,
                 status=reward_status(reward),
