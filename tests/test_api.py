@@ -319,7 +319,10 @@ def test_a_name_where_settings_are_wanted_is_refused(
         (lambda: cropi.evaluate("pocket", []), "sets is of the type list; give names"),  # type: ignore[arg-type]
         (lambda: cropi.evaluate("pocket", {"t": "a"}), "set t is 'a'"),
         (lambda: cropi.train("pocket", [], "s.parquet", "o", steps=1), r"selection is 's.parquet'"),
-        (lambda: cropi.train("pocket", [], ["a"], "o", steps=0), "at least 1 step"),
+        (lambda: cropi.train("pocket", [], ["a"], "o", steps=0), "steps=0: give a whole number"),
+        (lambda: cropi.train("pocket", [], ["a"], "o", steps="9"), r"steps='9': .* from 1 on"),  # type: ignore[arg-type]
+        (lambda: cropi.train("pocket", [], ["a"], "o", steps=1, horizon=2.5), "horizon=2.5: give"),  # type: ignore[arg-type]
+        (lambda: cropi.select(None, visits=True), "visits=True: give a whole number"),
         (lambda: cropi.run("my.yaml"), r"config is 'my.yaml'.*load_config"),  # type: ignore[arg-type]
         (lambda: cropi.load_config("pocket", "seed=1"), "overrides is 'seed=1'; give a list"),
         (lambda: cropi.write_scores("o", "scores"), "give influence.estimate"),  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ would fail deep inside, by the name of an attribute. Each message ends with what
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,13 @@ def require_kind(value: Any, kind: type | tuple[type, ...], argument: str, fix: 
     """Raise InputError unless the argument's value is of that kind."""
     if not isinstance(value, kind):
         raise InputError(f"{argument} is {_described(value)}; {fix}")
+
+
+def require_count(value: Any, argument: str, least: int = 1) -> int:
+    """Return a whole number. Raises InputError for anything else, and for one below `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise InputError(f"{argument}={shown(value, 60)}: give a whole number from {least} on")
+    return int(value)
 
 
 def require_list_of(values: Any, kind: type, argument: str, fix: str) -> None:

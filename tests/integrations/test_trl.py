@@ -220,6 +220,9 @@ def test_what_cannot_be_guided_is_refused(tmp_path: Path) -> None:
         Guidance(args(max_steps=-1), pool, targets, 2)
     with pytest.raises(InputError, match="choose a multiple of 2"):
         Guidance(args(num_iterations=2), pool, targets, 3)
+    for wrong in ("8", 2.0, 0, None):
+        with pytest.raises(InputError, match=r"steps_per_stage=.*: give a whole number from 1 on"):
+            Guidance(args(), pool, targets, wrong)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="set it to 0"):
         Guidance(args(dataloader_num_workers=2), pool, targets, 2)
     with pytest.raises(InputError, match="not a share of the pool"):

@@ -28,7 +28,7 @@ from datasets import Dataset, IterableDataset
 from transformers import TrainerCallback
 from trl import GRPOConfig
 
-from cropi.arguments import require_kind
+from cropi.arguments import require_count, require_kind
 from cropi.errors import InputError
 from cropi.influence.settings import InfluenceConfig
 from cropi.integrations.guided_stages import GuidedStages, GuideSettings
@@ -78,7 +78,7 @@ class Positions:
             )
         reuse = args.steps_per_generation * args.num_iterations
         done = steps_per_stage * args.gradient_accumulation_steps
-        if steps_per_stage < 1 or done % reuse:
+        if done % reuse:
             raise InputError(
                 f"steps_per_stage={steps_per_stage} ends inside a batch of responses, which "
                 f"{reuse} passes share (steps_per_generation x num_iterations) and a step takes "
@@ -156,7 +156,7 @@ class Guidance:
             )
         args.shuffle_dataset = False
         self.args = args
-        self.positions = Positions.of(args, steps_per_stage)
+        self.positions = Positions.of(args, require_count(steps_per_stage, "steps_per_stage"))
         self.rows = rows_by_id("pool", pool)
         target_rows = {name: rows_by_id(name, each, f"{name}/") for name, each in targets.items()}
         self.judged_rows = {**self.rows, **ChainMap(*target_rows.values())}

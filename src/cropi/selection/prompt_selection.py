@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from cropi.arguments import SCORES_FIX, require_kind
+from cropi.arguments import SCORES_FIX, require_count, require_kind
 from cropi.errors import InputError
 from cropi.plugin_calls import PluginError, calling
 from cropi.rollouts.statistics import (
@@ -89,6 +89,9 @@ def select(
     """
     from cropi.rollouts import as_groups  # loads pyarrow, which reading settings should not
 
+    for argument, number in (("stage", stage), ("visits", visits), ("group_size", group_size)):
+        if number is not None:
+            require_count(number, argument, least=0)
     settings = _settings(given_or_default(settings, SelectionConfig, "settings"), hidden_states)
     estimate = _estimate(scores)
     strategy = find_strategy(settings.strategy)

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from cropi.arguments import PROMPTS_FIX, SELECTION_FIX, require_kind, require_list_of
+from cropi.arguments import PROMPTS_FIX, SELECTION_FIX, require_count, require_kind, require_list_of
 from cropi.errors import InputError
 from cropi.policy.settings import ModelConfig
 from cropi.rollouts.settings import RolloutsConfig
@@ -79,8 +79,7 @@ def train(
     require_list_of(prompts, Prompt, "prompts", PROMPTS_FIX)
     if not isinstance(selection, Selection):
         require_list_of(selection, str, "selection", SELECTION_FIX)
-    if steps < 1:
-        raise InputError(f"steps={steps}: train for at least 1 step")
+    require_count(steps, "steps")
     policy = local_place(policy) if remote_url(policy) else policy
     require_replaceable(Path(out), "trainer_state.json", "training stage")
     ids = selection.prompt_ids if isinstance(selection, Selection) else list(selection)
@@ -116,7 +115,7 @@ def train(
 
 
 def _horizon(horizon: int | None, last_step: int) -> int:
-    if horizon is not None and horizon < last_step:
+    if horizon is not None and require_count(horizon, "horizon") < last_step:
         raise InputError(
             f"horizon {horizon} comes before step {last_step}, where this stage ends; give that "
             "step or a later one"
