@@ -12,7 +12,13 @@ import pytest
 from cropi.errors import InputError
 from cropi.plugins import plugin_names
 from cropi.rollouts.statistics import PassHistory, RolloutStatistics
-from cropi.schema import NOT_SAMPLED, InfluenceEstimate, Selection
+from cropi.schema import (
+    EQUAL_REWARDS,
+    NOT_SAMPLED,
+    TOO_FEW_RESPONSES,
+    InfluenceEstimate,
+    Selection,
+)
 from cropi.selection import (
     SelectionContext,
     find_strategy,
@@ -480,6 +486,36 @@ def test_learnalign_refuses_scores_that_are_not_of_the_pool() -> None:
     for targets in ({"v": cosines}, {"pool": cosines, "v": cosines}):
         with pytest.raises(InputError, match="pool's own direction"):
             find_strategy("learnalign").select(context(estimate=table(targets)))
+
+
+def test_prompts_whose_responses_are_no_longer_usable_are_left_out_and_counted() -> None:
+    rng = np.random.default_rng(0)
+    groups = [random_group(rng, name) for name in "abc"]
+    settings = SelectionConfig(strategy=StrategyChoice.of("learnalign"), ratio=1.0)
+    scores = table({"pool": {"a": 0.9, "b": 0.1, "c": 0.5}})
+    for response in groups[0].responses:
+        response.reward, response.reward_status = np.nan, "error"
+    selection = select(scores, settings, rollouts=groups)
+    assert selection.prompt_ids == ["c", "b"]
+    assert any("1 prompt with a score, but without a usable" in note for note in selection.notes)
+    for group in groups:
+        group.responses = []
+    with pytest.raises(InputError, match=r"selected no prompt.*\(3 prompts: no usable response\)"):
+        select(scores, settings, rollouts=groups)
+
+
+@pytest.mark.parametrize("name", ["gradalign", "one_shot", "ranking", "learnalign"])
+def test_where_no_prompt_has_a_score_the_reason_is_given(name: str) -> None:
+    scores = table({"pool": {"a": np.nan, "b": np.nan}})
+    scores.status = [TOO_FEW_RESPONSES, EQUAL_REWARDS]
+    rng = np.random.default_rng(0)
+    reasons = rf"\(1 prompt: {EQUAL_REWARDS}; 1 prompt: {TOO_FEW_RESPONSES}\)"
+    with pytest.raises(InputError, match=reasons):
+        select(
+            scores,
+            SelectionConfig(strategy=StrategyChoice.of(name)),
+            rollouts=[random_group(rng, "a"), random_group(rng, "b")],
+        )
 
 
 def test_scores_and_rollouts_of_different_pools_are_refused() -> None:

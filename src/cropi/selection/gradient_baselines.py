@@ -15,6 +15,7 @@ from cropi.selection.strategy import (
     shortfall,
     top_by_score,
 )
+from cropi.text import plural
 
 
 @plugin("strategy", "gradalign")
@@ -56,7 +57,8 @@ class LearnAlign:
     def select(self, context: SelectionContext) -> Selection:
         """Rank by alignment times learnability; ties are broken by prompt id.
 
-        Raises InputError for scores with another target than the pool.
+        Prompts of which no response is usable have no pass rate, and are left out. Raises
+        InputError for scores with another target than the pool.
         """
         scored, statistics = context.scored, context.statistics
         if list(scored.mean) != [POOL_DIRECTION]:
@@ -67,8 +69,16 @@ class LearnAlign:
             )
         cosine = scored.mean[POOL_DIRECTION]
         variance = dict(zip(statistics.prompt_ids, statistics.variances, strict=True))
-        score = cosine.astype(np.float64) * np.array([variance[i] for i in scored.prompt_ids])
-        chosen = top_by_score(score, scored.prompt_ids, context.count)
+        variance_N = np.array([variance[i] for i in scored.prompt_ids])
+        score = cosine.astype(np.float64) * variance_N
+        order = top_by_score(score, scored.prompt_ids)
+        unjudged_N = np.isnan(variance_N)
+        chosen = order[~unjudged_N[order]][: context.count]
         notes = shortfall(len(chosen), context.count, "prompts are informative")
+        if count := int(unjudged_N.sum()):
+            notes.append(
+                f"{plural(count, 'prompt')} with a score, but without a usable response in the "
+                "rollouts, left out; give the rollouts that were scored"
+            )
         ids = [scored.prompt_ids[place] for place in chosen]
         return Selection(ids, score[chosen], notes=notes)

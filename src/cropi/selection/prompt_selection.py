@@ -127,7 +127,7 @@ def select(
     )
     with calling("strategy", name, "select"):
         selection = checked_selection(strategy.select(context), name, pool)
-    require_not_empty(selection, title or f"strategy {name}")
+    require_not_empty(selection, context, title or f"strategy {name}")
     return selection
 
 

@@ -19,7 +19,7 @@ from cropi.rollouts.statistics import GROUP_SIZE, PassHistory, RolloutStatistics
 from cropi.schema import InfluenceEstimate, Selection
 from cropi.selection.settings import StrategyChoice
 from cropi.short_repr import ShortRepr
-from cropi.text import shown
+from cropi.text import plural, shown
 
 Scoring = Literal["stage", "once", "never"]
 Direction = Literal["sets", "mean", "pool"]
@@ -241,13 +241,23 @@ class NothingSelectedError(InputError):
     """No prompt of the pool qualifies."""
 
 
-def require_not_empty(selection: Selection, who: str) -> None:
-    """Raise InputError if nothing was selected."""
+def require_not_empty(selection: Selection, context: SelectionContext, who: str) -> None:
+    """Raise InputError if nothing was selected, with what the pool lacks."""
     if not selection.prompt_ids:
         raise NothingSelectedError(
-            f"{who} selected no prompt, because none of the pool qualifies: add prompts, sample "
-            "more responses, or choose another strategy"
+            f"{who} selected no prompt, because none of the pool qualifies{_lacking(context)}: add "
+            "prompts, sample more responses, or choose another strategy"
         )
+
+
+def _lacking(context: SelectionContext) -> str:
+    """Why prompts have no score, or no pass rate; empty where they have."""
+    unjudged = int(np.isnan(context.statistics.pass_rates).sum())
+    reasons = {"no usable response": unjudged} if unjudged else {}
+    if context.estimate is not None:
+        reasons = context.estimate.skipped or reasons
+    counts = "; ".join(f"{plural(count, 'prompt')}: {reason}" for reason, count in reasons.items())
+    return f" ({counts})" if counts else ""
 
 
 def top_by_score(
