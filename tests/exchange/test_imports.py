@@ -24,6 +24,7 @@ from cropi.exchange.imports.rollout_format import all_formats
 from cropi.exchange.ranking.ranking import LoggedPool, logged_pool
 from cropi.prompts import load_prompts
 from support.trainer_logs import (
+    LM_EVAL_FILE,
     STATISTICS,
     TASKS,
     WITH_TOKENS,
@@ -32,6 +33,7 @@ from support.trainer_logs import (
     Task,
     episode,
     gym_row,
+    lm_eval_row,
     rendered,
     samples,
     slime_sample,
@@ -94,7 +96,7 @@ def test_without_rows_of_the_data_the_log_names_the_pool(name: str, tmp_path: Pa
 def test_a_row_is_of_one_format_alone(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [episode(samples()[0]), gym_row(samples()[0])]
     rows.append(slime_sample(samples()[0]))
-    for name in ("verl", "openrlhf", "open-instruct", "verifiers", "plain"):
+    for name in ("verl", "openrlhf", "open-instruct", "verifiers", "lm-eval", "plain"):
         WRITERS[name](tmp_path / name, samples()[:4])
         path = next(p for p in (tmp_path / name).rglob("*.jsonl") if "meta" not in p.name)
         rows.append(json.loads(path.read_text().splitlines()[0]))
@@ -185,6 +187,54 @@ def test_two_batches_of_one_folder_are_not_mixed_up(tmp_path: Path) -> None:
         InputError, match=r"second.jsonl row 1 has the custom_id 'request-0' .* own"
     ):
         read_rollout_log(tmp_path / "log")
+
+
+def _read_lm_eval(folder: Path, *rows: dict[str, Any], **options: Any) -> RolloutLog:
+    return read_rollout_log(write_lines(folder / LM_EVAL_FILE, rows), **options)
+
+
+def test_samples_of_lm_eval_name_their_task_answer_and_temperature(tmp_path: Path) -> None:
+    (response,) = _read_lm_eval(tmp_path, lm_eval_row(samples()[0])).responses
+    assert (response.source, response.answer, response.temperature) == ("sums", "5", 0.7)
+    assert response.about == {"question": "What is 2 + 3?", "answer": "5"}
+
+
+CHAT = '[{"role": "user", "content": "2 + 3?"}]'
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"gen_args_0": {"arg_0": [CHAT], "arg_1": {}}},
+        {"gen_args_0": {"arg_0": CHAT, "arg_1": {}}},
+        [[CHAT, {"until": []}]],
+    ],
+)
+def test_chats_and_calls_of_older_lm_evals_are_read(arguments: Any, tmp_path: Path) -> None:
+    log = _read_lm_eval(tmp_path, lm_eval_row(samples()[0], arguments=arguments))
+    assert log.responses[0].prompt == ({"role": "user", "content": "2 + 3?"},)
+
+
+def test_a_metric_of_several_responses_of_lm_eval_is_no_reward(tmp_path: Path) -> None:
+    row = lm_eval_row(samples()[0], resps=[["5", "6", "5"]])
+    log = _read_lm_eval(tmp_path, row, unjudged=True)
+    assert [(r.text, r.status) for r in log.responses] == [(t, "error") for t in ("5", "6", "5")]
+    assert "metric of several responses together, not used: 1 row" in log.notes[0]
+    log = _read_lm_eval(tmp_path, {**row, "exact_match": [1.0, 0.0, 1.0]})
+    assert [r.reward for r in log.responses] == [1, 0, 1]
+
+
+def test_choices_by_likelihood_are_left_out_and_counted(tmp_path: Path) -> None:
+    choice = lm_eval_row(
+        samples()[0],
+        arguments={"gen_args_0": {"arg_0": "2 + 3?", "arg_1": " 5"}},
+        resps=[[["-1.5", "False"]]],
+    )
+    log = _read_lm_eval(tmp_path, choice, lm_eval_row(samples()[1]))
+    assert len(log.responses) == 1
+    assert "choice by likelihood, which is no response, left out: 1 row" in log.notes[0]
+    with pytest.raises(InputError, match=r"holds no response .*choice by likelihood"):
+        _read_lm_eval(tmp_path, choice)
 
 
 def conversation() -> dict[str, Any]:

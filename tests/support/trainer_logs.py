@@ -352,6 +352,38 @@ def write_openai_batch(
         write_lines(folder / f"step_{step}" / "results.jsonl", results[::-1])
 
 
+def lm_eval_row(row: Sample, **changes: Any) -> dict[str, Any]:
+    """A sample of a task that generates, as a filter named `strict` reads it."""
+    sampling = {"do_sample": True, "temperature": 0.7, "until": ["</s>"]}
+    return {
+        "doc_id": row.group,
+        "doc": {"question": row.question, "answer": row.gold},
+        "target": row.gold,
+        "arguments": {"gen_args_0": {"arg_0": row.question, "arg_1": sampling}},
+        "resps": [[row.text]],
+        "filtered_resps": [row.text],
+        "filter": "strict",
+        "metrics": ["exact_match"],
+        "doc_hash": "d",
+        "exact_match": row.reward,
+        **changes,
+    }
+
+
+LM_EVAL_FILE = "samples_sums_2026-11-29T22-52-23.527575.jsonl"
+
+
+def write_lm_eval(folder: Path, rows: Sequence[Sample]) -> None:
+    """Rows of two filters, of which the strict one misses what is right on every second line."""
+    for step, members in _by_step(rows).items():
+        strict = [
+            lm_eval_row(row, exact_match=row.reward if number % 2 else 0.0)
+            for number, row in enumerate(members)
+        ]
+        lenient = [lm_eval_row(row, filter="lenient") for row in members]
+        write_lines(folder / f"step_{step}" / "__models__mine" / LM_EVAL_FILE, strict + lenient)
+
+
 WRITERS: dict[str, Callable[[Path, Sequence[Sample]], None]] = {
     "trl": write_trl,
     "verl": write_verl,
@@ -361,6 +393,7 @@ WRITERS: dict[str, Callable[[Path, Sequence[Sample]], None]] = {
     "open-instruct": write_open_instruct,
     "slime": write_slime,
     "verifiers": write_verifiers,
+    "lm-eval": write_lm_eval,
     "plain": write_plain,
 }
 WITH_TOKENS = ("prime-rl", "nemo-gym", "open-instruct", "slime")

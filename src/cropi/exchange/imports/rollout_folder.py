@@ -171,7 +171,11 @@ def _candidates(path: Path) -> list[Path]:
 
 
 def _is_hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
+    # Two lines begin the name that lm-eval gives the folder of a model in an absolute path.
+    return any(
+        part.startswith((".", "_")) and (part == "__pycache__" or not part.startswith("__"))
+        for part in file.relative_to(folder).parts
+    )
 
 
 def _format_of(
