@@ -414,8 +414,8 @@ def test_a_model_that_is_not_on_one_device_is_an_input_error(qwen: nn.Module) ->
     offloaded = accelerate.cpu_offload(copy.deepcopy(qwen), torch.device("cpu"))
     spread = copy.deepcopy(qwen)
     spread.model.layers[1].to("meta")
-    places = {"on no device": offloaded, "on cpu and no device": spread}
-    for place, model in places.items():
+    owners = {"on no device": offloaded, "on cpu and no device": spread}
+    for place, model in owners.items():
         for made in (GradientExtractor, LogprobReader):
             with pytest.raises(InputError, match=rf"{place} \(offloaded\).*device_map"):
                 made(model)

@@ -58,11 +58,11 @@ def flat_gradients(
 
 
 def assert_terms(responses: ResponseGroups, flat: Tensor, expected: list[list[Tensor]]) -> None:
-    for places, terms in zip(responses.places, expected, strict=True):
+    for indices, terms in zip(responses.indices, expected, strict=True):
         whole = float(torch.stack(terms).sum(0).norm())
-        assert len(places) == len(terms)
-        for place, term in zip(places.tolist(), terms, strict=True):
-            assert float((flat[place] - term).norm()) <= 1e-5 * max(whole, float(term.norm()))
+        assert len(indices) == len(terms)
+        for index, term in zip(indices.tolist(), terms, strict=True):
+            assert float((flat[index] - term).norm()) <= 1e-5 * max(whole, float(term.norm()))
 
 
 def oracle_terms(model: nn.Module, groups: list[RolloutGroup], options: dict) -> list[list[Tensor]]:
@@ -98,8 +98,8 @@ def test_adapters_have_terms_too(qwen: nn.Module) -> None:
 def test_only_responses_with_equal_gradients_are_merged(qwen: nn.Module) -> None:
     groups = with_equals(2)
     responses, _, _ = flat_gradients(qwen, groups)
-    for group, places in zip(groups, responses.places, strict=True):
-        first, same, *others = (places[k] for k in (0, -4, -3, -2, -1))
+    for group, indices in zip(groups, responses.indices, strict=True):
+        first, same, *others = (indices[k] for k in (0, -4, -3, -2, -1))
         assert first == same
         assert len({first, *others}) == 4 if len(group.responses[0].ids) > 2 else 3
     assert responses.multiplicities().sum() == sum(len(g.usable) for g in groups)
@@ -112,11 +112,11 @@ def test_products_are_those_of_the_gradients(name: str, batch_tokens: int) -> No
         warnings.simplefilter("ignore")
         responses, flat, products = flat_gradients(model, groups, batch_tokens=batch_tokens)
     assert products.squares == pytest.approx(flat.square().sum(1).numpy(), rel=1e-5)
-    for places in responses.places:
-        whole = flat[torch.from_numpy(places)].sum(0)
-        expected = (flat[torch.from_numpy(places)] @ whole).numpy()
-        scale = float(whole.norm()) * np.sqrt(products.squares[places])
-        assert np.abs(products.with_sum[places] - expected).max() < 1e-5 * scale.max()
+    for indices in responses.indices:
+        whole = flat[torch.from_numpy(indices)].sum(0)
+        expected = (flat[torch.from_numpy(indices)] @ whole).numpy()
+        scale = float(whole.norm()) * np.sqrt(products.squares[indices])
+        assert np.abs(products.with_sum[indices] - expected).max() < 1e-5 * scale.max()
 
 
 def test_a_prompt_out_of_range_gives_zeros_and_changes_no_other(qwen: nn.Module) -> None:
@@ -124,6 +124,6 @@ def test_a_prompt_out_of_range_gives_zeros_and_changes_no_other(qwen: nn.Module)
     wild = changed(groups[1], lambda r: dataclasses.replace(r, logprobs=r.logprobs - 9999))
     _, plain, _ = flat_gradients(qwen, groups)
     responses, flat, _ = flat_gradients(qwen, [groups[0], wild, groups[2]])
-    assert not flat[responses.places[1]].any()
-    for place in (0, 2):
-        assert torch.equal(flat[responses.places[place]], plain[responses.places[place]])
+    assert not flat[responses.indices[1]].any()
+    for index in (0, 2):
+        assert torch.equal(flat[responses.indices[index]], plain[responses.indices[index]])

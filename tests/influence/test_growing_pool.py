@@ -29,7 +29,7 @@ def test_portions_in_any_order_have_the_scores_of_the_whole_pool(case: dict) -> 
     whole = score(model, POOL, TARGETS, settings, constant_length=8)
     growing = growing_pool(model, TARGETS, settings, constant_length=8)
     for begin, end in ((0, 3), (3, 6), (6, 14)):
-        growing.add([POOL[place] for place in ORDER[begin:end]])
+        growing.add([POOL[index] for index in ORDER[begin:end]])
     parts = growing.influence(POOL)
     assert parts.estimate.prompt_ids == whole.estimate.prompt_ids
     assert parts.estimate.status == whole.estimate.status

@@ -354,8 +354,8 @@ class Recorder:
 
     def consume(self, name: str, rows: slice | Tensor, gradient_PRI: Tensor) -> None:
         self.calls.append(name)
-        for place, gradient_RI in zip(self.index_P.tolist(), gradient_PRI, strict=True):
-            self.whole[name][place][rows] = gradient_RI
+        for index, gradient_RI in zip(self.index_P.tolist(), gradient_PRI, strict=True):
+            self.whole[name][index][rows] = gradient_RI
 
     def finish(self) -> None:
         self.calls.append("finish")

@@ -153,11 +153,11 @@ def scores_of_rank(cases: list[Case], folder: Path) -> dict[str, Influence]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("models")
+    index = tmp_path_factory.mktemp("models")
     for case in (*SETTINGS, *TENSOR):
         if case.loaded:
-            tiny_model(case.architecture).save_pretrained(place / case.architecture)
-    return place
+            tiny_model(case.architecture).save_pretrained(index / case.architecture)
+    return index
 
 
 @pytest.fixture(scope="module")

@@ -192,8 +192,8 @@ def test_a_prompt_out_of_range_has_no_parts_and_changes_no_other(
     for name in targets:
         assert len(other.responses[name][1]) == 0
         assert np.isnan(other.standard_error[name][1])
-        for place in (0, 2, 7):
-            before, after = estimate.responses[name][place], other.responses[name][place]
+        for index in (0, 2, 7):
+            before, after = estimate.responses[name][index], other.responses[name][index]
             assert after == pytest.approx(before, abs=1e-6, nan_ok=True)
 
 

@@ -133,8 +133,8 @@ def test_skipped_prompts_do_not_shift_scores_onto_other_prompts(
 ) -> None:
     plain = scorer(model).score(pool, targets).estimate
     mixed = list(pool)
-    for place, kind in ((0, "equal"), (3, "errors"), (7, "single"), (11, "equal")):
-        mixed.insert(place, uninformative(kind, f"dull-{place}"))
+    for index, kind in ((0, "equal"), (3, "errors"), (7, "single"), (11, "equal")):
+        mixed.insert(index, uninformative(kind, f"dull-{index}"))
     dull_target = [uninformative("equal", "v"), *targets["algebra"]]
     estimate = scorer(model).score(mixed, {**targets, "algebra": dull_target}).estimate
     assert estimate.prompt_ids == [group.prompt_id for group in mixed]

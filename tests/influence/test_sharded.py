@@ -166,7 +166,7 @@ def test_weights_in_memory_and_a_missing_folder_are_refused(tmp_path: Path) -> N
 def test_shards_hold_every_prompt_once_and_about_as_many_tokens(count: int) -> None:
     groups = mixed_groups(count, seed=count)
     runs = cut(groups)
-    assert [place for run in runs for place in run] == list(range(count))
+    assert [index for run in runs for index in run] == list(range(count))
     tokens = [sum(len(groups[n].prompt_ids) + groups[n].tokens for n in run) for run in runs]
     largest = max(len(group.prompt_ids) + group.tokens for group in groups)
     assert max(tokens) <= sum(tokens) / len(runs) + largest

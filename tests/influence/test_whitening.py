@@ -31,12 +31,12 @@ def test_it_is_the_cosine_in_the_metric_of_the_other_prompts(
     rows, targets = gradients(count, width, 0)
     units = unit(rows)
     expected = np.empty((count, 2))
-    for place in range(count):
-        others = np.delete(units, place, axis=0)
+    for index in range(count):
+        others = np.delete(units, index, axis=0)
         second = others.T @ others / count
         inverse = np.linalg.inv(second + ridge * np.eye(width))
         # k_p less what a ridge regression of the target on the other gradients predicts of it.
-        expected[place] = ridge * units[place] @ inverse @ targets.T
+        expected[index] = ridge * units[index] @ inverse @ targets.T
     result = whitened(units @ targets.T, rows * 7, np.arange(count), ridge)
     np.testing.assert_allclose(result, expected, atol=2e-5)
 

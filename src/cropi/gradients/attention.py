@@ -97,7 +97,7 @@ class PrefixLayout:
     """Where prompts and responses lie among the flat positions of a batch.
 
     `prompts_NP` int64 flat positions of each row's prompt, padded; `blocks` the responses that have
-    positions of their own; `source_T` the place of each position's result among the prompts'
+    positions of their own; `source_T` the index of each position's result among the prompts'
     [N*P], then each block's [D*R]; `positions` = L.
     """
 
@@ -126,9 +126,9 @@ def prefix_layout(
         arrays = (np.maximum(responses_DR, 0), np.maximum(keys_DS, 0), keys_DS >= 0)
         blocks.append(ResponseBlock(*(torch.from_numpy(a).to(device) for a in arrays)))
         results.append(responses_DR.ravel())
-    places = np.concatenate(results)
+    order = np.concatenate(results)
     source_T = np.zeros(len(prompt_lengths) * length, dtype=np.int64)
-    source_T[places[places >= 0]] = np.flatnonzero(places >= 0)
+    source_T[order[order >= 0]] = np.flatnonzero(order >= 0)
     clamped = torch.from_numpy(np.maximum(prompts_NP, 0)).to(device)
     return PrefixLayout(clamped, blocks, torch.from_numpy(source_T).to(device), length)
 
@@ -257,13 +257,13 @@ def _attend(
     return attended.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
-def _gather(flat_THE: Tensor, places_XQ: Tensor) -> Tensor:
+def _gather(flat_THE: Tensor, index_XQ: Tensor) -> Tensor:
     """Vectors at chosen positions -> [X, H, Q, E].
 
     An embedding look-up has a fast backward that sums what was read several times.
     """
-    vectors = embedding(places_XQ, flat_THE.flatten(1))
-    return vectors.view(*places_XQ.shape, *flat_THE.shape[1:]).transpose(1, 2)
+    vectors = embedding(index_XQ, flat_THE.flatten(1))
+    return vectors.view(*index_XQ.shape, *flat_THE.shape[1:]).transpose(1, 2)
 
 
 def _explicit(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:

@@ -52,7 +52,7 @@ class GroupWeights:
     """The weights of some groups' tokens, and whether the groups are in range.
 
     `weights_RT` float64 is dJ/dlogp, exactly zero for a group that is out of range; `code_G` int64
-    is a place in STATUSES. `ratios_G4` float64 holds sums over a group's policy tokens: 1,
+    is an index into STATUSES. `ratios_G4` float64 holds sums over a group's policy tokens: 1,
     -log rho, rho and rho^2, each log rho within MAX_LOG_RATIO. `extreme_G` float64 is the largest
     log of a ratio in the objective, 0 where it has none. `rewards_G2` are those of
     `current_rewards`.
@@ -91,7 +91,7 @@ def group_weights(
 
 
 def range_codes(logp_RT: Tensor, responses: ResponseTensors, config: ObjectiveConfig) -> Tensor:
-    """Whether ratios and advantages of each group are in range: int64 [G], places in STATUSES."""
+    """Whether ratios and advantages of each group are in range: int64 [G], of STATUSES."""
     # Where even the largest is tiny, the policy produces none of the responses.
     ratio_G = _highest_log_ratio(logp_RT, responses, config).abs() > MAX_LOG_RATIO
     sizes_R = response_advantages(logp_RT, responses, config).abs()

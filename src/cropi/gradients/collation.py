@@ -38,7 +38,7 @@ BEGINNING = 64
 class PreparedGroup:
     """One prompt with its usable responses, of which equal ones are merged.
 
-    `index` is its place in the caller's list, or, where gradients of single responses are wanted,
+    `index` is its index in the caller's list, or, where gradients of single responses are wanted,
     that of its first unique response. `unique_ids` and `unique_masks` (bool, the policy's
     tokens) are the different responses in order of first appearance, int32 and bool [T];
     `unique_index[k]` is the one that usable response k equals.
@@ -64,15 +64,15 @@ class PreparedGroup:
         return [len(self.prompt_ids) + len(ids) - 1 for ids in self.unique_ids]
 
     def part(self, start: int, stop: int) -> PreparedGroup:
-        """Neighbouring unique responses alone; `index` is the place of the first among all."""
-        places = [k for k, unique in enumerate(self.unique_index) if start <= unique < stop]
+        """Neighbouring unique responses alone; `index` is that of the first among all."""
+        indices = [k for k, unique in enumerate(self.unique_index) if start <= unique < stop]
         return replace(
             self,
             index=start,
-            responses=[self.responses[k] for k in places],
+            responses=[self.responses[k] for k in indices],
             unique_ids=self.unique_ids[start:stop],
             unique_masks=self.unique_masks[start:stop],
-            unique_index=[self.unique_index[k] - start for k in places],
+            unique_index=[self.unique_index[k] - start for k in indices],
         )
 
 
@@ -213,7 +213,7 @@ class PromptBatch:
     gradients of these are wanted): the slots, S predicting positions, D unique responses, R usable
     responses, T policy tokens of a response (padded).
 
-    `index_P` int64, the prompts' places in the caller's list. `input_ids_NL`, `position_ids_NL`
+    `index_P` int64, the prompts' indices into the caller's list. `input_ids_NL`, `position_ids_NL`
     int64; `mask_N1LL` bool or None (causal); `layout` describes the same visibility for prefix
     attention. `slot_N` int64, the prompt of each row; `positions`, each prompt's segment of the N*L
     flat positions. `predictors_S` int64, flat positions whose logits are needed, sorted by prompt;
@@ -344,7 +344,7 @@ def _predictions(
 
 
 def _unique_index(groups: Sequence[PreparedGroup]) -> np.ndarray:
-    """The place of each usable response's unique sequence in the whole batch."""
+    """The index of each usable response's unique sequence in the whole batch."""
     parts, start = [], 0
     for group in groups:
         parts.append(np.array(group.unique_index, dtype=np.int64) + start)

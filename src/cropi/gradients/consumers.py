@@ -33,7 +33,7 @@ class GradientConsumer(Protocol):
     """Takes per-prompt gradients as they are made, batch by batch."""
 
     def begin(self, index_P: Tensor) -> None:
-        """A batch of prompts `index_P` int64 [P], places in the caller's list, starts."""
+        """A batch of prompts `index_P` int64 [P], indices into the caller's list, starts."""
 
     def consume(self, name: str, rows: slice | Tensor, gradient_PRI: Tensor) -> None:
         """Use fp32 gradients of some rows of parameter `name`, treated as a matrix.

@@ -224,14 +224,14 @@ class RowsContribution:
         if start == stop:
             return
         vectors = order[start:stop]
-        place = self.slot_T[vectors] * tile_PRI.shape[1] + ids[start:stop] - rows.start
+        flat_index = self.slot_T[vectors] * tile_PRI.shape[1] + ids[start:stop] - rows.start
         flat = tile_PRI.view(-1, tile_PRI.shape[2])
-        flat.index_add_(0, place, self.values_TI[vectors].to(flat.dtype))
+        flat.index_add_(0, flat_index, self.values_TI[vectors].to(flat.dtype))
 
     def within(self, rows: Tensor) -> RowsContribution:
-        """The same vectors with rows renumbered by their place in sorted, complete `rows`."""
-        places = torch.searchsorted(rows, self.ids_T)
-        return RowsContribution(places, self.values_TI, self.segments)
+        """The same vectors with rows renumbered by their position in sorted, complete `rows`."""
+        indices = torch.searchsorted(rows, self.ids_T)
+        return RowsContribution(indices, self.values_TI, self.segments)
 
     def project(self, left_OA: Tensor, right_IB: Tensor) -> Tensor:
         """A one-hot vector times L is a row of L."""
@@ -242,8 +242,8 @@ class RowsContribution:
     def select(self, rows_R: Tensor, columns_C: Tensor) -> Tensor:
         """The vectors whose rows were requested; `rows_R` in any order, without duplicates."""
         order = rows_R.argsort()
-        place = torch.searchsorted(rows_R[order], self.ids_T).clamp_(max=len(rows_R) - 1)
-        row_T = order[place]
+        flat_index = torch.searchsorted(rows_R[order], self.ids_T).clamp_(max=len(rows_R) - 1)
+        row_T = order[flat_index]
         hit = (rows_R[row_T] == self.ids_T).nonzero().squeeze(1)
         prompts = len(self.segments)
         block = torch.zeros(prompts * len(rows_R), len(columns_C), device=self.ids_T.device)

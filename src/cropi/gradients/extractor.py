@@ -201,7 +201,7 @@ class GradientExtractor:
     ) -> int:
         """Stream the gradient of each unique response, and return the tokens through the model.
 
-        Consumers index unique responses by their place. Prompts that are out of range give zeros.
+        Consumers get the indices of unique responses. Prompts that are out of range give zeros.
         Raises as `run`.
         """
         prepared = responses.prepared

@@ -37,26 +37,26 @@ TILE_BYTES = {"cpu": 1 << 23, "cuda": 1 << 28}
 """Bytes of dense fp32 gradients that exist at once, unless one row of every prompt needs more. On
 a CPU they should stay in its cache: they are written once and read several times."""
 
-Places = dict[nn.Module, dict[str, str]]
+ParameterOwners = dict[nn.Module, dict[str, str]]
 """The name of the parameter that a module holds under an attribute."""
 
 
-def parameter_places(model: nn.Module, names: Collection[str]) -> Places:
-    """Where the model holds these parameters; a tied weight has one name, and several places.
+def parameter_owners(model: nn.Module, names: Collection[str]) -> ParameterOwners:
+    """The modules that hold these parameters; a tied weight has one name, and several owners.
 
-    FSDP2 gives a module other parameter objects while its weights are gathered, so that a place is
+    FSDP2 gives a module other parameter objects while its weights are gathered, so that an owner is
     what identifies a parameter, and an object is not.
     """
     ties = tied_names(model)
     first: dict[int, str] = {}
-    places: Places = {}
+    owners: ParameterOwners = {}
     for prefix, module in model.named_modules():
         for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             path = f"{prefix}.{attribute}" if prefix else attribute
             name = first.setdefault(id(parameter), ties.get(path, path))
             if name in names:
-                places.setdefault(module, {})[attribute] = name
-    return places
+                owners.setdefault(module, {})[attribute] = name
+    return owners
 
 
 class _OutputHook(torch.autograd.Function):
@@ -108,7 +108,7 @@ class LayerHooks:
         self.ranks = ranks
         self.parts = parts
         self.everywhere = everywhere
-        self.places = parameter_places(model, parameters)
+        self.owners = parameter_owners(model, parameters)
         self.emitted: set[str] = set()
         self.batch: PromptBatch | None = None
         self.counting = False
@@ -129,7 +129,7 @@ class LayerHooks:
             rule = rule_for(module)
             if module is head and rule is linear_rule:
                 rule = head_rule
-            if rule is not None and module in self.places:
+            if rule is not None and module in self.owners:
                 # First among the module's hooks, so that FSDP2's surround it.
                 handle = module.register_forward_hook(self._forward_hook(rule), prepend=True)
                 self._handles.callback(handle.remove)
@@ -193,14 +193,14 @@ class LayerHooks:
 
     def _count_use(self, module: nn.Module) -> None:
         """One more use of the module's wanted parameters."""
-        for name in self.places[module].values():
+        for name in self.owners[module].values():
             self.expected[name] = self.expected.get(name, 0) + 1
 
     def _collect(
         self, module: nn.Module, contributions: Iterator[tuple[str, Contribution]]
     ) -> None:
         for local, contribution in contributions:
-            name = self.places[module].get(local)
+            name = self.owners[module].get(local)
             if name is None:
                 continue
             self.pending.setdefault(name, []).append(self.parts[name].restricted(contribution))

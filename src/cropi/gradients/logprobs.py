@@ -65,7 +65,7 @@ class LogprobReader:
         """Yield batches with the log-probs of their usable responses, float64 [R, T].
 
         T are the policy's tokens; padding is 0. Every group needs a usable response;
-        `batch.index_P` are places in `groups`. Raises InputError for rollouts that the model
+        `batch.index_P` are indices into `groups`. Raises InputError for rollouts that the model
         cannot have sampled.
         """
         require_fitting(self.model, groups)

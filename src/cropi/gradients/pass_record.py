@@ -33,7 +33,7 @@ class RatioSummary:
     kl: float
     effective_share: float
     extreme: tuple[int, ...] = ()
-    """Places of prompts in range of which one ratio is above e^EXTREME_LOG_RATIO."""
+    """Indices of prompts in range of which one ratio is above e^EXTREME_LOG_RATIO."""
     mean_ratio: float = 1.0
 
     @property
@@ -61,7 +61,7 @@ class RatioSummary:
 
 
 def joined_ratios(parts: Sequence[tuple[int, RatioSummary | None]]) -> RatioSummary | None:
-    """The summary of passes over neighbouring prompts, each with the place of its first one."""
+    """The summary of passes over neighbouring prompts, each with the index of its first one."""
     counted = [(first, each) for first, each in parts if each is not None]
     tokens = sum(each.tokens for _, each in counted)
     if not tokens:
@@ -72,7 +72,7 @@ def joined_ratios(parts: Sequence[tuple[int, RatioSummary | None]]) -> RatioSumm
         tokens,
         sum(each.kl * each.tokens for _, each in counted) / tokens,
         mean**2 * tokens / squares,
-        tuple(first + place for first, each in counted for place in each.extreme),
+        tuple(first + index for first, each in counted for index in each.extreme),
         mean,
     )
 
@@ -102,7 +102,7 @@ class ExtractionReport:
         return len(self.statuses)
 
     def reordered(self, order: Sequence[int] | NDArray[np.int64]) -> ExtractionReport:
-        """The report on the same prompts in another order: `order[n]` is the n-th's place here."""
+        """The report on the same prompts in another order: `order[n]` is the n-th's index here."""
         ratios = self.ratios
         if ratios is not None:
             place_of = {int(old): new for new, old in enumerate(order)}
@@ -140,7 +140,7 @@ class PassRecord:
     _batches: list[tuple[Tensor, GroupWeights]] = field(default_factory=list)
 
     def add(self, index_P: Tensor, weights: GroupWeights) -> None:
-        """Note a batch of prompts, given by their places."""
+        """Record a batch of prompts, given by index."""
         no_weights = weights.weights_RT.new_zeros(0)
         self._batches.append((index_P, replace(weights, weights_RT=no_weights)))
 
@@ -162,8 +162,8 @@ class PassRecord:
         """The status of each prompt [n]."""
         statuses = [SCORED] * self.prompts
         for index_P, weights in self._batches:
-            for place, code in zip(index_P.tolist(), weights.code_G.tolist(), strict=True):
-                statuses[place] = STATUSES[code]
+            for index, code in zip(index_P.tolist(), weights.code_G.tolist(), strict=True):
+                statuses[index] = STATUSES[code]
         return statuses
 
     @property
@@ -175,8 +175,8 @@ class PassRecord:
         rewards = np.full((self.prompts, 2), np.nan)
         for index_P, weights in self._batches:
             in_range_G = (weights.code_G == 0).cpu().numpy()
-            places_P = index_P.cpu().numpy()[in_range_G]
-            rewards[places_P] = weights.rewards_G2.cpu().numpy()[in_range_G]
+            indices_P = index_P.cpu().numpy()[in_range_G]
+            rewards[indices_P] = weights.rewards_G2.cpu().numpy()[in_range_G]
         return rewards
 
     @property
@@ -207,8 +207,8 @@ class PassRecord:
 
     @property
     def _extreme(self) -> tuple[int, ...]:
-        places: list[int] = []
+        indices: list[int] = []
         for index_P, weights in self._batches:
             is_extreme = (weights.code_G == 0) & (weights.extreme_G > EXTREME_LOG_RATIO)
-            places += index_P[is_extreme.to(index_P.device)].tolist()
-        return tuple(sorted(places))
+            indices += index_P[is_extreme.to(index_P.device)].tolist()
+        return tuple(sorted(indices))

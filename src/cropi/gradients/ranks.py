@@ -124,7 +124,7 @@ class Ranks:
         return named.to(rows_R.device)
 
     def own(self, rows: slice | Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Which of some rows this rank holds: their places among `rows`, and among its own rows."""
+        """Which of some rows this rank holds: their indices into `rows`, and into its own rows."""
         if isinstance(rows, slice):
             rows = torch.arange(rows.start, rows.stop, device=device)
         mine_R = (rows.to(device) % self.size == self.rank).nonzero().squeeze(1)

@@ -32,7 +32,7 @@ from cropi.schema import RolloutGroup
 class ResponseGroups:
     """Groups by their responses: which gradients `GradientExtractor.run_by_response` streams.
 
-    `places` int64 [K] are, for each prompt, the places of its usable responses among the `count`
+    `indices` int64 [K] are, for each prompt, the indices of its usable responses among the `count`
     unique ones of all prompts.
     """
 
@@ -43,17 +43,17 @@ class ResponseGroups:
         for group in groups:
             self.prepared.append(prepare(self.count, group, by_response=True))
             self.count += len(self.prepared[-1].unique_ids)
-        self.places: list[NDArray[np.int64]] = [
+        self.indices: list[NDArray[np.int64]] = [
             group.index + np.array(group.unique_index, dtype=np.int64) for group in self.prepared
         ]
 
     def multiplicities(self) -> NDArray[np.float32]:
         """How many usable responses each unique one stands for [count]."""
-        counts = np.bincount(np.concatenate(self.places), minlength=self.count)
+        counts = np.bincount(np.concatenate(self.indices), minlength=self.count)
         return counts.astype(np.float32)
 
     def owners(self) -> NDArray[np.int64]:
-        """The prompt of each unique response [count], as its place in `groups`."""
+        """The prompt of each unique response [count], as its index into `groups`."""
         counts = [len(group.unique_ids) for group in self.prepared]
         return np.repeat(np.arange(len(counts)), counts)
 

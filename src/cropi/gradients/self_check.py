@@ -25,7 +25,7 @@ from cropi.gradients import Unsupported
 from cropi.gradients.bounds import GroupWeights, group_weights
 from cropi.gradients.collation import PreparedGroup, response_tensors
 from cropi.gradients.contributions import matrix_shape
-from cropi.gradients.hooks import parameter_places
+from cropi.gradients.hooks import parameter_owners
 from cropi.gradients.layers import rule_for
 from cropi.gradients.objective import sum_over_equals
 from cropi.gradients.ranks import (
@@ -164,7 +164,7 @@ def _sharded_gradient(
         logp.backward(weights_T[: len(logp)].to(logp.dtype))  # type: ignore[no-untyped-call]
         reshard(model)
         seen = set()
-        for module, attributes in parameter_places(model, parameters).items():
+        for module, attributes in parameter_owners(model, parameters).items():
             for attribute, name in attributes.items():
                 parameter = getattr(module, attribute)
                 gradient = parameter.grad
@@ -322,7 +322,7 @@ def _uncovered(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list
     """Names of trainable parameters that belong to a layer without a rule."""
     return [
         f"{name} ({type(module).__name__})"
-        for module, held in parameter_places(model, parameters).items()
+        for module, held in parameter_owners(model, parameters).items()
         if rule_for(module) is None
         for name in held.values()
     ]

@@ -108,20 +108,20 @@ def pool_estimate(
     With `responses` each prompt has a standard error of its own, and its responses' parts.
     """
     status = [group.score_status for group in pool]
-    places = np.flatnonzero(np.array([each == SCORED for each in status], dtype=bool))
-    for place, each in zip(places.tolist(), status_N, strict=True):
-        status[place] = each
+    indices = np.flatnonzero(np.array([each == SCORED for each in status], dtype=bool))
+    for index, each in zip(indices.tolist(), status_N, strict=True):
+        status[index] = each
     scored_N = np.array([each == SCORED for each in status_N], dtype=bool)
 
     def spread(values_N: NDArray[np.floating]) -> NDArray[np.float32]:
         values_P = np.full(len(pool), np.nan, np.float32)
-        values_P[places[scored_N]] = values_N[scored_N]
+        values_P[indices[scored_N]] = values_N[scored_N]
         return values_P
 
     current_P = spread(rewards_N2[:, 0])
-    for place, group in enumerate(pool):
-        if status[place] == EQUAL_REWARDS:
-            current_P[place] = group.rewards.mean()
+    for index, group in enumerate(pool):
+        if status[index] == EQUAL_REWARDS:
+            current_P[index] = group.rewards.mean()
     mean = {name: spread(cosines_NV[:, v].astype(np.float32)) for v, name in enumerate(names)}
     estimate = InfluenceEstimate(
         prompt_ids=[group.prompt_id for group in pool],
@@ -135,7 +135,7 @@ def pool_estimate(
         current_reward=current_P,
         effective_share=spread(rewards_N2[:, 1]),
     )
-    rows = zip(places[scored_N].tolist(), np.flatnonzero(scored_N).tolist(), strict=True)
+    rows = zip(indices[scored_N].tolist(), np.flatnonzero(scored_N).tolist(), strict=True)
     return estimate if responses is None else _with_responses(estimate, pool, responses, [*rows])
 
 
@@ -145,14 +145,14 @@ def _with_responses(
     responses: ResponseInfluence,
     rows: Sequence[tuple[int, int]],
 ) -> InfluenceEstimate:
-    """The estimate with errors and parts of scored prompts: places in the pool and among [N]."""
+    """The estimate with errors and parts of scored prompts; `rows` index the pool and [N]."""
     errors = {name: values.copy() for name, values in estimate.standard_error.items()}
     nothing = np.zeros(0, np.float32)
     parts = {name: [nothing] * len(pool) for name in estimate.mean}
     for v, name in enumerate(estimate.mean):
-        for place, n in rows:
-            errors[name][place] = responses.errors_NV[n, v]
-            parts[name][place] = _of_all_responses(pool[place], responses.parts_NKV[n][:, v])
+        for index, n in rows:
+            errors[name][index] = responses.errors_NV[n, v]
+            parts[name][index] = _of_all_responses(pool[index], responses.parts_NKV[n][:, v])
     return replace(estimate, standard_error=errors, responses=parts)
 
 

@@ -154,7 +154,7 @@ def require_finite_norms(
     if bad:
         raise InputError(
             f"{what}: {len(bad)} of {len(norms_N)} gradients are not finite (NaN or infinity), "
-            f"those of {named([prompt_ids[place] for place in bad])}; check the checkpoint's "
+            f"those of {named([prompt_ids[index] for index in bad])}; check the checkpoint's "
             "weights and the rollouts' log-probs, or compute in float32"
         )
 
@@ -184,7 +184,7 @@ def own_sampler_notes(
     start = f"{what}: by policy_revision this policy sampled "
     others_differ = _mean(distances_P, tokens_P, own_P & ~far_P) >= OWN_DISTANCE
     if far_P.any() and not others_differ and not (far_P == own_P).all():
-        ids = [groups[place].prompt_id for place in np.flatnonzero(far_P).tolist()]
+        ids = [groups[index].prompt_id for index in np.flatnonzero(far_P).tolist()]
         return [
             f"{start}{plural(int(own_P.sum()), 'prompt')}, and gives the responses to {len(ids):,} "
             f"of them ({named(ids)}) other log-probs than are stored "
@@ -194,7 +194,7 @@ def own_sampler_notes(
     distance = _mean(distances_P, tokens_P, own_P)
     if distance < OWN_DISTANCE or tokens_P[own_P].sum() < FEWEST_TOKENS:
         return []
-    sampled = [groups[place] for place in np.flatnonzero(own_P).tolist()]
+    sampled = [groups[index] for index in np.flatnonzero(own_P).tolist()]
     temperatures = sorted({group.sampling.temperature for group in sampled})
     stated = ", ".join(f"{each:g}" for each in temperatures)
     return [

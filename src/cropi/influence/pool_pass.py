@@ -122,7 +122,7 @@ def ratio_notes(what: str, groups: Groups, report: ExtractionReport) -> list[str
     ratios = report.ratios
     if ratios is None or any(group.logprobs_at_another_temperature for group in groups):
         return []
-    extreme = extreme_ratio_notes(what, [groups[place].prompt_id for place in ratios.extreme])
+    extreme = extreme_ratio_notes(what, [groups[index].prompt_id for index in ratios.extreme])
     uses_ratios = not np.isnan(report.current_rewards).all()
     sampled_whole = not any(group.tail_is_cut for group in groups)
     of_itself = own_sampler_notes(what, groups, report.own_distances)

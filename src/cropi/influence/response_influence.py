@@ -77,7 +77,7 @@ def sketched_measures(
         consumer = SketchConsumer(sketch, buffer, extractor.device)
         tokens = extractor.run_by_response(responses, [consumer], advance)
         own_DD = buffer.sketches.double().numpy()
-        sums = [own_DD[places].sum(0) for places in responses.places]
+        sums = [own_DD[indices].sum(0) for indices in responses.indices]
         with_sum_D = np.einsum("nd,nd->n", own_DD, np.array(sums)[responses.owners()])
         squares_D = np.einsum("nd,nd->n", own_DD, own_DD)
         parts.append(ResponseMeasures(own_DD @ directions_VD.T, squares_D, with_sum_D, tokens))
@@ -103,10 +103,10 @@ def response_influence(
     """Each response's part of the cosines, for the norms that the cosines were divided by."""
     unit_DV = measures.dots_DV / np.array(lengths_V)
     lengths_P = np.where(norms_P > 0, norms_P, 1.0)
-    parts = [unit_DV[places] / n for places, n in zip(responses.places, lengths_P, strict=True)]
+    parts = [unit_DV[indices] / n for indices, n in zip(responses.indices, lengths_P, strict=True)]
     errors = [
         jackknife_error(_cosines_without(unit_DV[k], measures.squares_D[k], measures.with_sum_D[k]))
-        for k in responses.places
+        for k in responses.indices
     ]
     return ResponseInfluence(parts, np.array(errors), measures.tokens)
 

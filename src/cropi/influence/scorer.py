@@ -236,8 +236,8 @@ def fit_sketch(
 
 def hash_sample(groups: Sequence[RolloutGroup], count: int) -> list[RolloutGroup]:
     """A random but fixed choice of prompts."""
-    places = lowest_hashes([group.prompt_id for group in groups], count)
-    return [groups[place] for place in places]
+    indices = lowest_hashes([group.prompt_id for group in groups], count)
+    return [groups[index] for index in indices]
 
 
 def progress_counter(progress: PhaseProgress, phase: str, total: int) -> Callable[[int], None]:

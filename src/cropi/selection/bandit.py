@@ -20,7 +20,7 @@ from cropi.settings import Count, Section
 from cropi.text import shown
 
 Array = NDArray[np.float64]
-Places = NDArray[np.int64]
+Indices = NDArray[np.int64]
 
 ROUNDS = 50
 """Most updates of the clusters' means; they settle sooner."""
@@ -69,7 +69,7 @@ class Bandit:
         noise_P = np.random.default_rng(context.seed).gumbel(size=len(logs_P))
         return select_top(context, logs_P + noise_P)
 
-    def _arms(self, context: SelectionContext) -> Places:
+    def _arms(self, context: SelectionContext) -> Indices:
         """The arm [P] of each prompt."""
         if self.settings.clusters is not None:
             states_LPF = context.hidden_states
@@ -95,7 +95,7 @@ def _one_arm(names: list[str]) -> str:
     )
 
 
-def arm_values(history: PassHistory, arm_P: Places, learning_rate: float) -> Array:
+def arm_values(history: PassHistory, arm_P: Indices, learning_rate: float) -> Array:
     """The value [A] of each arm; one that no round sampled has the mean of the others'."""
     values_A = np.full(arm_P.max() + 1, np.nan)
     for rates_P in history.rates:
@@ -110,7 +110,7 @@ def arm_values(history: PassHistory, arm_P: Places, learning_rate: float) -> Arr
     return np.nan_to_num(values_A, nan=float(known_A.mean()) if len(known_A) else 0.0)
 
 
-def nearest_means(features_PF: Array, count: int, seed: int) -> Places:
+def nearest_means(features_PF: Array, count: int, seed: int) -> Indices:
     """k-means: the cluster [P] of each row, begun at rows far from each other (k-means++)."""
     means_AF, draw = features_PF[:0], np.random.default_rng(seed)
     distances_P = np.ones(len(features_PF))

@@ -23,7 +23,7 @@ from cropi.schema import InfluenceEstimate, Selection
 from cropi.selection.strategy import (
     Scoring,
     SelectionContext,
-    alphabetical_places,
+    alphabetical_positions,
     shortfall,
     top_by_score,
 )
@@ -97,15 +97,15 @@ def fuse(
         if not 0 <= value < math.inf:
             raise InputError(f"{what} {value} is not a finite number of at least 0; give one")
     scored = estimate.scored()
-    places = alphabetical_places(scored.prompt_ids)
-    ranks = {name: _ranks(mean, places, count) for name, mean in scored.mean.items()}
+    positions = alphabetical_positions(scored.prompt_ids)
+    ranks = {name: _ranks(mean, positions, count) for name, mean in scored.mean.items()}
     fused = _reciprocal_sum(np.stack(list(ranks.values())), constant)
     listed = int((fused > 0).sum())
-    chosen = top_by_score(fused, places, min(count, listed))
+    chosen = top_by_score(fused, positions, min(count, listed))
     selected = _apply_noise_floor(scored, chosen, count, noise_floor)
     negative = negative_influence(scored, selected)
     return Selection(
-        prompt_ids=[scored.prompt_ids[place] for place in selected],
+        prompt_ids=[scored.prompt_ids[index] for index in selected],
         scores=fused[selected],
         ranks={name: rank[selected] for name, rank in ranks.items()},
         negative=negative,
@@ -134,9 +134,11 @@ def _reciprocal_sum(ranks_VP: NDArray[np.int32], constant: float) -> NDArray[np.
     return np.asarray(np.sort(terms_VP, axis=0).sum(axis=0))
 
 
-def _ranks(mean: NDArray[np.float32], places: NDArray[np.int64], count: int) -> NDArray[np.int32]:
+def _ranks(
+    mean: NDArray[np.float32], positions: NDArray[np.int64], count: int
+) -> NDArray[np.int32]:
     """Rank of each prompt in one set's top `count`, from 1; 0 outside it."""
-    order = top_by_score(mean, places, count)
+    order = top_by_score(mean, positions, count)
     ranks = np.zeros(len(mean), dtype=np.int32)
     ranks[order] = np.arange(1, len(order) + 1)
     return ranks

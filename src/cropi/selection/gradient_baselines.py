@@ -38,7 +38,7 @@ class GradAlign:
         chosen = top_by_score(cosine, scored.prompt_ids, context.count)
         notes = shortfall(len(chosen), context.count, "prompts are informative")
         negative = int((cosine[chosen] < 0).sum())
-        ids = [scored.prompt_ids[place] for place in chosen]
+        ids = [scored.prompt_ids[index] for index in chosen]
         return Selection(ids, cosine[chosen], {}, negative, notes)
 
 
@@ -80,5 +80,5 @@ class LearnAlign:
                 f"{plural(count, 'prompt')} with a score, but without a usable response in the "
                 "rollouts, left out; give the rollouts that were scored"
             )
-        ids = [scored.prompt_ids[place] for place in chosen]
+        ids = [scored.prompt_ids[index] for index in chosen]
         return Selection(ids, score[chosen], notes=notes)

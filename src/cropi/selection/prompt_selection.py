@@ -215,11 +215,11 @@ def _require_one_pool(
             f"{shown(missing[0], 60)}; {_remedy_for_missing(estimate, missing)}"
         )
     scored = set(estimate.prompt_ids)
-    for place, before in enumerate(earlier):
+    for stage_index, before in enumerate(earlier):
         if scored.isdisjoint(before.prompt_ids):
             raise InputError(
-                f"the scores of earlier stage {place} share no prompt with the last ones; give "
-                "scores of the same pool"
+                f"the scores of earlier stage {stage_index} share no prompt with the last ones; "
+                "give scores of the same pool"
             )
 
 

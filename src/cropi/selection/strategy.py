@@ -263,12 +263,14 @@ def _lacking(context: SelectionContext) -> str:
 def top_by_score(
     score: ArrayLike, tie_break: Sequence[str] | NDArray[np.int64], count: int | None = None
 ) -> NDArray[np.int64]:
-    """Places of the `count` highest scores (None: all), best first; equal ones by `tie_break`.
+    """Indices of the `count` highest scores (None: all), best first; equal ones by `tie_break`.
 
     `tie_break` (ascending) is the prompts' ids, or a random order.
     """
-    places = tie_break if isinstance(tie_break, np.ndarray) else alphabetical_places(tie_break)
-    return np.lexsort((places, -np.asarray(score, dtype=np.float64)))[:count]
+    positions = (
+        tie_break if isinstance(tie_break, np.ndarray) else alphabetical_positions(tie_break)
+    )
+    return np.lexsort((positions, -np.asarray(score, dtype=np.float64)))[:count]
 
 
 def select_top(
@@ -304,14 +306,16 @@ def require_shares(
         )
 
 
-def alphabetical_places(prompt_ids: Sequence[str]) -> NDArray[np.int64]:
-    """The place of each id in alphabetical order.
+def alphabetical_positions(prompt_ids: Sequence[str]) -> NDArray[np.int64]:
+    """The position of each id in alphabetical order.
 
     NumPy's own texts would lose a NUL at the end of an id, and all be as long as the longest.
     """
-    places = np.empty(len(prompt_ids), dtype=np.int64)
-    places[sorted(range(len(prompt_ids)), key=prompt_ids.__getitem__)] = np.arange(len(prompt_ids))
-    return places
+    positions = np.empty(len(prompt_ids), dtype=np.int64)
+    positions[sorted(range(len(prompt_ids)), key=prompt_ids.__getitem__)] = np.arange(
+        len(prompt_ids)
+    )
+    return positions
 
 
 def shortfall(available: int, wanted: int, what: str) -> list[str]:

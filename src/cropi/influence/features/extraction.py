@@ -163,8 +163,8 @@ def _write_shard(
     advance: Callable[[int], None],
 ) -> tuple[int, list[str]]:
     """Sketch the gradients of one shard's prompts; return the tokens it took, and notes."""
-    places = writer.identity.shard_places()[number]
-    members = groups[places.start : places.stop]
+    indices = writer.identity.shard_indices()[number]
+    members = groups[indices.start : indices.stop]
     with writer.shard(number) as sink:
         sketcher = SketchConsumer(sketch, sink, extractor.device)
         consumers: list[GradientConsumer] = [sketcher]

@@ -50,7 +50,7 @@ COLUMNS = {
 }
 BELONGS_TO = "cropi.belongs_to"
 MATRIX_HASH = "cropi.matrix_hash"
-"""Metadata of a shard's table: its store and place, and the hash of its matrix."""
+"""Metadata of a shard's table: its store and number, and the hash of its matrix."""
 REBUILD_HINT = "delete it and run the same `cropi features` again, which makes what is missing"
 
 Dtype = Literal["float16", "float32"]
@@ -81,8 +81,8 @@ class StoreIdentity:
     rows_per_shard: int = 256
     version: int = VERSION
 
-    def shard_places(self) -> list[range]:
-        """Places in the list of informative prompts that each shard holds, in order."""
+    def shard_indices(self) -> list[range]:
+        """Indices into the list of informative prompts, shard by shard."""
         starts = range(0, self.prompts, self.rows_per_shard)
         return [range(s, min(s + self.rows_per_shard, self.prompts)) for s in starts]
 
@@ -215,7 +215,7 @@ def write_shard(
 ) -> None:
     """Write a shard; it exists from the moment its table has its name.
 
-    The table says which store and place it belongs to, and the hash of its matrix.
+    The table says which store it belongs to, as which shard, and the hash of its matrix.
     """
     with atomic_write(matrix_path(folder, number)) as part, part.open("wb") as handle:
         np.lib.format.write_array(handle, matrix_RD, allow_pickle=False)
@@ -238,10 +238,10 @@ def _place_in_store(identity: StoreIdentity, number: int) -> str:
 def read_rows(folder: Path, number: int, identity: StoreIdentity) -> ShardRows:
     """Read a shard's table.
 
-    Raises InputError if it or its matrix is damaged, belongs to another store or place, or has
+    Raises InputError if it or its matrix is damaged, belongs to another store or shard, or has
     another number of rows.
     """
-    path, expected = rows_path(folder, number), len(identity.shard_places()[number])
+    path, expected = rows_path(folder, number), len(identity.shard_indices()[number])
     table = read_table(path)
     about = table_metadata(table)
     if BELONGS_TO not in about:

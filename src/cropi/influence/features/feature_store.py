@@ -76,16 +76,16 @@ class FeatureStore:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.identity = read_identity(self.folder)
-        self._places = self.identity.shard_places()
+        self._indices = self.identity.shard_indices()
         self._require_complete()
         self._require_sketch_file()
-        shards = [read_rows(self.folder, n, self.identity) for n, _ in enumerate(self._places)]
+        shards = [read_rows(self.folder, n, self.identity) for n, _ in enumerate(self._indices)]
         self.prompt_ids = self._unique_ids(shards)
         self.norms = np.concatenate([rows.norms for rows in shards])
         self.lengths = np.concatenate([rows.lengths for rows in shards]).astype(np.float64)
         self.tokens = np.concatenate([rows.tokens for rows in shards]).astype(np.int64)
         self.statuses = [status for rows in shards for status in rows.statuses]
-        for number in range(len(self._places)):
+        for number in range(len(self._indices)):
             self._matrix(number)  # a damaged one is reported now, not after an hour's scan
 
     def __len__(self) -> int:
@@ -113,9 +113,9 @@ class FeatureStore:
         directions = torch.from_numpy(np.ascontiguousarray(directions_VD, dtype=np.float32))
         dots_NV = np.empty((len(self), len(directions)))
         with one_thread():
-            for places, block_RD in self.blocks():
+            for indices, block_RD in self.blocks():
                 # D g^T: with few, contiguous directions this order runs at memory speed.
-                dots_NV[places.start : places.stop] = (directions @ block_RD.T).T.numpy()
+                dots_NV[indices.start : indices.stop] = (directions @ block_RD.T).T.numpy()
         dots_NV /= math.sqrt(self.dim)
         return dots_NV
 
@@ -127,8 +127,8 @@ class FeatureStore:
         weights = torch.from_numpy(np.ascontiguousarray(weights_WN, dtype=np.float32))
         total = np.zeros((len(weights), self.dim))
         with one_thread():
-            for places, block_RD in self.blocks():
-                total += (weights[:, places.start : places.stop] @ block_RD).numpy()
+            for indices, block_RD in self.blocks():
+                total += (weights[:, indices.start : indices.stop] @ block_RD).numpy()
         total /= math.sqrt(self.dim)
         return np.asarray(total)
 
@@ -142,27 +142,27 @@ class FeatureStore:
         return np.asarray(total)
 
     def blocks(self) -> Iterator[tuple[range, Tensor]]:
-        """All rows in order: places, and unit sketches times sqrt(D), fp32 [R, D].
+        """All rows in order: indices, and unit sketches times sqrt(D), fp32 [R, D].
 
         The tensor is overwritten by the next block.
         """
         rows = max(1, BLOCK_BYTES // (4 * self.dim))
         buffer_RD = torch.empty(rows, self.dim)
-        for number, places in enumerate(self._places):
+        for number, indices in enumerate(self._indices):
             matrix = torch.from_numpy(self._matrix(number))
-            for start in range(0, len(places), rows):
+            for start in range(0, len(indices), rows):
                 part = matrix[start : start + rows]
-                yield places[start : start + rows], buffer_RD[: len(part)].copy_(part)
+                yield indices[start : start + rows], buffer_RD[: len(part)].copy_(part)
 
     def _matrix(self, number: int) -> np.ndarray:
         path = matrix_path(self.folder, number)
-        return map_matrix(path, len(self._places[number]), self.identity)
+        return map_matrix(path, len(self._indices[number]), self.identity)
 
     def _require_complete(self) -> None:
-        missing = [n for n in range(len(self._places)) if not rows_path(self.folder, n).is_file()]
+        missing = [n for n in range(len(self._indices)) if not rows_path(self.folder, n).is_file()]
         if missing:
             raise InputError(
-                f"{self.folder} is incomplete: {len(missing)} of {len(self._places)} shards are "
+                f"{self.folder} is incomplete: {len(missing)} of {len(self._indices)} shards are "
                 f"missing, first {rows_path(self.folder, missing[0]).name}; run the same "
                 "`cropi features` again, which continues with what is there"
             )

@@ -55,7 +55,7 @@ def require_store_place(folder: Path) -> None:
 class ShardSink:
     """Takes the sketches of one shard's prompts, in any order and any batches.
 
-    `SketchConsumer` calls it; places are relative to the shard.
+    `SketchConsumer` calls it; indices are relative to the shard.
     """
 
     def __init__(self, prompt_ids: Sequence[str], identity: StoreIdentity) -> None:
@@ -71,20 +71,20 @@ class ShardSink:
 
         Raises InputError if one is not finite.
         """
-        places = index_P.cpu().numpy()
-        assert np.isnan(self.norms[places]).all(), "a prompt was sketched twice"
+        indices = index_P.cpu().numpy()
+        assert np.isnan(self.norms[indices]).all(), "a prompt was sketched twice"
         lengths_P = torch.linalg.vector_norm(sketches_PD, dim=1, dtype=torch.float64)
-        self._require_finite(places, (lengths_P + norms_P.to(lengths_P.device)).cpu().numpy())
+        self._require_finite(indices, (lengths_P + norms_P.to(lengths_P.device)).cpu().numpy())
         # A sketch that is exactly zero has no direction: its row stays zero.
         scale_P = math.sqrt(sketches_PD.shape[1]) / lengths_P.where(lengths_P > 0, math.inf)
         units_PD = sketches_PD * scale_P.to(sketches_PD.dtype)[:, None]
         dtype = torch.float16 if self.matrix_RD.dtype == np.float16 else torch.float32
-        self.matrix_RD[places] = units_PD.to(dtype).cpu().numpy()
-        self.lengths[places] = lengths_P.cpu().numpy()
-        self.norms[places] = norms_P.cpu().numpy()
+        self.matrix_RD[indices] = units_PD.to(dtype).cpu().numpy()
+        self.lengths[indices] = lengths_P.cpu().numpy()
+        self.norms[indices] = norms_P.cpu().numpy()
 
-    def _require_finite(self, places: np.ndarray, values_P: np.ndarray) -> None:
-        bad = places[~np.isfinite(values_P)]
+    def _require_finite(self, indices: np.ndarray, values_P: np.ndarray) -> None:
+        bad = indices[~np.isfinite(values_P)]
         if len(bad):
             raise InputError(
                 f"the gradient of prompt {self.prompt_ids[bad[0]]!r} is not finite (NaN or "
@@ -127,27 +127,27 @@ class FeatureWriter:
         self.prompt_ids, self.tokens = list(prompt_ids), list(tokens)
         require_store_place(folder)
         self._open(sketch_file)
-        self._complete = {n for n, _ in enumerate(identity.shard_places()) if self._is_complete(n)}
+        self._complete = {n for n, _ in enumerate(identity.shard_indices()) if self._is_complete(n)}
         self._remove_leftovers()
 
     @property
     def done(self) -> set[str]:
         """The prompt_ids whose shards are complete."""
-        places = self.identity.shard_places()
-        return {self.prompt_ids[place] for n in self._complete for place in places[n]}
+        indices = self.identity.shard_indices()
+        return {self.prompt_ids[index] for n in self._complete for index in indices[n]}
 
     def pending(self) -> list[tuple[int, range]]:
-        """Shards still to write: number, and the places of their prompts."""
-        places = self.identity.shard_places()
-        return [(n, members) for n, members in enumerate(places) if n not in self._complete]
+        """Shards still to write: number, and the indices of their prompts."""
+        indices = self.identity.shard_indices()
+        return [(n, members) for n, members in enumerate(indices) if n not in self._complete]
 
     @contextmanager
     def shard(self, number: int) -> Iterator[ShardSink]:
         """Yield the sink of one shard, which is written at the end of the block."""
-        places = self.identity.shard_places()[number]
-        sink = ShardSink([self.prompt_ids[p] for p in places], self.identity)
+        indices = self.identity.shard_indices()[number]
+        sink = ShardSink([self.prompt_ids[p] for p in indices], self.identity)
         yield sink
-        rows = sink.rows([self.tokens[p] for p in places])
+        rows = sink.rows([self.tokens[p] for p in indices])
         write_shard(self.folder, number, sink.matrix_RD, rows, self.identity)
         self._complete.add(number)
 
@@ -169,15 +169,15 @@ class FeatureWriter:
 
     def _is_complete(self, number: int) -> bool:
         """Whether a shard has all of its prompts; a damaged one is made again."""
-        places = self.identity.shard_places()[number]
+        indices = self.identity.shard_indices()[number]
         if not rows_path(self.folder, number).is_file():
             return False
         try:
             rows = read_rows(self.folder, number, self.identity)
-            map_matrix(matrix_path(self.folder, number), len(places), self.identity)
+            map_matrix(matrix_path(self.folder, number), len(indices), self.identity)
         except InputError:
             return False
-        return rows.prompt_ids == [self.prompt_ids[p] for p in places]
+        return rows.prompt_ids == [self.prompt_ids[p] for p in indices]
 
     def _remove_leftovers(self) -> None:
         """Remove what a kill left: half-written files, and files of incomplete shards."""

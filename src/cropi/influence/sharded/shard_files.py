@@ -31,7 +31,7 @@ Arrays = Mapping[str, Any]
 
 
 def cut(groups: Sequence[RolloutGroup], least: int = LEAST_SHARDS) -> list[range]:
-    """Runs of places in `groups` with about equally many tokens, none empty."""
+    """Ranges of indices into `groups` with about equally many tokens, none empty."""
     if not groups:
         return []
     tokens_P = np.array([len(group.prompt_ids) + group.tokens for group in groups], np.int64)

@@ -40,10 +40,10 @@ CANDIDATES = 4096
 
 @dataclass(frozen=True)
 class SumPart:
-    """Prompts of one half of a target, by their places; files of their sum and of their norms."""
+    """Prompts of one half of a target, by index; files of their sum and of their norms."""
 
     half: int
-    places: list[int]
+    indices: list[int]
     sums: File
     measured: File
 
@@ -177,7 +177,7 @@ class ShardedScorer(PoolScorer):
         parts = self._parts(name, groups, whole)
         missing = [part for part in parts if not part.is_made(joined)]
         units = [self._sum_unit(name, groups, weights_2N, part) for part in missing]
-        sizes = [len(part.places) for part in missing]
+        sizes = [len(part.indices) for part in missing]
         self._run(f"target {name}", units, sizes, len(groups))
         if not joined:
             halves = [[part.sums for part in parts if part.half == half] for half in (0, 1)]
@@ -185,24 +185,24 @@ class ShardedScorer(PoolScorer):
             self._run(f"joining {name}", [unit], [0])
         for part in parts:
             remove(part.sums.path)
-        return *_in_order([(part.places, part.measured.read()) for part in parts]), direction
+        return *_in_order([(part.indices, part.measured.read()) for part in parts]), direction
 
     def _parts(self, name: str, groups: Groups, whole: str) -> list[SumPart]:
         """A target's two halves, as `half_weights` makes them, each cut into parts."""
         parts = []
         for half in (0, 1):
-            places = list(range(half, len(groups), 2))
-            for run in cut([groups[n] for n in places], least=1):
+            indices = list(range(half, len(groups), 2))
+            for run in cut([groups[n] for n in indices], least=1):
                 key = (name, half, run.start, whole)
                 sums, measured = self._file("sum", *key), self._file("norms", *key)
-                parts.append(SumPart(half, places[run.start : run.stop], sums, measured))
+                parts.append(SumPart(half, indices[run.start : run.stop], sums, measured))
         return parts
 
     def _sum_unit(
         self, name: str, groups: Groups, weights_2N: NDArray[np.float64], part: SumPart
     ) -> WorkUnit:
-        members = [groups[place] for place in part.places]
-        weights = weights_2N[part.half, part.places]
+        members = [groups[index] for index in part.indices]
+        weights = weights_2N[part.half, part.indices]
         title = f"target {name}, half {part.half + 1}, {_named(members)}"
         arguments = (members, weights, part.sums, part.measured)
         return self._unit(title, shard_work.gradient_sum, arguments, part.measured)
@@ -276,9 +276,9 @@ def _named(groups: Groups) -> str:
 def _in_order(
     parts: Sequence[tuple[list[int], dict[str, np.ndarray]]],
 ) -> tuple[NDArray[np.float64], ExtractionReport]:
-    """Norms and report of all prompts, from those of parts with their places."""
-    places = [place for each, _ in parts for place in each]
+    """Norms and report of all prompts, from those of parts with their indices."""
+    indices = [index for each, _ in parts for index in each]
     report = joined_reports([report_of(arrays) for _, arrays in parts])
-    order = np.argsort(places)
+    order = np.argsort(indices)
     norms_N = np.concatenate([arrays["norms"] for _, arrays in parts])[order]
     return norms_N, report.reordered(order)
