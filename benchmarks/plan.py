@@ -29,7 +29,7 @@ from cropi.forecast.observation import behaviour_of, sampled_set
 from cropi.forecast.prompt_counts import count_prompts
 from cropi.forecast.run_forecast import plan_run
 from cropi.forecast.short_runs import PILOT_PROMPTS
-from cropi.forecast.workload import added, guessed_behaviour, workload
+from cropi.forecast.workload import guessed_behaviour, summed_by_phase, workload
 from cropi.rollouts import read_rollouts
 from cropi.store.metrics import METRICS, TIMINGS, CostRow, TimingRow, read_rows
 from cropi.store.run_directory import pool_rollouts
@@ -79,7 +79,7 @@ def compare_flops(config: RunConfig, root: Path | None) -> dict[str, object]:
     assert stored is not None, f"{root} has no rollouts of its pool"
     pilot = sampled_set(read_rollouts(stored)[:PILOT_PROMPTS])
     behaviour = replace(behaviour, pool=pilot, trained_tokens=pilot.response_tokens)
-    works = added(workload(config, counts, behaviour))
+    works = summed_by_phase(workload(config, counts, behaviour))
     planned = {(each.arm, each.phase): each.flops(shape.parameters) for each in works}
     spent: dict[tuple[str, str], float] = defaultdict(float)
     for row in read_rows(root / METRICS).of_kind(CostRow):

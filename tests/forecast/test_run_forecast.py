@@ -24,7 +24,7 @@ from cropi.forecast.observation import (
 )
 from cropi.forecast.placement import IMPORTS, SERVER
 from cropi.forecast.prompt_counts import PromptCounts, SetCount, count_prompts
-from cropi.forecast.workload import added, guessed_behaviour, workload
+from cropi.forecast.workload import guessed_behaviour, summed_by_phase, workload
 from cropi.store.metrics import METRICS, CostRow, read_rows
 from cropi.study.costs import SHARED
 from support.tiny_runs import tiny_config
@@ -67,7 +67,7 @@ def test_flops_are_those_that_the_run_counts(finished: tuple[RunConfig, Path]) -
     spent: dict[tuple[str, str], float] = defaultdict(float)
     for row in read_rows(root / METRICS).of_kind(CostRow):
         spent[row.arm or SHARED, row.phase] += row.flops
-    works = added(workload(config, counts, behaviour))
+    works = summed_by_phase(workload(config, counts, behaviour))
     seen = {(w.arm, w.phase): w.flops(shape.parameters) for w in works if w.tokens}
     assert seen.keys() == spent.keys()
     for key, flops in seen.items():

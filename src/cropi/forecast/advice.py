@@ -1,4 +1,4 @@
-"""Sentences about a forecast: what in it is guessed, and what to change where it does not fit."""
+"""Sentences about a forecast: what it assumes, and what to change if it does not fit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cropi.forecast.prompt_counts import PromptCounts
 from cropi.forecast.workload import (
     GUESSED_INFORMATIVE,
     GUESSED_LENGTH,
-    STALE,
+    GUESSED_STALE,
     Behaviour,
     sampled_prompts,
 )
@@ -42,16 +42,16 @@ def assumptions(
     placement: Placement,
     probed: bool,
 ) -> list[str]:
-    """What the numbers rest on that nobody has measured."""
+    """What the numbers assume without a measurement."""
     return [
-        *_of_responses(config, behaviour),
-        *_of_samples(config, counts),
-        *_of_speed(hardware, probed),
-        *_of_placement(placement),
+        *_assumed_of_responses(config, behaviour),
+        *_assumed_of_samples(config, counts),
+        *_assumed_of_speed(hardware, probed),
+        *_assumed_of_placement(placement),
     ]
 
 
-def _of_placement(placement: Placement) -> Iterator[str]:
+def _assumed_of_placement(placement: Placement) -> Iterator[str]:
     if placement.most > 1:
         yield (
             "a phase divides evenly over its devices, and training over as many of them as a step "
@@ -62,7 +62,7 @@ def _of_placement(placement: Placement) -> Iterator[str]:
     yield f"a process takes {IMPORTS:.0f} s to begin{server}: assumptions"
 
 
-def _of_samples(config: RunConfig, counts: PromptCounts) -> Iterator[str]:
+def _assumed_of_samples(config: RunConfig, counts: PromptCounts) -> Iterator[str]:
     for strategy in config.strategies:
         needs = needs_of_arm(config, strategy)
         if needs.sample and min(needs.sample, needs.most or needs.sample) < counts.pool.prompts:
@@ -74,7 +74,7 @@ def _of_samples(config: RunConfig, counts: PromptCounts) -> Iterator[str]:
             )
 
 
-def _of_responses(config: RunConfig, behaviour: Behaviour) -> Iterator[str]:
+def _assumed_of_responses(config: RunConfig, behaviour: Behaviour) -> Iterator[str]:
     if behaviour.source == "guess":
         yield (
             f"a response has {GUESSED_LENGTH:.0%} of the tokens it may have "
@@ -87,10 +87,10 @@ def _of_responses(config: RunConfig, behaviour: Behaviour) -> Iterator[str]:
             "--pilot measures them after it"
         )
     if config.curriculum.refresh == "stale":
-        yield f"{STALE:.0%} of the pool is stale before every later stage: a guess"
+        yield f"{GUESSED_STALE:.0%} of the pool is stale before every later stage: a guess"
 
 
-def _of_speed(hardware: Hardware, probed: bool) -> Iterator[str]:
+def _assumed_of_speed(hardware: Hardware, probed: bool) -> Iterator[str]:
     if probed:
         return
     kind = "what its maker states" if hardware.is_gpu else "a guess"
@@ -111,19 +111,19 @@ def advice(config: RunConfig, forecast: Forecast, unmet: Sequence[str] = ()) -> 
     over = [part for part in forecast.memory if part.total > limit]
     return [
         *config.remarks,
-        *_of_room(config, forecast),
+        *_advise_on_prompt_length(config, forecast),
         *(line for part in over for line in _ADVISERS[part.phase](config, forecast, part, limit)),
-        *_of_host(forecast),
-        *_of_disk(config, forecast),
-        *_of_devices(config, forecast),
-        *_of_places(config, forecast, unmet),
-        *_of_selection(forecast),
-        *_of_dead_groups(forecast),
+        *_advise_on_host_memory(forecast),
+        *_advise_on_disk(config, forecast),
+        *_advise_on_devices(config, forecast),
+        *_advise_on_placement(config, forecast, unmet),
+        *_advise_on_selection(forecast),
+        *_advise_on_dead_groups(forecast),
     ]
 
 
-def _of_room(config: RunConfig, forecast: Forecast) -> Iterator[str]:
-    """Prompts at which the run will stop."""
+def _advise_on_prompt_length(config: RunConfig, forecast: Forecast) -> Iterator[str]:
+    """Prompts that are too long for the run."""
     room = Room.of(config.prompts.max_tokens, forecast.shape.context, config.longest_response)
     longest = forecast.counts.longest
     if config.prompts.overlong == "error" and longest > room.tokens:
@@ -133,7 +133,7 @@ def _of_room(config: RunConfig, forecast: Forecast) -> Iterator[str]:
         )
 
 
-def _of_scoring(
+def _advise_on_scoring_memory(
     config: RunConfig, forecast: Forecast, part: MemoryPart, limit: float
 ) -> Iterator[str]:
     shape, directions = forecast.shape, part.parts["directions"]
@@ -166,7 +166,7 @@ def _of_scoring(
         )
 
 
-def _of_sampling(
+def _advise_on_sampling_memory(
     config: RunConfig, forecast: Forecast, part: MemoryPart, limit: float
 ) -> Iterator[str]:
     batch = int(getattr(config.rollouts.engine.settings, "batch_size", 0) or 0)
@@ -183,21 +183,21 @@ def _of_sampling(
         )
 
 
-def _of_training(
+def _advise_on_training_memory(
     config: RunConfig, forecast: Forecast, part: MemoryPart, limit: float
 ) -> Iterator[str]:
     responses = config.training.step_responses
     states = part.parts["weights"] + part.parts["optimizer"]
     start = f"training needs {gib(part.total)} on a device of {gib(forecast.hardware.memory)}"
     if states > 0.8 * limit:
-        needed = -(-int(states * min(trained_on(forecast), responses)) // int(0.6 * limit))
+        needed = -(-int(states * min(training_devices(forecast), responses)) // int(0.6 * limit))
         yield (
             f"{start}, {gib(states)} of it weights, gradients and Adam's moments: train adapters "
             f"(training.lora={{r: 16}}), or share them among {needed} or more devices"
         )
         return
     rows = (part.parts["activations"] + part.parts["logits"]) / (limit - states)
-    most = device_batch(config.training, trained_on(forecast))
+    most = device_batch(config.training, training_devices(forecast))
     usable = largest_divisor(responses, int(min(most, most // rows)))
     yield (
         f"{start}, {gib(part.parts['logits'])} of it logits: set "
@@ -211,10 +211,14 @@ def largest_divisor(number: int, most: int) -> int:
     return max(d for n in small for d in (n, number // n) if d <= max(1, most))
 
 
-_ADVISERS = {"scoring": _of_scoring, "rollouts": _of_sampling, "training": _of_training}
+_ADVISERS = {
+    "scoring": _advise_on_scoring_memory,
+    "rollouts": _advise_on_sampling_memory,
+    "training": _advise_on_training_memory,
+}
 
 
-def _of_host(forecast: Forecast) -> Iterator[str]:
+def _advise_on_host_memory(forecast: Forecast) -> Iterator[str]:
     total = sum(forecast.host.values())
     if total > LARGE_HOST:
         what = max(forecast.host, key=lambda name: forecast.host[name])
@@ -224,7 +228,7 @@ def _of_host(forecast: Forecast) -> Iterator[str]:
         )
 
 
-def _of_disk(config: RunConfig, forecast: Forecast) -> Iterator[str]:
+def _advise_on_disk(config: RunConfig, forecast: Forecast) -> Iterator[str]:
     needed, free = sum(forecast.disk.values()), _free(config.directory)
     if needed <= free:
         return
@@ -239,23 +243,25 @@ def _free(place: Path) -> float:
     return float(shutil.disk_usage(there).free)
 
 
-def _of_devices(config: RunConfig, forecast: Forecast) -> Iterator[str]:
+def _advise_on_devices(config: RunConfig, forecast: Forecast) -> Iterator[str]:
     responses = config.training.step_responses
-    if (devices := trained_on(forecast)) > responses:
+    if (devices := training_devices(forecast)) > responses:
         yield (
             f"a step of {responses} responses occupies at most as many of the {devices} "
             "devices: raise training.prompts_per_step, or train on fewer"
         )
 
 
-def trained_on(forecast: Forecast) -> int:
-    """Devices that training is placed on."""
+def training_devices(forecast: Forecast) -> int:
+    """The number of devices that train."""
     return forecast.places["training"].devices
 
 
-def _of_places(config: RunConfig, forecast: Forecast, unmet: Sequence[str]) -> Iterator[str]:
-    """Devices that the config leaves idle, or that only other settings would use."""
-    trained, scored = trained_on(forecast), forecast.places["scoring"].devices
+def _advise_on_placement(
+    config: RunConfig, forecast: Forecast, unmet: Sequence[str]
+) -> Iterator[str]:
+    """Devices that the config leaves idle, and the settings that would use them."""
+    trained, scored = training_devices(forecast), forecast.places["scoring"].devices
     ray = config.scale.ray
     if unmet:
         yield (
@@ -278,7 +284,7 @@ def _scores(forecast: Forecast) -> bool:
     return any(each.phase == "scoring" for each in forecast.phases)
 
 
-def _of_selection(forecast: Forecast) -> Iterator[str]:
+def _advise_on_selection(forecast: Forecast) -> Iterator[str]:
     for arm in forecast.arms:
         if arm.acceleration is None:
             yield (
@@ -294,7 +300,7 @@ def _of_selection(forecast: Forecast) -> Iterator[str]:
             )
 
 
-def _of_dead_groups(forecast: Forecast) -> Iterator[str]:
+def _advise_on_dead_groups(forecast: Forecast) -> Iterator[str]:
     dead = 1 - forecast.behaviour.pool.informative
     if forecast.behaviour.source != "guess" and dead > MOSTLY_DEAD:
         yield (

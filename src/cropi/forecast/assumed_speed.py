@@ -149,10 +149,10 @@ class AssumedSpeed:
         products = self._products(work, FORWARD_BACKWARD * work.backward) / parts
         at_once = max(1, training.step_responses // parts)
         mean = work.generated / max(1.0, work.responses)
-        rounds = work.responses / max(1, work.steps * training.step_responses)
+        sampled_per_trained = work.responses / max(1, work.steps * training.step_responses)
         allowed = training.max_new_tokens or self.config.rollouts.max_new_tokens
         longest = min(allowed, 2 * mean)
-        steps = work.steps * rounds * max(mean, longest)
+        steps = work.steps * sampled_per_trained * max(mean, longest)
         engine = _sampling_engine(self.config, devices)
         sampling = steps * self._decoding_step(engine, at_once, self._context(work))
         read = FORWARD * (work.forward - work.backward) * self.shape.parameters

@@ -23,9 +23,9 @@ from cropi.forecast.short_runs import ShortRuns
 from cropi.forecast.workload import (
     Behaviour,
     Work,
-    added,
     guessed_behaviour,
-    pays_for,
+    is_selection_cost,
+    summed_by_phase,
     workload,
 )
 from cropi.progress import ProgressReporter
@@ -159,7 +159,7 @@ def forecast(
         MeasuredSpeed(shape.parameters, measured or {}),
         AssumedSpeed(config, shape, hardware, placement),
     )
-    phases = [_phase(each, works, shape, speed) for each in added(works)]
+    phases = [_phase(each, works, shape, speed) for each in summed_by_phase(works)]
     trained_on = placement.place_of("training").devices
     memory = device_memory(config, shape, counts, hardware.is_gpu, trained_on)
     result = Forecast(
@@ -215,7 +215,7 @@ def _arms(
 ) -> Iterable[ArmForecast]:
     for strategy in config.strategies:
         arm = strategy.slug
-        selecting = [work for work in works if pays_for(arm, work)]
+        selecting = [work for work in works if is_selection_cost(arm, work)]
         training = [work for work in works if (work.arm, work.phase) == (arm, "training")]
         selection_s, training_s = (
             sum(speed.seconds(work)[0] for work in part) for part in (selecting, training)

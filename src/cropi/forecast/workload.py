@@ -1,8 +1,8 @@
-"""What a run does, in tokens by phase, before any of it is done.
+"""The work of a run before it starts: tokens by phase.
 
 Tokens and FLOPs are counted as a run counts them itself (`cropi.store.metrics`), so that a forecast
-and the run's own costs can be laid side by side. What the config and the prompts do not tell
-(`Behaviour`: how long responses are, which groups have a gradient) is guessed or measured.
+and the run's own costs can be compared. What config and prompts do not determine (`Behaviour`: how
+long responses are, which groups have a gradient) is guessed or measured.
 """
 
 from __future__ import annotations
@@ -25,17 +25,16 @@ from cropi.training.stage import MAX_SAMPLING_ROUNDS
 START_UP = "start-up"
 """The phase before the first: the process begins, and workers that stay."""
 GUESSED_LENGTH = 0.5
-"""Of the longest response that is allowed: how long one is on average, where nothing is known."""
+"""Mean length of a response as a share of the longest one allowed, if nothing was measured."""
 GUESSED_SAMPLE = 1024
-"""Prompts after which a strategy that samples a growing part of the pool is taken to have enough.
-"""
+"""Prompts after which a growing sample of the pool is assumed to be large enough."""
 GUESSED_INFORMATIVE = 0.5
-"""Share of groups with a gradient, where nothing is known."""
-STALE = 0.5
-"""Share of the pool that `curriculum.refresh: stale` is taken to sample again."""
+"""Share of groups with a gradient, if nothing was measured."""
+GUESSED_STALE = 0.5
+"""Share of the pool that `curriculum.refresh: stale` is assumed to sample again."""
 
-ANY_SHAPE = {"weight": (64, 64)}
-"""Of parameters, for what a sketch says of itself whatever the model."""
+PLACEHOLDER_SHAPES = {"weight": (64, 64)}
+"""Parameter shapes for reading attributes of a sketch that do not depend on the model."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class Work:
 
 
 def guessed_behaviour(config: RunConfig, counts: PromptCounts) -> Behaviour:
-    """What is taken to be true where nothing was measured."""
+    """The behaviour that is assumed if nothing was measured."""
     rollouts, training, evaluation = config.rollouts, config.training, config.evaluation
     length = GUESSED_LENGTH * rollouts.max_new_tokens
     per_target = rollouts.validation_responses or rollouts.responses
@@ -117,12 +116,12 @@ def workload(config: RunConfig, counts: PromptCounts, behaviour: Behaviour) -> l
     """The work of a run: what all arms share first, then arm by arm, phases in their order."""
     plan = RunWork(config, counts, behaviour)
     shared = [
-        *plan.reading(),
+        *plan.start_up(),
         *plan.warmup(),
         *plan.start_rollouts(),
         *plan.evaluations(SHARED, 1),
     ]
-    return [*shared, *(work for arm in config.strategies for work in plan.of_arm(arm))]
+    return [*shared, *(work for arm in config.strategies for work in plan.arm_work(arm))]
 
 
 @dataclass(frozen=True)
@@ -133,8 +132,8 @@ class RunWork:
     counts: PromptCounts
     behaviour: Behaviour
 
-    def reading(self) -> Iterator[Work]:
-        """The process begins, prompts and model are read; no token goes through it."""
+    def start_up(self) -> Iterator[Work]:
+        """Starting the process and reading prompts and model, without any tokens."""
         yield Work(START_UP, SHARED, 0, starts=1)
         sets = [*self.counts.validation.values(), *self.counts.evaluated.values()]
         yield Work("prompts", SHARED, self.counts.pool.prompts + sum(s.prompts for s in sets))
@@ -157,7 +156,7 @@ class RunWork:
             if arms := tuple(arms_needing([self.config], kind)):
                 of_kind = self._pool_rollouts if kind == "pool" else self._validation_rollouts
                 works += (replace(work, payers=arms) for work in of_kind(SHARED))
-        yield from _of_one_policy(works)
+        yield from _started_once(works)
 
     def _pool_rollouts(self, arm: str, prompts: float | None = None) -> Iterator[Work]:
         pool, responses = self.counts.pool, self.config.rollouts.responses
@@ -171,7 +170,7 @@ class RunWork:
             yield _sampling(arm, each, each.prompts, responses, sampled)
 
     def evaluations(self, arm: str, times: int) -> Iterator[Work]:
-        """So many evaluations of all evaluated sets."""
+        """`times` evaluations of all evaluated sets."""
         sets = self.counts.evaluated.values()
         prompts = times * sum(each.prompts for each in sets)
         sampled = prompts * self.config.evaluation.responses
@@ -187,30 +186,32 @@ class RunWork:
                 starts=times,
             )
 
-    def of_arm(self, strategy: StrategyChoice) -> Iterator[Work]:
+    def arm_work(self, strategy: StrategyChoice) -> Iterator[Work]:
         """All stages of an arm: rollouts sampled again, scoring, training and evaluation."""
         needs, arm = needs_of_arm(self.config, strategy), strategy.slug
         for work in self._pool_rollouts(arm, self.sampled(needs)) if needs.sample else ():
-            yield replace(work, starts=self._portions(needs))
-        yield from self._refreshed(arm, needs)
+            yield replace(work, starts=self._portion_count(needs))
+        yield from self._refreshed_rollouts(arm, needs)
         yield from self._scoring(arm, needs)
         yield self._training(arm, needs)
         yield from self.evaluations(arm, self._evaluations_due())
 
-    def _refreshed(self, arm: str, needs: Needs) -> Iterator[Work]:
+    def _refreshed_rollouts(self, arm: str, needs: Needs) -> Iterator[Work]:
         responses, pool = self.config.rollouts.responses, self.sampled(needs)
         for stage in range(self.config.curriculum.stages):
             kinds = sets_to_refresh(self.config.curriculum.refresh, stage, needs)
             if "stale" in kinds:
-                yield Work("scoring", arm, pool, forward=pool * self._row_tokens(responses))
+                yield Work("scoring", arm, pool, forward=pool * self._tokens_per_prompt(responses))
             works: list[Work] = []
             if "pool" in kinds or "stale" in kinds:
-                works += self._pool_rollouts(arm, pool * (1.0 if "pool" in kinds else STALE))
+                works += self._pool_rollouts(
+                    arm, pool * (1.0 if "pool" in kinds else GUESSED_STALE)
+                )
             if "validation" in kinds:
                 works += self._validation_rollouts(arm)
-            yield from _of_one_policy(works)
+            yield from _started_once(works)
 
-    def _row_tokens(self, responses: int) -> float:
+    def _tokens_per_prompt(self, responses: int) -> float:
         return self.counts.pool.tokens + responses * self.behaviour.pool.response_tokens
 
     def _scoring(self, arm: str, needs: Needs) -> Iterator[Work]:
@@ -219,10 +220,12 @@ class RunWork:
         times = {"never": 0, "once": 1, "stage": stages}[needs.scoring]
         if times:
             pool_prompts, pool_tokens = self._informative_pool(needs)
-            target_prompts, target_tokens = self._targets(needs)
-            tokens = times * (pool_tokens + target_tokens + self._fitting(pool_prompts))
+            target_prompts, target_tokens = self._target_passes(needs)
+            tokens = times * (
+                pool_tokens + target_tokens + self._sketch_fitting_tokens(pool_prompts)
+            )
             prompts = times * (pool_prompts + target_prompts)
-            starts = times * self._portions(needs)
+            starts = times * self._portion_count(needs)
             yield Work(
                 "scoring",
                 arm,
@@ -240,8 +243,8 @@ class RunWork:
         """Prompts of the pool that are rolled out and scored: all, or a sample that grows."""
         return sampled_prompts(self.counts.pool.prompts, needs)
 
-    def _portions(self, needs: Needs) -> int:
-        """In how many portions a sample that doubles is rolled out and scored."""
+    def _portion_count(self, needs: Needs) -> int:
+        """The number of portions in which a doubling sample is rolled out and scored."""
         if not needs.sample:
             return 1
         return 1 + max(0, math.ceil(math.log2(self.sampled(needs) / needs.sample)))
@@ -251,8 +254,8 @@ class RunWork:
         prompts = self.sampled(needs) * pool.informative
         return prompts, prompts * pool.scored_tokens
 
-    def _targets(self, needs: Needs) -> tuple[float, float]:
-        """Prompts and tokens of the passes that make the directions."""
+    def _target_passes(self, needs: Needs) -> tuple[float, float]:
+        """Prompts and tokens of the passes that compute the target directions."""
         passes = 2 if self.config.influence.target == "unit_mean" else 1
         if needs.direction == "pool":
             prompts, tokens = self._informative_pool(needs)
@@ -263,10 +266,10 @@ class RunWork:
             passes * count * sampled.informative * sampled.scored_tokens
         )
 
-    def _fitting(self, pool_prompts: float) -> float:
-        """Tokens that a sketch that is fitted to the pool reads before it scores."""
+    def _sketch_fitting_tokens(self, pool_prompts: float) -> float:
+        """Tokens that a fitted sketch reads from the pool before scoring."""
         choice = self.config.influence.sketch
-        sketch = None if choice.is_exact else make_sketch(choice, ANY_SHAPE, seed=0)
+        sketch = None if choice.is_exact else make_sketch(choice, PLACEHOLDER_SHAPES, seed=0)
         sample = sketch.sample if isinstance(sketch, FittedSketch) else 0
         return min(pool_prompts, sample) * self.behaviour.pool.scored_tokens
 
@@ -275,7 +278,7 @@ class RunWork:
         training, steps = self.config.training, self.config.curriculum.steps
         stages = self.config.curriculum.stages
         groups = steps * training.prompts_per_step
-        sampled = groups * (self.rounds if needs.dynamic_sampling else 1.0)
+        sampled = groups * (self.sampled_per_trained if needs.dynamic_sampling else 1.0)
         length, prompt = self.behaviour.trained_tokens, self.counts.pool.tokens
         trained = groups * training.responses * (prompt + length)
         return Work(
@@ -292,8 +295,8 @@ class RunWork:
         )
 
     @property
-    def rounds(self) -> float:
-        """Groups that dynamic sampling samples for one that it trains on."""
+    def sampled_per_trained(self) -> float:
+        """Groups that dynamic sampling samples for each one that it trains on."""
         return min(1 / max(self.behaviour.pool.informative, 1e-9), MAX_SAMPLING_ROUNDS)
 
     def _evaluations_due(self) -> int:
@@ -317,8 +320,8 @@ def _sampling(
     )
 
 
-def _of_one_policy(works: Iterable[Work]) -> Iterator[Work]:
-    """The work on sets that share what is started for a policy."""
+def _started_once(works: Iterable[Work]) -> Iterator[Work]:
+    """The work on sets of one policy, whose programs are started only for the first set."""
     return (replace(work, starts=int(i == 0)) for i, work in enumerate(works))
 
 
@@ -334,8 +337,8 @@ def _mean_tokens(sets: Iterable[SetCount]) -> float:
     return sum(one.prompts * one.tokens for one in each) / max(1, prompts)
 
 
-def added(works: Iterable[Work]) -> list[Work]:
-    """The same work with one entry for each phase of each arm, in the order of their first."""
+def summed_by_phase(works: Iterable[Work]) -> list[Work]:
+    """The work summed by arm and phase, in order of first appearance."""
     total: dict[tuple[str, str], Work] = {}
     for work in works:
         key = (work.arm, work.phase)
@@ -349,6 +352,6 @@ def _sum(one: Work, other: Work) -> Work:
     return replace(one, **{n: getattr(one, n) + getattr(other, n) for n in (*names, *counts)})
 
 
-def pays_for(arm: str, work: Work) -> bool:
-    """Whether selecting for the arm has cost this work: its scoring, and rollouts that it reads."""
+def is_selection_cost(arm: str, work: Work) -> bool:
+    """Whether this work is part of the cost of selecting for an arm."""
     return work.phase in SELECTION_PHASES and (work.arm == arm or arm in work.payers)
