@@ -43,7 +43,7 @@ def test_a_long_phase_prints_a_line_after_each_silent_minute_in_a_log(
             now[0] = float(second)
             bar.update(second, note=f"reward {second}")
             if second == 90:
-                reporter.say("evaluated")
+                reporter.info("evaluated")
     first, other, later, end = text.getvalue().splitlines()
     assert first.split() == ["GRPO", "60", "s", "60/400", "reward", "60"]
     assert other == "evaluated"
@@ -53,7 +53,7 @@ def test_a_long_phase_prints_a_line_after_each_silent_minute_in_a_log(
 
 def test_text_is_shown_as_it_is() -> None:
     reporter, text = log()
-    reporter.say("[bold]no markup[/bold] :smile:")
+    reporter.info("[bold]no markup[/bold] :smile:")
     reporter.warn("careful")
     assert text.getvalue() == "[bold]no markup[/bold] :smile:\n  ! careful\n"
 
@@ -72,13 +72,13 @@ def test_a_library_silenced_by_redirection_does_not_silence_the_reporter() -> No
     reporter, text = terminal()
     with reporter.phase("GRPO", 2) as bar, redirect_stdout(io.StringIO()):
         bar.update(1, note="half")
-        reporter.say("still here")
+        reporter.info("still here")
     assert "still here" in text.getvalue()
 
 
 def test_without_a_console_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     reporter = ProgressReporter()
-    reporter.say("hello")
+    reporter.info("hello")
     with reporter.phase("quiet", 3) as bar:
         bar.update(3, note="done")
     assert capsys.readouterr().out == ""

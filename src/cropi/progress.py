@@ -52,7 +52,7 @@ class ProgressReporter:
         self.console = console
         self.last_print = 0.0
 
-    def say(self, text: str, style: str = "") -> None:
+    def info(self, text: str, style: str = "") -> None:
         """Print one line; the text is shown as it is, markup in it is not interpreted."""
         self.last_print = time.monotonic()
         if self.console is not None:
@@ -68,7 +68,7 @@ class ProgressReporter:
 
     def warn(self, text: str) -> None:
         """Print a line that deserves attention."""
-        self.say(f"  ! {shortened(text)}", style="yellow")
+        self.info(f"  ! {shortened(text)}", style="yellow")
 
     @contextmanager
     def phase(self, title: str, total: int | None = None) -> Iterator[Bar]:
@@ -84,7 +84,7 @@ class ProgressReporter:
         else:
             bar = LogBar(self, title, total)
             yield bar
-        self.say(f"  {title:<26} {time.perf_counter() - start:6.1f} s   {bar.note}".rstrip())
+        self.info(f"  {title:<26} {time.perf_counter() - start:6.1f} s   {bar.note}".rstrip())
 
 
 def log_reporter() -> ProgressReporter:
@@ -122,4 +122,4 @@ class LogBar(Bar):
             return
         count = f"{done:,}/{self._total:,}" if self._total else f"{done:,}"
         seconds = f"{now - self._start:6.0f} s"
-        self._reporter.say(f"  {self._title:<26} {seconds}   {count}  {self.note}".rstrip())
+        self._reporter.info(f"  {self._title:<26} {seconds}   {count}  {self.note}".rstrip())

@@ -34,9 +34,9 @@ from cropi.cli import (
     train,
     verify,
 )
+from cropi.cli.command_paths import Command
 from cropi.cli.flag_names import in_flags
 from cropi.cli.torchrun import launched
-from cropi.cli.urls import Command
 from cropi.errors import InputError, require_supported_system
 from cropi.store.files import DISK_ERRORS, cannot_write
 from cropi.store.remote import with_urls

@@ -54,9 +54,9 @@ def compare(
         )
     reporter = make_reporter()
     count = len(plan.labels) * len(plan.seeds)
-    reporter.say(f"cropi compare {config}  ->  {plan.root}   ({count} runs)", style="bold")
+    reporter.info(f"cropi compare {config}  ->  {plan.root}   ({count} runs)", style="bold")
     if names and plan.baseline not in names:
-        reporter.say(f"  {plan.baseline} is trained too: the others are compared with it")
+        reporter.info(f"  {plan.baseline} is trained too: the others are compared with it")
     for line in loaded.remarks:
         reporter.warn(line)
     with exclusive_lock(plan.root):  # also while the page is drawn

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cropi.cli.command_paths import Command
 from cropi.cli.options import (
     BatchTokens,
     Config,
@@ -28,7 +29,6 @@ from cropi.cli.options import (
     section,
 )
 from cropi.cli.printing import make_reporter, print_table
-from cropi.cli.urls import Command
 from cropi.diagnostics.diagnosis_settings import (
     FidelitySettings,
     LeaveOutSettings,
@@ -106,7 +106,7 @@ def staleness(
         bar.note = f"{report.responses:,} responses, {report.tokens:,} tokens"
     print_table(["measure", "value", ""], [list(row) for row in measures(report)])
     if worst:
-        make_reporter().say("")
+        make_reporter().info("")
         print_table(list(WORST_COLUMNS), [list(row) for row in worst_rows(report, worst)])
     about = {"model": model, "rollouts": f"{rollouts}, {len(report.prompts):,} prompts"}
     _conclude(report, render, out, "staleness", about, level=report.level, refresh=report.refresh)
@@ -300,14 +300,14 @@ def _conclude(
     from cropi.report.pages.diagnosis_page import write_diagnosis
 
     reporter = make_reporter()
-    reporter.say("")
-    reporter.say(report.verdict, style="bold")
+    reporter.info("")
+    reporter.info(report.verdict, style="bold")
     for note in getattr(report, "notes", []):
         reporter.warn(note)
     if out is not None:
         about["version"] = f"cropi {__version__}"
         page = write_diagnosis(report, render(report, about), out, name, about, **more)
-        reporter.say(f"page: {page}")
+        reporter.info(f"page: {page}")
 
 
 def _named(what: str, files: Mapping[str, Path]) -> dict[str, str]:

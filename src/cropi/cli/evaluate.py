@@ -24,7 +24,7 @@ from cropi.cli.options import (
     section,
     setting,
 )
-from cropi.cli.printing import make_reporter, print_table, say_unjudged
+from cropi.cli.printing import make_reporter, print_table, report_unjudged
 from cropi.cli.prompt_options import PromptReading, reads_prompts
 from cropi.cli.rollout import BatchSize, NewTokens
 from cropi.evaluation.settings import EvaluationConfig
@@ -97,7 +97,7 @@ def evaluate(
         if out is not None:
             write_json(out, [dataclasses.asdict(result) for result in results])
     print_accuracies(results, config.k)
-    say_unjudged(make_reporter(), judge)
+    report_unjudged(make_reporter(), judge)
 
 
 def print_accuracies(results: Sequence[EvaluationResult], ks: Sequence[int]) -> None:

@@ -90,12 +90,12 @@ def export(
     reporter = make_reporter()
     selected = plural(exported.selected, "prompt")
     drawn = f", and {exported.controls:,} drawn at random" if exported.controls else ""
-    reporter.say(f"  {selected} of {len(pool):,}{drawn} -> {out}")
+    reporter.info(f"  {selected} of {len(pool):,}{drawn} -> {out}")
     lost = stored.without_policy if model is None else ""
     instead = [f"{lost}; put the policy to train in the place of {DEFAULT_MODEL}"] if lost else []
     for note in [*stored.selection.notes, *exported.notes, *instead]:
         reporter.warn(note)
-    reporter.say(exported.command)
+    reporter.info(exported.command)
 
 
 def _pool(

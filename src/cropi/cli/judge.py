@@ -15,7 +15,7 @@ from cropi.cli.options import (
     Verifier,
     section,
 )
-from cropi.cli.printing import make_reporter, print_table, say_unjudged
+from cropi.cli.printing import make_reporter, print_table, report_unjudged
 from cropi.cli.prompt_options import PromptReading, reads_prompts
 from cropi.text import plural
 from cropi.verifiers.settings import VerifiersConfig
@@ -62,7 +62,7 @@ def judge(
             bar.note = f"{_summary(judged)} -> {out}"
         if judged.dropped:
             reporter.warn(f"{plural(len(judged.dropped), 'prompt')} left out: unreadable answers")
-        say_unjudged(reporter, opened)
+        report_unjudged(reporter, opened)
     _print_changes(judged.changed, examples)
 
 

@@ -79,7 +79,7 @@ def plan(
     if as_json:
         typer.echo(json.dumps(_as_values(forecast), indent=2))
         return
-    reporter.say(f"cropi plan {config}  ->  {loaded.directory}", style="bold")
+    reporter.info(f"cropi plan {config}  ->  {loaded.directory}", style="bold")
     _print(forecast, reporter)
 
 
@@ -109,16 +109,16 @@ def _as_values(forecast: Forecast) -> dict[str, Any]:
 
 
 def _print(forecast: Forecast, reporter: ProgressReporter) -> None:
-    reporter.say(_about(forecast))
-    reporter.say("")
+    reporter.info(_about(forecast))
+    reporter.info("")
     print_table(*_phase_table(forecast))
-    reporter.say("")
+    reporter.info("")
     print_table(*_memory_table(forecast))
-    reporter.say("")
+    reporter.info("")
     for line in [*_disk_lines(forecast), *map(_verdict, forecast.arms), *_dead_lines(forecast)]:
-        reporter.say(line)
+        reporter.info(line)
     for text in forecast.assumptions:
-        reporter.say(f"~ {text}", style="dim")
+        reporter.info(f"~ {text}", style="dim")
     for text in forecast.advice:
         reporter.warn(text)
 

@@ -34,13 +34,13 @@ def make_reporter() -> ProgressReporter:
     from cropi.store.remote import with_output_urls
 
     class Reporter(ProgressReporter):
-        def say(self, text: str, style: str = "") -> None:
-            super().say(with_output_urls(text), style)
+        def info(self, text: str, style: str = "") -> None:
+            super().info(with_output_urls(text), style)
 
     return Reporter(make_console())
 
 
-def say_unjudged(
+def report_unjudged(
     reporter: ProgressReporter, judge: Judge, statuses: Mapping[str, int] | None = None
 ) -> None:
     """Say how many responses a judge has not judged, and why.
@@ -124,8 +124,8 @@ def _widths(columns: Sequence[Sequence[Text]], space: int) -> list[int]:
 def print_outcome(done: str, skipped: Mapping[str, int], notes: Sequence[str]) -> None:
     """What was done with how many prompts, what was skipped and why, and warnings."""
     reporter = make_reporter()
-    reporter.say(f"  {done}")
+    reporter.info(f"  {done}")
     for reason, count in skipped.items():
-        reporter.say(f"  {count:,} skipped: {reason}")
+        reporter.info(f"  {count:,} skipped: {reason}")
     for note in notes:
         reporter.warn(note)

@@ -352,14 +352,14 @@ def print_ranking(ranking: Ranking, commands: Sequence[str], page: Path) -> None
     from cropi.report import rank_headline
 
     reporter = make_reporter()
-    reporter.say(rank_headline(ranking), style="bold")
+    reporter.info(rank_headline(ranking), style="bold")
     total = len(ranking.reasons)
     rows = [[reason, f"{n:,}", f"{n / total:.1%}"] for reason, n in ranking.counts.most_common()]
     print_table(["prompts", "", "share"], rows)
     for note in ranking.notes:
         reporter.warn(note)
     if suspected := sum(each is not None for each in ranking.logged.suspicions):
-        reporter.say(f"  {plural(suspected, 'prompt')} whose answer or reward looks wrong")
-    reporter.say(f"report: {page}")
+        reporter.info(f"  {plural(suspected, 'prompt')} whose answer or reward looks wrong")
+    reporter.info(f"report: {page}")
     for command in commands:
-        reporter.say(command)
+        reporter.info(command)

@@ -35,12 +35,12 @@ def print_run(directory: Path) -> None:
     from cropi.report import run_headline, run_notes, run_table
 
     reporter = make_reporter()
-    reporter.say("")
-    reporter.say(run_headline(directory), style="bold")
+    reporter.info("")
+    reporter.info(run_headline(directory), style="bold")
     print_table(*run_table(directory))
     for note in run_notes(directory):
         reporter.warn(note)
-    reporter.say(f"report: {directory / 'report.html'}")
+    reporter.info(f"report: {directory / 'report.html'}")
 
 
 def report_study(root: Path) -> None:
@@ -49,8 +49,8 @@ def report_study(root: Path) -> None:
 
     study = write_study_report(root)
     reporter = make_reporter()
-    reporter.say(f"\n{study_headline(study)}", style="bold")
+    reporter.info(f"\n{study_headline(study)}", style="bold")
     print_table(*study_table(study))
     for note in study_notes(study):
         reporter.warn(note)
-    reporter.say(f"report: {root / 'report.html'}")
+    reporter.info(f"report: {root / 'report.html'}")

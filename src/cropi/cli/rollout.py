@@ -21,7 +21,7 @@ from cropi.cli.options import (
     section,
     setting,
 )
-from cropi.cli.printing import make_reporter, say_unjudged
+from cropi.cli.printing import make_reporter, report_unjudged
 from cropi.cli.prompt_options import PromptReading, reads_prompts
 from cropi.errors import InputError
 from cropi.rollouts.engines.transformers import TransformersSettings
@@ -105,15 +105,15 @@ def rollout(
             informative = sum(group.informative for group in groups)
             bar.note = f"{plural(len(groups), 'prompt')}, {informative:,} informative -> {out}"
         sampled = [response for group in groups for response in group.responses]
-        _say_rewards(reporter, sampled)
-        say_unjudged(reporter, judge, Counter(r.reward_status for r in sampled))
+        _report_rewards(reporter, sampled)
+        report_unjudged(reporter, judge, Counter(r.reward_status for r in sampled))
 
 
-def _say_rewards(reporter: ProgressReporter, responses: Sequence[Response]) -> None:
+def _report_rewards(reporter: ProgressReporter, responses: Sequence[Response]) -> None:
     """Say the mean reward, and how many responses were cut off: they are rarely right."""
     rewards = [r.reward for r in responses if r.reward_status == "ok"]
     if rewards:
-        reporter.say(f"  mean reward {sum(rewards) / len(rewards):z.3g}")
+        reporter.info(f"  mean reward {sum(rewards) / len(rewards):z.3g}")
     cut = sum(r.finish_reason == "length" for r in responses)
     if cut > MANY_CUT * len(responses):
         reporter.warn(

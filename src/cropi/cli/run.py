@@ -41,7 +41,7 @@ def run(
     import cropi
 
     reporter = make_reporter()
-    reporter.say(f"cropi {config}  ->  {loaded.url or loaded.directory}", style="bold")
+    reporter.info(f"cropi {config}  ->  {loaded.url or loaded.directory}", style="bold")
     print_run(cropi.run(loaded, base, reporter))
 
 

@@ -83,7 +83,7 @@ def select(
         write_selection(out, selection)
     reporter = make_reporter()
     sets = f" by {', '.join(selection.ranks)}" if selection.ranks else ""
-    reporter.say(f"  {plural(len(selection.prompt_ids), 'prompt')}{sets} -> {out}")
+    reporter.info(f"  {plural(len(selection.prompt_ids), 'prompt')}{sets} -> {out}")
     for note in selection.notes:
         reporter.warn(note)
 

@@ -19,7 +19,7 @@ from cropi.cli.options import (
     section,
     setting,
 )
-from cropi.cli.printing import make_reporter, say_unjudged
+from cropi.cli.printing import make_reporter, report_unjudged
 from cropi.cli.prompt_options import PromptReading, reads_prompts
 from cropi.cli.rollout import NewTokens, Temperature
 from cropi.curriculum.settings import CurriculumConfig
@@ -98,4 +98,4 @@ def train(
             progress=lambda done, row: bar.update(done, note=f"reward {row.get('reward', 0):z.2f}"),
         )
         bar.note = f"{outcome.trained_tokens:,} tokens -> {out}"
-    say_unjudged(reporter, judge)
+    report_unjudged(reporter, judge)

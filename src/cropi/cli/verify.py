@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cropi.cli.options import SectionSettings, Seed, Verifier, section
-from cropi.cli.printing import make_reporter, print_table, say_unjudged
+from cropi.cli.printing import make_reporter, print_table, report_unjudged
 from cropi.cli.prompt_options import PromptReading, reads_prompts
 from cropi.errors import InputError
 from cropi.text import plural
@@ -80,7 +80,7 @@ def verify(
         if responses is not None:
             verdicts = _judge_sample(judge, asked, groups, sample, seed)
             _print_verdicts(verdicts)
-            say_unjudged(make_reporter(), judge)
+            report_unjudged(make_reporter(), judge)
             if label is not None:
                 _write_labels(label, verdicts)
 
@@ -124,10 +124,12 @@ def _print_answers(readings: Sequence[AnswerReading], rows: int) -> None:
         [_answer_cells(r, r.read_as) for r in shown],
     )
     more = len(readings) - len(unread) - len(shown)
-    reporter.say(f"  {plural(len(readings), 'answer')}" + (f", {more:,} not shown" if more else ""))
+    reporter.info(
+        f"  {plural(len(readings), 'answer')}" + (f", {more:,} not shown" if more else "")
+    )
     kinds = Counter(f"{r.verifier}: {r.read_as.split()[0]}" for r in readings if r.read_as)
     listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(12))
-    reporter.say(f"  {listed}")
+    reporter.info(f"  {listed}")
     if unread:
         reporter.warn(f"{plural(len(unread), 'answer')} cannot be read")
         print_table(
@@ -194,7 +196,7 @@ def _write_labels(path: Path, verdicts: Sequence[ExplainedVerdict]) -> None:
 
     with exclusive_output(path):
         write_labels(path, verdicts)
-    make_reporter().say(
+    make_reporter().info(
         f"  {plural(len(verdicts), 'response')} -> {path}; correct its column label, then "
         f"cropi verify --labels {path}"
     )
@@ -219,7 +221,7 @@ def _print_agreement(result: Agreement) -> None:
     )  # fmt: skip
     reporter = make_reporter()
     if result.unlabelled:
-        reporter.say(f"  {plural(result.unlabelled, 'row')} without a label")
+        reporter.info(f"  {plural(result.unlabelled, 'row')} without a label")
     if result.not_judged:
         reporter.warn(f"{plural(result.not_judged, 'labelled response')} not judged")
     for title, rows in (

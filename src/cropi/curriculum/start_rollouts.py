@@ -212,7 +212,7 @@ def report_pool(groups: Sequence[RolloutGroup], log: RunLog) -> None:
     if not sampled:
         return
     informative = np.mean([group.informative for group in sampled])
-    log.reporter.say(
+    log.reporter.info(
         f"  {informative:.0%} of {plural(len(sampled), 'prompt')} are informative", style="dim"
     )
     statuses = Counter(r.reward_status for g in groups for r in g.responses)

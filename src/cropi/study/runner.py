@@ -132,7 +132,7 @@ def _run_unfinished(
     unfinished = [run for run in runs if not is_finished(run.config, base)]
     if len(unfinished) < len(runs):
         done = len(runs) - len(unfinished)
-        reporter.say(f"  {done} of {len(runs)} runs are finished", style="dim")
+        reporter.info(f"  {done} of {len(runs)} runs are finished", style="dim")
     if not unfinished:
         return
     units = _units(plan, base, unfinished, draw)
@@ -206,7 +206,7 @@ def _reason(name: str, error: Exception) -> str:
 def _report(reporter: ProgressReporter, finished: Finished, folder: Path, count: str) -> None:
     accuracy = last_accuracy(folder)
     seconds = f"{finished.seconds:5.0f} s"
-    reporter.say(f"  {finished.unit.name:<26} {accuracy:<44} {seconds}   {count}")
+    reporter.info(f"  {finished.unit.name:<26} {accuracy:<44} {seconds}   {count}")
 
 
 def last_accuracy(run: Path) -> str:

@@ -1,7 +1,7 @@
-"""What a command reads and writes: inputs by URL are fetched, an output by URL is uploaded.
+"""The paths of a command: checked, and local even where the user gives URLs.
 
-A command sees local paths alone. An output by URL is made in the cache, where a call that was
-stopped continues, and is uploaded when it is whole.
+Inputs by URL are fetched before the command runs. An output by URL is made in the cache, where an
+interrupted call continues, and is uploaded when it is complete.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from cropi.errors import InputError
 from cropi.store.remote import local_place, upload, upload_place
 from cropi.text import remote_url, require_path
 
-REPLACED = {"judge": ("rollouts",)}
-"""Inputs that a command may write its output over, because what is written holds all of them."""
-WRITTEN = ("out", "label")
+REPLACEABLE_INPUTS = {"judge": ("rollouts",)}
+"""Inputs that a command may overwrite, because its output contains all of them."""
+OUTPUT_PARAMETERS = ("out", "label")
 """Parameters that name what a command writes."""
-NAMED = ("target", "like")
+NAMED_FILE_PARAMETERS = ("target", "like")
 """Parameters that may have several values NAME=FILE."""
 
 
 class Command(TyperCommand):
-    """A command that refuses to write its output over one of its inputs."""
+    """A command whose paths are local, not empty, and whose output is none of its inputs."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; `ctx` is the click context of the click that typer brings along."""
         self._require_apart(ctx)
         uploads: list[tuple[Path, str]] = []
         for name, value in ctx.params.items():
-            if name in WRITTEN and (url := _url(value)):
+            if name in OUTPUT_PARAMETERS and (url := _url(value)):
                 ctx.params[name] = upload_place(url)
                 uploads.append((ctx.params[name], url))
-            elif name in NAMED and isinstance(value, list | tuple):
-                ctx.params[name] = [_named_place(each) for each in value]
+            elif name in NAMED_FILE_PARAMETERS and isinstance(value, list | tuple):
+                ctx.params[name] = [_named_local(each) for each in value]
             else:
-                ctx.params[name] = _place(value)
+                ctx.params[name] = _local(value)
         result = super().invoke(ctx)
         for place, url in uploads if launched().is_first else []:
             upload(place, url)
-            make_reporter().say(f"uploaded: {url}")
+            make_reporter().info(f"uploaded: {url}")
         return result
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -53,8 +53,8 @@ class Command(TyperCommand):
         texts, _, _ = self.make_parser(ctx).parse_args(args=list(args))
         for parameter in self.params:
             text, value = texts.get(parameter.name or ""), ctx.params.get(parameter.name)
-            paths = [p for p in _several(value) if isinstance(p, Path)]
-            if paths and "" in _several(text):  # it would stand for the present folder
+            paths = [p for p in _as_list(value) if isinstance(p, Path)]
+            if paths and "" in _as_list(text):  # it would stand for the present folder
                 raise InputError(
                     f"{_title(parameter)} is empty; give a path, and quote no variable of your "
                     "shell that is not set"
@@ -66,7 +66,7 @@ class Command(TyperCommand):
     def _require_apart(self, ctx: Any) -> None:
         """Raise InputError if the output is one of the inputs."""
         out = ctx.params.get("out")
-        unguarded = {"out", "settings", *REPLACED.get(self.name or "", ())}
+        unguarded = {"out", "settings", *REPLACEABLE_INPUTS.get(self.name or "", ())}
         if not isinstance(out, Path):
             return
         for parameter in self.params:
@@ -79,24 +79,24 @@ class Command(TyperCommand):
 
 
 def _title(parameter: Any) -> str:
-    """What a message calls a parameter."""
+    """The name of a parameter in messages."""
     flag = next((each for each in parameter.opts if each.startswith("--")), None)
     return flag or str(parameter.name)
 
 
-def _several(value: Any) -> Sequence[Any]:
+def _as_list(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list | tuple) else [value]
 
 
-def _place(value: Any) -> Any:
-    """The local place of a path by URL, or of each in a list; texts and numbers as they are."""
+def _local(value: Any) -> Any:
+    """The local copy of a path by URL, or of each in a list; other values unchanged."""
     if isinstance(value, list | tuple):
-        return [_place(each) for each in value]
+        return [_local(each) for each in value]
     return local_place(value) if isinstance(value, Path) else value
 
 
-def _named_place(value: str) -> str:
-    """NAME=FILE, or a file alone, with the local place of a file by URL."""
+def _named_local(value: str) -> str:
+    """NAME=FILE, or a file alone, with the local copy of a file by URL."""
     name, equals, path = value.partition("=")
     if equals and _url(path):
         return f"{name}={local_place(path)}"
@@ -108,8 +108,8 @@ def _url(value: Any) -> str | None:
 
 
 def _texts(value: Any) -> list[str]:
-    """What may be a path in the value of an option; of NAME=FILE it is the second part."""
-    texts = [str(each) for each in _several(value) if isinstance(each, str | Path)]
+    """The texts in the value of an option that may be paths; of NAME=FILE the second part."""
+    texts = [str(each) for each in _as_list(value) if isinstance(each, str | Path)]
     return [*texts, *(text.partition("=")[2] for text in texts if "=" in text)]
 
 
