@@ -275,8 +275,8 @@ class Bare:
 
 @pytest.mark.parametrize(("name", "message"), [
     ("Exits", r"row raised SystemExit: 3 \(line 15 of .*mine.py\)"),
-    ("Lists", r"row returned \['2\+2'\]; let it return a dict"),
-    ("Silent", "command returned None; let it return text"),
+    ("Lists", r"row returned \['2\+2'\]; it must return a dict"),
+    ("Silent", "command returned None; it must return text"),
     ("Csv", r"has suffix '.csv'; it needs suffix \(.parquet or .jsonl\)"),
     ("Bare", "lacks suffix, read_in, chats, files; it needs"),
 ])  # fmt: skip

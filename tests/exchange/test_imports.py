@@ -937,7 +937,7 @@ SOUND = "LoggedResponse(row['asked'], 'a text', 1.0)"
     ("pass", "sys.exit(3)", r"responses raised SystemExit: 3 \(line 13 of .*mine.py\)"),
     ("pass", "1 / 0", "responses raised ZeroDivisionError"),
     ("pass", "row['gone']", "log.jsonl row 1 does not follow its format .*KeyError: 'gone'"),
-    ("pass", "{'text': 'a'}", "responses gave {'text': 'a'}, a dict; let it yield LoggedRes"),
+    ("pass", "{'text': 'a'}", "responses gave {'text': 'a'}, a dict; it must yield LoggedRes"),
     ("pass", "LoggedResponse(row['asked'], None, 1.0)", "a response whose text is None"),
     ("pass", "LoggedResponse(row['asked'], 'a', 'good')", "gave the reward 'good'"),
     ("pass", "LoggedResponse(row['asked'], 'a', float('inf'))", "gave the reward inf"),

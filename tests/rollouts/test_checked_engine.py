@@ -123,16 +123,16 @@ def sampled(pocket: Policy, file: Path, name: str, out: Path | None = None) -> l
 @pytest.mark.parametrize(("name", "message"), [
     ("Fewer", r"generate returned 2 completions for prompt 0 of the call; give the 3"),
     ("More", r"generate returned 4 completions for prompt 0"),
-    ("FewerGroups", r"generate returned groups for 1 of 2 prompts; let it return one list"),
-    ("Nothing", "generate returned None; let it return"),
+    ("FewerGroups", r"generate returned groups for 1 of 2 prompts; it must return one list"),
+    ("Nothing", "generate returned None; it must return"),
     ("Breaks", r"generate raised RuntimeError: lost it \(line \d+ of .*engine_\w+.py\); correct"),
     ("Exits", r"generate raised SystemExit: 3 \(line"),
     ("NoContext", "context is None; give a whole number"),
-    ("Stops", "stream ended without 1 prompt, first place 0"),
-    ("Repeats", "stream yielded place 0, which was not asked for or came before"),
-    ("Elsewhere", "stream yielded place 2, which was not asked for"),
-    ("Backwards", "stream yielded place -1, which was not asked for"),
-    ("Unpaired", r"stream yielded \[Completion.*; let it yield \(place, completions\)"),
+    ("Stops", "stream ended without 1 prompt, first index 0"),
+    ("Repeats", "stream yielded index 0, which was not asked for or came before"),
+    ("Elsewhere", "stream yielded index 2, which was not asked for"),
+    ("Backwards", "stream yielded index -1, which was not asked for"),
+    ("Unpaired", r"stream yielded \[Completion.*; it must yield \(index, completions\)"),
     ("BreaksLate", r"stream raised RuntimeError: lost it \(line"),
 ])  # fmt: skip
 def test_an_engine_that_does_not_do_what_it_is_asked_is_named_with_its_function(

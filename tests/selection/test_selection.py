@@ -347,8 +347,8 @@ ONE, TWO = np.ones(1), np.ones(2)
 
 
 @pytest.mark.parametrize(("returned", "message"), [
-    (None, "select returned None, a NoneType; let it return"),
-    (["a"], r"select returned \['a'\], a list; let it return"),
+    (None, "select returned None, a NoneType; it must return"),
+    (["a"], r"select returned \['a'\], a list; it must return"),
     (Selection(["a", "a"], TWO), "has the prompt 'a' twice"),
     (Selection(["a", "z"], TWO), "has the prompt 'z', which the pool lacks"),
     (Selection([1], ONE), "has the prompt 1, which is no text"),  # type: ignore[list-item]

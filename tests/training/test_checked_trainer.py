@@ -55,7 +55,7 @@ def plan(make_plan: MakePlan) -> StagePlan:
 @pytest.mark.parametrize(("change", "message"), [
     ("raise RuntimeError('a GPU fell off')", r"raised RuntimeError: a GPU fell off \(line"),
     ("sys.exit(3)", r"raised SystemExit: 3 \(line \d+ of .*mine.py\); correct it"),
-    ("return 'done'", "returned 'done'; let it return the outcome"),
+    ("return 'done'", "returned 'done'; it must return the outcome"),
     ("shutil.rmtree(out); out.mkdir()", r"folder no policy \(directory .* lacks config"),
     ("(out / 'model.safetensors').unlink()", r"no policy \(.* lacks weights"),
     ("(out / 'model.safetensors').write_bytes(b'cut')", "model.safetensors, which cannot be read"),
@@ -68,7 +68,7 @@ def plan(make_plan: MakePlan) -> StagePlan:
      "a model whose hidden_size is .*, where the policy to train has 32"),
     ("outcome.log[0]['step'] = 9", "gave the row of a log the step 9; give steps .* 1 to 2"),
     ("outcome.log[0]['step'] = 1.5", "gave the row of a log the step 1.5"),
-    ("del outcome.log[0]['step']", "logged {.*; let every row be a dict with its step"),
+    ("del outcome.log[0]['step']", "logged {.*; every row must be a dict with its step"),
     ("outcome.log[0]['loss'] = [1, 2]", r"logged loss = \[1, 2\]; log numbers"),
     ("outcome.log = None", "left outcome.log = None; give a list"),
     ("outcome.clock = [3.5]", r"left 3.5 in outcome.clock; give \(step, seconds\)"),
@@ -86,7 +86,7 @@ def plan(make_plan: MakePlan) -> StagePlan:
     ("outcome.rollouts[0].responses[0].reward = 1e30", "unusable rollouts: .* reward"),
     ("outcome.rollouts[0].responses[0] = None", "unusable rollouts: .* cannot be stored"),
     ("progress(99, {})", "called progress.* with done = 99; give the steps .* up to 2"),
-    ("progress(1, {'loss': 1.0})", "logged {'loss': 1.0}; let every row"),
+    ("progress(1, {'loss': 1.0})", "logged {'loss': 1.0}; every row"),
     ("evaluate(load_policy(out), 7)", r"gave evaluate\(policy, step\) the step 7"),
 ])  # fmt: skip
 def test_what_a_trainer_leaves_that_no_run_can_go_on_with_is_refused(
@@ -101,7 +101,7 @@ def test_what_a_trainer_leaves_that_no_run_can_go_on_with_is_refused(
 @pytest.mark.parametrize("warnings", ["None", "'text'", "[3]"])
 def test_warnings_are_a_list_of_sentences(plan: StagePlan, tmp_path: Path, warnings: str) -> None:
     trainer = find_trainer(trainer_in(tmp_path / "mine.py", warnings=warnings))
-    with pytest.raises(InputError, match=r"check returned .*; let it return a list of warnings"):
+    with pytest.raises(InputError, match=r"check returned .*; it must return a list of warnings"):
         trainer.check(plan)
 
 

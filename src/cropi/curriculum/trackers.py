@@ -189,7 +189,9 @@ class Trackers:
             return work(*arguments, **named)
         except Exception as error:  # noqa: BLE001  whatever a service raises: training continues
             reason = shortened(" ".join(f"{type(error).__name__}: {error}".split()), 300)
-            self.reporter.warn(f"report_to: {name} failed ({reason}); it gets no more of this arm")
+            self.reporter.warn(
+                f"report_to: {name} failed ({reason}); no more of this arm is sent to it"
+            )
             failed = (self._open or {}).pop(name, None)
             if failed is not None:
                 with suppress(Exception):  # its run would stay open in this process

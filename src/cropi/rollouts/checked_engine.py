@@ -83,18 +83,18 @@ class CheckedEngine:
             raise self._error(
                 "generate",
                 f"returned groups for {len(groups)} of {plural(len(prompt_ids), 'prompt')}",
-                "let it return one list of completions for each, in their order",
+                "it must return one list of completions for each, in their order",
             )
         return [
-            self._group("generate", place, group, sampling, n) for place, group in enumerate(groups)
+            self._group("generate", index, group, sampling, n) for index, group in enumerate(groups)
         ]
 
     def _group(
-        self, function: str, place: int, group: Any, sampling: Sampling, n: int
+        self, function: str, index: int, group: Any, sampling: Sampling, n: int
     ) -> list[Completion]:
-        """The completions of the prompt at this place, in plain types."""
+        """The completions of the prompt at this index, in plain types."""
         completions = self._list(function, group)
-        where = f"prompt {place} of the call"
+        where = f"prompt {index} of the call"
         if len(completions) != n:
             raise self._error(
                 function,
@@ -122,7 +122,7 @@ class CheckedEngine:
         """A list of what was returned, which may be a generator."""
         if isinstance(values, str | bytes | dict) or not hasattr(values, "__iter__"):
             raise self._error(
-                function, f"returned {shown(values, 60)}", "let it return a list of lists"
+                function, f"returned {shown(values, 60)}", "it must return a list of lists"
             )
         with calling(TITLE, self.name, function):
             return list(values)
@@ -144,7 +144,7 @@ class CheckedStream(CheckedEngine):
         n: int,
         seeds: Sequence[int],
     ) -> Iterator[tuple[int, list[Completion]]]:
-        """What the engine yields: every prompt's place once, with `n` sound completions."""
+        """What the engine yields: every prompt's index once, with `n` sound completions."""
         left = set(range(len(prompt_ids)))
         with calling(TITLE, self.name, "stream"):
             yielded = iter(self._pairs(self.engine.stream(prompt_ids, sampling, n, seeds)))
@@ -153,37 +153,37 @@ class CheckedStream(CheckedEngine):
                 item = next(yielded, None)
             if item is None:
                 break
-            place = self._place(item, left)
-            left.remove(place)
-            yield place, self._group("stream", place, item[1], sampling, n)
+            index = self._index(item, left)
+            left.remove(index)
+            yield index, self._group("stream", index, item[1], sampling, n)
         if left:
             raise self._error(
                 "stream",
-                f"ended without {plural(len(left), 'prompt')}, first place {min(left)}",
-                "let it yield each prompt's place and its completions",
+                f"ended without {plural(len(left), 'prompt')}, first index {min(left)}",
+                "it must yield each prompt's index and its completions",
             )
 
     def _pairs(self, stream: Any) -> Any:
         if not hasattr(stream, "__iter__"):
             raise self._error(
-                "stream", f"returned {shown(stream, 60)}", "let it yield (place, completions)"
+                "stream", f"returned {shown(stream, 60)}", "it must yield (index, completions)"
             )
         return stream
 
-    def _place(self, item: Any, left: set[int]) -> int:
+    def _index(self, item: Any, left: set[int]) -> int:
         pair = isinstance(item, tuple | list) and len(item) == 2
-        place = item[0] if pair else None
-        if not isinstance(place, int | np.integer) or isinstance(place, bool):
+        index = item[0] if pair else None
+        if not isinstance(index, int | np.integer) or isinstance(index, bool):
             raise self._error(
-                "stream", f"yielded {shown(item, 60)}", "let it yield (place, completions)"
+                "stream", f"yielded {shown(item, 60)}", "it must yield (index, completions)"
             )
-        if place not in left:
+        if index not in left:
             raise self._error(
                 "stream",
-                f"yielded place {place}, which was not asked for or came before",
-                "let it yield the place of each prompt once, from 0 on",
+                f"yielded index {index}, which was not asked for or came before",
+                "it must yield the index of each prompt once, from 0 on",
             )
-        return int(place)
+        return int(index)
 
 
 class _UnsoundError(Exception):

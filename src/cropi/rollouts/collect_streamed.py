@@ -55,8 +55,8 @@ def _stream(
     plan = prompts.plan
     seeds = [derive_seed(plan.seed, "prompt", prompts.prompts[m].prompt_id) for m in ordered]
     rows = [prompts.encoded[m] for m in ordered]
-    for place, completions in engine.stream(rows, plan.sampling, plan.responses, seeds):
-        yield ordered[place], completions
+    for index, completions in engine.stream(rows, plan.sampling, plan.responses, seeds):
+        yield ordered[index], completions
 
 
 @dataclass

@@ -66,8 +66,8 @@ def inexact_notes(what: str, groups: Sequence[RolloutGroup]) -> list[str]:
         return []
     return [
         f"{what}: {plural(len(inexact), 'prompt')}, first {inexact[0].prompt_id}, whose responses "
-        "came as text that was tokenised again (exact = false): their tokens may be split "
-        "otherwise than they were sampled, so that influence is of responses that read the same"
+        "came as text that was tokenised again (exact = false): their tokens may differ from those "
+        "that were sampled, so that influence is of responses with the same text"
     ]
 
 

@@ -26,7 +26,7 @@ def checked_selection(selection: Any, strategy: str, pool: Collection[str]) -> S
             strategy,
             "select",
             f"returned {shown(selection, 60)}, a {type(selection).__name__}",
-            "let it return cropi.schema.Selection(prompt_ids, scores)",
+            "it must return cropi.schema.Selection(prompt_ids, scores)",
         )
     try:
         ids = _ids(selection.prompt_ids, pool)

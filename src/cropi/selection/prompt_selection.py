@@ -158,7 +158,7 @@ def enough(
         raise PluginError(
             settings.strategy.name,
             f"strategy {settings.strategy.name!r}: enough returned {shown(answer, 60)}, which is "
-            "neither True nor False; let it return one of them",
+            "neither True nor False; it must return one of them",
         )
     return bool(answer)
 

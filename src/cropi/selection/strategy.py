@@ -168,7 +168,7 @@ def _require_strategy(strategy: Any, name: str) -> None:
         inspect.signature(strategy.select).bind(None)
     except TypeError as error:
         raise InputError(
-            f"strategy {name!r}: select(context) cannot be called: {error}; let it take one "
+            f"strategy {name!r}: select(context) cannot be called: {error}; it must take one "
             "argument, the context"
         ) from None
 
@@ -225,7 +225,7 @@ def _require_no_near_name(strategy: Any, name: str) -> None:
         if type(value := getattr(strategy, attribute, None)) is kinds[meant]:
             raise InputError(
                 f"strategy {name!r} has {attribute} = {shown(value, 60)}, which nothing reads; it "
-                f"is called {meant} here: rename it, or call it otherwise if it is your own"
+                f"is called {meant} here: rename it, or give it another name if it is your own"
             )
 
 

@@ -81,7 +81,7 @@ class CheckedTrainer:
             warnings: Any = self.trainer.check(plan)
         if not isinstance(warnings, list | tuple) or not all(isinstance(w, str) for w in warnings):
             raise self._error(
-                "check", f"returned {shown(warnings, 60)}", "let it return a list of warnings"
+                "check", f"returned {shown(warnings, 60)}", "it must return a list of warnings"
             )
         return list(warnings)
 
@@ -136,7 +136,7 @@ class CheckedTrainer:
                 setattr(outcome, each.name, getattr(returned, each.name))
         elif returned is not None:
             raise self._error(
-                "train", f"returned {shown(returned, 60)}", "let it return the outcome"
+                "train", f"returned {shown(returned, 60)}", "it must return the outcome"
             )
 
     def _make_plain(self, outcome: StageOutcome, plan: StagePlan) -> None:
@@ -186,7 +186,7 @@ class CheckedTrainer:
     def _row(self, plan: StagePlan, row: Any) -> Row:
         if not isinstance(row, Mapping) or "step" not in row:
             raise self._error(
-                "train", f"logged {shown(row, 60)}", "let every row be a dict with its step"
+                "train", f"logged {shown(row, 60)}", "every row must be a dict with its step"
             )
         self._require_step(plan, row["step"], "the row of a log")
         return {str(name): self._value(str(name), value) for name, value in row.items()}

@@ -138,7 +138,7 @@ def _command(form: TrainerFormat, trainer: str, start: Start) -> str:
     if not isinstance(command, str):
         raise PluginError(
             trainer,
-            f"{TITLE} {trainer!r}: command returned {shown(command, 60)}; let it return text",
+            f"{TITLE} {trainer!r}: command returned {shown(command, 60)}; it must return text",
         )
     return command
 
@@ -174,7 +174,7 @@ def _write_rows(
     if other := [row for row in rows if not isinstance(row, dict)]:
         raise PluginError(
             trainer,
-            f"{TITLE} {trainer!r}: row returned {shown(other[0], 60)}; let it return a dict",
+            f"{TITLE} {trainer!r}: row returned {shown(other[0], 60)}; it must return a dict",
         )
     if form.suffix == ".jsonl":
         write_jsonl(path, rows)

@@ -293,7 +293,7 @@ def _require_responses(responses: Sequence[Any], name: str) -> None:
                 name,
                 "responses",
                 f"gave {problem}",
-                "let it yield LoggedResponse(prompt, text, reward), a reward being a number, or "
+                "it must yield LoggedResponse(prompt, text, reward), a reward being a number, or "
                 "NaN where there is none",
             )
 

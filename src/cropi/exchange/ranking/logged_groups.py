@@ -152,7 +152,7 @@ class _GroupMaker:
         text = self._policy.tokenizer.decode(prompt_ids, skip_special_tokens=True)
         if single_spaced(text) != single_spaced(logged):
             self._counts[
-                "whose prompt the policy's chat template writes otherwise (--system, --template)"
+                "whose prompt the policy's chat template renders differently (--system, --template)"
             ] += 1
 
     def _response(self, logged: LoggedResponse, tokens: Tokens | None, prompt_ids: Any) -> Response:

@@ -96,7 +96,7 @@ def _pool(ranking: Ranking, charts: Charts) -> Safe:
     rows = [(name, f"{n:,}", percent(n / len(ranking.reasons))) for name, n in _reasons(ranking)]
     note = (
         "The current pass rate is that of a prompt's newest group. A group whose rewards are all "
-        "equal is dead: it has no gradient, whatever it cost to sample."
+        "equal is dead: it was sampled, and has no gradient."
     )
     two = pair(figure("By current pass rate", rates), right)
     return joined([two, hint(note), table(("prompts", "", "share"), rows)])

@@ -64,7 +64,7 @@ class StreamingEngine(RolloutEngine, Protocol):
         n: int,
         seeds: Sequence[int],
     ) -> Iterator[tuple[int, list[Completion]]]:
-        """Yield each prompt's place and its `n` completions, in any order."""
+        """Yield each prompt's index and its `n` completions, in any order."""
         ...
 
 

@@ -81,9 +81,9 @@ class ServerEngine:
         self, prompt_ids: Sequence[Sequence[int]], sampling: Sampling, n: int, seed: int
     ) -> list[list[Completion]]:
         """Return `n` completions per prompt, in order; equal calls differ by rounding."""
-        seeds = [derive_seed(seed, "prompt", place) for place in range(len(prompt_ids))]
+        seeds = [derive_seed(seed, "prompt", index) for index in range(len(prompt_ids))]
         sampled = dict(self.stream(prompt_ids, sampling, n, seeds))
-        return [sampled[place] for place in range(len(prompt_ids))]
+        return [sampled[index] for index in range(len(prompt_ids))]
 
     def stream(
         self,
@@ -92,15 +92,15 @@ class ServerEngine:
         n: int,
         seeds: Sequence[int],
     ) -> Iterator[tuple[int, list[Completion]]]:
-        """Yield each prompt's place and its `n` completions as they arrive."""
+        """Yield each prompt's index and its `n` completions as they arrive."""
         if not prompt_ids:
             return
         mode = effective_mode(self._mode_on(prompt_ids, sampling.max_new_tokens), sampling)
         greedy = sampling.temperature == 0  # equal responses, which servers refuse to repeat
 
-        def sample(place: int) -> list[Completion]:
+        def sample(index: int) -> list[Completion]:
             asked = 1 if greedy else n
-            completions = self._several(prompt_ids[place], sampling, asked, seeds[place])
+            completions = self._several(prompt_ids[index], sampling, asked, seeds[index])
             return [replace(each, logprob_mode=mode) for each in completions] * (n // asked)
 
         yield from in_threads(sample, len(prompt_ids), self._concurrency)

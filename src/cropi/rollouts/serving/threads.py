@@ -13,22 +13,22 @@ Value = TypeVar("Value")
 def in_threads(
     call: Callable[[int], Value], count: int, threads: int
 ) -> Iterator[tuple[int, Value]]:
-    """Yield `(place, call(place))` for every place below `count`, in order of finish.
+    """Yield `(index, call(index))` for every index below `count`, in order of finish.
 
     After an error no call is begun any more; those under way are waited for and yielded, because
     they have been paid for, and then the first error is raised. The threads are daemons: Ctrl-C
     ends the program without waiting for the server.
     """
     outcomes: SimpleQueue[tuple[int, Value | BaseException, bool]] = SimpleQueue()
-    places, lock, stopped = iter(range(count)), threading.Lock(), threading.Event()
+    indices, lock, stopped = iter(range(count)), threading.Lock(), threading.Event()
 
     def work() -> None:
-        while not stopped.is_set() and (place := _next(places, lock)) is not None:
+        while not stopped.is_set() and (index := _next_index(indices, lock)) is not None:
             try:
-                outcomes.put((place, call(place), True))
+                outcomes.put((index, call(index), True))
             except BaseException as error:  # noqa: BLE001  (raised where the results are read)
                 stopped.set()
-                outcomes.put((place, error, False))
+                outcomes.put((index, error, False))
         outcomes.put((-1, StopIteration(), False))
 
     workers = [threading.Thread(target=work, daemon=True) for _ in range(min(count, threads))]
@@ -42,9 +42,9 @@ def in_threads(
         worker.join()
 
 
-def _next(places: Iterator[int], lock: threading.Lock) -> int | None:
+def _next_index(indices: Iterator[int], lock: threading.Lock) -> int | None:
     with lock:
-        return next(places, None)
+        return next(indices, None)
 
 
 def _outcomes(
@@ -53,10 +53,10 @@ def _outcomes(
     """Yield values until every worker has ended; then raise the first error."""
     errors: list[BaseException] = []
     while workers:
-        place, value, is_value = outcomes.get()
+        index, value, is_value = outcomes.get()
         if is_value:
-            yield place, value  # type: ignore[misc]
-        elif place < 0:
+            yield index, value  # type: ignore[misc]
+        elif index < 0:
             workers -= 1
         else:
             assert isinstance(value, BaseException)
