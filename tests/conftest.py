@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from support.command_line import Command, in_process
 from support.object_stores import bucket_in_memory
@@ -17,6 +18,10 @@ from support.object_stores import bucket_in_memory
 # waiting threads than they gain, and threads that spin starve everything else on a small machine.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+# No test fails for being slow: on a busy machine that says nothing of the code.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True, scope="module")

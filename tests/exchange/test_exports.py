@@ -137,7 +137,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(rows=st.lists(st.dictionaries(st.sampled_from("uvw"), JSON), min_size=1, max_size=5))
 def test_a_table_gives_back_the_rows_it_was_made_from(rows: list[dict[str, Any]]) -> None:
     rows = [{"id": str(n), **row} for n, row in enumerate(rows)]

@@ -90,7 +90,7 @@ plain = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(plain)
 def test_what_is_written_as_yaml_comes_back_in_either_version(value: Any) -> None:
     text = yaml_text.dump(value)
@@ -99,7 +99,7 @@ def test_what_is_written_as_yaml_comes_back_in_either_version(value: Any) -> Non
     assert not any(is_control(c) for c in text.replace("\n", ""))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.text(alphabet="{}[]&*!|>:#-,'\"%@`? \n\tab01.e<~", max_size=60))
 def test_any_text_is_read_or_refused_as_yaml(text: str) -> None:
     message = ""
@@ -147,7 +147,7 @@ def test_hostile_names_and_values_are_refused_at_load(override: str) -> None:
     refusal(load_config, "pocket", [override])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=30))
 def test_an_accepted_name_stays_in_its_folder(name: str) -> None:
     try:
@@ -160,7 +160,7 @@ def test_an_accepted_name_stays_in_its_folder(name: str) -> None:
     path.as_posix().encode()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text())
 def test_nothing_that_is_shown_commands_a_terminal(text: str) -> None:
     for escaped in (printable(text).replace("\n", "").replace("\t", ""), shown(text)):
@@ -545,7 +545,7 @@ def test_a_shown_config_loads_back(tmp_path: Path) -> None:
 numbers = st.from_regex(r"-?[0-9]{1,4}(\.[0-9]{1,3})?|-?\.[0-9]{1,3}", fullmatch=True)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(numbers, numbers, st.sampled_from(["{}", "x = {}", "({}, 2)", "What is {}?", "at {} now."]))
 def test_texts_with_different_numbers_stay_two(one: str, other: str, text: str) -> None:
     same = normalised(text.format(one)) == normalised(text.format(other))

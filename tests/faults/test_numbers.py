@@ -52,9 +52,8 @@ TINIEST, LARGEST = -float(np.finfo(np.float32).max), float(np.finfo(np.float64).
 SERVERS_INFINITY = (-9999.0, -1e30, -math.inf)
 QUICK = settings(
     max_examples=15,
-    deadline=None,
     derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 
