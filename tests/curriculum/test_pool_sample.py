@@ -121,7 +121,7 @@ def test_hidden_states_are_read_once_for_all_stages_and_again_only_if_their_file
         read.append(len(groups))
         return prompt_hidden_states(model, groups)
 
-    monkeypatch.setattr("cropi.curriculum.forward_passes.prompt_hidden_states", counting)
+    monkeypatch.setattr("cropi.curriculum.pool_forward_passes.prompt_hidden_states", counting)
     finished = run(fake_config(tmp_path, SMALL, LARGE_POOL))
     before = promised_bytes(finished)
     assert read == [40]

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from cropi.config import RunConfig
-from cropi.curriculum.forward_passes import freshest_groups
 from cropi.curriculum.loop import run
+from cropi.curriculum.pool_forward_passes import freshest_groups
 from cropi.curriculum.stage_rollouts import replace_groups
 from cropi.errors import InputError
 from cropi.rollouts import read_rollouts

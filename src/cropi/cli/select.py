@@ -91,7 +91,7 @@ def select(
 def _reading(model: str, config: SelectionConfig, files: Sequence[Path]) -> dict[str, Any]:
     """What the strategy looks at in the policy; `files` are rollouts of the pool, oldest first."""
     # These load torch, which a selection from scores alone does without.
-    from cropi.curriculum.forward_passes import read_current_rates
+    from cropi.curriculum.pool_forward_passes import read_current_rates
     from cropi.policy.hidden_states import prompt_hidden_states
     from cropi.policy.loading import as_model
     from cropi.rollouts import read_rollouts

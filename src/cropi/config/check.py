@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cropi.config.config_file import config_values, found_from, validate
+from cropi.config.config_file import config_values, resolved_from, validate
 from cropi.config.messages import MOST_PROBLEMS
 from cropi.config.run_config import RunConfig
 from cropi.errors import InputError
@@ -155,7 +155,7 @@ def _require_model(model: ModelConfig | None, base: Path | None) -> None:
         return
     if not is_built_in("model", model.path):
         try:
-            locate(found_from(model.path, base), model.revision)
+            locate(resolved_from(model.path, base), model.revision)
         except InputError as error:
             raise InputError(f"model.path: {error}") from None
 

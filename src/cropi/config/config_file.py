@@ -68,19 +68,19 @@ def validate(values: dict[str, Any], origin: str, base: Path | None = None) -> R
 
 
 def resolve_model_path(config: RunConfig, base: Path | None) -> RunConfig:
-    """The config with a model folder that is only found from `base` given by its whole path.
+    """The config with an absolute path to a model folder that is found only relative to `base`.
 
     Prompts and verifiers are looked for from `base` too, beside the current directory.
     """
-    path = found_from(config.model.path, base)
+    path = resolved_from(config.model.path, base)
     if path == config.model.path:
         return config
     model = config.model.model_copy(update={"path": path})
     return config.model_copy(update={"model": model})
 
 
-def found_from(model: str, base: Path | None) -> str:
-    """The path of a model, whole where its folder is only found from `base`."""
+def resolved_from(model: str, base: Path | None) -> str:
+    """The path of a model, absolute if its folder is found only relative to `base`."""
     if base is None or is_built_in("model", model) or Path(model).exists():
         return model
     return str((base / model).resolve()) if (base / model).is_dir() else model

@@ -27,8 +27,8 @@ from cropi.curriculum.run_context import (
     check_settings,
     first_stage,
     needs_of_arm,
-    noting_failures,
     open_directory,
+    recording_failures,
 )
 from cropi.curriculum.run_steps import Steps
 from cropi.curriculum.start_rollouts import StartRollouts, collect_rollouts, collection_costs
@@ -56,7 +56,7 @@ def run(
     Relative paths in the config may start from `base` as well as the current directory. Raises
     InputError for anything in the config, the prompts or the model that cannot be used.
     """
-    with prepared(config, base, reporter) as curriculum:
+    with open_curriculum(config, base, reporter) as curriculum:
         for strategy in config.strategies:
             with curriculum.steps.trainer.log.trackers.of_arm(strategy.slug):
                 curriculum.train(strategy)
@@ -109,24 +109,24 @@ class Curriculum:
 
 
 @contextmanager
-def prepared(
+def open_curriculum(
     config: RunConfig,
     base: Path | None = None,
     reporter: ProgressReporter | None = None,
-    sharing: Sequence[RunConfig] = (),
+    sharing_runs: Sequence[RunConfig] = (),
 ) -> Iterator[Curriculum]:
     """Open a run and make what all its arms share: prompts, start policy and its rollouts.
 
-    With `sharing` it is for the arms of those runs that rollouts are made. No other process can
-    work in its directory meanwhile.
+    Rollouts are made for the arms of `sharing_runs`, or of this run if there are none. No other
+    process can work in its directory meanwhile.
     """
     config, reporter = resolve_model_path(config, base), reporter or ProgressReporter()
     check_settings(config, base, reporter)
     with exclusive_run(config.directory, config.url), Judge(config.verifiers, base) as judge:
         log = RunLog.of(config, open_directory(config), reporter)
         config = _with_logs(config, log.directory.logs)
-        with noting_failures(log.directory, config.code_by_name):
-            yield _prepare(config, base, judge, log, sharing)
+        with recording_failures(log.directory, config.code_by_name):
+            yield _prepare(config, base, judge, log, sharing_runs)
         if note := judge.unjudged():
             log.warn([note])
 
@@ -145,7 +145,7 @@ def _prepare(
     base: Path | None,
     judge: Judge,
     log: RunLog,
-    sharing: Sequence[RunConfig],
+    sharing_runs: Sequence[RunConfig],
 ) -> Curriculum:
     directory, seeds = log.directory, Seeds(config.seed, config.data_seed)
     policies = Policies(config.model, config.result_settings("model"))
@@ -157,7 +157,7 @@ def _prepare(
     start = make_start_policy(
         directory.start, sets, policies, config.warmup, config.training, seeds, base, log
     )
-    steps = Steps.of(config, sets, policies, judge, seeds, log, sharing)
+    steps = Steps.of(config, sets, policies, judge, seeds, log, sharing_runs)
     evaluate_start(steps.evaluator, start, policies, log)
     rollouts = collect_rollouts(start, steps.requests, steps.sampler, policies)
     shared_costs = [

@@ -242,10 +242,10 @@ def _require_same_settings(directory: RunDirectory, config: RunConfig) -> None:
 
 
 @contextmanager
-def noting_failures(directory: RunDirectory, code: Mapping[str, str]) -> Iterator[None]:
-    """Note which plug-in of the user's ended the run, so that a mended one may continue it.
+def recording_failures(directory: RunDirectory, code: Mapping[str, str]) -> Iterator[None]:
+    """Record which plug-in of the user's ended the run, so that a corrected one may continue it.
 
-    `code` has the hashes of the plug-ins as they are run, by name: a file may be edited meanwhile.
+    `code` has the hashes of the plug-ins that run, by name, since a file may be edited meanwhile.
     """
     try:
         yield
@@ -257,8 +257,8 @@ def noting_failures(directory: RunDirectory, code: Mapping[str, str]) -> Iterato
         raise
 
 
-def _failed_code(directory: RunDirectory) -> set[str]:
-    """The hashes of plug-ins that ended this run, and may be others by now."""
+def _recorded_failures(directory: RunDirectory) -> set[str]:
+    """The hashes of plug-ins that ended this run; their files may have changed since."""
     return {str(row.get("code")) for row in read_partial_jsonl(directory.failures)[0]}
 
 
@@ -281,7 +281,7 @@ def require_same_inputs(directory: RunDirectory, **inputs: Any) -> None:
             "be those of this run; restore the file, or choose another name, e.g. name=my-run"
         ) from None
     now = flat(inputs)
-    mended = _failed_code(directory)
+    mended = _recorded_failures(directory)
     changed = [
         key
         for key in now

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from cropi.config import RunConfig
 from cropi.curriculum.evaluator import Evaluator
-from cropi.curriculum.forward_passes import PoolHiddenStates
 from cropi.curriculum.policies import Policies
+from cropi.curriculum.pool_forward_passes import PoolHiddenStates
 from cropi.curriculum.pool_sample import PoolSample
 from cropi.curriculum.run_context import RunLog, Seeds, arms_needing, first_stage
 from cropi.curriculum.stage_rollouts import RolloutRefresh
@@ -43,10 +43,10 @@ class Steps:
         judge: Judge,
         seeds: Seeds,
         log: RunLog,
-        sharing: Sequence[RunConfig] = (),
+        sharing_runs: Sequence[RunConfig] = (),
     ) -> Steps:
-        """Take a run's settings apart for the steps; `sharing` are runs that use its rollouts."""
-        users = sharing or [config]
+        """Make the steps from the settings of a run; `sharing_runs` use its rollouts."""
+        users = sharing_runs or [config]
         arms = {kind: arms_needing(users, kind) for kind in ("pool", "validation")}
         requests = rollout_requests(config.rollouts, sets, arms)
         evaluator = _evaluator(config, sets, judge, seeds)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cropi.curriculum.forward_passes import CurrentRates, prompt_tokens, read_current_rates
 from cropi.curriculum.policies import Policies
+from cropi.curriculum.pool_forward_passes import CurrentRates, prompt_tokens, read_current_rates
 from cropi.curriculum.run_context import RunLog, Seeds
 from cropi.curriculum.stage_rollouts import StageRollouts, pool_files_so_far
 from cropi.execution import Executor

@@ -1,6 +1,6 @@
 """Retrains a run's start policy without blocks of its pool, in a run directory of its own.
 
-Everything is a step of the curriculum (`curriculum.loop.prepared`): prompts, start policy,
+Everything is a step of the curriculum (`curriculum.loop.open_curriculum`): prompts, start policy,
 rollouts, one scoring, and a stage for every retraining, so that what was stopped continues. Weights
 are deleted once a retraining has been evaluated.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from cropi.config import RunConfig
-from cropi.curriculum.loop import Curriculum, prepared
+from cropi.curriculum.loop import Curriculum, open_curriculum
 from cropi.curriculum.policies import delete_weights
 from cropi.curriculum.run_context import Seeds, needs_of_arm
 from cropi.diagnostics.diagnosis_settings import LeaveOutSettings
@@ -41,7 +41,7 @@ def measure_leave_out(
 
     Raises InputError for a config that cannot be run, or that has no validation set.
     """
-    with prepared(experiment_config(config, settings), base, reporter) as curriculum:
+    with open_curriculum(experiment_config(config, settings), base, reporter) as curriculum:
         return _LeaveOut(curriculum, settings).run()
 
 

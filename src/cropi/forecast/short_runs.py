@@ -17,7 +17,7 @@ from typing import Any
 
 from cropi import __version__
 from cropi.config import RunConfig, with_settings
-from cropi.curriculum.loop import prepared, run
+from cropi.curriculum.loop import open_curriculum, run
 from cropi.curriculum.run_context import needs_of_arm
 from cropi.errors import InputError
 from cropi.forecast.hardware import Hardware
@@ -99,7 +99,7 @@ class ShortRuns:
 
         def measure(root: Path) -> dict[str, Any]:
             placed = self._in(root, config)
-            with prepared(placed, self.base, self.reporter):
+            with open_curriculum(placed, self.base, self.reporter):
                 return asdict(behaviour_of(placed.directory, "pilot", guess))
 
         settings = config.model_dump(mode="json", include=set(OF_RESPONSES))

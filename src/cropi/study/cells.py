@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cropi.config import RunConfig, resolve_model_path
-from cropi.curriculum.loop import prepared, run
+from cropi.curriculum.loop import open_curriculum, run
 from cropi.curriculum.run_context import arms_needing, check_settings
 from cropi.progress import ProgressReporter
 from cropi.prompts.sources import source_hash
@@ -49,7 +49,7 @@ def prepare_shared(config: RunConfig, runs: Sequence[RunConfig], base: Path | No
     with _logged(config) as reporter:
         for each in runs:
             check_settings(resolve_model_path(each, base), base, reporter)
-        with prepared(config, base, reporter, runs):
+        with open_curriculum(config, base, reporter, runs):
             pass  # opening a run makes what its arms share
 
 

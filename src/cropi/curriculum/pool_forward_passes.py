@@ -1,4 +1,4 @@
-"""What forward passes say of the pool's prompts: hidden states, and current pass rates."""
+"""Forward passes over the pool's prompts: hidden states, and pass rates under a later policy."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from cropi.store.tables import read_hidden_states, write_hidden_states
 class PoolHiddenStates:
     """Reads the start policy's hidden states at the pool's prompts, once for all stages of an arm.
 
-    They tell prompts apart, which those of later policies do no better; and reading them again
-    would cost as much as all the rest of selection.
+    Hidden states of later policies tell prompts apart no better, and reading them would cost as
+    much as the rest of selection.
     """
 
     policies: Policies
@@ -52,7 +52,7 @@ class PoolHiddenStates:
 
 @dataclass(frozen=True)
 class CurrentRates:
-    """Pass rates [P] of the pool's prompts under a policy; `tokens` went forward through it."""
+    """Pass rates [P] of the pool's prompts under a policy, and the tokens read for them."""
 
     rates: NDArray[np.float64]
     tokens: int
