@@ -65,7 +65,7 @@ KINDS = {
     "rollout_format": Kind("rollout format", "cropi.exchange.imports", ("recognises", "responses")),
     "export": Kind("trainer to export to", "cropi.exchange.exports", ("row", "command")),
 }
-RENAMED = {"influence": "one_shot"}
+RENAMED_PLUGINS = {"influence": "one_shot"}
 """Earlier names of plug-ins."""
 _registered: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
 _files: dict[Path, ModuleType] = {}
@@ -147,8 +147,8 @@ def code_of(kind: str, name: str) -> str:
 
 def unknown_name(title: str, name: str, names: Iterable[str], more: str = "") -> str:
     """The message about a name that nothing has; `more` says what else would be allowed."""
-    if name in RENAMED:
-        return f"unknown {title} {name!r}; it is called {RENAMED[name]!r} here"
+    if name in RENAMED_PLUGINS:
+        return f"unknown {title} {name!r}; it is called {RENAMED_PLUGINS[name]!r} here"
     allowed = sorted(names)
     close = difflib.get_close_matches(name, allowed, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""

@@ -22,7 +22,7 @@ from cropi.forecast.observation import (
     lines,
     observe,
 )
-from cropi.forecast.placement import IMPORTS, SERVER
+from cropi.forecast.placement import IMPORT_S, SERVER_START_S
 from cropi.forecast.prompt_counts import PromptCounts, SetCount, count_prompts
 from cropi.forecast.workload import guessed_behaviour, summed_by_phase, workload
 from cropi.store.metrics import METRICS, CostRow, read_rows
@@ -177,9 +177,9 @@ def test_programs_that_train_or_serve_begin_again_for_every_evaluation(tmp_path:
     plain = planned(*steps, "evaluation.every=1", folder=tmp_path)
     stages = 2
     more = seconds(often, "evaluation") - seconds(rare, "evaluation")
-    assert more >= 7 * stages * SERVER
-    assert seconds(often, "training") >= seconds(rare, "training") + 7 * stages * IMPORTS
-    assert seconds(often, "start-up") == seconds(plain, "start-up") == IMPORTS
+    assert more >= 7 * stages * SERVER_START_S
+    assert seconds(often, "training") >= seconds(rare, "training") + 7 * stages * IMPORT_S
+    assert seconds(often, "start-up") == seconds(plain, "start-up") == IMPORT_S
 
 
 @pytest.mark.parametrize("number", [1, 2, 12, 36, 97, 360])

@@ -170,7 +170,7 @@ def _cost_cells(forecast: Forecast, phases: Sequence[PhaseForecast]) -> list[str
 def _memory_table(forecast: Forecast) -> tuple[list[str], list[list[str]]]:
     """Bytes by phase and by what they are for, in the unit that suits the largest of them."""
     from cropi.forecast.hardware import GIB
-    from cropi.forecast.memory import PARTS
+    from cropi.forecast.memory import MEMORY_PARTS
 
     largest = max(part.total for part in forecast.memory)
     unit, size = ("GiB", GIB) if largest >= GIB else ("MiB", GIB / 1024)
@@ -179,10 +179,10 @@ def _memory_table(forecast: Forecast) -> tuple[list[str], list[list[str]]]:
         return f"{amount / size:,.1f}" if amount else ""
 
     rows = [
-        [each.phase, cell(each.total), *(cell(each.parts.get(name, 0.0)) for name in PARTS)]
+        [each.phase, cell(each.total), *(cell(each.parts.get(name, 0.0)) for name in MEMORY_PARTS)]
         for each in forecast.memory
     ]
-    return [f"{unit} of {cell(forecast.hardware.memory)}", "total", *PARTS], rows
+    return [f"{unit} of {cell(forecast.hardware.memory)}", "total", *MEMORY_PARTS], rows
 
 
 def _disk_lines(forecast: Forecast) -> list[str]:

@@ -13,7 +13,7 @@ from cropi.plugins import Choice
 from cropi.settings import Section, message_of, section_in
 from cropi.text import printable, shortened, shown
 
-RENAMED = {
+RENAMED_KEYS = {
     "method": "influence.sketch",
     "sparse_ratio": "influence.sketch.ratio",
     "projection": "influence.sketch.projection",
@@ -197,8 +197,8 @@ def _hint(location: tuple[str, ...], allowed: Sequence[str]) -> str:
     *section, leaf = location
     if (same := RENAMED_IN_SECTION.get(leaf)) and same.partition(".")[0] in allowed:
         return f"it is called {'.'.join((*section, same))} here"
-    if leaf in RENAMED and RENAMED[leaf] != ".".join(location):
-        return f"it is called {RENAMED[leaf]} here"
+    if leaf in RENAMED_KEYS and RENAMED_KEYS[leaf] != ".".join(location):
+        return f"it is called {RENAMED_KEYS[leaf]} here"
     if leaf in RENAMED_IN_OBJECTIVE:
         trainer, ours = RENAMED_IN_OBJECTIVE[leaf]
         if section[:1] == ["influence"]:

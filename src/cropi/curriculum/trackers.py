@@ -40,7 +40,7 @@ TRL_NAMES = {
     "zero_std_share": "frac_reward_zero_std",
 }
 """TRL's names for what we call otherwise."""
-SENT = "tracking.json"
+SENT_FILE = "tracking.json"
 _OTHER = re.compile(r"[^\w .:/-]", re.ASCII)
 """Characters that MLflow does not allow in a name."""
 
@@ -139,7 +139,7 @@ class Trackers:
         for name, service in list(self._services().items()):
             if name in behind and self._guarded(name, _log, service, dict(values), step):
                 self._sent[self._key(name, kind)] = step
-        write_json(self.root / SENT, self._sent)
+        write_json(self.root / SENT_FILE, self._sent)
 
     def _key(self, name: str, kind: str) -> str:
         return f"{self.arm}/{name}/{kind}"
@@ -147,7 +147,7 @@ class Trackers:
     @cached_property
     def _sent(self) -> dict[str, Any]:
         """The last step sent, by arm, service and kind, and the ids that services gave to runs."""
-        return dict(read_record(self.root / SENT))
+        return dict(read_record(self.root / SENT_FILE))
 
     def _services(self) -> dict[str, Any]:
         if self._open is None:

@@ -23,11 +23,11 @@ from cropi.execution.packing import PackedUnit, Packer, restorable
 from cropi.execution.units import Finished, GivenUpError, WorkUnit, call
 from cropi.text import plural
 
-THREADS = "OMP_NUM_THREADS"
+THREADS_VARIABLE = "OMP_NUM_THREADS"
 """Environment variable that a process's numerical libraries read when they are loaded."""
-PER_CORE = 4
+MOST_PER_CORE = 4
 """Processes for each core of a machine, beyond which they fill its memory and are no faster."""
-DEATH_WAIT = 5.0
+DEATH_WAIT_S = 5.0
 """Seconds in which the system has to say how a process ended."""
 
 
@@ -61,7 +61,7 @@ class Processes:
 
     def _assign(self) -> None:
         # A worker inherits the environment at the moment it is started, which is here.
-        with _environment(THREADS, str(self.threads)):
+        with _environment(THREADS_VARIABLE, str(self.threads)):
             while self._idle and self._queue:
                 unit, slot = self._queue.popleft(), self._idle.pop()
                 self._running[slot.run(self._packer.packed(unit))] = unit, slot
@@ -125,9 +125,9 @@ class _Slot:
 
     def _death(self) -> str:
         """How the process ended."""
-        deadline = time.monotonic() + DEATH_WAIT
+        deadline = time.monotonic() + DEATH_WAIT_S
         for process in self._processes:
-            process.join(timeout=DEATH_WAIT)
+            process.join(timeout=DEATH_WAIT_S)
             # The pool's own thread waits for it too: one of the two gets the exit code from the
             # system, and the other a moment later from the first.
             while process.exitcode is None and time.monotonic() < deadline:
@@ -165,16 +165,16 @@ def usable_cores() -> int:
 def require_bearable(processes: int, setting: str) -> None:
     """Raise InputError, naming the setting, for more processes than this machine can bear."""
     cores = usable_cores()
-    if processes > PER_CORE * cores:
+    if processes > MOST_PER_CORE * cores:
         raise InputError(
-            f"{setting} {processes:,} is more than {PER_CORE} processes for each of the "
-            f"{plural(cores, 'core')} of this machine; give at most {PER_CORE * cores:,}"
+            f"{setting} {processes:,} is more than {MOST_PER_CORE} processes for each of the "
+            f"{plural(cores, 'core')} of this machine; give at most {MOST_PER_CORE * cores:,}"
         )
 
 
 def requested_threads() -> int | None:
     """Threads that the user asks numerical libraries for (outermost nesting level), or None."""
-    outermost = os.environ.get(THREADS, "").split(",")[0].strip()
+    outermost = os.environ.get(THREADS_VARIABLE, "").split(",")[0].strip()
     return int(outermost) if outermost.isdecimal() and int(outermost) > 0 else None
 
 

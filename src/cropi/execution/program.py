@@ -23,9 +23,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-POLL = 0.1
+POLL_S = 0.1
 """Seconds between two looks at what a program has written."""
-GRACE = 20.0
+GRACE_S = 20.0
 """Seconds between asking a program to end and killing it."""
 PR_SET_PDEATHSIG = 1
 """From <linux/prctl.h>: the signal that a process gets when its parent is gone."""
@@ -76,7 +76,7 @@ class Program:
                 yield from map(json.loads, whole.splitlines())
             if ended:
                 return
-            time.sleep(POLL)
+            time.sleep(POLL_S)
 
     def stop(self) -> None:
         """End the program and its children, and wait until they are gone."""
@@ -91,7 +91,7 @@ def _stop(guard: subprocess.Popen[bytes], owner: int) -> None:
     with contextlib.suppress(OSError):
         guard.stdin.close()
     try:
-        guard.wait(GRACE + 10)
+        guard.wait(GRACE_S + 10)
     except subprocess.TimeoutExpired:
         guard.kill()
 
@@ -128,7 +128,7 @@ def _end_with_input(program: subprocess.Popen[bytes]) -> None:
         pass
     _signal_group(program, signal.SIGTERM)
     try:
-        program.wait(GRACE)
+        program.wait(GRACE_S)
     except subprocess.TimeoutExpired:
         _signal_group(program, signal.SIGKILL)
 

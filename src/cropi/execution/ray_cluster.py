@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cropi.errors import InputError
-from cropi.execution.processes import PER_CORE, usable_cores
+from cropi.execution.processes import MOST_PER_CORE, usable_cores
 
 
 def connect(address: str | None, cores: int) -> Any:
@@ -78,7 +78,7 @@ def _start(ray: Any, cores: int, quiet: dict[str, Any]) -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     wanted: dict[str, Any] = {
         "address": "local",
-        "num_cpus": max(usable_cores(), min(cores, PER_CORE * usable_cores())),
+        "num_cpus": max(usable_cores(), min(cores, MOST_PER_CORE * usable_cores())),
         "include_dashboard": False,
     }
     try:

@@ -17,7 +17,7 @@ from cropi.text import plural
 if TYPE_CHECKING:
     from cropi.progress import ProgressCallback
 
-NAMED = 3
+NAMED_UNITS = 3
 """Units that an error names."""
 
 
@@ -198,10 +198,10 @@ def run_all(
             finished.result()
             yield finished
     if given_up:
-        more = f" and {len(given_up) - NAMED} more" if len(given_up) > NAMED else ""
+        more = f" and {len(given_up) - NAMED_UNITS} more" if len(given_up) > NAMED_UNITS else ""
         raise InputError(
             f"{len(given_up)} of {plural(len(units), what)} could not be finished: "
-            f"{'; '.join(given_up[:NAMED])}{more}; {remedy}"
+            f"{'; '.join(given_up[:NAMED_UNITS])}{more}; {remedy}"
         )
 
 

@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING
 
 from cropi.config import RunConfig
 from cropi.curriculum.run_context import needs_of_arm
-from cropi.forecast.hardware import DECODING, GIB, PREFILL, SCORING, TRAINING, Hardware
+from cropi.forecast.hardware import (
+    DECODING_SHARE,
+    GIB,
+    PREFILL_SHARE,
+    SCORING_SHARE,
+    TRAINING_SHARE,
+    Hardware,
+)
 from cropi.forecast.memory import FP32, MemoryPart, device_batch
-from cropi.forecast.placement import IMPORTS, SERVER, SPREAD, Placement
+from cropi.forecast.placement import IMPORT_S, SERVER_START_S, SPREADABLE_PHASES, Placement
 from cropi.forecast.prompt_counts import PromptCounts
 from cropi.forecast.workload import (
     GUESSED_INFORMATIVE,
@@ -26,12 +33,12 @@ from cropi.prompts import Room
 if TYPE_CHECKING:
     from cropi.forecast.run_forecast import Forecast
 
-USABLE = 0.92
+USABLE_MEMORY = 0.92
 """Share of a device's memory that a run can fill: the rest is libraries and fragments."""
 LARGE_HOST = 256 * GIB
-COSTLY = 0.5
+COSTLY_SELECTION = 0.5
 """Share of an arm's time from which selection is worth a word."""
-MOSTLY_DEAD = 0.6
+MANY_DEAD = 0.6
 
 
 def assumptions(
@@ -57,9 +64,9 @@ def _assumed_of_placement(placement: Placement) -> Iterator[str]:
             "a phase divides evenly over its devices, and training over as many of them as a step "
             "has responses: assumptions"
         )
-    served = any(placement.place_of(phase).start == SERVER for phase in SPREAD)
-    server = f", vLLM and verl {SERVER:.0f} s" if served else ""
-    yield f"a process takes {IMPORTS:.0f} s to begin{server}: assumptions"
+    served = any(placement.place_of(phase).start == SERVER_START_S for phase in SPREADABLE_PHASES)
+    server = f", vLLM and verl {SERVER_START_S:.0f} s" if served else ""
+    yield f"a process takes {IMPORT_S:.0f} s to begin{server}: assumptions"
 
 
 def _assumed_of_samples(config: RunConfig, counts: PromptCounts) -> Iterator[str]:
@@ -97,8 +104,8 @@ def _assumed_of_speed(hardware: Hardware, probed: bool) -> Iterator[str]:
     yield (
         f"the device computes {hardware.peak / 1e12:,.3g} TFLOP/s and reads "
         f"{hardware.bandwidth / 1e12:.3g} TB/s ({kind}), of which training reaches "
-        f"{TRAINING:.0%}, scoring {SCORING:.0%}, reading prompts {PREFILL:.0%} and decoding "
-        f"{DECODING:.0%}: assumptions; --probe measures this machine instead"
+        f"{TRAINING_SHARE:.0%}, scoring {SCORING_SHARE:.0%}, reading prompts {PREFILL_SHARE:.0%} "
+        f"and decoding {DECODING_SHARE:.0%}: assumptions; --probe measures this machine instead"
     )
 
 
@@ -107,7 +114,7 @@ def advice(config: RunConfig, forecast: Forecast, unmet: Sequence[str] = ()) -> 
 
     `unmet` are settings that the forecast takes to be made.
     """
-    limit = USABLE * forecast.hardware.memory
+    limit = USABLE_MEMORY * forecast.hardware.memory
     over = [part for part in forecast.memory if part.total > limit]
     return [
         *config.remarks,
@@ -292,7 +299,7 @@ def _advise_on_selection(forecast: Forecast) -> Iterator[str]:
                 f"run has {arm.steps:,}: no saving can pay for it; train longer, sample fewer "
                 "rollouts.responses, or give a smaller pool (prompts.limit)"
             )
-        elif arm.share > COSTLY:
+        elif arm.share > COSTLY_SELECTION:
             yield (
                 f"{arm.share:.0%} of the time of {arm.arm} is selection: fewer "
                 "rollouts.responses, a smaller pool (prompts.limit) or a faster "
@@ -302,7 +309,7 @@ def _advise_on_selection(forecast: Forecast) -> Iterator[str]:
 
 def _advise_on_dead_groups(forecast: Forecast) -> Iterator[str]:
     dead = 1 - forecast.behaviour.pool.informative
-    if forecast.behaviour.source != "guess" and dead > MOSTLY_DEAD:
+    if forecast.behaviour.source != "guess" and dead > MANY_DEAD:
         yield (
             f"{dead:.0%} of the groups are dead: training on everything would spend as much of its "
             "time on nothing; add prompts that the policy solves sometimes, or sample more "

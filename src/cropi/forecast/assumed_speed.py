@@ -17,13 +17,13 @@ from dataclasses import dataclass, replace
 
 from cropi.config import RunConfig
 from cropi.forecast.hardware import (
-    DECODING,
-    DISK,
-    HOST_LINK,
+    DECODING_SHARE,
+    DISK_BANDWIDTH,
+    HOST_LINK_BANDWIDTH,
+    LAYER_STEP_S,
     PER_MACHINE,
-    PREFILL,
+    PREFILL_SHARE,
     SHARES,
-    STEP_OF_A_LAYER,
     Hardware,
 )
 from cropi.forecast.memory import FP32, kept_gradient_bytes
@@ -79,10 +79,10 @@ class AssumedSpeed:
         if phase == "training":
             state = self.shape.training_bytes * self.shape.parameters
             weights = 2 * (state + ADAM_BYTES * self.shape.trained)
-        return weights / DISK
+        return weights / DISK_BANDWIDTH
 
     def _products(self, work: Work, per_parameter: float) -> float:
-        share = SHARES.get(work.phase, PREFILL)
+        share = SHARES.get(work.phase, PREFILL_SHARE)
         return per_parameter * self.shape.parameters / (self.hardware.peak * share)
 
     def _gradients(self, work: Work) -> float:
@@ -93,24 +93,24 @@ class AssumedSpeed:
         if work.phase != "scoring" or not work.backward:
             return 0.0
         moved = work.prompts * kept_gradient_bytes(self.shape)
-        seconds = moved / (DECODING * self.hardware.bandwidth)
+        seconds = moved / (DECODING_SHARE * self.hardware.bandwidth)
         settings = self.config.influence
         if settings.target_memory != "offload" or not self.hardware.is_gpu:
             return seconds
         batches = work.backward / (settings.batch_tokens or BATCH_TOKENS["cuda"])
         held = FP32 * self.shape.compared * len(self.config.prompts.validation)
-        return seconds + batches * held / HOST_LINK
+        return seconds + batches * held / HOST_LINK_BANDWIDTH
 
     def _generation(self, work: Work, place: Place) -> float:
         """Sampling, and reading the prompts; seconds of all devices together."""
         read = FORWARD * (work.forward - work.backward)
-        prefill = read * self.shape.parameters / (self.hardware.peak * PREFILL)
+        prefill = read * self.shape.parameters / (self.hardware.peak * PREFILL_SHARE)
         if not work.responses:
             return prefill
         engine, places, longest = self._sampler(work.phase, place)
         at_once = max(1.0, min(float(places), work.responses / place.copies))
         mean = work.generated / work.responses
-        if engine in STEP_OF_A_LAYER:
+        if engine in LAYER_STEP_S:
             steps = math.ceil(work.responses / at_once) * max(mean, min(longest, 2 * mean))
         else:
             steps = work.generated / at_once
@@ -125,9 +125,9 @@ class AssumedSpeed:
     def _decoding_step(self, engine: str, at_once: float, context: float) -> float:
         shape, device = self.shape, self.hardware
         cache = at_once * context * shape.cached * shape.bytes
-        moved = (shape.parameters * shape.bytes + cache) / (device.bandwidth * DECODING)
-        computed = FORWARD * shape.parameters * at_once / (device.peak * PREFILL)
-        least = STEP_OF_A_LAYER.get(engine, 1e-4) * shape.layers if device.is_gpu else 0.0
+        moved = (shape.parameters * shape.bytes + cache) / (device.bandwidth * DECODING_SHARE)
+        computed = FORWARD * shape.parameters * at_once / (device.peak * PREFILL_SHARE)
+        least = LAYER_STEP_S.get(engine, 1e-4) * shape.layers if device.is_gpu else 0.0
         return max(moved, computed) + least
 
     def _sampler(self, phase: str, place: Place) -> tuple[str, float, int]:
@@ -156,7 +156,7 @@ class AssumedSpeed:
         engine = _sampling_engine(self.config, devices)
         sampling = steps * self._decoding_step(engine, at_once, self._context(work))
         read = FORWARD * (work.forward - work.backward) * self.shape.parameters
-        prefill = read / (self.hardware.peak * PREFILL * parts)
+        prefill = read / (self.hardware.peak * PREFILL_SHARE * parts)
         return products + sampling + prefill + work.steps * self._exchange(parts)
 
     def _exchange(self, parts: int) -> float:

@@ -55,15 +55,15 @@ PER_MACHINE = 8
 CORE_PEAK, CPU_BANDWIDTH = 60e9, 20e9
 """FLOPs per second of one core, bytes per second of a machine: a guess."""
 
-TRAINING, SCORING, PREFILL, DECODING = 0.35, 0.30, 0.40, 0.60
+TRAINING_SHARE, SCORING_SHARE, PREFILL_SHARE, DECODING_SHARE = 0.35, 0.30, 0.40, 0.60
 """Share of the peak that training, scoring and reading prompts reach, and of the bandwidth that
 decoding reaches."""
-SHARES = {"training": TRAINING, "scoring": SCORING, "warmup": TRAINING}
-HOST_LINK = 25e9
+SHARES = {"training": TRAINING_SHARE, "scoring": SCORING_SHARE, "warmup": TRAINING_SHARE}
+HOST_LINK_BANDWIDTH = 25e9
 """Bytes per second between a GPU and the main memory (PCIe 4)."""
-DISK = 1e9
+DISK_BANDWIDTH = 1e9
 """Bytes per second that checkpoints are read and written with."""
-STEP_OF_A_LAYER = {"transformers": 6e-4, "trl": 6e-4}
+LAYER_STEP_S = {"transformers": 6e-4, "trl": 6e-4}
 """Seconds that a layer takes at least when one token is decoded, by engine; 1e-4 for others, which
 replay recorded graphs."""
 

@@ -22,7 +22,7 @@ from cropi.study.costs import SHARED
 from cropi.training.settings import TrainingConfig
 
 FP32, BF16 = 4, 2
-PARTS = ("directions", "sum", "weights", "optimizer", "activations", "cache", "logits")
+MEMORY_PARTS = ("directions", "sum", "weights", "optimizer", "activations", "cache", "logits")
 """What memory is held for: `optimizer` are gradients and moments, `cache` keys and values, `sum`
 the gradient of a prompt whose responses go through the model in parts."""
 GRADIENT_PASSES = 3

@@ -18,11 +18,11 @@ from cropi.execution.ray_cluster import address_of
 from cropi.forecast.hardware import PER_MACHINE
 from cropi.plugins import Choice
 
-IMPORTS = 10.0
+IMPORT_S = 10.0
 """Seconds until a process computes: what it imports, and a connection to the others."""
-SERVER = 60.0
+SERVER_START_S = 60.0
 """Seconds until vLLM samples, besides reading weights: it compiles, and records graphs."""
-SPREAD = ("rollouts", "scoring", "training", "evaluation")
+SPREADABLE_PHASES = ("rollouts", "scoring", "training", "evaluation")
 """Phases that can have several devices."""
 
 
@@ -53,7 +53,7 @@ class Placement:
         """Where a phase works; without `backward`, scoring is forward passes over prompts."""
         match phase:
             case "start-up":
-                return Place(start=2 * IMPORTS if self.workers_stay else IMPORTS)
+                return Place(start=2 * IMPORT_S if self.workers_stay else IMPORT_S)
             case "training":
                 return self._training()
             case "scoring" if backward:
@@ -68,7 +68,7 @@ class Placement:
     @property
     def most(self) -> int:
         """Devices that the run occupies."""
-        return max(self.place_of(phase).devices for phase in SPREAD)
+        return max(self.place_of(phase).devices for phase in SPREADABLE_PHASES)
 
     @property
     def workers_stay(self) -> bool:
@@ -80,7 +80,7 @@ class Placement:
         engine = self.config.training.engine
         devices = self.asked or engine.devices
         over_machines = engine.name == "verl" or devices > PER_MACHINE
-        start = SERVER if over_machines else IMPORTS if devices > 1 else 0.0
+        start = SERVER_START_S if over_machines else IMPORT_S if devices > 1 else 0.0
         devices = devices if self.on_gpu else 1  # processes that share a machine's cores
         return Place(devices, devices, start)
 
@@ -88,7 +88,7 @@ class Placement:
         """Ray's workers, or this process."""
         ray = self.config.scale.ray
         if self.asked:
-            return Place(self.asked, self.asked, IMPORTS if self.asked > 1 else 0.0)
+            return Place(self.asked, self.asked, IMPORT_S if self.asked > 1 else 0.0)
         if ray is None:
             return Place()
         if self.on_gpu:
@@ -96,7 +96,7 @@ class Placement:
         else:
             devices = ray.workers * ray.cpus // usable_cores() if address_of(ray.address) else 1
         devices = max(1, devices)
-        return Place(devices, devices, 0.0 if self.workers_stay else IMPORTS)
+        return Place(devices, devices, 0.0 if self.workers_stay else IMPORT_S)
 
     def _sampling(self, engine: Choice, otherwise: Place) -> Place:
         if engine.name == "transformers":
@@ -107,7 +107,7 @@ class Placement:
         copies = int(getattr(engine.settings, "data_parallel", 1))
         if self.asked:
             copies = max(1, self.asked // together)
-        return Place(together * copies, copies, SERVER)
+        return Place(together * copies, copies, SERVER_START_S)
 
     def requests(self, engine: Choice, phase: str) -> int:
         """Prompts that a server samples at once; copies that are added have as many each."""

@@ -14,7 +14,7 @@ from cropi.curriculum.run_context import Seeds
 from cropi.prompts import encode_all, has_chat_template, load_prompt_sets
 from cropi.schema import Prompt, fingerprint
 
-ENCODED = 500
+ENCODED_PROMPTS = 500
 """Prompts of a set that are encoded for its mean length."""
 
 
@@ -73,7 +73,7 @@ def count_prompts(config: RunConfig, tokenizer: Any, base: Path | None = None) -
 
 def _spread(prompts: Sequence[Prompt]) -> Sequence[Prompt]:
     """At most ENCODED prompts, from the whole length of the list: sources stand one by one."""
-    return prompts[:: -(-len(prompts) // ENCODED)]
+    return prompts[:: -(-len(prompts) // ENCODED_PROMPTS)]
 
 
 def _answer_tokens(config: RunConfig, tokenizer: Any, pool: Sequence[Prompt]) -> float:

@@ -17,7 +17,7 @@ from cropi.forecast.hardware import Hardware
 from cropi.forecast.memory import MemoryPart, device_memory, disk_bytes, host_bytes
 from cropi.forecast.model_shape import ModelShape, read_shape
 from cropi.forecast.observation import Line, MeasuredSpeed
-from cropi.forecast.placement import SPREAD, Place, Placement
+from cropi.forecast.placement import SPREADABLE_PHASES, Place, Placement
 from cropi.forecast.prompt_counts import PromptCounts, count_prompts
 from cropi.forecast.short_runs import ShortRuns
 from cropi.forecast.workload import (
@@ -167,7 +167,7 @@ def forecast(
         counts=counts,
         hardware=hardware,
         gpus=placement.most,
-        places={phase: placement.place_of(phase) for phase in SPREAD},
+        places={phase: placement.place_of(phase) for phase in SPREADABLE_PHASES},
         behaviour=behaviour,
         phases=phases,
         arms=list(_arms(config, works, shape, speed)),

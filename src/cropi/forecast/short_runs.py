@@ -36,7 +36,7 @@ PROBE_PROMPTS = (48, 144)
 """Prompts of every set in the two runs of a probe."""
 PROBE_STEPS = (2, 8)
 """Optimizer steps of the two runs of a probe, and of their warm-ups."""
-OF_RESPONSES = (
+PILOT_SETTINGS = (
     "seed",
     "data_seed",
     "model",
@@ -102,7 +102,7 @@ class ShortRuns:
             with open_curriculum(placed, self.base, self.reporter):
                 return asdict(behaviour_of(placed.directory, "pilot", guess))
 
-        settings = config.model_dump(mode="json", include=set(OF_RESPONSES))
+        settings = config.model_dump(mode="json", include=set(PILOT_SETTINGS))
         return behaviour_from(self._measured("pilot", settings, measure))
 
     def _probe_config(self, name: str, prompts: int, steps: int) -> RunConfig:

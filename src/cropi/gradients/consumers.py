@@ -25,8 +25,8 @@ from cropi.gradients.settings import TargetMemory
 BLOCK = 1 << 14
 """Coordinates summed in fp32 before the sum continues in float64."""
 
-FEW = 4
-"""Vectors below which batched products take a slow path on CPUs: measured ten times slower."""
+LEAST_BATCHED = 4
+"""Fewest prompts whose products are batched on a CPU; with fewer that is ten times slower."""
 
 
 class GradientConsumer(Protocol):
@@ -300,7 +300,7 @@ def block_dots(gradient_PC: Tensor, directions_VC: Tensor) -> Tensor:
     Written as D g^T: with few, contiguous directions this order runs at memory speed.
     """
     prompts, targets = len(gradient_PC), len(directions_VC)
-    if prompts < FEW and not gradient_PC.is_cuda:
+    if prompts < LEAST_BATCHED and not gradient_PC.is_cuda:
         return _pairwise_dots(gradient_PC, directions_VC)
     total = torch.zeros(targets, prompts, dtype=torch.float64, device=gradient_PC.device)
     for g, d in zip(_blocks(gradient_PC), _blocks(directions_VC), strict=True):

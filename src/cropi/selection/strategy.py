@@ -180,7 +180,7 @@ ALLOWED: dict[str, tuple[Any, ...]] = {
     **{each.name: (False, True) for each in fields(Needs) if isinstance(each.default, bool)},
 }
 """Values of a strategy's attributes."""
-RENAMED = {"features": "hidden_states"}
+RENAMED_NEEDS = {"features": "hidden_states"}
 """Earlier names of attributes."""
 
 
@@ -219,7 +219,7 @@ def _require_no_near_name(strategy: Any, name: str) -> None:
     kinds |= {"scoring": str, "metric": str, "most": int}
     for attribute in dir(strategy):
         near = difflib.get_close_matches(attribute, kinds, n=1, cutoff=0.8)
-        meant = RENAMED.get(attribute, near[0] if near else attribute)
+        meant = RENAMED_NEEDS.get(attribute, near[0] if near else attribute)
         if attribute in kinds or meant == attribute or attribute.startswith("_"):
             continue
         if type(value := getattr(strategy, attribute, None)) is kinds[meant]:

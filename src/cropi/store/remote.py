@@ -27,7 +27,7 @@ from cropi.store.object_store import WEB, ObjectStore, StoredFile
 from cropi.text import remote_url
 
 T = TypeVar("T")
-AT_ONCE = 8
+CONCURRENT_TRANSFERS = 8
 """Files that are fetched or uploaded at the same time."""
 _origins: dict[str, str] = {}
 """What copies are called in this process: the beginning of a local path, and that of the URL."""
@@ -160,7 +160,7 @@ def _contents(store: ObjectStore, files: Sequence[StoredFile], folder: Path) -> 
 
 def at_once(action: Callable[[T], None], items: Iterable[T]) -> None:
     """Call for each item, AT_ONCE of them at the same time. Raises what the first failure does."""
-    with ThreadPoolExecutor(AT_ONCE) as threads:
+    with ThreadPoolExecutor(CONCURRENT_TRANSFERS) as threads:
         for done in [threads.submit(action, item) for item in items]:
             done.result()
 

@@ -27,7 +27,7 @@ from cropi.text import plural, shown
 LEAST_AGREEING = 0.5
 """Share of logged texts that the policy's tokenizer has to read out of the logged ids."""
 PARTLY_TEXT = "whose text is not all that was sampled (turns, calls, thoughts), left out"
-COMPARED = 50
+COMPARED_RESPONSES = 50
 """Responses whose ids and texts are compared."""
 
 
@@ -186,7 +186,7 @@ class _GroupMaker:
 def _require_same_tokenizer(responses: Sequence[LoggedResponse], tokenizer: Any) -> None:
     """Raise InputError if logged ids are not those of the logged texts under this tokenizer."""
     both = [r for r in responses if r.tokens is not None and r.text.strip() and r.whole_text]
-    compared = both[:: max(1, len(both) // COMPARED)]
+    compared = both[:: max(1, len(both) // COMPARED_RESPONSES)]
     wrong = [r for r in compared if not _reads(tokenizer, r)]
     if compared and len(wrong) > LEAST_AGREEING * len(compared):
         raise InputError(

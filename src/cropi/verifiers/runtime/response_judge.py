@@ -29,7 +29,7 @@ from cropi.verifiers.tags import Tags
 from cropi.verifiers.verdict import Job, Tally, Verdict, WeightedReward
 
 Outcome = Literal["ok", "wrong", "timeout", "error"]
-TRIED = 4
+PROMPTS_TRIED = 4
 """Prompts of a source on which its verifier is tried before all the work."""
 
 
@@ -154,13 +154,15 @@ class Judge:
         """Judge prompts of every source until one gets a reward.
 
         A function in TRL's signature may not apply to the first ones. Raises InputError with what
-        went wrong at the first if none of TRIED prompts gets a reward.
+        went wrong at the first if none of PROMPTS_TRIED prompts gets a reward.
         """
         samples: dict[str, list[Prompt]] = {}
         for prompt in prompts:
             samples.setdefault(prompt.source, []).append(prompt)
         for sample in samples.values():
-            self._try_source([self._job(each, each.answer, (0,)) for each in sample[:TRIED]])
+            self._try_source(
+                [self._job(each, each.answer, (0,)) for each in sample[:PROMPTS_TRIED]]
+            )
 
     def _try_source(self, jobs: Sequence[Job]) -> None:
         first: Verdict | None = None
@@ -263,7 +265,7 @@ def open_judge(verifier: str | VerifiersConfig | Judge | None = None) -> Iterato
         yield judge
 
 
-LISTED = 5
+LISTED_ANSWERS = 5
 MOST_REASONS = 1000
 """Reasons that are counted one by one: messages may hold what a response says."""
 LISTED_REASONS = 5
@@ -284,9 +286,11 @@ def _unreadable_error(prompts: Sequence[Prompt], unreadable: dict[int, str]) -> 
     """Return the error that lists prompts with unreadable answers."""
     lines = [
         f"source {prompts[i].source!r}, prompt {prompts[i].prompt_id!r}: {why}"
-        for i, why in list(unreadable.items())[:LISTED]
+        for i, why in list(unreadable.items())[:LISTED_ANSWERS]
     ]
-    more = [f"and {len(unreadable) - LISTED} more"] if len(unreadable) > LISTED else []
+    more = (
+        [f"and {len(unreadable) - LISTED_ANSWERS} more"] if len(unreadable) > LISTED_ANSWERS else []
+    )
     count = f"{len(unreadable)} of {len(prompts)} answers cannot be read"
     fix = (
         "fix the rows, name another verifier with verifiers.sources, or leave them out "
