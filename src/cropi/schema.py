@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropi.short_repr import ShortRepr
-from cropi.text import composed
+from cropi.text import nfc
 
 RewardStatus = Literal["ok", "timeout", "error"]
 FinishReason = Literal["stop", "length"]
@@ -120,7 +120,7 @@ def _message_line(message: Message) -> str:
 
 def content_id(content: str, answer: str, source: str) -> str:
     """Return the stable id of a prompt that has none of its own: a hash of its content."""
-    text = json.dumps([composed(content), composed(answer), source], ensure_ascii=False)
+    text = json.dumps([nfc(content), nfc(answer), source], ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

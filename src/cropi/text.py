@@ -82,8 +82,8 @@ def shortened(text: str, limit: int = 2_000) -> str:
     return f"{text[: limit * 3 // 4]} [...] {text[-limit // 4 :]}"
 
 
-def composed(text: str) -> str:
-    """The text as it is compared: one of the ways in which Unicode writes it (NFC).
+def nfc(text: str) -> str:
+    """The text in Unicode's normal form NFC, in which texts are compared.
 
     What a model reads is never changed.
     """

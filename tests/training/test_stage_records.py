@@ -81,9 +81,9 @@ def test_the_rollouts_of_training_are_stored_with_their_stage(
     finished: Path, plans: list[StagePlan], arm: str
 ) -> None:
     for index in range(2):
-        plan, of_arm = plans[2 * ARMS.index(arm) + index], stage(finished, arm, index)
-        groups = read_rollouts(of_arm.rollouts("training"))
-        sampled = of_arm.recorded()["prompts_sampled"]
+        plan, for_arm = plans[2 * ARMS.index(arm) + index], stage(finished, arm, index)
+        groups = read_rollouts(for_arm.rollouts("training"))
+        sampled = for_arm.recorded()["prompts_sampled"]
         in_order = [p.prompt_id for p in plan.prompts[:sampled]]
         assert [g.prompt_id for g in groups] == list(dict.fromkeys(in_order))
         assert sum(len(g.responses) for g in groups) == sampled * plan.training.responses

@@ -19,10 +19,10 @@ from cropi.cli.options import (
     Verifier,
     engine_settings,
     named_files,
-    of_key,
     policy_at,
     section,
     setting,
+    split_settings,
 )
 from cropi.cli.printing import make_reporter, print_table, report_unjudged
 from cropi.cli.prompt_options import PromptReading, reads_prompts
@@ -66,7 +66,7 @@ def evaluate(
     from cropi.store.lock import exclusive_output
     from cropi.verifiers import open_judge
 
-    of_engine, rest = of_key("engine", settings)
+    of_engine, rest = split_settings("engine", settings)
     config = section(
         EvaluationConfig,
         rest,

@@ -134,12 +134,12 @@ def scale_and_rest(settings: Sequence[str] | None) -> tuple[ScaleConfig, list[st
     """The settings `scale...` among dotted settings, validated, and the other ones."""
     from cropi.config import build_section
 
-    of_scale, rest = of_key("scale", settings)
+    of_scale, rest = split_settings("scale", settings)
     return build_section(_Scaled, {}, of_scale).scale, rest
 
 
-def of_key(key: str, settings: Sequence[str] | None) -> tuple[list[str], list[str]]:
-    """The dotted settings that begin with `key`, and the other ones."""
+def split_settings(key: str, settings: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """The dotted settings that start with `key`, and all others."""
     texts = list(settings or [])
     inside = [text for text in texts if text.partition("=")[0].split(".")[0] == key]
     return inside, [text for text in texts if text not in inside]

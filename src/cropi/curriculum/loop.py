@@ -58,7 +58,7 @@ def run(
     """
     with open_curriculum(config, base, reporter) as curriculum:
         for strategy in config.strategies:
-            with curriculum.steps.trainer.log.trackers.of_arm(strategy.slug):
+            with curriculum.steps.trainer.log.trackers.for_arm(strategy.slug):
                 curriculum.train(strategy)
     return config.directory
 

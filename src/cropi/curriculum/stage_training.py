@@ -13,7 +13,7 @@ from cropi.curriculum.policies import Policies
 from cropi.curriculum.run_context import RunLog, Seeds
 from cropi.curriculum.stage_rollouts import refresh_costs
 from cropi.curriculum.trackers import selection_values
-from cropi.policy.checkpoints import settle_adapter
+from cropi.policy.checkpoints import rewrite_adapter_base
 from cropi.policy.loading import Policy
 from cropi.progress import Bar
 from cropi.rollouts import write_rollouts
@@ -36,7 +36,7 @@ from cropi.store.run_directory import Row, Stage
 from cropi.store.tables import read_scores, read_selection
 from cropi.text import plural
 from cropi.training import StageOutcome, StagePlan, find_trainer, one_group_per_prompt
-from cropi.training.stage import place_to_save
+from cropi.training.stage import ascii_path
 
 TOKENS = ("generated_tokens", "prefill_tokens", "trained_tokens")
 """Counts of a StageOutcome that evaluations and records add up over the stages of an arm."""
@@ -137,7 +137,7 @@ class StageRun:
         with (
             self.log.phase(title, "training", stage, self.plan.steps) as bar,
             atomic_folder(stage.policy) as part,
-            place_to_save(part) as place,
+            ascii_path(part) as place,
         ):
             find_trainer(engine).train(
                 self.plan,
@@ -156,7 +156,7 @@ class StageRun:
                 **self._tokens(),
                 "prompts_sampled": self.outcome.prompts_sampled,
             }
-            settle_adapter(part, stage.policy, Path(self.plan.start))
+            rewrite_adapter_base(part, stage.policy, Path(self.plan.start))
             write_policy_record(part, record)
             self._write_rollouts(inputs_fingerprint)
             write_rows(stage.metrics, [*self.rows, *self._closing_rows(parameters)])

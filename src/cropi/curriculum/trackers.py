@@ -115,7 +115,7 @@ class Trackers:
     _open: dict[str, Any] | None = field(default=None, init=False)
 
     @contextmanager
-    def of_arm(self, arm: str) -> Iterator[None]:
+    def for_arm(self, arm: str) -> Iterator[None]:
         """Send rows of one arm meanwhile; its runs are closed afterwards."""
         self.arm = arm
         try:

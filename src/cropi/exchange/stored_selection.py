@@ -176,7 +176,7 @@ def _in_run(file: Path, ratio: float | None, run: RunDirectory) -> StoredSelecti
     stage = Stage("", int(file.parent.name) if file.parent.name.isdecimal() else 0, file.parent)
     before = stage.sibling(stage.index - 1).policy if stage.index else run.start
     made = stage.index > 0 or before.is_dir() or before in run.ledger
-    without = _without(before) if made else ""
+    without = _why_unusable(before) if made else ""
     model = str(_section(run.root, "model").get("path", ""))
     return StoredSelection(
         file,
@@ -188,7 +188,7 @@ def _in_run(file: Path, ratio: float | None, run: RunDirectory) -> StoredSelecti
     )
 
 
-def _without(policy: Path) -> str:
+def _why_unusable(policy: Path) -> str:
     """Why a policy of a run cannot be used any more; empty if it can."""
     if weights_deleted(policy):
         return f"the weights in {policy} were deleted (curriculum.keep_checkpoints=last)"

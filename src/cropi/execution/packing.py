@@ -69,8 +69,8 @@ class Packer:
         return self._last[1]
 
 
-def restorable(error: Exception) -> Exception:
-    """The error, or a plain one with its text if it could not be restored in another process."""
+def picklable_error(error: Exception) -> Exception:
+    """The error, or a RuntimeError with its text if it cannot be unpickled elsewhere."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # noqa: BLE001  (unpickling runs the exception's own code)

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from cropi.errors import InputError
-from cropi.execution.packing import PackedUnit, Packer, restorable
+from cropi.execution.packing import PackedUnit, Packer, picklable_error
 from cropi.execution.units import Finished, GivenUpError, WorkUnit, call
 from cropi.text import plural
 
@@ -190,7 +190,7 @@ def _call(packed: PackedUnit) -> tuple[Any, float]:
     try:
         return call(packed.unit())
     except Exception as error:
-        if (plain := restorable(error)) is error:
+        if (plain := picklable_error(error)) is error:
             raise
         raise plain from None
 

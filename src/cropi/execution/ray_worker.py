@@ -48,7 +48,7 @@ class Worker:
 
     def run(self, pickled: bytes, shared: Sequence[Any]) -> Outcome:
         """Run a pickled unit. `shared` is empty, or what it shares: a key, and where Ray has it."""
-        from cropi.execution.packing import restorable
+        from cropi.execution.packing import picklable_error
         from cropi.execution.units import call
 
         with warnings.catch_warnings(record=True) as caught:
@@ -60,7 +60,7 @@ class Worker:
                 value, seconds = call(unit)
                 outcome = Outcome(value, seconds=seconds)
             except Exception as error:  # noqa: BLE001  (reported by name)
-                outcome = Outcome(error=restorable(error), place=_place(error))
+                outcome = Outcome(error=picklable_error(error), place=_place(error))
         texts = tuple(dict.fromkeys(str(each.message) for each in caught if _is_for_users(each)))
         return replace(outcome, warnings=texts, node=platform.node())
 

@@ -107,7 +107,7 @@ class Directions:
     def read(self, name: str, rows: slice | Tensor) -> Tensor:
         """Rows of one parameter of every direction, fp32 [V, R, I] on the gradients' device."""
         values = self.values[name]
-        if self.ranks.of_prompts.several:
+        if self.ranks.prompt_ranks.several:
             return self._gathered(values, rows)
         if isinstance(rows, Tensor):
             chosen = values.index_select(1, rows.to(values.device))
@@ -128,7 +128,7 @@ class Directions:
         """Add to rows of one parameter of every direction; several ranks add their sum."""
         values = self.values[name]
         where = rows.to(values.device) if isinstance(rows, Tensor) else rows
-        if self.ranks.of_prompts.several:
+        if self.ranks.prompt_ranks.several:
             mine_R, own_R = self.ranks.own(rows, self.device)
             values_VRI = self.ranks.add_up(values_VRI)[:, mine_R]
             where = own_R.to(values.device)

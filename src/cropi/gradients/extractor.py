@@ -50,7 +50,7 @@ from cropi.gradients.ranks import (
     ALONE,
     Ranks,
     is_sharded,
-    plain_name,
+    model_class_name,
     reshard,
     square_sum,
     tied_names,
@@ -186,10 +186,10 @@ class GradientExtractor:
                 tokens = self._run_long(
                     long, lambda parts, group: parts.run(group, consumers, record), progress
                 )
-                rank_batches = self.planner.rank_batches(fitting, self.ranks.of_prompts)
+                rank_batches = self.planner.rank_batches(fitting, self.ranks.prompt_ranks)
                 weigh = PromptWeights(self.objective, record)
                 tokens += self._run_fast(rank_batches, consumers, weigh, progress)
-        record.join(self.ranks.of_prompts)
+        record.join(self.ranks.prompt_ranks)
         is_sampler = [sampled_by(group, self.revision) for group in groups]
         return record.report(tokens, self.path, np.array(is_sampler))
 
@@ -212,7 +212,7 @@ class GradientExtractor:
             tokens = self._run_long(
                 long, lambda parts, group: parts.run_by_response(group, consumers), progress
             )
-            rank_batches = self.planner.rank_batches(fitting, self.ranks.of_prompts, ROWS)
+            rank_batches = self.planner.rank_batches(fitting, self.ranks.prompt_ranks, ROWS)
             weigh = ResponseWeights(self.objective)
             return tokens + self._run_fast(
                 rank_batches, consumers, weigh, progress, by_response=True
@@ -264,7 +264,7 @@ class GradientExtractor:
             self.planner,
             self.objective,
             self.shapes,
-            self.ranks.of_prompts,
+            self.ranks.prompt_ranks,
             self.sum_memory,
             self._run_fast,
         )
@@ -302,7 +302,7 @@ class GradientExtractor:
                 if progress:
                     progress(rank_batch.prompts)
         self._emitted = frozenset(hooks.emitted)
-        dealt = self.ranks.of_prompts
+        dealt = self.ranks.prompt_ranks
         return int(dealt.total(tokens)) if dealt.several else tokens
 
     def _run_batch(self, batch: PromptBatch, hooks: LayerHooks, weigh: TokenWeights) -> None:
@@ -333,8 +333,8 @@ class GradientExtractor:
         except Unsupported as unsupported:
             if self.ranks.share_prompts:
                 raise InputError(
-                    f"the gradients of {plain_name(self.model)} cannot be taken in parts (tensor "
-                    f"parallel): {unsupported}; split it with fsdp"
+                    f"the gradients of {model_class_name(self.model)} cannot be taken in parts "
+                    f"(tensor parallel): {unsupported}; split it with fsdp"
                 ) from unsupported
             warnings.warn(
                 "per-prompt gradients fall back to one prompt at a time, which is slow: "

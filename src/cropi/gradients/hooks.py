@@ -146,7 +146,7 @@ class LayerHooks:
         """
         self.batch, self.counting, self.expected, self.pending = batch, True, {}, {}
         self.emitted = set()
-        self._slots = int(self.ranks.of_prompts.largest(batch.slots))
+        self._slots = int(self.ranks.prompt_ranks.largest(batch.slots))
         try:
             for consumer in self.consumers:
                 consumer.begin(batch.index_P)
@@ -241,7 +241,7 @@ class LayerHooks:
         height, width = matrix_shape(self.parts[name].shape)
         touched = touched_rows(contributions)
         if touched is not None:
-            touched = self.ranks.of_prompts.union(touched)
+            touched = self.ranks.prompt_ranks.union(touched)
             contributions = [c.within(touched) for c in contributions]  # type: ignore[attr-defined]
             height = len(touched)
         prompts = self.batch.slots

@@ -17,7 +17,7 @@ from cropi.gradients.collation import PreparedGroup
 from cropi.gradients.consumers import GradientConsumer
 from cropi.gradients.contributions import matrix_shape
 from cropi.gradients.pass_record import PassRecord
-from cropi.gradients.ranks import Ranks, whole
+from cropi.gradients.ranks import Ranks, full_tensor
 from cropi.gradients.self_check import prompt_gradient, prompt_weights, response_gradients
 from cropi.gradients.settings import ObjectiveConfig
 from cropi.progress import Advance
@@ -81,7 +81,7 @@ class PlainPass:
             consumer.begin(index_P)
         for name, gradient in gradients.items():
             height, width = matrix_shape(gradient.shape[1:])
-            values = whole(gradient).float().reshape(-1, height, width)
+            values = full_tensor(gradient).float().reshape(-1, height, width)
             for consumer in consumers:
                 consumer.consume(name, slice(0, height), self._on_first_rank(values))
         for consumer in consumers:

@@ -78,7 +78,7 @@ class Ranks:
         return replace(joined, share_prompts=by_layers)
 
     @property
-    def of_prompts(self) -> Ranks:
+    def prompt_ranks(self) -> Ranks:
         """The ranks that divide prompts, and rows of what is sharded: alone if they share all."""
         return ALONE if self.share_prompts else self
 
@@ -133,7 +133,7 @@ class Ranks:
     @property
     def rows(self) -> slice:
         """The rows of a matrix that this rank holds."""
-        return slice(self.of_prompts.rank, None, self.of_prompts.size)
+        return slice(self.prompt_ranks.rank, None, self.prompt_ranks.size)
 
     def held(self, height: int) -> int:
         """How many rows of a matrix this rank holds."""
@@ -223,12 +223,12 @@ def without_gradients(model: nn.Module) -> Iterator[None]:
             parameter.grad = gradient
 
 
-def plain_name(model: nn.Module) -> str:
+def model_class_name(model: nn.Module) -> str:
     """The name of a model's class, which FSDP2 makes a class of its own of."""
     return type(model).__name__.removeprefix("FSDP")
 
 
-def whole(values: Tensor) -> Tensor:
+def full_tensor(values: Tensor) -> Tensor:
     """The whole of a tensor that is sharded over processes; any other as it is."""
     return values.full_tensor() if isinstance(values, DTensor) else values
 
@@ -238,7 +238,7 @@ def is_divided(values: Tensor) -> bool:
     return isinstance(values, DTensor) and not all(p.is_replicate() for p in values.placements)
 
 
-def in_place_of(parameter: Tensor, gradient: Tensor) -> Tensor:
+def sharded_like(parameter: Tensor, gradient: Tensor) -> Tensor:
     """A gradient sharded as its parameter is: backward may leave addends, or all of it."""
     if not isinstance(gradient, DTensor) or not isinstance(parameter, DTensor):
         return gradient
@@ -248,7 +248,7 @@ def in_place_of(parameter: Tensor, gradient: Tensor) -> Tensor:
 def square_sum(values: Tensor) -> float:
     """Squared norm of a tensor, sharded or not, in float64."""
     norm = torch.linalg.vector_norm(values, dtype=torch.float64)
-    return float(whole(norm)) ** 2
+    return float(full_tensor(norm)) ** 2
 
 
 def rounds(batches: Sequence[Any], size: int) -> list[Sequence[Any]]:

@@ -31,10 +31,10 @@ from cropi.gradients.objective import sum_over_equals
 from cropi.gradients.ranks import (
     ALONE,
     Ranks,
-    in_place_of,
     is_divided,
     is_sharded,
     reshard,
+    sharded_like,
     square_sum,
     without_gradients,
 )
@@ -170,7 +170,7 @@ def _sharded_gradient(
                 gradient = parameter.grad
                 if gradient is not None and id(gradient) not in seen:
                     seen.add(id(gradient))
-                    gradient = in_place_of(parameter, gradient)
+                    gradient = sharded_like(parameter, gradient)
                     gradients[name] = gradients[name] + gradient if name in gradients else gradient
     return gradients
 

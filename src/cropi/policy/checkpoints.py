@@ -173,8 +173,8 @@ def _adapter_base(source: CheckpointSource, with_tokenizer: bool) -> CheckpointS
     return locate(base, None, with_tokenizer)
 
 
-def settle_adapter(folder: Path, place: Path, start: Path) -> None:
-    """Let an adapter in `folder`, trained from `start`, find its base from its `place` to be.
+def rewrite_adapter_base(folder: Path, place: Path, start: Path) -> None:
+    """Rewrite the path of an adapter's base: trained from `start`, it moves to `place`.
 
     A base that `start` names by a relative path moves with the two. PEFT's model card goes: it
     names folders of this machine. Nothing is done to a policy that is not an adapter.

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cropi.errors import InputError
-from cropi.gradients.ranks import plain_name
+from cropi.gradients.ranks import model_class_name
 from cropi.policy.settings import SplitKind
 
 KEYS = ("k_proj", "qkv_proj", "query_key_value")
@@ -60,8 +60,8 @@ class Split:
         plan = getattr(model, "tp_plan", None)
         if not plan:
             raise InputError(
-                f"model {name}: transformers has no tensor parallel plan for {plain_name(model)}; "
-                "split it with fsdp"
+                f"model {name}: transformers has no tensor parallel plan for "
+                f"{model_class_name(model)}; split it with fsdp"
             )
         text = model.config.get_text_config()
         split_heads = any(
@@ -85,7 +85,7 @@ class Split:
         if not split:
             base = model.get_base_model() if hasattr(model, "get_base_model") else model
             raise InputError(
-                f"model {name}: transformers has not split the layers of {plain_name(base)}, "
+                f"model {name}: transformers has not split the layers of {model_class_name(base)}, "
                 "so that every process would need the memory of all weights; start one process"
             )
 

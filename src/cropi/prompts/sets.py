@@ -19,7 +19,7 @@ from cropi.prompts.settings import PromptsConfig, PromptSource
 from cropi.prompts.sources import load_source, subsample
 from cropi.schema import Prompt, derive_seed
 from cropi.settings import message_of
-from cropi.text import composed, plural, shown
+from cropi.text import nfc, plural, shown
 
 POOL = "pool"
 """The name of what is selected from, beside those of other sets."""
@@ -227,7 +227,7 @@ def _load_set(
     if duplicates:
         notes.duplicates[name] = duplicates
     prompts = subsample(prompts, limit, derive_seed(seed, "limit", name))
-    disputed = sum(n > 1 for n in Counter(composed(p.content) for p in prompts).values())
+    disputed = sum(n > 1 for n in Counter(nfc(p.content) for p in prompts).values())
     if disputed:
         notes.disputed[name] = disputed
     exact = {p.prompt_id: texts[p.prompt_id] for p in prompts}
@@ -239,7 +239,7 @@ def _shared_ids(sets: dict[str, list[Prompt]]) -> int:
     contents: dict[str, set[str]] = {}
     for prompts in sets.values():
         for prompt in prompts:
-            contents.setdefault(prompt.prompt_id, set()).add(composed(prompt.content))
+            contents.setdefault(prompt.prompt_id, set()).add(nfc(prompt.content))
     return sum(len(texts) > 1 for texts in contents.values())
 
 
@@ -300,7 +300,7 @@ def _overlap_error(pool: list[Prompt], shared: set[str], notes: PromptNotes) -> 
 
 def content_key(prompt: Prompt) -> tuple[str, str]:
     """Return what two prompts must share to be the same: the text and the answer."""
-    return (composed(prompt.content), composed(prompt.answer))
+    return (nfc(prompt.content), nfc(prompt.answer))
 
 
 def load_prompts(

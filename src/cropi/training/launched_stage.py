@@ -20,7 +20,7 @@ from cropi.errors import InputError
 from cropi.execution.program import end_with_parent
 from cropi.store.files import atomic_write
 from cropi.training.launcher import JOB, OUTCOME, REFUSED, STEPS, Job, Report
-from cropi.training.stage import Row, StepProgress, place_to_save
+from cropi.training.stage import Row, StepProgress, ascii_path
 from cropi.training.trl_stage import TrlTrainer
 from cropi.verifiers import Judge
 
@@ -36,7 +36,7 @@ def run(folder: Path) -> None:
     first = os.environ.get("RANK", "0") == "0"
     progress = _writer(folder / STEPS) if first else None
     base = job.verifier_folders[0] if job.verifier_folders else None
-    with Judge(job.verifiers, base) as judge, place_to_save(job.out) as place:
+    with Judge(job.verifiers, base) as judge, ascii_path(job.out) as place:
         trainer = TrlTrainer(job.grpo, job.processes)
         outcome = trainer.train(job.plan, judge, place, None, progress)
         if first:

@@ -23,7 +23,7 @@ from cropi.store.remote import local_place
 from cropi.text import remote_url, shown
 from cropi.training.checked_trainer import find_trainer
 from cropi.training.settings import TrainingConfig
-from cropi.training.stage import StageOutcome, StagePlan, StepProgress, place_to_save
+from cropi.training.stage import StageOutcome, StagePlan, StepProgress, ascii_path
 from cropi.verifiers.settings import VerifiersConfig
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def train(
         InputError: before any work if `out` holds something that no stage wrote, the selection is
             empty or not of `prompts`, or the settings cannot be trained with.
     """
-    from cropi.policy.checkpoints import settle_adapter  # loads transformers
+    from cropi.policy.checkpoints import rewrite_adapter_base  # loads transformers
     from cropi.verifiers import open_judge
 
     settings = given_or_default(settings, TrainingConfig, "settings")
@@ -107,9 +107,9 @@ def train(
         if settings.lora is not None and not (Path(policy) / "adapter_config.json").is_file():
             plan = replace(plan, start=stack.enter_context(TemporaryDirectory()))
             _write_adapters(str(policy), plan)
-        place = stack.enter_context(place_to_save(part))
+        place = stack.enter_context(ascii_path(part))
         outcome = trainer.train(plan, judge, place, None, progress)
-        settle_adapter(part, Path(out), Path(plan.start))
+        rewrite_adapter_base(part, Path(out), Path(plan.start))
         write_policy_record(part, {"steps": first_step + steps})
         return outcome
 

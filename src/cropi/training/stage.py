@@ -192,7 +192,7 @@ def loss_warnings(loss: str, wanted: str, normalisation: str, kl: str = "") -> l
 
 
 @contextmanager
-def place_to_save(folder: Path) -> Iterator[Path]:
+def ascii_path(folder: Path) -> Iterator[Path]:
     """Yield `folder` for libraries to save a policy in, by a link to it if its path is not ASCII.
 
     torch names the archives that it saves after the file, but only where the path is ASCII: the

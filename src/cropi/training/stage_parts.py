@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from cropi.policy.checkpoints import settle_adapter
+from cropi.policy.checkpoints import rewrite_adapter_base
 from cropi.training.stage import (
     OUTCOME_COUNTS,
     EvaluationCallback,
@@ -46,12 +46,12 @@ def train_in_parts(
         folder.mkdir(exist_ok=True)
         advance = _shifted(progress, part.first_step - plan.first_step)
         _add(outcome, train_part(part, folder, advance))
-        settle_adapter(folder, folder, Path(part.start))
+        rewrite_adapter_base(folder, folder, Path(part.start))
         if evaluate:
             evaluate(load_start(replace(part, start=str(folder))), step)
         if part.start != plan.start:
             shutil.rmtree(part.start)
-    settle_adapter(out, Path(plan.start), out)  # as an engine leaves it
+    rewrite_adapter_base(out, Path(plan.start), out)  # as an engine leaves it
     return outcome
 
 

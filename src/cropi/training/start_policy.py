@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cropi.errors import InputError
-from cropi.policy.checkpoints import settle_adapter
+from cropi.policy.checkpoints import rewrite_adapter_base
 from cropi.policy.loading import Policy, load_policy, quiet_libraries
 from cropi.policy.settings import ModelConfig
 from cropi.progress import ProgressCallback
@@ -76,7 +76,7 @@ def write_start_policy(
         with quiet_libraries():  # PEFT warns: the base is not there until the last rename
             trained.save_pretrained(part)
         policy.tokenizer.save_pretrained(part)
-        settle_adapter(part, out, out)
+        rewrite_adapter_base(part, out, out)
         write_policy_record(part, {FINGERPRINT: inputs_fingerprint, "tokens": tokens})
 
 

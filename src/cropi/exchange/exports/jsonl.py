@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from cropi.exchange.exports.trainer_format import Place, Row, Start, as_asked, columns
+from cropi.exchange.exports.trainer_format import Place, Row, Start, columns, text_or_messages
 from cropi.plugins import plugin
 from cropi.schema import Prompt
 
@@ -20,7 +20,7 @@ class Jsonl:
 
     def row(self, prompt: Prompt, place: Place) -> Row:
         """`prompt` as text or messages, and every other column."""
-        return columns(prompt, place, prompt=as_asked(prompt))
+        return columns(prompt, place, prompt=text_or_messages(prompt))
 
     def command(self, start: Start) -> str:
         """cropi reads these rows as prompts."""

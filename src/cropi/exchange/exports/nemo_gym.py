@@ -10,8 +10,8 @@ from cropi.exchange.exports.trainer_format import (
     Start,
     as_messages,
     columns,
-    object_in,
-    result_of,
+    final_answer_of,
+    nested_object,
 )
 from cropi.plugins import plugin
 from cropi.schema import Prompt
@@ -34,13 +34,13 @@ class NemoGym:
         request: dict[str, Any] = {"input": as_messages(prompt)}
         if prompt.tools:
             request["tools"] = [dict(tool) for tool in prompt.tools]
-        given = object_in(prompt, "responses_create_params")
+        given = nested_object(prompt, "responses_create_params")
         return columns(
             prompt,
             place,
             responses_create_params={**request, **given},
             question=prompt.extra.get("question", question_of(prompt)),
-            expected_answer=prompt.extra.get("expected_answer", result_of(prompt)),
+            expected_answer=prompt.extra.get("expected_answer", final_answer_of(prompt)),
         )
 
     def command(self, start: Start) -> str:

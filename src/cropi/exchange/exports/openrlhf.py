@@ -9,9 +9,9 @@ from cropi.exchange.exports.trainer_format import (
     Place,
     Row,
     Start,
-    as_asked,
     columns,
-    result_of,
+    final_answer_of,
+    text_or_messages,
 )
 from cropi.plugins import plugin
 from cropi.schema import Prompt
@@ -41,8 +41,8 @@ class OpenRlhf:
         return columns(
             prompt,
             place,
-            input=as_asked(prompt),
-            label=result_of(prompt),
+            input=text_or_messages(prompt),
+            label=final_answer_of(prompt),
             datasource=prompt.source,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from cropi.exchange.exports.trainer_format import Place, Row, Start, as_asked, columns
+from cropi.exchange.exports.trainer_format import Place, Row, Start, columns, text_or_messages
 from cropi.plugins import plugin
 from cropi.schema import Prompt
 
@@ -128,7 +128,7 @@ class PrimeRl:
 
     def row(self, prompt: Prompt, place: Place) -> Row:
         """`prompt` as text (one user message to verifiers) or messages, and every other column."""
-        return columns(prompt, place, prompt=as_asked(prompt))
+        return columns(prompt, place, prompt=text_or_messages(prompt))
 
     def command(self, start: Start) -> str:
         """prime-rl with your settings, the source of tasks, and the policy."""

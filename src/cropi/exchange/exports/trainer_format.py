@@ -97,18 +97,18 @@ def columns(prompt: Prompt, place: Place, /, **fields: Any) -> Row:
 
 
 def _holds(field: Any, value: Any) -> bool:
-    """Whether a field says all that a value of the row said."""
+    """Whether a field contains a value of the row."""
     if isinstance(field, dict) and isinstance(value, dict):
         return all(key in field and field[key] == each for key, each in value.items())
     return bool(field == value)
 
 
-def result_of(prompt: Prompt) -> str:
-    """The answer as other graders compare it: of a worked solution, the result that it marks."""
+def final_answer_of(prompt: Prompt) -> str:
+    """The answer as other graders compare it: the marked result of a worked solution."""
     return gold_statement(prompt.answer) or prompt.answer
 
 
-def object_in(prompt: Prompt, name: str) -> Row:
+def nested_object(prompt: Prompt, name: str) -> Row:
     """The object in a column of the prompt's own row; empty if there is none."""
     value = prompt.extra.get(name)
     return value if isinstance(value, dict) else {}
@@ -121,6 +121,6 @@ def as_messages(prompt: Prompt) -> list[dict[str, Any]]:
     return [dict(message) for message in prompt.messages]
 
 
-def as_asked(prompt: Prompt) -> str | list[dict[str, Any]]:
+def text_or_messages(prompt: Prompt) -> str | list[dict[str, Any]]:
     """The prompt as it is: text, or messages."""
     return prompt.prompt if prompt.prompt is not None else as_messages(prompt)

@@ -9,8 +9,8 @@ from cropi.exchange.exports.trainer_format import (
     Place,
     Row,
     Start,
-    as_asked,
     columns,
+    text_or_messages,
 )
 from cropi.plugins import plugin
 from cropi.schema import Prompt
@@ -85,7 +85,7 @@ class Trl:
 
     def row(self, prompt: Prompt, place: Place) -> Row:
         """`prompt` as text or messages; TRL hands all other columns to reward functions."""
-        return columns(prompt, place, prompt=as_asked(prompt))
+        return columns(prompt, place, prompt=text_or_messages(prompt))
 
     def command(self, start: Start) -> str:
         """The script, run by accelerate."""

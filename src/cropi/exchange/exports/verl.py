@@ -11,8 +11,8 @@ from cropi.exchange.exports.trainer_format import (
     Start,
     as_messages,
     columns,
-    object_in,
-    result_of,
+    final_answer_of,
+    nested_object,
 )
 from cropi.plugins import plugin
 from cropi.schema import Prompt
@@ -39,14 +39,14 @@ class Verl:
 
     def row(self, prompt: Prompt, place: Place) -> Row:
         """verl's columns; text is one user message, because verl applies the chat template."""
-        info, given = object_in(prompt, "extra_info"), object_in(prompt, "reward_model")
+        info, given = nested_object(prompt, "extra_info"), nested_object(prompt, "reward_model")
         return columns(
             prompt,
             place,
             data_source=prompt.extra.get("data_source", prompt.source),
             prompt=as_messages(prompt),
             ability=prompt.extra.get("ability", prompt.source),
-            reward_model={"style": "rule", "ground_truth": result_of(prompt), **given},
+            reward_model={"style": "rule", "ground_truth": final_answer_of(prompt), **given},
             extra_info={"index": place.index, **info, "prompt_id": prompt.prompt_id},
         )
 

@@ -30,7 +30,13 @@ from cropi.prompts.json_values import as_text
 from cropi.prompts.row_columns import ANSWER_COLUMNS, recognised
 from cropi.prompts.row_files import NumberedRow
 
-ITS_OWN = ("response", "reward", "responses_create_params", "_ng_task_index", "_ng_rollout_index")
+FORMAT_COLUMNS = (
+    "response",
+    "reward",
+    "responses_create_params",
+    "_ng_task_index",
+    "_ng_rollout_index",
+)
 
 
 @plugin("rollout_format", "nemo-gym")
@@ -76,7 +82,7 @@ def _response(row: Row, file: LogFile, where: str) -> LoggedResponse:
         whole_text=message.whole_text,
         tokens=_tokens(items, where) if file.tokens else None,
         temperature=float(temperature) if isinstance(temperature, int | float) else None,
-        about=other_columns(row, *ITS_OWN) | {"responses_create_params": params},
+        about=other_columns(row, *FORMAT_COLUMNS) | {"responses_create_params": params},
     )
 
 

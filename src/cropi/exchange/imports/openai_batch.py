@@ -34,7 +34,7 @@ from cropi.prompts.json_values import parsed_json
 from cropi.prompts.row_files import NumberedRow
 from cropi.text import shown
 
-ITS_OWN = ("id", "custom_id", "response", "error")
+FORMAT_COLUMNS = ("id", "custom_id", "response", "error")
 Name = tuple[Path, str]
 """A folder and a custom_id: the next batch may begin to count again."""
 
@@ -111,7 +111,7 @@ def _answers(row: Row, file: LogFile, where: str) -> Iterator[LoggedResponse]:
         response.reward, response.status = reward, reward_status(reward)
         response.prompt_id, response.step = str(row["custom_id"]), file.step
         response.record_id = f"{body['id']}:{place}" if body.get("id") else ""
-        response.about = other_columns(row, *ITS_OWN)
+        response.about = other_columns(row, *FORMAT_COLUMNS)
         yield response
 
 

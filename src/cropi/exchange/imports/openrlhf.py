@@ -14,7 +14,7 @@ from cropi.prompts.formats import TEMPLATE_MARKS
 from cropi.prompts.json_values import as_text
 from cropi.prompts.row_files import NumberedRow
 
-ITS_OWN = ("input", "output", "reward", "label", "step")
+FORMAT_COLUMNS = ("input", "output", "reward", "label", "step")
 
 
 @plugin("rollout_format", "openrlhf")
@@ -38,5 +38,5 @@ class OpenRlhfLines:
                 answer="" if answer is None else as_text(answer).strip(),
                 step=file.step_of(row.get("step"), where),
                 rendered=bool(TEMPLATE_MARKS.search(str(row["input"]))),
-                about=other_columns(row, *ITS_OWN),
+                about=other_columns(row, *FORMAT_COLUMNS),
             )

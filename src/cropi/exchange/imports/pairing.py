@@ -17,7 +17,7 @@ from cropi.exchange.imports.question_finder import QuestionFinder, single_spaced
 from cropi.exchange.imports.rollout_folder import RolloutLog
 from cropi.prompts.json_values import json_value
 from cropi.schema import Message, Prompt, content_id
-from cropi.text import composed, plural, shown
+from cropi.text import nfc, plural, shown
 from cropi.verifiers.statement import gold_statement
 
 
@@ -101,7 +101,7 @@ def _prompt_key(response: LoggedResponse) -> tuple[Any, ...]:
         text = "" if response.group else single_spaced(_text(response))
         return (response.source, response.prompt_id, text, "id")
     if response.prompt or response.tokens is None:
-        return (response.source, composed(_text(response)), composed(response.answer))
+        return (response.source, nfc(_text(response)), nfc(response.answer))
     return (response.source, response.tokens.prompt_ids.tobytes(), response.answer)
 
 

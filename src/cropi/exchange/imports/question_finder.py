@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 
-from cropi.text import composed
+from cropi.text import nfc
 
 MOST_SEARCHES = 64
 """Rows that are searched for every question, and hold none, before searching stops."""
@@ -19,7 +19,7 @@ MOST_SEARCHES = 64
 
 def single_spaced(text: str) -> str:
     """A text with single spaces for runs of white space, in one form of Unicode (NFC)."""
-    return " ".join(composed(text).split())
+    return " ".join(nfc(text).split())
 
 
 class QuestionFinder:

@@ -25,7 +25,7 @@ from cropi.exchange.imports.logged import (
 from cropi.plugins import plugin
 from cropi.prompts.row_files import NumberedRow
 
-ITS_OWN = ("step", "prompt", "completion", "advantage", "images", "image")
+FORMAT_COLUMNS = ("step", "prompt", "completion", "advantage", "images", "image")
 PROPORTIONAL = 1e-3
 """How far advantages may be from a multiple of the centred rewards, as a share of the largest."""
 
@@ -67,7 +67,7 @@ class TrlCompletions:
 
 def reward_columns(rows: Sequence[Row]) -> list[str]:
     """The columns of numbers that reward functions give; by their names, where there are others."""
-    names = [n for n in (rows[0] if rows else {}) if n not in ITS_OWN]
+    names = [n for n in (rows[0] if rows else {}) if n not in FORMAT_COLUMNS]
     numeric = [n for n in names if all(_is_number(row.get(n)) for row in rows)]
     numeric = [n for n in numeric if any(row.get(n) is not None for row in rows)]
     named = [n for n in numeric if any(word in n.lower() for word in ("reward", "func"))]
@@ -91,7 +91,7 @@ def _response(row: Row, columns: Sequence[str], file: LogFile, where: str) -> Lo
         status=reward_status(reward),
         step=file.step_of(row.get("step"), where),
         whole_text=whole_text,
-        about=other_columns(row, *ITS_OWN, *columns),
+        about=other_columns(row, *FORMAT_COLUMNS, *columns),
     )
 
 

@@ -21,7 +21,7 @@ from cropi.plugins import plugin
 from cropi.prompts.json_values import as_text
 from cropi.prompts.row_files import NumberedRow
 
-ITS_OWN = ("example_id", "prompt", "completion", "answer", "reward", "task", "is_truncated")
+FORMAT_COLUMNS = ("example_id", "prompt", "completion", "answer", "reward", "task", "is_truncated")
 MEASURED = ("metrics", "timing", "token_usage", "error", "stop_condition", "is_completed")
 
 
@@ -50,5 +50,5 @@ class VerifiersResults:
                 step=file.step,
                 finish="length" if row.get("is_truncated") else "",
                 whole_text=whole_text,
-                about=other_columns(row, *ITS_OWN, *MEASURED),
+                about=other_columns(row, *FORMAT_COLUMNS, *MEASURED),
             )

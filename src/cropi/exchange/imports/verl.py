@@ -15,7 +15,7 @@ from cropi.plugins import plugin
 from cropi.prompts.json_values import as_text
 from cropi.prompts.row_files import NumberedRow
 
-ITS_OWN = ("input", "output", "gts", "score", "step", "uid", "request_id", "reward")
+FORMAT_COLUMNS = ("input", "output", "gts", "score", "step", "uid", "request_id", "reward")
 
 
 @plugin("rollout_format", "verl")
@@ -59,5 +59,5 @@ def _response(row: Row, file: LogFile, where: str) -> LoggedResponse:
         group=parts[0] if len(parts) == 3 else "",
         step=file.step_of(row.get("step"), where),
         rendered=True,
-        about=other_columns(row, *ITS_OWN),
+        about=other_columns(row, *FORMAT_COLUMNS),
     )
