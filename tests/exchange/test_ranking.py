@@ -10,12 +10,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from cropi.cli.rank import print_ranking
 from cropi.errors import InputError
 from cropi.exchange.imports.pairing import pair_with_log
 from cropi.exchange.imports.rollout_folder import read_rollout_log
 from cropi.exchange.ranking.prompt_history import pass_rule
 from cropi.exchange.ranking.ranked_table import ranked_table
-from cropi.exchange.ranking.ranking import Ranking, logged_pool, rank
+from cropi.exchange.ranking.ranking import MeasuredPool, Ranking, logged_pool, rank
+from cropi.schema import InfluenceEstimate
 from cropi.selection.settings import SelectionConfig, StrategyChoice
 from cropi.store.tables import read_selection
 from support.command_line import Command, in_process
@@ -68,6 +70,28 @@ def test_ranks_are_the_order_in_which_more_would_be_selected(tmp_path: Path) -> 
         ids = ranked_table(ranking)["prompt_id"].to_pylist()
         assert ranking.selection.prompt_ids == ids[: len(ranking.selection.prompt_ids)]
         assert ids[:4] == whole
+
+
+def test_where_influence_prefers_no_prompt_the_first_lines_say_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    WRITERS["plain"](tmp_path, samples())
+    log = read_rollout_log(tmp_path)
+    pool = logged_pool(log, pair_with_log(log), None)
+    ids = [prompt.prompt_id for prompt in pool.prompts]
+    few = InfluenceEstimate.from_means(ids, {"target": np.linspace(0, 1, len(ids))})
+    measured = MeasuredPool(few, np.ones((1, len(ids), 2)), ["a note of the log"])
+    ranking = rank(pool, SelectionConfig(ratio=0.4), seed=0, measured=measured)
+    print_ranking(ranking, [], tmp_path / "report.html")
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first.startswith("No selection: all 5 prompts of the pool are taken, where 2 were asked")
+    warnings = [line for line in rest if line.startswith("  ! ")]
+    assert "cannot be predicted from 5 scores" in warnings[0]
+    assert "--no-gradients" in warnings[1]
+    assert "a note of the log" in warnings[-1]
+    ranking = rank(pool, SelectionConfig(ratio=1.0), seed=0, measured=measured)
+    print_ranking(ranking, [], tmp_path / "report.html")
+    assert capsys.readouterr().out.startswith("5 of 5 prompts to train on next")
 
 
 def test_strategies_that_remember_see_every_visit(tmp_path: Path) -> None:

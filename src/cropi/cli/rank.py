@@ -352,7 +352,7 @@ def print_ranking(ranking: Ranking, commands: Sequence[str], page: Path) -> None
     from cropi.report import rank_headline
 
     reporter = make_reporter()
-    reporter.info(rank_headline(ranking), style="bold")
+    reporter.info(rank_headline(ranking), style="bold yellow" if ranking.took_all else "bold")
     total = len(ranking.reasons)
     rows = [[reason, f"{n:,}", f"{n / total:.1%}"] for reason, n in ranking.counts.most_common()]
     print_table(["prompts", "", "share"], rows)

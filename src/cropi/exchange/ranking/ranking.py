@@ -31,7 +31,7 @@ from cropi.exchange.ranking.prompt_history import (
 from cropi.exchange.ranking.suspicion import Suspicion, find_suspicion
 from cropi.rollouts.statistics import RolloutStatistics, uninformative_kind
 from cropi.schema import LEFT_OUT, InfluenceEstimate, Prompt, Selection
-from cropi.selection import NothingSelectedError, select
+from cropi.selection import NothingSelectedError, select, selection_size
 from cropi.selection.settings import SelectionConfig
 from cropi.text import plural
 
@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 CHOSEN = "selected"
 UNSEEN = "no response in the log"
 LOWER = "ranked lower"
+TOOK_ALL = (
+    "what is exported is the whole pool; to choose from it, give --like more prompts or responses, "
+    "or rank by rewards alone with --no-gradients"
+)
 NOTHING_TO_SELECT = (
     "nothing to select: no prompt has both better and worse responses in its newest group"
 )
@@ -163,6 +167,16 @@ class Ranking:
         """How many prompts there are of each reason."""
         return Counter(self.reasons)
 
+    @property
+    def asked(self) -> int:
+        """How many prompts the ratio asks for."""
+        return selection_size(self.settings.ratio, len(self.reasons))
+
+    @property
+    def took_all(self) -> bool:
+        """Whether the strategy chose among none: all are selected, and fewer were asked for."""
+        return len(self.selection.prompt_ids) == len(self.reasons) > self.asked
+
 
 def rank(
     logged: LoggedPool,
@@ -195,7 +209,7 @@ def rank(
     order = list(dict.fromkeys([*chosen.prompt_ids, *everything.prompt_ids]))
     rank_of = {prompt_id: rank for rank, prompt_id in enumerate(order, 1)}
     ranks = np.array([rank_of.get(prompt.prompt_id, 0) for prompt in logged.prompts])
-    return Ranking(
+    ranking = Ranking(
         logged,
         chosen,
         ranks,
@@ -203,8 +217,10 @@ def rank(
         {p.prompt_id for p in random_control(logged.prompts, len(chosen.prompt_ids), seed)},
         settings,
         evidence.estimate,
-        [*logged.notes, *evidence.notes, *chosen.notes],
+        notes=[*logged.notes, *evidence.notes],
     )
+    ranking.notes[:0] = [*chosen.notes, *([TOOK_ALL] if ranking.took_all and measured else [])]
+    return ranking
 
 
 def _reasons(

@@ -67,10 +67,13 @@ def headline(ranking: Ranking) -> str:
     """
     total, chosen = len(ranking.reasons), len(ranking.selection.prompt_ids)
     idle = sum(not (seen and seen.newest.informative) for seen in ranking.logged.history)
-    return (
-        f"{chosen:,} of {plural(total, 'prompt')} to train on next: {percent(idle / total, 0)} of "
-        "the pool has no gradient now"
-    )
+    without = f"{percent(idle / total, 0)} of the pool has no gradient now"
+    if ranking.took_all:
+        return (
+            f"No selection: all {plural(total, 'prompt')} of the pool are taken, where "
+            f"{ranking.asked:,} were asked for; {without}"
+        )
+    return f"{chosen:,} of {plural(total, 'prompt')} to train on next: {without}"
 
 
 def _cards(ranking: Ranking) -> list[tuple[str, str, str]]:
