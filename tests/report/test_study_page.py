@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,6 +11,7 @@ import pytest
 
 from cropi.report import write_study_report
 from cropi.report.data import study_summary as summary
+from cropi.report.kit.markup import table
 from cropi.report.kit.number_format import DASH
 from cropi.report.pages.study_charts import accuracy, trace_styles
 from cropi.report.pages.study_page import render
@@ -46,6 +48,20 @@ def test_a_study_is_written_whole(written: Path) -> None:
 
 def test_the_page_loads_nothing_from_anywhere(written: Path) -> None:
     assert_loads_nothing((written / "report.html").read_text())
+
+
+def test_every_table_scrolls_in_a_box_that_shows_where_there_is_more(written: Path) -> None:
+    page = (written / "report.html").read_text()
+    boxes = page.count('<div class="scroll"><table>')
+    assert boxes == page.count("<table") > 3
+    (box,) = re.findall(r"\n\.scroll \{(.*?)\}", page, re.S)
+    assert "overflow-x: auto" in box
+    assert box.count("var(--edge)") == 2
+
+
+def test_a_long_text_takes_several_lines_and_a_name_one() -> None:
+    cells = Elements(table(("prompt", "rate"), [("why? " * 50, "30%"), ("why?", "40%")])).of("td")
+    assert [cell["class"] for cell in cells] == ["words long", "number", "words", "number"]
 
 
 def test_every_strategy_is_drawn_on_every_axis(written: Path) -> None:

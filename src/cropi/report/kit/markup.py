@@ -43,19 +43,30 @@ def joined(parts: Iterable[object]) -> Safe:
     return Safe("".join(map(text, parts)))
 
 
+LONG_CELL = 60
+"""Characters of a cell above which it is a text of several lines, and no name."""
+
+
 def table(header: Sequence[object], rows: Iterable[Sequence[object]], left: int = 1) -> Safe:
-    """Return a table that scrolls on narrow screens; after `left` columns of words, numbers."""
+    """Return a table that scrolls on narrow screens; after `left` columns of words, numbers.
+
+    Long texts take several lines, so that the numbers after them stay on the screen.
+    """
     kinds = ["words" if i < left else "number" for i in range(len(header))]
     head = joined(
         tag("th", h, class_=kind, scope="col") for h, kind in zip(header, kinds, strict=True)
     )
     body = joined(
-        tag("tr", *(tag("td", c, class_=kind) for c, kind in zip(row, kinds, strict=True)))
-        for row in rows
+        tag("tr", *(_cell(c, kind) for c, kind in zip(row, kinds, strict=True))) for row in rows
     )
     return tag(
         "div", tag("table", tag("thead", tag("tr", head)), tag("tbody", body)), class_="scroll"
     )
+
+
+def _cell(content: object, kind: str) -> Safe:
+    is_long = not isinstance(content, Safe) and len(str(content)) > LONG_CELL
+    return tag("td", content, class_=f"{kind} long" if is_long else kind)
 
 
 def details(summary: object, *content: object) -> Safe:
