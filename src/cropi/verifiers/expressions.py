@@ -106,7 +106,7 @@ def _parsed(latex: str) -> Any:
 
 
 _EXPONENT = re.compile(r"\^\s*(?:(\d)|\{)")
-_FACTORIAL = re.compile(r"(\d+)\s*!|!\s*\)\s*!|!!")
+_FACTORIAL = re.compile(r"!\s*\)\s*!|!\s*!|(\d+)\s*!(?!\s*!)")
 _LARGEST_EXPONENT, _LARGEST_FACTORIAL, _LARGEST_CHOICE, _TALLEST = 10**5, 10**4, 10**6, 4
 
 
