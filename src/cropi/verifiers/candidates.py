@@ -24,7 +24,7 @@ _PROSE_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}\s+[A-Za-z]{2,}")
 _MEMBERSHIP = re.compile(r"[a-zA-Z](?:\s*,\s*[a-zA-Z])*\s*\\in\s*\\mathbb.{1,5}")
 _NUMBER = re.compile(r"\d|\\(?:frac|sqrt|pi|infty)")
 _MATH_TOKEN = re.compile(
-    r"[*_`]*(?:[-+(\[{$€£¥₹]|\\[$({\[])*(?:\d[\d,.:/'%]*|\\[A-Za-z]+|[A-Za-z](?![A-Za-z])|[-+*/^_=<>(){}\[\]|!,.%$]|\\[%$,!;{}])+[*_`]*"
+    r"[*_`]*(?:[-+(\[{$€£¥₹]|\\[$({\[])*(?:\d[\d,.:/'%¢]*|\\[A-Za-z]+|(?:pi|ln|log|sin|cos|tan|exp|sqrt)(?![A-Za-z])|[A-Za-z](?![A-Za-z])|[-+*/^_=<>(){}\[\]|!,.%$]|\\[%$,!;{}])+[*_`]*"
 )
 
 
@@ -160,7 +160,8 @@ def _is_denied(text: str, start: int, end: int) -> bool:
     before = _before(text, start)
     if _DENIED.search(before) or _LABEL.search(before) or _OUT_OF.search(before):
         return True
-    computed = re.search(r"\d.*=", text[start:end]) is not None
+    inside = re.sub(r"\\[a-zA-Z]+", "", text[start:end])
+    computed = re.search(r"\d.*=", inside) and not re.search(r"(?<![a-zA-Z])[a-z](?![a-zA-Z])", inside)
     return not computed and is_denied(text, start, end)
 
 

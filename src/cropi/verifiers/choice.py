@@ -44,6 +44,10 @@ _SEVERAL = re.compile(
     rf"({_LETTER}(?:\s*(?:[,;&/]|and)+\s*{_LETTER})+)\s+are\s+(?:both\s+|all\s+)?(?:the\s+)?"
     r"(?:correct|right|true|answers?)\b"
 )
+_SEVERAL_AT_END = re.compile(
+    rf"\b(?:it|result|choices?|options?)\s+(?:is|are)\s+({_LETTER}(?:\s*(?:[,;&/]|and)+\s*{_LETTER})+)"
+    r"[\s.]*\Z"
+)
 _IN_PROSE = (
     re.compile(
         r"[(*_]*\b([A-Z])\b[)*_]*\s+is\s+(?:therefore\s+|thus\s+)?(?:the\s+)?"
@@ -123,6 +127,7 @@ def _alone(text: str) -> frozenset[str] | None:
     match = _ALONE.fullmatch(text)
     if match is None:
         # "AC" and "A C" are two letters; in lower case they are words.
+        text = text.rstrip(".")
         run = re.fullmatch(r"[A-Z](?:\s?[A-Z]){1,7}", text)
         return frozenset(run[0].replace(" ", "")) if run and len(set(text)) == len(text) else None
     head = re.match(rf"\s*({_LETTERS})", text)
@@ -151,6 +156,8 @@ def _chosen(statement: Statement) -> frozenset[str] | None:
         return None
     if several := _SEVERAL.findall(text):
         return _letters(several[-1])
+    if (ending := _SEVERAL_AT_END.search(text)) and not _is_refused(text, *ending.span(1)):
+        return _letters(ending[1])
     for pattern in _IN_PROSE:
         for match in reversed(list(pattern.finditer(text))):
             if not _is_refused(text, *match.span(1)):

@@ -24,14 +24,14 @@ from cropi.verifiers.dates_and_times import canonical_moment
 from cropi.verifiers.description import described
 from cropi.verifiers.equality import equal, is_readable
 from cropi.verifiers.expressions import equal_formulas, silence_math_verify
-from cropi.verifiers.forms import Assignment, Interval, Listing, Reading, Union, Words
+from cropi.verifiers.forms import Assignment, Interval, Listing, Matrix, Reading, Union, Words
 from cropi.verifiers.notation import ascii_notation, canonical_text, normalise
 from cropi.verifiers.number_words import lone_number
-from cropi.verifiers.polarity import gives_up, is_denied, is_doubted
+from cropi.verifiers.polarity import NEGATION, gives_up, is_denied, is_doubted
 from cropi.verifiers.quantity import Quantity
 from cropi.verifiers.reading import as_fraction, read
 from cropi.verifiers.restatement import ways_to_say
-from cropi.verifiers.statement import Statement, first_sentence, gold_statement, take_statement
+from cropi.verifiers.statement import Statement, gold_statement, sentences_of, take_statement
 from cropi.verifiers.tags import DEFAULT_TAGS, Tags
 from cropi.verifiers.unit_scales import last_compound
 from cropi.verifiers.verdict import Decision
@@ -135,12 +135,17 @@ def readings(statement: Statement, gold: Reading) -> Iterator[Reading]:
     if canonical_moment(text) is not None:
         return
     reading = read(text)
-    is_set = isinstance(gold, Interval | Union)
-    if statement.form == "text" and not is_set and names_only_denied(text):
-        return
+    is_set = isinstance(gold, Listing | Interval | Union | Matrix)
+    if statement.form == "text":
+        if not isinstance(gold, Interval | Union) and names_only_denied(text):
+            return
+        if _opens_denied(text):
+            reading = Words("")
     of_lines = statement.form == "text" and "\n" in text.strip() and "\\" not in text
     if not isinstance(reading, Words | Listing) and not of_lines:
         yield reading
+        if statement.form == "phrase":
+            yield read(before_reason(text))
         if not is_set:
             return
     if statement.form == "box":
@@ -169,8 +174,8 @@ def _in_prose(text: str, form: str, gold: Reading) -> Iterator[Reading]:
     if together is not None and isinstance(gold, Quantity) and gold.unit:
         yield read(together)
         return
-    line = first_sentence(text.strip().splitlines()[-1]) if text.strip() else ""
-    if isinstance(gold, Listing | Interval | Union):
+    line = _last_valued(text.strip().splitlines()[-1]) if text.strip() else ""
+    if isinstance(gold, Listing | Interval | Union | Matrix):
         yield from _listings_in(line.replace("**", ""), gold)
     if isinstance(gold, Listing):
         return
@@ -185,16 +190,32 @@ def _in_prose(text: str, form: str, gold: Reading) -> Iterator[Reading]:
         yield read_candidate(*candidate, getattr(gold, "unit", ""))
 
 
-def _listings_in(line: str, gold: Listing | Interval | Union) -> Iterator[Reading]:
+def _last_valued(line: str) -> str:
+    """Return the last sentence of a line with a number or a formula in it, else the first one."""
+    sentences = sentences_of(line)
+    return next((s for s in reversed(sentences) if re.search(r"[\d\\<>]", s)), sentences[0])
+
+
+def _opens_denied(text: str) -> bool:
+    """Whether the only sentence of a text denies or doubts what it names first."""
+    first = re.search(r"[$\d\\(\[{]|(?<![^\W_])[a-z]\s*[=<>]", text)
+    if first is None or len(sentences_of(text)) > 1:
+        return False
+    place = first.start()
+    return is_denied(text, place, place) or is_doubted(text, place)
+
+
+def _listings_in(line: str, gold: Listing | Interval | Union | Matrix) -> Iterator[Reading]:
     """Yield readings of the parts of a sentence that can hold a list, a tuple or an interval."""
     tail = re.split(r"(?i)\b(?:is|are|be|equals?)\b|:", line)[-1]
     place = len(line) - len(tail)
-    if place and not is_denied(line, place, place) and not is_doubted(line, place):
+    denied = NEGATION.match(tail.strip()) or is_denied(line, place, place)
+    if place and not denied and not is_doubted(line, place):
         yield read(tail)
     if not isinstance(gold, Listing) or not gold.brackets:
         return
     tuples = _TUPLE.findall(line)
-    if len(tuples) == 1 and not _DENIAL.search(line):
+    if len(tuples) == 1 and not NEGATION.search(line):
         yield read(tuples[0])
     elif (candidate := last_candidate(line)) is not None:
         reading = read(candidate[0])
@@ -208,7 +229,6 @@ _BULLET = re.compile(r"(?m)^\s*[-*•]\s+(.+?)\s*$")
 _BULLETS = re.compile(r"(?:^\s*[-*•]\s+[^\n]+(?:\n|\Z)){2,}\Z", re.MULTILINE)
 _INFINITY = re.compile(r"(?i)(?:(negative\s+|minus\s+|-)|positive\s+|plus\s+|\+)?\binfinity\b")
 _TUPLE = re.compile(r"[(\[][^()\[\]]+,[^()\[\]]+[)\]]")
-_DENIAL = re.compile(r"(?i)\b(?:not|never|cannot|neither|nor)\b|n['’]t\b")
 
 
 def _ends_in_value(text: str) -> bool:

@@ -29,8 +29,10 @@ _SYMBOLS = {
 _SYMBOL_TABLE = str.maketrans(_SYMBOLS)
 _MONEY = re.compile(
     r"(?:\\?\$(?P<dollars>\d[\d,]*)|(?P<before>\d[\d,]*)\s+dollars?),?\s+and\s+(?P<cents>\d\d)\s+cents?\b"
-    r"|\\text\w*\s*\{\s*Rs\.?\s*\}\s*(?=\d)|\bRs\.?\s?(?=\d)|(?<=\d)/-(?![\w(\\])"
+    r"|(?:\\text\w*\s*\{\s*(?P<boxed>Rs|USD|EUR|GBP)\.?\s*\}\s*|\b(?P<code>Rs|USD|EUR|GBP)\.?\s?)(?=\d)"
+    r"|(?<=\d)/-(?![\w(\\])"
 )
+_CURRENCIES = {"Rs": "₹", "USD": "$", "EUR": "€", "GBP": "£"}
 _ROOT = re.compile(r"([√∛∜])\s*(\((?:[^()]|\([^()]*\))*\)|\{[^{}]*\}|\d+(?:\.\d+)?|[^\W\d_]|\\\w+)")
 _ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 _REPEATING = re.compile(
@@ -117,6 +119,8 @@ _SPELLINGS = (
     (re.compile(r"\\frac\s*(\d)\s*(\d)"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\frac\s*(\d)\s*\{"), r"\\frac{\1}{"),
     (re.compile(r"\\frac\s*(\{[^{}]*\})\s*(\d)"), r"\\frac\1{\2}"),
+    (re.compile(r"\\[dt]?binom\s*(\d)\s*(\d)"), r"\\binom{\1}{\2}"),
+    (re.compile(r"(?<![\\a-zA-Z])(sin|cos|tan|ln|log|exp)(?=\()"), r"\\\1"),
     (re.compile(r"\\sqrt\s*(\d|[a-zA-Z](?![a-zA-Z]))"), r"\\sqrt{\1}"),
     (re.compile(r"\\?(?<![a-zA-Z])sqrt\s*\(((?:[^()]|\([^()]*\))*)\)"), r"\\sqrt{\1}"),
     (re.compile(r"(?<![\\a-zA-Z])(pi|inf(?=inity))(?:inity)?(?![a-zA-Z])"),
@@ -194,10 +198,10 @@ def ascii_notation(text: str) -> str:
 
 
 def _amount(match: re.Match[str]) -> str:
-    """Return `Rs.` as its sign, `/-` as nothing, and dollars and cents as one number."""
+    """Return `Rs.` or `USD` as its sign, `/-` as nothing, and dollars and cents as one number."""
     if match["cents"]:
         return f"${match['dollars'] or match['before']}.{match['cents']}"
-    return "₹" if "R" in match[0] else ""
+    return _CURRENCIES.get(match["boxed"] or match["code"] or "", "")
 
 
 def _inside(text: str) -> str:

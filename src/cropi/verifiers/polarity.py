@@ -124,12 +124,12 @@ def denied_answers(text: str) -> list[tuple[int, int]]:
 def _is_affirmed(text: str, match: re.Match[str]) -> bool:
     if _WRONG_KIND.search(match[0]) or NEGATION.search(match["gap"]) or _CROWD.search(match["gap"]):
         return False
-    near = text[max(0, match.start() - NEAR) : match.start()]
+    near = re.sub(r"[*_#\"]+", " ", text[max(0, match.start() - NEAR) : match.start()])
     after = re.split(r"[.!?](?:\s|\Z)|\n", text[match.end() : match.end() + NEAR], maxsplit=1)[0]
     sentence = re.split(r"[.!?]\s|\n", near)[-1] + after
     if match["would"] and _CONDITION.search(sentence):
         return False
-    matrix = re.sub(r"\\[a-z]+|[*_#\"{(]+", " ", _MATRIX.split(near)[-1])
+    matrix = re.sub(r"\\[a-z]+|[{(]+", " ", _MATRIX.split(near)[-1])
     matrix = re.sub(r"\s+", " ", _NO_DOUBT.sub(" ", matrix)).strip()
     if not matrix.isascii():
         return True  # only English grammar is known here

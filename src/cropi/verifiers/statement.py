@@ -63,6 +63,20 @@ _CERTAIN = re.compile(
     r"|definitely|finally|actually|just|still|now|again|equal\s+to|given\s+by)\b:?,?\s+)+(?=\S)"
 )
 """Adverbs between "the answer is" and what it is."""
+_NOT_BUT = re.compile(
+    r"(?i)^not\s+(?!only|just|merely|simply)[^\n]{1,80}?,?\s+but\s+(?:rather\s+|actually\s+)?"
+    r"(?!(?:it|also|I|we|you|that|this|there|not|in|when|if|is|at|more|less)\b)(?=\S)"
+)
+"""`not 7 but` in "The answer is not 7 but 8"."""
+_PHRASE_IN_BOX = re.compile(
+    r"(?i)\A\\text\w*\s*\{\s*(?:the\s+)?(?:final\s+)?answer\s*(?:is\b:?|:)\s*\}\s*(?=\S)"
+)
+_LABEL = re.compile(
+    r"(?i)[ \t>*_#-]{0,8}(?:(?:the|final|overall)\s+){0,2}"
+    r"(?:ans|answer|result|solution|conclusion|outcome|total)\b(?P<end>[*_ \t]{0,4}(?:[:：][*_ \t]{0,4})?)"
+)
+_TABLE = re.compile(r"(?m)^[ \t]*\|(?:[ \t]*:?-+:?[ \t]*\|)+[ \t]*$")
+_LONGEST_VALUE, _MOST_WORDS = 120, 4
 _PROVED = r"(?:\\(?:qed|qedsymbol|blacksquare|square|Box)(?![a-zA-Z])|[∎□■]|Q\.?E\.?D\b)"
 _END_OF_PROOF = re.compile(rf"(?:\$\s*{_PROVED}\s*\$|\s{_PROVED})(?=[\s.$]*\Z)")
 _EQUALS = re.compile(r"\A\s*=\s*(?=[^=>\s])")
@@ -107,7 +121,10 @@ def take_statement(response: str, tags: Tags = DEFAULT_TAGS) -> Statement | None
     for form, take in _TAKERS:
         if (statement := take(text)) is not None:
             rest = taken_back(text, statement[1])
-            return Statement(_EQUALS.sub("", statement[0]), form) if rest is None else _rest(rest)
+            if rest is not None:
+                return _rest(rest)
+            stated = _PHRASE_IN_BOX.sub("", statement[0]) if form == "box" else statement[0]
+            return Statement(_EQUALS.sub("", stated), form)
         if form == "box" and BOX.search(text):
             return None  # it was cut off within its box
     if tagged is not None:
@@ -168,6 +185,7 @@ def _last_phrase(text: str) -> tuple[str, int] | None:
     """Return what the last "answer is" or "answer:" states, and where that starts."""
     for match in sorted(_PHRASE.finditer(text), key=lambda m: -m.end()):
         rest = text[match.end() : match.end() + LONGEST]
+        opening = re.match(r"[*_`:：\s]*?([*_`]*)(?![*_`:：\s])", rest)
         rest = re.sub(r"^[*_`:：\s]+", "", rest)
         start = text.find(rest[:1], match.end()) if rest else match.end()
         display = re.match(
@@ -178,6 +196,9 @@ def _last_phrase(text: str) -> tuple[str, int] | None:
         line = _CERTAIN.sub("", first_sentence(line.partition("####")[2] or line), count=1)
         # The mark that closes "**Answer: 12**" was opened before the phrase.
         line = line.rstrip(".").removesuffix("**") if line.count("**") % 2 else line
+        if opening and opening[1] in ("*", "_"):
+            line = re.sub(rf"(?<=\S){re.escape(opening[1])}(?=[\s.,;:!?]|\Z)", "", line, count=1)
+        line = _NOT_BUT.sub("", line)
         if re.match(r"(?i)(?:\w+ly\s+)?not\b", line):
             continue  # what it is comes after what it is not
         if line.strip("*_.$ "):
@@ -188,6 +209,11 @@ def _last_phrase(text: str) -> tuple[str, int] | None:
 def first_sentence(line: str) -> str:
     """Return the first sentence of a line."""
     return _SENTENCE_END.split(line, maxsplit=1)[0].strip()
+
+
+def sentences_of(text: str) -> list[str]:
+    """Return the sentences of a text, at least one."""
+    return [s.strip() for s in _SENTENCE_END.split(text) if s.strip(" .!?")] or [text.strip()]
 
 
 def _ending_in_hashes(text: str) -> tuple[str, int] | None:
@@ -210,10 +236,31 @@ def _hashed(text: str) -> tuple[str, int] | None:
     return stated, matches[-1].start(1)
 
 
+def _labelled(text: str) -> tuple[str, int] | None:
+    """Return a short last line that is labelled or headed as the answer, or a table's last cell."""
+    before, _, last = text.rstrip().rpartition("\n")
+    cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", last.strip().strip("|"))]
+    label, heading = _LABEL.match(last), before.rstrip().rpartition("\n")[2]
+    headed = _LABEL.fullmatch(heading)
+    if last.strip()[:1] == "|" == last.rstrip()[-1:] and _TABLE.search(before):
+        stated = cells[-1] if len(cells) > 1 else ""
+    elif label is not None and re.search(r"[:：]", label["end"]):
+        stated = last[label.end() :]
+    elif headed is not None and re.match(r"\s*(?:#|\*\*)", heading):
+        stated = last
+    else:
+        return None
+    words = re.findall(r"[^\W\d_]{3,}", re.sub(r"\$[^$]*\$|\\[a-zA-Z]+", " ", stated))
+    if not stated.strip("*_$ ") or len(stated) > _LONGEST_VALUE or len(words) > _MOST_WORDS:
+        return None
+    return stated.strip("*_ \t"), len(text.rstrip())
+
+
 _TAKERS: tuple[tuple[Form, Callable[[str], tuple[str, int] | None]], ...] = (
     ("tag", answer_in_json),
     ("box", last_box),
     ("####", _ending_in_hashes),
     ("phrase", _last_phrase),
     ("####", _hashed),
+    ("phrase", _labelled),
 )

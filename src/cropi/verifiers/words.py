@@ -23,7 +23,7 @@ _CLOSED = {"yes", "no", "true", "false", "even", "odd", "always", "never", "some
 _KIND = re.compile(r"(?i)\A(?:an?\s+)?(even|odd|true|false)\s+(?!and\b|or\b|if\b|but\b)[a-z]+\Z")
 """`an odd function` for odd."""
 _REASON = re.compile(
-    r"\s(?:because|since|as|for)\s|,\s*(?:which|who|because|since|so|as|not)\b|\s[-—–]\s(?![\d$\\])|\s\((?=[^()]*(?<![\\a-z])[^\W\d_]{2,})|;|:\s"
+    r"\s(?:because|since|as|for)\s|,\s*(?:which|who|because|since|so|as|not)\b|\s[-—–]\s(?![\d$\\]|[b-zB-HJ-Z](?![a-zA-Z]))|\s\((?=[^()\]$]*(?<![\\a-z])[^\W\d_]{2,})|;|:\s"
     r"|,?\s(?:rather\s+than|instead\s+of)\s"
 )
 _OPPOSITES = {"true": "false", "false": "true"}
@@ -80,7 +80,7 @@ def says(statement: str, gold: str, whole: bool) -> bool:
 
 
 def _pieces(statement: str, gold: str, whole: bool) -> list[str]:
-    statement = _TEXT.sub(r"\1", statement)
+    statement = re.sub(r"(?<=\d)\s:\s(?=\d)", ":", _TEXT.sub(r"\1", statement))
     if gold in _OPPOSITES:
         statement = re.sub(r"[^.!?\n]+", _without_denial, statement)
     lines = [line.strip() for line in statement.splitlines() if line.strip()]
