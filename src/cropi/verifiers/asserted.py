@@ -69,7 +69,8 @@ _AFTERWORD = re.compile(
 )
 _ASIDE = re.compile(
     r"(?<=[.!?]\s)(?:For (?:reference|comparison|context)|(?:By|In) comparison|Incidentally"
-    r"|By the way|Note that|Notice that|(?:All|Both)(?=[^.!?\n]*\b(?:satisfied|met|fulfilled|hold)\b))\b[^.!?\n]*(?:[.](?=\d)[^.!?\n]*)*[.!?]?\s*\Z"
+    r"|By the way|Note that|Notice that"
+    r"|(?:All|Both)(?=[^.!?\n]*\b(?:satisfied|met|fulfilled|hold)\b))\b[^.!?\n]*(?:[.](?=\d)[^.!?\n]*)*[.!?]?\s*\Z"
 )
 _MORE_THAN_A_CHECK = re.compile(
     r"(?i)\b(?:wrong|incorrect|mistake|error|contradict\w*|instead|should|so|thus|therefore|hence"

@@ -161,7 +161,9 @@ def _is_denied(text: str, start: int, end: int) -> bool:
     if _DENIED.search(before) or _LABEL.search(before) or _OUT_OF.search(before):
         return True
     inside = re.sub(r"\\[a-zA-Z]+", "", text[start:end])
-    computed = re.search(r"\d.*=", inside) and not re.search(r"(?<![a-zA-Z])[a-z](?![a-zA-Z])", inside)
+    computed = re.search(r"\d.*=", inside) and not re.search(
+        r"(?<![a-zA-Z])[a-z](?![a-zA-Z])", inside
+    )
     return not computed and is_denied(text, start, end)
 
 

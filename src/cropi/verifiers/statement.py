@@ -2,8 +2,8 @@
 
 In this order: what follows the thoughts, the answer tag in it, the answer in a JSON object that no
 box follows, the last box, a last line with `####` (which ends a worked solution), the last "answer
-is" or "answer:", an earlier line with `####`, and otherwise all of it; or what comes after it, if
-that takes it back.
+is" or "answer:", an earlier line with `####`, a short last line with a label such as "Result:", and
+otherwise all of it; or what comes after it, if that takes it back.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ _PHRASE_IN_BOX = re.compile(
 )
 _LABEL = re.compile(
     r"(?i)[ \t>*_#-]{0,8}(?:(?:the|final|overall)\s+){0,2}"
-    r"(?:ans|answer|result|solution|conclusion|outcome|total)\b(?P<end>[*_ \t]{0,4}(?:[:：][*_ \t]{0,4})?)"
+    r"(?:ans|answer|result|solution|conclusion|outcome|total)\b"
+    r"(?P<end>[*_ \t]{0,4}(?:[:：][*_ \t]{0,4})?)"
 )
 _TABLE = re.compile(r"(?m)^[ \t]*\|(?:[ \t]*:?-+:?[ \t]*\|)+[ \t]*$")
 _LONGEST_VALUE, _MOST_WORDS = 120, 4
