@@ -130,16 +130,16 @@ class GuidedStages:
             return read_selection(path)
         sampling = _Sampling(step, policy, grader)
         validation = {
-            name: self._rollouts(name, prompts, sampling)
+            name: self._set_rollouts(name, prompts, sampling)
             for name, prompts in self.sets.items()
             if name != POOL and self.needs.validation
         }
-        of_pool = _PoolRollouts([])
+        pool_rollouts = _PoolRollouts([])
         if self.needs.sample:
-            of_pool = self._grown(sampling, validation, first=index == 0)
+            pool_rollouts = self._sampled_pool(sampling, validation, first=index == 0)
         elif self.needs.rollouts:
-            of_pool = _PoolRollouts(self._rollouts(POOL, self.sets[POOL], sampling))
-        pool, estimate = of_pool.pool, of_pool.estimate
+            pool_rollouts = _PoolRollouts(self._set_rollouts(POOL, self.sets[POOL], sampling))
+        pool, estimate = pool_rollouts.pool, pool_rollouts.estimate
         if estimate is None:
             estimate = self._estimate(index, policy, pool, validation)
 
@@ -152,7 +152,7 @@ class GuidedStages:
                 write_scores(self._stage(index) / "scores.parquet", estimate)
             write_selection(path, selection, {STEP: str(step)})
             for note in selection.notes:
-                self._note(f"stage {index}: {note}")
+                self._warn(f"stage {index}: {note}")
             return selection
 
         return self.processes.by_first(choose)
@@ -166,7 +166,7 @@ class GuidedStages:
     def _stage(self, index: int) -> Path:
         return self.folder / "stages" / str(index)
 
-    def _grown(
+    def _sampled_pool(
         self, sampling: _Sampling, validation: dict[str, list[RolloutGroup]], first: bool
     ) -> _PoolRollouts:
         """The pool, with responses of as many prompts as the strategy needs (`PoolSample`).
@@ -188,9 +188,9 @@ class GuidedStages:
 
         grown = pool
         for name, portion_prompts in sampled_portions(prompts, self.needs, seed):
-            if not first and not self._file(f"{POOL}.{name}").is_file():
+            if not first and not self._rollout_file(f"{POOL}.{name}").is_file():
                 break
-            portion = self._rollouts(f"{POOL}.{name}", portion_prompts, sampling)
+            portion = self._set_rollouts(f"{POOL}.{name}", portion_prompts, sampling)
             sampled += portion
             grown = replace_groups(grown, portion)
             if first and self.processes.by_first(partial(enough_with, portion, grown)):
@@ -201,13 +201,13 @@ class GuidedStages:
         def estimate() -> InfluenceEstimate:
             influence = evidence().result("the pool", sampled)
             for note in influence.notes:
-                self._note(note)
+                self._warn(note)
             return influence.estimate
 
         return _PoolRollouts(grown, self.processes.by_first(estimate))
 
-    def _note(self, text: str) -> None:
-        """Say what deserves attention, without a place in our code as a warning has it."""
+    def _warn(self, text: str) -> None:
+        """Warn, without the line of our code that a Python warning shows."""
         if self.reporter.console is None:
             warnings.warn(text, stacklevel=2)
         self.reporter.warn(f"cropi: {text}")
@@ -218,7 +218,7 @@ class GuidedStages:
         pool: Sequence[RolloutGroup],
         validation: dict[str, list[RolloutGroup]],
     ) -> PoolEvidence:
-        """What scores the portions of a pool, in the one process that does."""
+        """The evidence that portions of the pool add to; only the first process has it."""
         settings = self.settings
         growing = growing_pool(
             sampling.policy,
@@ -236,41 +236,41 @@ class GuidedStages:
         """Hidden states [L, P, F] of the model at the pool's prompts, before the first stage."""
         path = self.folder / "hidden_states.parquet"
         key = fingerprint([(group.prompt_id, group.prompt_ids.tolist()) for group in pool])
-        if not _is_of(path, key, sampling.weights):
+        if not _is_current(path, key, sampling.weights):
             ids = [group.prompt_id for group in pool]
             hidden_states = prompt_hidden_states(sampling.policy.model, pool)
-            write_hidden_states(path, ids, hidden_states, _about(key, sampling.policy))
+            write_hidden_states(path, ids, hidden_states, _metadata(key, sampling.policy))
         return read_hidden_states(path)
 
-    def _file(self, name: str) -> Path:
+    def _rollout_file(self, name: str) -> Path:
         return self.folder / "rollouts" / f"{name}.parquet"
 
-    def _rollouts(
+    def _set_rollouts(
         self, name: str, prompts: Sequence[Prompt], sampling: _Sampling
     ) -> list[RolloutGroup]:
-        """A set's responses: sampled before, or now, each process its share of the prompts."""
-        out, settings = self._file(name), self.settings.rollouts
+        """The responses to a set: read, or sampled now, each process a share of the prompts."""
+        out, settings = self._rollout_file(name), self.settings.rollouts
         policy, grader = sampling.policy, sampling.grader
-        asked = [(p.prompt_id, p.content, p.answer) for p in prompts]
-        key = fingerprint(asked, settings.model_dump(), self.settings.seed)
-        if self.processes.by_first(lambda: _is_of(out, key, sampling.weights)):
+        contents = [(p.prompt_id, p.content, p.answer) for p in prompts]
+        key = fingerprint(contents, settings.model_dump(), self.settings.seed)
+        if self.processes.by_first(lambda: _is_current(out, key, sampling.weights)):
             return read_rollouts(out)
-        count, place = self.processes.count, self.processes.index
+        count, process = self.processes.count, self.processes.index
         parts = [out.with_name(f"{name}.{i}-of-{count}.parquet") for i in range(count)]
         plan = SamplingPlan(
             settings.sampling,
             settings.responses,
-            derive_seed(self.settings.seed, "rollouts", name, place),
+            derive_seed(self.settings.seed, "rollouts", name, process),
             self.settings.template_kwargs,
         )
-        made_from = fingerprint(key, policy.identity.revision, place)
+        part_key = fingerprint(key, policy.identity.revision, process)
 
         def sample() -> None:
             if share := self.processes.share(prompts):
                 engine = load_engine(settings.engine, policy)
-                reference, part = PolicyRef.of(policy), parts[place]
+                reference, part = PolicyRef.of(policy), parts[process]
                 with self.reporter.phase(f"cropi: rollouts of {name}", len(share)) as bar:
-                    collect(engine, reference, share, grader, plan, part, made_from, bar.update)
+                    collect(engine, reference, share, grader, plan, part, part_key, bar.update)
                     bar.note = plural(len(share), "prompt")
 
         def join() -> list[RolloutGroup]:
@@ -278,7 +278,7 @@ class GuidedStages:
                 g.prompt_id: g for part in parts if part.is_file() for g in read_rollouts(part)
             }
             groups = [by_id[prompt.prompt_id] for prompt in prompts]
-            write_rollouts(out, groups, _about(key, policy))
+            write_rollouts(out, groups, _metadata(key, policy))
             for part in parts:
                 part.unlink(missing_ok=True)
             return groups
@@ -294,13 +294,13 @@ class GuidedStages:
         pool: list[RolloutGroup],
         validation: dict[str, list[RolloutGroup]],
     ) -> InfluenceEstimate | None:
-        """The pool's influence, each process its share; None for a strategy that needs none."""
+        """The pool's influence, a share by each process; None for a strategy that needs none."""
         if self.needs.scoring == "never":
             return None
         if self.needs.scoring == "once" and index:
             return read_scores(self._stage(0) / "scores.parquet")
         targets = target_rollouts(self.needs, StageRollouts(pool, validation, []))
-        # Informative prompts first, so that every process has some.
+        # Informative prompts come first, so that every process gets some.
         shared = sorted(pool, key=lambda group: not group.informative)
         busy = max(1, min(self.processes.count, sum(group.informative for group in pool)))
         settings = influence_settings(self.needs, self.settings.influence)
@@ -315,7 +315,7 @@ class GuidedStages:
                 influence = score(policy, share, targets, settings, seed=self.settings.seed)
                 bar.note = plural(len(share), "prompt")
             for note in influence.notes if self.processes.index == 0 else []:
-                self._note(note)
+                self._warn(note)
             return influence.estimate
 
         parts = [part for part in self.processes.together(measure) if part is not None]
@@ -361,28 +361,25 @@ class _Sampling:
 
     @property
     def weights(self) -> dict[str, str]:
-        """What files of the folder have to be made with.
-
-        Later on, the weights are no longer those that made them, and the files as good.
-        """
+        """The weights that must have made the folder's files: any after the first step."""
         return {} if self.step else {"weights": self.policy.identity.revision}
 
 
 @dataclass(frozen=True)
 class _PoolRollouts:
-    """A pool's rollouts, and what was measured of them, if that was now."""
+    """The rollouts of the pool, and their influence if it was measured with them."""
 
     pool: list[RolloutGroup]
     estimate: InfluenceEstimate | None = None
 
 
-def _about(key: str, policy: Policy) -> dict[str, str]:
-    """What `_is_of` asks of a file."""
+def _metadata(key: str, policy: Policy) -> dict[str, str]:
+    """The metadata by which `_is_current` recognises a file."""
     return {"cropi.prompts": key, "cropi.weights": policy.identity.revision}
 
 
-def _is_of(path: Path, key: str, more: Mapping[str, str]) -> bool:
-    """Whether a rollout file holds what is wanted."""
+def _is_current(path: Path, key: str, more: Mapping[str, str]) -> bool:
+    """Whether a file was made from these inputs, by this policy."""
     if not path.is_file():
         return False
     about = table_metadata(read_table(path))
@@ -391,7 +388,7 @@ def _is_of(path: Path, key: str, more: Mapping[str, str]) -> bool:
 
 
 def _step_of(path: Path) -> int | None:
-    """The step at which a selection was made; None if there is none."""
+    """The step after which a selection was made; None without a selection."""
     if not path.is_file():
         return None
     text = table_metadata(read_table(path)).get(STEP, "")
