@@ -16,10 +16,10 @@ from cropi.forecast.advice import largest_divisor
 from cropi.forecast.hardware import GPUS
 from cropi.forecast.model_shape import ModelShape, read_shape
 from cropi.forecast.observation import (
-    Line,
+    LinearCost,
     PhaseObservation,
     behaviour_of,
-    lines,
+    linear_costs,
     observe,
 )
 from cropi.forecast.placement import IMPORT_S, SERVER_START_S
@@ -249,13 +249,14 @@ def test_dynamic_sampling_samples_what_it_drops(tmp_path: Path) -> None:
 def test_a_line_goes_through_both_runs() -> None:
     small = {"scoring": PhaseObservation(3.0, 10.0, 1), "prompts": PhaseObservation(2.0, 0.0, 1)}
     large = {"scoring": PhaseObservation(5.0, 30.0, 1), "prompts": PhaseObservation(4.0, 0.0, 2)}
-    assert lines(small, large) == {"scoring": Line(2.0, 0.1), "prompts": Line(2.0, 0.0)}
+    expected = {"scoring": LinearCost(2.0, 0.1), "prompts": LinearCost(2.0, 0.0)}
+    assert linear_costs(small, large) == expected
 
 
 @pytest.mark.parametrize("first", [9.0, 5.0])
 def test_noise_never_makes_work_free_or_negative(first: float) -> None:
     small = {"scoring": PhaseObservation(first, 10.0, 1)}
     large = {"scoring": PhaseObservation(5.0, 30.0, 1)}
-    line = lines(small, large)["scoring"]
+    line = linear_costs(small, large)["scoring"]
     assert line.fixed >= 0
     assert line.per_flop == pytest.approx(5.0 / 30.0)

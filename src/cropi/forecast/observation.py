@@ -30,8 +30,8 @@ from cropi.store.run_directory import RunDirectory, pool_rollouts
 
 
 @dataclass(frozen=True)
-class Line:
-    """Seconds of a phase: `fixed` for each time that it begins, and `per_flop` of its work."""
+class LinearCost:
+    """Seconds of a phase: `fixed` for each start, and `per_flop` of its work."""
 
     fixed: float
     per_flop: float
@@ -79,41 +79,41 @@ def _clocked(rows: Iterable[ClockRow]) -> float:
     return sum(last.values())
 
 
-def lines(small: Observations, large: Observations) -> dict[str, Line]:
-    """A line for each phase through a short run and a longer one."""
-    fitted = {phase: _line(small.get(phase), seen) for phase, seen in large.items()}
-    start = fitted.pop(START, Line(0.0, 0.0))
+def linear_costs(small: Observations, large: Observations) -> dict[str, LinearCost]:
+    """The cost of each phase, fitted through a short run and a longer one."""
+    fitted = {phase: _linear_cost(small.get(phase), seen) for phase, seen in large.items()}
+    start = fitted.pop(START, LinearCost(0.0, 0.0))
     if "training" in fitted:
-        fitted["training"] = Line(start.fixed, fitted["training"].per_flop)
+        fitted["training"] = LinearCost(start.fixed, fitted["training"].per_flop)
     return fitted
 
 
-def _line(small: PhaseObservation | None, large: PhaseObservation) -> Line:
-    """The line through two runs; a rate that noise has made negative becomes that of the larger."""
+def _linear_cost(small: PhaseObservation | None, large: PhaseObservation) -> LinearCost:
+    """The cost through two runs; a rate that noise makes negative becomes that of the larger."""
     begins = max(1, large.begins)
     if large.flops <= 0:
-        return Line(large.seconds / begins, 0.0)
+        return LinearCost(large.seconds / begins, 0.0)
     more = 0.0 if small is None else large.flops - small.flops
     longer = 0.0 if small is None else large.seconds - small.seconds
     if more <= 0 or longer <= 0:
-        return Line(0.0, large.seconds / large.flops)
+        return LinearCost(0.0, large.seconds / large.flops)
     rate = min(longer / more, large.seconds / large.flops)
-    return Line((large.seconds - rate * large.flops) / begins, rate)
+    return LinearCost((large.seconds - rate * large.flops) / begins, rate)
 
 
 @dataclass(frozen=True)
 class MeasuredSpeed:
-    """Seconds by the lines of a probe on this machine; None for a phase that it did not have."""
+    """Seconds by the costs that a probe fitted here; None for a phase that it did not have."""
 
     parameters: int
-    lines: Mapping[str, Line]
+    linear_costs: Mapping[str, LinearCost]
 
     def seconds(self, work: Work) -> float | None:
         """Seconds of all work of a phase."""
-        line = self.lines.get(work.phase)
-        if line is None:
+        cost = self.linear_costs.get(work.phase)
+        if cost is None:
             return None
-        return work.begins * line.fixed + work.flops(self.parameters) * line.per_flop
+        return work.begins * cost.fixed + work.flops(self.parameters) * cost.per_flop
 
 
 def behaviour_of(root: Path, source: str, guess: Behaviour) -> Behaviour:

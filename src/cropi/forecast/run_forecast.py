@@ -16,7 +16,7 @@ from cropi.forecast.assumed_speed import AssumedSpeed
 from cropi.forecast.hardware import Hardware
 from cropi.forecast.memory import MemoryPart, device_memory, disk_bytes, host_bytes
 from cropi.forecast.model_shape import ModelShape, read_shape
-from cropi.forecast.observation import Line, MeasuredSpeed
+from cropi.forecast.observation import LinearCost, MeasuredSpeed
 from cropi.forecast.placement import SPREADABLE_PHASES, Place, Placement
 from cropi.forecast.prompt_counts import PromptCounts, count_prompts
 from cropi.forecast.short_runs import ShortRuns
@@ -147,7 +147,7 @@ def forecast(
     behaviour: Behaviour,
     hardware: Hardware,
     gpus: int | None = None,
-    measured: Mapping[str, Line] | None = None,
+    measured: Mapping[str, LinearCost] | None = None,
 ) -> Forecast:
     """The forecast for a model of this shape and prompts of these counts; `gpus` as in `plan_run`.
 

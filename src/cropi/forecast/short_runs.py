@@ -21,7 +21,7 @@ from cropi.curriculum.loop import open_curriculum, run
 from cropi.curriculum.run_context import needs_of_arm
 from cropi.errors import InputError
 from cropi.forecast.hardware import Hardware
-from cropi.forecast.observation import Line, behaviour_of, lines, observe
+from cropi.forecast.observation import LinearCost, behaviour_of, linear_costs, observe
 from cropi.forecast.prompt_counts import PromptCounts
 from cropi.forecast.workload import Behaviour, SampledSet
 from cropi.policy.checkpoint_source import locate
@@ -63,7 +63,7 @@ class ShortRuns:
     base: Path | None = None
     reporter: ProgressReporter | None = None
 
-    def probe(self, guess: Behaviour) -> tuple[dict[str, Line], Behaviour]:
+    def probe(self, guess: Behaviour) -> tuple[dict[str, LinearCost], Behaviour]:
         """The speed of every phase here, and how the untrained policy answers.
 
         Raises InputError for whatever a run of the config would refuse.
@@ -76,16 +76,16 @@ class ShortRuns:
                 name: run(self._in(root, each), self.base, self.reporter)
                 for name, each in configs.items()
             }
-            seconds = lines(*(observe(folder) for folder in folders.values()))
+            seconds = linear_costs(*(observe(folder) for folder in folders.values()))
             return {
-                "lines": {phase: asdict(line) for phase, line in seconds.items()},
+                "lines": {phase: asdict(cost) for phase, cost in seconds.items()},
                 "behaviour": asdict(behaviour_of(folders["large"], "probe", guess)),
             }
 
         machine = (asdict(self.hardware), os.environ.get("OMP_NUM_THREADS", ""))
         settings = configs["large"].model_dump(mode="json")
         values = self._measured("probe", (settings, machine), measure)
-        fitted = {phase: Line(**line) for phase, line in values["lines"].items()}
+        fitted = {phase: LinearCost(**cost) for phase, cost in values["lines"].items()}
         return fitted, behaviour_from(values["behaviour"])
 
     def pilot(self, guess: Behaviour) -> Behaviour:

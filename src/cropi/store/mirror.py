@@ -100,19 +100,19 @@ class Mirror:
         stored = {self._name(file): file for file in self.store.under()}
         content = self.store.read(self.store.at(LEDGER))
         if content is None:
-            self._forget_copy()
+            self._clear_if_removed()
             return
         entries, _ = parse_ledger(content.decode(errors="replace"))
         listed = listed_files(entries.values())
         self._there = {name: each for name, each in listed.items() if name in stored}
-        wanted = [name for name in listed if not _can_wait(name, entries)]
+        wanted = [name for name in listed if not _is_fetched_later(name, entries)]
         at_once(self._fetch, [name for name in wanted if name in self._there])
         local = Ledger(self.root)
         local.take_over({key: e for key, e in entries.items() if self._is_whole(e)}, entries)
         for name, file in stored.items():
             if "/" not in name and name not in listed and name != LEDGER:
-                self._take_newer(name, file)
-        self._mark()
+                self._adopt_if_newer(name, file)
+        self._write_identity()
 
     def fetch(self, folder: str) -> None:
         """Fetch the listed files below a folder that are not here."""
@@ -147,17 +147,17 @@ class Mirror:
     def _push(self, listed: Mapping[str, str]) -> None:
         new = [name for name, content in listed.items() if not self.holds(name, content)]
         at_once(self._upload, [name for name in new if (self.root / name).is_file()])
-        self._push_beside(listed)
+        self._upload_unlisted(listed)
         self.lease.require_held()
         if (self.root / LEDGER).exists():
             self._upload(LEDGER)
         gone = [name for name in self._there if name not in listed]
         self.store.remove([self.store.at(name) for name in gone])
         self._there = dict(listed)
-        self._mark()
+        self._write_identity()
 
-    def _push_beside(self, listed: Collection[str]) -> None:
-        """Upload the files of the directory itself that no output is made of, such as timings."""
+    def _upload_unlisted(self, listed: Collection[str]) -> None:
+        """Upload files of the directory that belong to no output, such as timings."""
         for file in sorted(self.root.iterdir()):
             if file.name in listed or file.name == LEDGER or not _is_kept(file):
                 continue
@@ -166,8 +166,8 @@ class Mirror:
                 self._upload(file.name)
                 self._beside[file.name] = state
 
-    def _take_newer(self, name: str, file: StoredFile) -> None:
-        """Take a file that is not an output, unless the one here continues it."""
+    def _adopt_if_newer(self, name: str, file: StoredFile) -> None:
+        """Take the store's copy of an unlisted file, unless the one here continues it."""
         target, content = self.root / name, self.store.read(file.path) or b""
         if not (target.is_file() and target.read_bytes().startswith(content)):
             with atomic_write(target) as part:
@@ -195,15 +195,15 @@ class Mirror:
     def _upload(self, name: str) -> None:
         self.store.upload(self.root / name, self.store.at(name))
 
-    def _forget_copy(self) -> None:
-        """Empty the directory if the run that it is a copy of was removed from the store."""
+    def _clear_if_removed(self) -> None:
+        """Empty the directory if its run was removed from the store."""
         if not read_record(self.root / IDENTITY).get("mirrored"):
             return
         for file in self.root.iterdir():
             if file.name not in (LOCK, IDENTITY):
                 remove(file)
 
-    def _mark(self) -> None:
+    def _write_identity(self) -> None:
         record = read_record(self.root / IDENTITY)
         if not record.get("mirrored"):
             write_json(self.root / IDENTITY, {**record, "mirrored": True})
@@ -226,8 +226,8 @@ def _is_kept(file: Path) -> bool:
     return file.is_file() and not (in_between or file.name.startswith("."))
 
 
-def _can_wait(name: str, entries: Collection[str]) -> bool:
-    """Whether a file is of the weights after a stage whose next stage is trained."""
+def _is_fetched_later(name: str, entries: Collection[str]) -> bool:
+    """Whether a file holds weights of a stage whose next stage is already trained."""
     folder, _, inside = name.partition("/policy/")
     if not inside or Path(inside).suffix in REPORTED:
         return False

@@ -35,8 +35,8 @@ from cropi.exchange.imports.rollout_format import (
     all_formats,
     format_named,
     recognised_format,
+    row_with_reward,
     unrecognised_rows_error,
-    with_reward,
 )
 from cropi.plugin_calls import PluginError, calling
 from cropi.prompts.row_columns import RowNotes, cell_of
@@ -200,7 +200,7 @@ def _format_of(
         return None
     row = first[1]
     named = any(cell_of(row, name) is not None for name in rewards)
-    return recognised_format(with_reward(row) if named or unjudged else row, formats)
+    return recognised_format(row_with_reward(row) if named or unjudged else row, formats)
 
 
 def _require_column(file: Path, rewards: Sequence[str]) -> None:
@@ -234,7 +234,7 @@ def _no_rollouts_error(
     for file in files[:1]:
         if file.suffix != ".pt" and (first := next(iter(open_rows(file, torn)), None)):
             number, row = first
-            if rewards and recognised_format(with_reward(row), formats):
+            if rewards and recognised_format(row_with_reward(row), formats):
                 return missing_reward_error(rewards, row, f"{file} row {number}")
             return unrecognised_rows_error(f"{file} row {number}", row)
     return InputError(

@@ -13,8 +13,8 @@ from cropi.prompts.row_files import NumberedRow
 from cropi.text import shown
 
 TITLE = KINDS["rollout_format"].title
-LAST = ("plain",)
-"""Formats that are tried where no other recognises a row."""
+FALLBACK_FORMATS = ("plain",)
+"""Formats that are tried only if no other recognises a row."""
 
 
 class RolloutFormat(Protocol):
@@ -30,7 +30,7 @@ class RolloutFormat(Protocol):
 def all_formats() -> dict[str, RolloutFormat]:
     """An object of each built-in format, by name; the most general comes last."""
     names = plugin_names("rollout_format")
-    ordered = [*(n for n in names if n not in LAST), *LAST]
+    ordered = [*(n for n in names if n not in FALLBACK_FORMATS), *FALLBACK_FORMATS]
     return {name: find_plugin("rollout_format", name)() for name in ordered}
 
 
@@ -50,15 +50,15 @@ def recognised_format(row: Row, formats: dict[str, RolloutFormat]) -> str | None
     return None
 
 
-def with_reward(row: Row) -> Row:
-    """The row with a reward, if it has none: would it then be a rollout?"""
+def row_with_reward(row: Row) -> Row:
+    """The row with a reward of 0 unless it has one, to see whether only the reward is missing."""
     return {"reward": 0.0, **row}
 
 
 def unrecognised_rows_error(where: str, row: Row) -> InputError:
     """The error for rows that no format recognises, or that only lack a reward."""
     columns = shown(", ".join(cell_names(row)), 300)
-    if recognised_format(with_reward(row), all_formats()):
+    if recognised_format(row_with_reward(row), all_formats()):
         return InputError(
             f"{where} holds a response and no reward (its columns are {columns}); name the column "
             "of the reward with --reward, or judge the responses by the answers of --prompts with "
