@@ -24,6 +24,7 @@ FLOORS = (
         "errors",
         "text",
         "short_repr",
+        "settings_messages",
         "schema",
         "arguments",
         "settings",

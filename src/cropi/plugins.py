@@ -38,7 +38,8 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 from cropi.errors import InputError
 from cropi.plugin_calls import calling, reason_of
-from cropi.settings import NoSettings, Section, message_of
+from cropi.settings import NoSettings, Section
+from cropi.settings_messages import message_of
 from cropi.text import require_path, shown
 from cropi.users_code import code_at
 

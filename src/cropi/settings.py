@@ -6,14 +6,14 @@ plug-in that they belong to. `cropi.config` assembles them. Importing this modul
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
+    ValidationError,
     ValidationInfo,
     field_validator,
 )
@@ -21,8 +21,14 @@ from pydantic_core import PydanticCustomError
 
 from cropi.errors import InputError
 from cropi.schema import TEMPERATURES
+from cropi.settings_messages import explain, section_in
 from cropi.short_repr import ShortRepr
 from cropi.text import require_path, shown
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
 
 MOST = 10_000_000
 """Largest count: more prompts, steps or tokens than any run will see."""
@@ -35,7 +41,23 @@ PathText = Annotated[str, AfterValidator(require_path)]
 """A path, URL or hub id as text."""
 
 
-class Section(ShortRepr, BaseModel):
+class SectionType(ModelMetaclass):
+    """Settings that are made in Python are refused as those of a file are: by an InputError.
+
+    Only a call of the class comes here; sections within others are made by pydantic itself, which
+    collects what is wrong with all of them.
+    """
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        """Make the settings. Raises InputError naming the key, the value and the fix."""
+        try:
+            return super().__call__(*args, **settings)
+        except ValidationError as error:
+            kind: Any = self
+            raise InputError(explain(error, self.__name__, kind)) from None
+
+
+class Section(ShortRepr, BaseModel, metaclass=SectionType):
     """A group of settings: immutable, strict about its keys, and without NaN or infinity.
 
     True and false are not numbers, nor are numbers true or false, and a count is at most `MOST`.
@@ -59,6 +81,17 @@ class Section(ShortRepr, BaseModel):
             if is_count and not -MOST <= each <= MOST:
                 raise ValueError(f"{shown(each)} is beyond {MOST:,}; give a smaller number")
         return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Raise InputError: settings do not change, as what was checked together would not hold."""
+        try:
+            super().__setattr__(name, value)
+        except ValidationError:
+            kind = type(self).__name__
+            raise InputError(
+                f"{kind}.{name} cannot be changed; give it where the {kind} is made, or take a "
+                f"copy: .model_copy(update={{{name!r}: {shown(value, 60)}}})"
+            ) from None
 
     def values_shown(self) -> dict[str, Any]:
         """The settings that are not the defaults; `model_dump()` has all of them."""
@@ -95,11 +128,6 @@ def _example(value: Any, kind: type) -> str:
     return f"{choices[0]}={shown(value, 60)}" if choices else "..."
 
 
-def message_of(problem: Mapping[str, Any]) -> str:
-    """What pydantic says of one wrong value, without its word for our own messages."""
-    return str(problem["msg"]).removeprefix("Value error, ")
-
-
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:
     """Nested settings as dotted keys."""
     if not isinstance(values, dict):
@@ -127,13 +155,3 @@ def _scalars_in(annotation: Any) -> set[type]:
         return {annotation}
     inner = [_scalars_in(each) for each in getattr(annotation, "__args__", ())]
     return set().union(*inner)
-
-
-def section_in(annotation: Any) -> type[Section] | None:
-    """The Section class in a field's annotation, such as `list[PromptSource] | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        if (section := section_in(argument)) is not None:
-            return section
-    return None

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from cropi.config import RunConfig, load_config, presets, to_yaml, validate
+from cropi.config import (
+    RolloutsConfig,
+    RunConfig,
+    SelectionConfig,
+    TrainerChoice,
+    TrainingConfig,
+    load_config,
+    presets,
+    to_yaml,
+    validate,
+)
 from cropi.errors import InputError
 
 POOL = [{"pocket": ["all"]}]
@@ -247,9 +259,38 @@ def test_a_rich_config_survives_a_round_trip(file: Path) -> None:
 
 def test_a_config_cannot_be_changed_after_validation(file: Path) -> None:
     config = load_config(str(file))
-    with pytest.raises(ValueError, match="frozen"):
+    with pytest.raises(InputError, match=r"RunConfig.seed cannot be changed.*'seed': 3"):
         config.seed = 3
-    assert isinstance(config, RunConfig)
+    assert config.seed == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SelectionConfig(ratio=3), "SelectionConfig: ratio = 3: input should be less than"),
+        (lambda: SelectionConfig(ration=1), "unknown key ration (value 1); did you mean 'ratio'?"),  # type: ignore[call-arg]
+        (lambda: RolloutsConfig(n=8), "RolloutsConfig: unknown key n (value 8); it is called resp"),  # type: ignore[call-arg]
+        (lambda: TrainingConfig(engine={"beta": 1}), "unknown key engine.beta (value 1); trl has"),  # type: ignore[arg-type]
+        (lambda: TrainerChoice(name="nosuch"), "TrainerChoice: unknown training engine 'nosuch'"),  # type: ignore[call-arg]
+        (
+            lambda: RunConfig(**{**minimal(), "selection": {"ratio": 3}, "seed": "x"}),
+            "RunConfig has 2 problems: (1) seed = 'x': give a whole number; (2) selection.ratio =",
+        ),
+    ],
+)
+def test_settings_made_in_python_are_refused_in_the_words_of_a_files(
+    make: Callable[[], Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=re.escape(message)) as refusal:
+        make()
+    assert "\n" not in str(refusal.value)
+
+
+def test_sections_within_others_are_the_same_as_those_made_alone() -> None:
+    whole = RunConfig(**{**minimal(), "selection": {"ratio": 0.2}})
+    assert whole.selection == SelectionConfig(ratio=0.2)
+    assert pickle.loads(pickle.dumps(whole)) == whole
+    assert whole.model_copy(update={"seed": 3}).seed == 3
 
 
 def test_loading_a_config_imports_no_torch(file: Path) -> None:

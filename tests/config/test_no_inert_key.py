@@ -32,7 +32,8 @@ from cropi.rollouts.settings import EngineChoice
 from cropi.schema import InfluenceEstimate, Sampling
 from cropi.selection import find_strategy
 from cropi.selection.settings import SelectionConfig, StrategyChoice
-from cropi.settings import Section, section_in
+from cropi.settings import Section
+from cropi.settings_messages import section_in
 from cropi.sketches import SketchChoice, make_sketch
 from cropi.study.runner import run_threads
 from cropi.study.study_plan import StudyPlan
@@ -48,7 +49,7 @@ from support.tiny_models import mixed_groups
 from support.tiny_runs import tiny_config
 
 PROGRAM = Path(cropi.__file__).parent
-CHECKS = ("settings.py", "plugins.py", "loading.py", "messages.py", "settings_page.py")
+CHECKS = ("settings.py", "plugins.py", "loading.py", "settings_messages.py", "settings_page.py")
 Read = set[tuple[str, str]]
 
 EVERYTHING = (

@@ -14,7 +14,8 @@ import yaml
 from cropi.config import RunConfig
 from cropi.config.settings_page import json_schema, markdown
 from cropi.plugins import Choice, find_plugin, plugin_names, settings_of
-from cropi.settings import Section, section_in
+from cropi.settings import Section
+from cropi.settings_messages import section_in
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = [

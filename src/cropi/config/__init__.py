@@ -1,8 +1,7 @@
 """The configuration of a run: one YAML file, typed, validated, without inert options.
 
 Sections live beside the code that they configure; `run_config` assembles them, `config_file` reads
-a file, `messages` says what is wrong with it. Loading a config imports no torch unless it names a
-sketch.
+a file. Loading a config imports no torch unless it names a sketch.
 """
 
 from cropi.config.config_file import (

@@ -15,7 +15,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from cropi.config.config_file import config_values, resolved_from, validate
-from cropi.config.messages import MOST_PROBLEMS
 from cropi.config.run_config import RunConfig
 from cropi.errors import InputError
 from cropi.plugins import is_built_in, resolve_name
@@ -24,7 +23,7 @@ from cropi.policy.settings import ModelConfig
 from cropi.prompts.settings import PromptsConfig, PromptSource
 from cropi.prompts.sources import first_prompts
 from cropi.schema import Prompt
-from cropi.settings import section_in
+from cropi.settings_messages import MOST_PROBLEMS, section_in
 from cropi.store.object_store import require_supported
 from cropi.store.tables import require_set_names
 from cropi.text import remote_url, shortened

@@ -15,12 +15,12 @@ from pydantic import ValidationError
 
 from cropi.arguments import require_kind, require_list_of
 from cropi.config import yaml_text
-from cropi.config.messages import explain
 from cropi.config.run_config import RunConfig
 from cropi.errors import InputError
 from cropi.plugins import Choice, is_built_in
 from cropi.prompts.shards import find_shards
 from cropi.settings import Section
+from cropi.settings_messages import explain
 from cropi.text import remote_url, require_path, require_plain, shortened, shown
 
 SectionType = TypeVar("SectionType", bound=Section)
@@ -64,7 +64,7 @@ def validate(values: dict[str, Any], origin: str, base: Path | None = None) -> R
     try:
         return RunConfig.model_validate(values, context={"folders": (base,) if base else ()})
     except ValidationError as error:
-        raise InputError(explain(error, origin)) from None
+        raise InputError(explain(error, f"config {origin}", RunConfig)) from None
 
 
 def resolve_model_path(config: RunConfig, base: Path | None) -> RunConfig:

@@ -7,7 +7,8 @@ from typing import Any, get_args
 
 from cropi.config.run_config import RunConfig
 from cropi.plugins import Choice, find_plugin, plugin_names, settings_of
-from cropi.settings import Section, default_of, section_in
+from cropi.settings import Section, default_of
+from cropi.settings_messages import section_in
 
 HEAD = """# Settings
 

@@ -18,7 +18,7 @@ from cropi.prompts.overlap import PHRASE_WORDS, SharedPhrase, normalised, shared
 from cropi.prompts.settings import PromptsConfig, PromptSource
 from cropi.prompts.sources import load_source, subsample
 from cropi.schema import Prompt, derive_seed
-from cropi.settings import message_of
+from cropi.settings_messages import message_of
 from cropi.text import nfc, plural, shown
 
 POOL = "pool"
@@ -318,7 +318,7 @@ def load_prompts(
     notes: list[str] = []
     templated = has_chat_template(tokenizer)
     try:
-        source = PromptSource(path=str(path), **columns)
+        source = PromptSource.model_validate({"path": str(path), **columns})
     except ValidationError as error:
         reasons = "; ".join(map(_wrong_column, error.errors()))
         raise InputError(f"prompts of {path}: {reasons}") from None

@@ -1,16 +1,16 @@
-"""What is wrong with a config, in one sentence that names the key, the value and the fix."""
+"""What is wrong with settings, in one sentence that names the key, the value and the fix.
+
+Whether a file holds them, a command line or Python: pydantic's own words are of none of these.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from cropi.config.run_config import RunConfig
-from cropi.plugins import Choice
-from cropi.settings import Section, message_of, section_in
 from cropi.text import printable, shortened, shown
 
 RENAMED_KEYS = {
@@ -115,10 +115,9 @@ MOST_PROBLEMS = 20
 """Problems that one message lists."""
 
 
-def explain(error: ValidationError, origin: str, kind: type[Section] = RunConfig) -> str:
-    """Sum up what pydantic reports, every problem numbered where there are several."""
+def explain(error: ValidationError, subject: str, kind: type[BaseModel]) -> str:
+    """Sum up what pydantic reports of a section, every problem numbered where there are several."""
     problems = [line for e in _without_branches(error.errors()) for line in _explain_one(e, kind)]
-    subject = f"config {origin}" if kind is RunConfig else origin
     if len(problems) == 1:
         return shortened(f"{subject}: {problems[0]}")
     listed = " ".join(f"({n}) {line};" for n, line in enumerate(problems[:MOST_PROBLEMS], 1))
@@ -147,7 +146,22 @@ def _without_branches(problems: Sequence[Any]) -> list[Any]:
     return merged
 
 
-def _explain_one(problem: Any, kind: type[Section], parents: tuple[str, ...] = ()) -> list[str]:
+def message_of(problem: Mapping[str, Any]) -> str:
+    """What pydantic says of one wrong value, without its word for our own messages."""
+    return str(problem["msg"]).removeprefix("Value error, ")
+
+
+def section_in(annotation: Any) -> Any:
+    """The class of settings in a field's annotation, such as `list[PromptSource] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        if (section := section_in(argument)) is not None:
+            return section
+    return None
+
+
+def _explain_one(problem: Any, kind: type[BaseModel], parents: tuple[str, ...] = ()) -> list[str]:
     """The sentences about one problem; `parents` lead to the section `kind` that it is in."""
     inner = tuple(str(p) for p in problem["loc"] if not str(p).startswith("function-"))
     location = (*parents, *inner)
@@ -211,17 +225,17 @@ def _hint(location: tuple[str, ...], allowed: Sequence[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(allowed)}"
 
 
-def _keys_at(location: Sequence[str], kind: type[Section]) -> list[str]:
+def _keys_at(location: Sequence[str], kind: type[BaseModel]) -> list[str]:
     """Return the keys allowed in the section at `location` below `kind`."""
     return sorted(getattr(_section_at(location, kind), "model_fields", {}))
 
 
-def _section_at(location: Sequence[str], kind: type[Section]) -> Any:
+def _section_at(location: Sequence[str], kind: type[BaseModel]) -> Any:
     """Return the section at `location` below `kind`; None where a plug-in decides what it is."""
     model: Any = kind
     for name in location:
         fields = getattr(model, "model_fields", {})
         if name in fields:
             model = section_in(fields[name].annotation)
-            model = None if model and issubclass(model, Choice) else model
+            model = None if hasattr(model, "kind") else model
     return model
