@@ -9,11 +9,12 @@ import pkgutil
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
 import cropi
-from cropi import diagnostics
+from cropi import diagnostics, report
 from cropi.influence.cosines import Influence
 from cropi.influence.targets import TargetReliability
 from cropi.schema import (
@@ -27,6 +28,7 @@ from cropi.schema import (
 )
 from cropi.short_repr import ShortRepr
 from cropi.training import StageOutcome
+from support.synthetic_study import write_study
 
 MANY = re.compile(r"NDArray|Array|Any|list|dict|tuple|Sequence|Mapping|Counter")
 """In an annotation: may hold more than fits on a screen."""
@@ -49,7 +51,8 @@ def dataclasses_by_name() -> dict[str, set[type]]:
 def public_results() -> Iterator[type]:
     """The dataclasses that public functions return, and those in their fields."""
     named = dataclasses_by_name()
-    functions = [getattr(m, name) for m in (cropi, diagnostics) for name in m.__all__]
+    packages = (cropi, diagnostics, report)
+    functions = [getattr(package, name) for package in packages for name in package.__all__]
     waiting = [f.__annotations__["return"] for f in functions if inspect.isfunction(f)]
     seen: set[str] = set()
     while waiting:
@@ -137,3 +140,12 @@ def test_settings_print_what_is_not_the_default() -> None:
     assert "temperature" not in text
     assert len(text.splitlines()) < 50
     assert config.model_dump()["rollouts"]["temperature"] == 1
+
+
+def test_a_study_is_a_screen_of_names(tmp_path: Path) -> None:
+    curve = [0.2, 0.3, 0.4, 0.5, 0.6]
+    accuracies = {name: dict.fromkeys(range(5), curve) for name in ("full", "cropi")}
+    text = repr(report.write_study_report(write_study(tmp_path / "study", accuracies)))
+    assert "strategies={'full': StrategyResult(...), 'cropi': StrategyResult(...)}" in text
+    assert "runs=[10 x RunResult]" in text
+    assert len(text.splitlines()) < 30

@@ -132,10 +132,16 @@ def _numbers(values: Any) -> str:
 
 def _mapping(values: Mapping[Any, Any]) -> str:
     first = list(values.items())[:MOST_ENTRIES]
-    parts = [f"{shown(key, LONGEST_TEXT)}: {_short(value)}" for key, value in first]
+    parts = [f"{shown(key, LONGEST_TEXT)}: {_entry(value)}" for key, value in first]
     if len(values) > MOST_ENTRIES:
         parts.append(f"... {len(values):,} in all")
     return _joined("{", parts, "}")
+
+
+def _entry(value: Any) -> str:
+    """A value of a mapping; of a large result only what it is."""
+    text = _short(value)
+    return f"{type(value).__name__}(...)" if is_dataclass(value) and "\n" in text else text
 
 
 def _list(values: Sequence[Any]) -> str:

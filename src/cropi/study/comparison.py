@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cropi.estimation.intervals import Interval, mean_interval
+from cropi.short_repr import ShortRepr
 from cropi.study import measures
 from cropi.study.measures import AXES, LEVELS, Acceleration, Axis, BreakEven, Curves
 from cropi.study.results import RunResult, StudyFiles, read_study
@@ -22,8 +23,8 @@ ORACLE = "oracle"
 """The strategy that knows where the targets are: a bound, not a method anyone could use."""
 
 
-@dataclass(frozen=True)
-class StrategyResult:
+@dataclass(frozen=True, repr=False)
+class StrategyResult(ShortRepr):
     """What one strategy did by itself: means over its finished seeds, with intervals.
 
     `change` is untargeted accuracy's last minus its first evaluation. `costs` are a seed's whole
@@ -41,8 +42,8 @@ class StrategyResult:
     phases: dict[str, dict[str, float]]
 
 
-@dataclass(frozen=True)
-class BaselineComparison:
+@dataclass(frozen=True, repr=False)
+class BaselineComparison(ShortRepr):
     """A strategy against the baseline, over the `seeds` that both have finished.
 
     `final`, `area` and `untargeted` are differences, the strategy's minus the baseline's.
@@ -60,8 +61,8 @@ class BaselineComparison:
     break_even: dict[float, BreakEven]
 
 
-@dataclass(frozen=True)
-class Study:
+@dataclass(frozen=True, repr=False)
+class Study(ShortRepr):
     """A study as read and measured. Strategies without a finished seed have no result.
 
     `comparisons` is empty where the baseline has no finished seed; the baseline is not compared

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cropi.short_repr import ShortRepr
 from cropi.store.metrics import (
     FORWARD,
     FORWARD_BACKWARD,
@@ -70,8 +71,8 @@ class PhaseCost:
         return self.tokens_generated + self.tokens_forward
 
 
-@dataclass(frozen=True)
-class CumulativeCosts:
+@dataclass(frozen=True, repr=False)
+class CumulativeCosts(ShortRepr):
     """Cumulative costs at T evaluations, float64 `(T,)` under each of MEASURES.
 
     `training` is the arm's training alone; `selection` its rollouts and scoring up to then. Seconds

@@ -55,6 +55,7 @@ from cropi.estimation.intervals import (
     ratio_of_means,
     t_quantile,
 )
+from cropi.short_repr import ShortRepr
 
 Array = NDArray[np.float64]
 Axis = Literal["steps", "flops", "seconds"]
@@ -68,8 +69,8 @@ TOLERANCE = 1e-9
 """Accuracies are means of rates: a level counts as reached within rounding."""
 
 
-@dataclass(frozen=True)
-class Curves:
+@dataclass(frozen=True, repr=False)
+class Curves(ShortRepr):
     """One strategy's finished seeds at the T evaluation steps that all of them share.
 
     `steps` is `(T,)`, from 0; `targeted` and `untargeted` are `(S, T)`, `untargeted` None where

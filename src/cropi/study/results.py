@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from cropi.errors import InputError
 from cropi.plugins import name_in, slug
+from cropi.short_repr import ShortRepr
 from cropi.store.ledger import Ledger
 from cropi.store.metrics import CostRow, EvaluationRow, StageRow
 from cropi.study.accuracy import (
@@ -44,8 +45,8 @@ Array = NDArray[np.float64]
 DEFAULT_BASELINE = "full"
 
 
-@dataclass(frozen=True)
-class SetCurve:
+@dataclass(frozen=True, repr=False)
+class SetCurve(ShortRepr):
     """Accuracy on one set at T evaluations: `steps` int64 `(T,)`, `accuracy` float64 `(T,)`."""
 
     name: str
@@ -57,8 +58,8 @@ class SetCurve:
     costs: CumulativeCosts
 
 
-@dataclass(frozen=True)
-class RunResult:
+@dataclass(frozen=True, repr=False)
+class RunResult(ShortRepr):
     """One strategy with one seed: accuracy at T evaluations, what it had paid, what it selected.
 
     `targeted` and `untargeted` are float64 `(T,)`: means over sets; `untargeted` is NaN where no
@@ -89,8 +90,8 @@ class RunResult:
         return bool(ends and self.planned_steps and self.steps[-1] >= self.planned_steps)
 
 
-@dataclass
-class StudyFiles:
+@dataclass(repr=False)
+class StudyFiles(ShortRepr):
     """A study's plan and the runs that are there; `missing` says in words what is not."""
 
     root: Path

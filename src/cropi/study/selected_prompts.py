@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from cropi.errors import InputError
 from cropi.rollouts.statistics import summarise_rollout_file
+from cropi.short_repr import ShortRepr
 from cropi.store.files import file_hash, read_table
 from cropi.store.run_directory import pool_rollouts
 from cropi.store.tables import read_selection
@@ -20,8 +21,8 @@ from cropi.store.tables import read_selection
 Counts = dict[str, int]
 
 
-@dataclass(frozen=True)
-class StageSelection:
+@dataclass(frozen=True, repr=False)
+class StageSelection(ShortRepr):
     """What one stage selected: prompts by source, and their mean pass rate under the rollouts.
 
     `pass_rate` is None where no rollout of a selected prompt was judged.
@@ -32,8 +33,8 @@ class StageSelection:
     pass_rate: float | None
 
 
-@dataclass(frozen=True)
-class RunSelections:
+@dataclass(frozen=True, repr=False)
+class RunSelections(ShortRepr):
     """A run's selections, stage by stage, beside the pool by source and its mean pass rate.
 
     `sampled` counts the pool's prompts that the strategy rolled out where it took a sample of its
