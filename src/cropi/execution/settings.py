@@ -37,4 +37,6 @@ class RaySettings(Section):
 class ScaleConfig(Section):
     """Where rollouts and scores are computed; default: one after the other in this process."""
 
-    ray: RaySettings | None = Field(None, description="spread them over workers that Ray places")
+    ray: RaySettings | None = Field(
+        None, description="spread rollouts and scoring over workers that Ray places"
+    )

@@ -30,6 +30,4 @@ class ModelConfig(Section):
     attention: Literal["sdpa", "eager", "flash_attention_2"] | None = Field(
         None, description="implementation of attention; default: the model's"
     )
-    trust_remote_code: bool = Field(
-        False, description="run the Python code that a hub repository brings"
-    )
+    trust_remote_code: bool = Field(False, description="run Python code from a hub repository")

@@ -98,7 +98,7 @@ class PromptsConfig(Section):
         "error", description="prompts over max_tokens stop the run, or are dropped and counted"
     )
     max_tokens: Count | None = Field(
-        None, description="tokens a prompt may have; default: context minus new tokens"
+        None, description="longest prompt, in tokens; default: the context minus new tokens"
     )
     overlap: Literal["remove", "keep", "error"] = Field(
         "remove",
