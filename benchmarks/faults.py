@@ -34,7 +34,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from cropi.cli.printing import print_table
-from cropi.policy import places
+from cropi.policy import checkpoint_source
 from cropi.store import files, ledger, policy_record
 from cropi.store.files import write_json
 from cropi.store.ledger import Ledger
@@ -188,7 +188,7 @@ CHECKS = {
     Ledger: ("is_current", "damaged", "record", "repair", "all_intact", "notes"),
     files: ("_seal", "_has_written_content", "content_hash"),
     policy_record: ("write_policy_record", "require_intact"),
-    places: ("require_intact",),
+    checkpoint_source: ("require_intact",),
     ledger: ("content_hash",),
 }
 """Everything that hashes or compares stored files, where it is looked up."""

@@ -215,3 +215,27 @@ def test_no_function_is_written_twice() -> None:
                 homes.setdefault(body, set()).add(f"{path}:{node.name}")
     twice = {body: where for body, where in homes.items() if len(where) > 1}
     assert {body: where for body, where in twice.items() if len(body) > LONGEST_COMMON_BODY} == {}
+
+
+def test_scripts_and_benchmarks_import_what_is_there() -> None:
+    repository = TESTS.parent
+    folders = [repository / name for name in ("benchmarks", "scripts", "examples")]
+    scripts = [path for folder in folders for path in folder.rglob("*.py")]
+    missing = {
+        f"{path.relative_to(repository)}:{node.lineno} {node.module}.{alias.name}"
+        for path in scripts
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.ImportFrom) and below_cropi(node.module or "") is not None
+        for alias in node.names
+        if not is_importable(node.module or "", alias.name)
+    }
+    assert missing == set()
+
+
+def is_importable(module: str, name: str) -> bool:
+    """Whether a module of cropi is there and mentions a name, or has a module of that name."""
+    path = MODULES.get(below_cropi(module) or FACADE)
+    if path is None:
+        return False
+    names = re.findall(r"\w+", path.read_text(encoding="utf-8"))
+    return below_cropi(f"{module}.{name}") in MODULES or name in names
