@@ -13,7 +13,7 @@ from cropi.rollouts import load_engine
 from cropi.rollouts.checked_engine import CheckedEngine
 from cropi.rollouts.engines.engine import Completion
 from cropi.rollouts.settings import EngineChoice
-from cropi.rollouts.transformers_engine import TransformersEngine, plan_batches
+from cropi.rollouts.transformers_engine import TransformersEngine, plan_generation_batches
 from cropi.schema import Sampling
 
 PROMPTS = [[2, 3, 4, 5, 6, 7], [8, 9], [10, 11, 12, 13], [14]]
@@ -145,7 +145,7 @@ def test_a_model_in_training_mode_samples_in_eval_mode_and_returns_to_training(
 @pytest.mark.parametrize(("n", "batch_size"), [(1, 3), (4, 8), (4, 9), (7, 3), (8, 8)])
 def test_batches_hold_every_response_once_and_never_too_many(n: int, batch_size: int) -> None:
     lengths = [3, 9, 1, 4, 4, 7]
-    plan = plan_batches(lengths, n, batch_size)
+    plan = plan_generation_batches(lengths, n, batch_size)
     asked = [0] * len(lengths)
     for batch in plan:
         assert len(batch.prompts) * batch.responses <= batch_size

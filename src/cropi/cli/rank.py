@@ -143,7 +143,7 @@ def rank(
     require_apart(out, rollouts)
     require_trainer(to)
     sampled = {"responses": responses, "max-new-tokens": max_new_tokens, "temperature": temperature}
-    _require_meant(policy, like, gradients, behaviour, pass_at, sampled)
+    _require_effective(policy, like, gradients, behaviour, pass_at, sampled)
     policy_ref = policy_at(policy, dtype, device) if policy is not None else None
     with_policy = gradients and policy_ref is not None
     config = section(
@@ -165,7 +165,7 @@ def rank(
         logged = source.pool(rollouts, prompts)
         measured = None
         if policy_ref is not None and with_policy:
-            target = Targets(source, policy_ref, sampling, verifier, out / TARGETS)
+            target = TargetRollouts(source, policy_ref, sampling, verifier, out / TARGETS)
             behaviour_ref = policy_at(behaviour, dtype, device) if behaviour is not None else None
             measured = target.measure(logged, _named(like or []), config, behaviour_ref)
         ranking = _ranked(logged, config, seed, measured)
@@ -177,7 +177,7 @@ def rank(
     print_ranking(ranking, commands, page)
 
 
-def _require_meant(
+def _require_effective(
     policy: str | None,
     like: list[str] | None,
     gradients: bool,
@@ -225,7 +225,7 @@ def _named(values: Sequence[str]) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class LogSource:
-    """How the logs of one call are read."""
+    """The options by which a call reads logs."""
 
     format: str | None
     rewards: list[str]
@@ -278,8 +278,8 @@ class LogSource:
 
 
 @dataclass(frozen=True)
-class Targets:
-    """The targets: rollouts that there are, or prompts that the policy answers first."""
+class TargetRollouts:
+    """Makes rollouts of the targets: read from a log, or sampled from the policy."""
 
     source: LogSource
     policy: PolicyRef

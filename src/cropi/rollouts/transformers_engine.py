@@ -64,7 +64,7 @@ class TransformersEngine:
         does not change. A temperature of 0 decodes greedily.
         """
         completions: list[list[Completion]] = [[] for _ in prompt_ids]
-        plan = plan_batches([len(ids) for ids in prompt_ids], n, self.batch_size)
+        plan = plan_generation_batches([len(ids) for ids in prompt_ids], n, self.batch_size)
         with _sampling_mode(self.policy, sampling):
             for index, batch in enumerate(plan):
                 rows = [prompt_ids[p] for p in batch.prompts]
@@ -106,14 +106,16 @@ class TransformersEngine:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class GenerationBatch:
     """Prompts (positions in the caller's list) generated together, `responses` of each."""
 
     prompts: list[int]
     responses: int
 
 
-def plan_batches(lengths: Sequence[int], n: int, batch_size: int) -> list[Batch]:
+def plan_generation_batches(
+    lengths: Sequence[int], n: int, batch_size: int
+) -> list[GenerationBatch]:
     """Split prompts with `n` responses each into batches of at most `batch_size` rows, by length.
 
     Longest first, so that a batch that does not fit in memory fails at once. A prompt's responses
@@ -122,9 +124,9 @@ def plan_batches(lengths: Sequence[int], n: int, batch_size: int) -> list[Batch]
     order = sorted(range(len(lengths)), key=lambda p: (-lengths[p], p))
     if n > batch_size:
         pieces = [min(batch_size, n - start) for start in range(0, n, batch_size)]
-        return [Batch([prompt], piece) for prompt in order for piece in pieces]
+        return [GenerationBatch([prompt], piece) for prompt in order for piece in pieces]
     size = max(1, batch_size // max(n, 1))
-    return [Batch(order[start : start + size], n) for start in range(0, len(order), size)]
+    return [GenerationBatch(order[start : start + size], n) for start in range(0, len(order), size)]
 
 
 class LogprobRecorder:

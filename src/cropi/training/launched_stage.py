@@ -19,7 +19,7 @@ import torch
 from cropi.errors import InputError
 from cropi.execution.program import end_with_parent
 from cropi.store.files import atomic_write
-from cropi.training.launcher import JOB, OUTCOME, REFUSED, STEPS, Job, Report
+from cropi.training.launcher import JOB, OUTCOME, REFUSED, STEPS, StageJob, StageReport
 from cropi.training.stage import Row, StepProgress, ascii_path
 from cropi.training.trl_stage import TrlTrainer
 from cropi.verifiers import Judge
@@ -27,7 +27,7 @@ from cropi.verifiers import Judge
 
 def run(folder: Path) -> None:
     """Train the stage in `folder` together with the other processes."""
-    job: Job = pickle.loads((folder / JOB).read_bytes())
+    job: StageJob = pickle.loads((folder / JOB).read_bytes())
     if int(os.environ.get("WORLD_SIZE", "1")) != job.processes:
         raise InputError(
             f"training.engine.launch.processes = {job.processes}, and accelerate started "
@@ -40,7 +40,7 @@ def run(folder: Path) -> None:
         trainer = TrlTrainer(job.grpo, job.processes)
         outcome = trainer.train(job.plan, judge, place, None, progress)
         if first:
-            report = Report(outcome, judge.counts, judge.reasons)
+            report = StageReport(outcome, judge.counts, judge.reasons)
             with atomic_write(folder / OUTCOME) as part:
                 part.write_bytes(pickle.dumps(report))
 

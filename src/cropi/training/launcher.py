@@ -49,8 +49,8 @@ STARTED = ("MULTI_GPU", *SHARDING)
 
 
 @dataclass(frozen=True)
-class Job:
-    """What every process is given: the stage, how to judge, and the folder that gets the policy."""
+class StageJob:
+    """The input of every process: the stage, how to judge, and the folder for the policy."""
 
     plan: StagePlan
     grpo: Mapping[str, Any]
@@ -61,8 +61,8 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What the first process tells at the end."""
+class StageReport:
+    """The result that the first process reports."""
 
     outcome: StageOutcome
     counts: Mapping[str, Mapping[Any, int]]
@@ -104,11 +104,13 @@ class LaunchedTrainer:
 
         return train_in_parts(plan, out, train_part, evaluate, progress, outcome)
 
-    def _launch(self, plan: StagePlan, judge: Judge, out: Path, progress: StepProgress) -> Report:
+    def _launch(
+        self, plan: StagePlan, judge: Judge, out: Path, progress: StepProgress
+    ) -> StageReport:
         """Run the processes until they have left the policy in `out`."""
         with tempfile.TemporaryDirectory(prefix="cropi-launch-") as name:
             folder = Path(name)
-            job = Job(
+            job = StageJob(
                 plan,
                 self.grpo,
                 self.launch.processes,
