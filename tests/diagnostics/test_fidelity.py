@@ -15,11 +15,11 @@ from cropi.diagnostics.fidelity import (
     FidelityReport,
     SketchFidelity,
     SketchSpec,
-    agreement,
     pareto,
     rank_correlation,
     recommend,
     relative_error,
+    sketch_agreement,
     top_overlap,
 )
 from cropi.diagnostics.fidelity_experiment import FidelityExperiment
@@ -46,7 +46,7 @@ def made(
 def test_a_sketch_that_changes_nothing_agrees_wholly() -> None:
     rng = np.random.default_rng(0)
     cosines = {n: rng.normal(size=20).astype(np.float32) for n in ("v", "w")}
-    result = agreement(cosines, cosines, IDS, 0.1)
+    result = sketch_agreement(cosines, cosines, IDS, 0.1)
     assert result.precision == {"v": 1.0, "w": 1.0}
     assert result.spearman == pytest.approx({"v": 1.0, "w": 1.0})
     assert result.error == {"v": 0.0, "w": 0.0}

@@ -18,7 +18,7 @@ from cropi.errors import InputError
 from cropi.exchange.imports.pairing import pair_with_log, pair_with_prompts
 from cropi.exchange.imports.rollout_folder import read_rollout_log
 from cropi.exchange.ranking.logged_groups import LoggedGroups, logged_groups
-from cropi.exchange.ranking.policy_ranking import RECOMPUTED, WITHOUT_RATIOS, measure
+from cropi.exchange.ranking.policy_ranking import RECOMPUTED, WITHOUT_RATIOS, measure_pool
 from cropi.exchange.ranking.ranking import LoggedPool, logged_pool
 from cropi.pocket import rows
 from cropi.policy.reference import PolicyRef
@@ -112,7 +112,7 @@ def influence(
 ) -> tuple[dict[str, float], list[str]]:
     target = replace(made, groups=made.groups[::2], notes=[])
     settings = (SelectionConfig(strategy="ranking"), InfluenceConfig(batch_tokens=512))
-    measured = measure(pool, made, {"t": target}, policy, *settings, behaviour=behaviour)
+    measured = measure_pool(pool, made, {"t": target}, policy, *settings, behaviour=behaviour)
     assert measured.estimate is not None
     means = measured.estimate.mean["t"].tolist()
     return dict(zip(measured.estimate.prompt_ids, means, strict=True)), measured.notes

@@ -14,7 +14,7 @@ from torch import nn
 from cropi.config import ObjectiveConfig
 from cropi.errors import InputError
 from cropi.gradients import long_groups
-from cropi.gradients.batching import BatchLimits, parts_of, size_of
+from cropi.gradients.batching import BatchLimits, group_parts, size_of
 from cropi.gradients.collation import prepare
 from cropi.gradients.consumers import Directions, DotConsumer, NormConsumer
 from cropi.gradients.extractor import GradientExtractor
@@ -163,7 +163,7 @@ def test_parts_hold_every_response_once_and_keep_the_limits(
     rng = np.random.default_rng(prompt)
     for limits in (BatchLimits(1, 1), BatchLimits(60, 10**6), BatchLimits(10**6, 25)):
         group = prepare(0, random_group(rng, responses=20, prompt=prompt, longest=12))
-        parts = parts_of(group, limits, share_prefix)
+        parts = group_parts(group, limits, share_prefix)
         assert [part.index for part in parts] == np.cumsum(
             [0, *(len(part.unique_ids) for part in parts)]
         ).tolist()[:-1]

@@ -21,7 +21,7 @@ from cropi.errors import InputError
 from cropi.training import StageOutcome, StagePlan, find_trainer, launcher
 from cropi.training.launcher import accelerate_config, launch_command
 from cropi.training.settings import LaunchSettings
-from cropi.training.stage_parts import parts_of
+from cropi.training.stage_parts import stage_parts_of
 from cropi.training.trl_stage import require_training_state
 from cropi.verifiers import Judge
 from support.process_checks import eventually
@@ -191,9 +191,9 @@ def test_no_process_outlives_the_run_or_the_launcher(
 
 def test_a_stage_is_cut_where_it_is_evaluated(make_plan: MakePlan) -> None:
     plan = replace(make_plan("pocket", 2, first_step=0), evaluate_every=1)
-    whole = list(parts_of(plan, evaluated=False))
+    whole = list(stage_parts_of(plan, evaluated=False))
     assert whole == [plan]
-    parts = list(parts_of(plan, evaluated=True))
+    parts = list(stage_parts_of(plan, evaluated=True))
     assert [(part.first_step, part.steps) for part in parts] == [(0, 1), (1, 1)]
     assert [p for part in parts for p in part.prompts] == list(plan.prompts)
 

@@ -12,7 +12,7 @@ from cropi.errors import InputError
 from cropi.schema import Prompt
 from cropi.verifiers import Judge
 from cropi.verifiers.explanation import ExplainedVerdict, Explanations
-from cropi.verifiers.labels import agreement, judged_again, read_labels, write_labels
+from cropi.verifiers.labels import judged_again, label_agreement, read_labels, write_labels
 from cropi.verifiers.settings import VerifiersConfig
 from cropi.verifiers.verdict import Decision, Verdict
 
@@ -69,7 +69,7 @@ def test_corrections_are_false_positives_and_negatives(tmp_path: Path) -> None:
     file = tmp_path / "labels.csv"
     write_labels(file, [explained(t, r) for t, r in (("1", 1), ("2", 1), ("3", 0), ("4", 0))])
     relabelled(file, ["yes", "0", "right", ""])
-    result = agreement(read_labels(file))
+    result = label_agreement(read_labels(file))
     assert result.right == 1
     assert [row.response for row in result.false_positives] == ["2"]
     assert [row.response for row in result.false_negatives] == ["3"]

@@ -295,12 +295,12 @@ class TargetRollouts:
         behaviour: PolicyRef | None,
     ) -> MeasuredPool:
         """The influence of a pool's prompts on all targets."""
-        from cropi.exchange.ranking.policy_ranking import measure
+        from cropi.exchange.ranking.policy_ranking import measure_pool
 
         pool = self._groups(logged)
         targets = {name: self._target(name, path) for name, path in files.items()}
         with make_reporter().phase("influence", len(pool.groups)) as bar:
-            return measure(
+            return measure_pool(
                 logged,
                 pool,
                 targets,

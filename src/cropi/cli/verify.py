@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cropi.schema import Prompt, RolloutGroup
     from cropi.verifiers import Judge
     from cropi.verifiers.explanation import AnswerReading, ExplainedVerdict
-    from cropi.verifiers.labels import Agreement, LabelledResponse
+    from cropi.verifiers.labels import LabelAgreement, LabelledResponse
 
 WIDEST = 60
 """Characters of a cell."""
@@ -202,14 +202,14 @@ def _write_labels(path: Path, verdicts: Sequence[ExplainedVerdict]) -> None:
     )
 
 
-def _compared(path: Path, judge: Judge | None, threshold: float | None) -> Agreement:
-    from cropi.verifiers.labels import agreement, judged_again, read_labels
+def _compared(path: Path, judge: Judge | None, threshold: float | None) -> LabelAgreement:
+    from cropi.verifiers.labels import judged_again, label_agreement, read_labels
 
     labelled = read_labels(path)
-    return agreement(judged_again(labelled, judge) if judge else labelled, threshold)
+    return label_agreement(judged_again(labelled, judge) if judge else labelled, threshold)
 
 
-def _print_agreement(result: Agreement) -> None:
+def _print_agreement(result: LabelAgreement) -> None:
     wrong = len(result.false_positives) + len(result.false_negatives)
     compared = result.right + wrong
     if not compared:

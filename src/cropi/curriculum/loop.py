@@ -33,7 +33,7 @@ from cropi.curriculum.run_context import (
 from cropi.curriculum.run_steps import Steps
 from cropi.curriculum.start_rollouts import StartRollouts, collect_rollouts, collection_costs
 from cropi.curriculum.starting_point import (
-    load_prompts,
+    load_run_prompts,
     make_start_policy,
     record_inputs,
     warmup_costs,
@@ -150,7 +150,7 @@ def _prepare(
     directory, seeds = log.directory, Seeds(config.seed, config.data_seed)
     policies = Policies(config.model, config.result_settings("model"))
     longest, seed = config.longest_response, seeds.of("prompts")
-    sets = load_prompts(config.prompts, policies, judge, seed, longest, base, log)
+    sets = load_run_prompts(config.prompts, policies, judge, seed, longest, base, log)
     find_trainer(config.training.engine).check(first_stage(config, sets.pool))
     graders = {"verifiers": fingerprint(judge.code)} if judge.code else {}
     record_inputs(directory, sets, policies, seeds.by_name(config), config.code | graders)

@@ -34,7 +34,7 @@ from cropi.training.settings import TrainingConfig, WarmupConfig
 from cropi.verifiers import Judge
 
 
-def load_prompts(
+def load_run_prompts(
     settings: PromptsConfig,
     policies: Policies,
     judge: Judge,

@@ -54,7 +54,7 @@ class SketchSpec:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class SketchAgreement:
     """One sketch (one seed) against exact; by target, and `fused` over them."""
 
     precision: dict[str, float]
@@ -172,10 +172,12 @@ class FidelityReport(ShortRepr):
         )
 
 
-def agreement(exact: Cosines, sketched: Cosines, ids: Sequence[str], share: float) -> Agreement:
+def sketch_agreement(
+    exact: Cosines, sketched: Cosines, ids: Sequence[str], share: float
+) -> SketchAgreement:
     """Compare one sketch's cosines with the exact ones; ties are broken by id, as in selection."""
     count = selection_size(share, len(ids))
-    return Agreement(
+    return SketchAgreement(
         precision={n: top_overlap(exact[n], sketched[n], ids, count) for n in exact},
         spearman={n: rank_correlation(exact[n], sketched[n]) for n in exact},
         error={n: relative_error(exact[n], sketched[n]) for n in exact},
@@ -183,7 +185,9 @@ def agreement(exact: Cosines, sketched: Cosines, ids: Sequence[str], share: floa
     )
 
 
-def summarise(spec: SketchSpec, agreements: Sequence[Agreement], seconds: float) -> SketchFidelity:
+def summarise(
+    spec: SketchSpec, agreements: Sequence[SketchAgreement], seconds: float
+) -> SketchFidelity:
     """Means over targets and intervals over seeds."""
     return SketchFidelity(
         spec=spec,

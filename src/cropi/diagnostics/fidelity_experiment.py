@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from cropi.diagnostics.diagnosis_settings import FidelitySettings
 from cropi.diagnostics.fidelity import (
-    Agreement,
     FidelityReport,
+    SketchAgreement,
     SketchSpec,
-    agreement,
+    sketch_agreement,
     summarise,
 )
 from cropi.gradients.consumers import Directions, DotConsumer, NormConsumer
@@ -90,7 +90,7 @@ class FidelityExperiment:
         scorer = Scorer(self.extractor, progress=self.progress)
         influence = scorer.score(self.pool, self.targets)
         exact = influence.estimate
-        results: dict[SketchSpec, list[Agreement]] = {spec: [] for spec in self.specs}
+        results: dict[SketchSpec, list[SketchAgreement]] = {spec: [] for spec in self.specs}
         jobs = [(spec, seed) for seed in range(settings.seeds) for spec in self.specs]
         done = 0
         for part in self._passes(jobs):
@@ -141,7 +141,7 @@ class FidelityExperiment:
 
     def _compare(
         self, part: Sequence[tuple[SketchSpec, int]], exact: InfluenceEstimate
-    ) -> list[Agreement]:
+    ) -> list[SketchAgreement]:
         """One pass over targets and pool for all sketches of `part`."""
         sketches = [self._make(*job) for job in part]
         self._fit(sketches)
@@ -153,7 +153,7 @@ class FidelityExperiment:
         self._stream(self.pool, sketches, scores)
         names, share = list(self.targets), self.settings.top
         return [
-            agreement(
+            sketch_agreement(
                 exact.mean,
                 {n: score.cosines_PV[:, v] for v, n in enumerate(names)},
                 exact.prompt_ids,

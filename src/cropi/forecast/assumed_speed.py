@@ -28,7 +28,7 @@ from cropi.forecast.hardware import (
 )
 from cropi.forecast.memory import FP32, kept_gradient_bytes
 from cropi.forecast.model_shape import ModelShape
-from cropi.forecast.placement import Place, Placement
+from cropi.forecast.placement import PhaseDevices, Placement
 from cropi.forecast.workload import Work
 from cropi.gradients.batching import BATCH_TOKENS
 from cropi.rollouts.judged_groups import SamplingPlan
@@ -59,11 +59,11 @@ class AssumedSpeed:
         products = self._products(work, FORWARD_BACKWARD * work.backward) + self._gradients(work)
         return starting + (products + self._generation(work, place)) / place.devices
 
-    def _begins(self, work: Work, place: Place) -> int:
+    def _begins(self, work: Work, place: PhaseDevices) -> int:
         """How often weights are read: programs that train start again after every evaluation."""
         return work.starts if work.phase == "training" and place.start else work.begins
 
-    def place(self, work: Work) -> Place:
+    def place(self, work: Work) -> PhaseDevices:
         """Where work is done: workers sample chunks of prompts, so that a few occupy few."""
         place = self.placement.place_of(work.phase, work.backward > 0)
         if work.phase != "rollouts" or self.config.rollouts.engine.name != "transformers":
@@ -101,7 +101,7 @@ class AssumedSpeed:
         held = FP32 * self.shape.compared * len(self.config.prompts.validation)
         return seconds + batches * held / HOST_LINK_BANDWIDTH
 
-    def _generation(self, work: Work, place: Place) -> float:
+    def _generation(self, work: Work, place: PhaseDevices) -> float:
         """Sampling, and reading the prompts; seconds of all devices together."""
         read = FORWARD * (work.forward - work.backward)
         prefill = read * self.shape.parameters / (self.hardware.peak * PREFILL_SHARE)
@@ -130,7 +130,7 @@ class AssumedSpeed:
         least = LAYER_STEP_S.get(engine, 1e-4) * shape.layers if device.is_gpu else 0.0
         return max(moved, computed) + least
 
-    def _sampler(self, phase: str, place: Place) -> tuple[str, float, int]:
+    def _sampler(self, phase: str, place: PhaseDevices) -> tuple[str, float, int]:
         """The engine, the responses that each copy samples at once, and the longest one."""
         config, rollouts = self.config, self.config.rollouts
         choice, responses, longest = rollouts.engine, rollouts.responses, rollouts.max_new_tokens

@@ -27,7 +27,7 @@ SPREADABLE_PHASES = ("rollouts", "scoring", "training", "evaluation")
 
 
 @dataclass(frozen=True)
-class Place:
+class PhaseDevices:
     """Where a phase works: `devices` at once, which hold so many `copies` of the policy.
 
     Each time that its programs are started takes `start` seconds.
@@ -49,11 +49,11 @@ class Placement:
     on_gpu: bool = True
     asked: int | None = None
 
-    def place_of(self, phase: str, backward: bool = True) -> Place:
+    def place_of(self, phase: str, backward: bool = True) -> PhaseDevices:
         """Where a phase works; without `backward`, scoring is forward passes over prompts."""
         match phase:
             case "start-up":
-                return Place(start=2 * IMPORT_S if self.workers_stay else IMPORT_S)
+                return PhaseDevices(start=2 * IMPORT_S if self.workers_stay else IMPORT_S)
             case "training":
                 return self._training()
             case "scoring" if backward:
@@ -62,8 +62,8 @@ class Placement:
                 return self._sampling(self.config.rollouts.engine, self._workers())
             case "evaluation":
                 engine = self.config.evaluation.engine or self.config.rollouts.engine
-                return self._sampling(engine, Place())
-        return Place()
+                return self._sampling(engine, PhaseDevices())
+        return PhaseDevices()
 
     @property
     def most(self) -> int:
@@ -76,38 +76,38 @@ class Placement:
         ray = self.config.scale.ray
         return ray is not None and not (self.on_gpu or ray.gpus or address_of(ray.address))
 
-    def _training(self) -> Place:
+    def _training(self) -> PhaseDevices:
         engine = self.config.training.engine
         devices = self.asked or engine.devices
         over_machines = engine.name == "verl" or devices > PER_MACHINE
         start = SERVER_START_S if over_machines else IMPORT_S if devices > 1 else 0.0
         devices = devices if self.on_gpu else 1  # processes that share a machine's cores
-        return Place(devices, devices, start)
+        return PhaseDevices(devices, devices, start)
 
-    def _workers(self) -> Place:
+    def _workers(self) -> PhaseDevices:
         """Ray's workers, or this process."""
         ray = self.config.scale.ray
         if self.asked:
-            return Place(self.asked, self.asked, IMPORT_S if self.asked > 1 else 0.0)
+            return PhaseDevices(self.asked, self.asked, IMPORT_S if self.asked > 1 else 0.0)
         if ray is None:
-            return Place()
+            return PhaseDevices()
         if self.on_gpu:
             devices = math.ceil(ray.workers * ray.gpus)
         else:
             devices = ray.workers * ray.cpus // usable_cores() if address_of(ray.address) else 1
         devices = max(1, devices)
-        return Place(devices, devices, 0.0 if self.workers_stay else IMPORT_S)
+        return PhaseDevices(devices, devices, 0.0 if self.workers_stay else IMPORT_S)
 
-    def _sampling(self, engine: Choice, otherwise: Place) -> Place:
+    def _sampling(self, engine: Choice, otherwise: PhaseDevices) -> PhaseDevices:
         if engine.name == "transformers":
             return otherwise
         if engine.name != "vllm":
-            return Place()
+            return PhaseDevices()
         together = int(getattr(engine.settings, "tensor_parallel", 1))
         copies = int(getattr(engine.settings, "data_parallel", 1))
         if self.asked:
             copies = max(1, self.asked // together)
-        return Place(together * copies, copies, SERVER_START_S)
+        return PhaseDevices(together * copies, copies, SERVER_START_S)
 
     def requests(self, engine: Choice, phase: str) -> int:
         """Prompts that a server samples at once; copies that are added have as many each."""

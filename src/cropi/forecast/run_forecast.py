@@ -17,7 +17,7 @@ from cropi.forecast.hardware import Hardware
 from cropi.forecast.memory import MemoryPart, device_memory, disk_bytes, host_bytes
 from cropi.forecast.model_shape import ModelShape, read_shape
 from cropi.forecast.observation import LinearCost, MeasuredSpeed
-from cropi.forecast.placement import SPREADABLE_PHASES, Place, Placement
+from cropi.forecast.placement import SPREADABLE_PHASES, PhaseDevices, Placement
 from cropi.forecast.prompt_counts import PromptCounts, count_prompts
 from cropi.forecast.short_runs import ShortRuns
 from cropi.forecast.workload import (
@@ -86,7 +86,7 @@ class Forecast:
     counts: PromptCounts
     hardware: Hardware
     gpus: int
-    places: Mapping[str, Place]
+    places: Mapping[str, PhaseDevices]
     behaviour: Behaviour
     phases: Sequence[PhaseForecast]
     arms: Sequence[ArmForecast]

@@ -25,7 +25,7 @@ from cropi.gradients.attention import (
     supports_prefix_attention,
     text_config,
 )
-from cropi.gradients.collation import PreparedGroup, PromptBatch, collate, shortened
+from cropi.gradients.collation import PreparedGroup, PromptBatch, collate, shortened_group
 from cropi.gradients.ranks import ALONE, Ranks, rounds
 from cropi.text import plural
 
@@ -149,7 +149,9 @@ def plan_batches(
     return batches
 
 
-def parts_of(group: PreparedGroup, limits: BatchLimits, share_prefix: bool) -> list[PreparedGroup]:
+def group_parts(
+    group: PreparedGroup, limits: BatchLimits, share_prefix: bool
+) -> list[PreparedGroup]:
     """The group, or, where it exceeds the limits, as many responses at a time as do not.
 
     At least one, however long it is. Parts repeat a prompt that responses share, and so responses
@@ -245,7 +247,7 @@ class BatchPlanner:
         fitting, long = [], []
         for group in prepared:
             mode_of_group = mode or self._mode(group)
-            parts = parts_of(group, self._limits, mode_of_group.share_prefix)
+            parts = group_parts(group, self._limits, mode_of_group.share_prefix)
             if len(parts) == 1:
                 fitting.append(group)
             else:
@@ -255,7 +257,7 @@ class BatchPlanner:
     def shortened(self, prepared: Sequence[PreparedGroup]) -> list[PreparedGroup]:
         """Groups that a path can be checked with: of each long one, what fits."""
         fitting, long = self.separate(prepared, ROWS)
-        return [*fitting, *(shortened(each.group) for each in long)]
+        return [*fitting, *(shortened_group(each.group) for each in long)]
 
     def rank_batches(
         self,
@@ -310,7 +312,7 @@ class BatchPlanner:
 
     def _out_of_memory(self, batch: PromptBatch) -> InputError:
         rows, length = batch.shape
-        # Of one prompt, responses take at least as much as the prompt (`parts_of`).
+        # Of one prompt, responses take at least as much as the prompt (`group_parts`).
         is_smallest = rows == 1 and length <= 2 * batch.layout.prompts_NP.shape[1]
         remedy = (
             f"lower batch_tokens (now {self.batch_tokens})"

@@ -116,7 +116,7 @@ def _without_masked_tail(response: Response) -> Response:
     return replace(response, ids=ids[:end], logprobs=logprobs[:end], loss_mask=mask[:end])
 
 
-def shortened(group: PreparedGroup) -> PreparedGroup:
+def shortened_group(group: PreparedGroup) -> PreparedGroup:
     """The beginnings of two responses, different ones that are short and differ in reward.
 
     They are as long as it takes for two tokens of the policy's each, and a difference.

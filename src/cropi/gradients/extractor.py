@@ -66,7 +66,7 @@ from cropi.gradients.self_check import (
     require_covered,
 )
 from cropi.gradients.settings import ObjectiveConfig, TargetMemory
-from cropi.gradients.tensor_parts import parts_of
+from cropi.gradients.tensor_parts import rank_parts
 from cropi.schema import RolloutGroup
 
 SKETCHES_OF_PARTS = (
@@ -140,7 +140,7 @@ class GradientExtractor:
         self.parameters = trainable_parameters(self.model, self.patterns)
         if is_sharded(self.model) and (of := Ranks.of(self.model)).share_prompts:
             self.ranks = of
-        self.parts = parts_of(self.model, self.parameters, self.ranks)
+        self.parts = rank_parts(self.model, self.parameters, self.ranks)
         self.planner = BatchPlanner(self.model, self.batch_tokens, self.share_prefix)
 
     @property

@@ -87,7 +87,7 @@ def _columns(values: Tensor, whole: int, columns: tuple[int, int]) -> Tensor:
     return values[..., columns[0] : columns[1]]
 
 
-def parts_of(
+def rank_parts(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], ranks: Ranks
 ) -> dict[str, Part]:
     """The part of each parameter that this rank uses: all of it, unless ranks share the prompts."""

@@ -21,7 +21,7 @@ from cropi.arguments import ROLLOUTS_FIX, require_kind, require_list_of
 from cropi.errors import InputError
 from cropi.prompts.row_files import holds_text_rows
 from cropi.rollouts.number_checks import require_sound_numbers
-from cropi.rollouts.rollout_rows import Rows, read_rows
+from cropi.rollouts.rollout_rows import RolloutRows, read_rollout_rows
 from cropi.schema import (
     OPTIONAL_ROLLOUT_COLUMNS,
     ROLLOUT_COLUMNS,
@@ -54,7 +54,7 @@ def read_rollouts(path: str | Path) -> list[RolloutGroup]:
     """
     require_kind(path, (str, Path), "path", "give the path of one file of rollouts")
     table, columns = _open(path)
-    rows = read_rows(columns)
+    rows = read_rollout_rows(columns)
     order = _row_order(columns)
     given = table_metadata(table).get(MAX_NEW_TOKENS)
     limit = Sampling().max_new_tokens if given is None else count_in(path, MAX_NEW_TOKENS, given)
@@ -74,7 +74,7 @@ def require_storable(groups: Sequence[RolloutGroup], name: str) -> None:
                 f"{name}: the group of prompt {group.prompt_id} cannot be stored ({error})"
             ) from error
         if group.responses:
-            read_rows(Columns(table, f"{name}, prompt {group.prompt_id}"))
+            read_rollout_rows(Columns(table, f"{name}, prompt {group.prompt_id}"))
 
 
 def as_groups(rollouts: Sequence[RolloutGroup] | str | Path) -> Sequence[RolloutGroup]:
@@ -232,7 +232,7 @@ def _row_order(columns: Columns) -> list[NDArray[np.int64]]:
 
 
 def _group(
-    columns: Columns, rows: Rows, members: NDArray[np.int64], max_new_tokens: int
+    columns: Columns, rows: RolloutRows, members: NDArray[np.int64], max_new_tokens: int
 ) -> RolloutGroup:
     """Build one group from its rows, which must agree on prompt and sampling."""
     first, *others = members.tolist()
@@ -268,7 +268,7 @@ def _group(
     )
 
 
-def _response(rows: Rows, row: int) -> Response:
+def _response(rows: RolloutRows, row: int) -> Response:
     status = rows.statuses[row]
     return Response(
         ids=rows.response_ids[row],

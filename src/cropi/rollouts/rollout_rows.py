@@ -20,7 +20,7 @@ _SAMPLING_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
 
 
 @dataclass(slots=True)
-class Rows:
+class RolloutRows:
     """The file's columns as arrays and lists, one element per row."""
 
     prompt_ids: Ragged
@@ -36,7 +36,7 @@ class Rows:
     logprob_modes: list[LogprobMode]
 
 
-def read_rows(columns: Columns) -> Rows:
+def read_rollout_rows(columns: Columns) -> RolloutRows:
     """Decode and check everything that concerns single rows."""
     rewards = columns.numbers("reward", pa.float64(), missing=float("nan"), nulls=float("nan"))
     statuses = _statuses(columns, rewards)
@@ -47,7 +47,7 @@ def read_rows(columns: Columns) -> Rows:
     prompt_ids, response_ids = _token_ids(columns)
     masks = _loss_masks(columns, response_ids)
     logprobs = _logprobs(columns, response_ids, masks, statuses)
-    return Rows(
+    return RolloutRows(
         prompt_ids,
         response_ids,
         logprobs,

@@ -58,14 +58,14 @@ def train_in_parts(
 def part_folders(plan: StagePlan, out: Path, evaluated: bool) -> Iterator[tuple[StagePlan, Path]]:
     """Yield the parts of a stage, each beginning where the one before ended, and their folders."""
     start = plan.start
-    for part in parts_of(plan, evaluated):
+    for part in stage_parts_of(plan, evaluated):
         step = part.first_step + part.steps
         folder = out if step == plan.first_step + plan.steps else out / f"until-{step}"
         yield replace(part, start=start), folder
         start = str(folder)
 
 
-def parts_of(plan: StagePlan, evaluated: bool) -> Iterator[StagePlan]:
+def stage_parts_of(plan: StagePlan, evaluated: bool) -> Iterator[StagePlan]:
     """Cut a stage after every step at which it is evaluated."""
     first, end = plan.first_step, plan.first_step + plan.steps
     every = plan.evaluate_every if evaluated else None

@@ -40,7 +40,7 @@ class LabelledResponse:
 
 
 @dataclass(frozen=True, slots=True)
-class Agreement:
+class LabelAgreement:
     """How a verifier agrees with labels; false positives are rewards that should not be."""
 
     right: int
@@ -126,7 +126,9 @@ def judged_again(labelled: Sequence[LabelledResponse], judge: Judge) -> list[Lab
     return [replace(row, reward=r) for row, r in zip(labelled, rewards, strict=True)]
 
 
-def agreement(labelled: Sequence[LabelledResponse], threshold: float | None = None) -> Agreement:
+def label_agreement(
+    labelled: Sequence[LabelledResponse], threshold: float | None = None
+) -> LabelAgreement:
     """Compare rewards with labels; both pass above 0, or from `threshold` on."""
 
     def passes(reward: float) -> bool:
@@ -144,4 +146,4 @@ def agreement(labelled: Sequence[LabelledResponse], threshold: float | None = No
             (positives if passes(row.reward) else negatives).append(row)
     unlabelled = sum(row.label is None for row in labelled)
     not_judged = sum(row.label is not None and row.reward is None for row in labelled)
-    return Agreement(right, positives, negatives, unlabelled, not_judged)
+    return LabelAgreement(right, positives, negatives, unlabelled, not_judged)

@@ -39,7 +39,7 @@ RECOMPUTED = (
 )
 
 
-def measure(
+def measure_pool(
     logged: LoggedPool,
     pool: LoggedGroups,
     targets: Mapping[str, LoggedGroups],

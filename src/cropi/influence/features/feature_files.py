@@ -235,7 +235,7 @@ def _place_in_store(identity: StoreIdentity, number: int) -> str:
     return f"shard {number} of {fingerprint(asdict(identity))}"
 
 
-def read_rows(folder: Path, number: int, identity: StoreIdentity) -> ShardRows:
+def read_shard_rows(folder: Path, number: int, identity: StoreIdentity) -> ShardRows:
     """Read a shard's table.
 
     Raises InputError if it or its matrix is damaged, belongs to another store or shard, or has

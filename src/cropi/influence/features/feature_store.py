@@ -29,7 +29,7 @@ from cropi.influence.features.feature_files import (
     map_matrix,
     matrix_path,
     read_identity,
-    read_rows,
+    read_shard_rows,
     require_comparable,
     rows_path,
 )
@@ -79,7 +79,9 @@ class FeatureStore:
         self._indices = self.identity.shard_indices()
         self._require_complete()
         self._require_sketch_file()
-        shards = [read_rows(self.folder, n, self.identity) for n, _ in enumerate(self._indices)]
+        shards = [
+            read_shard_rows(self.folder, n, self.identity) for n, _ in enumerate(self._indices)
+        ]
         self.prompt_ids = self._unique_ids(shards)
         self.norms = np.concatenate([rows.norms for rows in shards])
         self.lengths = np.concatenate([rows.lengths for rows in shards]).astype(np.float64)

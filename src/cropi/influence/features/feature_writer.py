@@ -28,7 +28,7 @@ from cropi.influence.features.feature_files import (
     map_matrix,
     matrix_path,
     read_identity,
-    read_rows,
+    read_shard_rows,
     rows_path,
     write_identity,
     write_shard,
@@ -173,7 +173,7 @@ class FeatureWriter:
         if not rows_path(self.folder, number).is_file():
             return False
         try:
-            rows = read_rows(self.folder, number, self.identity)
+            rows = read_shard_rows(self.folder, number, self.identity)
             map_matrix(matrix_path(self.folder, number), len(indices), self.identity)
         except InputError:
             return False
