@@ -274,6 +274,21 @@ class HiddenUse(nn.Module):
         return self.inner(x) + 0.5 * nn.functional.linear(x.tanh(), self.inner.weight)
 
 
+@pytest.mark.parametrize("name", ["qwen2-tied", "gpt2"])
+def test_a_model_under_accelerates_mixed_precision_takes_the_fast_path(name: str) -> None:
+    model, groups = tiny_model(name), mixed_groups(4)
+    expected = gradients(model, groups)
+    accelerate.Accelerator(cpu=True, mixed_precision="bf16").prepare(model)
+    mixed = model.forward
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        actual = gradients(model, groups)
+        list(LogprobReader(model).batches(groups))
+    assert model.forward is mixed
+    for fine, rounded in zip(expected, actual, strict=True):
+        assert float(direction(fine) @ direction(rounded)) > 0.99
+
+
 def test_checking_a_bf16_model_changes_no_bit_of_it(qwen: nn.Module) -> None:
     coarse = qwen.bfloat16()
     before = {name: tensor.clone() for name, tensor in coarse.state_dict().items()}

@@ -257,8 +257,9 @@ def _checkpoint_in_evaluation(layer: nn.Module, forward: Callable[..., Any], *in
 def in_float32(model: nn.Module) -> Iterator[bool]:
     """Compute in float32 where possible; yields whether it is.
 
-    Converting half precision to float32 and back is lossless. Quantised, sharded or very large
-    weights, and attention that does not support float32 (flash attention), are left as they are.
+    Converting half precision to float32 and back is lossless, and accelerate's mixed precision is
+    off meanwhile. Quantised, sharded or very large weights, and attention that does not support
+    float32 (flash attention), are left as they are.
     """
     half = (torch.bfloat16, torch.float16)
     converted = [t for t in (*model.parameters(), *model.buffers()) if t.dtype in half]
@@ -272,7 +273,23 @@ def in_float32(model: nn.Module) -> Iterator[bool]:
     try:
         for tensor in converted:
             tensor.data = tensor.data.float()
-        yield True
+        with _without_autocast(model):
+            yield True
     finally:
         for tensor, dtype in zip(converted, dtypes, strict=True):
             tensor.data = tensor.data.to(dtype)
+
+
+@contextmanager
+def _without_autocast(model: nn.Module) -> Iterator[None]:
+    """Call the forward that accelerate has wrapped in its autocast, if it has."""
+    attributes = vars(model)
+    wrapped, plain = attributes.get("forward"), attributes.get("_original_forward")
+    if wrapped is None or plain is None:
+        yield
+        return
+    model.forward = plain
+    try:
+        yield
+    finally:
+        model.forward = wrapped

@@ -53,7 +53,7 @@ def linear_rule(
 ) -> Iterator[tuple[str, Contribution]]:
     """`nn.Linear`: weight [O, I] and bias [O]."""
     left_TO = flat_positions(output_gradient, batch)
-    right_TI = flat_positions(inputs, batch)
+    right_TI = flat_positions(inputs, batch).to(left_TO.dtype)  # as autocast multiplied them
     yield "weight", MatrixContribution(left_TO, right_TI, batch.positions)
     if getattr(module, "bias", None) is not None:
         sums_NO = output_gradient.sum(1, dtype=torch.float32)
@@ -75,7 +75,7 @@ def head_rule(
     module: nn.Module, inputs: Tensor, output_gradient: Tensor, batch: PromptBatch
 ) -> Iterator[tuple[str, Contribution]]:
     """The output head, which sees only the predicting positions: [1, S, ...]."""
-    left_SO, right_SI = output_gradient[0], inputs[0]
+    left_SO, right_SI = output_gradient[0], inputs[0].to(output_gradient.dtype)
     yield "weight", MatrixContribution(left_SO, right_SI, batch.predictions)
     if getattr(module, "bias", None) is not None:
         sums_PO = sum_by_prompt(left_SO.float(), batch.slot_S, batch)
