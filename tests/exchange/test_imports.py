@@ -222,6 +222,44 @@ def test_a_metric_of_several_responses_of_lm_eval_is_no_reward(tmp_path: Path) -
     assert "metric of several responses together, not used: 1 row" in log.notes[0]
     log = _read_lm_eval(tmp_path, {**row, "exact_match": [1.0, 0.0, 1.0]})
     assert [r.reward for r in log.responses] == [1, 0, 1]
+    log = _read_lm_eval(tmp_path, {**row, "acc": [0, 1, 1], "f1": [1, 1, 0]}, rewards=["acc", "f1"])
+    assert [r.reward for r in log.responses] == [1, 2, 1]
+
+
+def test_filters_of_older_lm_evals_have_no_name(tmp_path: Path) -> None:
+    row = lm_eval_row(samples()[0], exact_match=0.0)
+    older = {key: cell for key, cell in row.items() if key not in ("filter", "metrics")}
+    log = _read_lm_eval(tmp_path, older, {**older, "exact_match": 1.0})
+    assert [r.reward for r in log.responses] == [1]
+
+
+def test_other_responses_to_a_document_of_lm_eval_are_of_their_own(tmp_path: Path) -> None:
+    row = lm_eval_row(samples()[0], exact_match=0.0)
+    log = _read_lm_eval(tmp_path, row, {**row, "filter": "lenient", "resps": [["6"]]}, row)
+    assert [r.text for r in log.responses] == [row["resps"][0][0]] * 2 + ["6"]
+
+
+@pytest.mark.parametrize(
+    ("target", "answer"),
+    [
+        ("['5', 'five']", '["5", "five"]'),
+        (["5", "five"], '["5", "five"]'),
+        ("[2, 3]", "[2, 3]"),
+        ("[0, 1) ]", "[0, 1) ]"),
+        (5, "5"),
+        (None, ""),
+    ],
+)
+def test_targets_of_lm_eval_may_be_alternatives(target: Any, answer: str, tmp_path: Path) -> None:
+    log = _read_lm_eval(tmp_path, lm_eval_row(samples()[0], target=target))
+    assert log.responses[0].answer == answer
+
+
+def test_rows_of_lm_eval_without_a_response_are_left_out(tmp_path: Path) -> None:
+    row = lm_eval_row(samples()[0])
+    log = _read_lm_eval(tmp_path, *({**row, "resps": resps} for resps in ([[None]], [[]], None)))
+    assert [r.text for r in log.responses] == [""]
+    assert "without a response, left out: 2 rows" in log.notes[0]
 
 
 def test_choices_by_likelihood_are_left_out_and_counted(tmp_path: Path) -> None:

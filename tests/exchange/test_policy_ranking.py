@@ -27,7 +27,7 @@ from cropi.rollouts.settings import RolloutsConfig
 from cropi.schema import Prompt, RolloutGroup
 from cropi.selection.settings import SelectionConfig
 from support.command_line import Command, in_process
-from support.trainer_logs import write_lines
+from support.trainer_logs import Sample, lm_eval_row, write_lines
 
 SAMPLING = RolloutsConfig(responses=6, max_new_tokens=16)
 
@@ -196,6 +196,18 @@ def test_conversations_without_ids_leave_their_group_and_are_counted(
     made = logged_groups(pool, policy, 1.0)
     assert all(len(group.usable) == SAMPLING.responses - 1 for group in made.groups)
     assert f"{len(groups)} responses whose text is not all" in " ".join(made.notes)
+
+
+def test_greedy_responses_have_the_temperature_that_is_given(
+    tmp_path: Path, policy: PolicyRef
+) -> None:
+    row = lm_eval_row(Sample("a1+1=", "2", "2", 1.0, step=1, group=1, place=0))
+    (call,) = row["arguments"].values()
+    call["arg_1"] = {"temperature": 0}
+    log = read_rollout_log(write_lines(tmp_path / "1.jsonl", [row]))
+    made = logged_groups(logged_pool(log, pair_with_log(log), None), policy, 0.5)
+    assert [group.sampling.temperature for group in made.groups] == [0.5]
+    assert "1 response sampled greedily, taken as sampled at temperature 0.5" in made.notes
 
 
 def test_prompts_without_their_templates_marks_are_not_tokenised(

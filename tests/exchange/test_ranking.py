@@ -25,6 +25,7 @@ from support.trainer_logs import (
     TASKS,
     WRITERS,
     Task,
+    lm_eval_row,
     samples,
     write_data,
     write_lines,
@@ -166,6 +167,12 @@ def test_responses_without_a_reward_are_in_no_rate(tmp_path: Path) -> None:
     (row,) = ranked_table(ranking).to_pylist()
     assert (row["raw_pass_rate"], row["responses"]) == (0.5, 4)
     assert any("2 responses without a reward" in note for note in ranking.notes)
+
+
+def test_a_log_without_rewards_is_refused_with_what_was_noted(tmp_path: Path) -> None:
+    write_lines(tmp_path / "1.jsonl", [lm_eval_row(samples()[0], resps=[["5", "6"]])])
+    with pytest.raises(InputError, match=r"several responses together.*no response with a reward"):
+        ranking_of(tmp_path)
 
 
 def test_a_log_without_rewards_is_judged_by_the_rows_of_the_data(

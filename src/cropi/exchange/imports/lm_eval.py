@@ -1,14 +1,15 @@
 """Samples of EleutherAI's lm-evaluation-harness: `samples_<task>_<time>.jsonl` (`--log_samples`).
 
 Fields (0.4.13): doc_id, doc, target, arguments, resps, filtered_resps, filter, metrics, hashes, and
-a column for each metric. Each of a task's filters, which take the answer out of a response, has
-rows of its own for the same responses: a response is right if one of them reads it so. Where a
-task samples several responses, metrics are of what a filter makes of them all, and none of a
-single one.
+a column for each metric. Up to 0.4.5 neither `filter` nor `metrics` is written. Each of a task's
+filters, which take the answer out of a response, has rows of its own for the same responses: a
+response is right if one of them reads it so. Where a task samples several responses, metrics are of
+what a filter makes of them all, and none of a single one.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,12 +24,15 @@ from cropi.exchange.imports.logged import (
     read_prompt,
     reward_number,
     reward_status,
+    summed_reward,
 )
 from cropi.plugins import plugin
 from cropi.prompts.formats import TEMPLATE_MARKS
 from cropi.prompts.json_values import as_text, parsed_json
 from cropi.prompts.row_files import NumberedRow
 
+_FIELDS = ("doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics")
+_HASHES = ("doc_hash", "prompt_hash", "target_hash")
 _FILE = re.compile(r"samples_(?P<task>.+)_\d{4}-\d\d-\d\dT.*")
 
 
@@ -50,21 +54,27 @@ class LMEvalSamples:
 
     def responses(self, rows: Iterable[NumberedRow], file: LogFile) -> Iterator[LoggedResponse]:
         """The responses of every document, once, however many filters read them."""
-        documents: dict[str, list[_Document]] = {}
+        documents: dict[tuple[str, ...], list[_Document]] = {}
         for number, row in rows:
             where = file.where(number)
             asked = _request(row)
             if asked is None:
                 file.notes.add("a choice by likelihood, which is no response, left out", where)
                 continue
-            rewards = _rewards(row, file, where)
-            name, same = str(row.get("filter", "")), documents.setdefault(str(row["doc_id"]), [])
+            texts = _texts(row)
+            if not texts:
+                file.notes.add("without a response, left out", where)
+                continue
+            rewards = _rewards(row, texts, file, where)
+            same = documents.setdefault((str(row["doc_id"]), str(asked[0]), *texts), [])
+            name = str(row.get("filter") or f"of row {number}")
             unread = next((each for each in same if name not in each.filters), None)
             if unread is None:
-                same.append(_Document(_responses(row, asked, rewards, file, where), {name}))
+                judged = list(zip(texts, rewards, strict=True))
+                same.append(_Document(_responses(row, asked, judged, file, where), {name}))
                 continue
             unread.filters.add(name)
-            for response, reward in zip(unread.responses, rewards, strict=False):
+            for response, reward in zip(unread.responses, rewards, strict=True):
                 response.reward = float(np.fmax(response.reward, reward))
                 response.status = reward_status(response.reward)
         for same in documents.values():
@@ -88,35 +98,51 @@ def _request(row: Row) -> tuple[Any, Mapping[str, Any]] | None:
 
 
 def _texts(row: Row) -> list[str]:
-    """The responses to the only request of a task that generates."""
+    """The responses to the only request of a task that generates; an empty one for a null."""
     requests = parsed_json(row["resps"])
     texts = requests[0] if isinstance(requests, list) and requests else []
-    return [as_text(each) for each in texts] if isinstance(texts, list) else [as_text(texts)]
+    texts = texts if isinstance(texts, list) else [texts]
+    return ["" if each is None else as_text(each) for each in texts]
 
 
-def _rewards(row: Row, file: LogFile, where: str) -> list[float]:
+def _rewards(row: Row, texts: list[str], file: LogFile, where: str) -> list[float]:
     """The first metric, or what the user names, for each response; NaN where it is of several."""
-    metrics = parsed_json(row.get("metrics")) or []
-    value = row.get(metrics[0]) if isinstance(metrics, list) and metrics else None
-    count = len(_texts(row))
-    values = value if isinstance(value, list) and len(value) == count else [value]
-    if count == 1:
-        return [file.reward(row, values[0], where)]
-    if len(values) == count:
-        return [reward_number(each, where) for each in values]
+    metrics = parsed_json(row.get("metrics"))
+    if not isinstance(metrics, list):
+        metrics = [name for name in row if name not in (*_FIELDS, *_HASHES)]
+    value = row.get(metrics[0]) if metrics else None
+    if len(texts) == 1:
+        return [file.reward(row, value, where)]
+    values = file.cells(row, where) if file.rewards else [value]
+    if all(isinstance(each, list) and len(each) == len(texts) for each in values):
+        numbers = [[reward_number(each, where) for each in cell] for cell in values]
+        return [summed_reward(each) for each in zip(*numbers, strict=True)]
     file.notes.add("a metric of several responses together, not used", where)
-    return [float("nan")] * count
+    return [float("nan")] * len(texts)
+
+
+def _answer(target: Any) -> str:
+    """The answer of a row. A list, as JSON or as Python shows it, holds alternatives."""
+    if isinstance(target, str) and target.startswith("[") and target.endswith("]"):
+        try:
+            alternatives = ast.literal_eval(target)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return target
+        if isinstance(alternatives, list) and all(isinstance(each, str) for each in alternatives):
+            return as_text(alternatives)
+    return "" if target is None else as_text(target).strip()
 
 
 def _responses(
     row: Row,
     asked: tuple[Any, Mapping[str, Any]],
-    rewards: list[float],
+    judged: list[tuple[str, float]],
     file: LogFile,
     where: str,
 ) -> list[LoggedResponse]:
+    """The responses of a row, from their texts and rewards."""
     prompt, (_, sampling) = read_prompt(asked[0], where), asked
-    target, document = row.get("target"), parsed_json(row["doc"])
+    document = parsed_json(row["doc"])
     temperature = sampling.get("temperature") if sampling.get("do_sample") is not False else None
     task = _FILE.fullmatch(file.path.name)
     return [
@@ -125,12 +151,12 @@ def _responses(
             text=text,
             reward=reward,
             status=reward_status(reward),
-            answer=as_text(target).strip() if isinstance(target, str | int | float) else "",
+            answer=_answer(row.get("target")),
             source=task["task"] if task else "",
             step=file.step_of(None, where),
             rendered=isinstance(prompt, str) and bool(TEMPLATE_MARKS.search(prompt)),
             temperature=float(temperature) if isinstance(temperature, int | float) else None,
             about=document if isinstance(document, Mapping) else {},
         )
-        for text, reward in zip(_texts(row), rewards, strict=True)
+        for text, reward in judged
     ]

@@ -108,7 +108,7 @@ def read_rollout_log(
         noted = f" ({'; '.join(log.notes)})" if log.notes else ""
         raise InputError(
             f"{log.place} is of the format {name} and holds no response{with_urls(noted)}; give "
-            "the folder with the results too"
+            "rollouts with responses (of batches, the folder with the results too)"
         )
     log.notes = [with_urls(note) for note in log.notes]
     return log

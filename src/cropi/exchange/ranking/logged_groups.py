@@ -101,6 +101,11 @@ class _GroupMaker:
         ]
         lengths = [len(response.ids) for response in responses]
         stated = next((r.temperature for r in logged if r.temperature is not None), None)
+        if stated == 0:  # greedy: there is no distribution that it was sampled from
+            self._counts[
+                f"sampled greedily, taken as sampled at temperature {self._temperature:g}"
+            ] += len(logged)
+            stated = None
         return RolloutGroup(
             prompt_id=prompt.prompt_id,
             prompt_ids=prompt_ids,

@@ -48,7 +48,7 @@ def pass_rule(
     if not len(values):
         raise InputError(
             f"{place} holds no response with a reward; give rollouts that were judged, or judge "
-            "them by the answers of --prompts with --verifier"
+            "them with --verifier, by the log's answers or those of --prompts"
         )
     if pass_at is not None:
         return PassRule(pass_at, _idle_threshold(pass_at, float(values[0]), float(values[-1])))

@@ -104,7 +104,10 @@ def logged_pool(log: RolloutLog, pairing: Pairing, pass_at: float | None) -> Log
     """
     indices, evaluated = _training_indices(log, pairing.indices)
     in_pool = [r for r, index in zip(log.responses, indices, strict=True) if index >= 0]
-    rule = pass_rule([response.reward for response in in_pool], pass_at, log.place, log.summed)
+    judged = any(response.status == "ok" for response in in_pool)
+    why = "" if judged or not log.notes else f" ({'; '.join(log.notes)})"
+    rewards = [response.reward for response in in_pool]
+    rule = pass_rule(rewards, pass_at, f"{log.place}{why}", log.summed)
     history = prompt_histories(log.responses, indices, len(pairing.pool), rule)
     suspicions = [
         find_suspicion(prompt, seen, log.responses, rule) if seen else None
