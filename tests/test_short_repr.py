@@ -15,6 +15,7 @@ import numpy as np
 
 import cropi
 from cropi import diagnostics, report
+from cropi.config import SelectionConfig
 from cropi.influence.cosines import Influence
 from cropi.influence.targets import TargetReliability
 from cropi.schema import (
@@ -105,6 +106,13 @@ def test_a_selection_and_a_group_show_what_few_numbers_they_have() -> None:
     assert "responses=[2 x Response]" in text
     assert "rewards=float64 [0, 1]" in text
     assert "logprobs=float32 [300], all -0.5" in repr(responses[0])
+
+
+def test_what_is_not_there_yet_is_left_out_and_an_array_without_numbers_is_its_shape() -> None:
+    for kind in (Selection, RolloutGroup, Influence, SelectionConfig):
+        assert repr(object.__new__(kind)) == f"{kind.__name__}()"
+    group = RolloutGroup("a", np.zeros((1_000_000, 0), np.int32), [])
+    assert "prompt_ids=int32 [1000000, 0]" in repr(group)
 
 
 def test_a_prompt_is_cut_where_its_text_is_long() -> None:

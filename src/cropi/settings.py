@@ -95,7 +95,7 @@ class Section(ShortRepr, BaseModel, metaclass=SectionType):
 
     def values_shown(self) -> dict[str, Any]:
         """The settings that are not the defaults; `model_dump()` has all of them."""
-        keys = type(self).model_fields
+        keys = [key for key in type(self).model_fields if hasattr(self, key)]
         return {key: getattr(self, key) for key in keys if not is_default(self, key)}
 
 

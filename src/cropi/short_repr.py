@@ -35,16 +35,17 @@ MOST_KINDS = 6
 class ShortRepr:
     """Of a dataclass (with `repr=False`), or of settings: a repr that fits on a screen.
 
-    Values that are the defaults are left out. `also_shown` names properties that say more than the
-    fields do.
+    Values that are the defaults are left out, and so is what an object does not have yet, as where
+    its own checks refuse it. `also_shown` names properties that say more than the fields do.
     """
 
     __slots__ = ()
     also_shown: ClassVar[tuple[str, ...]] = ()
 
     def __repr__(self) -> str:
-        properties = {name: getattr(self, name) for name in self.also_shown}
-        return _call(self, self.values_shown(), properties)
+        properties = {name: getattr(self, name, MISSING) for name in self.also_shown}
+        there = {name: value for name, value in properties.items() if value is not MISSING}
+        return _call(self, self.values_shown(), there)
 
     def __str__(self) -> str:
         return repr(self)
@@ -61,7 +62,7 @@ def _call(instance: Any, values: Mapping[str, Any], properties: Mapping[str, Any
 
 
 def _changed_fields(instance: Any) -> dict[str, Any]:
-    shown_fields = [f for f in fields(instance) if f.repr]
+    shown_fields = [f for f in fields(instance) if f.repr and hasattr(instance, f.name)]
     values = {f.name: (getattr(instance, f.name), _default(f)) for f in shown_fields}
     return {name: value for name, (value, default) in values.items() if not _equal(value, default)}
 
@@ -111,6 +112,8 @@ def _array(values: NDArray[Any]) -> str:
     text = f"{_dtype(values)} {list(values.shape)}"
     if values.dtype.kind not in "biuf":
         return text
+    if not values.size and max(values.shape) > MOST_NUMBERS:
+        return text  # its numbers would be as many empty lists
     if values.size <= MOST_NUMBERS:
         return f"{_dtype(values)} {_numbers(values.tolist())}"
     if values.dtype.kind == "b":

@@ -114,8 +114,9 @@ def _rewards(row: Row, texts: list[str], file: LogFile, where: str) -> list[floa
     if len(texts) == 1:
         return [file.reward(row, value, where)]
     values = file.cells(row, where) if file.rewards else [value]
-    if all(isinstance(each, list) and len(each) == len(texts) for each in values):
-        numbers = [[reward_number(each, where) for each in cell] for cell in values]
+    whole = [each for each in values if isinstance(each, list) and len(each) == len(texts)]
+    if len(whole) == len(values):
+        numbers = [[reward_number(each, where) for each in cell] for cell in whole]
         return [summed_reward(each) for each in zip(*numbers, strict=True)]
     file.notes.add("a metric of several responses together, not used", where)
     return [float("nan")] * len(texts)
