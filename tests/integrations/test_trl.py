@@ -20,7 +20,8 @@ from trl import GRPOConfig
 
 import cropi
 from cropi.errors import InputError
-from cropi.integrations.trl import Guidance, Positions, rows_by_id, sampling_alone
+from cropi.integrations.trainer_rows import rows_by_id
+from cropi.integrations.trl import Guidance, Positions, sampling_alone
 from cropi.selection.settings import SelectionConfig, StrategyChoice
 from cropi.store.tables import read_selection
 from support.guided_training import PROMPTS, QUIET, STAGE, STEPS, Guided, Remembering, data
@@ -225,8 +226,9 @@ def test_what_cannot_be_guided_is_refused(tmp_path: Path) -> None:
             Guidance(args(), pool, targets, wrong)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="set it to 0"):
         Guidance(args(dataloader_num_workers=2), pool, targets, 2)
-    with pytest.raises(InputError, match="not a share of the pool"):
-        Guidance(args(), pool, targets, 2, ratio=1.5)
+    for share in (1.5, "0.2", float("nan")):
+        with pytest.raises(InputError, match="not a share of the pool"):
+            Guidance(args(), pool, targets, 2, ratio=share)  # type: ignore[arg-type]
     refused = (
         r"selection='random' is not a SelectionConfig; "
         r"give SelectionConfig\(strategy='random'\)"
@@ -250,6 +252,18 @@ def test_what_cannot_be_guided_is_refused(tmp_path: Path) -> None:
     guidance = Guidance(args(), pool, targets, 2)
     with pytest.raises(InputError, match="attach"):
         guidance.dataset[0]
+
+
+def test_rows_are_named_by_their_content_where_that_can_be_written() -> None:
+    nan = float("nan")
+    rows = [{"prompt": "a", "x": nan}, {"prompt": "a", "x": float("nan")}, {"prompt": "b", "x": 1}]
+    assert len(rows_by_id("pool", Dataset.from_list(rows))) == 2, "equal rows are one"
+    picture = {"prompt": "a", "picture": b"\x00"}
+    with pytest.raises(InputError, match=r"row 1 has a value of type bytes .* give .* prompt_id"):
+        rows_by_id("pool", Dataset.from_list([picture]))
+    assert list(rows_by_id("pool", Dataset.from_list([{**picture, "prompt_id": "p"}]))) == ["p"]
+    with pytest.raises(InputError, match=r"pool row 2 is 'b'; give rows"):
+        rows_by_id("pool", cast("Any", [{"prompt": "a"}, "b"]))
 
 
 def test_ids_of_pool_and_targets_may_be_the_same_numbers() -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig
 
@@ -34,22 +34,18 @@ from cropi.influence.settings import InfluenceConfig
 from cropi.integrations.guided_stages import GuidedStages, GuideSettings
 from cropi.integrations.trained_groups import TrainedGroup, TrainedGroups
 from cropi.integrations.trainer_rewards import TrainerRewards
+from cropi.integrations.trainer_rows import Row, rows_by_id
 from cropi.policy.loading import Policy, context_of, eos_ids, neutral_generation_config
 from cropi.policy.tokenizer_loading import prepare_tokenizer
 from cropi.progress import log_reporter
 from cropi.prompts.chat_messages import chat_messages
-from cropi.prompts.json_values import json_value
 from cropi.rollouts.settings import RolloutsConfig
-from cropi.schema import PolicyIdentity, Prompt, Selection, fingerprint
+from cropi.schema import PolicyIdentity, Prompt, Selection
 from cropi.selection.settings import SelectionConfig
 from cropi.settings import given_or_default
 from cropi.text import plural, require_names, shown
 from cropi.training import stage_order
 from cropi.training.trl_config import NORMALISATION
-
-Row = dict[str, Any]
-ROWS = (Dataset, IterableDataset, list)
-"""What a set of rows may be."""
 
 
 @dataclass(frozen=True)
@@ -332,32 +328,6 @@ def weights_hash(model: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def rows_by_id(name: str, rows: Dataset, prefix: str = "") -> dict[str, Row]:
-    """A data set's rows by prompt id: the column `prompt_id`, else a hash of the content.
-
-    Equal rows are one. Raises InputError for a row without a prompt, for two different rows with
-    one id, or if there is none at all.
-    """
-    require_kind(rows, ROWS, name, "give a Dataset with a split, or a list of rows")
-    by_id: dict[str, Row] = {}
-    for number, row in enumerate(rows, 1):
-        where, prompt = f"{name} row {number}", row.get("prompt")
-        if not prompt or not isinstance(prompt, str | list):
-            raise InputError(
-                f"{where} has {shown(prompt, 60)} as its prompt; give text or a list of messages, "
-                f"as TRL's prompt-only format has it; the row has {shown(list(row), 100)}"
-            )
-        key = prefix + str(row.get("prompt_id") or fingerprint(json_value(row)))
-        if by_id.setdefault(key, row) != row:
-            raise InputError(
-                f"{where} has the prompt_id {shown(key, 60)} of another row; make the ids unique, "
-                "or remove the column"
-            )
-    if not by_id:
-        raise InputError(f"{name} has no rows; give at least one")
-    return by_id
-
-
 def _prompts(rows: Mapping[str, Row]) -> list[Prompt]:
     """Rows as prompts; rewards come from the rows themselves."""
     return [_prompt(prompt_id, row) for prompt_id, row in rows.items()]
@@ -374,9 +344,9 @@ def _prompt(prompt_id: str, row: Row) -> Prompt:
 def _with_ratio(selection: SelectionConfig, ratio: float | None) -> SelectionConfig:
     if ratio is None:
         return selection
-    if not 0 < ratio <= 1:
+    if not isinstance(ratio, int | float) or not 0 < ratio <= 1:
         raise InputError(
-            f"ratio={ratio} is not a share of the pool; give a number above 0, up to 1"
+            f"ratio={shown(ratio, 60)} is not a share of the pool; give a number above 0, up to 1"
         )
     return selection.model_copy(update={"ratio": ratio})
 
