@@ -27,13 +27,20 @@ _DOUBTED = re.compile(
     r"|\banswers?\s+(?:could|might|may)\s+(?:\w+ly\s+|well\s+)?be\b(?!\s+[a-z]+(?:ed|en|und|own)\b)"
     r"|\banswers?\s+(?:used\s+to\s+be|(?:would|could|should|might)\s+have\s+been)\b"
 )
+_REJECTED = (
+    r"(?:(?<=[.!?]\s)|(?<=\n)|\A)[*_]{0,2}(?=[-\d$(\[\\])(?:[^.!?\n]|\.(?=\d)){1,160}?"
+    r"\b(?:is|are|was|were)\s+(?:\w+ly\s+)?"
+    r"(?:wrong|incorrect|impossible|not\s+(?:the\s+)?(?:right|correct|possible|answer))"
+    r"(?=[.!*_\s]*(?:\n|\Z|[.!]\s))"
+)
+"""A sentence that says of a value that it is wrong."""
 _SENTENCE_START = re.compile(r"(?:[.!?;]\s|\n|,\s*but\b|[。！？])")
 _SENTENCE_END = re.compile(r"[.!?;](?=\s|\Z)|\n|,\s*(?=but\b)|[。！？]|\Z")
 _CONSEQUENCE = re.compile(r"\s*(?:Then|This would|That would|It would)\b")
 _QUESTION = re.compile(
     r"(?i)(?:(?<=[.!?]\s)|(?<=\n)|\A)[ \t]{0,8}(?:(?:so|but|and|or|hmm|well),?\s+)?"
     r"(?:what|which|how|why|when|where"
-    r"|who|is|are|was|does|do|did|can|could|would|should|will|might|maybe|perhaps)\b[^.!?\n]*\?(?=\s|\Z)"
+    r"|who|is|are|was|does|do|did|can|could|would|should|will|might|maybe|perhaps)\b(?:[^.!?\n]|\.(?=[\d\\]))*\?(?=\s|\Z)"
 )
 
 _CUT_OFF = re.compile(
@@ -64,6 +71,7 @@ _MOST_TURNS = 16
 _AFTERWORD = re.compile(
     r"(?i)[\s*_#>-]{0,8}"
     r"(?:(?:a\s+)?(?:quick\s+)?(?:note|remark|check\w*|verif\w+|tip|p\.?\s?s)\b[\s*_]{0,8}[:.]"
+    r"|\(see\b|I\s+(?:have\s+)?(?:double[- ]?)?(?:checked|verified)\b"
     r"|(?:let\s+me\s+know|i\s+hope|hope\s+(?:this|that)|feel\s+free|please|would\s+you\s+like"
     r"|if\s+you\s+(?:have|need|want)|do\s+you)\b)"
 )
@@ -90,6 +98,7 @@ def asserted(text: str) -> str:
     """Return a text without the clauses that suppose, doubt or deny an answer."""
     asserting, place = [], 0
     doubted = [match.span() for match in _DOUBTED.finditer(text)]
+    doubted += [match.span() for match in re.finditer(_REJECTED, text)]
     for first, last in sorted(doubted + denied_answers(text)):
         if first < place:
             continue

@@ -9,7 +9,7 @@ from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
 
-from cropi.verifiers.forms import Reading, Words
+from cropi.verifiers.forms import Formula, Reading, Words
 from cropi.verifiers.number_words import unscaled
 from cropi.verifiers.polarity import NEAR, is_denied, is_doubted
 from cropi.verifiers.quantity import Quantity
@@ -238,7 +238,7 @@ def number_of_runs(text: str) -> int:
 
 
 _UNIT = re.compile(
-    r"[*_$)]*(\s*(?:(?:square|cubic|sq|cu)\.?\s+)?(?:[^\W\d_]+|\^\\circ)"
+    r"[*_$)]*(?!\s*(?:is|are|was|were)\b)(\s*(?:(?:square|cubic|sq|cu)\.?\s+)?(?:degrees?\s+(?=[CF]))?(?:[^\W\d_]+(?:\s*\^\s*\{?[23]\}?)?|\^\\circ)"
     r"(?:\s+per\s+[^\W\d_]+|\s*/\s*[^\W\d_]+)?)"
 )
 
@@ -247,9 +247,11 @@ def read_candidate(candidate: str, following: str, gold_unit: str) -> Reading:
     """Return the reading of a candidate, with the unit after it if that is not the gold's."""
     reading = read(candidate)
     unit = _UNIT.match(following)
-    if not gold_unit or unit is None or not isinstance(reading, Quantity) or reading.unit:
+    if not gold_unit or unit is None or not isinstance(reading, Quantity | Formula) or reading.unit:
         return reading
     name = canonical_unit(f"\\text{{{unit[1]}}}")
-    if name is None:
+    if name is None and isinstance(reading, Quantity):
         return Words(candidate)
+    if name is None:
+        return reading
     return reading if same_unit(name, gold_unit) else replace(reading, unit=name)

@@ -48,6 +48,9 @@ _SEVERAL_AT_END = re.compile(
     rf"\b(?:it|result|choices?|options?)\s+(?:is|are)\s+({_LETTER}(?:\s*(?:[,;&/]|and)+\s*{_LETTER})+)"
     r"[\s.]*\Z"
 )
+_OR_ANOTHER = re.compile(
+    r"\s*[*_]{0,2}\(?[A-Z][).:][^\n]*\b(?:or|nor)\s+(?:option\s+)?(?:\([A-Z]\)|[A-Z][.:)]\s)"
+)
 _IN_PROSE = (
     re.compile(
         r"[(*_]*\b([A-Z])\b[)*_]*\s+is\s+(?:therefore\s+|thus\s+)?(?:the\s+)?"
@@ -142,6 +145,8 @@ def _letters(text: str) -> frozenset[str]:
 def _chosen(statement: Statement) -> frozenset[str] | None:
     """Return the letters that a statement chooses, if any."""
     text = _WRAPPER.sub(r"\1", statement.text).replace("$", "")
+    if statement.form != "box" and _OR_ANOTHER.match(text):
+        return None
     if statement.form != "text" and statement.form != "####":
         inner = take_statement(text)
         text = inner.text if inner is not None else text

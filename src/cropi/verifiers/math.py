@@ -171,7 +171,12 @@ def _in_prose(text: str, form: str, gold: Reading) -> Iterator[Reading]:
         text = before_reason(text)
         yield read(text)
     together = last_compound(text)
-    if together is not None and isinstance(gold, Quantity) and gold.unit:
+    if (
+        together is not None
+        and _is_affirmed(text, text.find(together))
+        and isinstance(gold, Quantity)
+        and gold.unit
+    ):
         yield read(together)
         return
     line = _last_valued(text.strip().splitlines()[-1]) if text.strip() else ""
@@ -201,23 +206,28 @@ def _opens_denied(text: str) -> bool:
     first = re.search(r"[$\d\\(\[{]|(?<![^\W_])[a-z]\s*[=<>]", text)
     if first is None or len(sentences_of(text)) > 1:
         return False
-    place = first.start()
-    return is_denied(text, place, place) or is_doubted(text, place)
+    return not _is_affirmed(text, first.start())
+
+
+def _is_affirmed(text: str, place: int) -> bool:
+    return not is_denied(text, place, place) and not is_doubted(text, place)
 
 
 def _listings_in(line: str, gold: Listing | Interval | Union | Matrix) -> Iterator[Reading]:
     """Yield readings of the parts of a sentence that can hold a list, a tuple or an interval."""
-    tail = re.split(r"(?i)\b(?:is|are|be|equals?)\b|:", line)[-1]
+    tail = re.split(r"(?i)\b(?:is|are|be|equals?|get|obtain)\b|:", line)[-1]
     place = len(line) - len(tail)
-    denied = NEGATION.match(tail.strip()) or is_denied(line, place, place)
-    if place and not denied and not is_doubted(line, place):
+    if place and not NEGATION.match(tail.strip()) and _is_affirmed(line, place):
         yield read(tail)
     if not isinstance(gold, Listing) or not gold.brackets:
         return
     tuples = _TUPLE.findall(line)
-    if len(tuples) == 1 and not NEGATION.search(line):
+    affirmed = (
+        not NEGATION.search(line) and _is_affirmed(line, line.find(tuples[0])) if tuples else False
+    )
+    if len(tuples) == 1 and affirmed:
         yield read(tuples[0])
-    elif (candidate := last_candidate(line)) is not None:
+    elif not tuples and (candidate := last_candidate(line)) is not None:
         reading = read(candidate[0])
         if isinstance(reading, Interval | Union | Assignment):
             yield reading

@@ -263,7 +263,7 @@ _NO_SOLUTION = re.compile(
 _ENDLESS = re.compile(
     r"(?i)(?:there (?:is|are) )?(?:infinitely many|infinite)(?: (?:real )?solutions)?"
 )
-_ENUMERATION = re.compile(r"\(?([A-Za-z])\)")
+_ENUMERATION = re.compile(r"\(?([A-Za-z])\)|(?:[Oo]ption|[Cc]hoice)\s+\(?([A-Z])\)?")
 
 
 @lru_cache(maxsize=65536)
@@ -276,7 +276,7 @@ def canonical_text(text: str) -> str:
     plain = _TEXT.sub(r"\1", plain)
     letter = _ENUMERATION.fullmatch(plain)
     if letter:
-        return letter[1].upper()
+        return (letter[1] or letter[2]).upper()
     moment = canonical_moment(plain)
     if moment is not None:
         return moment

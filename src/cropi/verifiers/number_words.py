@@ -28,6 +28,9 @@ _AND_A_PART = re.compile(
     rf"({'|'.join(_PARTS)})s?\b"
     r"|(?<![\d.,/])(\d+)\s+and\s+([1-9]\d?/[1-9]\d?)(?=\s+[^\W\d]{3,})"
 )
+_AND_A_HALF = re.compile(
+    r"(?i)\b(?:an?|one)\s+(minute|hour|day|week|month|year)\s+and\s+a\s+half\b"
+)
 _SCALED = re.compile(rf"(?i)(?<=\d)\s*\b({'|'.join(SCALES)})\b")
 _LETTERS = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
 _SCALED_MONEY = re.compile(
@@ -73,7 +76,9 @@ def in_digits(text: str) -> str:
 
 def with_parts(text: str) -> str:
     """Return a text with `two and a half`, `2 and two thirds` or `2 and 1/2 cups` as `2 1/2`."""
-    return _AND_A_PART.sub(_mixed, text) if " and " in text else text
+    if " and " not in text:
+        return text
+    return _AND_A_PART.sub(_mixed, _AND_A_HALF.sub(r"1 1/2 \1s", text))
 
 
 def _mixed(match: re.Match[str]) -> str:

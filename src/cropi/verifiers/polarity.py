@@ -34,8 +34,9 @@ _OTHERS_OPINION = re.compile(rf"(?i){_OTHERS}[^.,;:]*?(?:{_OPINION})[^.,;:\d]*$"
 _CROWD = re.compile(r"(?i)\b(?:most|many|some|few|several|people|students|others)\b")
 _UNREAL = re.compile(
     r"""(?ix) \b(?:whether|perhaps|maybe|possibly|suppose|assume|imagine|pretend)\b
+    | \b(?:I|we)\s+(?:\w+ly\s+)?doubt\b
     | \bto\s+(?:say|answer|guess|think|claim|conclude)\b
-    | \b(?:might|may|could)\s+(?:\w+\s+)?be\b[\s*_$(\\]*$
+    | \b(?:might|may|could)\s+(?:\w+\s+)?be\b(?:\s+(?:option|choice))?[\s*_$(\\]*$
     | \bif\s+(?:\w+\s+){1,3}(?:were|was|is|equals|be)\b[\s*_$(\\]*$"""
 )
 _LIMIT = re.compile(

@@ -33,6 +33,11 @@ _CUE = re.compile(
 _SUBSTANCE = re.compile(
     r"\d|\\[a-zA-Z]|\b[B-HJ-Z]\b|(?i:\b(?:it|that)(?:['’]s|\s+is)\b|\b(?:should|must|wrong|mistake)\b)"
 )
+_CUE_WORDS = re.compile(r"(?i)(?:(?:no|wait|actually|sorry|oops|hmm+)\b[\s,.!:—–]*)+")
+_INSTEAD = re.compile(
+    r"(?i)(?!(?:let|I|we|this|that|it|is|so|if|the|check|maybe|perhaps)\b)\S{1,40}(?:\s\S{1,20}){0,4}[.!\s]*"
+)
+"""`14` of "9, no, wait, 14"."""
 _CHECKS = re.compile(r"(?i)\b(?:check|verify|confirm|make\s+sure|see\s+if)")
 _AGREES = re.compile(
     r"(?i)\b(?:yes|correct|right|match\w*|confirm\w*|checks?\s+out|consistent|holds|agrees?|verified"
@@ -52,6 +57,10 @@ def taken_back(text: str, place: int) -> str | None:
     rest = text[cues[-1].start("cue") :]
     if cues[-1]["objection"]:
         return rest
+    if cues[-1]["within"]:
+        instead = _CUE_WORDS.sub("", rest, count=1)
+        if _INSTEAD.fullmatch(instead) and not _AGREES.search(instead):
+            return instead
     opening, ending = _SENTENCE.split(rest)[0], _SENTENCE.split(rest.strip())[-1]
     if _CHECKS.search(opening) and _AGREES.search(ending) and not NEGATION.search(ending):
         return None

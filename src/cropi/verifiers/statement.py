@@ -25,6 +25,7 @@ from cropi.verifiers.asserted import (
 from cropi.verifiers.boxes import BOX, last_box, last_boxed
 from cropi.verifiers.json_answers import answer_in_json
 from cropi.verifiers.number_words import with_parts
+from cropi.verifiers.polarity import NEGATION
 from cropi.verifiers.retraction import taken_back
 from cropi.verifiers.tags import DEFAULT_TAGS, Tags
 
@@ -45,7 +46,9 @@ _HEADING = re.compile(r"\d+[.):]\s+[^\W\d]|(?:step|part|case)\b", re.IGNORECASE)
 _ABBREVIATION = (
     r"(?<!\b[ap]\.m)(?<!\b[ap]m)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bvs)(?<!\bRs)"
 )
-_SENTENCE_END = re.compile(rf"{_ABBREVIATION}(?<!\bsq)(?<!\bapprox)[.!?](?=\s)|[。！？]")
+_SENTENCE_END = re.compile(
+    rf"{_ABBREVIATION}(?<!\bsq)(?<!\bapprox)[.!?](?=\s)|(?<=[ap.]m)\.(?=\s+[A-Z])|[。！？]"
+)
 _COMPARATIVE = r"(?:more|less|fewer|greater|larger|smaller|bigger|higher|lower)"
 _BOUND = re.compile(
     r"(?i)(?:\\text\w*\s*\{)?\s*(?:\w+ly\s+)?(?:at\s+(?:the\s+)?(?:very\s+)?(?:least|most)|up\s+to|over|under"
@@ -68,6 +71,11 @@ _NOT_BUT = re.compile(
     r"(?!(?:it|also|I|we|you|that|this|there|not|in|when|if|is|at|more|less)\b)(?=\S)"
 )
 """`not 7 but` in "The answer is not 7 but 8"."""
+_IS_THE_ANSWER = re.compile(
+    r"(?:(?<=[.!?]\s)|(?<=\n)|\A)(?:(?:So|Thus|Hence|Therefore),?\s+)?"
+    r"(?!(?i:(?:(?!\s(?:is|are)\s)[^.\n])*\b(?:I|we|you|doubt|if|whether|maybe|perhaps|what|which|that|this|it|there|could|might)\s))"
+    r"(?P<stated>(?:[^.!?\n]|\.(?=\S)){1,80}?)\s+(?:is|are)\s+(?:the|our|my)\s+(?:(?:final|correct|right)\s+)*answers?\b"
+)
 _PHRASE_IN_BOX = re.compile(
     r"(?i)\A\\text\w*\s*\{\s*(?:the\s+)?(?:final\s+)?answer\s*(?:is\b:?|:)\s*\}\s*(?=\S)"
 )
@@ -186,6 +194,7 @@ def _last_phrase(text: str) -> tuple[str, int] | None:
     """Return what the last "answer is" or "answer:" states, and where that starts."""
     for match in sorted(_PHRASE.finditer(text), key=lambda m: -m.end()):
         rest = text[match.end() : match.end() + LONGEST]
+        rest = re.sub(r"^\s*\}\s*", "", rest)
         opening = re.match(r"[*_`:：\s]*?([*_`]*)(?![*_`:：\s])", rest)
         rest = re.sub(r"^[*_`:：\s]+", "", rest)
         start = text.find(rest[:1], match.end()) if rest else match.end()
@@ -197,7 +206,7 @@ def _last_phrase(text: str) -> tuple[str, int] | None:
         line = _CERTAIN.sub("", first_sentence(line.partition("####")[2] or line), count=1)
         # The mark that closes "**Answer: 12**" was opened before the phrase.
         line = line.rstrip(".").removesuffix("**") if line.count("**") % 2 else line
-        if opening and opening[1] in ("*", "_"):
+        if opening and opening[1] in ("*", "_", "`"):
             line = re.sub(rf"(?<=\S){re.escape(opening[1])}(?=[\s.,;:!?]|\Z)", "", line, count=1)
         line = _NOT_BUT.sub("", line)
         if re.match(r"(?i)(?:\w+ly\s+)?not\b", line):
@@ -237,6 +246,14 @@ def _hashed(text: str) -> tuple[str, int] | None:
     return stated, matches[-1].start(1)
 
 
+def _called_the_answer(text: str) -> tuple[str, int] | None:
+    """Return what a sentence near the end says is the answer: `42 is the answer.`, and where."""
+    matches = list(_IS_THE_ANSWER.finditer(text, max(0, len(text) - LONGEST)))
+    if not matches or NEGATION.search(matches[-1]["stated"]):
+        return None
+    return matches[-1]["stated"], matches[-1].end()
+
+
 def _labelled(text: str) -> tuple[str, int] | None:
     """Return a short last line that is labelled or headed as the answer, or a table's last cell."""
     before, _, last = text.rstrip().rpartition("\n")
@@ -263,5 +280,6 @@ _TAKERS: tuple[tuple[Form, Callable[[str], tuple[str, int] | None]], ...] = (
     ("####", _ending_in_hashes),
     ("phrase", _last_phrase),
     ("####", _hashed),
+    ("phrase", _called_the_answer),
     ("phrase", _labelled),
 )

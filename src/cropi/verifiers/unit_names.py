@@ -62,7 +62,7 @@ _KNOWN = {
     if len(u) > 1
 }
 _TEMPERATURE = re.compile(
-    r"(?:\^\s*\{?\\circ\}?|°|\bdegrees?)\s*(?:\\(?:text|mathrm)\s*\{\s*)?[CF]\b\s*\}?"
+    r"(?:\^\s*\{?\\circ\}?|°|\bdegrees?)\s*(?:\\(?:text|mathrm)\s*\{\s*)?[CF](?:elsius|ahrenheit)?\b\s*\}?"
 )
 _WRAPPED = re.compile(r"\\(?:text|mathrm)\w*\s*\{([^{}]*)\}")
 
@@ -74,8 +74,7 @@ def canonical_unit(text: str) -> str | None:
     Bare letters may be variables: outside `\\text{}` a unit is a known one, or a word of three
     letters or more after a space.
     """
-    text = _TEMPERATURE.sub(r" \\text{celsius}", text) if "C" in text else text
-    text = _TEMPERATURE.sub(r" \\text{fahrenheit}", text)
+    text = _TEMPERATURE.sub(_scale, text)
     text = text.replace("\\Omega", "ohm")
     if not _is_plain_unit(_WRAPPED.sub(" ", text)):
         return None
@@ -88,6 +87,12 @@ def canonical_unit(text: str) -> str | None:
     if re.sub(r"[\s()\[\],·⋅*]|\\cdot", "", _WORD.sub("", text)) or len(words) > 9:
         return None
     return _joined([w.casefold().rstrip(".") for w in words])
+
+
+def _scale(match: re.Match[str]) -> str:
+    """Return the name of a temperature's scale, without the wrapper that the match has opened."""
+    closes = "}" if match[0].endswith("}") and "{" not in match[0] else ""
+    return f" {'celsius' if 'C' in match[0] else 'fahrenheit'}{closes}"
 
 
 def _is_plain_unit(text: str) -> bool:

@@ -68,6 +68,8 @@ def compound(text: str) -> tuple[Fraction, str] | None:
 
 
 def last_compound(text: str) -> str | None:
-    """Return the last text of the form `2 hours 30 minutes` in a text."""
-    compounds = [m[0] for m in _COMPOUND.finditer(text) if compound(m[0]) is not None]
-    return compounds[-1] if compounds else None
+    """Return the last text of the form `2 hours 30 minutes`, unless another value follows."""
+    compounds = [m for m in _COMPOUND.finditer(text) if compound(m[0]) is not None]
+    if not compounds or re.match(r"\s*(?:,|or|nor)\s*\d", text[compounds[-1].end() :]):
+        return None
+    return compounds[-1][0]

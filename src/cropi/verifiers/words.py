@@ -39,7 +39,7 @@ _IS = re.compile(r"(?i)\b(?:is|are|was|were|be|becomes?|equals)\b:?\s+|是|為|�
 MOST_PREDICATES = 8
 """Of one sentence, the last ones."""
 _NAMING = re.compile(
-    rf"{_IS.pattern}|\b(?:called|named|prints?|outputs?|returns?|shows?|reads?|displays?|at|on|by)\b:?\s+"
+    rf"{_IS.pattern}|\b(?:called|named|prints?|outputs?|returns?|shows?|reads?|displays?|at|on|by|get|obtain)\b:?\s+"
     r"|\b(?:ist|est|es|è|é|это)\b:?\s+"
 )
 _LEADING = re.compile(
