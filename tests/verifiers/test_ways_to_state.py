@@ -32,10 +32,14 @@ STATED = (
     "| Part | Value |\n|---|---|\n| Result | @ |", "<answer>@</answer>", "```\n@\n```", "#### @",
     "<think>Is it 9? No.</think>\n\n**Final Answer:** @", "Die Antwort ist @.", "答案是@。",
     "The answer is @, because nothing else fits.", "The answer is @ (as shown above).",
+    "@ is the answer.", "Answer: `@`", "Final Answer → @",
+    "$$\n\\text{Answer: } @\n$$",
+    "So it is @.\n\nI checked it twice.", "The answer is 9. Wait, that's wrong. The answer is @.",
     "A week has 7 days. So it is @.", "So it is @. All 4 conditions are satisfied.",
 )  # fmt: skip
 NOT_STATED = (
     "The answer is not @.", "We can rule out @.", "I doubt that the answer is @.",
+    "@ is wrong.", "It might be @.", "The answer isn't @.", "Is the answer @?",
     "<think>The answer is @.</think>", "The answer is @. Wait, that is wrong.",
 )  # fmt: skip
 
@@ -63,6 +67,8 @@ def test_what_replaces_another_answer_is_the_statement(setting: str) -> None:
             )
             if "<" not in setting:
                 assert judged(answer, "", text) == reward, (answer, text)
+    assert judged("42", "-42", "The answer is 42, no, wait, @.") == 0.0
+    assert judged("B", "A", "The answer is B, no, wait, @.") == 0.0
     assert judged("42", "43", "The answer is not 42 but @.") == 0.0
     assert judged("42", "42", "The answer is not 43 but @.") == 1.0
 

@@ -28,8 +28,8 @@ _DOUBTED = re.compile(
     r"|\banswers?\s+(?:used\s+to\s+be|(?:would|could|should|might)\s+have\s+been)\b"
 )
 _REJECTED = (
-    r"(?:(?<=[.!?]\s)|(?<=\n)|\A)[*_]{0,2}(?=[-\d$(\[\\])(?:[^.!?\n]|\.(?=\d)){1,160}?"
-    r"\b(?:is|are|was|were)\s+(?:\w+ly\s+)?"
+    r"(?:(?<=[.!?]\s)|(?<=\n)|\A)[*_]{0,2}(?=[-\d$(\[\\]|[A-J][).:\s])(?:[^.!?\n]|\.(?=\d)){1,160}?"
+    r"\b(?:is|are|was|were|would\s+be|must\s+be)\s+(?:\w+ly\s+)?"
     r"(?:wrong|incorrect|impossible|not\s+(?:the\s+)?(?:right|correct|possible|answer))"
     r"(?=[.!*_\s]*(?:\n|\Z|[.!]\s))"
 )
@@ -74,6 +74,9 @@ _AFTERWORD = re.compile(
     r"|\(see\b|I\s+(?:have\s+)?(?:double[- ]?)?(?:checked|verified)\b"
     r"|(?:let\s+me\s+know|i\s+hope|hope\s+(?:this|that)|feel\s+free|please|would\s+you\s+like"
     r"|if\s+you\s+(?:have|need|want)|do\s+you)\b)"
+)
+_CLOSING = re.compile(
+    r"(?i)\s*(?:so,?\s+)?(?:that|this)(?:['’]s|\s+is)\s+(?:the|our|my)\s+(?:final\s+)?(?:answer|result)[.!]*"
 )
 _ASIDE = re.compile(
     r"(?<=[.!?]\s)(?:For (?:reference|comparison|context)|(?:By|In) comparison|Incidentally"
@@ -130,6 +133,8 @@ def without_afterword(text: str) -> str:
     if aside is not None and not _MORE_THAN_A_CHECK.search(aside[0]):
         text = text[: aside.start()]
     before, _, last = text.rstrip().rpartition("\n\n")
+    if before and _CLOSING.fullmatch(last):
+        return before
     if not before or _AFTERWORD.match(last) is None:
         return text
     return text if _MORE_THAN_A_CHECK.search(last) or NEGATION.search(last) else before

@@ -57,7 +57,7 @@ _IN_PROSE = (
         r"(?:correct|right|best|answer|only|true)\b"
     ),
     re.compile(
-        r"(?i:\b(?:answer|response|choice|option|choose|pick|select|it)(?:\s+is|'s|\s+must\s+be)?)"
+        r"(?i:\b(?:answer|response|choice|option|choose|pick|select|it|solution|result)(?:\s+is|'s|\s+must\s+be)?)"
         r"\s*[:=]?\s*[*_(\[]*([A-Z])\b(?!['’])(?!\s+[a-z]+\s)"
     ),
     re.compile(r"\(([A-Z])\)"),

@@ -215,7 +215,7 @@ def _is_affirmed(text: str, place: int) -> bool:
 
 def _listings_in(line: str, gold: Listing | Interval | Union | Matrix) -> Iterator[Reading]:
     """Yield readings of the parts of a sentence that can hold a list, a tuple or an interval."""
-    tail = re.split(r"(?i)\b(?:is|are|be|equals?|get|obtain)\b|:", line)[-1]
+    tail = _LEADING_TO.split(line)[-1]
     place = len(line) - len(tail)
     if place and not NEGATION.match(tail.strip()) and _is_affirmed(line, place):
         yield read(tail)
@@ -238,6 +238,11 @@ _APART = re.compile(r"\n\s*\n[^\n]*[\w*$][^\n]*\Z")
 _BULLET = re.compile(r"(?m)^\s*[-*•]\s+(.+?)\s*$")
 _BULLETS = re.compile(r"(?:^\s*[-*•]\s+[^\n]+(?:\n|\Z)){2,}\Z", re.MULTILINE)
 _INFINITY = re.compile(r"(?i)(?:(negative\s+|minus\s+|-)|positive\s+|plus\s+|\+)?\binfinity\b")
+_LEADING_TO = re.compile(
+    r"(?i)(?:\b(?:is|are|be|equals?|get|obtain|it['’]s)\b|:)(?:\s+(?:therefore|thus|hence|then)\b)?"
+    r"|^(?:hence|thus|so|therefore),?\s"
+)
+"""What comes before a list: `The roots are therefore 2 and 5`."""
 _TUPLE = re.compile(r"[(\[][^()\[\]]+,[^()\[\]]+[)\]]")
 
 

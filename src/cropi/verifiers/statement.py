@@ -37,8 +37,8 @@ _WORD_CHARACTERS = string.ascii_letters + string.digits + "\\{}$.,"
 _MARKS = r"[*_#`\s]"
 _PHRASE = re.compile(
     r"(?:(?i:\b(?:answers?|(?:correct|right|best)\s+(?:option|choice|letter|statement)s?|respuesta|réponse|reponse|antwort|lösung|resposta|risposta|odpowiedź)\b"
-    r"(?:(?:(?!\bis\b)[^.\n:=!?]){0,60}?(?:\b(?:is|are|was|would\s+be|should\s+be|must\s+be|es|est|"
-    rf"ist|é|è|lautet)\b(?:{_MARKS}*[:：])?|{_MARKS}*[:：=]))|\bответ{_MARKS}*(?:[:：—–-]|равен)"
+    r"(?:(?:(?!\bis\b|n['’]t\b)[^.\n:=!?→]){0,60}?(?:\b(?:is|are|was|would\s+be|should\s+be|must\s+be|es|est|"
+    rf"ist|é|è|lautet)\b(?:{_MARKS}*[:：])?|{_MARKS}*[:：=→]))|\bответ{_MARKS}*(?:[:：—–-]|равен)"
     rf"|(?:答案|答){_MARKS}*(?:应该是|应为|就是|是|为|為|[:：])+|(?:答え|正解|정답|답){_MARKS}*(?:は|은|[:：])|الإجابة(?:\s+\w+)?{_MARKS}*(?:هي|[:：])))"
 )
 _HASHES = re.compile(r"(?m)^.*?####[ \t]*([^\n]*)$")
@@ -82,7 +82,7 @@ _PHRASE_IN_BOX = re.compile(
 _LABEL = re.compile(
     r"(?i)[ \t>*_#-]{0,8}(?:(?:the|final|overall)\s+){0,2}"
     r"(?:ans|answer|result|solution|conclusion|outcome|total)\b"
-    r"(?P<end>[*_ \t]{0,4}(?:[:：][*_ \t]{0,4})?)"
+    r"(?P<end>[*_ \t]{0,4}(?:(?:[:：→]|=>)[*_ \t]{0,4})?)"
 )
 _TABLE = re.compile(r"(?m)^[ \t]*\|(?:[ \t]*:?-+:?[ \t]*\|)+[ \t]*$")
 _LONGEST_VALUE, _MOST_WORDS = 120, 4
@@ -262,9 +262,9 @@ def _labelled(text: str) -> tuple[str, int] | None:
     headed = _LABEL.fullmatch(heading)
     if last.strip()[:1] == "|" == last.rstrip()[-1:] and _TABLE.search(before):
         stated = cells[-1] if len(cells) > 1 else ""
-    elif label is not None and re.search(r"[:：]", label["end"]):
+    elif label is not None and re.search(r"[:：→>]", label["end"]):
         stated = last[label.end() :]
-    elif headed is not None and re.match(r"\s*(?:#|\*\*)", heading):
+    elif headed is not None and re.match(r"(?i)\s*(?:#|\*\*|(?:final\s+)?answer\s*\Z)", heading):
         stated = last
     else:
         return None

@@ -35,7 +35,9 @@ _DOUBT = re.compile(
 )
 _CONTRAST = re.compile(r",\s*(?:and\s+)?not\s+|,?\s(?:rather\s+than|instead\s+of)\s", re.IGNORECASE)
 _CONSEQUENCE = re.compile(r"(?i)\b(?:so|thus|hence|therefore),?\s+(.+)")
-_IS = re.compile(r"(?i)\b(?:is|are|was|were|be|becomes?|equals)\b:?\s+|是|為|は")
+_IS = re.compile(
+    r"(?i)\b(?:is|are|was|were|be|becomes?|equals|it['’]s)\b:?\s+(?:(?:therefore|thus|hence)\s+)?|是|為|は"
+)
 MOST_PREDICATES = 8
 """Of one sentence, the last ones."""
 _NAMING = re.compile(
