@@ -178,11 +178,12 @@ def _memory_table(forecast: Forecast) -> tuple[list[str], list[list[str]]]:
     def cell(amount: float) -> str:
         return f"{amount / size:,.1f}" if amount else ""
 
+    memory = cell(forecast.hardware.memory)
     rows = [
         [each.phase, cell(each.total), *(cell(each.parts.get(name, 0.0)) for name in MEMORY_PARTS)]
         for each in forecast.memory
     ]
-    return [f"{unit} of {cell(forecast.hardware.memory)}", "total", *MEMORY_PARTS], rows
+    return [f"memory ({unit} of {memory})", "total", *MEMORY_PARTS], rows
 
 
 def _disk_lines(forecast: Forecast) -> list[str]:

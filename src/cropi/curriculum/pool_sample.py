@@ -158,6 +158,7 @@ class _Growth:
 
     def _grow(self) -> Influence:
         """Sample and score portions until the strategy has enough, or there are no more."""
+        self._require_targets()
         evidence: PoolEvidence | None = None
         hidden_states = self.hidden_states() if self.needs.hidden_states else None
         seed = self.step.sampler.seeds.of("rollouts", "sample")
@@ -173,6 +174,13 @@ class _Growth:
                 break
         assert evidence is not None, "a pool has prompts"
         return evidence.result(self._searched, self.sampled)
+
+    def _require_targets(self) -> None:
+        """Raise InputError for a target without a gradient, before its pool is sampled."""
+        if self.needs.direction != "pool":
+            objective = self.step.scorer.settings.objective
+            for name, groups in target_rollouts(self.needs, self.before).items():
+                require_informative(f"validation set {name}", groups, objective)
 
     def _evidence(self, hidden_states: NDArray[np.float32] | None) -> PoolEvidence:
         """What scores the portions, once the policy has left sampling."""

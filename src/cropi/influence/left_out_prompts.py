@@ -28,6 +28,7 @@ from cropi.schema import (
     RATIO_OUT_OF_RANGE,
     REWARDS_OUT_OF_RANGE,
     SCORED,
+    TOO_FEW_RESPONSES,
     UNSCORED,
     ZERO_GRADIENT,
     RolloutGroup,
@@ -100,14 +101,23 @@ def require_informative(
         reasons = ", ".join(f"{n} with {reason}" for reason, n in counts) or "no prompt at all"
         raise InputError(
             f"{what} has no informative prompt among {len(groups)} ({reasons}); it needs a prompt "
-            "with both better and worse responses: add prompts, sample more responses, or choose "
-            "tasks the policy sometimes solves"
+            f"with both better and worse responses: {_remedy(informative.skipped)}"
         )
     notes = [*empty_response_notes(what, groups), *inexact_notes(what, informative.groups)]
     if objective.uses_ratios:
         require_log_ratios(what, informative.groups)
         notes += log_ratio_notes(what, informative.groups)
     return replace(informative, notes=notes)
+
+
+def _remedy(skipped: Mapping[str, int]) -> str:
+    """What gives a set a prompt with a gradient, where it was `skipped` for these reasons alone."""
+    if set(skipped) == {TOO_FEW_RESPONSES}:
+        return (
+            "judge responses that have no reward, and sample several of each prompt; in place of "
+            "rollouts with one response each, such as those of an evaluation, give their prompts"
+        )
+    return "add prompts, sample more responses, or choose tasks the policy sometimes solves"
 
 
 def gradient_statuses(statuses: Sequence[str], norms_N: NDArray[np.floating]) -> list[str]:

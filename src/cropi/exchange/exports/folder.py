@@ -213,7 +213,9 @@ def _record(
 
 def _readme(trainer: str, form: TrainerFormat, exported: Exported) -> str:
     control = (
-        f"`control{form.suffix}` holds as many prompts drawn at random from the same pool "
+        "There is no control to compare with: the selection is the whole pool.\n\n"
+        if exported.shared == exported.selected == exported.controls > 0
+        else f"`control{form.suffix}` holds as many prompts drawn at random from the same pool "
         f"({exported.shared} of them are selected too): train on it with the same settings to see "
         "what the selection is worth.\n\n"
         if exported.controls

@@ -61,13 +61,14 @@ def render(ranking: Ranking, commands: Sequence[str] = ()) -> str:
 
 
 def headline(ranking: Ranking) -> str:
-    """What was selected of how many, and how much of the pool teaches nothing, in one sentence.
+    """What was selected of how many, and how many that were sampled teach nothing, in one sentence.
 
     Newest groups decide, not the reasons: strategies that predict also rank prompts without one.
     """
     total, chosen = len(ranking.reasons), len(ranking.selection.prompt_ids)
-    idle = sum(not (seen and seen.newest.informative) for seen in ranking.logged.history)
-    without = f"{percent(idle / total, 0)} of the pool has no gradient now"
+    sampled = [seen for seen in ranking.logged.history if seen]
+    idle = sum(not seen.newest.informative for seen in sampled)
+    without = f"{idle:,} of the {len(sampled):,} with responses have no gradient now"
     if ranking.took_all:
         return (
             f"No selection: all {plural(total, 'prompt')} of the pool are taken, where "
