@@ -137,6 +137,20 @@ def test_a_user_defined_sketch_is_loaded_by_its_path() -> None:
     assert_close(project(sketch, gradients)[:, 0], flat(gradients).sum(1))
 
 
+def no_sketch(shapes: dict, seed: int) -> None:
+    """A plug-in that forgets to return what it made."""
+
+
+def half_a_sketch(shapes: dict, seed: int) -> object:
+    return type("Half", (), {"dim": 4, "width": 4})()
+
+
+@pytest.mark.parametrize("name", ["no_sketch", "half_a_sketch"])
+def test_what_is_no_sketch_is_refused_by_what_it_lacks(name: str) -> None:
+    with pytest.raises(InputError, match=rf"{name}' made .* which lacks .*compress; return an"):
+        make_sketch(f"{__name__}:{name}", SHAPES, 0)
+
+
 def test_unknown_names_and_values_say_what_is_allowed() -> None:
     with pytest.raises(InputError, match=r"'adaptiv'.*did you mean 'adaptive'"):
         make_sketch("adaptiv", SHAPES, 0)

@@ -21,6 +21,7 @@ from cropi.gradients.consumers import block_squares
 from cropi.gradients.contributions import Contribution
 from cropi.gradients.ranks import Ranks
 from cropi.sketches.settings import SketchChoice
+from cropi.text import shown
 
 Sink = Callable[[Tensor, Tensor, Tensor], None]
 """Takes a batch: places int64 [P], sketches fp32 [P, D], gradient norms float64 [P]."""
@@ -28,18 +29,28 @@ Sink = Callable[[Tensor, Tensor, Tensor], None]
 
 Shapes = Mapping[str, tuple[int, ...]]
 """The parameters' shapes by name."""
+REQUIRED = ("dim", "width", "identity", "project", "takes_factors", "project_factors", "compress")
+"""What every sketch has."""
 
 
 def make_sketch(sketch: SketchChoice | str, shapes: Shapes, seed: int, **settings: Any) -> Sketch:
     """Return the chosen sketch of parameters with these shapes.
 
     A name with `settings` may be given instead of a choice that includes them. The plug-in is
-    called as object(settings, shapes=, seed=). Raises InputError for an unknown name.
+    called as object(settings, shapes=, seed=). Raises InputError for an unknown name, and if what
+    the plug-in returns is not a sketch.
     """
     if isinstance(sketch, str):
         sketch = SketchChoice.of(sketch, **settings)
-    made: Sketch = sketch.build(shapes=shapes, seed=seed)
-    return made
+    made = sketch.build(shapes=shapes, seed=seed)
+    missing = [name for name in REQUIRED if not hasattr(made, name)]
+    if missing:
+        raise InputError(
+            f"sketch {sketch.name!r} made {shown(made, 60)}, which lacks {', '.join(missing)}; "
+            "return an object with the methods of cropi.sketches.sketch.Sketch"
+        )
+    result: Sketch = made
+    return result
 
 
 class Sketch(Protocol):
