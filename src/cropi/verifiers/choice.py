@@ -51,6 +51,13 @@ _SEVERAL_AT_END = re.compile(
 _OR_ANOTHER = re.compile(
     r"\s*[*_]{0,2}\(?[A-Z][).:][^\n]*\b(?:or|nor)\s+(?:option\s+)?(?:\([A-Z]\)|[A-Z][.:)]\s)"
 )
+_OR_BEFORE = re.compile(r"\b[A-Z][*_)\]?,]*\s+or\s+(?:option\s+)?[*_(\[]*\Z")
+_OR_AFTER = re.compile(r"[*_)\]?,]*\s+or\s+(?:option\s+)?[*_(\[]*[A-Z]\b")
+_NUMBERED = re.compile(
+    r"(?i:\b(?:answer|option|choice|possibility)\s+\d)\s*[*_]*[:=][*_\s(]*([A-Z])\b"
+)
+_LETTERED = re.compile(r"(?:\A|,)\s*\(?([A-Z])(?:\)|[.:])\s")
+"""Where an option of several that stand in boxes begins."""
 _IN_PROSE = (
     re.compile(
         r"[(*_]*\b([A-Z])\b[)*_]*\s+is\s+(?:therefore\s+|thus\s+)?(?:the\s+)?"
@@ -150,6 +157,8 @@ def _chosen(statement: Statement) -> frozenset[str] | None:
     if statement.form != "text" and statement.form != "####":
         inner = take_statement(text)
         text = inner.text if inner is not None else text
+        if len(boxed := set(_LETTERED.findall(text))) > 1:
+            return frozenset(boxed)
         if (letters := _alone(text)) is not None:
             return letters
         if (letters := _leading(text)) is not None:
@@ -157,7 +166,7 @@ def _chosen(statement: Statement) -> frozenset[str] | None:
     elif (letters := _alone(text)) is not None and (len(text.strip()) < 80 or "\n" not in text):
         return letters
     text = re.sub(r"\(([a-z])\)", lambda m: m[0].upper(), text)
-    if is_undecided(text):
+    if is_undecided(text) or len(set(_NUMBERED.findall(text))) > 1:
         return None
     if several := _SEVERAL.findall(text):
         return _letters(several[-1])
@@ -171,7 +180,9 @@ def _chosen(statement: Statement) -> frozenset[str] | None:
 
 
 def _is_refused(text: str, start: int, end: int) -> bool:
-    """Whether what stands around a letter denies it, or only says something about it."""
+    """Whether what stands around a letter denies it, leaves it open, or only says more of it."""
+    if _OR_BEFORE.search(text, max(0, start - NEAR), start) or _OR_AFTER.match(text, end):
+        return True
     listed = _LISTED_BEFORE.search(text, max(0, start - NEAR), start)
     first = start if listed is None else listed.start()
     return (
