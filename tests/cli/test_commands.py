@@ -502,7 +502,7 @@ def test_an_interrupt_says_how_to_continue(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cropi.curriculum.loop.load_prompts", interrupted)
+    monkeypatch.setattr("cropi.curriculum.starting_point.load_prompt_sets", interrupted)
     outcome = cropi("run", write_config(tmp_path))
     assert outcome.code == 130
     assert "continues" in outcome.err

@@ -73,7 +73,7 @@ def test_a_pilot_and_a_probe_measure_once(
     files = sorted(file.name for file in cache.rglob("*") if file.is_file())
     assert [Path(name).suffix for name in files] == [".json", ".json"]
     monkeypatch.setattr(short_runs, "run", None)
-    monkeypatch.setattr(short_runs, "prepared", None)
+    monkeypatch.setattr(short_runs, "open_curriculum", None)
     again = cropi(*arguments)
     again.done()
     assert again.out == first.out

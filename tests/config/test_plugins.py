@@ -43,9 +43,15 @@ class KnobSettings(Section):
 """
 FILES = {
     "sketch": """
+from cropi.sketches.sketch import PlainSketch
+
 @plugin("sketch", "newcomer", KnobSettings)
-def newcomer(settings, shapes, seed):
-    return settings.knob, sorted(shapes), seed
+class Newcomer(PlainSketch):
+    def __init__(self, settings, shapes, seed):
+        self.dim, self.identity = settings.knob, {"shapes": str(sorted(shapes)), "seed": str(seed)}
+
+    def project(self, name, rows, gradient, out):
+        out += gradient.sum((1, 2))[:, None]
 """,
     "strategy": """
 from cropi.schema import Selection
@@ -163,7 +169,7 @@ def test_a_new_file_of_each_kind_works_with_its_settings(
         add_file(kind)
         plugin_names(kind)
     sketch = make_sketch("newcomer", {"w": (2, 3)}, 7, knob=3)
-    assert sketch == (3, ["w"], 7)  # type: ignore[comparison-overlap]
+    assert (sketch.dim, sketch.identity) == (3, {"shapes": "['w']", "seed": "7"})
     strategy = find_strategy(StrategyChoice.of("newcomer", knob=4))
     assert list(strategy.select(None).scores) == [4.0]  # type: ignore[arg-type]
     knob, policy = load_engine(EngineChoice.of("newcomer", knob=6), "pocket")
@@ -208,7 +214,7 @@ def test_a_users_file_is_found_beside_the_config_and_loads_from_anywhere(
         users += "\nfor each in ('newcomer', 'Newcomer'):\n"
         users += "    if each in globals(): globals()[each].Settings = KnobSettings\n"
     (tmp_path / f"my_{kind}.py").write_text(SHARED + users)
-    name = "Newcomer" if kind in ("strategy", "trainer") else "newcomer"
+    name = "newcomer" if kind == "engine" else "Newcomer"
     section, _, key = PLACES[kind].partition(".")
     path = tmp_path / "run.yaml"
     path.write_text(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
+from collections.abc import Iterator
 
 import accelerate
 import numpy as np
 import peft
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from cropi.config import ClipConfig, ObjectiveConfig
@@ -274,6 +276,15 @@ class HiddenUse(nn.Module):
         return self.inner(x) + 0.5 * nn.functional.linear(x.tanh(), self.inner.weight)
 
 
+@pytest.fixture
+def accelerators_own_state() -> Iterator[None]:
+    """Let a test choose the precision of its process, whatever other tests have chosen."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.usefixtures("accelerators_own_state")
 @pytest.mark.parametrize("name", ["qwen2-tied", "gpt2"])
 def test_a_model_under_accelerates_mixed_precision_takes_the_fast_path(name: str) -> None:
     model, groups = tiny_model(name), mixed_groups(4)

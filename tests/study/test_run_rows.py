@@ -14,11 +14,11 @@ def rows_of(run: Path, missing: list[str]) -> list[dict[str, Any]]:
     return [to_json(row) for row in read_run_rows(run, run, missing).rows]
 
 
-def test_half_a_line_is_left_out_and_reported(tmp_path: Path) -> None:
+def test_lines_that_are_no_rows_are_left_out_and_reported(tmp_path: Path) -> None:
     missing: list[str] = []
     (tmp_path / "metrics.jsonl").write_text('{"kind": "a", "n": 1}\n\n[2]\n{"kind": "a", "n": 3')
     assert rows_of(tmp_path, missing) == [{"kind": "a", "n": 1}]
-    assert missing == ["metrics.jsonl: 1 unreadable line(s) left out"]
+    assert missing == ["metrics.jsonl: 2 unreadable line(s) left out"]
 
 
 def test_characters_that_end_lines_elsewhere_do_not_cut_a_row(tmp_path: Path) -> None:
