@@ -15,7 +15,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from cropi.store.files import atomic_write
 from cropi.study.measures import MAIN_LEVEL, Acceleration, cost_accuracy_curve
@@ -106,9 +106,15 @@ def draw_overview(regime: Regime, path: Path) -> None:
             _mark_level(axes, style, regime.acceleration(name))
         axes.set(xlabel="training steps", ylabel="targeted accuracy", xlim=(0, None))
         axes.margins(x=0.02)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        _tick_whole_percents(axes)
         axes.legend(loc="lower right")
         _save(figure, path)
+
+
+def _tick_whole_percents(axes: Axes) -> None:
+    """Ticks never at 2.5%, which would read as 2% or 3%."""
+    axes.yaxis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 
 def _mark_level(axes: Axes, style: LineStyle, reached: Acceleration | None) -> None:
@@ -165,7 +171,7 @@ def _furnish(regime: Regime, steps: Axes, compute: Axes) -> None:
         place = compute.get_yaxis_transform()
         compute.text(0.99, base.level - 0.004, words, transform=place, ha="right", va="top",
                    fontsize=8, color="#555555")  # fmt: skip
-    steps.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    _tick_whole_percents(steps)
     compute.xaxis.set_major_formatter(EngFormatter(sep=""))
     steps.set(xlabel="training steps", ylabel="targeted accuracy", title="Against steps")
     compute.set(xlabel="FLOPs, selection included", title="Against compute")
