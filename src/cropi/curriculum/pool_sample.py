@@ -32,7 +32,7 @@ from cropi.curriculum.start_rollouts import (
 )
 from cropi.influence.cosines import Influence
 from cropi.influence.growing_pool import GrowingPool
-from cropi.influence.left_out_prompts import require_informative
+from cropi.influence.left_out_prompts import informative_targets, require_informative
 from cropi.rollouts import read_rollouts
 from cropi.rollouts.rollout_file import write_rollouts
 from cropi.schema import Prompt, RolloutGroup
@@ -178,9 +178,8 @@ class _Growth:
     def _require_targets(self) -> None:
         """Raise InputError for a target without a gradient, before its pool is sampled."""
         if self.needs.direction != "pool":
-            objective = self.step.scorer.settings.objective
-            for name, groups in target_rollouts(self.needs, self.before).items():
-                require_informative(f"validation set {name}", groups, objective)
+            targets = target_rollouts(self.needs, self.before)
+            informative_targets(targets, self.step.scorer.settings.objective)
 
     def _evidence(self, hidden_states: NDArray[np.float32] | None) -> PoolEvidence:
         """What scores the portions, once the policy has left sampling."""

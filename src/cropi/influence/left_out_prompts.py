@@ -110,6 +110,16 @@ def require_informative(
     return replace(informative, notes=notes)
 
 
+def informative_targets(
+    targets: Mapping[str, Sequence[RolloutGroup]], objective: ObjectiveConfig
+) -> dict[str, InformativeGroups]:
+    """Of every validation set, the prompts with a gradient. Raises as `require_informative`."""
+    return {
+        name: require_informative(f"validation set {name}", groups, objective)
+        for name, groups in targets.items()
+    }
+
+
 def _remedy(skipped: Mapping[str, int]) -> str:
     """What gives a set a prompt with a gradient, where it was `skipped` for these reasons alone."""
     if set(skipped) == {TOO_FEW_RESPONSES}:

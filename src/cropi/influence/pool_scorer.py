@@ -16,7 +16,7 @@ from cropi.gradients.pass_record import ExtractionReport
 from cropi.gradients.settings import ObjectiveConfig
 from cropi.influence.cosines import Influence, require_direction
 from cropi.influence.growing_pool import GrowingPool, PoolScores, TargetDirections
-from cropi.influence.left_out_prompts import require_informative, require_some_in_range
+from cropi.influence.left_out_prompts import informative_targets, require_some_in_range
 from cropi.influence.pool_pass import PoolPass, pool_scores, usable_statuses
 from cropi.influence.settings import Metric
 from cropi.influence.targets import Target, half_products, half_weights, target_reliability
@@ -90,12 +90,7 @@ class PoolScorer(ABC):
 
     def growing(self, targets: Mapping[str, Groups]) -> GrowingPool:
         """A pool that is scored in portions. Raises as `score` does for targets."""
-        objective = self.objective
-        of_sets = {
-            name: require_informative(f"validation set {name}", each, objective)
-            for name, each in targets.items()
-        }
-        return GrowingPool(self, of_sets)
+        return GrowingPool(self, informative_targets(targets, self.objective))
 
     def measure(
         self, groups: Groups, directions: TargetDirections, names: Sequence[str], responses: bool

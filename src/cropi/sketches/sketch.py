@@ -42,15 +42,14 @@ def make_sketch(sketch: SketchChoice | str, shapes: Shapes, seed: int, **setting
     """
     if isinstance(sketch, str):
         sketch = SketchChoice.of(sketch, **settings)
-    made = sketch.build(shapes=shapes, seed=seed)
+    made: Sketch = sketch.build(shapes=shapes, seed=seed)
     missing = [name for name in REQUIRED if not hasattr(made, name)]
     if missing:
         raise InputError(
             f"sketch {sketch.name!r} made {shown(made, 60)}, which lacks {', '.join(missing)}; "
             "return an object with the methods of cropi.sketches.sketch.Sketch"
         )
-    result: Sketch = made
-    return result
+    return made
 
 
 class Sketch(Protocol):

@@ -250,8 +250,6 @@ def read_candidate(candidate: str, following: str, gold_unit: str) -> Reading:
     if not gold_unit or unit is None or not isinstance(reading, Quantity | Formula) or reading.unit:
         return reading
     name = canonical_unit(f"\\text{{{unit[1]}}}")
-    if name is None and isinstance(reading, Quantity):
-        return Words(candidate)
     if name is None:
-        return reading
+        return Words(candidate) if isinstance(reading, Quantity) else reading
     return reading if same_unit(name, gold_unit) else replace(reading, unit=name)

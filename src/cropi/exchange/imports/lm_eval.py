@@ -21,13 +21,14 @@ from cropi.exchange.imports.logged import (
     LogFile,
     LoggedResponse,
     Row,
+    is_rendered,
     read_prompt,
     reward_number,
     reward_status,
     summed_reward,
+    temperature_of,
 )
 from cropi.plugins import plugin
-from cropi.prompts.formats import TEMPLATE_MARKS
 from cropi.prompts.json_values import as_text, parsed_json
 from cropi.prompts.row_files import NumberedRow
 
@@ -155,8 +156,8 @@ def _responses(
             answer=_answer(row.get("target")),
             source=task["task"] if task else "",
             step=file.step_of(None, where),
-            rendered=isinstance(prompt, str) and bool(TEMPLATE_MARKS.search(prompt)),
-            temperature=float(temperature) if isinstance(temperature, int | float) else None,
+            rendered=is_rendered(prompt),
+            temperature=temperature_of(temperature),
             about=document if isinstance(document, Mapping) else {},
         )
         for text, reward in judged

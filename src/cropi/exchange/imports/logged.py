@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cropi.errors import InputError
 from cropi.prompts.chat_messages import written_chat
+from cropi.prompts.formats import TEMPLATE_MARKS
 from cropi.prompts.json_values import parsed_json
 from cropi.prompts.row_columns import RowNotes, cell_of
 from cropi.schema import MAX_REWARD, Message, RewardStatus
@@ -222,6 +223,16 @@ def finish_reason_of(reason: Any) -> Literal["", "stop", "length"]:
         return ""
     cut = ("length", "truncated", "max_tokens", "max_output_tokens")
     return "length" if reason.lower() in cut else "stop"
+
+
+def temperature_of(value: Any) -> float | None:
+    """The temperature that a request names; None if it names none."""
+    return float(value) if isinstance(value, int | float) else None
+
+
+def is_rendered(prompt: Any) -> bool:
+    """Whether a prompt is a text that a chat template has made."""
+    return isinstance(prompt, str) and bool(TEMPLATE_MARKS.search(prompt))
 
 
 def read_completion(completion: Any) -> tuple[str, bool]:

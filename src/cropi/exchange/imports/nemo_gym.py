@@ -22,6 +22,7 @@ from cropi.exchange.imports.logged import (
     aligned_floats,
     other_columns,
     reward_status,
+    temperature_of,
     token_array,
 )
 from cropi.exchange.imports.responses_api import last_message, output_items, request_prompt
@@ -68,7 +69,6 @@ def _response(row: Row, file: LogFile, where: str) -> LoggedResponse:
     message = last_message(response, items)
     reward = file.reward(row, None if "_ng_failure_class" in row else row.get("reward"), where)
     agent = row.get("agent_ref")
-    temperature = params.get("temperature")
     return LoggedResponse(
         prompt=request_prompt(params),
         text=message.text,
@@ -81,7 +81,7 @@ def _response(row: Row, file: LogFile, where: str) -> LoggedResponse:
         finish=message.finish,
         whole_text=message.whole_text,
         tokens=_tokens(items, where) if file.tokens else None,
-        temperature=float(temperature) if isinstance(temperature, int | float) else None,
+        temperature=temperature_of(params.get("temperature")),
         about=other_columns(row, *FORMAT_COLUMNS) | {"responses_create_params": params},
     )
 

@@ -21,15 +21,16 @@ from cropi.exchange.imports.logged import (
     Row,
     Tokens,
     finish_reason_of,
+    is_rendered,
     other_columns,
     read_completion,
     read_prompt,
     reward_status,
+    temperature_of,
     token_array,
 )
 from cropi.exchange.imports.responses_api import last_message, output_items, request_prompt
 from cropi.plugins import plugin
-from cropi.prompts.formats import TEMPLATE_MARKS
 from cropi.prompts.json_values import parsed_json
 from cropi.prompts.row_files import NumberedRow
 from cropi.text import shown
@@ -93,10 +94,8 @@ def _asked_in(request: Row, where: str) -> Any:
 def _name_prompt(response: LoggedResponse, request: Row, where: str) -> None:
     """Say what was asked; it names the prompt, as each sample may have a custom_id of its own."""
     response.prompt, response.prompt_id = _asked_in(request, where), ""
-    if isinstance(response.prompt, str):
-        response.rendered = bool(TEMPLATE_MARKS.search(response.prompt))
-    temperature = request.get("temperature")
-    response.temperature = float(temperature) if isinstance(temperature, int | float) else None
+    response.rendered = is_rendered(response.prompt)
+    response.temperature = temperature_of(request.get("temperature"))
 
 
 def _answers(row: Row, file: LogFile, where: str) -> Iterator[LoggedResponse]:

@@ -8,9 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from cropi.exchange.imports.logged import LogFile, LoggedResponse, Row, other_columns, reward_status
+from cropi.exchange.imports.logged import (
+    LogFile,
+    LoggedResponse,
+    Row,
+    is_rendered,
+    other_columns,
+    reward_status,
+)
 from cropi.plugins import plugin
-from cropi.prompts.formats import TEMPLATE_MARKS
 from cropi.prompts.json_values import as_text
 from cropi.prompts.row_files import NumberedRow
 
@@ -37,6 +43,6 @@ class OpenRlhfLines:
                 status=reward_status(reward),
                 answer="" if answer is None else as_text(answer).strip(),
                 step=file.step_of(row.get("step"), where),
-                rendered=bool(TEMPLATE_MARKS.search(str(row["input"]))),
+                rendered=is_rendered(str(row["input"])),
                 about=other_columns(row, *FORMAT_COLUMNS),
             )

@@ -11,6 +11,7 @@ from cropi.exchange.imports.logged import (
     LoggedResponse,
     Row,
     finish_reason_of,
+    is_rendered,
     other_columns,
     read_completion,
     read_prompt,
@@ -19,7 +20,7 @@ from cropi.exchange.imports.logged import (
     summed_reward,
 )
 from cropi.plugins import plugin
-from cropi.prompts.formats import ID_COLUMNS, TEMPLATE_MARKS
+from cropi.prompts.formats import ID_COLUMNS
 from cropi.prompts.json_values import as_text
 from cropi.prompts.row_columns import ANSWER_COLUMNS, QUESTION_COLUMNS, recognised
 from cropi.prompts.row_files import NumberedRow
@@ -110,7 +111,7 @@ def _responses(row: dict[str, Any], file: LogFile, where: str) -> Iterator[Logge
             source=str(_first(row, SOURCE) or ""),
             step=file.step_of(step, where),
             finish=finish_reason_of(reason),
-            rendered=isinstance(prompt, str) and bool(TEMPLATE_MARKS.search(prompt)),
+            rendered=is_rendered(prompt),
             whole_text=whole_text,
             about=other_columns(row, *consumed, *asking),
         )
