@@ -18,9 +18,12 @@ def keep_unmeasured(numbers: Values, before: Mapping[str, Values]) -> None:
         if earlier and not values["strategies"]:
             numbers["regimes"][name] = earlier
         elif earlier and earlier.get("config_hash") == values["config_hash"]:
-            values["strategies"] |= {
-                strategy: each
-                for strategy, each in earlier["strategies"].items()
-                if strategy not in values["strategies"]
-            }
-            values["method_minus"] = rounded(ahead(values["strategies"])) | values["method_minus"]
+            measured = values["strategies"]
+            unmeasured = [each for each in earlier["strategies"] if each not in measured]
+            measured |= {each: earlier["strategies"][each] for each in unmeasured}
+            if unmeasured:
+                who = " and ".join(unmeasured)
+                values["notes"].append(
+                    f"the rows of {who} are of earlier runs, compared with the baseline of those"
+                )
+            values["method_minus"] = rounded(ahead(measured)) | values["method_minus"]

@@ -487,6 +487,7 @@ def test_numbers_outlive_their_study(tmp_path: Path) -> None:
     after = json.loads(numbers.read_text())["regimes"]
     assert after["shifted"] == before["shifted"]
     assert after["clean"]["strategies"] == before["clean"]["strategies"]
+    assert any(note.startswith("the rows of random are of") for note in after["clean"]["notes"])
     for measure, values in before["clean"]["method_minus"]["random"].items():
         assert after["clean"]["method_minus"]["random"][measure] == pytest.approx(values, abs=1e-5)
     # Under other settings a strategy would be compared with runs that are not its own.
